@@ -1,0 +1,1 @@
+"""Runs: configuration, splits, training, evaluation, tracking, benchmarks."""

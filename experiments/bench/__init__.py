@@ -1,0 +1,1 @@
+"""Benchmarks: `recsys bench NAME`."""

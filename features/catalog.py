@@ -1,0 +1,84 @@
+"""The catalogue of one run: everything known of items, row-aligned."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from features.ids import IdMap
+from features.interactions import Bools, Ints
+from features.schema import AVAILABLE, CATEGORIES, DESCRIPTION, ITEM, PRICE, PUBLISHED, TITLE
+
+Floats = npt.NDArray[np.float32]
+Categories = npt.NDArray[np.int32]
+
+MAX_CATEGORIES = 8
+"""Categories kept of one item, the first in its list."""
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """n items.
+
+    ids: IdMap; frame: the items table in row order, for showing;
+    categories (n, c) int32 indexes into category_names, -1 = padding at the end;
+    price (n,) float32, NaN unknown; available (n,) bool; published (n,) int64 µs, smallest int64 unknown;
+    text (n, m) float32 unit rows, or zeros where has_text (n,) is False.
+    """
+
+    ids: IdMap
+    frame: pl.DataFrame
+    categories: Categories
+    category_names: tuple[str, ...]
+    price: Floats
+    available: Bools
+    published: Ints
+    text: Floats
+    has_text: Bools
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, items: pl.DataFrame, ids: IdMap, text: Floats, has_text: Bools) -> "Catalog":
+        """From checked items (one row an item, any order; all of `ids` among them) and text vectors in row order."""
+        frame = pl.DataFrame({ITEM: pl.Series(ids.ids, dtype=pl.String)}).join(
+            items, on=ITEM, how="left", maintain_order="left"
+        )
+        lists = frame.get_column(CATEGORIES).fill_null([]).list.head(MAX_CATEGORIES)
+        names = tuple(sorted(set(lists.explode().drop_nulls().to_list())))
+        index = {name: i for i, name in enumerate(names)}
+        width = max(1, *lists.list.len().to_list()) if len(ids) else 1
+        categories = np.full((len(ids), width), -1, dtype=np.int32)
+        flat = frame.select(pl.int_range(pl.len()).alias("row"), lists.alias("name")).explode("name").drop_nulls()
+        rows = flat.get_column("row").to_numpy()
+        slot = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        categories[rows, slot] = [index[n] for n in flat.get_column("name")]
+        return cls(
+            ids=ids,
+            frame=frame,
+            categories=categories,
+            category_names=names,
+            price=frame.get_column(PRICE).cast(pl.Float32).fill_null(np.nan).to_numpy().copy(),
+            available=frame.get_column(AVAILABLE).fill_null(True).to_numpy().copy(),
+            published=frame.get_column(PUBLISHED)
+            .to_physical()
+            .cast(pl.Int64)
+            .fill_null(np.iinfo(np.int64).min)
+            .to_numpy()
+            .copy(),
+            text=text,
+            has_text=has_text,
+        )
+
+
+def item_texts(frame: pl.DataFrame) -> list[str]:
+    """What an encoder reads of each item: title, categories, description; "" where there is none of them."""
+    parts = [
+        pl.col(TITLE).fill_null(""),
+        pl.col(CATEGORIES).fill_null([]).list.join(", "),
+        pl.col(DESCRIPTION).fill_null(""),
+    ]
+    joined = pl.concat_list([pl.when(p.str.len_chars() > 0).then(p) for p in parts]).list.drop_nulls().list.join(". ")
+    return frame.select(joined.alias("t")).get_column("t").to_list()

@@ -1,0 +1,67 @@
+"""External ids live at the edges, rows inside: one frozen map between them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from features.errors import DataError
+
+
+@dataclass(frozen=True)
+class IdMap:
+    """External ids (n,) unique, non-empty strings <-> rows 0..n-1.
+
+    Raises DataError when an id occurs twice.
+    """
+
+    ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self._rows) != len(self.ids):
+            seen: set[str] = set()
+            twice = next(i for i in self.ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+            raise DataError(f"id {twice!r} occurs twice among {len(self.ids)} ids; ids must be unique")
+
+    @classmethod
+    def shuffled(cls, ids: Iterable[str], seed: int = 0) -> "IdMap":
+        """Sort the distinct ids, then shuffle them: a row number must carry no information.
+
+        In some public files ids are given in order of first appearance, so that "last id + 1" is a
+        good guess at the next item; any tie broken by row would then leak it.
+        """
+        ordered = np.array(sorted(set(ids)), dtype=object)
+        return cls(tuple(np.random.default_rng(seed).permutation(ordered).tolist()))
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {external: row for row, external in enumerate(self.ids)}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, external: object) -> bool:
+        return external in self._rows
+
+    def row(self, external: str) -> int:
+        """Row of one id, -1 when unknown."""
+        return self._rows.get(external, -1)
+
+    def rows(self, externals: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Rows (n,) int64 of n ids, -1 where unknown."""
+        return np.array([self._rows.get(e, -1) for e in externals], dtype=np.int64)
+
+    def rows_of(self, column: pl.Series) -> npt.NDArray[np.int64]:
+        """Rows (n,) int64 of a string column, -1 where unknown; vectorised for long columns."""
+        known = pl.DataFrame({"id": pl.Series(self.ids, dtype=pl.String)}).with_row_index("row")
+        return (
+            pl.DataFrame({"id": column.cast(pl.String)})
+            .join(known, on="id", how="left", maintain_order="left")
+            .get_column("row")
+            .cast(pl.Int64)
+            .fill_null(-1)
+            .to_numpy()
+        )

@@ -1,0 +1,178 @@
+"""Events as arrays: the log by user and time, and what was known of users just before a moment.
+
+Times are int64 microseconds since 1970-01-01 UTC everywhere inside.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """b slices of one flat array: slice i is ``flat[begin[i]:end[i]]``. Slices may overlap (nothing is copied).
+
+    flat (n,) int64, begin (b,) int64, end (b,) int64.
+    """
+
+    flat: Ints
+    begin: Ints
+    end: Ints
+
+    @classmethod
+    def of(cls, lists: list[list[int]]) -> "Ragged":
+        """From Python lists."""
+        ends = np.cumsum([len(x) for x in lists], dtype=np.int64)
+        begins = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if lists else ends
+        return cls(np.array([v for x in lists for v in x], dtype=np.int64), begins, ends)
+
+    def __len__(self) -> int:
+        return len(self.begin)
+
+    @property
+    def lengths(self) -> Ints:
+        """(b,) int64."""
+        return self.end - self.begin
+
+    def __getitem__(self, index: "slice | Ints") -> "Ragged":
+        """The slices of a range or of chosen rows."""
+        return Ragged(self.flat, self.begin[index], self.end[index])
+
+    def pairs(self) -> tuple[Ints, Ints]:
+        """(row of the slice, value) of every element, in order: two (sum of lengths,) int64 arrays."""
+        lengths = self.lengths
+        which = np.repeat(np.arange(len(self), dtype=np.int64), lengths)
+        within = np.arange(lengths.sum(), dtype=np.int64) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return which, self.flat[self.begin[which] + within]
+
+    def tail(self, length: int, fill: int = -1) -> Ints:
+        """The last `length` values of each slice, right-aligned, `fill` on the left: (b, length) int64."""
+        at = self.end[:, None] - np.arange(length, 0, -1, dtype=np.int64)[None, :]  # (b, length)
+        inside = at >= self.begin[:, None]
+        if len(self.flat) == 0:
+            return np.full(at.shape, fill, dtype=np.int64)
+        return np.where(inside, self.flat[np.where(inside, at, 0)], fill)
+
+    def mask(self, width: int) -> Bools:
+        """True where a value occurs in a slice: (b, width) bool; values outside 0..width-1 are left out."""
+        out = np.zeros((len(self), width), dtype=np.bool_)
+        which, values = self.pairs()
+        ok = (values >= 0) & (values < width)
+        out[which[ok], values[ok]] = True
+        return out
+
+
+@dataclass(frozen=True)
+class UserStates:
+    """What was known of b users just before `as_of`: their own events strictly before it, oldest first.
+
+    users (b,) int64 row of the user, -1 unknown; as_of (b,) int64 µs;
+    items: Ragged of item rows; times (n,) int64 µs and positive, seen (n,) bool lie beside ``items.flat``.
+    """
+
+    users: Ints
+    as_of: Ints
+    items: Ragged
+    times: Ints
+    positive: Bools
+    seen: Bools
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def __getitem__(self, index: "slice | Ints") -> "UserStates":
+        """A range or chosen rows of the states."""
+        return replace(self, users=self.users[index], as_of=self.as_of[index], items=self.items[index])
+
+    def _only(self, keep: Bools, flat: Ints) -> Ragged:
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])
+        return Ragged(flat[keep], before[self.items.begin], before[self.items.end])
+
+    def liked(self) -> Ragged:
+        """Item rows of the positive events."""
+        return self._only(self.positive, self.items.flat)
+
+    def liked_times(self) -> Ragged:
+        """Times (µs) of the positive events, aligned with `liked`."""
+        return self._only(self.positive, self.times)
+
+    def seen_items(self) -> Ragged:
+        """Item rows of the events that count as seen: what a placement without repeats excludes."""
+        return self._only(self.seen, self.items.flat)
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """The event log as rows, sorted by user, then time, then order in the log (stable).
+
+    users, items, times (n,) int64; positive, seen (n,) bool. Every item is of the catalogue: rows 0..n_items-1.
+    """
+
+    users: Ints
+    items: Ints
+    times: Ints
+    positive: Bools
+    seen: Bools
+    n_users: int
+    n_items: int
+
+    @classmethod
+    def sort(
+        cls, users: Ints, items: Ints, times: Ints, positive: Bools, seen: Bools, n_users: int, n_items: int
+    ) -> "Interactions":
+        """From arrays in log order; ties in time keep it."""
+        order = np.lexsort((times, users))  # lexsort is stable
+        return cls(users[order], items[order], times[order], positive[order], seen[order], n_users, n_items)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def where(self, keep: Bools) -> "Interactions":
+        """The events where keep (n,) is True."""
+        return replace(
+            self,
+            users=self.users[keep],
+            items=self.items[keep],
+            times=self.times[keep],
+            positive=self.positive[keep],
+            seen=self.seen[keep],
+        )
+
+    def before(self, cut: int) -> "Interactions":
+        """The events strictly before `cut` (µs)."""
+        return self.where(self.times < cut)
+
+    def liked(self) -> "Interactions":
+        """The positive events."""
+        return self.where(self.positive)
+
+    @property
+    def offsets(self) -> Ints:
+        """(n_users + 1,) int64: events of user u are offsets[u]:offsets[u+1]."""
+        return np.searchsorted(self.users, np.arange(self.n_users + 1)).astype(np.int64)
+
+    @property
+    def latest(self) -> int:
+        """Time (µs) of the latest event; the smallest int64 when there is none."""
+        return int(self.times.max()) if len(self) else int(np.iinfo(np.int64).min)
+
+    def states(self, users: Ints, as_of: Ints) -> UserStates:
+        """Point-in-time states of users (b,) at as_of (b,): events with time < as_of, never at it.
+
+        Sorting is by (user, time), so that both ends of a slice are found by binary search.
+        """
+        offsets = self.offsets
+        known = users >= 0
+        safe = np.where(known, users, 0)
+        begin = np.where(known, offsets[safe], 0)
+        rank = np.unique(np.concatenate([self.times, as_of]), return_inverse=True)[1].astype(np.int64)
+        width = int(rank.max(initial=0)) + 1
+        keys = self.users * width + rank[: len(self)]
+        end = np.searchsorted(keys, safe * width + rank[len(self) :], side="left").astype(np.int64)
+        return UserStates(
+            users, as_of, Ragged(self.items, begin, np.where(known, end, 0)), self.times, self.positive, self.seen
+        )

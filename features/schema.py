@@ -1,0 +1,62 @@
+"""The data contract: each column name written once, and what events mean."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+USER, ITEM, EVENT, TIME, VALUE = "user_id", "item_id", "event", "timestamp", "value"
+EVENT_ID, REQUEST_ID, POSITION, PROPENSITY = "event_id", "request_id", "position", "propensity"
+TITLE, DESCRIPTION, CATEGORIES, PRICE = "title", "description", "categories", "price"
+IMAGE, AUDIO, VIDEO = "image", "audio", "video"
+PUBLISHED, AVAILABLE, GROUP = "published_at", "available", "group_id"
+
+MAX_ID_BYTES = 512
+"""Longest id accepted anywhere, in UTF-8 bytes."""
+
+
+class Strict(BaseModel):
+    """A configuration section: an unknown key is an error, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EventRules(Strict):
+    """What the events of this product mean."""
+
+    positive: dict[str, float | None]
+    """Event type -> least value that makes it positive for training; null: any value, also none."""
+
+    seen: tuple[str, ...] | None = None
+    """Event types after which an item counts as seen; null: all of them."""
+
+
+class Placement(Strict):
+    """A place where recommendations are shown."""
+
+    repeats: bool = False
+    """Whether items the user has seen may be shown again."""
+
+
+class DataConfig(Strict):
+    """Where the tables are and how they are read."""
+
+    source: str
+    """Name for `recsys data get`: movielens, complete-journey, sequences, folder."""
+
+    path: str
+    """Folder of the canonical tables: items.*, events.* and optionally users.* (parquet, csv or jsonl)."""
+
+    origin: str | None = None
+    """File or folder that the source is read from where it is no package: a GroupLens folder, a sequences file."""
+
+    events: EventRules
+    placements: dict[str, Placement] = Field(default={"home": Placement()}, min_length=1)
+
+    min_train_events: Annotated[int, Field(ge=1)] = 1
+    """Items with fewer training events are left out, counted and printed."""
+
+    extra_columns: tuple[str, ...] = ()
+    """Further columns of items that are read and kept; all others are named in the report and ignored."""
+
+    log: str | None = None
+    """Folder of the service's event log; its accepted events join the events table."""

@@ -1,0 +1,84 @@
+"""Candidates, and the three Protocols of ranking: who finds them, who scores them, who recommends."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from features.interactions import Bools, Ints, Ragged, UserStates
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Items found for b users.
+
+    rows (b, k) int64 item rows, -1 = padding, at the end only; scores (b, k) float32 descending, -inf at padding.
+    """
+
+    rows: Ints
+    scores: Floats
+
+    def __post_init__(self) -> None:
+        if self.rows.shape != self.scores.shape or self.rows.ndim != 2:
+            raise ValueError(f"rows {self.rows.shape} and scores {self.scores.shape} must have one shape (b, k)")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """Nearest items of query vectors."""
+
+    def search(
+        self, queries: Floats, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Candidates:
+        """The k items of largest inner product with each of queries (b, d).
+
+        allow (n,) bool: items that may be found at all; exclude: b slices of item rows kept out of that query.
+        min(k, allowed and not excluded) items come back.
+        """
+        ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores given candidates."""
+
+    def score(self, states: UserStates, candidates: Candidates) -> Floats:
+        """(b, k) float32, larger is better, -inf at padding."""
+        ...
+
+
+@runtime_checkable
+class Recommender(Protocol):
+    """Every baseline and the real one."""
+
+    def recommend(
+        self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Candidates:
+        """The best k items for each of b states; allow and exclude as in `Retriever.search`."""
+        ...
+
+
+def top_k(scores: Floats, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
+    """The k best of dense scores (b, n) float32, which is overwritten; NaN and -inf are never returned."""
+    scores[np.isnan(scores)] = -np.inf
+    if allow is not None:
+        scores[:, ~allow] = -np.inf
+    if exclude is not None:
+        which, items = exclude.pairs()
+        scores[which, items] = -np.inf
+    values, rows = torch.topk(torch.from_numpy(scores), min(k, scores.shape[1]), dim=1)
+    found, at = values.numpy(), rows.numpy()
+    missing = np.isneginf(found)
+    at[missing] = -1
+    if found.shape[1] < k:
+        pad = ((0, 0), (0, k - found.shape[1]))
+        found = np.pad(found, pad, constant_values=-np.inf)
+        at = np.pad(at, pad, constant_values=-1)
+    return Candidates(at, found)

@@ -1,0 +1,1 @@
+"""The service: one request, two hops deep."""
