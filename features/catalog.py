@@ -72,6 +72,20 @@ class Catalog:
             has_text=has_text,
         )
 
+    def take(self, rows: Ints) -> "Catalog":
+        """The chosen rows, in that order, as a catalogue of its own."""
+        return Catalog(
+            ids=IdMap(tuple(self.ids.ids[row] for row in rows)),
+            frame=self.frame[rows],
+            categories=self.categories[rows],
+            category_names=self.category_names,
+            price=self.price[rows],
+            available=self.available[rows],
+            published=self.published[rows],
+            text=self.text[rows],
+            has_text=self.has_text[rows],
+        )
+
 
 def item_texts(frame: pl.DataFrame) -> list[str]:
     """What an encoder reads of each item: title, categories, description; "" where there is none of them."""

@@ -52,8 +52,8 @@ class DataConfig(Strict):
     events: EventRules
     placements: dict[str, Placement] = Field(default={"home": Placement()}, min_length=1)
 
-    min_train_events: Annotated[int, Field(ge=1)] = 1
-    """Items with fewer training events are left out, counted and printed."""
+    min_train_events: Annotated[int, Field(ge=0)] = 0
+    """Items with fewer training events are left out of the catalogue, counted and printed; 0 keeps cold items."""
 
     extra_columns: tuple[str, ...] = ()
     """Further columns of items that are read and kept; all others are named in the report and ignored."""

@@ -1,0 +1,97 @@
+"""Whether the baselines reach their known figures: the oracle of our evaluation.
+
+Amazon Beauty 2014, 5-core (`sequences/Beauty.txt`: `user item item …` lines in time order), strict leave-last-out:
+fitted without the last two items of each user, the last one predicted from all before it over the full catalogue,
+seen items excluded, ties at mid-rank, item ids shuffled.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.bench.runner import Bar, Result
+from experiments.splits import leave_last_out
+from features.errors import SourceError
+from features.ids import IdMap
+from features.interactions import Interactions
+from recsys import baselines, metrics
+from recsys.candidates import Recommender
+
+DEPTH, CUTOFF = 100, 10
+TOLERANCE = 0.02
+
+REFERENCE = {
+    "item-knn + recency": (0.0716, 0.0434),
+    "ease + recency": (0.0749, 0.0445),
+    "item-knn": (0.0634, 0.0363),
+    "ease": (0.0670, 0.0356),
+    "als": (0.0601, 0.0322),
+}
+"""HR@10 and NDCG@10 of independent implementations under the same protocol; bars are set on the first two."""
+
+FITS: dict[str, Callable[[Interactions], Recommender]] = {
+    "item-knn + recency": lambda e: baselines.fit_item_knn(e, k=1000, shrink=50, exponent=0.3, decay=0.5),
+    "ease + recency": lambda e: baselines.fit_ease(e, regularization=200, decay=0.5),
+    "item-knn": lambda e: baselines.fit_item_knn(e, k=1000, shrink=10, exponent=0.5, decay=1.0),
+    "popular": baselines.fit_popular,
+    "ease": lambda e: baselines.fit_ease(e, regularization=200, decay=1.0),
+    "als": lambda e: baselines.fit_als(e, factors=256, regularization=1.0, alpha=10.0),
+}
+BARRED = ("item-knn + recency", "ease + recency")
+
+
+def run(*, short: bool = False, data: str | None = None) -> Result:
+    """Figures of all; short: of the two with a bar. data is the folder that holds `sequences/` ($RECSYS_DATA)."""
+    folder = data or os.environ.get("RECSYS_DATA")
+    if folder is None:
+        raise SourceError("bench baselines needs sequences/Beauty.txt: give its folder as data, or set RECSYS_DATA")
+    events = read_sequences(Path(folder) / "sequences" / "Beauty.txt")
+    split = leave_last_out(events)
+    figures: dict[str, Any] = {
+        "split": split.note,
+        "split_hash": split.hash,
+        "test_users": len(split.test),
+        "items": events.n_items,
+    }
+    bars = []
+    for name in BARRED if short else FITS:
+        started = time.perf_counter()
+        fitted = FITS[name](split.train)
+        fit_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        found = fitted.recommend(split.test.states, DEPTH, exclude=split.test.states.seen_items())
+        figures[f"{name} fit_seconds"] = round(fit_seconds, 2)
+        figures[f"{name} recommend_seconds"] = round(time.perf_counter() - started, 2)
+        ranks = metrics.target_ranks(found, split.test.state, split.test.item)
+        for i, (label, metric) in enumerate({"hr_at_10": metrics.hit, "ndcg_at_10": metrics.ndcg}.items()):
+            value = float(metrics.per_user(metric(ranks, CUTOFF, depth=DEPTH), split.test.users)[0].mean())
+            figures[f"{name} {label}"] = round(value, 4)
+            if name in BARRED:
+                away = abs(value / REFERENCE[name][i] - 1)
+                bars.append(
+                    Bar(f"{name} {label}, relative distance from {REFERENCE[name][i]}", away, "<=", TOLERANCE)
+                )
+            if name in REFERENCE:
+                figures[f"{name} {label} reference"] = REFERENCE[name][i]
+    return Result(figures, bars)
+
+
+def read_sequences(path: Path) -> Interactions:
+    """Every event positive and seen; time is the place in the user's own line, since clock times are lost.
+
+    Raises SourceError when there is no such file.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file; it has one line a user, `user item item …`, oldest first")
+    lines = [line.split()[1:] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    sizes = np.array([len(line) for line in lines], dtype=np.int64)
+    raw = [item for line in lines for item in line]
+    ids = IdMap.shuffled(raw)
+    users = np.repeat(np.arange(len(lines), dtype=np.int64), sizes)
+    times = np.arange(len(raw), dtype=np.int64) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    yes = np.ones(len(raw), dtype=np.bool_)
+    return Interactions.sort(users, ids.rows(raw), times, yes, yes, len(lines), len(ids))

@@ -1,0 +1,114 @@
+"""One run's configuration: a complete YAML file, overridden by RECSYS__A__B in the environment."""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from experiments.splits import SplitConfig
+from features.errors import ConfigError
+from features.schema import DataConfig, Strict
+from recsys.reranker import RerankerConfig
+from recsys.towers import TowerConfig
+from recsys.training import TrainingConfig
+
+PREFIX = "RECSYS__"
+
+
+class RunConfig(Strict):
+    """Everything a run depends on besides the data and the code."""
+
+    name: str
+    """Name of the MLflow experiment and of the run's tables."""
+
+    data: DataConfig
+    split: SplitConfig = SplitConfig()
+    encoder: Literal["minilm", "none"] = "minilm"
+    """Text encoder of the items; none: ids and categories alone."""
+
+    towers: TowerConfig = TowerConfig()
+    training: TrainingConfig = TrainingConfig()
+    reranker: RerankerConfig | None = RerankerConfig()
+    """null: the order of retrieval is served."""
+
+    baselines: dict[str, dict[str, int | float]] = Field(default={"popular": {}}, min_length=1)
+    """Name -> arguments of its fit function; a name may carry a suffix after a space to occur twice."""
+
+    seed: int = 0
+    bundles: str = "bundles"
+    """Folder that bundles are written to."""
+
+    cache: str = "data/cache"
+    """Folder of encoded texts."""
+
+
+def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> RunConfig:
+    """Read a YAML file; `$NAME` in its strings and RECSYS__SECTION__KEY come from the environment.
+
+    Raises ConfigError naming the file, the key and, for an unknown key, its nearest neighbour.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a mapping of sections is expected, not {type(raw).__name__}")
+    raw = _expand(raw, environ, path)
+    for name in sorted(environ):
+        if name.startswith(PREFIX):
+            _override(raw, name, yaml.safe_load(environ[name]))
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = "; ".join(_explain(problem) for problem in error.errors())
+        raise ConfigError(f"{path}: {lines}") from None
+
+
+def _expand(value: Any, environ: Mapping[str, str], path: Path) -> Any:
+    if isinstance(value, dict):
+        return {k: _expand(v, environ, path) for k, v in value.items()}
+    if not isinstance(value, str):
+        return value
+
+    def look(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in environ:
+            raise ConfigError(f"{path}: {value!r} needs the environment variable {name}, which is not set")
+        return environ[name]
+
+    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", look, value)
+
+
+def _override(raw: dict[str, Any], name: str, value: Any) -> None:
+    *sections, key = name.removeprefix(PREFIX).lower().split("__")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"environment variable {name}: {section!r} holds a value, not a section")
+    raw[key] = value
+
+
+def _explain(problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(problem["loc"][:-1]), n=1, cutoff=0.0)
+        return f"unknown key {place!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"{place}: {problem['msg']} (got {problem['input']!r})"
+
+
+def _keys(place: tuple[str | int, ...]) -> list[str]:
+    """Keys that the section at this place has."""
+    model: Any = RunConfig
+    for part in place:
+        field = getattr(model, "model_fields", {}).get(part)
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return list(model.model_fields) if model else []

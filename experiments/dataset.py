@@ -1,0 +1,97 @@
+"""Tables to arrays: the catalogue and the log of one run."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from experiments.config import RunConfig
+from features.catalog import Catalog, item_texts
+from features.encoders import MiniLM, encode_cached
+from features.event_log import events_frame
+from features.ids import IdMap
+from features.interactions import Interactions, Ints
+from features.report import Report
+from features.schema import ITEM, TIME, USER
+from features.tables import label, read_tables
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a run is made of.
+
+    hash: 16 hex digits of the tables' content; report: what reading them found;
+    left_out: events of items that the catalogue of this run leaves out; unknown: logged events of unknown items.
+    """
+
+    catalog: Catalog
+    users: IdMap
+    events: Interactions
+    hash: str
+    report: Report
+    left_out: int = 0
+    unknown: int = 0
+
+
+def load_dataset(config: RunConfig, progress: Callable[[str, int], Callable[[int], None]] | None = None) -> Dataset:
+    """Read, check, encode. progress(what, total) gives a function to call with each step's size."""
+    tables = read_tables(config.data)
+    events = tables.events
+    if config.data.log is not None and Path(config.data.log).is_dir():
+        events = pl.concat(
+            [events, events_frame(Path(config.data.log)).select(events.columns)], how="vertical_relaxed"
+        )
+    items = tables.items
+    ids = IdMap.shuffled(items.get_column(ITEM), config.seed)
+    users = IdMap.shuffled(events.get_column(USER), config.seed)
+    ordered = pl.DataFrame({ITEM: pl.Series(ids.ids, dtype=pl.String)}).join(
+        items, on=ITEM, how="left", maintain_order="left"
+    )
+    texts = item_texts(ordered)
+    if config.encoder == "minilm":
+        step = progress("encoding texts", sum(map(bool, texts))) if progress else None
+        text, has_text = encode_cached(texts, MiniLM.space, MiniLM, Path(config.cache), step)
+    else:
+        text, has_text = np.zeros((len(ids), 1), np.float32), np.zeros(len(ids), np.bool_)
+    positive, seen = label(events, config.data.events)
+    rows = ids.rows_of(events.get_column(ITEM))
+    known = rows >= 0
+    log = Interactions.sort(
+        users.rows_of(events.get_column(USER))[known],
+        rows[known],
+        events.get_column(TIME).to_physical().to_numpy()[known],
+        positive[known],
+        seen[known],
+        len(users),
+        len(ids),
+    )
+    digest = hashlib.sha256()
+    for frame in (items, events):
+        digest.update(str(frame.schema).encode())
+        digest.update(np.ascontiguousarray(frame.hash_rows(seed=0).to_numpy()).tobytes())
+    catalog = Catalog.of(items, ids, text, has_text)
+    return Dataset(catalog, users, log, digest.hexdigest()[:16], tables.report, unknown=int((~known).sum()))
+
+
+def keep_frequent(dataset: Dataset, cut: int, least: int) -> Dataset:
+    """The data set without items that have fewer than `least` positive events before `cut` (µs).
+
+    The vocabulary of a run depends on its cut: choosing it on all events would let the future in.
+    """
+    if least == 0:
+        return dataset
+    events = dataset.events
+    counts = np.bincount(events.before(cut).liked().items, minlength=events.n_items)
+    rows: Ints = np.flatnonzero(counts >= least).astype(np.int64)
+    new = np.full(events.n_items, -1, dtype=np.int64)
+    new[rows] = np.arange(len(rows))
+    kept = events.where(new[events.items] >= 0)
+    return replace(
+        dataset,
+        catalog=dataset.catalog.take(rows),
+        events=replace(kept, items=new[kept.items], n_items=len(rows)),
+        left_out=len(events) - len(kept),
+    )

@@ -1,0 +1,219 @@
+"""One honest table: every contender on the same targets, with intervals over users."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from experiments.splits import Split, Targets
+from features.catalog import Catalog
+from features.interactions import Bools, Ints
+from recsys import metrics
+from recsys.bootstrap import Interval, bootstrap, paired_bootstrap
+from recsys.candidates import Recommender
+from recsys.metrics import Doubles
+
+K = 10
+"""Cutoff of the headline figures."""
+
+DEPTH = 100
+"""Candidates asked for: mid-ranks are exact to half of it."""
+
+BATCH = 1024
+"""States ranked at a time."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one contender did with m targets over one or several windows.
+
+    ranks, users (m,); warm_user, warm_item (m,) bool: had a positive event before the cut; seconds of fitting;
+    coverage, novelty (bits), diversity, popularity (percentile): means over windows or lists.
+    """
+
+    name: str
+    ranks: Doubles
+    users: Ints
+    warm_user: Bools
+    warm_item: Bools
+    history: Ints
+    seconds: float
+    coverage: float
+    novelty: float
+    diversity: float
+    popularity: float
+
+    def per_user(self, metric: str, keep: Bools | None = None) -> Doubles:
+        """hr or ndcg at K of each user, in the order of the user rows: (u,)."""
+        at = slice(None) if keep is None else keep
+        return metrics.per_user(self.per_event(metric)[at], self.users[at])[0]
+
+    def per_event(self, metric: str) -> Doubles:
+        """hr or ndcg at K of each target: (m,)."""
+        return {"hr": metrics.hit, "ndcg": metrics.ndcg}[metric](self.ranks, K, depth=DEPTH)
+
+
+def evaluate(
+    name: str,
+    recommender: Recommender,
+    split: Split,
+    catalog: Catalog,
+    targets: Targets,
+    *,
+    repeats: bool,
+    seconds: float,
+) -> Outcome:
+    """Rank the full catalogue for every state of `targets`; items seen are excluded unless repeats are allowed."""
+    states, ranks, lists = targets.states, np.full(len(targets), np.inf), []
+    first = np.searchsorted(targets.state, np.arange(0, len(states) + BATCH, BATCH))
+    for at, (begin, end) in zip(range(0, len(states), BATCH), itertools.pairwise(first), strict=True):
+        part = states[at : at + BATCH]
+        found = recommender.recommend(part, DEPTH, exclude=None if repeats else part.seen_items())
+        ranks[begin:end] = metrics.target_ranks(found, targets.state[begin:end] - at, targets.item[begin:end])
+        lists.append(found.rows[:, :K])
+    rows = np.concatenate(lists)
+    counts = np.bincount(split.train.liked().items, minlength=len(catalog))
+    active = np.bincount(split.train.liked().users, minlength=split.train.n_users) > 0
+    return Outcome(
+        name=name,
+        ranks=ranks,
+        users=targets.users,
+        warm_user=active[targets.users],
+        warm_item=counts[targets.item] > 0,
+        history=states.liked().lengths[targets.state],
+        seconds=seconds,
+        coverage=metrics.coverage(rows, len(catalog)),
+        novelty=_mean(metrics.novelty(rows, counts)),
+        diversity=_mean(metrics.diversity(rows, catalog.text)) if catalog.has_text.any() else float("nan"),
+        popularity=_mean(metrics.popularity_percentile(rows, counts)),
+    )
+
+
+def _mean(values: Doubles) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def join(windows: Sequence[Outcome]) -> Outcome:
+    """One contender's windows as one outcome: targets side by side, so that users are averaged once over all."""
+    first = windows[0]
+
+    def stack(pick: Callable[[Outcome], np.ndarray]) -> Any:
+        return np.concatenate([pick(w) for w in windows])
+
+    def mean(pick: Callable[[Outcome], float]) -> float:
+        return float(np.mean([pick(w) for w in windows]))
+
+    return Outcome(
+        first.name,
+        stack(lambda w: w.ranks),
+        stack(lambda w: w.users),
+        stack(lambda w: w.warm_user),
+        stack(lambda w: w.warm_item),
+        stack(lambda w: w.history),
+        sum(w.seconds for w in windows),
+        mean(lambda w: w.coverage),
+        mean(lambda w: w.novelty),
+        mean(lambda w: w.diversity),
+        mean(lambda w: w.popularity),
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table: outcomes over the same targets; `ours` is the row that the others are compared with."""
+
+    title: str
+    note: str
+    hashes: tuple[str, ...]
+    outcomes: tuple[Outcome, ...]
+    ours: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        first = self.outcomes[0]
+        for other in self.outcomes[1:]:
+            if not np.array_equal(first.users, other.users):
+                raise ValueError(f"{first.name} and {other.name} were evaluated on different targets")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict a contender: figures, intervals, and the paired difference ours minus it in NDCG@10."""
+        ours = next(o for o in self.outcomes if o.name == self.ours)
+        out = []
+        for o in self.outcomes:
+            row: dict[str, Any] = {"name": o.name}
+            for metric in ("hr", "ndcg"):
+                row[f"{metric}_at_{K}"] = _interval(bootstrap(o.per_user(metric), seed=self.seed))
+            if o is not ours:
+                difference = paired_bootstrap(ours.per_user("ndcg"), o.per_user("ndcg"), seed=self.seed)
+                row[f"ours_minus_ndcg_at_{K}"] = _interval(difference)
+            row |= {
+                "coverage": o.coverage,
+                "novelty_bits": o.novelty,
+                "diversity": o.diversity,
+                "popularity_percentile": o.popularity,
+                "fit_seconds": round(o.seconds, 1),
+            }
+            slices = {
+                "warm": o.warm_user & o.warm_item,
+                "cold_user": ~o.warm_user,
+                "cold_item": ~o.warm_item,
+            }
+            for part, keep in slices.items():
+                row[f"hr_at_{K}_{part}"] = float(o.per_user("hr", keep).mean()) if keep.any() else None
+            out.append(row)
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        o = self.outcomes[0]
+        return {
+            "title": self.title,
+            "note": self.note,
+            "split_hashes": list(self.hashes),
+            "users": len(np.unique(o.users)),
+            "events": len(o.users),
+            "events_cold_user": int((~o.warm_user).sum()),
+            "events_cold_item": int((~o.warm_item).sum()),
+            "ours": self.ours,
+            "rows": self.rows(),
+        }
+
+    def render(self) -> Table:
+        """For a rich console."""
+        facts = self.to_dict()
+        head = (
+            f"{self.title}\n{self.note}\nsplit {', '.join(self.hashes)} · {facts['users']:,} users · "
+            f"{facts['events']:,} test events ({facts['events_cold_user']:,} of users, "
+            f"{facts['events_cold_item']:,} of items never seen before the cut)"
+        )
+        table = Table(
+            title=head, caption=f"in brackets: 95 % interval over users; Δ: {self.ours} minus the row, paired"
+        )
+        for column in ("", "HR@10", "NDCG@10", "Δ NDCG@10", "coverage", "popularity", "cold-item HR@10", "fit s"):
+            table.add_column(column, justify="right" if column else "left")
+        for row in facts["rows"]:
+            difference = row.get(f"ours_minus_ndcg_at_{K}")
+            cold = row[f"hr_at_{K}_cold_item"]
+            table.add_row(
+                row["name"],
+                _show(row[f"hr_at_{K}"]),
+                _show(row[f"ndcg_at_{K}"]),
+                _show(difference, "+") if difference else "",
+                f"{row['coverage']:.3f}",
+                f"{row['popularity_percentile']:.2f}",
+                "" if cold is None else f"{cold:.4f}",
+                f"{row['fit_seconds']:.1f}",
+                style="bold" if row["name"] == self.ours else None,
+            )
+        return table
+
+
+def _interval(i: Interval) -> dict[str, float]:
+    return {"mean": i.mean, "low": i.low, "high": i.high}
+
+
+def _show(i: dict[str, float], sign: str = "") -> str:
+    return f"{i['mean']:{sign}.4f} [{i['low']:{sign}.4f}, {i['high']:{sign}.4f}]"

@@ -1,0 +1,199 @@
+"""Splits that cannot leak: what may be fitted on, and which events are to be predicted from what."""
+
+import hashlib
+import itertools
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from features.errors import DataError, LeakError
+from features.interactions import Bools, Interactions, Ints, Ragged, UserStates
+from features.schema import Strict
+
+
+class SplitConfig(Strict):
+    """How time is cut."""
+
+    kind: Literal["time", "leave-last-out"] = "time"
+    """time: global cuts (default). leave-last-out: for comparison with papers; lets other users' future in."""
+
+    history: Literal["prequential", "fixed"] = "prequential"
+    """prequential: each test event is predicted from its user's events strictly before it. fixed: before the cut."""
+
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the events, the newest, that are tested."""
+
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the events before each cut, the newest, that choose epochs and train the reranker."""
+
+    windows: Annotated[int, Field(ge=1)] = 1
+    """The tested events are cut in this many windows, each with models of its own (small data needs several)."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """m events to predict from b states.
+
+    states: b point-in-time histories; state (m,) int64: which of them; item (m,) int64 row of the item.
+    """
+
+    states: UserStates
+    state: Ints
+    item: Ints
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    @property
+    def users(self) -> Ints:
+        """(m,) int64 user row of each target."""
+        return self.states.users[self.state]
+
+    def where(self, keep: Bools) -> "Targets":
+        """The targets where keep (m,) is True, and the states they need."""
+        used, state = np.unique(self.state[keep], return_inverse=True)
+        return Targets(self.states[used], state.astype(np.int64), self.item[keep])
+
+
+@dataclass(frozen=True)
+class Split:
+    """One cut: fit on `fit`, choose on `validation`, refit on `train`, report on `test`.
+
+    cut, validation_cut: int64 µs, None for leave-last-out, where `train` is `fit` (nothing is refitted).
+    """
+
+    kind: str
+    cut: int | None
+    validation_cut: int | None
+    fit: Interactions
+    train: Interactions
+    validation: Targets
+    test: Targets
+
+    @property
+    def note(self) -> str:
+        """What a reader of the figures must know of this kind of split."""
+        if self.cut is None:
+            return "leave-last-out: fitted without the last two items of each user; other users' future is let in"
+        return f"{self.kind}: models see only events before {np.datetime64(self.cut, 'us')} UTC"
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits that change with any event of any part."""
+        digest = hashlib.sha256(f"{self.kind} {self.cut} {self.validation_cut}".encode())
+        for log in (self.fit, self.train):
+            for array in (log.users, log.items, log.times, log.positive, log.seen):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        for targets in (self.validation, self.test):
+            states = targets.states
+            for array in (states.users, states.as_of, states.items.lengths, targets.state, targets.item):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+
+class Fitted(Protocol):
+    """Whatever was fitted on events."""
+
+    @property
+    def fitted_until(self) -> int:
+        """Time (µs) of the latest event it has seen."""
+        ...
+
+
+def guard(cut: int | None, **fitted: Fitted) -> None:
+    """Fail the run when something fitted has seen an event at or after the cut.
+
+    Raises LeakError naming each such part. A leave-last-out split has no cut and nothing to guard.
+    """
+    if cut is None:
+        return
+    leaks = {name: part.fitted_until for name, part in fitted.items() if part.fitted_until >= cut}
+    if leaks:
+        told = "; ".join(f"{name} has seen {np.datetime64(at, 'us')}" for name, at in leaks.items())
+        raise LeakError(
+            f"leak: the cut is {np.datetime64(cut, 'us')} UTC, but {told}; fit on split.train or split.fit"
+        )
+
+
+def cuts(events: Interactions, config: SplitConfig) -> list[tuple[int, int, int]]:
+    """(validation cut, cut, end) in µs of each window, by quantiles of event times; end is exclusive.
+
+    Raises DataError when the events have too few distinct times.
+    """
+    times = np.sort(events.times)
+    shares = np.linspace(1 - config.test, 1, config.windows + 1)
+    edges = [int(times[int(len(times) * s)]) for s in shares[:-1]] + [int(times[-1]) + 1] if len(times) else []
+    out = []
+    for cut, end in itertools.pairwise(edges):
+        past = times[: np.searchsorted(times, cut)]
+        validation = int(past[int(len(past) * (1 - config.validation))]) if len(past) else cut
+        if not int(times[0]) < validation < cut < end:
+            raise DataError(
+                f"a time cut needs events before, between and after: window [{np.datetime64(cut, 'us')}, "
+                f"{np.datetime64(end, 'us')}) of {len(times)} events has none; use fewer windows or leave-last-out"
+            )
+        out.append((validation, cut, end))
+    return out
+
+
+def time_split(events: Interactions, window: tuple[int, int, int], *, history: str, repeats: bool) -> Split:
+    """Split at one global cut. repeats=False drops targets that the user has seen: excluded, they are never right."""
+    validation_cut, cut, end = window
+    return Split(
+        kind=f"time cut, {history}",
+        cut=cut,
+        validation_cut=validation_cut,
+        fit=events.before(validation_cut),
+        train=events.before(cut),
+        validation=_targets(events, validation_cut, cut, history, repeats),
+        test=_targets(events, cut, end, history, repeats),
+    )
+
+
+def _targets(events: Interactions, start: int, end: int, history: str, repeats: bool) -> Targets:
+    inside = events.positive & (events.times >= start) & (events.times < end)
+    chosen = events.where(inside)
+    as_of = np.full(len(chosen), start) if history == "fixed" else chosen.times
+    # one state for all events of a user at one moment; one target for each item in it
+    triples = np.unique(np.stack([chosen.users, as_of, chosen.items], axis=1), axis=0)
+    first = np.ones(len(triples), dtype=np.bool_)
+    first[1:] = (triples[1:, :2] != triples[:-1, :2]).any(axis=1)
+    targets = Targets(
+        states=events.states(triples[first, 0], triples[first, 1]),
+        state=np.cumsum(first, dtype=np.int64) - 1,
+        item=triples[:, 2],
+    )
+    return targets if repeats else targets.where(~_seen(targets, events.n_items))
+
+
+def _seen(targets: Targets, n_items: int) -> Bools:
+    """(m,) bool: the target's item is in the seen items of its state."""
+    which, items = targets.states.seen_items().pairs()
+    return np.isin(targets.state * n_items + targets.item, which * n_items + items)
+
+
+def leave_last_out(events: Interactions) -> Split:
+    """Strict leave-last-out on positive events: test the last, validate on the one before, train on the rest.
+
+    The test history includes the validation item (as SASRec and its successors evaluate). Users with fewer than
+    three positive events are trained on and not tested.
+    """
+    log = events.liked()
+    offsets = log.offsets
+    size = np.diff(offsets)
+    users = np.flatnonzero(size >= 3)
+    held = np.zeros(len(log), dtype=np.bool_)
+
+    def target(back: int) -> Targets:
+        at = offsets[users + 1] - back
+        held[at] = True
+        states = UserStates(
+            users, log.times[at], Ragged(log.items, offsets[users], at), log.times, log.positive, log.seen
+        )
+        return Targets(states, np.arange(len(users), dtype=np.int64), log.items[at])
+
+    validation, test = target(2), target(1)
+    train = log.where(~held)
+    return Split("strict leave-last-out", None, None, train, train, validation, test)

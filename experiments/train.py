@@ -1,0 +1,214 @@
+"""One training run, top to bottom; each line takes what the line above returned."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments import plots
+from experiments.config import RunConfig
+from experiments.contenders import RERANKED, TOWERS, Trained, fit_baseline, train_two_stage
+from experiments.dataset import Dataset, keep_frequent, load_dataset
+from experiments.evaluate import Comparison, Outcome, evaluate, join
+from experiments.splits import Split, cuts, guard, leave_last_out, time_split
+from experiments.tracking import Tracker
+from recsys.bundle import publish, save_bundle
+from recsys.candidates import Recommender
+
+
+class Reporter(Protocol):
+    """Tells a person how a run goes on."""
+
+    def say(self, text: str) -> None:
+        """One line."""
+        ...
+
+    def steps(self, what: str, total: int) -> Callable[[int], None]:
+        """A progress bar; call what it returns with the size of each step done."""
+        ...
+
+
+def windows(config: RunConfig, dataset: Dataset) -> list[tuple[Dataset, dict[str, Split]]]:
+    """The data set and the split of each placement, for each window; oldest first."""
+    placements = config.data.placements
+    if config.split.kind == "leave-last-out":
+        split = leave_last_out(dataset.events)
+        return [(dataset, dict.fromkeys(placements, split))]
+    out = []
+    for window in cuts(dataset.events, config.split):
+        kept = keep_frequent(dataset, window[1], config.data.min_train_events)
+        splits = {
+            name: time_split(kept.events, window, history=config.split.history, repeats=placement.repeats)
+            for name, placement in placements.items()
+        }
+        out.append((kept, splits))
+    return out
+
+
+def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path, list[Comparison]]:
+    """Train on the newest window, compare with the baselines, write and publish a bundle.
+
+    Returns its folder and one table for each placement. Raises any RecsysError; a failed run publishes nothing.
+    """
+    dataset = load_dataset(config, reporter.steps)
+    say_dataset(dataset, reporter)
+    kept, splits = windows(config, dataset)[-1]
+    first = next(iter(splits.values()))
+    if kept.left_out:
+        reporter.say(
+            f"{kept.left_out:,} events left out: items with fewer than {config.data.min_train_events} before the cut"
+        )
+    tracker.start(
+        config.name,
+        config.model_dump(),
+        {
+            "data_hash": dataset.hash,
+            "split_hash": first.hash,
+            "code_version": code_version(),
+            "seed": str(config.seed),
+        },
+    )
+    try:
+        outcomes, trained = contend(config, kept, splits, reporter, tracker)
+        tables = [compare(config, name, [split], outcomes[name]) for name, split in splits.items()]
+        path = save_bundle(
+            Path(config.bundles),
+            kept.catalog,
+            trained.recommender,
+            trained.statistics,
+            facts(config, dataset, first, tables),
+        )
+        publish(path)
+        record(tracker, tables, trained, path)
+    except BaseException:
+        tracker.finish(failed=True)
+        raise
+    tracker.finish()
+    return path, tables
+
+
+def evaluate_run(config: RunConfig, reporter: Reporter) -> list[Comparison]:
+    """Every baseline and the two towers, fitted anew in every window: one table for each placement."""
+    dataset = load_dataset(config, reporter.steps)
+    say_dataset(dataset, reporter)
+    every = windows(config, dataset)
+    gathered: dict[str, list[list[Outcome]]] = {name: [] for name in config.data.placements}
+    for number, (kept, splits) in enumerate(every, 1):
+        reporter.say(
+            f"window {number} of {len(every)}: {len(kept.catalog):,} items, {kept.left_out:,} events left out"
+        )
+        for name, outcomes in contend(config, kept, splits, reporter, None)[0].items():
+            gathered[name].append(outcomes)
+    return [
+        compare(config, name, [splits[name] for _, splits in every], [join(w) for w in zip(*parts, strict=True)])
+        for name, parts in gathered.items()
+    ]
+
+
+def contend(
+    config: RunConfig, dataset: Dataset, splits: dict[str, Split], reporter: Reporter, tracker: Tracker | None
+) -> tuple[dict[str, list[Outcome]], Trained]:
+    """Fit every baseline and the real recommender once; evaluate each in every placement."""
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in splits}
+    first_name, first = next(iter(splits.items()))
+
+    def judge(name: str, recommender: Recommender, seconds: float) -> None:
+        for placement, split in splits.items():
+            repeats = config.data.placements[placement].repeats
+            outcome = evaluate(
+                name, recommender, split, dataset.catalog, split.test, repeats=repeats, seconds=seconds
+            )
+            outcomes[placement].append(outcome)
+            told = f"NDCG@10 {outcome.per_user('ndcg').mean():.4f}"
+            reporter.say(f"{name} · {placement}: {told}, fitted in {seconds:.1f} s")
+
+    for name, arguments in config.baselines.items():
+        started = time.perf_counter()
+        baseline = fit_baseline(name, arguments, dataset, first.train)
+        guard(first.cut, **{name: baseline})
+        judge(name, baseline, time.perf_counter() - started)
+
+    step = 0
+
+    def report(line: dict[str, float]) -> None:
+        nonlocal step
+        step += 1
+        reporter.say("  ".join(f"{k} {v:.4g}" for k, v in line.items()))
+        if tracker:
+            tracker.metrics(line, step)
+
+    trained = train_two_stage(
+        config, dataset, first, repeats=config.data.placements[first_name].repeats, report=report
+    )
+    judge(TOWERS, trained.retrieval, trained.seconds)
+    if trained.recommender is not trained.retrieval:
+        judge(RERANKED, trained.recommender, trained.seconds)
+    return outcomes, trained
+
+
+def compare(config: RunConfig, placement: str, splits: list[Split], outcomes: list[Outcome]) -> Comparison:
+    """The table of one placement."""
+    repeats = "repeats allowed" if config.data.placements[placement].repeats else "repeats excluded"
+    several = f" ({len(splits)} windows)" if len(splits) > 1 else ""
+    return Comparison(
+        title=f"{config.name} · {placement}: {repeats}",
+        note=splits[-1].note + several,
+        hashes=tuple(split.hash for split in splits),
+        outcomes=tuple(outcomes),
+        ours=outcomes[-1].name,
+        seed=config.seed,
+    )
+
+
+def facts(config: RunConfig, dataset: Dataset, split: Split, tables: list[Comparison]) -> dict[str, Any]:
+    """What the manifest of the bundle records."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "data_hash": dataset.hash,
+        "split_hash": split.hash,
+        "code_version": code_version(),
+        "seed": config.seed,
+        "metrics": [table.to_dict() for table in tables],
+    }
+
+
+def record(tracker: Tracker, tables: list[Comparison], trained: Trained, bundle: Path) -> None:
+    """Final figures, plots and the bundle."""
+    for table in tables:
+        placement = table.title.split(" · ")[1].split(":")[0]
+        for row in table.rows():
+            name = "".join(c if c.isalnum() else "_" for c in f"{placement}.{row['name']}")
+            tracker.metrics({f"{name}.{key}": row[key]["mean"] for key in ("hr_at_10", "ndcg_at_10")})
+    outcomes = list(tables[0].outcomes)
+    tracker.figure("learning_curve", plots.learning_curve(trained.selection.history))
+    tracker.figure("ndcg_by_history_length", plots.ndcg_by_history(outcomes))
+    tracker.figure("popularity_bias", plots.popularity_bias(outcomes))
+    tracker.artifact(bundle, "bundle")
+
+
+def say_dataset(dataset: Dataset, reporter: Reporter) -> None:
+    """What was read, and what was not used."""
+    for count in dataset.report.counts:
+        reporter.say(f"{count.table}: {count.read:,} rows read, {count.kept:,} kept, {count.set_aside:,} set aside")
+    if dataset.unknown:
+        reporter.say(f"{dataset.unknown:,} logged events are of items that the tables do not have: left out")
+    events = dataset.events
+    reporter.say(
+        f"{events.n_users:,} users, {events.n_items:,} items, {len(events):,} events, "
+        f"{int(events.positive.sum()):,} positive; data {dataset.hash}"
+    )
+
+
+def code_version() -> str:
+    """Version of the package, and the git commit where there is one."""
+    here = Path(__file__).resolve().parent
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude", "*"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"{metadata.version('recsys')}+{done.stdout.strip() or 'unknown'}"

@@ -1,0 +1,112 @@
+"""What a source gives, and how it becomes tables on disk."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from features.errors import SourceError
+from features.schema import DataConfig
+
+MANIFEST = "source.json"
+
+
+@dataclass(frozen=True)
+class Extract:
+    """Tables of the contract, not yet read; origin: where from, in words; terms: of use, one line."""
+
+    items: pl.LazyFrame
+    events: pl.LazyFrame
+    origin: str
+    terms: str
+    notes: tuple[str, ...] = ()
+
+
+def asked(config: DataConfig) -> str | None:
+    """``config.origin`` with ~ and $VARIABLES put in."""
+    return None if config.origin is None else os.path.expanduser(os.path.expandvars(config.origin))
+
+
+def located(config: DataConfig, what: str) -> Path:
+    """The origin as a path that is there. Raises SourceError otherwise; `what` names it."""
+    origin = asked(config)
+    if origin is None:
+        raise SourceError(f"source {config.source!r} needs data.origin: {what}")
+    if "$" in origin:
+        raise SourceError(
+            f"data.origin {config.origin!r} names a variable that is not set; export it, e.g. RECSYS_DATA"
+        )
+    path = Path(origin)
+    if not path.exists():
+        raise SourceError(f"data.origin {origin!r} is not there; it must be {what}")
+    return path.resolve()
+
+
+def write(extract: Extract, config: DataConfig) -> Path:
+    """Write items.parquet, events.parquet and, last, source.json into ``config.path``.
+
+    Each under a temporary name, then renamed: tables without their source.json are never taken for whole.
+    """
+    folder = Path(config.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    files: dict[str, dict[str, Any]] = {}
+    for name, frame in (("items", extract.items), ("events", extract.events)):
+        path = folder / f"{name}.parquet"
+        part = path.with_suffix(".part")
+        frame.sink_parquet(part)
+        rows = pl.scan_parquet(part).select(pl.len()).collect().item()
+        files[path.name] = {"rows": rows, "sha256": sha256(part)}
+        os.replace(part, path)
+    told = {
+        "name": config.source,
+        "asked": asked(config),
+        "origin": extract.origin,
+        "terms": extract.terms,
+        "notes": list(extract.notes),
+        "files": files,
+    }
+    part = folder / f"{MANIFEST}.part"
+    part.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, folder / MANIFEST)
+    return folder
+
+
+def is_there(config: DataConfig) -> bool:
+    """Whether ``config.path`` holds, whole, what this configuration asks for.
+
+    Raises SourceError where it holds tables that are not ours to overwrite.
+    """
+    folder = Path(config.path)
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        own = sorted(p.name for name in ("items", "events") for p in folder.glob(f"{name}.*") if p.suffix != ".part")
+        if own:
+            raise SourceError(
+                f"{folder} holds {', '.join(own)} that `recsys data get` did not write; choose another data.path, "
+                "use source: folder, or overwrite with --force"
+            )
+        return False
+    told = json.loads(manifest.read_text(encoding="utf-8"))
+    if (told.get("name"), told.get("asked")) != (config.source, asked(config)):
+        return False
+    for name, file in told["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return False
+        if sha256(path) != file["sha256"]:
+            raise SourceError(
+                f"{path} is not what `recsys data get` wrote; use source: folder for tables of your own, "
+                "or write it anew with --force"
+            )
+    return True
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

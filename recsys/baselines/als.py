@@ -1,0 +1,62 @@
+"""Implicit ALS through the package `implicit`: the one file that imports it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from implicit.cpu.als import AlternatingLeastSquares
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from features.errors import ConfigError
+from features.interactions import Interactions, Ragged
+from recsys.baselines.profiles import Baseline, counts, profile, user_items
+from recsys.candidates import Floats
+
+
+def _one_pool() -> threadpool_limits:
+    """implicit calls BLAS from threads of its own: with a second pool inside it warns, crawls and may hang."""
+    return threadpool_limits(1, "blas")
+
+
+@dataclass(frozen=True)
+class ImplicitALS(Baseline):
+    """model: fitted, with item factors (n, f) float32; its own user factors are not used."""
+
+    model: AlternatingLeastSquares
+
+    def scores(self, liked: Ragged) -> Floats:
+        """Dot products of item factors with user factors solved for these histories: (b, n) float32."""
+        history = profile(liked, len(self.popularity), 1.0)
+        with _one_pool():
+            users = self.model.recalculate_user(np.arange(len(liked)), sp.csr_matrix(history))
+        return (torch.from_numpy(users) @ torch.from_numpy(self.model.item_factors).T).numpy()
+
+
+def fit_als(
+    events: Interactions,
+    *,
+    factors: int = 256,
+    regularization: float = 1.0,
+    alpha: float = 10.0,
+    iterations: int = 15,
+    seed: int = 0,
+) -> ImplicitALS:
+    """ALS for implicit feedback (Hu, Koren & Volinsky 2008; solver of Takács et al. 2011), confidence alpha if liked.
+
+    A user's factors are solved anew from the history at hand (their equation 4), so users unseen in training are
+    served as well. Raises DataError without positive events, ConfigError on settings out of range.
+    """
+    if factors < 1 or regularization < 0 or alpha <= 0 or iterations < 1:
+        raise ConfigError(
+            f"ALS with factors={factors}, regularization={regularization}, alpha={alpha}, iterations={iterations}: "
+            "needs factors >= 1, regularization >= 0, alpha > 0, iterations >= 1"
+        )
+    popularity = counts(events)
+    with _one_pool():
+        model = AlternatingLeastSquares(
+            factors=factors, regularization=regularization, alpha=alpha, iterations=iterations, random_state=seed
+        )
+        model.fit(sp.csr_matrix(user_items(events)), show_progress=False)
+    model.item_factors[popularity == 0] = 0.0  # conjugate gradients leave traces of the random start
+    return ImplicitALS(popularity, events.latest, model)

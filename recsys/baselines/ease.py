@@ -1,0 +1,77 @@
+"""EASE^R: a linear autoencoder in closed form, with recency weights."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import lapack
+
+from features.errors import ConfigError, DataError
+from features.interactions import Interactions, Ragged
+from recsys.baselines.profiles import Baseline, counts, profile, times_dense, user_items
+from recsys.candidates import Floats
+
+_BLOCK = 512
+"""Rows treated at a time, beside the one big matrix."""
+
+
+@dataclass(frozen=True)
+class Ease(Baseline):
+    """weights (n, n) float32, zero diagonal: row = item of the history, column = item scored."""
+
+    weights: Floats
+    decay: float
+
+    def scores(self, liked: Ragged) -> Floats:
+        """Sum over the history of decay ** age times weight: (b, n) float32."""
+        return times_dense(profile(liked, len(self.popularity), self.decay), self.weights)
+
+
+def fit_ease(
+    events: Interactions, *, regularization: float = 200.0, decay: float = 0.5, max_gib: float = 4.0
+) -> Ease:
+    """EASE^R (Steck 2019, "Embarrassingly shallow autoencoders for sparse data", equation 8).
+
+    P = (X'X + regularization I)^-1 and B_ij = -P_ij / P_jj off the diagonal, X binary; one n x n float32 matrix all
+    along, inverted in place. decay = 1 is the plain model.
+    Raises ConfigError when that matrix takes more than max_gib, or on settings out of range; DataError without
+    positive events.
+    """
+    n = events.n_items
+    needed = 4 * n * n / 2**30
+    if needed > max_gib:
+        raise ConfigError(
+            f"EASE of {n} items needs {needed:.1f} GiB for a {n} x {n} float32 matrix, the bound is {max_gib:.1f}: "
+            "raise max_gib or data.min_train_events, or use item-kNN"
+        )
+    if regularization <= 0 or not 0 < decay <= 1:
+        raise ConfigError(f"EASE with regularization={regularization}, decay={decay}: needs > 0 and 0 < decay <= 1")
+    popularity = counts(events)
+    x = user_items(events)
+    by_item = x.T.tocsr()
+    matrix = np.empty((n, n), dtype=np.float32)
+    for at in range(0, n, _BLOCK):
+        matrix[at : at + _BLOCK] = (by_item[at : at + _BLOCK] @ x).toarray()
+    matrix[np.diag_indices(n)] += np.float32(regularization)
+    _invert(matrix)
+    diagonal = matrix.diagonal().copy()
+    matrix /= -diagonal
+    np.fill_diagonal(matrix, 0)
+    return Ease(popularity, events.latest, matrix, decay)
+
+
+def _invert(matrix: Floats) -> None:
+    """Replace a symmetric positive definite matrix by its inverse, in place (LAPACK potrf, potri).
+
+    Raises DataError when it is not positive definite.
+    """
+    n = len(matrix)
+    # the transpose is what LAPACK calls column-major, hence no copy, and its lower triangle is our upper one
+    _, failed = lapack.spotrf(matrix.T, lower=True, overwrite_a=True)
+    if failed:
+        raise DataError(f"EASE: Cholesky of {n} items failed at row {failed}; raise regularization")
+    lapack.spotri(matrix.T, lower=True, overwrite_c=True)
+    for at in range(0, n, _BLOCK):
+        end = min(at + _BLOCK, n)
+        corner = np.triu(matrix[at:end, at:end])
+        matrix[at:end, at:end] = corner + np.triu(corner, 1).T
+        matrix[end:, at:end] = matrix[at:end, end:].T

@@ -1,0 +1,38 @@
+"""A user's own most frequent items: the baseline to beat where repeats are allowed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.errors import ConfigError
+from features.interactions import Interactions, Ragged
+from recsys.baselines.profiles import Baseline, ages, counts
+from recsys.candidates import Floats
+
+
+@dataclass(frozen=True)
+class Frequency(Baseline):
+    """Own items first, by count, then recency; all others below them by popularity."""
+
+    decay: float
+
+    def scores(self, liked: Ragged) -> Floats:
+        """Own items: count + a recency below 1; others: popularity scaled into [0, 1); (b, n) float32."""
+        scores = np.tile(self.popularity / (self.popularity.max() + 1), (len(liked), 1))
+        which, items = liked.pairs()
+        keys, group, count = np.unique(which * len(self.popularity) + items, return_inverse=True, return_counts=True)
+        recency = np.bincount(group, weights=np.power(self.decay, ages(liked)), minlength=len(keys))
+        own = count + recency * (1 - self.decay)  # the weights of any history sum to less than 1 / (1 - decay)
+        scores[np.divmod(keys, len(self.popularity))] = own
+        return scores
+
+
+def fit_frequency(events: Interactions, *, decay: float = 0.99) -> Frequency:
+    """Personal frequency ("P-TopFreq" in Li et al. 2023, "A next basket recommendation reality check").
+
+    Equal counts are ordered by the sum of decay ** age over the item's own events. Only popularity is fitted.
+    Raises DataError without positive events, ConfigError unless 0 < decay < 1.
+    """
+    if not 0 < decay < 1:
+        raise ConfigError(f"frequency with decay={decay}: needs 0 < decay < 1")
+    return Frequency(counts(events), events.latest, decay)

@@ -1,0 +1,235 @@
+"""A bundle: everything a run leaves for the service, in one immutable, fingerprinted folder.
+
+Written under a temporary name, synced, renamed; read only after every checksum has held. Safetensors, parquet, JSON,
+faiss's and LightGBM's own formats: nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_weights
+from safetensors.torch import save_file as save_weights
+
+from features.catalog import Catalog
+from features.errors import BundleError
+from features.ids import IdMap
+from features.interactions import Bools, Ints, Ragged
+from features.schema import ITEM, DataConfig
+from recsys.baselines.popular import Popular
+from recsys.candidates import Candidates
+from recsys.index import ExactIndex
+from recsys.recommender import TwoStage
+from recsys.reranker import ItemStatistics, PairFeatures, Reranker
+from recsys.towers import TowerConfig, TwoTowers
+
+FORMAT = 1
+"""Rises when an older version could not read what is written."""
+
+MANIFEST, ITEMS, ARRAYS, TOWERS, INDEX, RERANKER = (
+    "manifest.json",
+    "items.parquet",
+    "arrays.safetensors",
+    "towers.safetensors",
+    "index.faiss",
+    "reranker.txt",
+)
+_CATALOG = ("categories", "price", "available", "published", "text", "has_text")
+_STATISTICS = ("total", "recent", "newest", "last")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle.
+
+    manifest: format, fingerprint, config, hashes of data and split, code version, seed, metrics, and the SHA-256 of
+    every file.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    catalog: Catalog
+    recommender: TwoStage
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over everything in the manifest, and by it over every file."""
+        return str(self.manifest["fingerprint"])
+
+    @cached_property
+    def data(self) -> DataConfig:
+        """What events mean, and which placements there are."""
+        return DataConfig.model_validate(self.manifest["config"]["data"])
+
+    @cached_property
+    def popular(self) -> Ints:
+        """(n,) int64 rows, the most popular first."""
+        fallback = self.recommender.fallback
+        assert isinstance(fallback, Popular)
+        return np.argsort(-fallback.popularity, kind="stable").astype(np.int64)
+
+    def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
+        """The k items nearest to each of rows (b,), themselves left out unless `exclude` says otherwise."""
+        own = Ragged(rows, np.arange(len(rows)), np.arange(1, len(rows) + 1)) if exclude is None else exclude
+        return self.recommender.index.search(self.recommender.vectors[rows], k, allow=allow, exclude=own)
+
+
+def save_bundle(
+    root: Path,
+    catalog: Catalog,
+    recommender: TwoStage,
+    statistics: ItemStatistics,
+    facts: dict[str, Any],
+) -> Path:
+    """Write a bundle below root and return its folder, named by its fingerprint.
+
+    facts: what the manifest records beside the files (config, hashes, code version, seed, metrics), as plain JSON.
+    A crash at any moment leaves at most a folder whose name begins with `.writing-`: it is never read, and the next
+    call removes it when the process that made it is gone.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for left in root.glob(".writing-*"):
+        if not Path(f"/proc/{left.name.split('-')[1]}").exists():
+            shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=f".writing-{os.getpid()}-", dir=root))
+    fallback, index, reranker = recommender.fallback, recommender.index, recommender.reranker
+    assert isinstance(fallback, Popular)
+    assert isinstance(index, ExactIndex)
+    catalog.frame.write_parquet(folder / ITEMS)
+    arrays = {name: getattr(catalog, name) for name in _CATALOG}
+    arrays |= {f"statistics.{name}": getattr(statistics, name) for name in _STATISTICS}
+    arrays["popularity"] = fallback.popularity
+    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / ARRAYS)
+    save_weights({name: t.contiguous() for name, t in recommender.towers.state_dict().items()}, folder / TOWERS)
+    index.save(folder / INDEX)
+    if isinstance(reranker, Reranker):
+        reranker.save(folder / RERANKER)
+    manifest = facts | {
+        "format": FORMAT,
+        "towers": recommender.towers.config.model_dump(),
+        "candidates": recommender.candidates,
+        "fitted_until": recommender.fitted_until,
+        "statistics_until": statistics.fitted_until,
+        "category_names": list(catalog.category_names),
+        "files": {
+            file.name: {"sha256": _sha256(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())
+        },
+    }
+    manifest["fingerprint"] = _fingerprint(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    for file in folder.iterdir():
+        _sync(file)
+    _sync(folder)
+    final = root / str(manifest["fingerprint"])
+    if final.exists():  # the same bytes were written before
+        shutil.rmtree(folder)
+    else:
+        folder.rename(final)
+    _sync(root)
+    return final
+
+
+def publish(bundle: Path) -> None:
+    """Point `current` beside the bundle at it, in one step."""
+    link = bundle.parent / f".current-{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(bundle.name)
+    link.replace(bundle.parent / "current")
+    _sync(bundle.parent)
+
+
+def current(root: Path) -> Path:
+    """The folder that root/current points at. Raises BundleError when there is none."""
+    link = root / "current"
+    if not link.is_symlink():
+        raise BundleError(f"{link}: no bundle is published there; run `recsys train CONFIG` first")
+    return root / link.readlink()
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Verify every file and load.
+
+    Raises BundleError naming the file that is missing, truncated, tampered with or of another format.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST}: cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise BundleError(f"{path}: format {found!r}, this version reads {FORMAT}; train again")
+    if manifest.get("fingerprint") != _fingerprint(manifest):
+        raise BundleError(f"{path / MANIFEST}: does not match its own fingerprint {manifest.get('fingerprint')!r}")
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"{file}: missing, though the manifest lists it")
+        if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+            raise BundleError(
+                f"{file}: {file.stat().st_size} bytes with another SHA-256 than the manifest's "
+                f"({expected['bytes']} bytes): truncated or tampered with; restore it or train again"
+            )
+    try:
+        return _load(path, manifest)
+    except (KeyError, ValueError, RuntimeError, SafetensorError, pl.exceptions.PolarsError) as error:
+        raise BundleError(f"{path}: its parts do not fit together: {error}") from error
+
+
+def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
+    arrays = load_file(path / ARRAYS)
+    frame = pl.read_parquet(path / ITEMS)
+    catalog = Catalog(
+        ids=IdMap(tuple(frame.get_column(ITEM).to_list())),
+        frame=frame,
+        category_names=tuple(manifest["category_names"]),
+        **{name: arrays[name] for name in _CATALOG},
+    )
+    statistics = ItemStatistics(manifest["statistics_until"], *(arrays[f"statistics.{name}"] for name in _STATISTICS))
+    weights = load_weights(path / TOWERS)
+    towers = TwoTowers(catalog, np.zeros(len(catalog), np.bool_), TowerConfig.model_validate(manifest["towers"]))
+    towers.load_state_dict(weights)
+    towers.eval()
+    index = ExactIndex.load(path / INDEX)
+    vectors = index.vectors
+    reranker = None
+    if RERANKER in manifest["files"]:
+        reranker = Reranker.load(path / RERANKER, PairFeatures(catalog, vectors, statistics))
+    fitted_until = manifest["fitted_until"]
+    recommender = TwoStage(
+        towers=towers,
+        vectors=vectors,
+        index=index,
+        fallback=Popular(arrays["popularity"], fitted_until),
+        reranker=reranker,
+        candidates=manifest["candidates"],
+        fitted_until=fitted_until,
+    )
+    return Bundle(path, manifest, catalog, recommender)
+
+
+def _fingerprint(manifest: dict[str, Any]) -> str:
+    body = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,343 @@
+"""The front door: the `recsys` command. The one room that may call every other, lazily; nothing calls it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from experiments.evaluate import Comparison
+    from experiments.train import Reporter
+
+app = typer.Typer(
+    help="Recommendations on one embedding space.\n\n"
+    "Start with `make demo`, or step by step: recsys data get movielens, recsys train movielens, recsys serve.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+data_app = typer.Typer(help="Get a data set by name; check tables against the data contract.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+CONFIG = "A configuration file, or the name of a shipped one: movielens, complete-journey, beauty, ..."
+
+
+def config_path(name: str) -> Path:
+    """A configuration by file name, or by the name of one that is shipped in configs/."""
+    from features.errors import ConfigError
+
+    shipped = Path(__file__).resolve().parent.parent / "configs"
+    tried = (Path(name), Path("configs") / f"{name}.yaml", shipped / f"{name}.yaml")
+    if found := next((path for path in tried if path.is_file()), None):
+        return found
+    names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml"))) or "none"
+    raise ConfigError(f"no configuration {name!r}: not a file, and not among the shipped ones: {names}")
+
+
+def _print_json(value: object) -> None:
+    import orjson
+
+    typer.echo(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode())
+
+
+@data_app.command("get")
+def data_get(
+    name: str = typer.Argument(..., metavar="CONFIG_OR_NAME", help=CONFIG),
+    force: bool = typer.Option(False, "--force", help="Write anew what is there already."),
+    as_json: bool = typer.Option(False, "--json", help="Print source.json as one line."),
+) -> None:
+    """Write the tables of a data set into its folder: items.parquet, events.parquet, source.json.
+
+    Example: recsys data get movielens
+    """
+    import json
+    from typing import Any
+
+    from experiments.config import load_config
+    from features.sources import get
+
+    config = load_config(config_path(name)).data
+    typer.echo(f"getting {config.source} into {config.path}", err=True)  # a download draws its own progress bar
+    folder = get(config, force=force)
+    manifest = folder / "source.json"
+    told: dict[str, Any] = {"name": config.source}
+    if manifest.is_file():
+        told = json.loads(manifest.read_text(encoding="utf-8"))
+    if as_json:
+        _print_json(told | {"path": str(folder)})
+        return
+    typer.echo(f"{config.source} is in {folder}" + (f", from {told['origin']}" if "origin" in told else ""))
+    for file, about in told.get("files", {}).items():
+        typer.echo(f"  {file}: {about['rows']:,} rows")
+    for note in told.get("notes", []):
+        typer.echo(f"  note: {note}")
+    if "terms" in told:
+        typer.echo(f"  terms of use: {told['terms']}")
+    typer.echo(f"next: recsys data check {name}")
+
+
+@data_app.command("check")
+def data_check(
+    name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
+    as_json: bool = typer.Option(False, "--json", help="Print the report as one line."),
+) -> None:
+    """Read the tables and report what was kept, repaired and set aside, with places and what to do.
+
+    Example: recsys data check configs/movielens.yaml
+    """
+    from rich.console import Console
+
+    from experiments.config import load_config
+    from features.tables import read_tables
+
+    config = load_config(config_path(name)).data
+    with Console(stderr=True).status(f"checking {config.path}"):
+        report = read_tables(config).report
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        Console().print(report.render())
+
+
+@app.command("bench")
+def bench(
+    name: str = typer.Argument(..., help="A benchmark, or all of them: all."),
+    short: bool = typer.Option(False, "--short", help="The short form: small sizes."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line of standard output."),
+    options: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help="An option of the benchmark; repeatable."
+    ),
+) -> None:
+    """Measure, and hold the figures against their bars. Exits 0 when it could measure, whatever holds.
+
+    Example: recsys bench check --short
+    """
+    import contextlib
+    import sys
+
+    import yaml
+    from rich.console import Console
+
+    from experiments.bench import runner
+    from features.errors import ConfigError
+
+    if wrong := [option for option in options if "=" not in option]:
+        raise ConfigError(f"--set {wrong[0]!r} is not KEY=VALUE")
+    given = {key: yaml.safe_load(value) for key, value in (option.split("=", 1) for option in options)}
+    with contextlib.redirect_stdout(sys.stderr), Console(stderr=True).status(f"bench {name}"):
+        done = runner.run(name, short=short, **given)
+    if as_json:
+        _print_json(done)
+    else:
+        Console().print(runner.render(done))
+
+
+@app.command("serve")
+def serve(
+    bundles: Path | None = typer.Option(None, help="Folder of the bundles; `current` in it is served. [bundles]"),
+    log: Path | None = typer.Option(None, help="Folder of the event log. [state/log]"),
+    host: str | None = typer.Option(None, help="Address to listen on. [127.0.0.1]"),
+    port: int | None = typer.Option(None, help="Port to listen on. [8000]"),
+) -> None:
+    """Serve the current bundle: the page at /, the API at /v1, its documentation at /docs.
+
+    Every option can be given as RECSYS_SERVE__NAME. The feature store is at REDIS_URL, else a private server.
+    Ctrl-C stops it after the requests under way. Example: recsys serve --bundles bundles --port 8000
+    """
+    import logging
+    import os
+
+    # requests share the cores already: more threads inside each would only get in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+    import uvicorn
+    from pydantic import ValidationError
+
+    from features.errors import ConfigError
+    from serving.app import create_app
+    from serving.settings import ServeSettings
+
+    given = {"bundles": bundles, "log": log, "host": host, "port": port}
+    try:
+        settings = ServeSettings.model_validate({})
+        settings = ServeSettings(**{**settings.model_dump(), **{k: v for k, v in given.items() if v is not None}})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"setting {'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}"
+        ) from None
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("recsys").setLevel(logging.INFO)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+
+
+features_app = typer.Typer(
+    help="The feature store: what changes per user and item between trainings.", no_args_is_help=True
+)
+app.add_typer(features_app, name="features")
+
+
+@features_app.command("refresh")
+def features_refresh(
+    name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
+    log: Path | None = typer.Option(None, help="Folder of the event log. [data.log of CONFIG, else state/log]"),
+    as_json: bool = typer.Option(False, "--json", help="Print the report as one line."),
+) -> None:
+    """Fill the feature store at REDIS_URL from the tables and the event log. Running it again changes nothing.
+
+    `recsys serve` does this by itself when it starts.
+    Example: REDIS_URL=redis://localhost:6379/0 recsys features refresh movielens
+    """
+    import os
+    import time
+    from dataclasses import asdict
+
+    from experiments.config import load_config
+    from features.errors import ConfigError
+    from features.redis_store import RedisStore
+    from features.refresh import refresh
+    from features.tables import read_tables
+
+    if not (url := os.environ.get("REDIS_URL")):
+        raise ConfigError(
+            "REDIS_URL is not set: a store to fill must outlive this command; try redis://localhost:6379/0"
+        )
+    data = load_config(config_path(name)).data
+    store = RedisStore(url, data.events, timeout=1.0)
+    store.ping()
+    folder = log or Path(data.log or "state/log")
+    report = refresh(store, read_tables(data).events, folder, now=time.time_ns() // 1000)
+    if as_json:
+        _print_json(asdict(report))
+        return
+    typer.echo("filled from the beginning" if report.rebuilt else "brought up to date")
+    typer.echo(f"  {report.users:,} users and {report.table_events:,} events of the tables")
+    typer.echo(f"  {report.log_events:,} events of the log, {report.damaged:,} damaged lines passed over")
+    typer.echo(f"  statistics of {report.items:,} items")
+
+
+@app.command("train")
+def train(
+    name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print the bundle's folder and the tables as one JSON object."
+    ),
+    track: bool = typer.Option(True, "--track/--no-track", help="Record the run in MLflow."),
+) -> None:
+    """Train the two towers and the reranker, compare them with the baselines, write and publish a bundle.
+
+    Example: recsys train movielens
+    """
+    from experiments.config import load_config
+    from experiments.tracking import MlflowTracker, NullTracker
+    from experiments.train import train as run
+
+    config = load_config(config_path(name))
+    with _reporter() as reporter:
+        path, tables = run(config, MlflowTracker() if track else NullTracker(), reporter)
+    if as_json:
+        _print_json({"bundle": str(path), "tables": [table.to_dict() for table in tables]})
+    else:
+        _print_tables(tables)
+        typer.echo(f"bundle {path} is current in {path.parent}")
+
+
+@app.command("evaluate")
+def evaluate(
+    name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
+    as_json: bool = typer.Option(False, "--json", help="Print the tables as one JSON object."),
+) -> None:
+    """Fit every baseline and the two towers in every window of the split and print one table a placement.
+
+    Nothing is written. Example: recsys evaluate complete-journey
+    """
+    from experiments.config import load_config
+    from experiments.train import evaluate_run
+
+    config = load_config(config_path(name))
+    with _reporter() as reporter:
+        tables = evaluate_run(config, reporter)
+    if as_json:
+        _print_json({"tables": [table.to_dict() for table in tables]})
+    else:
+        _print_tables(tables)
+
+
+def _print_tables(tables: "list[Comparison]") -> None:
+    from rich.console import Console
+
+    console = Console()
+    for table in tables:
+        console.print(table.render(), width=max(console.width, 150))
+
+
+@contextmanager
+def _reporter() -> "Iterator[Reporter]":
+    """Lines and progress bars on standard error: rate and time left of whatever takes long."""
+    from collections.abc import Callable
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Task as BarTask
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: BarTask) -> Text:
+            return Text(f"{task.speed or 0:,.0f}/s")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        class Terminal:
+            def say(self, text: str) -> None:
+                bars.console.print(text, markup=False, highlight=False)
+
+            def steps(self, what: str, total: int) -> Callable[[int], None]:
+                task = bars.add_task(what, total=total)
+
+                def step(done: int) -> None:
+                    bars.update(task, advance=done)
+                    if bars.tasks[bars.task_ids.index(task)].finished:
+                        bars.remove_task(task)
+
+                return step
+
+        yield Terminal()
+
+
+experiment_app = typer.Typer(help="Tracked runs.", no_args_is_help=True)
+app.add_typer(experiment_app, name="experiment")
+
+
+@experiment_app.command("ui")
+def experiment_ui(port: int = typer.Option(5000, help="Port on loopback.")) -> None:
+    """Open MLflow's page of the tracked runs at http://127.0.0.1:5000, until Ctrl-C."""
+    from experiments.tracking import open_ui
+
+    raise typer.Exit(open_ui(port))
+
+
+def main() -> None:
+    """Run the command; an error of ours is one clear line on standard error and exit status 1."""
+    from features.errors import RecsysError
+
+    try:
+        app()
+    except RecsysError as error:
+        from rich.console import Console
+        from rich.text import Text
+
+        Console(stderr=True).print(Text.assemble(("error: ", "red"), str(error)))
+        raise SystemExit(1) from None

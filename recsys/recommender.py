@@ -1,0 +1,54 @@
+"""The real recommender: user tower, index, reranker."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.interactions import Bools, Ragged, UserStates
+from recsys.candidates import Candidates, Floats, Recommender, Retriever, Scorer
+from recsys.towers import TwoTowers
+
+
+@dataclass(frozen=True)
+class TwoStage:
+    """Candidates by the towers, order by the reranker; without one, the towers' order stands.
+
+    vectors (n, d): the items in the index. fallback answers states with no positive event.
+    candidates: how many items the reranker is given. fitted_until: µs of the latest event that any part has seen.
+    """
+
+    towers: TwoTowers
+    vectors: Floats
+    index: Retriever
+    fallback: Recommender
+    reranker: Scorer | None
+    candidates: int
+    fitted_until: int
+
+    def recommend(
+        self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Candidates:
+        """The best k items for each of b states; see `Recommender`."""
+        stranger = states.liked().lengths == 0
+        if not stranger.any():
+            return self._personal(states, k, allow, exclude)
+        rows = np.full((len(states), k), -1, dtype=np.int64)
+        scores = np.full((len(states), k), -np.inf, dtype=np.float32)
+        for part, answer in ((stranger, self._popular), (~stranger, self._personal)):
+            at = np.flatnonzero(part)
+            if len(at):
+                found = answer(states[at], k, allow, None if exclude is None else exclude[at])
+                rows[at], scores[at] = found.rows, found.scores
+        return Candidates(rows, scores)
+
+    def _personal(self, states: UserStates, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
+        users = self.towers.user_vectors(states, self.vectors)
+        if self.reranker is None:
+            return self.index.search(users, k, allow=allow, exclude=exclude)
+        found = self.index.search(users, max(k, self.candidates), allow=allow, exclude=exclude)
+        scores = self.reranker.score(states, found)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return Candidates(np.take_along_axis(found.rows, order, 1), np.take_along_axis(scores, order, 1))
+
+    def _popular(self, states: UserStates, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
+        return self.fallback.recommend(states, k, allow=allow, exclude=exclude)

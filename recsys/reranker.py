@@ -1,0 +1,217 @@
+"""The second stage: a dozen features of user, item and pair, ordered by LambdaMART. The only import of lightgbm."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import lightgbm
+import numpy as np
+from pydantic import Field
+
+from features.catalog import Catalog
+from features.errors import BundleError
+from features.interactions import Interactions, Ints, UserStates
+from features.schema import Strict
+from recsys.candidates import Candidates, Floats
+
+FEATURES = (
+    "retrieval_score",
+    "retrieval_rank",
+    "similarity_last",
+    "similarity_max",
+    "similarity_mean",
+    "text_similarity",
+    "category_share",
+    "item_log_count",
+    "item_log_recent",
+    "item_trend",
+    "item_days_since_last",
+    "user_log_history",
+    "user_popularity_gap",
+    "user_item_log_count",
+)
+"""Columns of the feature matrix, in order."""
+
+RECENT_EVENTS = 50
+"""Newest positive events of a user that pair features look at."""
+
+
+class RerankerConfig(Strict):
+    """LambdaMART over the candidates of the towers."""
+
+    candidates: Annotated[int, Field(ge=10)] = 500
+    """Items that retrieval hands over."""
+
+    trees: Annotated[int, Field(ge=1)] = 150
+    leaves: Annotated[int, Field(ge=2)] = 15
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    groups: Annotated[int, Field(ge=1)] = 5000
+    """At most this many states of the validation window are trained on, drawn by the seed."""
+
+
+@dataclass(frozen=True)
+class ItemStatistics:
+    """Counts of positive events of each item until `fitted_until` (µs).
+
+    total, recent (30 days), newest (7 days), last (µs of the latest, smallest int64 if none): (n,) arrays.
+    """
+
+    fitted_until: int
+    total: Ints
+    recent: Ints
+    newest: Ints
+    last: Ints
+
+    @classmethod
+    def of(cls, events: Interactions) -> "ItemStatistics":
+        """From the events of a time."""
+        log, day = events.liked(), 86400 * 10**6
+
+        def count(days: int) -> Ints:
+            return np.bincount(log.items[log.times > events.latest - days * day], minlength=log.n_items)
+
+        last = np.full(log.n_items, np.iinfo(np.int64).min)
+        np.maximum.at(last, log.items, log.times)
+        return cls(events.latest, np.bincount(log.items, minlength=log.n_items), count(30), count(7), last)
+
+
+@dataclass(frozen=True)
+class PairFeatures:
+    """Makes the feature matrix of (state, candidate) pairs from arrays fixed at training.
+
+    vectors (n, d) item vectors of the towers that found the candidates; statistics of the items.
+    """
+
+    catalog: Catalog
+    vectors: Floats
+    statistics: ItemStatistics
+
+    @property
+    def fitted_until(self) -> int:
+        """µs of the latest event that the features have seen."""
+        return self.statistics.fitted_until
+
+    def matrix(self, states: UserStates, candidates: Candidates) -> Floats:
+        """(b, k, len(FEATURES)) float32; NaN where a feature does not exist; padding rows are meaningless."""
+        s, liked = self.statistics, states.liked()
+        rows = np.maximum(candidates.rows, 0)  # (b, k)
+        recent = liked.tail(RECENT_EVENTS)  # (b, h), right-aligned
+        there = recent >= 0
+        known = np.maximum(recent, 0)
+        count = there.sum(1).clip(min=1)[:, None]
+        similar = np.einsum("bkd,bhd->bkh", self.vectors[rows], self.vectors[known], optimize=True)
+        similar[np.broadcast_to(~there[:, None, :], similar.shape)] = np.nan
+        profile = (self.catalog.text[known] * there[:, :, None]).sum(1)  # (b, m)
+        profile /= np.linalg.norm(profile, axis=1, keepdims=True).clip(min=1e-9)
+        main = self.catalog.categories[:, 0]
+        same = (main[rows][:, :, None] == main[known][:, None, :]) & there[:, None, :]
+        popularity = np.log1p(s.total).astype(np.float32)
+        own = ((rows[:, :, None] == known[:, None, :]) & there[:, None, :]).sum(2)
+        days = (states.as_of[:, None] - s.last[rows].astype(np.float64)) / 86400e6
+        empty = ~there.any(1)
+        mean_popularity = (popularity[known] * there).sum(1) / count[:, 0]
+        filled = np.where(np.isnan(similar), -1.0, similar)
+        columns = (
+            candidates.scores,
+            np.broadcast_to(np.arange(candidates.rows.shape[1]), rows.shape),
+            filled[:, :, -1],
+            filled.max(2),
+            np.where(there[:, None, :], filled, 0).sum(2) / count,
+            np.einsum("bkm,bm->bk", self.catalog.text[rows], profile, optimize=True),
+            same.sum(2) / count,
+            popularity[rows],
+            np.log1p(s.recent)[rows],
+            (np.log1p(s.newest * (30 / 7)) - np.log1p(s.recent))[rows],
+            np.where(s.total[rows] > 0, days, np.nan),
+            np.broadcast_to(np.log1p(liked.lengths)[:, None], rows.shape),
+            popularity[rows] - np.where(empty, np.nan, mean_popularity)[:, None],
+            np.log1p(own),
+        )
+        return np.stack([np.asarray(c, dtype=np.float32) for c in columns], axis=-1)
+
+
+class Reranker:
+    """LambdaMART (Burges 2010) behind `Scorer`."""
+
+    def __init__(self, booster: lightgbm.Booster, features: PairFeatures) -> None:
+        """A fitted booster and the features it reads."""
+        self.booster = booster
+        self.features = features
+
+    def score(self, states: UserStates, candidates: Candidates) -> Floats:
+        """See `Scorer`."""
+        b, k = candidates.rows.shape
+        matrix = self.features.matrix(states, candidates).reshape(b * k, -1)
+        scores = self.booster.predict(matrix, num_threads=1).reshape(b, k).astype(np.float32)
+        return np.where(candidates.rows >= 0, scores, -np.inf)
+
+    @property
+    def importance(self) -> dict[str, float]:
+        """Share of the total gain of each feature."""
+        gain = self.booster.feature_importance("gain")
+        return dict(zip(FEATURES, (gain / max(gain.sum(), 1e-12)).tolist(), strict=True))
+
+    def save(self, path: Path) -> None:
+        """Write the trees in LightGBM's own text format."""
+        path.write_text(self.booster.model_to_string())
+
+    @classmethod
+    def load(cls, path: Path, features: PairFeatures) -> "Reranker":
+        """Read what `save` wrote. Raises BundleError when the file is no model of these features."""
+        try:
+            booster = lightgbm.Booster(model_str=path.read_text())
+        except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path}: not a LightGBM model: {error}") from error
+        if tuple(booster.feature_name()) != FEATURES:
+            raise BundleError(f"{path}: its features are {booster.feature_name()}, this version has {list(FEATURES)}")
+        return cls(booster, features)
+
+
+def fit_reranker(
+    features: PairFeatures,
+    states: UserStates,
+    candidates: Candidates,
+    relevant: np.ndarray,
+    config: RerankerConfig,
+    *,
+    seed: int,
+) -> Reranker | None:
+    """Fit on candidates (b, k) of b states; relevant (b, k) bool marks what was taken. None when nothing was.
+
+    Only states with at least one relevant candidate teach an order.
+    """
+    useful = np.flatnonzero((relevant & (candidates.rows >= 0)).any(1))
+    if not len(useful):
+        return None
+    rng = np.random.default_rng(seed)
+    useful = np.sort(rng.permutation(useful)[: config.groups])
+    parts, labels, sizes = [], [], []
+    for start in range(0, len(useful), 256):
+        part = useful[start : start + 256]
+        chosen = Candidates(candidates.rows[part], candidates.scores[part])
+        valid = chosen.rows >= 0
+        parts.append(features.matrix(states[part], chosen)[valid])
+        labels.append(relevant[part][valid])
+        sizes.append(valid.sum(1))
+    data = lightgbm.Dataset(
+        np.concatenate(parts),
+        label=np.concatenate(labels).astype(np.float32),
+        group=np.concatenate(sizes),
+        feature_name=list(FEATURES),
+    )
+    booster = lightgbm.train(
+        {
+            "objective": "lambdarank",
+            "lambdarank_truncation_level": 20,
+            "num_leaves": config.leaves,
+            "learning_rate": config.learning_rate,
+            "min_data_in_leaf": 50,
+            "deterministic": True,
+            "force_row_wise": True,
+            "seed": seed,
+            "verbose": -1,
+        },
+        data,
+        num_boost_round=config.trees,
+    )
+    return Reranker(booster, features)

@@ -1,0 +1,191 @@
+"""What one request works with: a loaded bundle, the store, and the arrays made of them once."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+
+from features.catalog import Catalog
+from features.interactions import Bools, Ints, Ragged, UserStates
+from features.schema import CATEGORIES, IMAGE, TITLE, DataConfig
+from features.store import FeatureStore, UserState
+from recsys.candidates import Candidates, Recommender
+from recsys.slate import Slate, item_groups, make_slate
+from serving.wire import ApiError, media_url
+
+MAX_IMAGE_BYTES = 16 << 20
+
+
+class Servable(Protocol):
+    """What the service needs of a bundle; `recsys.bundle.Bundle` is one."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the bundle in answers and in the log."""
+        ...
+
+    @property
+    def catalog(self) -> Catalog:
+        """Its items."""
+        ...
+
+    @property
+    def data(self) -> DataConfig:
+        """What the events mean, and which placements there are."""
+        ...
+
+    @property
+    def recommender(self) -> Recommender:
+        """The whole path: user tower, index, reranker."""
+        ...
+
+    @property
+    def popular(self) -> Ints:
+        """(n,) int64 rows, the most popular first."""
+        ...
+
+    def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
+        """The items nearest to each of rows (b,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Live:
+    """Never changed: a new bundle is a new Live, put in its place in one assignment."""
+
+    bundle: Servable
+    store: FeatureStore
+    groups: Ints
+    cards: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def of(cls, bundle: Servable, store: FeatureStore) -> "Live":
+        """With the cards (item_id, title, categories, image) of all items made ready."""
+        frame = bundle.catalog.frame
+        columns = [
+            frame.get_column(name).to_list() if name in frame.columns else [None] * len(frame)
+            for name in (TITLE, CATEGORIES, IMAGE)
+        ]
+        cards = tuple(
+            {"item_id": item, "title": title, "categories": categories or [], "image": media_url(item, image)}
+            for item, title, categories, image in zip(bundle.catalog.ids.ids, *columns, strict=True)
+        )
+        return cls(bundle, store, item_groups(bundle.catalog), cards)
+
+    def rows(self, ids: Iterable[str]) -> Ints:
+        """Rows of those items that the bundle knows."""
+        rows = self.bundle.catalog.ids.rows(list(ids))
+        return rows[rows >= 0]
+
+    def states(self, state: UserState, now: int) -> UserStates:
+        """One user's state as rows, for the recommender: items newer than the bundle are not among them."""
+        rules = self.bundle.data.events
+        rows = self.bundle.catalog.ids.rows(state.items)
+        known = rows >= 0
+        kept = rows[known]
+        seen = np.array([rules.seen is None or e in rules.seen for e in state.events], dtype=bool)
+        latest = int(state.times[-1]) + 1 if len(state.times) else now
+        return UserStates(
+            users=np.array([-1], dtype=np.int64),
+            as_of=np.array([max(now, latest)], dtype=np.int64),
+            items=Ragged(kept, np.zeros(1, np.int64), np.array([len(kept)], dtype=np.int64)),
+            times=state.times[known],
+            positive=state.positive(rules)[known],
+            seen=seen[known],
+        )
+
+    def recommend(self, states: UserStates, seen: Ints, k: int, trace: dict[str, float]) -> Slate:
+        """From the models: user tower, index, reranker."""
+        exclude = Ragged(seen, np.zeros(1, np.int64), np.array([len(seen)], dtype=np.int64))
+        recommender, available = self.bundle.recommender, self.bundle.catalog.available
+        return self._fill(
+            lambda wide: recommender.recommend(states, wide, allow=available, exclude=exclude), k, "history", trace
+        )
+
+    def popular(self, seen: Ints, k: int, trace: dict[str, float]) -> Slate:
+        """The most popular items, for whom nothing is known."""
+        allowed = self.bundle.catalog.available.copy()
+        allowed[seen] = False
+        order = self.bundle.popular
+        at = np.flatnonzero(allowed[order])
+        scores = (1 - at / max(1, len(order))).astype(np.float32)
+        return self._fill(lambda wide: Candidates(order[at[None, :wide]], scores[None, :wide]), k, "popular", trace)
+
+    def similar(self, row: int, k: int, trace: dict[str, float]) -> Slate:
+        """Items like one item, itself and its variants left out."""
+        variants = np.flatnonzero(self.groups == self.groups[row])
+        exclude = Ragged(variants, np.zeros(1, np.int64), np.array([len(variants)], dtype=np.int64))
+        rows, available = np.array([row], dtype=np.int64), self.bundle.catalog.available
+        return self._fill(
+            lambda wide: self.bundle.similar(rows, wide, allow=available, exclude=exclude), k, "similar", trace
+        )
+
+    def _fill(self, find: "Finder", k: int, reason: str, trace: dict[str, float]) -> Slate:
+        wide = k
+        while True:
+            found = find(wide)
+            slate = make_slate(
+                found,
+                self.bundle.catalog,
+                self.groups,
+                k,
+                available=self.bundle.catalog.available,
+                reason=reason,
+                trace=trace,
+                fingerprint=self.bundle.fingerprint,
+            )
+            # variants of one product fall out of a slate: look further only where that left it short
+            if len(slate) == k or int((found.rows[0] >= 0).sum()) < wide or wide >= len(self.groups):
+                return slate
+            wide = min(4 * wide, len(self.groups))
+
+    def picture(self, item_id: str) -> tuple[bytes, str]:
+        """Bytes and content type of an item's own picture.
+
+        Raises ApiError 404 unless the catalogue names a regular file that is a picture, within the folder of the
+        tables where the path is relative.
+        """
+        missing = ApiError(404, "no_picture", "there is no picture of this item", "item_id")
+        row = self.bundle.catalog.ids.row(item_id)
+        frame = self.bundle.catalog.frame
+        image = frame.get_column(IMAGE)[row] if row >= 0 and frame.schema.get(IMAGE) == pl.String else None
+        if not image or "://" in image or "\0" in image:
+            raise missing
+        root = Path(self.bundle.data.path).resolve()
+        path = (root / image).resolve()
+        if not Path(image).is_absolute() and not path.is_relative_to(root):
+            raise missing
+        try:
+            if not path.is_file() or path.stat().st_size > MAX_IMAGE_BYTES:
+                raise missing
+            content = path.read_bytes()
+        except OSError:
+            raise missing from None
+        kind = _picture_type(content[:16])
+        if not kind:
+            raise missing
+        return content, kind
+
+
+class Finder(Protocol):
+    """Candidates of one user, as many as asked for."""
+
+    def __call__(self, wide: int, /) -> Candidates:
+        """(1, wide)."""
+        ...
+
+
+def _picture_type(head: bytes) -> str:
+    """By the first bytes: a file's name proves nothing."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "image/webp"
+    return "image/avif" if head[4:12] == b"ftypavif" else ""

@@ -1,0 +1,198 @@
+"use strict";
+// One page over the public API. Whatever comes from the API reaches the document as text, never as markup.
+
+const $ = (id) => document.getElementById(id);
+const state = { user: "", placement: "", click: { event: "click", value: null }, turn: 0 };
+
+async function call(path, options) {
+  const begin = performance.now();
+  const response = await fetch(path, options);
+  const said = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(said.error ? said.error.message : `the service answered ${response.status}`);
+  return [said, performance.now() - begin];
+}
+
+function make(tag, className, text) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+let toastTimer;
+function toast(text) {
+  $("toast").textContent = text;
+  $("toast").hidden = false;
+  clearTimeout(toastTimer);
+  toastTimer = setTimeout(() => { $("toast").hidden = true; }, 4000);
+}
+
+const name = (item) => item.title || item.item_id;
+
+function initials(text) {
+  const words = text.match(/[\p{L}\p{N}]+/gu) || ["·"];
+  const telling = words.filter((word) => /^\p{L}/u.test(word) && !/^(the|a|an|of|and)$/i.test(word));
+  return (telling.length ? telling : words).slice(0, 2).map((word) => [...word][0].toUpperCase()).join("");
+}
+
+function hue(text) {
+  let sum = 7;
+  for (const letter of text) sum = (sum * 31 + letter.codePointAt(0)) % 3600;
+  return sum % 360;
+}
+
+function tile(item) {
+  const face = make("div", "face tile", initials(name(item)));
+  face.setAttribute("aria-hidden", "true");
+  face.style.setProperty("--hue", hue(item.categories.join() + name(item).slice(0, 2)));
+  return face;
+}
+
+function face(item) {
+  if (!item.image) return tile(item);
+  const picture = make("img", "face");
+  picture.alt = "";
+  picture.loading = "lazy";
+  picture.src = item.image;
+  picture.addEventListener("error", () => picture.replaceWith(tile(item)), { once: true });
+  return picture;
+}
+
+function texts(item, below) {
+  const text = make("div", "text");
+  text.append(make("div", "title", name(item)));
+  if (below) text.append(make("div", "kinds", below));
+  return text;
+}
+
+function card(item, requestId) {
+  const entry = make("li", "card");
+  const hit = make("button", "hit");
+  hit.type = "button";
+  hit.setAttribute("aria-label", `${state.click.event}: ${name(item)}`);
+  hit.append(face(item), texts(item, item.categories.join(" · ")));
+  hit.addEventListener("click", () => send(item, requestId));
+  const foot = make("div", "foot");
+  const similar = make("button", "quiet", "Similar");
+  similar.type = "button";
+  similar.setAttribute("aria-label", `Items similar to ${name(item)}`);
+  similar.addEventListener("click", () => showSimilar(item));
+  foot.append(make("span", "", `#${item.position}`), similar);
+  entry.append(hit, foot);
+  entry.dataset.item = item.item_id;
+  return entry;
+}
+
+function fill(list, cards, items, empty) {
+  list.classList.toggle("plain", !items.some((item) => item.image));
+  list.replaceChildren(...(cards.length ? cards : [make("li", "empty", empty)]));
+}
+
+const why = {
+  store: "the feature store is away",
+  stale: "the history may be incomplete",
+  recommender: "the model failed",
+  bundle: "there is no bundle",
+};
+
+function showState(said, millis) {
+  const chips = [];
+  for (const reason of said.degraded) chips.push(make("span", "warn", `degraded: ${why[reason] || reason}`));
+  chips.push(make("span", said.source, said.source === "popular" ? "popular items" : "from this history"));
+  const time = make("span", "", `${millis.toFixed(millis < 10 ? 1 : 0)} ms`);
+  time.title = Object.entries(said.trace).map(([stage, ms]) => `${stage} ${ms} ms`).join("\n");
+  const bundle = make("span", "", `bundle ${said.bundle.slice(0, 8)}`);
+  bundle.title = said.bundle;
+  chips.push(time, bundle);
+  $("state").replaceChildren(...chips);
+}
+
+async function show() {
+  const turn = ++state.turn;
+  const who = encodeURIComponent(state.user);
+  try {
+    const [[slate, millis], [past]] = await Promise.all([
+      call(`/v1/users/${who}/recommendations?k=24&placement=${encodeURIComponent(state.placement)}`),
+      call(`/v1/users/${who}/history?limit=60`),
+    ]);
+    if (turn !== state.turn) return; // a later request has been shown already
+    document.body.dataset.request = slate.request_id;
+    showState(slate, millis);
+    $("picks-title").textContent = `For ${state.user}`;
+    $("hint").textContent = slate.source === "popular"
+      ? "Nothing to go by yet: these are the most popular. Choose something you like."
+      : "Choose an item and the list changes with the next answer.";
+    fill($("picks"), slate.items.map((item) => card(item, slate.request_id)), slate.items, "There is nothing left to show.");
+    $("count").textContent = past.total ? `${past.total} ${past.total === 1 ? "event" : "events, newest first"}` : "";
+    const happened = past.events.map((item) => {
+      const entry = make("li", "card");
+      entry.dataset.item = item.item_id;
+      const value = item.value === null ? "" : ` ${item.value}`;
+      entry.append(face(item), texts(item, `${item.event}${value} · ${new Date(item.timestamp / 1000).toLocaleDateString()}`));
+      return entry;
+    });
+    fill($("past"), happened, past.events, "Nothing yet. What you choose appears here.");
+  } catch (error) {
+    if (turn === state.turn) toast(error.message);
+  }
+}
+
+async function send(item, requestId) {
+  const event = { user_id: state.user, item_id: item.item_id, ...state.click, request_id: requestId, position: item.position };
+  try {
+    await call("/v1/events", { method: "POST", body: JSON.stringify(event), headers: { "Content-Type": "application/json" } });
+    $("similar").close();
+    await show();
+    toast(`${state.click.event}: ${name(item)}`);
+    $("picks").focus({ preventScroll: true });
+  } catch (error) {
+    toast(error.message);
+  }
+}
+
+async function showSimilar(item) {
+  try {
+    const [slate] = await call(`/v1/items/${encodeURIComponent(item.item_id)}/similar?k=12`);
+    $("similar-title").textContent = `Similar to ${name(item)}`;
+    fill($("alike"), slate.items.map((found) => card(found, slate.request_id)), slate.items, "Nothing is similar.");
+    if (!$("similar").open) $("similar").showModal();
+    $("similar").scrollTop = 0;
+  } catch (error) {
+    toast(error.message);
+  }
+}
+
+function choose(user) {
+  state.user = user;
+  $("user").value = user;
+  const url = new URL(location.href);
+  url.searchParams.set("user", user);
+  history.replaceState(null, "", url);
+  return show();
+}
+
+$("pick").addEventListener("submit", (submitted) => {
+  submitted.preventDefault();
+  if ($("user").value) choose($("user").value);
+});
+$("invent").addEventListener("click", () => choose(`guest-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`));
+$("user").addEventListener("focus", () => $("user").select());
+$("placement").addEventListener("change", () => { state.placement = $("placement").value; show(); });
+$("close").addEventListener("click", () => $("similar").close());
+$("similar").addEventListener("click", (clicked) => { if (clicked.target === $("similar")) $("similar").close(); });
+
+async function begin() {
+  try {
+    const [about] = await call("/v1/about");
+    state.click = about.click;
+    $("placement").replaceChildren(...Object.keys(about.placements).map((place) => make("option", "", place)));
+    state.placement = $("placement").value;
+    $("placement").parentElement.hidden = Object.keys(about.placements).length < 2;
+    const [{ users }] = await call("/v1/users?limit=50");
+    $("users").replaceChildren(...users.map((user) => { const o = make("option"); o.value = user; return o; }));
+    await choose(new URL(location.href).searchParams.get("user") || users[0] || "guest");
+  } catch (error) {
+    $("hint").textContent = error.message;
+  }
+}
+begin();

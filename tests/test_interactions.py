@@ -1,0 +1,96 @@
+"""The event log by user and time, and point-in-time states, against a naive loop."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.interactions import Interactions, Ragged
+
+
+def log(rows, n_users=4, n_items=6):
+    """From (user, item, time, positive, seen) tuples in log order."""
+    users, items, times, positive, seen = (list(c) for c in zip(*rows, strict=True)) if rows else ([],) * 5
+    ints = [np.array(c, dtype=np.int64) for c in (users, items, times)]
+    bools = [np.array(c, dtype=np.bool_) for c in (positive, seen)]
+    return Interactions.sort(*ints, *bools, n_users, n_items)
+
+
+def lists(ragged):
+    return [ragged.flat[b:e].tolist() for b, e in zip(ragged.begin, ragged.end, strict=True)]
+
+
+def test_ragged_by_hand():
+    ragged = Ragged.of([[3, 1], [], [2, 2, 5]])
+    assert len(ragged) == 3
+    assert ragged.lengths.tolist() == [2, 0, 3]
+    which, values = ragged.pairs()
+    assert which.tolist() == [0, 0, 2, 2, 2]
+    assert values.tolist() == [3, 1, 2, 2, 5]
+    assert ragged.tail(2).tolist() == [[3, 1], [-1, -1], [2, 5]]
+    assert ragged.tail(4, fill=9).tolist() == [[9, 9, 3, 1], [9, 9, 9, 9], [9, 2, 2, 5]]
+    assert ragged.mask(4).tolist() == [[0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 1, 0]]  # 5 is outside
+    assert lists(ragged[np.array([2, 0])]) == [[2, 2, 5], [3, 1]]
+    assert lists(ragged[1:]) == [[], [2, 2, 5]]
+
+
+def test_ragged_slices_may_overlap():
+    ragged = Ragged(np.array([7, 8, 9]), np.array([0, 1, 0]), np.array([2, 3, 3]))
+    which, values = ragged.pairs()
+    assert which.tolist() == [0, 0, 1, 1, 2, 2, 2]
+    assert values.tolist() == [7, 8, 8, 9, 7, 8, 9]
+
+
+def test_ragged_of_nothing():
+    assert Ragged.of([]).pairs()[0].tolist() == []
+    empty = Ragged.of([[], []])
+    assert empty.tail(2).tolist() == [[-1, -1], [-1, -1]]
+    assert not empty.mask(3).any()
+
+
+def test_sort_keeps_log_order_where_times_are_equal():
+    events = log([(1, 5, 10, 1, 1), (0, 4, 10, 1, 1), (1, 3, 10, 1, 1), (1, 2, 9, 1, 1), (1, 4, 10, 1, 1)])
+    assert events.users.tolist() == [0, 1, 1, 1, 1]
+    assert events.items.tolist() == [4, 2, 5, 3, 4]
+    assert events.offsets.tolist() == [0, 1, 5, 5, 5]
+
+
+def test_states_hold_events_strictly_before():
+    events = log([(0, 1, 10, 1, 1), (0, 2, 20, 0, 1), (0, 3, 20, 1, 0), (0, 4, 30, 1, 1), (2, 5, 20, 1, 1)])
+    states = events.states(np.array([0, 0, 0, 0, 2, 1, -1]), np.array([10, 20, 21, 99, 20, 99, 99]))
+    assert lists(states.items) == [[], [1], [1, 2, 3], [1, 2, 3, 4], [], [], []]
+    assert lists(states.liked()) == [[], [1], [1, 3], [1, 3, 4], [], [], []]
+    assert lists(states.liked_times()) == [[], [10], [10, 20], [10, 20, 30], [], [], []]
+    assert lists(states.seen_items()) == [[], [1], [1, 2], [1, 2, 4], [], [], []]
+    part = states[np.array([3, 1])]
+    assert lists(part.liked()) == [[1, 3, 4], [1]]
+    assert part.as_of.tolist() == [99, 20]
+    assert lists(states[2:4].seen_items()) == [[1, 2], [1, 2, 4]]
+
+
+def test_before_and_liked_filter_events():
+    events = log([(0, 1, 10, 1, 1), (0, 2, 20, 0, 1), (1, 3, 15, 1, 1)])
+    assert events.before(20).items.tolist() == [1, 3]
+    assert events.liked().items.tolist() == [1, 3]
+    assert events.latest == 20
+    assert events.before(10).latest == np.iinfo(np.int64).min
+
+
+def test_an_empty_log_has_states_without_history():
+    states = log([]).states(np.array([0, 3, -1]), np.array([5, 5, 5]))
+    assert lists(states.liked()) == [[], [], []]
+
+
+event = st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(-3, 6), st.booleans(), st.booleans())
+question = st.tuples(st.integers(-1, 3), st.integers(-4, 8))
+
+
+@given(st.lists(event, max_size=30), st.lists(question, min_size=1, max_size=10))
+def test_states_equal_a_naive_loop(rows, questions):
+    events = log(rows)
+    states = events.states(*(np.array(c, dtype=np.int64) for c in zip(*questions, strict=True)))
+    for i, (user, as_of) in enumerate(questions):
+        mine = sorted((r for r in rows if r[0] == user and r[2] < as_of), key=lambda r: r[2])  # sorted is stable
+        assert lists(states.items)[i] == [r[1] for r in mine]
+        assert lists(states.liked())[i] == [r[1] for r in mine if r[3]]
+        assert lists(states.liked_times())[i] == [r[2] for r in mine if r[3]]
+        assert lists(states.seen_items())[i] == [r[1] for r in mine if r[4]]

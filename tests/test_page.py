@@ -1,0 +1,172 @@
+"""The page in a real browser, before a real service."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import pytest
+import uvicorn
+from test_app import Flaky
+from toy_service import RULES, ToyShelf, toy_bundle, toy_events, toy_settings
+
+from serving.app import create_app
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+
+CHROMIUM = which("chromium") or which("chromium-browser") or which("google-chrome")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Flaky]]:
+    """A service on a free port, and its store."""
+    folder = tmp_path_factory.mktemp("site")
+    shelf, store = ToyShelf(toy_bundle(folder, 40, images={2: "absent.png"})), Flaky(RULES)
+    app = create_app(
+        toy_settings(folder, follow_seconds=0.05),
+        load=shelf.load,
+        current=shelf.current,
+        events=lambda _: toy_events(),
+        connect=lambda _: store,
+    )
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, loop="asyncio", http="httptools", log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        until = time.monotonic() + 20
+        while not server.started:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", store
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on PATH")
+    with sync_api.sync_playwright() as play:
+        started = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Any, site: tuple[str, Flaky]) -> Iterator[Any]:
+    """A page that fails its test on any error in the console and any request to another host."""
+    context = browser.new_context(viewport={"width": 390, "height": 800})
+    opened = context.new_page()
+    wrong: list[str] = []
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("request", lambda request: wrong.append(request.url) if not request.url.startswith(site[0]) else None)
+    opened.on(
+        "console",
+        lambda said: (
+            wrong.append(said.text) if said.type == "error" and "/media/" not in said.location["url"] else None
+        ),
+    )
+    yield opened
+    context.close()
+    assert wrong == []
+
+
+def picks(page: Any) -> list[str]:
+    return page.eval_on_selector_all("#picks .card", "cards => cards.map(card => card.dataset.item)")  # type: ignore[no-any-return]
+
+
+def past(page: Any) -> list[str]:
+    return page.eval_on_selector_all("#past .card", "cards => cards.map(card => card.dataset.item)")  # type: ignore[no-any-return]
+
+
+def test_a_click_changes_the_list(page: Any, site: tuple[str, Flaky]) -> None:
+    page.goto(site[0])
+    page.click("#invent")
+    page.wait_for_selector(".popular")
+    assert page.input_value("#user").startswith("guest-")
+    assert picks(page)[:4] == ["i0", "i1", "i2", "i4"]
+    assert past(page) == []
+    page.click('#picks [data-item="i20"] .hit')
+    page.wait_for_selector(".history, .model")
+    page.wait_for_selector("#past .card")
+    assert past(page) == ["i20"]
+    assert picks(page)[:3] == ["i19", "i21", "i18"]
+    assert "rating" in page.inner_text("#past .card .kinds")
+
+
+def test_titles_are_text_and_missing_pictures_become_tiles(page: Any, site: tuple[str, Flaky]) -> None:
+    page.goto(f"{site[0]}/?user=nobody")
+    page.wait_for_selector('#picks [data-item="i2"] .tile')
+    assert page.inner_text('#picks [data-item="i2"] .title') == "Item <b>2</b>"
+    page.fill("#user", "<img src=x onerror=alert(1)>/%2F é")
+    page.click("#pick button[type=submit]")
+    page.wait_for_function("document.getElementById('picks-title').textContent.includes('%2F')")
+    assert page.inner_text("#picks-title") == "For <img src=x onerror=alert(1)>/%2F é"
+    page.click('#picks [data-item="i10"] .hit')
+    page.wait_for_selector("#past .card")
+    page.reload()
+    page.wait_for_selector("#past .card")
+    assert past(page) == ["i10"]
+
+
+def test_similar_items_and_the_keyboard(page: Any, site: tuple[str, Flaky]) -> None:
+    page.goto(f"{site[0]}/?user=keys")
+    page.wait_for_selector("#picks .card")
+    page.focus('#picks [data-item="i8"] .foot button')
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#similar[open] .card")
+    assert page.inner_text("#similar-title") == "Similar to Item <b>8</b>"
+    assert page.eval_on_selector("#alike .card", "card => card.dataset.item") == "i7"
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#similar", state="hidden")
+    page.focus('#picks [data-item="i8"] .hit')
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#past .card")
+    assert past(page) == ["i8"]
+
+
+def test_nothing_is_wider_than_a_phone(page: Any, site: tuple[str, Flaky]) -> None:
+    for path in ("/?user=ann", "/docs"):
+        page.goto(site[0] + path)
+        page.wait_for_selector("#picks .card, article")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_docs_list_the_api(page: Any, site: tuple[str, Flaky]) -> None:
+    page.goto(f"{site[0]}/docs")
+    page.wait_for_selector("article")
+    assert "/v1/users/{user_id}/recommendations" in page.inner_text("#paths")
+    assert "event_id" in page.inner_text("#paths")
+
+
+def test_a_store_that_is_away_is_said(page: Any, site: tuple[str, Flaky]) -> None:
+    site[1].away = True
+    try:
+        page.goto(f"{site[0]}/?user=ann")
+        page.wait_for_selector(".warn")
+        assert "the feature store is away" in page.inner_text("#state")
+    finally:
+        site[1].away = False
+    page.wait_for_timeout(200)
+    page.reload()
+    page.wait_for_selector(".model")
+    assert "degraded" not in page.inner_text("#state")
+
+
+def test_files_are_small() -> None:
+    static = Path(__file__).parent.parent / "serving" / "static"
+    assert sum(file.stat().st_size for file in static.iterdir()) < 60_000

@@ -1,0 +1,150 @@
+"""A bundle whose answers are known by hand, for the tests of the service."""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from features.catalog import Catalog
+from features.errors import BundleError
+from features.ids import IdMap
+from features.interactions import Bools, Ints, Ragged, UserStates
+from features.schema import DataConfig, EventRules, Placement
+from recsys.candidates import Candidates, top_k
+from serving.settings import ServeSettings
+
+RULES = EventRules(positive={"rating": 3.5, "click": None}, seen=("rating", "click"))
+PLACES = {"home": Placement(), "again": Placement(repeats=True)}
+NOW = 1_800_000_000_000_000
+
+
+def near(row: int, n: int) -> np.ndarray:
+    """Score of each of n items beside a row: the nearer the better, the smaller row first."""
+    distance = np.abs(np.arange(n) - row)
+    return (1 - distance / n - (np.arange(n) > row) * 1e-3).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Recommends what is nearest to the last liked item."""
+
+    n: int
+    broken: bool = False
+
+    def recommend(
+        self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Candidates:
+        if self.broken:
+            raise RuntimeError("this model does not work")
+        liked = states.liked()
+        scores = np.stack([near(int(liked.flat[liked.end[i] - 1]), self.n) for i in range(len(states))])
+        return top_k(scores, k, allow=allow, exclude=exclude)
+
+
+@dataclass(frozen=True)
+class ToyBundle:
+    """Items i0, i1, …; popular in this order."""
+
+    fingerprint: str
+    catalog: Catalog
+    data: DataConfig
+    recommender: Nearest
+    popular: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
+        return top_k(np.stack([near(int(r), len(self.catalog)) for r in rows]), k, allow=allow, exclude=exclude)
+
+
+def toy_bundle(
+    folder: Path, n: int = 12, *, fingerprint: str = "toy-1", images: dict[int, str] | None = None
+) -> ToyBundle:
+    """n items; i3 is not available; i4 and i5 are variants of one product."""
+    ids = IdMap(tuple(f"i{row}" for row in range(n)))
+    frame = pl.DataFrame(
+        {
+            "item_id": ids.ids,
+            "title": [f"Item <b>{row}</b>" for row in range(n)],
+            "description": [None] * n,
+            "categories": [["even" if row % 2 == 0 else "odd"] for row in range(n)],
+            "price": [1.0] * n,
+            "available": [row != 3 for row in range(n)],
+            "published_at": [None] * n,
+            "image": [(images or {}).get(row) for row in range(n)],
+            "group_id": ["g" if row in (4, 5) else None for row in range(n)],
+        },
+        schema_overrides={
+            "published_at": pl.Datetime("us", "UTC"),
+            "description": pl.String,
+            "image": pl.String,
+            "group_id": pl.String,
+        },
+    )
+    catalog = Catalog.of(frame, ids, np.zeros((n, 1), np.float32), np.zeros(n, dtype=bool))
+    data = DataConfig(source="folder", path=str(folder), events=RULES, placements=PLACES)
+    return ToyBundle(fingerprint, catalog, data, Nearest(n), np.arange(n, dtype=np.int64))
+
+
+def toy_events(rows: list[tuple[str, str, float]] | None = None) -> pl.DataFrame:
+    """An events table: (user, item, rating), a second apart in 2020."""
+    rows = [("ann", "i1", 5.0), ("ann", "i8", 4.0), ("bob", "i2", 1.0)] if rows is None else rows
+    begin = int(datetime(2020, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+    return pl.DataFrame(
+        {
+            "user_id": [user for user, _, _ in rows],
+            "item_id": [item for _, item, _ in rows],
+            "event": ["rating"] * len(rows),
+            "timestamp": [begin + 1_000_000 * i for i in range(len(rows))],
+            "value": [value for _, _, value in rows],
+            "event_id": [None] * len(rows),
+            "request_id": [None] * len(rows),
+            "position": [None] * len(rows),
+            "propensity": [None] * len(rows),
+        },
+        schema={
+            "user_id": pl.String,
+            "item_id": pl.String,
+            "event": pl.String,
+            "timestamp": pl.Int64,
+            "value": pl.Float64,
+            "event_id": pl.String,
+            "request_id": pl.String,
+            "position": pl.Int32,
+            "propensity": pl.Float64,
+        },
+    ).with_columns(pl.col("timestamp").cast(pl.Datetime("us", "UTC")))
+
+
+class ToyShelf:
+    """Bundles by name, in memory; `now` is the one that is current."""
+
+    def __init__(self, bundle: ToyBundle | None) -> None:
+        self.bundles: dict[str, ToyBundle] = {}
+        self.now = ""
+        if bundle is not None:
+            self.put("first", bundle)
+
+    def put(self, name: str, bundle: ToyBundle) -> None:
+        self.bundles[name] = bundle
+        self.now = name
+
+    def current(self, root: Path) -> Path:
+        if not self.now:
+            raise BundleError(f"{root} has no current bundle")
+        return root / self.now
+
+    def load(self, path: Path) -> ToyBundle:
+        if path.name not in self.bundles:
+            raise BundleError(f"{path} is truncated")
+        return self.bundles[path.name]
+
+
+def toy_settings(folder: Path, **options: object) -> ServeSettings:
+    """Everything in one folder."""
+    return ServeSettings.model_validate({"bundles": folder / "bundles", "log": folder / "log", **options})
+
+
+def broken(bundle: ToyBundle) -> ToyBundle:
+    """The same with a model that fails."""
+    return replace(bundle, recommender=Nearest(len(bundle.catalog), broken=True))
