@@ -20,7 +20,8 @@ from recsys.baselines.profiles import Baseline
 from recsys.candidates import Candidates
 from recsys.index import ExactIndex
 from recsys.recommender import TwoStage
-from recsys.reranker import ItemStatistics, PairFeatures, Reranker, fit_reranker
+from recsys.reranker import PairFeatures, Reranker, fit_reranker
+from recsys.statistics import ItemStatistics
 from recsys.towers import TwoTowers
 from recsys.training import FittedTowers, fit_towers
 
@@ -113,7 +114,14 @@ def train_two_stage(
     recommender = assemble(towers.model, split.train, None, config)
     statistics = ItemStatistics.of(split.train)
     features = PairFeatures(dataset.catalog, recommender.vectors, statistics)
-    guard(split.cut, towers=towers, popularity=recommender, features=features)
+    guard(
+        split.cut,
+        vocabulary=dataset,
+        towers=towers,  # their negatives too: drawn from the vocabulary
+        popularity=recommender.fallback,
+        normalisation=statistics,
+        features=features,
+    )
     ranked = recommender
     if reranker is not None:
         ranked = assemble(towers.model, split.train, Reranker(reranker.booster, features), config)

@@ -24,7 +24,8 @@ class Dataset:
     """What a run is made of.
 
     hash: 16 hex digits of the tables' content; report: what reading them found;
-    left_out: events of items that the catalogue of this run leaves out; unknown: logged events of unknown items.
+    left_out: events of items that the catalogue of this run leaves out; unknown: logged events of unknown items;
+    fitted_until: time (µs) of the latest event that had a say in which items those are.
     """
 
     catalog: Catalog
@@ -34,6 +35,7 @@ class Dataset:
     report: Report
     left_out: int = 0
     unknown: int = 0
+    fitted_until: int = int(np.iinfo(np.int64).min)
 
 
 def load_dataset(config: RunConfig, progress: Callable[[str, int], Callable[[int], None]] | None = None) -> Dataset:
@@ -83,8 +85,8 @@ def keep_frequent(dataset: Dataset, cut: int, least: int) -> Dataset:
     """
     if least == 0:
         return dataset
-    events = dataset.events
-    counts = np.bincount(events.before(cut).liked().items, minlength=events.n_items)
+    events, past = dataset.events, dataset.events.before(cut)
+    counts = np.bincount(past.liked().items, minlength=events.n_items)
     rows: Ints = np.flatnonzero(counts >= least).astype(np.int64)
     new = np.full(events.n_items, -1, dtype=np.int64)
     new[rows] = np.arange(len(rows))
@@ -94,4 +96,5 @@ def keep_frequent(dataset: Dataset, cut: int, least: int) -> Dataset:
         catalog=dataset.catalog.take(rows),
         events=replace(kept, items=new[kept.items], n_items=len(rows)),
         left_out=len(events) - len(kept),
+        fitted_until=past.latest,
     )

@@ -30,7 +30,8 @@ from recsys.baselines.popular import Popular
 from recsys.candidates import Candidates
 from recsys.index import ExactIndex
 from recsys.recommender import TwoStage
-from recsys.reranker import ItemStatistics, PairFeatures, Reranker
+from recsys.reranker import PairFeatures, Reranker
+from recsys.statistics import ItemStatistics
 from recsys.towers import TowerConfig, TwoTowers
 
 FORMAT = 1
@@ -74,9 +75,7 @@ class Bundle:
     @cached_property
     def popular(self) -> Ints:
         """(n,) int64 rows, the most popular first."""
-        fallback = self.recommender.fallback
-        assert isinstance(fallback, Popular)
-        return np.argsort(-fallback.popularity, kind="stable").astype(np.int64)
+        return np.argsort(-self.recommender.fallback.popularity, kind="stable").astype(np.int64)
 
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
         """The k items nearest to each of rows (b,), themselves left out unless `exclude` says otherwise."""
@@ -102,13 +101,12 @@ def save_bundle(
         if not Path(f"/proc/{left.name.split('-')[1]}").exists():
             shutil.rmtree(left)
     folder = Path(tempfile.mkdtemp(prefix=f".writing-{os.getpid()}-", dir=root))
-    fallback, index, reranker = recommender.fallback, recommender.index, recommender.reranker
-    assert isinstance(fallback, Popular)
+    index, reranker = recommender.index, recommender.reranker
     assert isinstance(index, ExactIndex)
     catalog.frame.write_parquet(folder / ITEMS)
     arrays = {name: getattr(catalog, name) for name in _CATALOG}
     arrays |= {f"statistics.{name}": getattr(statistics, name) for name in _STATISTICS}
-    arrays["popularity"] = fallback.popularity
+    arrays["popularity"] = recommender.fallback.popularity
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / ARRAYS)
     save_weights({name: t.contiguous() for name, t in recommender.towers.state_dict().items()}, folder / TOWERS)
     index.save(folder / INDEX)
@@ -196,7 +194,7 @@ def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
     )
     statistics = ItemStatistics(manifest["statistics_until"], *(arrays[f"statistics.{name}"] for name in _STATISTICS))
     weights = load_weights(path / TOWERS)
-    towers = TwoTowers(catalog, np.zeros(len(catalog), np.bool_), TowerConfig.model_validate(manifest["towers"]))
+    towers = TwoTowers(catalog, statistics, TowerConfig.model_validate(manifest["towers"]))
     towers.load_state_dict(weights)
     towers.eval()
     index = ExactIndex.load(path / INDEX)

@@ -91,7 +91,7 @@ def basket_metrics(ranks: Doubles, state: Ints, k: int, *, depth: int) -> tuple[
     The targets of one state are distinct items, R of them; binary relevance, as in ranx (Bassani 2022):
     hit_rate 1 when any rank <= k; recall = hits / R; ndcg = sum of 1 / log2(rank + 1) over hits, divided by the sum
     of 1 / log2(j + 1) for j = 1..min(R, k); mrr = 1 / smallest rank; map = (sum over hits of j / rank_j) / R, where
-    j is the number of targets up to that one (targets tied with each other share the middle j).
+    j counts the targets from the best on (targets tied with each other give one sum in any order).
     """
     _check(k, depth)
     order = np.lexsort((ranks, state))
@@ -99,10 +99,6 @@ def basket_metrics(ranks: Doubles, state: Ints, k: int, *, depth: int) -> tuple[
     rank = ranks[order]
     inside = rank <= k
     position = np.arange(len(rank)) - first[group] + 1
-    new_tie = np.ones(len(rank), dtype=np.bool_)
-    new_tie[1:] = (rank[1:] != rank[:-1]) | (group[1:] != group[:-1])
-    tie = np.cumsum(new_tie) - 1
-    middle = (np.bincount(tie, weights=position) / np.bincount(tie))[tie]
 
     def total(values: Doubles) -> Doubles:
         return np.bincount(group, weights=np.where(inside, values, 0.0), minlength=len(states)).astype(np.float64)
@@ -114,7 +110,7 @@ def basket_metrics(ranks: Doubles, state: Ints, k: int, *, depth: int) -> tuple[
         "recall": hits / size,
         "ndcg": total(1 / np.log2(rank + 1)) / ideal[np.minimum(size, k)],
         "mrr": np.where(rank[first] <= k, 1 / rank[first], 0.0),
-        "map": total(middle / rank) / size,
+        "map": total(position / rank) / size,
     }, states
 
 

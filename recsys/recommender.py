@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from features.interactions import Bools, Ragged, UserStates
-from recsys.candidates import Candidates, Floats, Recommender, Retriever, Scorer
+from recsys.baselines.popular import Popular
+from recsys.candidates import Candidates, Floats, Retriever, Scorer
 from recsys.towers import TwoTowers
 
 
@@ -20,7 +21,7 @@ class TwoStage:
     towers: TwoTowers
     vectors: Floats
     index: Retriever
-    fallback: Recommender
+    fallback: Popular
     reranker: Scorer | None
     candidates: int
     fitted_until: int

@@ -10,9 +10,10 @@ from pydantic import Field
 
 from features.catalog import Catalog
 from features.errors import BundleError
-from features.interactions import Interactions, Ints, UserStates
+from features.interactions import UserStates
 from features.schema import Strict
 from recsys.candidates import Candidates, Floats
+from recsys.statistics import ItemStatistics
 
 FEATURES = (
     "retrieval_score",
@@ -47,32 +48,6 @@ class RerankerConfig(Strict):
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
     groups: Annotated[int, Field(ge=1)] = 5000
     """At most this many states of the validation window are trained on, drawn by the seed."""
-
-
-@dataclass(frozen=True)
-class ItemStatistics:
-    """Counts of positive events of each item until `fitted_until` (µs).
-
-    total, recent (30 days), newest (7 days), last (µs of the latest, smallest int64 if none): (n,) arrays.
-    """
-
-    fitted_until: int
-    total: Ints
-    recent: Ints
-    newest: Ints
-    last: Ints
-
-    @classmethod
-    def of(cls, events: Interactions) -> "ItemStatistics":
-        """From the events of a time."""
-        log, day = events.liked(), 86400 * 10**6
-
-        def count(days: int) -> Ints:
-            return np.bincount(log.items[log.times > events.latest - days * day], minlength=log.n_items)
-
-        last = np.full(log.n_items, np.iinfo(np.int64).min)
-        np.maximum.at(last, log.items, log.times)
-        return cls(events.latest, np.bincount(log.items, minlength=log.n_items), count(30), count(7), last)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from features.catalog import Catalog
-from features.interactions import Bools, UserStates
+from features.interactions import UserStates
 from features.schema import Strict
 from recsys.candidates import Floats
+from recsys.statistics import ItemStatistics
 
 
 class TowerConfig(Strict):
@@ -40,29 +41,35 @@ class TowerConfig(Strict):
 
 
 class ItemTower(nn.Module):
-    """Items to unit vectors: id embedding + projected text + mean of category embeddings, normalised.
+    """Items to unit vectors: id embedding + popularity + projected text + mean of category embeddings, normalised.
 
-    An item without training events has no id embedding worth the name: `known` (n,) bool masks it, so that new
-    items are placed by content alone, in the same space and on the same scale.
+    Id and popularity come from events. An item without any has neither, so that new items are placed by content
+    alone, in the same space and on the same scale; id dropout teaches that case.
     """
 
-    def __init__(self, catalog: Catalog, known: Bools, config: TowerConfig) -> None:
-        """Parameters for the n items of the catalogue."""
+    def __init__(self, catalog: Catalog, statistics: ItemStatistics, config: TowerConfig) -> None:
+        """Parameters for the n items of the catalogue, of which the statistics say what events told."""
         super().__init__()
         d = config.dimension
-        self.id = nn.Embedding(len(catalog), d)
-        nn.init.normal_(self.id.weight, std=(0.1 if config.content else 1.0) * d**-0.5)  # content speaks first
         self.config = config
         self.known: Tensor
+        self.counts: Tensor
         self.text: Tensor
         self.categories: Tensor
-        self.register_buffer("known", torch.from_numpy(known.astype(np.float32)), persistent=True)
-        # the catalogue is saved once, in the bundle, not with the weights
+        self.register_buffer("known", torch.from_numpy((statistics.total > 0).astype(np.float32)), persistent=False)
+        self.register_buffer("counts", torch.from_numpy(statistics.logs()), persistent=False)
         self.register_buffer("text", torch.from_numpy(catalog.text), persistent=False)
         self.register_buffer("categories", torch.from_numpy(catalog.categories.astype(np.int64)), persistent=False)
+        self.id = nn.Embedding(len(catalog), d)
+        self.popularity = nn.Linear(self.counts.shape[1], d, bias=False)
         self.project = nn.Linear(catalog.text.shape[1], d, bias=False)
         self.category = nn.EmbeddingBag(len(catalog.category_names) + 1, d, mode="mean", padding_idx=0)
-        nn.init.normal_(self.category.weight, std=d**-0.5)
+        nn.init.normal_(self.id.weight, std=d**-0.5)
+        nn.init.normal_(self.popularity.weight, std=0.3 * d**-0.5)
+        nn.init.normal_(
+            self.project.weight, std=0.5 * d**-0.5
+        )  # text vectors are unit rows: this makes their norm .5
+        nn.init.normal_(self.category.weight, std=0.5 * d**-0.5)
         nn.init.zeros_(self.category.weight[0])
 
     def forward(self) -> Tensor:
@@ -70,7 +77,7 @@ class ItemTower(nn.Module):
         mask = self.known
         if self.training and self.config.id_dropout:
             mask = mask * (torch.rand_like(mask) >= self.config.id_dropout)
-        x = self.id.weight * mask[:, None]  # (n, d)
+        x = (self.id.weight + self.popularity(self.counts)) * mask[:, None]  # (n, d)
         if self.config.content:
             x = x + self.project(self.text) + self.category(self.categories + 1)
         return functional.normalize(x, dim=-1)
@@ -116,7 +123,9 @@ class UserTower(nn.Module):
             nn.init.normal_(table.weight, std=0.1 * d**-0.5)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(d)
+        nn.init.constant_(self.norm.weight, 0.1)  # the mean of the history speaks first, attention refines it
         self.profile = nn.Linear(d, d, bias=False)
+        nn.init.eye_(self.profile.weight)
 
     def forward(self, vectors: Tensor, gaps: Tensor) -> Tensor:
         """vectors (b, t, d) unit rows, gaps (b, t) int64 buckets -> (b, t, d) unit rows, one after each event."""
@@ -133,11 +142,11 @@ class UserTower(nn.Module):
 class TwoTowers(nn.Module):
     """Both towers and the learned temperature: score(user, item) = <user, item> * exp(log_scale)."""
 
-    def __init__(self, catalog: Catalog, known: Bools, config: TowerConfig) -> None:
+    def __init__(self, catalog: Catalog, statistics: ItemStatistics, config: TowerConfig) -> None:
         """Fresh parameters from torch's global generator: seed it first."""
         super().__init__()
         self.config = config
-        self.items = ItemTower(catalog, known, config)
+        self.items = ItemTower(catalog, statistics, config)
         self.users = UserTower(config)
         self.log_scale = nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
 

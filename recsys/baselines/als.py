@@ -58,5 +58,4 @@ def fit_als(
             factors=factors, regularization=regularization, alpha=alpha, iterations=iterations, random_state=seed
         )
         model.fit(sp.csr_matrix(user_items(events)), show_progress=False)
-    model.item_factors[popularity == 0] = 0.0  # conjugate gradients leave traces of the random start
     return ImplicitALS(popularity, events.latest, model)

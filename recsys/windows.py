@@ -1,0 +1,120 @@
+"""Histories as training material: windows, and what is to be predicted after which event."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.errors import DataError
+from features.interactions import Interactions, Ints
+from recsys.candidates import Floats
+from recsys.towers import gap_buckets
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Training material: windows of user histories, and what is to be predicted after which event.
+
+    items, times (n,) positive events by user and time; offsets (n_users + 1,);
+    query (q,) int64 positions in the log after which something is predicted: the last event strictly before a target;
+    of (p,) ascending index into query, target (p,) item rows and weight (p,) float32: the p pairs.
+    """
+
+    items: Ints
+    times: Ints
+    offsets: Ints
+    query: Ints
+    of: Ints
+    target: Ints
+    weight: Floats
+
+    @classmethod
+    def build(
+        cls, events: Interactions, *, half_life_days: float | None = None, new_items_only: bool = False
+    ) -> "Windows":
+        """From training events. An event at the same moment as its target is never its input.
+
+        half_life_days and new_items_only as in `TrainingConfig`.
+
+        Raises DataError when no user has two positive events at different times.
+        """
+        log = events.liked()
+        n = len(log)
+        moment = np.ones(n, dtype=np.bool_)
+        moment[1:] = (log.users[1:] != log.users[:-1]) | (log.times[1:] != log.times[:-1])
+        start = np.maximum.accumulate(np.where(moment, np.arange(n), 0))  # first event of each moment
+        before = np.where(start > log.offsets[log.users], start - 1, -1)
+        use = before >= 0
+        if new_items_only:
+            order = np.lexsort((np.arange(n), log.items, log.users))
+            first = np.ones(n, dtype=np.bool_)
+            again = (log.users[order][1:] == log.users[order][:-1]) & (log.items[order][1:] == log.items[order][:-1])
+            first[order[1:]] = ~again
+            use &= first
+        if not use.any():
+            raise DataError(f"no user has two positive events at different times among {n}: nothing to train on")
+        query, of = np.unique(before[use], return_inverse=True)
+        weight = np.ones(int(use.sum()), dtype=np.float32)
+        if half_life_days:
+            weight = np.exp2((log.times[use] - log.latest) / (half_life_days * 86400e6)).astype(np.float32)
+        return cls(log.items, log.times, log.offsets, query, of.astype(np.int64), log.items[use], weight)
+
+    def batches(self, length: int, batch_events: int, rng: np.random.Generator) -> Iterator["Batch"]:
+        """One epoch: windows with a fresh random phase for each user, of like length, in random order."""
+        n = len(self.items)
+        sizes = np.diff(self.offsets)
+        user = np.repeat(np.arange(len(sizes)), sizes)
+        phase: Ints = np.where(sizes > length, rng.integers(0, length, len(sizes)), 0)
+        piece = (np.arange(n) - self.offsets[user] + phase[user]) // length
+        starts = np.flatnonzero(np.r_[True, (user[1:] != user[:-1]) | (piece[1:] != piece[:-1])])
+        ends = np.r_[starts[1:], n]
+        first = np.searchsorted(self.query, starts).astype(np.int64)
+        last = np.searchsorted(self.query, ends).astype(np.int64)
+        useful = np.flatnonzero(last > first)
+        order: Ints = useful[np.argsort((ends - starts)[useful] + rng.random(len(useful)) * 4, kind="stable")]
+        widths = np.maximum.accumulate((ends - starts)[order])
+        groups, at = [], 0
+        while at < len(order):  # a group holds about batch_events padded events
+            size = max(1, batch_events // int(widths[min(at + batch_events // int(widths[at]), len(order) - 1)]))
+            groups.append(order[at : at + size])
+            at += size
+        pair_start = np.searchsorted(self.of, np.arange(len(self.query) + 1)).astype(np.int64)
+        for g in rng.permutation(len(groups)):
+            yield self._batch(groups[g], starts, ends, first, last, pair_start)
+
+    def _batch(self, group: Ints, starts: Ints, ends: Ints, first: Ints, last: Ints, pair_start: Ints) -> "Batch":
+        size = ends[group] - starts[group]
+        at = starts[group][:, None] + np.arange(int(size.max()))[None, :]  # (b, t)
+        inside = at < ends[group][:, None]
+        at = np.minimum(at, len(self.items) - 1)
+        counts = last[group] - first[group]
+        row = np.repeat(np.arange(len(group)), counts)
+        q = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[group][row]
+        pairs = pair_start[q + 1] - pair_start[q]
+        of = np.repeat(np.arange(len(q)), pairs)
+        pair = np.arange(pairs.sum()) - np.repeat(np.cumsum(pairs) - pairs, pairs) + pair_start[q][of]
+        return Batch(
+            items=np.where(inside, self.items[at], 0),
+            gaps=gap_buckets(self.times[at]),
+            row=row,
+            column=self.query[q] - starts[group][row],
+            of=of,
+            target=self.target[pair],
+            weight=self.weight[pair],
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b windows of up to t events, q queries in them, p pairs.
+
+    items, gaps (b, t) int64; row, column (q,) place of each query; of (p,) its pairs; target (p,); weight (p,).
+    """
+
+    items: Ints
+    gaps: Ints
+    row: Ints
+    column: Ints
+    of: Ints
+    target: Ints
+    weight: Floats
