@@ -1,11 +1,12 @@
 """One run's configuration: a complete YAML file, overridden by RECSYS__A__B in the environment."""
 
 import difflib
+import inspect
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -64,7 +65,7 @@ def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> Ru
     raw = _expand(raw, environ, path)
     for name in sorted(environ):
         if name.startswith(PREFIX):
-            _override(raw, name, yaml.safe_load(environ[name]))
+            _override(raw, name, environ[name])
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -87,7 +88,11 @@ def _expand(value: Any, environ: Mapping[str, str], path: Path) -> Any:
     return re.sub(r"\$(?:\{(\w+)\}|(\w+))", look, value)
 
 
-def _override(raw: dict[str, Any], name: str, value: Any) -> None:
+def _override(raw: dict[str, Any], name: str, text: str) -> None:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"environment variable {name}: {text!r} is not YAML: {error}") from error
     *sections, key = name.removeprefix(PREFIX).lower().split("__")
     for section in sections:
         raw = raw.setdefault(section, {})
@@ -107,8 +112,13 @@ def _explain(problem: Any) -> str:
 def _keys(place: tuple[str | int, ...]) -> list[str]:
     """Keys that the section at this place has."""
     model: Any = RunConfig
+    named = False  # whether the next part is a name of the user's own, as of a placement
     for part in place:
+        if named:
+            named = False
+            continue
         field = getattr(model, "model_fields", {}).get(part)
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        options = [field.annotation, *get_args(field.annotation)] if field else []
+        model = next((o for o in options if inspect.isclass(o) and issubclass(o, BaseModel)), None)
+        named = get_origin(field.annotation) is dict if field else False
     return list(model.model_fields) if model else []

@@ -96,6 +96,7 @@ def train_two_stage(
     selection = fit_towers(
         dataset.catalog, split.fit, config.towers, config.training, seed=config.seed, validate=validate, report=report
     )
+    guard(split.validation_cut, selection=selection)
     reranker = None
     if config.reranker is not None:
         first = assemble(selection.model, split.fit, None, config)

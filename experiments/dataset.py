@@ -38,8 +38,8 @@ class Dataset:
     fitted_until: int = int(np.iinfo(np.int64).min)
 
 
-def load_dataset(config: RunConfig, progress: Callable[[str, int], Callable[[int], None]] | None = None) -> Dataset:
-    """Read, check, encode. progress(what, total) gives a function to call with each step's size."""
+def load_dataset(config: RunConfig) -> Dataset:
+    """Read and check the tables and the service's log. The catalogue has no text vectors yet: see `encode`."""
     tables = read_tables(config.data)
     events = tables.events
     if config.data.log is not None and Path(config.data.log).is_dir():
@@ -49,15 +49,6 @@ def load_dataset(config: RunConfig, progress: Callable[[str, int], Callable[[int
     items = tables.items
     ids = IdMap.shuffled(items.get_column(ITEM), config.seed)
     users = IdMap.shuffled(events.get_column(USER), config.seed)
-    ordered = pl.DataFrame({ITEM: pl.Series(ids.ids, dtype=pl.String)}).join(
-        items, on=ITEM, how="left", maintain_order="left"
-    )
-    texts = item_texts(ordered)
-    if config.encoder == "minilm":
-        step = progress("encoding texts", sum(map(bool, texts))) if progress else None
-        text, has_text = encode_cached(texts, MiniLM.space, MiniLM, Path(config.cache), step)
-    else:
-        text, has_text = np.zeros((len(ids), 1), np.float32), np.zeros(len(ids), np.bool_)
     positive, seen = label(events, config.data.events)
     rows = ids.rows_of(events.get_column(ITEM))
     known = rows >= 0
@@ -74,7 +65,7 @@ def load_dataset(config: RunConfig, progress: Callable[[str, int], Callable[[int
     for frame in (items, events):
         digest.update(str(frame.schema).encode())
         digest.update(np.ascontiguousarray(frame.hash_rows(seed=0).to_numpy()).tobytes())
-    catalog = Catalog.of(items, ids, text, has_text)
+    catalog = Catalog.of(items, ids, np.zeros((len(ids), 1), np.float32), np.zeros(len(ids), np.bool_))
     return Dataset(catalog, users, log, digest.hexdigest()[:16], tables.report, unknown=int((~known).sum()))
 
 
@@ -98,3 +89,18 @@ def keep_frequent(dataset: Dataset, cut: int, least: int) -> Dataset:
         left_out=len(events) - len(kept),
         fitted_until=past.latest,
     )
+
+
+def encode(
+    dataset: Dataset, config: RunConfig, progress: Callable[[str, int], Callable[[int], None]] | None = None
+) -> Dataset:
+    """The data set with the text vectors of its items, as the configured encoder makes them or as they are cached.
+
+    progress(what, total) gives a function to call with the size of each step.
+    """
+    if config.encoder == "none":
+        return dataset
+    texts = item_texts(dataset.catalog.frame)
+    step = progress("encoding texts", sum(map(bool, texts))) if progress else None
+    text, has_text = encode_cached(texts, MiniLM.space, MiniLM, Path(config.cache), step)
+    return replace(dataset, catalog=replace(dataset.catalog, text=text, has_text=has_text))

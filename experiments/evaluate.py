@@ -30,13 +30,15 @@ BATCH = 1024
 class Outcome:
     """What one contender did with m targets over one or several windows.
 
-    ranks, users (m,); warm_user, warm_item (m,) bool: had a positive event before the cut; seconds of fitting;
+    ranks, users, items (m,): of each target; warm_user, warm_item (m,) bool: had a positive event before the cut;
+    history (m,): positive events of the user before it; seconds of fitting;
     coverage, novelty (bits), diversity, popularity (percentile): means over windows or lists.
     """
 
     name: str
     ranks: Doubles
     users: Ints
+    items: Ints
     warm_user: Bools
     warm_item: Bools
     history: Ints
@@ -81,6 +83,7 @@ def evaluate(
         name=name,
         ranks=ranks,
         users=targets.users,
+        items=targets.item,
         warm_user=active[targets.users],
         warm_item=counts[targets.item] > 0,
         history=states.liked().lengths[targets.state],
@@ -110,6 +113,7 @@ def join(windows: Sequence[Outcome]) -> Outcome:
         first.name,
         stack(lambda w: w.ranks),
         stack(lambda w: w.users),
+        stack(lambda w: w.items),
         stack(lambda w: w.warm_user),
         stack(lambda w: w.warm_item),
         stack(lambda w: w.history),
@@ -135,7 +139,7 @@ class Comparison:
     def __post_init__(self) -> None:
         first = self.outcomes[0]
         for other in self.outcomes[1:]:
-            if not np.array_equal(first.users, other.users):
+            if not (np.array_equal(first.users, other.users) and np.array_equal(first.items, other.items)):
                 raise ValueError(f"{first.name} and {other.name} were evaluated on different targets")
 
     def rows(self) -> list[dict[str, Any]]:

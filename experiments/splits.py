@@ -123,8 +123,10 @@ def cuts(events: Interactions, config: SplitConfig) -> list[tuple[int, int, int]
     Raises DataError when the events have too few distinct times.
     """
     times = np.sort(events.times)
+    if not len(times):
+        raise DataError("a time cut needs events before, between and after: there are none; check the events table")
     shares = np.linspace(1 - config.test, 1, config.windows + 1)
-    edges = [int(times[int(len(times) * s)]) for s in shares[:-1]] + [int(times[-1]) + 1] if len(times) else []
+    edges = [int(times[int(len(times) * s)]) for s in shares[:-1]] + [int(times[-1]) + 1]
     out = []
     for cut, end in itertools.pairwise(edges):
         past = times[: np.searchsorted(times, cut)]
@@ -139,7 +141,10 @@ def cuts(events: Interactions, config: SplitConfig) -> list[tuple[int, int, int]
 
 
 def time_split(events: Interactions, window: tuple[int, int, int], *, history: str, repeats: bool) -> Split:
-    """Split at one global cut. repeats=False drops targets that the user has seen: excluded, they are never right."""
+    """Split at one global cut. repeats=False drops targets that the user has seen: excluded, they are never right.
+
+    Raises DataError when that leaves nothing to predict in the validation or the test window.
+    """
     validation_cut, cut, end = window
     return Split(
         kind=f"time cut, {history}",
@@ -157,15 +162,25 @@ def _targets(events: Interactions, start: int, end: int, history: str, repeats: 
     chosen = events.where(inside)
     as_of = np.full(len(chosen), start) if history == "fixed" else chosen.times
     # one state for all events of a user at one moment; one target for each item in it
-    triples = np.unique(np.stack([chosen.users, as_of, chosen.items], axis=1), axis=0)
-    first = np.ones(len(triples), dtype=np.bool_)
-    first[1:] = (triples[1:, :2] != triples[:-1, :2]).any(axis=1)
+    order = np.lexsort((chosen.items, as_of, chosen.users))
+    users, as_of, items = chosen.users[order], as_of[order], chosen.items[order]
+    first = np.append(True, (users[1:] != users[:-1]) | (as_of[1:] != as_of[:-1]))[: len(users)]
+    new = first | np.append(True, items[1:] != items[:-1])[: len(users)]
     targets = Targets(
-        states=events.states(triples[first, 0], triples[first, 1]),
-        state=np.cumsum(first, dtype=np.int64) - 1,
-        item=triples[:, 2],
+        states=events.states(users[first], as_of[first]),
+        state=(np.cumsum(first, dtype=np.int64) - 1)[new],
+        item=items[new],
     )
-    return targets if repeats else targets.where(~_seen(targets, events.n_items))
+    kept = targets if repeats else targets.where(~_seen(targets, events.n_items))
+    if not len(kept):
+        reason = (
+            "none is positive" if not len(chosen) else f"all {len(chosen)} positive ones are of items seen before"
+        )
+        raise DataError(
+            f"nothing to predict in [{np.datetime64(start, 'us')}, {np.datetime64(end, 'us')}) UTC: of its events "
+            f"{reason}; check data.events, use fewer windows or a larger share, or a placement with repeats"
+        )
+    return kept
 
 
 def _seen(targets: Targets, n_items: int) -> Bools:
@@ -178,12 +193,17 @@ def leave_last_out(events: Interactions) -> Split:
     """Strict leave-last-out on positive events: test the last, validate on the one before, train on the rest.
 
     The test history includes the validation item (as SASRec and its successors evaluate). Users with fewer than
-    three positive events are trained on and not tested.
+    three positive events are trained on and not tested. Raises DataError when there are no others.
     """
     log = events.liked()
     offsets = log.offsets
     size = np.diff(offsets)
     users = np.flatnonzero(size >= 3)
+    if not len(users):
+        raise DataError(
+            f"leave-last-out needs users with three positive events; the most of {len(size)} users is "
+            f"{size.max(initial=0)}; check data.events, or use a time split"
+        )
     held = np.zeros(len(log), dtype=np.bool_)
 
     def target(back: int) -> Targets:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from experiments import plots
 from experiments.config import RunConfig
 from experiments.contenders import RERANKED, TOWERS, Trained, fit_baseline, train_two_stage
-from experiments.dataset import Dataset, keep_frequent, load_dataset
+from experiments.dataset import Dataset, encode, keep_frequent, load_dataset
 from experiments.evaluate import Comparison, Outcome, evaluate, join
 from experiments.splits import Split, cuts, guard, leave_last_out, time_split
 from experiments.tracking import Tracker
@@ -52,9 +52,10 @@ def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path
 
     Returns its folder and one table for each placement. Raises any RecsysError; a failed run publishes nothing.
     """
-    dataset = load_dataset(config, reporter.steps)
+    dataset = load_dataset(config)
     say_dataset(dataset, reporter)
     kept, splits = windows(config, dataset)[-1]
+    kept = encode(kept, config, reporter.steps)
     first = next(iter(splits.values()))
     if kept.left_out:
         reporter.say(
@@ -91,7 +92,7 @@ def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path
 
 def evaluate_run(config: RunConfig, reporter: Reporter) -> list[Comparison]:
     """Every baseline and the two towers, fitted anew in every window: one table for each placement."""
-    dataset = load_dataset(config, reporter.steps)
+    dataset = load_dataset(config)
     say_dataset(dataset, reporter)
     every = windows(config, dataset)
     gathered: dict[str, list[list[Outcome]]] = {name: [] for name in config.data.placements}
@@ -99,6 +100,7 @@ def evaluate_run(config: RunConfig, reporter: Reporter) -> list[Comparison]:
         reporter.say(
             f"window {number} of {len(every)}: {len(kept.catalog):,} items, {kept.left_out:,} events left out"
         )
+        kept = encode(kept, config, reporter.steps)
         for name, outcomes in contend(config, kept, splits, reporter, None)[0].items():
             gathered[name].append(outcomes)
     return [

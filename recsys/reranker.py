@@ -80,6 +80,7 @@ class PairFeatures:
         profile /= np.linalg.norm(profile, axis=1, keepdims=True).clip(min=1e-9)
         main = self.catalog.categories[:, 0]
         same = (main[rows][:, :, None] == main[known][:, None, :]) & there[:, None, :]
+        same &= (main[rows] >= 0)[:, :, None]  # items without a category share none
         popularity = np.log1p(s.total).astype(np.float32)
         own = ((rows[:, :, None] == known[:, None, :]) & there[:, None, :]).sum(2)
         days = (states.as_of[:, None] - s.last[rows].astype(np.float64)) / 86400e6
@@ -116,7 +117,7 @@ class Reranker:
     def score(self, states: UserStates, candidates: Candidates) -> Floats:
         """See `Scorer`."""
         b, k = candidates.rows.shape
-        matrix = self.features.matrix(states, candidates).reshape(b * k, -1)
+        matrix = self.features.matrix(states, candidates).reshape(b * k, len(FEATURES))
         scores = self.booster.predict(matrix, num_threads=1).reshape(b, k).astype(np.float32)
         return np.where(candidates.rows >= 0, scores, -np.inf)
 

@@ -1,9 +1,10 @@
 """Training of the two towers: every position of every history predicts what its user does next."""
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from sklearn.preprocessing import normalize
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from features.catalog import Catalog
 from features.interactions import Interactions
@@ -119,37 +121,30 @@ def fit_towers(
 ) -> FittedTowers:
     """Fit on events. With `validate` (its "ndcg_at_10" decides) stop early and keep the best epoch's weights.
 
-    Without, make exactly `epochs` passes (or training.epochs). Raises DataError when there is nothing to learn from.
+    What is validated and kept are weights averaged exponentially over about the last pass (Polyak & Juditsky 1992).
+    Without `validate`, make exactly `epochs` passes (or training.epochs). Raises DataError when there is nothing to
+    learn from.
     """
-    import time
-
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     windows = Windows.build(events, half_life_days=training.half_life_days, new_items_only=training.new_items_only)
     model = TwoTowers(catalog, ItemStatistics.of(events), towers)
     with torch.no_grad():
         model.items.id.weight.copy_(torch.from_numpy(behaviour_vectors(events, towers.dimension, seed)))
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    rest = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decay, "weight_decay": training.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-            {"params": [model.log_scale], "weight_decay": 0.0, "boost": 10.0},  # one number: slow at the common rate
-        ],
-        lr=training.learning_rate,
-        fused=True,
-    )
-    best, best_state, best_epoch, history = -np.inf, None, 0, []
-    step = 0
+    optimizer = _optimizer(model, training)
+    average: AveragedModel | None = None
+    best, best_state, history = -np.inf, model.state_dict(), []
+    chosen = 0
     for epoch in range(1, (epochs or training.epochs) + 1):
         started, losses = time.perf_counter(), []
         model.train()
         batches = list(windows.batches(towers.history, training.batch_events, rng))
-        for batch in batches:
-            step += 1
+        if average is None:  # over about one pass, whatever the size of the data
+            average = _averaged(model, steps=len(batches))
+        for step, batch in enumerate(batches, 1):
+            warm = step / len(batches) if epoch == 1 else 1.0
             for group in optimizer.param_groups:
-                group["lr"] = training.learning_rate * min(1.0, step / len(batches)) * group.get("boost", 1.0)
+                group["lr"] = training.learning_rate * warm * group["boost"]
             items = model.items()
             hidden = model.users(items[torch.from_numpy(batch.items)], torch.from_numpy(batch.gaps))
             queries = hidden[torch.from_numpy(batch.row), torch.from_numpy(batch.column)]
@@ -158,18 +153,34 @@ def fit_towers(
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+            average.update_parameters(model)
             losses.append(float(loss.detach()))
         line = {"epoch": float(epoch), "loss": float(np.mean(losses)), "seconds": time.perf_counter() - started}
-        line |= validate(model) if validate else {}
+        line |= validate(cast(TwoTowers, average.module)) if validate else {}
         history.append(line)
         if report:
             report(line)
-        if validate:
-            if line["ndcg_at_10"] > best:
-                best, best_epoch, best_state = line["ndcg_at_10"], epoch, copy.deepcopy(model.state_dict())
-            elif epoch - best_epoch >= training.patience:
-                break
-    if best_state is not None:
-        model.load_state_dict(best_state)
+        if validate is None or line["ndcg_at_10"] > best:
+            best, chosen = line.get("ndcg_at_10", best), epoch
+            best_state = copy.deepcopy(average.module.state_dict())
+        elif epoch - chosen >= training.patience:
+            break
+    model.load_state_dict(best_state)
     model.eval()
-    return FittedTowers(model, events.latest, best_epoch or len(history), history)
+    return FittedTowers(model, events.latest, chosen, history)
+
+
+def _averaged(model: TwoTowers, steps: int) -> AveragedModel:
+    smooth = get_ema_multi_avg_fn(1 - 1 / (1 + steps))  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=smooth)
+
+
+def _optimizer(model: TwoTowers, training: TrainingConfig) -> torch.optim.Optimizer:
+    tables = [p for p in model.parameters() if p.ndim >= 2]
+    biases = [p for p in model.parameters() if p.ndim == 1]
+    groups = [
+        {"params": tables, "weight_decay": training.weight_decay, "boost": 1.0},
+        {"params": biases, "weight_decay": 0.0, "boost": 1.0},
+        {"params": [model.log_scale], "weight_decay": 0.0, "boost": 10.0},  # one number: slow at the common rate
+    ]
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)

@@ -67,7 +67,7 @@ class Windows:
         phase: Ints = np.where(sizes > length, rng.integers(0, length, len(sizes)), 0)
         piece = (np.arange(n) - self.offsets[user] + phase[user]) // length
         starts = np.flatnonzero(np.r_[True, (user[1:] != user[:-1]) | (piece[1:] != piece[:-1])])
-        ends = np.r_[starts[1:], n]
+        ends = np.append(starts[1:], n)
         first = np.searchsorted(self.query, starts).astype(np.int64)
         last = np.searchsorted(self.query, ends).astype(np.int64)
         useful = np.flatnonzero(last > first)
@@ -80,7 +80,7 @@ class Windows:
             at += size
         pair_start = np.searchsorted(self.of, np.arange(len(self.query) + 1)).astype(np.int64)
         for g in rng.permutation(len(groups)):
-            yield self._batch(groups[g], starts, ends, first, last, pair_start)
+            yield self._batch(groups[int(g)], starts, ends, first, last, pair_start)
 
     def _batch(self, group: Ints, starts: Ints, ends: Ints, first: Ints, last: Ints, pair_start: Ints) -> "Batch":
         size = ends[group] - starts[group]

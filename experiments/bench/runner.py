@@ -21,6 +21,8 @@ from features.errors import ConfigError, RecsysError
 
 BENCHES: dict[str, str] = {
     "check": "experiments.bench.check:run",
+    "metrics": "experiments.bench.metrics:run",
+    "baselines": "experiments.bench.baselines:run",
 }
 """Name -> "module:function", imported when it is asked for; function(short: bool, **options) -> Result."""
 

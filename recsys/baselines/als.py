@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from implicit.cpu.als import AlternatingLeastSquares
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from features.errors import ConfigError
 from features.interactions import Interactions, Ragged

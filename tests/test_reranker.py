@@ -1,0 +1,199 @@
+"""The reranker: every feature by hand, an order that one feature decides, and its file."""
+
+import numpy as np
+import pytest
+from toy_data import DAY, noise, toy_catalog, toy_log
+
+from features.errors import BundleError
+from recsys.candidates import Candidates, Scorer
+from recsys.reranker import FEATURES, RECENT_EVENTS, PairFeatures, Reranker, RerankerConfig, fit_reranker
+from recsys.statistics import ItemStatistics
+
+R2 = 2**-0.5
+
+VECTORS = np.array([[1, 0], [0, 1], [R2, R2], [-1, 0]], np.float32)
+TEXT = np.array([[1, 0], [0, 1], [0, 0], [R2, -R2]], np.float32)
+
+TRAINED = [
+    *((user, 0, 50 * DAY) for user in range(3)),  # long ago
+    (0, 1, 95 * DAY),
+    (1, 1, 80 * DAY),
+    (2, 2, 100 * DAY),
+]
+
+
+@pytest.fixture(scope="module")
+def features():
+    catalog = toy_catalog(4, categories=[["a", "x"], ["b"], ["a"], ["x", "a"]], text=TEXT)
+    return PairFeatures(catalog, VECTORS, ItemStatistics.of(toy_log(TRAINED, n_items=4)))
+
+
+@pytest.fixture(scope="module")
+def table(features):
+    """(state, place) -> feature -> value. State 0 liked 0, 0, 1; state 1 is of a user without any history."""
+    log = toy_log([(0, 0, 10), (0, 0, 20), (0, 3, 25, False), (0, 1, 30), (0, 2, 200 * DAY)], n_items=4)
+    states = log.states(np.array([0, -1]), np.array([110 * DAY, 110 * DAY]))
+    rows = np.array([[2, 0, 3, -1], [1, 3, -1, -1]])
+    scores = np.array([[0.9, 0.5, 0.25, -np.inf], [0.75, 0.5, -np.inf, -np.inf]], np.float32)
+    matrix = features.matrix(states, Candidates(rows, scores))
+    assert matrix.shape == (2, 4, len(FEATURES))
+    assert matrix.dtype == np.float32
+    return lambda state, place: dict(zip(FEATURES, matrix[state, place].tolist(), strict=True))
+
+
+LOG3, LOG2 = np.log1p(3), np.log1p(2)
+
+EXPECTED = {
+    "retrieval_score": (0.9, 0.5, 0.25),
+    "retrieval_rank": (0, 1, 2),
+    "similarity_last": (R2, 0, 0),  # to item 1
+    "similarity_max": (R2, 1, 0),
+    "similarity_mean": (R2, 2 / 3, -2 / 3),
+    "text_similarity": (0, 2 * 5**-0.5, R2 * (2 - 1) * 5**-0.5),  # profile (2, 1) / sqrt 5; item 2 has no text
+    "category_share": (2 / 3, 2 / 3, 0),  # main categories of 0, 0, 1: a, a, b
+    "item_log_count": (np.log1p(1), LOG3, 0),
+    "item_log_recent": (np.log1p(1), 0, 0),
+    "item_trend": (np.log1p(30 / 7) - np.log1p(1), 0, 0),
+    "item_days_since_last": (10, 60, np.nan),
+    "user_log_history": (LOG3, LOG3, LOG3),
+    "user_popularity_gap": tuple(x - (2 * LOG3 + LOG2) / 3 for x in (np.log1p(1), LOG3, 0)),
+    "user_item_log_count": (0, LOG2, 0),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_each_feature_by_hand(table, name):
+    found = [table(0, place)[name] for place in range(3)]
+    np.testing.assert_allclose(found, EXPECTED[name], rtol=1e-5, atol=1e-6)
+
+
+def test_of_a_user_without_history_only_the_item_is_known(table):
+    first, second = table(1, 0), table(1, 1)
+    assert first["retrieval_score"] == 0.75
+    assert second["retrieval_rank"] == 1
+    assert first["item_log_count"] == pytest.approx(LOG2)
+    assert first["item_days_since_last"] == pytest.approx(15)
+    for name in ("text_similarity", "category_share", "user_log_history", "user_item_log_count"):
+        assert first[name] == 0
+    assert first["similarity_max"] == first["similarity_last"] == -1  # the least there is
+    assert np.isnan(first["user_popularity_gap"])
+
+
+def test_items_without_a_category_share_none():
+    catalog = toy_catalog(3, categories=[[], [], ["a"]])
+    log = toy_log([(0, 0, 1)], n_items=3)
+    features = PairFeatures(catalog, np.eye(3, dtype=np.float32), ItemStatistics.of(log))
+    found = Candidates(np.array([[1, 2]]), np.zeros((1, 2), np.float32))
+    matrix = features.matrix(log.states(np.array([0]), np.array([2])), found)
+    assert matrix[0, :, FEATURES.index("category_share")].tolist() == [0, 0]
+
+
+def test_pair_features_look_at_the_newest_events_only(features):
+    old = [(0, 0, t) for t in range(10)]
+    log = toy_log(old + [(0, 1, 100 + t) for t in range(RECENT_EVENTS)], n_items=4)
+    found = Candidates(np.array([[0, 1]]), np.zeros((1, 2), np.float32))
+    matrix = features.matrix(log.states(np.array([0]), np.array([10**6])), found)[0]
+    assert matrix[:, FEATURES.index("user_item_log_count")] == pytest.approx([0, np.log1p(RECENT_EVENTS)])
+    assert matrix[:, FEATURES.index("user_log_history")] == pytest.approx([np.log1p(RECENT_EVENTS + 10)] * 2)
+
+
+def test_nothing_after_the_moment_is_read(features):
+    base = toy_log([(0, 0, 10), (0, 1, 30)], n_items=4)
+    later = toy_log([(0, 0, 10), (0, 1, 30), (0, 3, 40), (0, 2, 50)], n_items=4)
+    found = Candidates(np.array([[0, 1, 2, 3]]), np.zeros((1, 4), np.float32))
+    at = np.array([0]), np.array([40])
+    np.testing.assert_array_equal(features.matrix(base.states(*at), found), features.matrix(later.states(*at), found))
+
+
+def toy(n=200, k=10, *, decides, seed=0):
+    """States and candidates of which, in each list, the one with the most of a feature was taken."""
+    rng = np.random.default_rng(seed)
+    events = noise()
+    catalog = toy_catalog(30)
+    vectors = rng.normal(size=(30, 8)).astype(np.float32)
+    features = PairFeatures(catalog, vectors, ItemStatistics.of(events))
+    states = events.states(rng.integers(0, 60, n), np.full(n, events.latest + 1))
+    rows = np.stack([rng.permutation(30)[:k] for _ in range(n)])
+    found = Candidates(rows, -np.sort(-rng.random((n, k)).astype(np.float32), axis=1))
+    values = features.matrix(states, found)[:, :, FEATURES.index(decides)]
+    return features, states, found, values == values.max(1, keepdims=True), values
+
+
+@pytest.mark.parametrize("decides", ["item_log_count", "similarity_last"])
+def test_the_order_that_one_feature_decides_is_learned(decides):
+    features, states, found, relevant, _ = toy(decides=decides)
+    fitted = fit_reranker(features, states, found, relevant, RerankerConfig(trees=40, learning_rate=0.2), seed=0)
+    features, states, found, relevant, values = toy(decides=decides, seed=1)
+    reranker = Reranker(fitted.booster, features)
+    scores = reranker.score(states, found)
+    assert isinstance(reranker, Scorer)
+    assert scores.shape == found.rows.shape
+    assert scores.dtype == np.float32
+    best = values[np.arange(len(values)), scores.argmax(1)]
+    assert (best >= np.sort(values, axis=1)[:, -2]).mean() > 0.9  # the best or the second
+    assert max(fitted.importance, key=fitted.importance.get) == decides
+    assert sum(fitted.importance.values()) == pytest.approx(1)
+
+
+def test_padding_is_neither_learned_from_nor_ranked():
+    features, states, found, relevant, _ = toy(decides="item_log_count")
+    rows, scores = found.rows.copy(), found.scores.copy()
+    rows[:, 7:], scores[:, 7:] = -1, -np.inf
+    relevant = relevant.copy()
+    relevant[:, 7:] = True  # nonsense that nobody may read
+    padded = Candidates(rows, scores)
+    config = RerankerConfig(trees=10)
+    fitted = fit_reranker(features, states, padded, relevant, config, seed=0)
+    short = Candidates(found.rows[:, :7], found.scores[:, :7])
+    other = fit_reranker(features, states, short, relevant[:, :7], config, seed=0)
+    assert fitted.booster.model_to_string() == other.booster.model_to_string()
+    answer = fitted.score(states, padded)
+    assert np.isneginf(answer[:, 7:]).all()
+    assert np.isfinite(answer[:, :7]).all()
+
+
+def test_nothing_taken_teaches_nothing():
+    features, states, found, relevant, _ = toy(decides="item_log_count")
+    assert fit_reranker(features, states, found, relevant & False, RerankerConfig(), seed=0) is None
+    rows = np.where(relevant, -1, found.rows)  # what was taken is padding
+    hidden = Candidates(rows, found.scores)
+    assert fit_reranker(features, states, hidden, relevant, RerankerConfig(), seed=0) is None
+
+
+def test_at_most_the_groups_asked_for_and_the_seed_draws_them():
+    features, states, found, relevant, _ = toy(decides="item_log_count")
+    config = RerankerConfig(trees=3, groups=50)
+    texts = [
+        fit_reranker(features, states, found, relevant, config, seed=seed).booster.model_to_string()
+        for seed in (0, 0, 1)
+    ]
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+    assert "leaf_count=" in texts[0]
+    counted = next(line for line in texts[0].splitlines() if line.startswith("leaf_count="))
+    assert sum(int(c) for c in counted.removeprefix("leaf_count=").split()) == 50 * 10
+
+
+def test_its_file_gives_the_same_scores(tmp_path):
+    features, states, found, relevant, _ = toy(decides="item_log_count")
+    fitted = fit_reranker(features, states, found, relevant, RerankerConfig(trees=10), seed=0)
+    fitted.save(tmp_path / "reranker.txt")
+    assert (tmp_path / "reranker.txt").read_text().startswith("tree\n")
+    loaded = Reranker.load(tmp_path / "reranker.txt", features)
+    np.testing.assert_array_equal(loaded.score(states, found), fitted.score(states, found))
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"tree\nversion=v4\n", b"\xff\xfe\x00"])
+def test_a_file_that_is_no_model_is_refused_by_name(tmp_path, features, content):
+    (tmp_path / "reranker.txt").write_bytes(content)
+    with pytest.raises(BundleError, match=r"reranker\.txt: not a LightGBM model"):
+        Reranker.load(tmp_path / "reranker.txt", features)
+
+
+def test_a_model_of_other_features_is_refused(tmp_path):
+    features, states, found, relevant, _ = toy(decides="item_log_count")
+    fitted = fit_reranker(features, states, found, relevant, RerankerConfig(trees=2), seed=0)
+    text = fitted.booster.model_to_string().replace("retrieval_rank", "phase_of_moon")
+    (tmp_path / "reranker.txt").write_text(text)
+    with pytest.raises(BundleError, match=r"reranker\.txt: its features are .*phase_of_moon.*this version has"):
+        Reranker.load(tmp_path / "reranker.txt", features)

@@ -1,0 +1,185 @@
+"""The two towers: unit vectors, causality by perturbation, users alone and in batches, items without events."""
+
+import numpy as np
+import pytest
+import torch
+from toy_data import SMALL, chain, noise, toy_catalog, toy_log
+
+from recsys.statistics import ItemStatistics
+from recsys.towers import GAPS, TwoTowers, UserTower, gap_buckets, left_aligned
+
+DEEP = SMALL.model_copy(update={"layers": 2, "dropout": 0.5, "id_dropout": 0.5})
+MINUTE = 60 * 10**6
+
+
+def towers(events, config=DEEP, *, catalog=None, seed=0):
+    torch.manual_seed(seed)
+    return TwoTowers(catalog or toy_catalog(events.n_items), ItemStatistics.of(events), config)
+
+
+def perturbed(model):
+    """The same model with parameters far from where they begin, so that every path through it counts."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.5)
+    return model
+
+
+def rich_catalog(n=6):
+    text = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    return toy_catalog(n, categories=[["a"], ["b", "a"], [], ["c"], ["a"], ["b"]][:n], text=text)
+
+
+def test_item_vectors_are_unit_rows():
+    vectors = towers(toy_log([(0, 0, 1), (0, 1, 2)]), catalog=rich_catalog()).item_vectors()
+    assert vectors.shape == (6, 8)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+
+
+def test_item_vectors_are_the_same_every_time_though_training_drops_ids():
+    model = towers(toy_log([(u, i, u + i) for u in range(4) for i in range(6)]), catalog=rich_catalog())
+    first = model.item_vectors()
+    np.testing.assert_array_equal(model.item_vectors(), first)
+    model.train()
+    assert not np.allclose(model.items().detach().numpy(), first)  # id dropout is at work
+    np.testing.assert_array_equal(model.item_vectors(), first)
+
+
+def test_items_without_events_do_not_depend_on_their_id():
+    log = toy_log([(0, 0, 1), (1, 1, 2), (1, 4, 3, False)])  # of item 4 only an event that is not positive
+    model = towers(log, catalog=rich_catalog())
+    before = model.item_vectors()
+    with torch.no_grad():
+        model.items.id.weight.add_(torch.randn_like(model.items.id.weight))
+        model.items.popularity.weight.add_(1)
+    after = model.item_vectors()
+    cold = [2, 3, 4, 5]
+    np.testing.assert_array_equal(after[cold], before[cold])
+    assert (np.abs(after[:2] - before[:2]).max(axis=1) > 1e-3).all()
+
+
+def test_items_alike_in_content_lie_together_while_they_are_cold():
+    text = np.eye(4, dtype=np.float32)[[0, 1, 2, 2, 1, 1]]
+    catalog = toy_catalog(6, categories=[["a"], ["b"], ["a"], ["a"], ["b"], ["a"]], text=text)
+    vectors = towers(toy_log([(0, 0, 1)]), catalog=catalog).item_vectors()
+    np.testing.assert_allclose(vectors[2], vectors[3], atol=1e-6)
+    np.testing.assert_allclose(vectors[1], vectors[4], atol=1e-6)
+    assert not np.allclose(vectors[4], vectors[5], atol=1e-3)  # another category
+
+
+def test_without_content_only_id_and_popularity_speak():
+    config = DEEP.model_copy(update={"content": False})
+    model = towers(toy_log([(0, i, i) for i in range(6)]), config, catalog=rich_catalog())
+    before = model.item_vectors()
+    with torch.no_grad():
+        model.items.project.weight.add_(1)
+        model.items.category.weight.add_(1)
+    np.testing.assert_array_equal(model.item_vectors(), before)
+
+
+@pytest.mark.parametrize("change", ["vector", "gap"])
+def test_what_comes_later_never_changes_an_earlier_output(change):
+    torch.manual_seed(0)
+    tower = perturbed(UserTower(DEEP)).eval()
+    vectors = torch.nn.functional.normalize(torch.randn(3, 5, 8), dim=-1)
+    gaps = torch.randint(0, GAPS + 1, (3, 5))
+    with torch.no_grad():
+        before = tower(vectors, gaps)
+        np.testing.assert_allclose(before.norm(dim=-1), 1, rtol=1e-5)
+        for at in range(5):
+            if change == "vector":
+                other = vectors.clone()
+                other[:, at] = torch.randn(3, 8)
+                after = tower(other, gaps)
+            else:
+                moved = gaps.clone()
+                moved[:, at] = (moved[:, at] + 1) % (GAPS + 1)
+                after = tower(vectors, moved)
+            np.testing.assert_allclose(after[:, :at], before[:, :at], atol=1e-6)
+            assert ((after[:, at:] - before[:, at:]).abs().amax(-1) > 1e-4).all()  # and every later one
+
+
+def test_what_is_padded_never_changes_what_is_before():
+    torch.manual_seed(0)
+    tower = perturbed(UserTower(DEEP)).eval()
+    vectors, gaps = torch.randn(2, 5, 8), torch.randint(0, GAPS + 1, (2, 5))
+    with torch.no_grad():
+        np.testing.assert_allclose(tower(vectors[:, :3], gaps[:, :3]), tower(vectors, gaps)[:, :3], atol=1e-5)
+
+
+def test_users_in_a_batch_get_the_vectors_that_they_get_alone():
+    events = noise(n_users=300, n_items=30, length=6)  # more than a chunk of the tower, lengths of many kinds
+    model = perturbed(towers(events))
+    items = model.item_vectors()
+    states = events.states(np.arange(300), np.full(300, int(np.quantile(events.times, 0.6))))
+    together = model.user_vectors(states, items)
+    lengths = states.liked().lengths
+    assert len(set(lengths.tolist())) > 4
+    alone = np.concatenate([model.user_vectors(states[i : i + 1], items) for i in range(300)])
+    np.testing.assert_allclose(together, alone, atol=2e-5)
+    np.testing.assert_allclose(np.linalg.norm(together[lengths > 0], axis=1), 1, rtol=1e-5)
+
+
+def test_a_user_without_positive_events_is_a_zero_row():
+    events = toy_log([(0, 1, 1), (1, 2, 1, False), (0, 3, 9)])
+    model = towers(events)
+    states = events.states(np.array([-1, 1, 2, 0, 0]), np.array([99, 99, 99, 1, 99]))
+    vectors = model.user_vectors(states, model.item_vectors())
+    assert not vectors[:4].any()  # unknown, nothing positive, no events, nothing before
+    assert np.linalg.norm(vectors[4]) == pytest.approx(1, rel=1e-5)
+    assert model.user_vectors(states[:0], model.item_vectors()).shape == (0, 8)
+
+
+def test_only_positive_events_and_the_newest_are_read():
+    base = [(0, i % 6, 10 * i) for i in range(8)]
+    as_of = np.array([80])
+    vectors = []
+    for rows in (
+        base,
+        [*base, (0, 5, 75, False)],  # not positive
+        [*base, (0, 5, 80)],  # not before
+        [(0, 3, 0), *base[1:]],  # further back than the history that is read
+        [*base[:7], (0, 0, 70)],  # another newest item
+    ):
+        events = toy_log(rows)
+        model = towers(toy_log(base), DEEP)
+        vectors.append(model.user_vectors(events.states(np.array([0]), as_of), model.item_vectors()))
+    for same in vectors[1:4]:
+        np.testing.assert_allclose(same, vectors[0], atol=1e-6)
+    assert not np.allclose(vectors[4], vectors[0], atol=1e-3)
+
+
+def test_the_order_and_the_pace_of_a_history_count():
+    def vector(rows):
+        events = toy_log(rows)
+        model = perturbed(towers(toy_log([(0, i, i) for i in range(6)])))
+        return model.user_vectors(events.states(np.array([0]), np.array([10**9])), model.item_vectors())
+
+    first = vector([(0, 1, 0), (0, 2, MINUTE)])
+    assert not np.allclose(vector([(0, 2, 0), (0, 1, MINUTE)]), first, atol=1e-3)
+    assert not np.allclose(vector([(0, 1, 0), (0, 2, 9 * MINUTE)]), first, atol=1e-3)
+
+
+def test_left_aligned_by_hand():
+    tail = np.array([[-1, 3, 4], [-1, -1, 7], [1, 2, 3], [-1, -1, -1]])
+    lengths = np.array([2, 1, 3, 0])
+    assert left_aligned(tail, lengths).tolist() == [[3, 4, -1], [7, -1, -1], [1, 2, 3], [-1, -1, -1]]
+
+
+def test_gap_buckets_by_hand():
+    """Bucket i holds gaps above 2^(i-1) - 1 minutes up to 2^i - 1; bucket 0 the first event, and no gap at all."""
+    minutes = np.array([[0, 0, 1, 4, 4 + 7, 11 + 1440, 1451 + 10**6]])
+    assert gap_buckets(minutes * MINUTE).tolist() == [[0, 0, 1, 2, 3, 11, GAPS]]
+    assert gap_buckets(np.array([[5 * MINUTE, 5 * MINUTE + 1, -1]])).tolist() == [[0, 1, 0]]  # padding is no gap
+
+
+def test_every_parameter_has_a_say():
+    events = chain(6, 6, 5)
+    model = perturbed(towers(events, SMALL, catalog=rich_catalog()))
+    items = model.items()
+    gaps = torch.randint(1, GAPS, (2, 5))
+    queries = model.users(items[torch.tensor([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])], gaps)
+    (torch.randn(8) * (queries @ items.T * model.log_scale.exp()).pow(2).sum(0).sum()).sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []

@@ -1,0 +1,127 @@
+"""Windows against naive loops: each pair of an epoch once, and never the moment of the target itself."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_data import DAY, chain, toy_log
+
+from features.errors import DataError
+from recsys.towers import gap_buckets
+from recsys.windows import Windows
+
+
+def numbered(rows, n_users=5):
+    """A log whose item rows are all different, so that a pair of items names a pair of events."""
+    return toy_log([(u, i, t, p) for i, (u, t, p) in enumerate(rows)], n_users, max(1, len(rows)))
+
+
+def pairs(batches):
+    """(query item, target) of every pair in the batches, with its weight."""
+    out = []
+    for batch in batches:
+        query = batch.items[batch.row, batch.column]
+        out += zip(query[batch.of].tolist(), batch.target.tolist(), batch.weight.tolist(), strict=True)
+    return out
+
+
+def naive(rows, *, items=None, new_items_only=False):
+    """Every positive event with the last positive one of its user strictly before it, by a loop."""
+    items = list(range(len(rows))) if items is None else items
+    out = []
+    for user in {r[0] for r in rows}:
+        mine = sorted((t, n, items[n]) for n, (u, t, p) in enumerate(rows) if u == user and p)
+        for at, (time, _, item) in enumerate(mine):
+            before = [m for m in mine if m[0] < time]
+            if before and not (new_items_only and item in [m[2] for m in mine[:at]]):
+                out.append((before[-1][2], item))
+    return out
+
+
+events = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12), st.booleans()), max_size=40)
+
+
+@given(events, st.integers(1, 6), st.integers(1, 30), st.integers(0, 3))
+def test_every_pair_occurs_exactly_once_in_an_epoch(rows, length, batch_events, seed):
+    expected = naive(rows)
+    if not expected:
+        with pytest.raises(DataError, match="nothing to train on"):
+            Windows.build(numbered(rows))
+        return
+    batches = list(Windows.build(numbered(rows)).batches(length, batch_events, np.random.default_rng(seed)))
+    assert Counter((q, t) for q, t, _ in pairs(batches)) == Counter(expected)
+    assert all(batch.items.shape[1] <= length for batch in batches)
+
+
+@given(events, st.integers(1, 6), st.integers(0, 3))
+def test_windows_hold_their_users_events_in_order(rows, length, seed):
+    """Before each query lie events of its user, oldest first, with the gaps between them, and nothing else."""
+    if not naive(rows):
+        return
+    log = numbered(rows).liked()
+    place = {item: at for at, item in enumerate(log.items.tolist())}
+    for batch in Windows.build(log).batches(length, 20, np.random.default_rng(seed)):
+        for row, column in zip(batch.row.tolist(), batch.column.tolist(), strict=True):
+            window = batch.items[row, : column + 1].tolist()
+            at = place[window[-1]]
+            assert window == log.items[at - column : at + 1].tolist()
+            assert set(log.users[at - column : at + 1]) == {log.users[at]}
+            times = log.times[at - column : at + 1]
+            assert batch.gaps[row, : column + 1].tolist() == gap_buckets(times[None, :])[0].tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 9)), max_size=25))
+def test_new_items_only_takes_the_first_event_with_an_item(rows):
+    log = toy_log([(u, i, t) for u, i, t in rows], 3, 3)
+    expected = naive([(u, t, True) for u, _, t in rows], items=[i for _, i, _ in rows], new_items_only=True)
+    if not expected:
+        with pytest.raises(DataError):
+            Windows.build(log, new_items_only=True)
+        return
+    batches = Windows.build(log, new_items_only=True).batches(100, 1000, np.random.default_rng(0))
+    assert Counter((q, t) for q, t, _ in pairs(batches)) == Counter(expected)
+
+
+def test_a_moment_is_never_its_own_input():
+    log = toy_log([(0, 0, 1), (0, 1, 1), (0, 2, 5), (0, 3, 5), (0, 4, 9)])
+    windows = Windows.build(log)
+    assert windows.query.tolist() == [1, 3]  # after the last event of each moment that has a later one
+    assert windows.of.tolist() == [0, 0, 1]
+    assert windows.target.tolist() == [2, 3, 4]
+    assert windows.weight.tolist() == [1, 1, 1]
+    (batch,) = windows.batches(10, 100, np.random.default_rng(0))
+    assert batch.items.tolist() == [[0, 1, 2, 3, 4]]
+    assert batch.column.tolist() == [1, 3]
+
+
+def test_weights_halve_with_each_half_life():
+    log = toy_log(
+        [(0, 0, 0), (0, 1, 10 * DAY), (0, 2, 20 * DAY), (1, 3, 0), (1, 4, 25 * DAY), (1, 5, 40 * DAY, False)]
+    )
+    windows = Windows.build(log, half_life_days=5)  # the newest positive event is of day 25
+    assert dict(zip(windows.target.tolist(), windows.weight.tolist(), strict=True)) == {1: 0.125, 2: 0.5, 4: 1.0}
+
+
+def test_long_histories_are_cut_at_another_place_in_each_epoch():
+    windows = Windows.build(toy_log([(0, i, i) for i in range(30)], 1, 30))
+    rng = np.random.default_rng(0)
+    starts = {tuple(sorted(b.items[:, 0].tolist())) for _ in range(8) for b in windows.batches(10, 10**6, rng)}
+    assert len(starts) > 1
+
+
+def test_a_batch_holds_about_the_events_asked_for():
+    sizes = [b.items.size for b in Windows.build(chain(60, 12, 10)).batches(10, 100, np.random.default_rng(0))]
+    assert sizes == [100] * 6
+    one = [b.items.size for b in Windows.build(chain(5, 12, 10)).batches(10, 3, np.random.default_rng(0))]
+    assert one == [10] * 5  # a window longer than that is a batch of its own
+
+
+def test_the_same_seed_gives_the_same_batches():
+    windows = Windows.build(chain(20, 12, 10))
+    first, again, other = (
+        [b.items.tolist() for b in windows.batches(4, 30, np.random.default_rng(seed))] for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other

@@ -1,0 +1,149 @@
+"""Tiny logs, catalogues and data sets whose answers are known by hand."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import yaml
+
+from features.catalog import Catalog
+from features.ids import IdMap
+from features.interactions import Interactions, Ragged
+from features.tables import ITEMS
+from recsys.baselines import fit_popular
+from recsys.index import ExactIndex
+from recsys.recommender import TwoStage
+from recsys.reranker import PairFeatures, RerankerConfig, fit_reranker
+from recsys.statistics import ItemStatistics
+from recsys.towers import TowerConfig, TwoTowers
+
+DAY = 86400 * 10**6
+"""Microseconds."""
+
+START = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * 10**6
+
+SMALL = TowerConfig(dimension=8, layers=1, heads=2, history=5, dropout=0.0, id_dropout=0.0)
+
+
+def toy_log(rows, n_users=4, n_items=6):
+    """From (user, item, time[, positive[, seen]]) tuples in log order; both marks are true unless given."""
+    full = [(*row, *(True,) * (5 - len(row))) for row in rows]
+    columns = [list(c) for c in zip(*full, strict=True)] if full else [[]] * 5
+    ints = [np.array(c, dtype=np.int64) for c in columns[:3]]
+    bools = [np.array(c, dtype=np.bool_) for c in columns[3:]]
+    return Interactions.sort(*ints, *bools, n_users, n_items)
+
+
+def toy_catalog(n, *, categories=None, text=None):
+    """Items i0, i1, …; categories: a list of names each; text (n, m) vectors, zero rows are items without."""
+    ids = IdMap(tuple(f"i{row}" for row in range(n)))
+    text = np.zeros((n, 1), np.float32) if text is None else np.asarray(text, np.float32)
+    frame = pl.DataFrame(
+        {"item_id": ids.ids, "title": [f"Title {row}" for row in range(n)], "categories": categories or [None] * n},
+        schema_overrides=ITEMS,
+    )
+    frame = frame.with_columns(pl.lit(None, kind).alias(k) for k, kind in ITEMS.items() if k not in frame.columns)
+    return Catalog.of(frame.select(list(ITEMS)), ids, text, text.any(1))
+
+
+def chain(n_users=40, n_items=12, length=10, *, seed=0):
+    """Everyone walks i -> i + 1 round the catalogue, from a start of their own, an hour a step."""
+    rng = np.random.default_rng(seed)
+    begin, late = rng.integers(0, n_items, n_users), rng.integers(0, 30 * DAY, n_users)
+    step = np.arange(length)
+    users = np.repeat(np.arange(n_users), length)
+    items = (begin[:, None] + step).ravel() % n_items
+    times = (START + late[:, None] + step * 3600 * 10**6).ravel()
+    return toy_log(np.stack([users, items, times], axis=1).tolist(), n_users, n_items)
+
+
+def noise(n_users=60, n_items=30, length=12, *, seed=0):
+    """Events without any pattern over 60 days; a tenth of them not positive, a tenth not counting as seen."""
+    rng = np.random.default_rng(seed)
+    m = n_users * length
+    rows = zip(
+        rng.integers(0, n_users, m).tolist(),
+        (n_items * rng.random(m) ** 2).astype(int).tolist(),
+        (START + rng.integers(0, 60 * DAY, m)).tolist(),
+        (rng.random(m) < 0.9).tolist(),
+        (rng.random(m) < 0.9).tolist(),
+        strict=True,
+    )
+    return toy_log(list(rows), n_users, n_items)
+
+
+def toy_stage(events, catalog=None, *, reranked=True, config=SMALL, seed=0):
+    """An untrained recommender around `events`, its reranker fitted on what users did in the last part of them."""
+    import torch
+
+    torch.manual_seed(seed)
+    catalog = catalog or toy_catalog(events.n_items)
+    statistics = ItemStatistics.of(events)
+    model = TwoTowers(catalog, statistics, config)
+    vectors = model.item_vectors()
+    index = ExactIndex(vectors)
+    reranker = None
+    if reranked:
+        users = np.arange(events.n_users)
+        states = events.states(users, np.full(len(users), int(np.quantile(events.times, 0.7))))
+        found = index.search(model.user_vectors(states, vectors), 20)
+        rng = np.random.default_rng(seed)
+        relevant = rng.random(found.rows.shape) < 0.5 / (1 + found.rows.clip(min=0))
+        features = PairFeatures(catalog, vectors, statistics)
+        reranker = fit_reranker(features, states, found, relevant, RerankerConfig(trees=5), seed=seed)
+        assert reranker is not None
+    stage = TwoStage(model, vectors, index, fit_popular(events), reranker, 20, events.latest)
+    return stage, catalog, statistics
+
+
+def rows_of(ragged: Ragged) -> list[list[int]]:
+    """The slices as lists."""
+    return [ragged.flat[b:e].tolist() for b, e in zip(ragged.begin, ragged.end, strict=True)]
+
+
+def write_tables(folder: Path, n_users=40, n_items=12, length=12) -> None:
+    """items.csv and events.csv of a `chain`: users u0, u1, … and items i0, i1, …, of two categories."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame(
+        {
+            "item_id": [f"i{i}" for i in range(n_items)],
+            "title": [f"Title {i}" for i in range(n_items)],
+            "categories": [f'["{"odd" if i % 2 else "even"}"]' for i in range(n_items)],
+        }
+    ).write_csv(folder / "items.csv")
+    events = chain(n_users, n_items, length)
+    pl.DataFrame(
+        {
+            "user_id": [f"u{u}" for u in events.users],
+            "item_id": [f"i{i}" for i in events.items],
+            "event": ["take"] * len(events),
+            "timestamp": pl.Series(events.times).cast(pl.Datetime("us", "UTC")).dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ"),
+        }
+    ).write_csv(folder / "events.csv")
+
+
+def toy_config(folder: Path, **sections: object) -> Path:
+    """A configuration file in `folder` for the tables that `write_tables` wrote to folder/data."""
+    config = {
+        "name": "toy",
+        "data": {
+            "source": "folder",
+            "path": str(folder / "data"),
+            "events": {"positive": {"take": None}},
+            "placements": {"home": {"repeats": False}, "again": {"repeats": True}},
+            "log": str(folder / "log"),
+        },
+        "split": {"test": 0.2, "validation": 0.2},
+        "encoder": "none",
+        "towers": SMALL.model_dump(),
+        "training": {"epochs": 2, "batch_events": 256, "learning_rate": 0.01},
+        "reranker": {"candidates": 10, "trees": 3},
+        "baselines": {"popular": {}, "item-knn": {"decay": 0.9, "shrink": 1, "exponent": 0.5, "k": 10}},
+        "bundles": str(folder / "bundles"),
+        "cache": str(folder / "cache"),
+        **sections,
+    }
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
