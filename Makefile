@@ -6,6 +6,7 @@ export OMP_NUM_THREADS ?= $(shell nproc)
 # `make demo` takes a GroupLens folder at $RECSYS_DATA (or movies/ in it), else MovieLens from a package
 ORIGIN := $(firstword $(dir $(wildcard $(RECSYS_DATA)/ratings.csv $(RECSYS_DATA)/movies/ratings.csv)))
 DEMO := $(if $(ORIGIN),demo-posters,demo)
+WITH := $(if $(ORIGIN),RECSYS__DATA__ORIGIN=$(ORIGIN))
 
 .PHONY: demo demo-check test system lint serve bench install clean
 
@@ -17,13 +18,13 @@ install: .venv/installed
 	touch $@
 
 demo: install  ## train on MovieLens and serve http://127.0.0.1:8000 until Ctrl-C
-	$(BIN)/recsys data get $(DEMO)
-	$(BIN)/recsys train $(DEMO)
+	$(WITH) $(BIN)/recsys data get $(DEMO)
+	$(WITH) $(BIN)/recsys train $(DEMO)
 	$(BIN)/recsys serve
 
 demo-check: install  ## the same, asks the service for a page, an answer and an event's effect, and ends
-	$(BIN)/recsys data get $(DEMO)
-	$(BIN)/recsys train $(DEMO)
+	$(WITH) $(BIN)/recsys data get $(DEMO)
+	$(WITH) $(BIN)/recsys train $(DEMO)
 	$(BIN)/python tests/demo_check.py
 
 test: install system

@@ -171,7 +171,7 @@ class Comparison:
         return out
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON; null where a figure does not exist, as the interval of a single user."""
         o = self.outcomes[0]
         return {
             "title": self.title,
@@ -182,7 +182,7 @@ class Comparison:
             "events_cold_user": int((~o.warm_user).sum()),
             "events_cold_item": int((~o.warm_item).sum()),
             "ours": self.ours,
-            "rows": self.rows(),
+            "rows": _finite(self.rows()),
         }
 
     def render(self) -> Table:
@@ -198,7 +198,7 @@ class Comparison:
         )
         for column in ("", "HR@10", "NDCG@10", "Δ NDCG@10", "coverage", "popularity", "cold-item HR@10", "fit s"):
             table.add_column(column, justify="right" if column else "left")
-        for row in facts["rows"]:
+        for row in self.rows():
             difference = row.get(f"ours_minus_ndcg_at_{K}")
             cold = row[f"hr_at_{K}_cold_item"]
             table.add_row(
@@ -213,6 +213,14 @@ class Comparison:
                 style="bold" if row["name"] == self.ours else None,
             )
         return table
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _interval(i: Interval) -> dict[str, float]:

@@ -124,7 +124,7 @@ def save_bundle(
         },
     }
     manifest["fingerprint"] = _fingerprint(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for file in folder.iterdir():
         _sync(file)
     _sync(folder)

