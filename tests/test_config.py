@@ -155,9 +155,7 @@ def test_variables_are_expanded_in_every_string(load):
 
 
 def test_a_variable_that_is_not_set_is_named(load):
-    with pytest.raises(
-        ConfigError, match=r"'\$RECSYS_DATA/b' needs the environment variable RECSYS_DATA"
-    ):
+    with pytest.raises(ConfigError, match=r"'\$RECSYS_DATA/b' needs the environment variable RECSYS_DATA"):
         load(bundles="$RECSYS_DATA/b")
 
 
