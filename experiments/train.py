@@ -14,6 +14,7 @@ from experiments.dataset import Dataset, encode, keep_frequent, load_dataset
 from experiments.evaluate import Comparison, Outcome, evaluate, join
 from experiments.splits import Split, cuts, guard, leave_last_out, time_split
 from experiments.tracking import Tracker
+from features.errors import ConfigError
 from recsys.bundle import publish, save_bundle
 from recsys.candidates import Recommender
 
@@ -34,6 +35,11 @@ def windows(config: RunConfig, dataset: Dataset) -> list[tuple[Dataset, dict[str
     """The data set and the split of each placement, for each window; oldest first."""
     placements = config.data.placements
     if config.split.kind == "leave-last-out":
+        if config.data.min_train_events:
+            raise ConfigError(
+                f"data.min_train_events = {config.data.min_train_events} needs a cut in time, and split.kind is "
+                "leave-last-out: set it to 0"
+            )
         split = leave_last_out(dataset.events)
         return [(dataset, dict.fromkeys(placements, split))]
     out = []

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from pydantic import Field
 from scipy import sparse
-from sklearn.decomposition import TruncatedSVD
 from sklearn.preprocessing import normalize
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -48,29 +48,30 @@ class TrainingConfig(Strict):
     negatives: Annotated[int, Field(ge=0)] = 0
     """0: softmax over the full catalogue; else over this many uniformly drawn items, shared by a step."""
 
-    half_life_days: Annotated[float, Field(gt=0)] | None = None
-    """Events this much older than the newest weigh half in the loss; null: all alike."""
-
-    new_items_only: bool = False
-    """Whether only a user's first event with an item is a target (where no placement shows items again)."""
-
 
 def softmax_loss(queries: Tensor, items: Tensor, scale: Tensor, batch: Batch, negatives: int) -> Tensor:
-    """Weighted mean cross-entropy of the pairs.
+    """Mean cross-entropy of the pairs.
 
     queries (q, d) and items (n, d) unit rows. Targets of one query share its normaliser, so that a basket of ten
-    costs one row of the softmax. With `negatives`, the normaliser is estimated from that many uniform draws:
-    Z = exp(s+) + (n - 1) / m * sum exp(s-)  (sampled softmax with logQ of a uniform proposal, Jean et al. 2015).
+    costs one row of the softmax. With `negatives`, the normaliser is estimated from that many items drawn uniformly
+    without replacement, m of them no target of the query: Z = exp(s+) + (n - 1) / m * sum exp(s-)  (sampled softmax
+    of a uniform proposal, Jean et al. 2015; a target drawn as its own negative would count twice).
     """
-    of, target, weight = (torch.from_numpy(x) for x in (batch.of, batch.target, batch.weight))
+    of, target = torch.from_numpy(batch.of), torch.from_numpy(batch.target)
     positive = (queries[of] * items[target]).sum(-1) * scale  # (p,)
-    if negatives:
-        drawn = torch.randint(len(items), (negatives,))
-        rest = torch.logsumexp(queries @ items[drawn].T * scale, dim=-1) + np.log((len(items) - 1) / negatives)
+    if negatives and negatives < len(items):
+        drawn = torch.randperm(len(items))[:negatives]
+        place = torch.full((len(items),), -1)
+        place[drawn] = torch.arange(len(drawn))
+        hit = place[target] >= 0
+        logits = queries @ items[drawn].T * scale  # (q, negatives)
+        logits = logits.index_put((of[hit], place[target[hit]]), torch.tensor(-torch.inf))
+        others = (len(drawn) - torch.bincount(of[hit], minlength=len(queries))).clamp(min=1)
+        rest = torch.logsumexp(logits, dim=-1) + torch.log((len(items) - 1) / others)
         normaliser = torch.logaddexp(positive, rest[of])
     else:
         normaliser = torch.logsumexp(queries @ items.T * scale, dim=-1)[of]
-    return ((normaliser - positive) * weight).sum() / weight.sum()
+    return (normaliser - positive).mean()
 
 
 def behaviour_vectors(events: Interactions, dimension: int, seed: int) -> Floats:
@@ -88,8 +89,8 @@ def behaviour_vectors(events: Interactions, dimension: int, seed: int) -> Floats
     rank = min(dimension, min(matrix.shape) - 1)
     out = np.zeros((log.n_items, dimension), dtype=np.float32)
     if rank > 0:
-        factors = TruncatedSVD(rank, random_state=seed).fit(matrix)
-        out[:, :rank] = factors.components_.T * factors.singular_values_
+        _, values, factors = randomized_svd(matrix, rank, random_state=seed)
+        out[:, :rank] = factors.T * values
     unit: Floats = normalize(out)
     return unit
 
@@ -127,7 +128,7 @@ def fit_towers(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    windows = Windows.build(events, half_life_days=training.half_life_days, new_items_only=training.new_items_only)
+    windows = Windows.build(events)
     model = TwoTowers(catalog, ItemStatistics.of(events), towers)
     with torch.no_grad():
         model.items.id.weight.copy_(torch.from_numpy(behaviour_vectors(events, towers.dimension, seed)))
@@ -167,7 +168,7 @@ def fit_towers(
             break
     model.load_state_dict(best_state)
     model.eval()
-    return FittedTowers(model, events.latest, chosen, history)
+    return FittedTowers(model, events.latest, chosen or len(history), history)
 
 
 def _averaged(model: TwoTowers, steps: int) -> AveragedModel:

@@ -7,7 +7,6 @@ import numpy as np
 
 from features.errors import DataError
 from features.interactions import Interactions, Ints
-from recsys.candidates import Floats
 from recsys.towers import gap_buckets
 
 
@@ -17,7 +16,7 @@ class Windows:
 
     items, times (n,) positive events by user and time; offsets (n_users + 1,);
     query (q,) int64 positions in the log after which something is predicted: the last event strictly before a target;
-    of (p,) ascending index into query, target (p,) item rows and weight (p,) float32: the p pairs.
+    of (p,) ascending index into query, target (p,) item rows: the p pairs.
     """
 
     items: Ints
@@ -26,15 +25,10 @@ class Windows:
     query: Ints
     of: Ints
     target: Ints
-    weight: Floats
 
     @classmethod
-    def build(
-        cls, events: Interactions, *, half_life_days: float | None = None, new_items_only: bool = False
-    ) -> "Windows":
+    def build(cls, events: Interactions) -> "Windows":
         """From training events. An event at the same moment as its target is never its input.
-
-        half_life_days and new_items_only as in `TrainingConfig`.
 
         Raises DataError when no user has two positive events at different times.
         """
@@ -43,21 +37,13 @@ class Windows:
         moment = np.ones(n, dtype=np.bool_)
         moment[1:] = (log.users[1:] != log.users[:-1]) | (log.times[1:] != log.times[:-1])
         start = np.maximum.accumulate(np.where(moment, np.arange(n), 0))  # first event of each moment
-        before = np.where(start > log.offsets[log.users], start - 1, -1)
+        offsets = log.offsets
+        before = np.where(start > offsets[log.users], start - 1, -1)
         use = before >= 0
-        if new_items_only:
-            order = np.lexsort((np.arange(n), log.items, log.users))
-            first = np.ones(n, dtype=np.bool_)
-            again = (log.users[order][1:] == log.users[order][:-1]) & (log.items[order][1:] == log.items[order][:-1])
-            first[order[1:]] = ~again
-            use &= first
         if not use.any():
             raise DataError(f"no user has two positive events at different times among {n}: nothing to train on")
         query, of = np.unique(before[use], return_inverse=True)
-        weight = np.ones(int(use.sum()), dtype=np.float32)
-        if half_life_days:
-            weight = np.exp2((log.times[use] - log.latest) / (half_life_days * 86400e6)).astype(np.float32)
-        return cls(log.items, log.times, log.offsets, query, of.astype(np.int64), log.items[use], weight)
+        return cls(log.items, log.times, offsets, query, of.astype(np.int64), log.items[use])
 
     def batches(self, length: int, batch_events: int, rng: np.random.Generator) -> Iterator["Batch"]:
         """One epoch: windows with a fresh random phase for each user, of like length, in random order."""
@@ -100,7 +86,6 @@ class Windows:
             column=self.query[q] - starts[group][row],
             of=of,
             target=self.target[pair],
-            weight=self.weight[pair],
         )
 
 
@@ -108,7 +93,7 @@ class Windows:
 class Batch:
     """b windows of up to t events, q queries in them, p pairs.
 
-    items, gaps (b, t) int64; row, column (q,) place of each query; of (p,) its pairs; target (p,); weight (p,).
+    items, gaps (b, t) int64; row, column (q,) place of each query; of (p,) the query of each pair; target (p,).
     """
 
     items: Ints
@@ -117,4 +102,3 @@ class Batch:
     column: Ints
     of: Ints
     target: Ints
-    weight: Floats

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_data import DAY, chain, toy_log
+from toy_data import chain, toy_log
 
 from features.errors import DataError
 from recsys.towers import gap_buckets
@@ -19,24 +19,23 @@ def numbered(rows, n_users=5):
 
 
 def pairs(batches):
-    """(query item, target) of every pair in the batches, with its weight."""
+    """(query item, target) of every pair in the batches."""
     out = []
     for batch in batches:
         query = batch.items[batch.row, batch.column]
-        out += zip(query[batch.of].tolist(), batch.target.tolist(), batch.weight.tolist(), strict=True)
+        out += zip(query[batch.of].tolist(), batch.target.tolist(), strict=True)
     return out
 
 
-def naive(rows, *, items=None, new_items_only=False):
+def naive(rows):
     """Every positive event with the last positive one of its user strictly before it, by a loop."""
-    items = list(range(len(rows))) if items is None else items
     out = []
     for user in {r[0] for r in rows}:
-        mine = sorted((t, n, items[n]) for n, (u, t, p) in enumerate(rows) if u == user and p)
-        for at, (time, _, item) in enumerate(mine):
+        mine = sorted((t, n) for n, (u, t, p) in enumerate(rows) if u == user and p)
+        for time, item in mine:
             before = [m for m in mine if m[0] < time]
-            if before and not (new_items_only and item in [m[2] for m in mine[:at]]):
-                out.append((before[-1][2], item))
+            if before:
+                out.append((before[-1][1], item))
     return out
 
 
@@ -51,7 +50,7 @@ def test_every_pair_occurs_exactly_once_in_an_epoch(rows, length, batch_events, 
             Windows.build(numbered(rows))
         return
     batches = list(Windows.build(numbered(rows)).batches(length, batch_events, np.random.default_rng(seed)))
-    assert Counter((q, t) for q, t, _ in pairs(batches)) == Counter(expected)
+    assert Counter(pairs(batches)) == Counter(expected)
     assert all(batch.items.shape[1] <= length for batch in batches)
 
 
@@ -72,36 +71,15 @@ def test_windows_hold_their_users_events_in_order(rows, length, seed):
             assert batch.gaps[row, : column + 1].tolist() == gap_buckets(times[None, :])[0].tolist()
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 9)), max_size=25))
-def test_new_items_only_takes_the_first_event_with_an_item(rows):
-    log = toy_log([(u, i, t) for u, i, t in rows], 3, 3)
-    expected = naive([(u, t, True) for u, _, t in rows], items=[i for _, i, _ in rows], new_items_only=True)
-    if not expected:
-        with pytest.raises(DataError):
-            Windows.build(log, new_items_only=True)
-        return
-    batches = Windows.build(log, new_items_only=True).batches(100, 1000, np.random.default_rng(0))
-    assert Counter((q, t) for q, t, _ in pairs(batches)) == Counter(expected)
-
-
 def test_a_moment_is_never_its_own_input():
     log = toy_log([(0, 0, 1), (0, 1, 1), (0, 2, 5), (0, 3, 5), (0, 4, 9)])
     windows = Windows.build(log)
     assert windows.query.tolist() == [1, 3]  # after the last event of each moment that has a later one
     assert windows.of.tolist() == [0, 0, 1]
     assert windows.target.tolist() == [2, 3, 4]
-    assert windows.weight.tolist() == [1, 1, 1]
     (batch,) = windows.batches(10, 100, np.random.default_rng(0))
     assert batch.items.tolist() == [[0, 1, 2, 3, 4]]
     assert batch.column.tolist() == [1, 3]
-
-
-def test_weights_halve_with_each_half_life():
-    log = toy_log(
-        [(0, 0, 0), (0, 1, 10 * DAY), (0, 2, 20 * DAY), (1, 3, 0), (1, 4, 25 * DAY), (1, 5, 40 * DAY, False)]
-    )
-    windows = Windows.build(log, half_life_days=5)  # the newest positive event is of day 25
-    assert dict(zip(windows.target.tolist(), windows.weight.tolist(), strict=True)) == {1: 0.125, 2: 0.5, 4: 1.0}
 
 
 def test_long_histories_are_cut_at_another_place_in_each_epoch():
