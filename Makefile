@@ -44,5 +44,5 @@ serve: install
 bench: install
 	$(BIN)/recsys bench all --short
 
-clean:
-	rm -rf .venv data state bundles mlflow.db mlruns .pytest_cache .mypy_cache .ruff_cache
+clean:  ## what can be made again; never state/, which holds accepted events, nor bundles/
+	rm -rf .venv data .pytest_cache .mypy_cache .ruff_cache

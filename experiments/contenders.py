@@ -1,9 +1,8 @@
 """What a run fits: the baselines by name, and the two stages of the real recommender."""
 
 import inspect
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from recsys.baselines.profiles import Baseline
 from recsys.candidates import Candidates
 from recsys.index import ExactIndex
 from recsys.recommender import TwoStage
-from recsys.reranker import PairFeatures, Reranker, fit_reranker
+from recsys.reranker import Lesson, PairFeatures, Reranker, fit_reranker
 from recsys.statistics import ItemStatistics
 from recsys.towers import TwoTowers
 from recsys.training import FittedTowers, fit_towers
@@ -57,32 +56,35 @@ def fit_baseline(name: str, arguments: Mapping[str, float], dataset: Dataset, ev
 
 @dataclass(frozen=True)
 class Trained:
-    """The real recommender of one split, and what is told of how it came to be.
+    """The real recommender fitted on some events.
 
-    recommender: as it is served; retrieval: the same without the reranker; selection: the fit that chose the epochs.
+    recommender: with the reranker, where there is one; retrieval: without; statistics: what both read of items.
     """
+
+    towers: FittedTowers
 
     recommender: TwoStage
     retrieval: TwoStage
     statistics: ItemStatistics
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the validation window decided: how many passes the towers make, and the order of candidates."""
+
     selection: FittedTowers
-    seconds: float
+    reranker: Reranker | None
 
 
-def train_two_stage(
-    config: RunConfig,
-    dataset: Dataset,
-    split: Split,
-    *,
-    repeats: bool,
-    report: Callable[[dict[str, float]], Any] | None = None,
-) -> Trained:
-    """Towers on `fit`, epochs by `validation`, reranker on `validation`, then towers again on all of `train`.
+def choose(
+    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], report: Callable[[dict[str, float]], Any]
+) -> Recipe:
+    """Fit towers on `fit`, choose their epochs on the first placement's validation window, learn the order on all.
 
-    The reranker learns from candidates of towers that have not seen its window, and then orders those of towers that
-    have: it reads scores and counts, not ids. A leave-last-out split refits nothing. Raises LeakError by the guard.
+    The reranker learns from candidates of towers that have not seen its window. Raises LeakError by the guard.
     """
-    started = time.perf_counter()
+    name, split = next(iter(splits.items()))
+    repeats = config.data.placements[name].repeats
     validation = sample_states(split.validation, config.training.validation_states, config.seed)
 
     def validate(model: TwoTowers) -> dict[str, float]:
@@ -96,37 +98,65 @@ def train_two_stage(
     selection = fit_towers(
         dataset.catalog, split.fit, config.towers, config.training, seed=config.seed, validate=validate, report=report
     )
-    guard(split.validation_cut, selection=selection)
+    guard(split.validation_cut, vocabulary=dataset, selection=selection)
     reranker = None
     if config.reranker is not None:
-        first = assemble(selection.model, split.fit, None, config)
-        reranker = learn_order(config, dataset, split, first, repeats=repeats)
-    towers = selection
-    if split.cut is not None:
+        reranker = learn_order(config, dataset, splits, assemble(selection.model, split.fit, None, config))
+    return Recipe(selection, reranker)
+
+
+def fit_recipe(
+    config: RunConfig,
+    dataset: Dataset,
+    events: Interactions,
+    recipe: Recipe,
+    report: Callable[[dict[str, float]], Any],
+    *,
+    again: bool = True,
+) -> Trained:
+    """The recommender on `events`, by what validation decided; again=False keeps the towers that it was decided on.
+
+    The reranker then orders candidates of towers that have seen its window: it reads scores and counts, not ids.
+    """
+    towers = recipe.selection
+    if again:
         towers = fit_towers(
             dataset.catalog,
-            split.train,
+            events,
             config.towers,
             config.training,
             seed=config.seed,
-            epochs=selection.epochs,
+            epochs=towers.epochs,
             report=report,
         )
-    recommender = assemble(towers.model, split.train, None, config)
-    statistics = ItemStatistics.of(split.train)
-    features = PairFeatures(dataset.catalog, recommender.vectors, statistics)
+    retrieval = assemble(towers.model, events, None, config)
+    statistics = ItemStatistics.of(events)
+    if recipe.reranker is None:
+        return Trained(towers, retrieval, retrieval, statistics)
+    features = PairFeatures(dataset.catalog, retrieval.vectors, statistics)
+    ranked = replace(retrieval, reranker=Reranker(recipe.reranker.booster, features))
+    return Trained(towers, ranked, retrieval, statistics)
+
+
+def train_two_stage(
+    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], report: Callable[[dict[str, float]], Any]
+) -> tuple[Recipe, Trained]:
+    """Choose on validation, then fit on all of `train`; a leave-last-out split refits nothing.
+
+    Raises LeakError by the guard.
+    """
+    split = next(iter(splits.values()))
+    recipe = choose(config, dataset, splits, report)
+    trained = fit_recipe(config, dataset, split.train, recipe, report, again=split.cut is not None)
     guard(
         split.cut,
         vocabulary=dataset,
-        towers=towers,  # their negatives too: drawn from the vocabulary
-        popularity=recommender.fallback,
-        normalisation=statistics,
-        features=features,
+        towers=trained.towers,  # their negatives too: drawn from the vocabulary
+        popularity=trained.retrieval.fallback,
+        normalisation=trained.statistics,
+        features=trained.statistics,
     )
-    ranked = recommender
-    if reranker is not None:
-        ranked = assemble(towers.model, split.train, Reranker(reranker.booster, features), config)
-    return Trained(ranked, recommender, statistics, selection, time.perf_counter() - started)
+    return recipe, trained
 
 
 def assemble(model: TwoTowers, events: Interactions, reranker: Reranker | None, config: RunConfig) -> TwoStage:
@@ -143,26 +173,31 @@ def assemble(model: TwoTowers, events: Interactions, reranker: Reranker | None, 
     )
 
 
-def learn_order(
-    config: RunConfig, dataset: Dataset, split: Split, first: TwoStage, *, repeats: bool
-) -> Reranker | None:
-    """Fit the reranker on what users of the validation window took among the first stage's candidates."""
+def learn_order(config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], first: TwoStage) -> Reranker | None:
+    """Fit the reranker on what users of the validation window took among the first stage's candidates.
+
+    Every placement teaches its share of the groups, with its own rule on repeats: one order serves them all.
+    """
     assert config.reranker is not None
-    targets = sample_states(split.validation, config.reranker.groups, config.seed)
-    states = targets.states
-    rows, scores = [], []
-    for at in range(0, len(states), 1024):
-        part = states[at : at + 1024]
-        found = first.recommend(part, config.reranker.candidates, exclude=None if repeats else part.seen_items())
-        rows.append(found.rows)
-        scores.append(found.scores)
-    candidates = Candidates(np.concatenate(rows), np.concatenate(scores))
-    taken = np.zeros((len(states), len(dataset.catalog) + 1), dtype=np.bool_)
-    taken[targets.state, targets.item] = True
-    relevant = taken[np.arange(len(states))[:, None], candidates.rows]  # padding reads the last, empty column
+    split = next(iter(splits.values()))
     features = PairFeatures(dataset.catalog, first.vectors, ItemStatistics.of(split.fit))
     guard(split.validation_cut, features=features)
-    return fit_reranker(features, states, candidates, relevant, config.reranker, seed=config.seed)
+    lessons = []
+    for name, each in splits.items():
+        repeats = config.data.placements[name].repeats
+        targets = sample_states(each.validation, max(1, config.reranker.groups // len(splits)), config.seed)
+        rows, scores = [], []
+        for at in range(0, len(targets.states), 1024):
+            part = targets.states[at : at + 1024]
+            found = first.recommend(part, config.reranker.candidates, exclude=None if repeats else part.seen_items())
+            rows.append(found.rows)
+            scores.append(found.scores)
+        candidates = Candidates(np.concatenate(rows), np.concatenate(scores))
+        taken = np.zeros((len(targets.states), len(dataset.catalog) + 1), dtype=np.bool_)
+        taken[targets.state, targets.item] = True
+        relevant = taken[np.arange(len(taken))[:, None], candidates.rows]  # padding reads the last, empty column
+        lessons.append(Lesson(targets.states, candidates, relevant))
+    return fit_reranker(features, lessons, config.reranker, seed=config.seed)
 
 
 def sample_states(targets: Targets, most: int, seed: int) -> Targets:

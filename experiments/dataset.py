@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,6 @@ def encode(
     if config.encoder == "none":
         return dataset
     texts = item_texts(dataset.catalog.frame)
-    step = progress("encoding texts", sum(map(bool, texts))) if progress else None
-    text, has_text = encode_cached(texts, MiniLM.space, MiniLM, Path(config.cache), step)
+    begin = partial(progress, "encoding texts") if progress else None
+    text, has_text = encode_cached(texts, MiniLM.space, MiniLM, Path(config.cache), begin)
     return replace(dataset, catalog=replace(dataset.catalog, text=text, has_text=has_text))

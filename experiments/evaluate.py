@@ -130,6 +130,7 @@ class Comparison:
     """The table: outcomes over the same targets; `ours` is the row that the others are compared with."""
 
     title: str
+    placement: str
     note: str
     hashes: tuple[str, ...]
     outcomes: tuple[Outcome, ...]
@@ -175,6 +176,7 @@ class Comparison:
         o = self.outcomes[0]
         return {
             "title": self.title,
+            "placement": self.placement,
             "note": self.note,
             "split_hashes": list(self.hashes),
             "users": len(np.unique(o.users)),

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from experiments import plots
 from experiments.config import RunConfig
-from experiments.contenders import RERANKED, TOWERS, Trained, fit_baseline, train_two_stage
+from experiments.contenders import RERANKED, TOWERS, Recipe, Trained, fit_baseline, fit_recipe, train_two_stage
 from experiments.dataset import Dataset, encode, keep_frequent, load_dataset
 from experiments.evaluate import Comparison, Outcome, evaluate, join
 from experiments.splits import Split, cuts, guard, leave_last_out, time_split
@@ -43,8 +43,9 @@ def windows(config: RunConfig, dataset: Dataset) -> list[tuple[Dataset, dict[str
         split = leave_last_out(dataset.events)
         return [(dataset, dict.fromkeys(placements, split))]
     out = []
+    # by the events before the validation window: validation must not know which items it will make frequent
     for window in cuts(dataset.events, config.split):
-        kept = keep_frequent(dataset, window[1], config.data.min_train_events)
+        kept = keep_frequent(dataset, window[0], config.data.min_train_events)
         splits = {
             name: time_split(kept.events, window, history=config.split.history, repeats=placement.repeats)
             for name, placement in placements.items()
@@ -54,9 +55,11 @@ def windows(config: RunConfig, dataset: Dataset) -> list[tuple[Dataset, dict[str
 
 
 def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path, list[Comparison]]:
-    """Train on the newest window, compare with the baselines, write and publish a bundle.
+    """Train, compare with the baselines on the newest window, fit the same recipe on everything, publish a bundle.
 
-    Returns its folder and one table for each placement. Raises any RecsysError; a failed run publishes nothing.
+    What is served has seen the tested window too: the table is of the recipe, and the newest events are not wasted.
+    A leave-last-out split serves what it judged. Returns the bundle's folder and one table for each placement.
+    Raises any RecsysError; a failed run publishes nothing.
     """
     dataset = load_dataset(config)
     say_dataset(dataset, reporter)
@@ -65,7 +68,8 @@ def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path
     first = next(iter(splits.values()))
     if kept.left_out:
         reporter.say(
-            f"{kept.left_out:,} events left out: items with fewer than {config.data.min_train_events} before the cut"
+            f"{kept.left_out:,} events left out: items with fewer than {config.data.min_train_events} "
+            "before the validation window"
         )
     tracker.start(
         config.name,
@@ -78,8 +82,11 @@ def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path
         },
     )
     try:
-        outcomes, trained = contend(config, kept, splits, reporter, tracker)
+        outcomes, recipe, trained = contend(config, kept, splits, reporter, tracker)
         tables = [compare(config, name, [split], outcomes[name]) for name, split in splits.items()]
+        if first.cut is not None:
+            reporter.say("the same recipe on all events, to be served")
+            trained = fit_recipe(config, kept, kept.events, recipe, lambda line: reporter.say(_line(line)))
         path = save_bundle(
             Path(config.bundles),
             kept.catalog,
@@ -88,7 +95,7 @@ def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path
             facts(config, dataset, first, tables),
         )
         publish(path)
-        record(tracker, tables, trained, path)
+        record(tracker, tables, recipe, path)
     except BaseException:
         tracker.finish(failed=True)
         raise
@@ -117,10 +124,10 @@ def evaluate_run(config: RunConfig, reporter: Reporter) -> list[Comparison]:
 
 def contend(
     config: RunConfig, dataset: Dataset, splits: dict[str, Split], reporter: Reporter, tracker: Tracker | None
-) -> tuple[dict[str, list[Outcome]], Trained]:
+) -> tuple[dict[str, list[Outcome]], Recipe, Trained]:
     """Fit every baseline and the real recommender once; evaluate each in every placement."""
     outcomes: dict[str, list[Outcome]] = {name: [] for name in splits}
-    first_name, first = next(iter(splits.items()))
+    first = next(iter(splits.values()))
 
     def judge(name: str, recommender: Recommender, seconds: float) -> None:
         for placement, split in splits.items():
@@ -138,22 +145,22 @@ def contend(
         guard(first.cut, **{name: baseline})
         judge(name, baseline, time.perf_counter() - started)
 
-    step = 0
-
     def report(line: dict[str, float]) -> None:
-        nonlocal step
-        step += 1
-        reporter.say("  ".join(f"{k} {v:.4g}" for k, v in line.items()))
-        if tracker:
-            tracker.metrics(line, step)
+        reporter.say(_line(line))
+        if tracker and "ndcg_at_10" in line:  # the fit that is validated; the one after repeats its passes
+            tracker.metrics(line, int(line["epoch"]))
 
-    trained = train_two_stage(
-        config, dataset, first, repeats=config.data.placements[first_name].repeats, report=report
-    )
-    judge(TOWERS, trained.retrieval, trained.seconds)
-    if trained.recommender is not trained.retrieval:
-        judge(RERANKED, trained.recommender, trained.seconds)
-    return outcomes, trained
+    started = time.perf_counter()
+    recipe, trained = train_two_stage(config, dataset, splits, report)
+    seconds = time.perf_counter() - started
+    judge(TOWERS, trained.retrieval, seconds)
+    if config.reranker is not None:  # where nothing could be learned, retrieval stands under both names
+        judge(RERANKED, trained.recommender, seconds)
+    return outcomes, recipe, trained
+
+
+def _line(values: dict[str, float]) -> str:
+    return "  ".join(f"{key} {value:.4g}" for key, value in values.items())
 
 
 def compare(config: RunConfig, placement: str, splits: list[Split], outcomes: list[Outcome]) -> Comparison:
@@ -162,10 +169,11 @@ def compare(config: RunConfig, placement: str, splits: list[Split], outcomes: li
     several = f" ({len(splits)} windows)" if len(splits) > 1 else ""
     return Comparison(
         title=f"{config.name} · {placement}: {repeats}",
+        placement=placement,
         note=splits[-1].note + several,
         hashes=tuple(split.hash for split in splits),
         outcomes=tuple(outcomes),
-        ours=outcomes[-1].name,
+        ours=TOWERS if config.reranker is None else RERANKED,
         seed=config.seed,
     )
 
@@ -182,15 +190,14 @@ def facts(config: RunConfig, dataset: Dataset, split: Split, tables: list[Compar
     }
 
 
-def record(tracker: Tracker, tables: list[Comparison], trained: Trained, bundle: Path) -> None:
+def record(tracker: Tracker, tables: list[Comparison], recipe: Recipe, bundle: Path) -> None:
     """Final figures, plots and the bundle."""
     for table in tables:
-        placement = table.title.split(" · ")[1].split(":")[0]
         for row in table.rows():
-            name = "".join(c if c.isalnum() else "_" for c in f"{placement}.{row['name']}")
+            name = "".join(c if c.isalnum() else "_" for c in f"{table.placement}.{row['name']}")
             tracker.metrics({f"{name}.{key}": row[key]["mean"] for key in ("hr_at_10", "ndcg_at_10")})
     outcomes = list(tables[0].outcomes)
-    tracker.figure("learning_curve", plots.learning_curve(trained.selection.history))
+    tracker.figure("learning_curve", plots.learning_curve(recipe.selection.history))
     tracker.figure("ndcg_by_history_length", plots.ndcg_by_history(outcomes))
     tracker.figure("popularity_bias", plots.popularity_bias(outcomes))
     tracker.artifact(bundle, "bundle")

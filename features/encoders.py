@@ -75,10 +75,15 @@ class MiniLM:
 
 
 def encode_cached(
-    texts: Sequence[str], space: SpaceKey, load: Callable[[], Encoder], cache: Path, progress: Progress | None = None
+    texts: Sequence[str],
+    space: SpaceKey,
+    load: Callable[[], Encoder],
+    cache: Path,
+    progress: Callable[[int], Progress] | None = None,
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Vectors (n, d) of texts and whether there was a text (n,); "" gives a zero row.
 
+    progress(n) is called when n texts have to be encoded, and gives what is called with the size of each step.
     Only texts never encoded in this space are computed, and only then is the encoder loaded. The cache is one
     parquet file a space, keyed by the SHA-256 of the text, replaced in one step.
     """
@@ -90,7 +95,7 @@ def encode_cached(
     wanted = pl.DataFrame({"key": keys, "text": pl.Series(texts, dtype=pl.String)}).filter(pl.col("text") != "")
     missing = wanted.unique("key", maintain_order=True).join(known, on="key", how="anti", maintain_order="left")
     if len(missing):
-        made = load().encode(missing.get_column("text").to_list(), progress)
+        made = load().encode(missing.get_column("text").to_list(), progress(len(missing)) if progress else None)
         known = pl.concat(
             [known, pl.DataFrame({"key": missing.get_column("key"), "vector": pl.Series(made, dtype=vector)})]
         )

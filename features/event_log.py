@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -200,7 +201,7 @@ _COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
 def events_frame(folder: Path) -> pl.DataFrame:
     """All accepted events with the canonical columns of the events table, in log order.
 
-    An event_id that a client sent again counts once, the first time.
+    An event_id that came again from the same user counts once, the first time; events without one all count.
     Raises LogError when a segment cannot be read.
     """
     frames = [pl.DataFrame(schema=_COLUMNS)]
@@ -212,9 +213,10 @@ def events_frame(folder: Path) -> pl.DataFrame:
                     frames.append(pl.read_ndjson(io.BytesIO(b"\n".join(lines)), schema=_COLUMNS))
     except OSError as error:
         raise LogError(f"the event log in {folder} cannot be read: {error}") from error
+    unnamed = pl.col(EVENT_ID).fill_null("") == ""
     return (
         pl.concat(frames)
-        .unique(EVENT_ID, keep="first", maintain_order=True)
+        .filter(unnamed | pl.struct(USER, EVENT_ID).is_first_distinct())
         .with_columns(pl.col(TIME).cast(pl.Datetime("us", "UTC")))
     )
 
@@ -325,8 +327,8 @@ class EventLog:
             try:
                 self._write(b"".join(data for data, _ in wanted))
                 self.fault = ""
-            except OSError as error:
-                self.fault = str(error)
+            except Exception as error:  # a thread that ended here would leave every later append waiting for ever
+                self.fault = str(error) or repr(error)
                 self._abandon()
                 for _, future in wanted:
                     future.set_exception(
@@ -367,13 +369,14 @@ class EventLog:
         """Take back a write that failed. After a failed fsync nobody knows what is on disk: begin another segment."""
         if self._fd < 0:
             return
+        fd, self._fd = self._fd, -1
         try:
             if self._size:
-                os.ftruncate(self._fd, self._size)
+                os.ftruncate(fd, self._size)
             else:
                 self._path.unlink(missing_ok=True)
         except OSError as error:
             self.fault = str(error)
         finally:
-            os.close(self._fd)
-            self._fd = -1
+            with suppress(OSError):  # of the write that failed, `fault` tells already
+                os.close(fd)

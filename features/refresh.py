@@ -15,12 +15,10 @@ import polars as pl
 from features.errors import StoreError
 from features.event_log import Event, Position, events_frame, read
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
-from features.store import DAY, HISTORY, FeatureStore, ItemStats, UserPatch, Watermark, patches
+from features.store import DAY, HISTORY, FeatureStore, ItemStats, UserPatch, Watermark, pack_rows, patches
 
 STATS_AGE = DAY // 24
 """Item statistics older than this are made again even when nothing is new: their windows have moved."""
-
-_SEPARATOR = "\x1f"  # of `store.pack`
 
 
 @dataclass(frozen=True)
@@ -123,17 +121,8 @@ def _table_patches(
 def _patches(events: pl.DataFrame, rules: EventRules) -> list[UserPatch]:
     is_seen = pl.lit(True) if rules.seen is None else pl.col(EVENT).is_in(list(rules.seen))
     seen = events.filter(is_seen).group_by(USER).agg(pl.col(ITEM).unique().alias("seen"))
-    order = pl.int_range(pl.len()).over(USER, TIME).cast(pl.String).str.zfill(6)
-    packed = pl.concat_str(
-        order,
-        ITEM,
-        pl.col(VALUE).cast(pl.String).fill_null(""),
-        pl.col(EVENT_ID).fill_null(""),
-        EVENT,
-        separator=_SEPARATOR,
-    )
     by_user = (
-        events.select(USER, TIME, packed.alias("packed"))
+        events.select(USER, TIME, pack_rows().alias("packed"))
         .sort(TIME, maintain_order=True)
         .group_by(USER, maintain_order=True)
         .agg(pl.col("packed").tail(HISTORY), pl.col(TIME).to_physical().tail(HISTORY))

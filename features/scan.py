@@ -5,13 +5,14 @@ on the first odd row, while `features.checks` can set that row aside.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import polars as pl
 
+from features import schema
 from features.errors import DataError
 
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
@@ -20,12 +21,21 @@ LINE = "__line__"
 """Extra column of JSON lines: the line itself, so that a broken one can be set aside whole."""
 
 KEYS_FROM = 1000
-"""JSON lines whose keys make the columns."""
+"""JSON lines whose keys make the columns; those of the contract are looked for in all lines."""
+
+CONTRACT = (
+    *(schema.USER, schema.ITEM, schema.EVENT, schema.TIME, schema.VALUE),
+    *(schema.EVENT_ID, schema.REQUEST_ID, schema.POSITION, schema.PROPENSITY),
+    *(schema.TITLE, schema.DESCRIPTION, schema.CATEGORIES, schema.PRICE),
+    *(schema.IMAGE, schema.AUDIO, schema.VIDEO, schema.PUBLISHED, schema.AVAILABLE, schema.GROUP),
+)
+"""Names of all columns of the contract."""
 
 ADVICE = {
     "more fields": "a row has more fields than the header: quote fields that contain the separator",
     "utf-8": "save the file as UTF-8",
     "could not parse": "a quotation mark is opened and not closed",
+    "malformed": "a quotation mark is opened and not closed",
 }
 
 
@@ -48,8 +58,11 @@ def find_table(folder: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
-def scan(path: Path) -> pl.LazyFrame:
-    """A lazy reader of one file by its suffix. Raises DataError when it is empty or not what its suffix says."""
+def scan(path: Path, extra: Sequence[str] = ()) -> pl.LazyFrame:
+    """A lazy reader of one file by its suffix; extra: columns wanted besides those of the contract.
+
+    Raises DataError when it is empty or not what its suffix says.
+    """
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes); write at least a header and one row")
     if path.suffix == ".parquet":
@@ -57,7 +70,7 @@ def scan(path: Path) -> pl.LazyFrame:
             frame = pl.scan_parquet(path)
             frame.collect_schema()
         return frame
-    return _csv(path) if path.suffix == ".csv" else _json_lines(path)
+    return _csv(path) if path.suffix == ".csv" else _json_lines(path, extra)
 
 
 def _csv(path: Path) -> pl.LazyFrame:
@@ -72,7 +85,7 @@ def _csv(path: Path) -> pl.LazyFrame:
     return frame
 
 
-def _json_lines(path: Path) -> pl.LazyFrame:
+def _json_lines(path: Path, extra: Sequence[str]) -> pl.LazyFrame:
     keys: dict[str, None] = {}
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for text in islice(file, KEYS_FROM):
@@ -81,12 +94,33 @@ def _json_lines(path: Path) -> pl.LazyFrame:
             except ValueError:
                 continue
             keys |= dict.fromkeys(row) if isinstance(row, dict) else {}
-    names = [key for key in keys if key.isprintable() and "'" not in key and "\\" not in key]
+    names = [key for key in keys if _plain(key)]
     if not names:
         raise DataError(f"{path}: none of the first {KEYS_FROM} lines is a JSON object; write one object a line")
     line = pl.col(LINE)
     with reading(str(path)):
         lines = pl.scan_lines(path, name=LINE).with_columns(line.str.strip_chars("\ufeff \t\r"))
-    return lines.filter(line != "").with_columns(
-        line.str.json_path_match(f"$['{name}']").alias(name) for name in names
-    )
+        lines = lines.filter(line != "")
+        names += _late(lines, [name for name in dict.fromkeys((*CONTRACT, *extra)) if name not in keys])
+    return lines.with_columns(_field(line, name).alias(name) for name in names)
+
+
+def _late(lines: pl.LazyFrame, wanted: Sequence[str]) -> list[str]:
+    """Those of `wanted` that are a key of any line."""
+    line = pl.col(LINE)
+    found = lines.select(
+        # most names are in no line at all, and looking for a text is far cheaper than reading every line as JSON
+        _field(line.filter(line.str.contains(f'"{name}"', literal=True)), name).is_not_null().any().alias(name)
+        for name in wanted
+        if _plain(name)
+    ).collect(engine="streaming")
+    return [column.name for column in found if column.item()]
+
+
+def _plain(key: str) -> bool:
+    """Whether a JSON path can name it."""
+    return key.isprintable() and "'" not in key and "\\" not in key
+
+
+def _field(line: pl.Expr, name: str) -> pl.Expr:
+    return line.str.json_path_match(f"$['{name}']")

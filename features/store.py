@@ -15,10 +15,11 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from features.event_log import Event
 from features.interactions import Bools, Ints
-from features.schema import EventRules
+from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
 
 HISTORY = 512
 """Events kept of one user, the newest; the items that count as seen are kept for ever beside them."""
@@ -29,8 +30,9 @@ RECENT_USERS = 1000
 DAY = 86_400_000_000
 """One day in µs."""
 
-_LAYOUT = 1
+_LAYOUT = 2
 _SEPARATOR = "\x1f"  # ids never contain control characters
+_AT = "\x1e"  # before a time, in the place of an event_id
 
 
 class Status(StrEnum):
@@ -175,10 +177,30 @@ def schema_key(rules: EventRules) -> str:
     return hashlib.sha256(json.dumps([_LAYOUT, seen]).encode()).hexdigest()[:12]
 
 
-def pack(item: str, value: float | None, event_id: str, event: str, order: int) -> str:
-    """One event without user and time. Zero-padded order first: the store sorts equal times by these strings."""
+def pack(item: str, value: float | None, event_id: str, event: str, order: int, at: int) -> str:
+    """One event of a user at a time (µs). Zero-padded order first: the store sorts equal times by these strings.
+
+    The time stands in for an event_id that is not there: the same event at another time is another member.
+    """
     shown = "" if value is None else repr(value)
-    return f"{order:06d}{_SEPARATOR}{item}{_SEPARATOR}{shown}{_SEPARATOR}{event_id}{_SEPARATOR}{event}"
+    return _SEPARATOR.join((f"{order:06d}", item, shown, event_id or f"{_AT}{at}", event))
+
+
+def pack_rows() -> pl.Expr:
+    """`pack` of every row of canonical events; the order is that of the rows of one user and time.
+
+    A value under 1e-4 may be spelled otherwise than by `pack`; it reads back the same.
+    """
+    return pl.concat_str(
+        pl.int_range(pl.len()).over(USER, TIME).cast(pl.String).str.zfill(6),
+        ITEM,
+        pl.col(VALUE).cast(pl.String).fill_null(""),
+        pl.when(pl.col(EVENT_ID) != "")
+        .then(pl.col(EVENT_ID))
+        .otherwise(pl.concat_str(pl.lit(_AT), pl.col(TIME).to_physical())),
+        EVENT,
+        separator=_SEPARATOR,
+    )
 
 
 def patches(events: Iterable[Event], rules: EventRules) -> list[UserPatch]:
@@ -187,7 +209,7 @@ def patches(events: Iterable[Event], rules: EventRules) -> list[UserPatch]:
     seen: dict[str, dict[str, None]] = {}
     for e in events:
         mine = packed.setdefault(e.user_id, {})
-        member = pack(e.item_id, e.value, e.event_id, e.event, e.order)
+        member = pack(e.item_id, e.value, e.event_id, e.event, e.order, e.timestamp)
         mine[member] = min(e.timestamp, mine.get(member, e.timestamp))
         if rules.seen is None or e.event in rules.seen:
             seen.setdefault(e.user_id, {})[e.item_id] = None
@@ -201,7 +223,7 @@ def unpack(
     parts = [member.split(_SEPARATOR, 4) for member in members]
     first: dict[tuple[str, ...], int] = {}
     for i, (_, item, value, event_id, event) in enumerate(parts):
-        key = (event_id,) if event_id else (str(times[i]), item, event, value)
+        key = (event_id, item, event, value) if event_id.startswith(_AT) else (event_id,)
         first.setdefault(key, i)
     kept = list(first.values())
     status = Status.STALE if not filled else Status.PRESENT if members or seen else Status.MISSING

@@ -1,19 +1,26 @@
 """The second stage: a dozen features of user, item and pair, ordered by LambdaMART. The only import of lightgbm."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import lightgbm
 import numpy as np
 from pydantic import Field
 
 from features.catalog import Catalog
-from features.errors import BundleError
+from features.errors import BundleError, DependencyError
 from features.interactions import UserStates
 from features.schema import Strict
 from recsys.candidates import Candidates, Floats
 from recsys.statistics import ItemStatistics
+
+try:
+    import lightgbm
+except OSError as error:  # the wheel links the system's OpenMP, which slim images lack
+    raise DependencyError(
+        f"lightgbm cannot be loaded ({error}): install libgomp, e.g. apt-get install libgomp1"
+    ) from error
 
 FEATURES = (
     "retrieval_score",
@@ -83,7 +90,8 @@ class PairFeatures:
         same &= (main[rows] >= 0)[:, :, None]  # items without a category share none
         popularity = np.log1p(s.total).astype(np.float32)
         own = ((rows[:, :, None] == known[:, None, :]) & there[:, None, :]).sum(2)
-        days = (states.as_of[:, None] - s.last[rows].astype(np.float64)) / 86400e6
+        # until the statistics were taken, not until now: a bundle orders tomorrow as it was judged today
+        days = (s.fitted_until - s.last[rows].astype(np.float64)) / 86400e6
         empty = ~there.any(1)
         mean_popularity = (popularity[known] * there).sum(1) / count[:, 0]
         filled = np.where(np.isnan(similar), -1.0, similar)
@@ -143,32 +151,31 @@ class Reranker:
         return cls(booster, features)
 
 
-def fit_reranker(
-    features: PairFeatures,
-    states: UserStates,
-    candidates: Candidates,
-    relevant: np.ndarray,
-    config: RerankerConfig,
-    *,
-    seed: int,
-) -> Reranker | None:
-    """Fit on candidates (b, k) of b states; relevant (b, k) bool marks what was taken. None when nothing was.
+@dataclass(frozen=True)
+class Lesson:
+    """Candidates of b states, and which of them were taken: relevant (b, k) bool."""
 
-    Only states with at least one relevant candidate teach an order.
-    """
-    useful = np.flatnonzero((relevant & (candidates.rows >= 0)).any(1))
-    if not len(useful):
-        return None
-    rng = np.random.default_rng(seed)
-    useful = np.sort(rng.permutation(useful)[: config.groups])
+    states: UserStates
+    candidates: Candidates
+    relevant: np.ndarray
+
+
+def fit_reranker(
+    features: PairFeatures, lessons: Sequence[Lesson], config: RerankerConfig, *, seed: int
+) -> Reranker | None:
+    """Fit on what was taken. None when nothing was: only states with a relevant candidate teach an order."""
     parts, labels, sizes = [], [], []
-    for start in range(0, len(useful), 256):
-        part = useful[start : start + 256]
-        chosen = Candidates(candidates.rows[part], candidates.scores[part])
-        valid = chosen.rows >= 0
-        parts.append(features.matrix(states[part], chosen)[valid])
-        labels.append(relevant[part][valid])
-        sizes.append(valid.sum(1))
+    for lesson in lessons:
+        rows, scores = lesson.candidates.rows, lesson.candidates.scores
+        useful = np.flatnonzero((lesson.relevant & (rows >= 0)).any(1))
+        for start in range(0, len(useful), 256):
+            part = useful[start : start + 256]
+            valid = rows[part] >= 0
+            parts.append(features.matrix(lesson.states[part], Candidates(rows[part], scores[part]))[valid])
+            labels.append(lesson.relevant[part][valid])
+            sizes.append(valid.sum(1))
+    if not parts:
+        return None
     data = lightgbm.Dataset(
         np.concatenate(parts),
         label=np.concatenate(labels).astype(np.float32),
@@ -179,7 +186,7 @@ def fit_reranker(
         {
             "objective": "lambdarank",
             # every candidate: all begin with equal scores, and a shorter list would learn from whichever stand first
-            "lambdarank_truncation_level": candidates.rows.shape[1],
+            "lambdarank_truncation_level": max(int(size.max()) for size in sizes),
             "num_leaves": config.leaves,
             "learning_rate": config.learning_rate,
             "min_data_in_leaf": min(2000, max(20, sum(map(len, parts)) // 500)),

@@ -38,6 +38,7 @@ from serving.wire import (
 )
 
 T = TypeVar("T")
+InThread = Callable[..., Any]
 logger = logging.getLogger("recsys.serving")
 
 VARIANT = "default"
@@ -100,9 +101,10 @@ def create_app(
     )
     app.state.service = service
     add_errors(app)
-    _add_users(app, service)
-    _add_items(app, service)
-    _add_events(app, service)
+    in_thread = _threads(service)
+    _add_users(app, service, in_thread)
+    _add_items(app, service, in_thread)
+    _add_events(app, service, in_thread)
     _add_state(app, service)
     add_page(app)
     return app
@@ -197,7 +199,8 @@ async def _expose(
     return shown
 
 
-def _threads(service: Service) -> Callable[..., Any]:
+def _threads(service: Service) -> InThread:
+    """Runs work in a thread, as many at once as the settings say, over all routes that share it."""
     limiter: list[anyio.CapacityLimiter] = []  # made inside the event loop
 
     async def run(work: Callable[..., T], *args: Any) -> T:
@@ -208,9 +211,7 @@ def _threads(service: Service) -> Callable[..., Any]:
     return run
 
 
-def _add_users(app: FastAPI, service: Service) -> None:
-    in_thread = _threads(service)
-
+def _add_users(app: FastAPI, service: Service, in_thread: InThread) -> None:
     @app.get("/v1/users/{user_id:path}/recommendations", responses={200: {"model": SlateAnswer}}, tags=["users"])
     async def recommendations(user_id: str, k: Count = 20, placement: str | None = None) -> Response:
         """Items for a user, best first. An unknown user gets the most popular ones; `source` says so."""
@@ -220,7 +221,7 @@ def _add_users(app: FastAPI, service: Service) -> None:
         where = next(iter(places)) if placement is None else placement
         if where not in places:
             raise ApiError(
-                422, "unknown_placement", f"there is no such placement; there are: {', '.join(places)}", "k"
+                422, "unknown_placement", f"there is no such placement; there are: {', '.join(places)}", "placement"
             )
         slate, source, degraded = await in_thread(recommend, service, live, user_id, k, where)
         shown = await _expose(service, slate, source, degraded, where, user_id, None)
@@ -258,9 +259,7 @@ def _add_users(app: FastAPI, service: Service) -> None:
             return answer({"users": [], "degraded": ["store"]})
 
 
-def _add_items(app: FastAPI, service: Service) -> None:
-    in_thread = _threads(service)
-
+def _add_items(app: FastAPI, service: Service, in_thread: InThread) -> None:
     @app.get("/v1/items/{item_id:path}/similar", responses={200: {"model": SlateAnswer}}, tags=["items"])
     async def similar(item_id: str, k: Count = 20) -> Response:
         """Items like this one, best first."""
@@ -287,8 +286,7 @@ def _add_items(app: FastAPI, service: Service) -> None:
         return Response(content, media_type=kind, headers=headers)
 
 
-def _add_events(app: FastAPI, service: Service) -> None:
-    in_thread = _threads(service)
+def _add_events(app: FastAPI, service: Service, in_thread: InThread) -> None:
     one = EventIn.model_json_schema()
     body = {"oneOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 1000}]}
 

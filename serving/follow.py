@@ -141,6 +141,15 @@ class Service:
         self.behind = True  # what was pushed to the store of the previous rules meanwhile
         self.notes.pop("bundle", None)
         logger.info("serving bundle %s from %s", bundle.fingerprint, path)
+        trained_on = bundle.data.log
+        if trained_on is None or Path(trained_on).resolve() != self.settings.log.resolve():
+            logger.warning(
+                "events accepted here will not be trained on: they go to %s, and data.log of bundle %s is %s; "
+                "name the same folder in both",
+                self.settings.log,
+                bundle.fingerprint,
+                trained_on,
+            )
 
     def _refuse(self, path: Path | None, why: str) -> None:
         self._refused = path

@@ -6,12 +6,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx2
 import numpy as np
@@ -31,6 +34,7 @@ from features.schema import DataConfig, EventRules
 from features.store import MemoryStore, UserState
 from recsys import cli
 from serving.app import create_app
+from serving.wire import media_url
 
 HOME = "/v1/users/{}/recommendations?k={}&placement={}"
 
@@ -90,6 +94,7 @@ def house(
     shelf: ToyShelf | None = None,
     events: Callable[[DataConfig], pl.DataFrame] = lambda _: toy_events(),
     store: Flaky | None = None,
+    **options: object,
 ) -> Iterator[House]:
     shelf, store = shelf or ToyShelf(toy_bundle(folder)), store or Flaky(RULES)
 
@@ -98,7 +103,7 @@ def house(
         return store
 
     app = create_app(
-        toy_settings(folder, follow_seconds=3600),  # steps are taken by the tests
+        toy_settings(folder, follow_seconds=3600, **options),  # steps are taken by the tests
         load=shelf.load,
         current=shelf.current,
         events=events,
@@ -434,6 +439,51 @@ def test_odd_requests(steady: House, path: str, status: int, code: str) -> None:
 def test_the_message_names_what_there_is(steady: House) -> None:
     said = steady.client.get("/v1/users/ann/recommendations?placement=attic").json()["error"]
     assert said["message"] == "there is no such placement; there are: home, again"
+    assert said["place"] == "placement"
+
+
+def test_all_routes_share_the_threads(tmp_path: Path) -> None:
+    at_work, most, lock = [0], [0], threading.Lock()
+
+    def slow(*args: Any) -> Any:
+        with lock:
+            at_work[0] += 1
+            most[0] = max(most[0], at_work[0])
+        time.sleep(0.05)
+        with lock:
+            at_work[0] -= 1
+        raise StoreError("away")
+
+    store = Flaky(RULES)
+    with house(tmp_path, store=store, threads=1) as h, ThreadPoolExecutor(6) as pool:
+        store.read_users = store.recent_users = store.push = slow  # type: ignore[method-assign]
+        sent = {"user_id": "eve", "item_id": "i10", "event": "click"}
+        asked = [pool.submit(h.client.get, path) for path in ("/v1/users/ann/history", "/v1/users") * 2]
+        asked += [pool.submit(h.client.post, "/v1/events", json=sent) for _ in range(2)]
+        assert [a.result().json()["degraded"] for a in asked] == [["store"]] * 6
+    assert most[0] == 1
+
+
+@pytest.mark.parametrize("image", ["https://example.org/x.png", "http://example.org/x.png", "x.png"])
+def test_the_page_may_show_every_picture_that_is_named(steady: House, image: str) -> None:
+    policy = steady.client.get("/").headers["content-security-policy"]
+    allowed = next(part for part in policy.split("; ") if part.startswith("img-src")).split()[1:]
+    url = media_url("i1", image)
+    assert url is not None
+    assert (f"{urlsplit(url).scheme}:" if "://" in url else "'self'") in allowed
+
+
+@pytest.mark.parametrize(("trained_on", "warned"), [(None, True), ("elsewhere", True), ("log/../log", False)])
+def test_a_log_that_no_training_reads_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, trained_on: str | None, warned: bool
+) -> None:
+    bundle = toy_bundle(tmp_path)
+    folder = None if trained_on is None else str(tmp_path / trained_on)
+    bundle = replace(bundle, data=bundle.data.model_copy(update={"log": folder}))
+    with caplog.at_level("WARNING", "recsys.serving"), house(tmp_path, shelf=ToyShelf(bundle)):
+        said = [r.getMessage() for r in caplog.records if "will not be trained on" in r.getMessage()]
+    assert len(said) == warned
+    assert all(str(tmp_path / "log") in text and str(folder) in text for text in said)
 
 
 @pytest.mark.parametrize("user", ["a/b", "é", "a b", "?", "recommendations", "a/recommendations", "<script>"])

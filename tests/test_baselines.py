@@ -229,12 +229,8 @@ def test_popular_counts_positive_events_of_the_window():
     day = DAY
     events = log([0, 1, 2, 0, 1], [0, 0, 0, 1, 2], [0, day, 2 * day + 1, 3 * day, 3 * day + 1], [1, 1, 1, 1, 0])
     assert baselines.fit_popular(events).popularity.tolist() == [3, 1, 0]
-    assert baselines.fit_popular(events, days=1.5).popularity.tolist() == [1, 1, 0]
-    assert baselines.fit_popular(events, days=1).popularity.tolist() == [
-        0,
-        1,
-        0,
-    ]  # the window is (latest - 1 day, latest]
+    assert baselines.fit_popular(events, days=1.5).popularity.tolist() == [1.75, 1.25, 0]  # ties by all time
+    assert baselines.fit_popular(events, days=1).popularity.tolist() == [0.75, 1.25, 0]  # (latest - 1 day, latest]
 
 
 TRIANGLE = log([0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 2])

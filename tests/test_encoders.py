@@ -60,7 +60,7 @@ def test_a_second_call_does_not_load_the_encoder(tmp_path):
 def test_only_new_texts_are_encoded_each_once(tmp_path):
     encode_cached(["a", "b"], SPACE, Letters, tmp_path)
     letters, steps = Letters(), []
-    encode_cached(["c", "b", "d", "c", ""], SPACE, lambda: letters, tmp_path, steps.append)
+    encode_cached(["c", "b", "d", "c", ""], SPACE, lambda: letters, tmp_path, lambda total: steps.append)
     assert letters.asked == [["c", "d"]]
     assert steps == [2]
     encode_cached(["a", "b", "c", "d"], SPACE, never, tmp_path)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -145,6 +146,32 @@ def test_events_frame_has_the_canonical_columns(tmp_path: Path) -> None:
     ]
     assert frame["timestamp"].dt.epoch("us").to_list() == [1_000_000, 2_000_000]
     assert events_frame(tmp_path / "absent").is_empty()
+
+
+def test_an_event_id_counts_once_for_each_user(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    unnamed = [replace(event(n), event_id="") for n in (3, 3)]
+    log.append_now([event(1, "ann"), event(1, "bob"), *unnamed, replace(event(2, "ann"), event_id="e1")])
+    log.close()
+    frame = events_frame(tmp_path)
+    assert frame.select("user_id", "item_id").rows() == [("ann", "i1"), ("bob", "i1"), ("u", "i3"), ("u", "i3")]
+
+
+def test_a_failure_nobody_thought_of_fails_the_append_and_not_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog(tmp_path)
+    log.append_now([event(1)])
+    with monkeypatch.context() as broken:
+        broken.setattr("features.event_log.os.fdatasync", lambda _: 1 / 0)
+        waiting = log.submit([event(2)])
+        with pytest.raises(LogError, match="division by zero; nothing was accepted"):
+            waiting.result(timeout=10)
+        assert log.fault == "division by zero"
+    log.submit([event(3)]).result(timeout=10)
+    assert log.fault == ""
+    log.close()
+    assert read(tmp_path).records == [event(1), event(3)]
 
 
 def test_closed_and_overfull_logs_refuse(tmp_path: Path) -> None:

@@ -70,6 +70,14 @@ def test_other_tables_are_read(tmp_path: Path) -> None:
     assert [s.items for s in store.read_users(["ann", "cid"])] == [("i1", "i8"), ("i6",)]
 
 
+def test_what_is_bought_again_is_kept_again(tmp_path: Path) -> None:
+    store = MemoryStore(RULES)
+    refresh(store, toy_events([("ann", item, 5.0) for item in "abaa"]), tmp_path, now=NOW)
+    state = store.read_users(["ann"])[0]
+    assert state.items == ("a", "b", "a", "a")
+    assert len(set(state.times.tolist())) == 4
+
+
 class Failing(MemoryStore):
     """Fails at the n-th call."""
 

@@ -7,7 +7,7 @@ from toy_data import DAY, noise, toy_catalog, toy_log
 from features.errors import BundleError
 from recsys import reranker as module
 from recsys.candidates import Candidates, Scorer
-from recsys.reranker import FEATURES, RECENT_EVENTS, PairFeatures, Reranker, RerankerConfig, fit_reranker
+from recsys.reranker import FEATURES, RECENT_EVENTS, Lesson, PairFeatures, Reranker, RerankerConfig, fit_reranker
 from recsys.statistics import ItemStatistics
 
 R2 = 2**-0.5
@@ -55,7 +55,7 @@ EXPECTED = {
     "item_log_count": (np.log1p(1), LOG3, 0),
     "item_log_recent": (np.log1p(1), 0, 0),
     "item_trend": (np.log1p(30 / 7) - np.log1p(1), 0, 0),
-    "item_days_since_last": (10, 60, np.nan),
+    "item_days_since_last": (0, 50, np.nan),  # until the statistics end, on day 100
     "user_log_history": (LOG3, LOG3, LOG3),
     "user_popularity_gap": tuple(x - (2 * LOG3 + LOG2) / 3 for x in (np.log1p(1), LOG3, 0)),
     "user_item_log_count": (0, LOG2, 0),
@@ -73,7 +73,7 @@ def test_of_a_user_without_history_only_the_item_is_known(table):
     assert first["retrieval_score"] == 0.75
     assert second["retrieval_rank"] == 1
     assert first["item_log_count"] == pytest.approx(LOG2)
-    assert first["item_days_since_last"] == pytest.approx(15)
+    assert first["item_days_since_last"] == pytest.approx(5)
     for name in ("text_similarity", "category_share", "user_log_history", "user_item_log_count"):
         assert first[name] == 0
     assert first["similarity_max"] == first["similarity_last"] == -1  # the least there is
@@ -123,7 +123,9 @@ def toy(n=200, k=10, *, decides, seed=0):
 @pytest.mark.parametrize("decides", ["item_log_count", "similarity_last"])
 def test_the_order_that_one_feature_decides_is_learned(decides):
     features, states, found, relevant, _ = toy(decides=decides)
-    fitted = fit_reranker(features, states, found, relevant, RerankerConfig(trees=40, learning_rate=0.2), seed=0)
+    fitted = fit_reranker(
+        features, [Lesson(states, found, relevant)], RerankerConfig(trees=40, learning_rate=0.2), seed=0
+    )
     features, states, found, relevant, values = toy(decides=decides, seed=1)
     reranker = Reranker(fitted.booster, features)
     scores = reranker.score(states, found)
@@ -144,9 +146,9 @@ def test_padding_is_neither_learned_from_nor_ranked():
     relevant[:, 7:] = True  # nonsense that nobody may read
     padded = Candidates(rows, scores)
     config = RerankerConfig(trees=10)
-    fitted = fit_reranker(features, states, padded, relevant, config, seed=0)
+    fitted = fit_reranker(features, [Lesson(states, padded, relevant)], config, seed=0)
     short = Candidates(found.rows[:, :7], found.scores[:, :7])
-    other = fit_reranker(features, states, short, relevant[:, :7], config, seed=0)
+    other = fit_reranker(features, [Lesson(states, short, relevant[:, :7])], config, seed=0)
     trees = [r.booster.model_to_string().split("\nparameters:")[0] for r in (fitted, other)]
     assert trees[0] == trees[1]
     answer = fitted.score(states, padded)
@@ -156,24 +158,24 @@ def test_padding_is_neither_learned_from_nor_ranked():
 
 def test_nothing_taken_teaches_nothing():
     features, states, found, relevant, _ = toy(decides="item_log_count")
-    assert fit_reranker(features, states, found, relevant & False, RerankerConfig(), seed=0) is None
+    assert fit_reranker(features, [Lesson(states, found, relevant & False)], RerankerConfig(), seed=0) is None
     rows = np.where(relevant, -1, found.rows)  # what was taken is padding
     hidden = Candidates(rows, found.scores)
-    assert fit_reranker(features, states, hidden, relevant, RerankerConfig(), seed=0) is None
+    assert fit_reranker(features, [Lesson(states, hidden, relevant)], RerankerConfig(), seed=0) is None
 
 
-def test_at_most_the_groups_asked_for_and_the_seed_draws_them():
+def test_every_lesson_is_learned_from_and_the_same_lessons_give_the_same_trees():
     features, states, found, relevant, _ = toy(decides="item_log_count")
-    config = RerankerConfig(trees=3, groups=50)
+    lesson = Lesson(states, found, relevant)
+    config = RerankerConfig(trees=3)
     texts = [
-        fit_reranker(features, states, found, relevant, config, seed=seed).booster.model_to_string()
-        for seed in (0, 0, 1)
+        fit_reranker(features, lessons, config, seed=0).booster.model_to_string()
+        for lessons in ([lesson], [lesson], [lesson, lesson])
     ]
     assert texts[0] == texts[1]
-    assert texts[0] != texts[2]
-    assert "leaf_count=" in texts[0]
-    counted = next(line for line in texts[0].splitlines() if line.startswith("leaf_count="))
-    assert sum(int(c) for c in counted.removeprefix("leaf_count=").split()) == 50 * 10
+    for text, rows in ((texts[0], 200 * 10), (texts[2], 2 * 200 * 10)):
+        counted = next(line for line in text.splitlines() if line.startswith("leaf_count="))
+        assert sum(int(c) for c in counted.removeprefix("leaf_count=").split()) == rows
 
 
 def test_every_state_is_learned_from_with_its_own_features(monkeypatch):
@@ -191,12 +193,12 @@ def test_every_state_is_learned_from_with_its_own_features(monkeypatch):
 
     monkeypatch.setattr(module.lightgbm, "Dataset", dataset)
     with pytest.raises(Stop):
-        fit_reranker(features, states, found, relevant, RerankerConfig(), seed=0)
+        fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(), seed=0)
 
 
 def test_its_file_gives_the_same_scores(tmp_path):
     features, states, found, relevant, _ = toy(decides="item_log_count")
-    fitted = fit_reranker(features, states, found, relevant, RerankerConfig(trees=10), seed=0)
+    fitted = fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(trees=10), seed=0)
     fitted.save(tmp_path / "reranker.txt")
     assert (tmp_path / "reranker.txt").read_text().startswith("tree\n")
     loaded = Reranker.load(tmp_path / "reranker.txt", features)
@@ -212,7 +214,7 @@ def test_a_file_that_is_no_model_is_refused_by_name(tmp_path, features, content)
 
 def test_a_model_of_other_features_is_refused(tmp_path):
     features, states, found, relevant, _ = toy(decides="item_log_count")
-    fitted = fit_reranker(features, states, found, relevant, RerankerConfig(trees=2), seed=0)
+    fitted = fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(trees=2), seed=0)
     text = fitted.booster.model_to_string().replace("retrieval_rank", "phase_of_moon")
     (tmp_path / "reranker.txt").write_text(text)
     with pytest.raises(BundleError, match=r"reranker\.txt: its features are .*phase_of_moon.*this version has"):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ from features.store import (
     UserPatch,
     Watermark,
     pack,
+    pack_rows,
+    patches,
     schema_key,
 )
 
@@ -89,6 +92,22 @@ def test_pushing_again_changes_nothing(store: FeatureStore) -> None:
     after = store.read_users(["u"])[0]
     assert after.items == before.items == ("a", "b")
     assert after.times.tolist() == [1, 2]
+
+
+def test_the_same_event_without_an_id_at_another_time_is_another_event(store: FeatureStore) -> None:
+    bought = [replace(event(item, at), event_id="") for at, item in enumerate("abaa", start=1)]
+    for _ in range(2):
+        store.push(bought)
+    state = store.read_users(["u"])[0]
+    assert state.items == ("a", "b", "a", "a")
+    assert state.times.tolist() == [1, 2, 3, 4]
+
+
+def test_an_id_that_looks_like_a_time_is_an_id(store: FeatureStore) -> None:
+    store.push([event("a", 1, event_id="@7"), replace(event("a", 7), event_id="")])
+    store.push([event("a", 9, event_id="@7", order=3)])
+    state = store.read_users(["u"])[0]
+    assert state.times.tolist() == [1, 7]
 
 
 def test_ties_keep_the_order_of_the_request(store: FeatureStore) -> None:
@@ -169,12 +188,46 @@ def test_any_order_any_repetition_both_stores_agree(
 
 def test_many_users_in_batches(server: RedisServer) -> None:
     store = flushed(server)
-    members = {pack(f"i{n}", None, "", "buy", 0): n for n in range(100)}
+    members = {pack(f"i{n}", None, "", "buy", 0, n): n for n in range(100)}
     store.write_users(UserPatch(f"u{n}", members, [f"i{n}" for n in range(100)]) for n in range(120))
     states = store.read_users([f"u{n}" for n in range(120)])
     assert {len(s.items) for s in states} == {100}
     assert {len(s.seen) for s in states} == {100}
     store.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["u", "ü"]),
+            st.sampled_from(["a", "b\u2028"]),
+            st.integers(-2, 2),
+            st.none() | st.integers(-(10**9), 10**9).map(lambda n: n / 8),
+            st.sampled_from([None, "", "e", "@1"]),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_rows_are_packed_as_single_events_are(rows: list[tuple[str, str, int, float | None, str | None]]) -> None:
+    names = ["user_id", "item_id", "timestamp", "value", "event_id"]
+    kinds = [pl.String, pl.String, pl.Int64, pl.Float64, pl.String]
+    frame = pl.DataFrame(rows, schema=dict(zip(names, kinds, strict=True)), orient="row").with_columns(
+        pl.col("timestamp").cast(pl.Datetime("us", "UTC")), pl.lit("buy").alias("event")
+    )
+    before = [sum((u, t) == (v, s) for v, _, s, _, _ in rows[:i]) for i, (u, _, t, _, _) in enumerate(rows)]
+    expected = [
+        pack(item, value, event_id or "", "buy", order, at)
+        for (_, item, at, value, event_id), order in zip(rows, before, strict=True)
+    ]
+    assert frame.select(pack_rows()).to_series().to_list() == expected
+
+
+def test_a_packed_event_byte_for_byte() -> None:
+    assert pack("a", 2.5, "", "buy", 3, 17) == "000003\x1fa\x1f2.5\x1f\x1e17\x1fbuy"
+    bought = replace(event("a", 17), event_id="", order=3)
+    assert patches([bought], RULES) == [UserPatch("u", {"000003\x1fa\x1f\x1f\x1e17\x1fbuy": 17}, ("a",))]
 
 
 def test_a_server_that_is_away_is_tried_once_a_pause() -> None:

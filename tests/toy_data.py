@@ -14,7 +14,7 @@ from features.tables import ITEMS
 from recsys.baselines import fit_popular
 from recsys.index import ExactIndex
 from recsys.recommender import TwoStage
-from recsys.reranker import PairFeatures, RerankerConfig, fit_reranker
+from recsys.reranker import Lesson, PairFeatures, RerankerConfig, fit_reranker
 from recsys.statistics import ItemStatistics
 from recsys.towers import TowerConfig, TwoTowers
 
@@ -91,7 +91,7 @@ def toy_stage(events, catalog=None, *, reranked=True, config=SMALL, seed=0):
         rng = np.random.default_rng(seed)
         relevant = rng.random(found.rows.shape) < 0.5 / (1 + found.rows.clip(min=0))
         features = PairFeatures(catalog, vectors, statistics)
-        reranker = fit_reranker(features, states, found, relevant, RerankerConfig(trees=5), seed=seed)
+        reranker = fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(trees=5), seed=seed)
         assert reranker is not None
     stage = TwoStage(model, vectors, index, fit_popular(events), reranker, 20, events.latest)
     return stage, catalog, statistics

@@ -25,12 +25,14 @@ class Popular(Baseline):
 def fit_popular(events: Interactions, *, days: float | None = None) -> Popular:
     """Order items by their positive events, of all time or of the last `days` before the latest event.
 
-    A window is the harder baseline under a global time cut, where fashion moves (Ji et al. 2020, "A re-visit of the
-    popularity baseline in recommender systems"). Raises DataError without positive events, ConfigError unless
-    days > 0.
+    Items equally popular in the window stand by all time. A window is the harder baseline under a global time cut,
+    where fashion moves (Ji et al. 2020, "A re-visit of the popularity baseline in recommender systems"). Raises
+    DataError without positive events, ConfigError unless days > 0.
     """
     if days is None:
         return Popular(counts(events), events.latest)
     if not days > 0:
         raise ConfigError(f"popular in the last {days} days: days must be above 0")
-    return Popular(counts(events.where(events.times > events.latest - int(days * DAY))), events.latest)
+    recent = counts(events.where(events.times > events.latest - int(days * DAY)))
+    ever = counts(events)
+    return Popular(recent + ever / (ever.max() + 1), events.latest)
