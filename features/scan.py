@@ -35,7 +35,7 @@ ADVICE = {
     "more fields": "a row has more fields than the header: quote fields that contain the separator",
     "utf-8": "save the file as UTF-8",
     "could not parse": "a quotation mark is opened and not closed",
-    "malformed": "a quotation mark is opened and not closed",
+    "malformed": "a quotation mark is opened and not closed: quote the field, and write a mark inside it twice",
 }
 
 
