@@ -89,7 +89,9 @@ def read_tables(config: DataConfig, *, now: datetime | None = None) -> Tables:
             f"{folder}: no file of {' and '.join(absent)} ({' or '.join(SUFFIXES)}); there is: {there}. "
             f"Run `recsys data get` for source {config.source!r}, or set data.path to your own tables"
         )
-    raws = [Raw.of(name, path.name, scan(path, config.extra_columns)) for name, path in paths.items() if path is not None]
+    raws = [
+        Raw.of(name, path.name, scan(path, config.extra_columns)) for name, path in paths.items() if path is not None
+    ]
     return _read(raws, config, folder, folder / "set_aside", now)
 
 
