@@ -58,11 +58,10 @@ def fit_baseline(name: str, arguments: Mapping[str, float], dataset: Dataset, ev
 class Trained:
     """The real recommender fitted on some events.
 
-    recommender: with the reranker, where there is one; retrieval: without; statistics: what both read of items.
+    recommender: with the reranker, where there is one; retrieval: without; towers: of both; statistics: of items.
     """
 
     towers: FittedTowers
-
     recommender: TwoStage
     retrieval: TwoStage
     statistics: ItemStatistics
@@ -88,7 +87,7 @@ def choose(
     validation = sample_states(split.validation, config.training.validation_states, config.seed)
 
     def validate(model: TwoTowers) -> dict[str, float]:
-        stage = assemble(model, split.fit, None, config)
+        stage = assemble(model, split.fit, config)
         outcome = evaluate("validation", stage, split, dataset.catalog, validation, repeats=repeats, seconds=0)
         return {
             "ndcg_at_10": float(outcome.per_user("ndcg").mean()),
@@ -101,7 +100,7 @@ def choose(
     guard(split.validation_cut, vocabulary=dataset, selection=selection)
     reranker = None
     if config.reranker is not None:
-        reranker = learn_order(config, dataset, splits, assemble(selection.model, split.fit, None, config))
+        reranker = learn_order(config, dataset, splits, assemble(selection.model, split.fit, config))
     return Recipe(selection, reranker)
 
 
@@ -129,7 +128,7 @@ def fit_recipe(
             epochs=towers.epochs,
             report=report,
         )
-    retrieval = assemble(towers.model, events, None, config)
+    retrieval = assemble(towers.model, events, config)
     statistics = ItemStatistics.of(events)
     if recipe.reranker is None:
         return Trained(towers, retrieval, retrieval, statistics)
@@ -159,15 +158,15 @@ def train_two_stage(
     return recipe, trained
 
 
-def assemble(model: TwoTowers, events: Interactions, reranker: Reranker | None, config: RunConfig) -> TwoStage:
-    """The recommender around trained towers; strangers get what was popular of late in `events`."""
+def assemble(model: TwoTowers, events: Interactions, config: RunConfig) -> TwoStage:
+    """The first stage around trained towers; strangers get what was popular of late in `events`."""
     vectors = model.item_vectors()
     return TwoStage(
         towers=model,
         vectors=vectors,
         index=ExactIndex(vectors),
         fallback=baselines.fit_popular(events, days=POPULAR_DAYS),
-        reranker=reranker,
+        reranker=None,
         candidates=config.reranker.candidates if config.reranker else 0,
         fitted_until=events.latest,
     )

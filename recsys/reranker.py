@@ -88,12 +88,13 @@ class PairFeatures:
         main = self.catalog.categories[:, 0]
         same = (main[rows][:, :, None] == main[known][:, None, :]) & there[:, None, :]
         same &= (main[rows] >= 0)[:, :, None]  # items without a category share none
-        popularity = np.log1p(s.total).astype(np.float32)
+        popularity = np.log1p(s.total[rows])  # of the candidates only, not of the catalogue
+        recently = np.log1p(s.recent[rows])
         own = ((rows[:, :, None] == known[:, None, :]) & there[:, None, :]).sum(2)
         # until the statistics were taken, not until now: a bundle orders tomorrow as it was judged today
         days = (s.fitted_until - s.last[rows].astype(np.float64)) / 86400e6
         empty = ~there.any(1)
-        mean_popularity = (popularity[known] * there).sum(1) / count[:, 0]
+        mean_popularity = (np.log1p(s.total[known]) * there).sum(1) / count[:, 0]
         filled = np.where(np.isnan(similar), -1.0, similar)
         columns = (
             candidates.scores,
@@ -103,12 +104,12 @@ class PairFeatures:
             np.where(there[:, None, :], filled, 0).sum(2) / count,
             np.einsum("bkm,bm->bk", self.catalog.text[rows], profile, optimize=True),
             same.sum(2) / count,
-            popularity[rows],
-            np.log1p(s.recent)[rows],
-            (np.log1p(s.newest * (30 / 7)) - np.log1p(s.recent))[rows],
+            popularity,
+            recently,
+            np.log1p(s.newest[rows] * (30 / 7)) - recently,
             np.where(s.total[rows] > 0, days, np.nan),
             np.broadcast_to(np.log1p(liked.lengths)[:, None], rows.shape),
-            popularity[rows] - np.where(empty, np.nan, mean_popularity)[:, None],
+            popularity - np.where(empty, np.nan, mean_popularity)[:, None],
             np.log1p(own),
         )
         return np.stack([np.asarray(c, dtype=np.float32) for c in columns], axis=-1)
