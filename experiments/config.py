@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from experiments.splits import SplitConfig
 from features.errors import ConfigError
 from features.schema import DataConfig, Strict
+from recsys.baselines import check_baseline
 from recsys.reranker import RerankerConfig
 from recsys.towers import TowerConfig
 from recsys.training import TrainingConfig
@@ -47,10 +48,18 @@ class RunConfig(Strict):
     cache: str = "data/cache"
     """Folder of encoded texts."""
 
+    @field_validator("baselines")
+    @classmethod
+    def _known(cls, baselines: dict[str, dict[str, int | float]]) -> dict[str, dict[str, int | float]]:
+        for name, arguments in baselines.items():
+            check_baseline(name, arguments)
+        return baselines
+
 
 def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> RunConfig:
     """Read a YAML file; `$NAME` in its strings and RECSYS__SECTION__KEY come from the environment.
 
+    A key of the file's own, as the baseline `item-knn`, is ITEM_KNN there: capitals, and _ for any other sign.
     Raises ConfigError naming the file, the key and, for an unknown key, its nearest neighbour.
     """
     path = Path(path)
@@ -95,10 +104,15 @@ def _override(raw: dict[str, Any], name: str, text: str) -> None:
         raise ConfigError(f"environment variable {name}: {text!r} is not YAML: {error}") from error
     *sections, key = name.removeprefix(PREFIX).lower().split("__")
     for section in sections:
-        raw = raw.setdefault(section, {})
+        raw = raw.setdefault(_own(raw, section), {})
         if not isinstance(raw, dict):
             raise ConfigError(f"environment variable {name}: {section!r} holds a value, not a section")
-    raw[key] = value
+    raw[_own(raw, key)] = value
+
+
+def _own(section: dict[str, Any], name: str) -> str:
+    """The key of the section that the environment can only spell as `name`."""
+    return next((key for key in section if re.sub(r"\W", "_", str(key)).lower() == name), name)
 
 
 def _explain(problem: Any) -> str:

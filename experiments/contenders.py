@@ -1,9 +1,7 @@
 """What a run fits: the baselines by name, and the two stages of the real recommender."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +10,6 @@ from experiments.dataset import Dataset
 from experiments.evaluate import evaluate
 from experiments.splits import Split, Targets, guard
 from features.catalog import item_texts
-from features.errors import ConfigError
 from features.interactions import Interactions
 from recsys import baselines
 from recsys.baselines.profiles import Baseline
@@ -22,18 +19,7 @@ from recsys.recommender import TwoStage
 from recsys.reranker import Lesson, PairFeatures, Reranker, fit_reranker
 from recsys.statistics import ItemStatistics
 from recsys.towers import TwoTowers
-from recsys.training import FittedTowers, fit_towers
-
-BASELINES: dict[str, Callable[..., Baseline]] = {
-    "popular": baselines.fit_popular,
-    "item-knn": baselines.fit_item_knn,
-    "ease": baselines.fit_ease,
-    "als": baselines.fit_als,
-    "tfidf": baselines.fit_tfidf,
-    "bridge": baselines.fit_bridge,
-    "frequency": baselines.fit_frequency,
-}
-NEED_TEXTS = ("tfidf", "bridge")
+from recsys.training import FittedTowers, Progress, Report, fit_towers
 
 TOWERS, RERANKED = "two towers", "two towers + reranker"
 POPULAR_DAYS = 30.0
@@ -41,17 +27,10 @@ POPULAR_DAYS = 30.0
 
 
 def fit_baseline(name: str, arguments: Mapping[str, float], dataset: Dataset, events: Interactions) -> Baseline:
-    """Fit one baseline; its kind is the first word of its name. Raises ConfigError on an unknown kind or argument."""
+    """Fit one baseline; its kind is the first word of its name."""
     kind = name.split()[0]
-    if kind not in BASELINES:
-        raise ConfigError(f"baselines: no {kind!r}; there are {', '.join(BASELINES)}")
-    texts = [item_texts(dataset.catalog.frame)] if kind in NEED_TEXTS else []
-    fit = BASELINES[kind]
-    try:
-        inspect.signature(fit).bind(events, *texts, **arguments)
-    except TypeError as error:
-        raise ConfigError(f"baselines: {name!r}: {error}; it takes {inspect.signature(fit)}") from None
-    return fit(events, *texts, **arguments)
+    texts = [item_texts(dataset.catalog.frame)] if kind in baselines.NEED_TEXTS else []
+    return baselines.KINDS[kind](events, *texts, **arguments)
 
 
 @dataclass(frozen=True)
@@ -76,7 +55,7 @@ class Recipe:
 
 
 def choose(
-    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], report: Callable[[dict[str, float]], Any]
+    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], report: Report, progress: Progress
 ) -> Recipe:
     """Fit towers on `fit`, choose their epochs on the first placement's validation window, learn the order on all.
 
@@ -95,7 +74,14 @@ def choose(
         }
 
     selection = fit_towers(
-        dataset.catalog, split.fit, config.towers, config.training, seed=config.seed, validate=validate, report=report
+        dataset.catalog,
+        split.fit,
+        config.towers,
+        config.training,
+        seed=config.seed,
+        validate=validate,
+        report=report,
+        progress=progress,
     )
     guard(split.validation_cut, vocabulary=dataset, selection=selection)
     reranker = None
@@ -109,7 +95,8 @@ def fit_recipe(
     dataset: Dataset,
     events: Interactions,
     recipe: Recipe,
-    report: Callable[[dict[str, float]], Any],
+    report: Report,
+    progress: Progress,
     *,
     again: bool = True,
 ) -> Trained:
@@ -127,6 +114,7 @@ def fit_recipe(
             seed=config.seed,
             epochs=towers.epochs,
             report=report,
+            progress=progress,
         )
     retrieval = assemble(towers.model, events, config)
     statistics = ItemStatistics.of(events)
@@ -138,15 +126,15 @@ def fit_recipe(
 
 
 def train_two_stage(
-    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], report: Callable[[dict[str, float]], Any]
+    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], report: Report, progress: Progress
 ) -> tuple[Recipe, Trained]:
     """Choose on validation, then fit on all of `train`; a leave-last-out split refits nothing.
 
     Raises LeakError by the guard.
     """
     split = next(iter(splits.values()))
-    recipe = choose(config, dataset, splits, report)
-    trained = fit_recipe(config, dataset, split.train, recipe, report, again=split.cut is not None)
+    recipe = choose(config, dataset, splits, report, progress)
+    trained = fit_recipe(config, dataset, split.train, recipe, report, progress, again=split.cut is not None)
     guard(
         split.cut,
         vocabulary=dataset,

@@ -17,6 +17,7 @@ from features.ids import IdMap
 from features.interactions import Interactions, Ints
 from features.report import Report
 from features.schema import ITEM, TIME, USER
+from features.sift import repeated_events
 from features.tables import label, read_tables
 
 
@@ -26,6 +27,7 @@ class Dataset:
 
     hash: 16 hex digits of the tables' content; report: what reading them found;
     left_out: events of items that the catalogue of this run leaves out; unknown: logged events of unknown items;
+    twice: logged events that the tables have already;
     fitted_until: time (µs) of the latest event that had a say in which items those are.
     """
 
@@ -36,17 +38,19 @@ class Dataset:
     report: Report
     left_out: int = 0
     unknown: int = 0
+    twice: int = 0
     fitted_until: int = int(np.iinfo(np.int64).min)
 
 
 def load_dataset(config: RunConfig) -> Dataset:
     """Read and check the tables and the service's log. The catalogue has no text vectors yet: see `encode`."""
     tables = read_tables(config.data)
-    events = tables.events
+    events, twice = tables.events, 0
     if config.data.log is not None and Path(config.data.log).is_dir():
-        events = pl.concat(
-            [events, events_frame(Path(config.data.log)).select(events.columns)], how="vertical_relaxed"
-        )
+        logged = events_frame(Path(config.data.log)).select(events.columns)
+        both = pl.concat([events, logged], how="vertical_relaxed")
+        again = repeated_events(both, np.ones(len(both), dtype=np.bool_))  # a log may be exported to the tables
+        events, twice = both.filter(~pl.Series(again)), int(again.sum())
     items = tables.items
     ids = IdMap.shuffled(items.get_column(ITEM), config.seed)
     users = IdMap.shuffled(events.get_column(USER), config.seed)
@@ -67,7 +71,9 @@ def load_dataset(config: RunConfig) -> Dataset:
         digest.update(str(frame.schema).encode())
         digest.update(np.ascontiguousarray(frame.hash_rows(seed=0).to_numpy()).tobytes())
     catalog = Catalog.of(items, ids, np.zeros((len(ids), 1), np.float32), np.zeros(len(ids), np.bool_))
-    return Dataset(catalog, users, log, digest.hexdigest()[:16], tables.report, unknown=int((~known).sum()))
+    return Dataset(
+        catalog, users, log, digest.hexdigest()[:16], tables.report, unknown=int((~known).sum()), twice=twice
+    )
 
 
 def keep_frequent(dataset: Dataset, cut: int, least: int) -> Dataset:

@@ -49,13 +49,15 @@ class Outcome:
     popularity: float
 
     def per_user(self, metric: str, keep: Bools | None = None) -> Doubles:
-        """hr or ndcg at K of each user, in the order of the user rows: (u,)."""
+        """hr, ndcg or mrr at K of each user, in the order of the user rows: (u,)."""
         at = slice(None) if keep is None else keep
         return metrics.per_user(self.per_event(metric)[at], self.users[at])[0]
 
     def per_event(self, metric: str) -> Doubles:
-        """hr or ndcg at K of each target: (m,)."""
-        return {"hr": metrics.hit, "ndcg": metrics.ndcg}[metric](self.ranks, K, depth=DEPTH)
+        """hr, ndcg or mrr at K of each target: (m,); average precision at K is mrr, since there is one target."""
+        return {"hr": metrics.hit, "ndcg": metrics.ndcg, "mrr": metrics.reciprocal_rank}[metric](
+            self.ranks, K, depth=DEPTH
+        )
 
 
 def evaluate(
@@ -155,6 +157,7 @@ class Comparison:
                 difference = paired_bootstrap(ours.per_user("ndcg"), o.per_user("ndcg"), seed=self.seed)
                 row[f"ours_minus_ndcg_at_{K}"] = _interval(difference)
             row |= {
+                f"mrr_at_{K}": float(o.per_user("mrr").mean()),
                 "coverage": o.coverage,
                 "novelty_bits": o.novelty,
                 "diversity": o.diversity,
@@ -198,19 +201,20 @@ class Comparison:
         table = Table(
             title=head, caption=f"in brackets: 95 % interval over users; Δ: {self.ours} minus the row, paired"
         )
-        for column in ("", "HR@10", "NDCG@10", "Δ NDCG@10", "coverage", "popularity", "cold-item HR@10", "fit s"):
+        parts = {"warm": "warm\nHR", "cold_user": "cold-user\nHR", "cold_item": "cold-item\nHR"}
+        for column in ("", "HR@10", "NDCG@10", "Δ NDCG@10", *parts.values(), "cover-\nage", "popu-\nlarity", "fit s"):
             table.add_column(column, justify="right" if column else "left")
         for row in self.rows():
             difference = row.get(f"ours_minus_ndcg_at_{K}")
-            cold = row[f"hr_at_{K}_cold_item"]
+            hits = [row[f"hr_at_{K}_{part}"] for part in parts]
             table.add_row(
                 row["name"],
                 _show(row[f"hr_at_{K}"]),
                 _show(row[f"ndcg_at_{K}"]),
                 _show(difference, "+") if difference else "",
+                *("" if hit is None else f"{hit:.4f}" for hit in hits),
                 f"{row['coverage']:.3f}",
                 f"{row['popularity_percentile']:.2f}",
-                "" if cold is None else f"{cold:.4f}",
                 f"{row['fit_seconds']:.1f}",
                 style="bold" if row["name"] == self.ours else None,
             )

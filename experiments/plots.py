@@ -1,11 +1,21 @@
 """Plots of a run. The only file that imports matplotlib."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.evaluate import Outcome
 from recsys.metrics import Doubles
+
+
+def draw(history: list[dict[str, float]], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Every plot of a run by name. history: one dict an epoch; outcomes: of one placement."""
+    return {
+        "learning_curve": learning_curve(history),
+        "ndcg_by_history_length": ndcg_by_history(outcomes),
+        "popularity_bias": popularity_bias(outcomes),
+    }
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
@@ -29,7 +39,7 @@ def learning_curve(history: list[dict[str, float]]) -> Any:
     return figure
 
 
-def ndcg_by_history(outcomes: list[Outcome]) -> Any:
+def ndcg_by_history(outcomes: Sequence[Outcome]) -> Any:
     """NDCG@10 of the events whose user had that many positive events before."""
     figure, axes = _axes("NDCG@10 by history length", "positive events before the target", "NDCG@10")
     edges = np.array([0, 1, 5, 10, 20, 50, 100, 200, 500, np.inf])
@@ -47,7 +57,7 @@ def ndcg_by_history(outcomes: list[Outcome]) -> Any:
     return figure
 
 
-def popularity_bias(outcomes: list[Outcome]) -> Any:
+def popularity_bias(outcomes: Sequence[Outcome]) -> Any:
     """Mean popularity percentile of what is recommended, against NDCG@10."""
     figure, axes = _axes("Popularity bias", "mean popularity percentile of the top 10 (.5: none)", "NDCG@10")
     for outcome in outcomes:

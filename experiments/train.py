@@ -86,7 +86,10 @@ def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path
         tables = [compare(config, name, [split], outcomes[name]) for name, split in splits.items()]
         if first.cut is not None:
             reporter.say("the same recipe on all events, to be served")
-            trained = fit_recipe(config, kept, kept.events, recipe, lambda line: reporter.say(_line(line)))
+            trained = fit_recipe(
+                config, kept, kept.events, recipe, lambda line: reporter.say(_line(line)), reporter.steps
+            )
+        figures = plots.draw(recipe.selection.history, tables[0].outcomes)
         path = save_bundle(
             Path(config.bundles),
             kept.catalog,
@@ -95,7 +98,7 @@ def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path
             facts(config, dataset, first, tables),
         )
         publish(path)
-        record(tracker, tables, recipe, path)
+        record(tracker, tables, figures, path)
     except BaseException:
         tracker.finish(failed=True)
         raise
@@ -128,6 +131,7 @@ def contend(
     """Fit every baseline and the real recommender once; evaluate each in every placement."""
     outcomes: dict[str, list[Outcome]] = {name: [] for name in splits}
     first = next(iter(splits.values()))
+    done = reporter.steps("contenders", len(config.baselines) + 1)
 
     def judge(name: str, recommender: Recommender, seconds: float) -> None:
         for placement, split in splits.items():
@@ -144,6 +148,7 @@ def contend(
         baseline = fit_baseline(name, arguments, dataset, first.train)
         guard(first.cut, **{name: baseline})
         judge(name, baseline, time.perf_counter() - started)
+        done(1)
 
     def report(line: dict[str, float]) -> None:
         reporter.say(_line(line))
@@ -151,11 +156,12 @@ def contend(
             tracker.metrics(line, int(line["epoch"]))
 
     started = time.perf_counter()
-    recipe, trained = train_two_stage(config, dataset, splits, report)
+    recipe, trained = train_two_stage(config, dataset, splits, report, reporter.steps)
     seconds = time.perf_counter() - started
     judge(TOWERS, trained.retrieval, seconds)
     if config.reranker is not None:  # where nothing could be learned, retrieval stands under both names
         judge(RERANKED, trained.recommender, seconds)
+    done(1)
     return outcomes, recipe, trained
 
 
@@ -190,16 +196,14 @@ def facts(config: RunConfig, dataset: Dataset, split: Split, tables: list[Compar
     }
 
 
-def record(tracker: Tracker, tables: list[Comparison], recipe: Recipe, bundle: Path) -> None:
-    """Final figures, plots and the bundle."""
+def record(tracker: Tracker, tables: list[Comparison], figures: dict[str, Any], bundle: Path) -> None:
+    """Final metrics, plots and the bundle."""
     for table in tables:
         for row in table.rows():
             name = "".join(c if c.isalnum() else "_" for c in f"{table.placement}.{row['name']}")
             tracker.metrics({f"{name}.{key}": row[key]["mean"] for key in ("hr_at_10", "ndcg_at_10")})
-    outcomes = list(tables[0].outcomes)
-    tracker.figure("learning_curve", plots.learning_curve(recipe.selection.history))
-    tracker.figure("ndcg_by_history_length", plots.ndcg_by_history(outcomes))
-    tracker.figure("popularity_bias", plots.popularity_bias(outcomes))
+    for plot, figure in figures.items():
+        tracker.figure(plot, figure)
     tracker.artifact(bundle, "bundle")
 
 
@@ -209,6 +213,8 @@ def say_dataset(dataset: Dataset, reporter: Reporter) -> None:
         reporter.say(f"{count.table}: {count.read:,} rows read, {count.kept:,} kept, {count.set_aside:,} set aside")
     if dataset.unknown:
         reporter.say(f"{dataset.unknown:,} logged events are of items that the tables do not have: left out")
+    if dataset.twice:
+        reporter.say(f"{dataset.twice:,} logged events are in the tables already: counted once")
     events = dataset.events
     reporter.say(
         f"{events.n_users:,} users, {events.n_items:,} items, {len(events):,} events, "

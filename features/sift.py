@@ -93,7 +93,9 @@ def sift(raw: Raw, reads: dict[str, Read]) -> Sifted:
     marks = [frame.get_column(f"__mended_{k}__").to_numpy() for k in range(len(mended))]
     frame = frame.select(list(reads))
 
-    codes[_repeats(raw.name, frame, codes == 0)] = len(fatal) + 1
+    good: Bools = codes == 0
+    repeated = repeated_events(frame, good) if raw.name == "events" else _repeated(frame, frame.columns[:1], good)
+    codes[repeated] = len(fatal) + 1
     duplicate = "duplicate event" if raw.name == "events" else f"duplicate {next(iter(reads))}"
     fatal.append(Fault(duplicate, "the first is kept; write each only once", pl.lit(False)))
 
@@ -118,15 +120,13 @@ def _problem(table: str, file: str, fault: Fault, action: str, rows: Ints) -> li
     return [Problem(table, fault.reason, action, len(rows), places, fault.advice)]
 
 
-def _repeats(table: str, frame: pl.DataFrame, good: Bools) -> Bools:
-    """(n,) bool: the good rows that repeat an earlier good one. An event_id, where given, decides alone."""
-    if table != "events":
-        return _repeated(frame, frame.columns[:1], good)
-    ids = frame.get_column(EVENT_ID)
+def repeated_events(events: pl.DataFrame, good: Bools) -> Bools:
+    """(n,) bool: the good rows that repeat an earlier good one. An event_id, where given, decides within its user."""
+    ids = events.get_column(EVENT_ID)
     if ids.null_count() == len(ids):
-        return _repeated(frame, SAME, good)
+        return _repeated(events, SAME, good)
     named = ids.is_not_null().to_numpy()
-    return _repeated(frame, (EVENT_ID,), good & named) | _repeated(frame, SAME, good & ~named)
+    return _repeated(events, (USER, EVENT_ID), good & named) | _repeated(events, SAME, good & ~named)
 
 
 def _repeated(frame: pl.DataFrame, keys: Sequence[str], among: Bools) -> Bools:

@@ -295,7 +295,8 @@ def _reporter() -> "Iterator[Reporter]":
 
     class Rate(ProgressColumn):
         def render(self, task: BarTask) -> Text:
-            return Text(f"{task.speed or 0:,.0f}/s")
+            speed = task.speed or 0
+            return Text(f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2g}/s")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:

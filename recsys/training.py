@@ -23,6 +23,12 @@ from recsys.statistics import ItemStatistics
 from recsys.towers import TowerConfig, TwoTowers
 from recsys.windows import Batch, Windows
 
+Report = Callable[[dict[str, float]], Any]
+"""Gets a line of figures an epoch."""
+
+Progress = Callable[[str, int], Callable[[int], None]]
+"""progress(what, total) gives a function to call with the size of each step."""
+
 
 class TrainingConfig(Strict):
     """How the towers are fitted."""
@@ -118,13 +124,14 @@ def fit_towers(
     seed: int,
     validate: Callable[[TwoTowers], dict[str, float]] | None = None,
     epochs: int | None = None,
-    report: Callable[[dict[str, float]], Any] | None = None,
+    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> FittedTowers:
     """Fit on events. With `validate` (its "ndcg_at_10" decides) stop early and keep the best epoch's weights.
 
     What is validated and kept are weights averaged exponentially over about the last pass (Polyak & Juditsky 1992).
-    Without `validate`, make exactly `epochs` passes (or training.epochs). Raises DataError when there is nothing to
-    learn from.
+    Without `validate`, make exactly `epochs` passes (or training.epochs). Raises DataError when there is
+    nothing to learn from.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -140,6 +147,7 @@ def fit_towers(
         started, losses = time.perf_counter(), []
         model.train()
         batches = list(windows.batches(towers.history, training.batch_events, rng))
+        done = progress(f"pass {epoch}", sum(len(batch.target) for batch in batches)) if progress else None
         if average is None:  # over about one pass, whatever the size of the data
             average = _averaged(model, steps=len(batches))
         for step, batch in enumerate(batches, 1):
@@ -156,6 +164,8 @@ def fit_towers(
             optimizer.step()
             average.update_parameters(model)
             losses.append(float(loss.detach()))
+            if done:
+                done(len(batch.target))
         line = {"epoch": float(epoch), "loss": float(np.mean(losses)), "seconds": time.perf_counter() - started}
         line |= validate(cast(TwoTowers, average.module)) if validate else {}
         history.append(line)

@@ -83,6 +83,9 @@ def test_every_problem_is_told_at_once(load):
         ({"encoder": "bert"}, r"encoder: .*\(got 'bert'\)"),
         ({"towers": {"dimension": 10}}, r"towers\.dimension: .*multiple of 4 \(got 10\)"),
         ({"baselines": {}}, r"baselines: "),
+        ({"baselines": {"nonsense 3": {}}}, r"baselines: .*no baseline 'nonsense'; there are popular, "),
+        ({"baselines": {"popular": {"dais": 7}}}, r"'popular': got an unexpected keyword argument 'dais'; it takes"),
+        ({"baselines": {"popular": {"texts": 7}}}, r"unexpected keyword argument 'texts'"),
         ({"training": 3}, r"training: .*\(got 3\)"),
     ],
 )
@@ -117,6 +120,12 @@ def test_the_environment_overrides_the_file(load):
     assert config.bundles == "elsewhere"
     assert config.reranker is None
     assert config.baselines == {"popular": {"days": 7}}
+
+
+def test_the_environment_reaches_keys_that_it_cannot_spell(load):
+    baselines = {"item-knn plain": {"k": 3}, "popular": {}}
+    told = load({"RECSYS__BASELINES__ITEM_KNN_PLAIN__K": "5"}, baselines=baselines).baselines
+    assert told == {"item-knn plain": {"k": 5}, "popular": {}}
 
 
 def test_the_environment_can_make_a_section(tmp_path):

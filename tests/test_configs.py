@@ -1,13 +1,11 @@
 """Every shipped configuration loads, names what it fits, and says where it comes from."""
 
-import inspect
 import re
 from pathlib import Path
 
 import pytest
 
 from experiments.config import load_config
-from experiments.contenders import BASELINES, NEED_TEXTS
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -35,14 +33,6 @@ def test_it_begins_with_its_source_the_date_it_was_checked_and_the_command(path)
     told = header[0].replace("\n#", "")
     assert re.search(r"Checked \d{4}-\d{2}-\d{2}", told)
     assert re.search(r"Command: .*\b(recsys|make) ", told)
-
-
-@shipped
-def test_its_baselines_take_their_arguments(path):
-    config = load_config(path, ENVIRON)
-    for name, arguments in config.baselines.items():
-        fit = BASELINES[name.split()[0]]
-        inspect.signature(fit).bind(None, *([[]] if name.split()[0] in NEED_TEXTS else []), **arguments)
 
 
 @shipped

@@ -8,7 +8,7 @@ from toy_data import START, toy_config, write_tables
 from experiments.config import load_config
 from experiments.dataset import encode, keep_frequent, load_dataset
 from features.encoders import MiniLM, encode_cached
-from features.event_log import Event, EventLog
+from features.event_log import Event, EventLog, events_frame
 
 
 @pytest.fixture
@@ -79,6 +79,17 @@ def test_the_log_of_the_service_joins_the_table(load, tmp_path):
     assert len(after.events) == len(before.events) + 2  # what a client sent twice counts once
     assert "someone new" in after.users
     assert after.hash != before.hash
+
+
+def test_a_log_that_was_exported_to_the_tables_counts_once(load, tmp_path):
+    append(tmp_path, ("u1", "i2", START), ("u2", "i3", START + 5))
+    before = load()
+    table, logged = pl.read_csv(tmp_path / "data" / "events.csv"), events_frame(tmp_path / "log")
+    exported = logged.with_columns(pl.col("timestamp").dt.to_string("iso:strict"))
+    pl.concat([table, exported], how="diagonal_relaxed").write_csv(tmp_path / "data" / "events.csv")
+    after = load()
+    assert (before.twice, after.twice) == (0, 2)
+    assert ids(after) == ids(before)
 
 
 def test_logged_events_of_unknown_items_are_counted(load, tmp_path):

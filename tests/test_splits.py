@@ -341,7 +341,7 @@ def test_a_run_on_poisoned_training_events_fails(dataset, split):
     """One event at the cut in `train`: towers (and by it their negatives), popularity, normalisation, features."""
     leaky = replace(split, train=poisoned(dataset.events, split.cut))
     with pytest.raises(LeakError) as caught:
-        train_two_stage(CONFIG, dataset, {"home": leaky}, print)
+        train_two_stage(CONFIG, dataset, {"home": leaky}, print, lambda what, total: print)
     for part in ("towers", "popularity", "normalisation", "features"):
         assert f"{part} has seen" in str(caught.value)
     with pytest.raises(LeakError, match="popular has seen"):  # the first thing that a run fits
@@ -353,13 +353,13 @@ def test_a_run_on_poisoned_fitting_events_fails(dataset, split, config):
     """One event of the validation window in `fit`: what chooses epochs and teaches the reranker would know it."""
     leaky = replace(split, fit=poisoned(dataset.events, split.validation_cut))
     with pytest.raises(LeakError, match="has seen"):
-        train_two_stage(config, dataset, {"home": leaky}, print)
+        train_two_stage(config, dataset, {"home": leaky}, print, lambda what, total: print)
 
 
 def test_a_run_on_a_vocabulary_of_the_future_fails(dataset, split):
     leaky = replace(dataset, fitted_until=split.cut)
     with pytest.raises(LeakError, match="vocabulary has seen"):
-        train_two_stage(CONFIG, leaky, {"home": split}, print)
+        train_two_stage(CONFIG, leaky, {"home": split}, print, lambda what, total: print)
 
 
 def test_the_vocabulary_is_of_items_frequent_before_the_cut(dataset):

@@ -1,12 +1,20 @@
 """MLflow on SQLite, and training that goes on when MLflow does not."""
 
+import contextlib
 import logging
+import os
 import shutil
+import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from contextlib import contextmanager
+from pathlib import Path
 
+import httpx
 import pytest
 from mlflow import MlflowClient
 
@@ -176,6 +184,29 @@ def test_the_address_is_the_given_one_or_the_environments(monkeypatch):
     assert MlflowTracker("sqlite:///here.db")._uri == "sqlite:///here.db"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert MlflowTracker()._uri == "sqlite:///mlflow.db"
+
+
+def test_the_page_of_runs_opens_on_loopback_and_knows_the_experiment(uri, tmp_path):
+    use(MlflowTracker(uri), tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("recsys"), "experiment", "ui", "--port", str(port)]
+    environ = os.environ | {"MLFLOW_TRACKING_URI": uri}
+    page = subprocess.Popen(command, cwd=tmp_path, env=environ, start_new_session=True)  # it starts workers
+    try:
+        base = f"http://127.0.0.1:{port}"
+        for _ in range(300):
+            assert page.poll() is None
+            with contextlib.suppress(httpx.TransportError):
+                assert "<title>MLflow</title>" in httpx.get(base).text
+                break
+            time.sleep(0.2)
+        found = httpx.post(f"{base}/api/2.0/mlflow/experiments/search", json={"max_results": 10}).json()
+        assert "toy" in [experiment["name"] for experiment in found["experiments"]]
+    finally:
+        os.killpg(page.pid, signal.SIGTERM)
+        page.wait(20)
 
 
 def test_a_null_tracker_records_nothing(tmp_path, monkeypatch):

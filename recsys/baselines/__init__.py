@@ -1,10 +1,51 @@
 """Baselines behind the `Recommender` Protocol: each `fit_*` takes Interactions and returns a frozen fitted object."""
 
+import inspect
+from collections.abc import Callable, Mapping
+
 from recsys.baselines.als import fit_als
 from recsys.baselines.content import fit_bridge, fit_tfidf
 from recsys.baselines.ease import fit_ease
 from recsys.baselines.frequency import fit_frequency
 from recsys.baselines.neighbours import fit_item_knn
 from recsys.baselines.popular import fit_popular
+from recsys.baselines.profiles import Baseline
 
-__all__ = ["fit_als", "fit_bridge", "fit_ease", "fit_frequency", "fit_item_knn", "fit_popular", "fit_tfidf"]
+KINDS: dict[str, Callable[..., Baseline]] = {
+    "popular": fit_popular,
+    "item-knn": fit_item_knn,
+    "ease": fit_ease,
+    "als": fit_als,
+    "tfidf": fit_tfidf,
+    "bridge": fit_bridge,
+    "frequency": fit_frequency,
+}
+"""Kind, the first word of a baseline's name -> its fit function, of events and, for NEED_TEXTS, of item texts."""
+
+NEED_TEXTS = ("tfidf", "bridge")
+
+
+def check_baseline(name: str, arguments: Mapping[str, float]) -> None:
+    """Raises ValueError when the kind is unknown or its fit function does not take the arguments."""
+    kind = name.split()[0] if name.strip() else name
+    if kind not in KINDS:
+        raise ValueError(f"no baseline {kind!r}; there are {', '.join(KINDS)}")
+    signature = inspect.signature(KINDS[kind])
+    try:
+        signature.bind(*("events", "texts")[: 1 + (kind in NEED_TEXTS)], **arguments)
+    except TypeError as error:
+        raise ValueError(f"{name!r}: {error}; it takes {signature}") from None
+
+
+__all__ = [
+    "KINDS",
+    "NEED_TEXTS",
+    "check_baseline",
+    "fit_als",
+    "fit_bridge",
+    "fit_ease",
+    "fit_frequency",
+    "fit_item_knn",
+    "fit_popular",
+    "fit_tfidf",
+]
