@@ -4,6 +4,8 @@ RecsysError
 ├── ConfigError         a configuration that cannot be run: unknown key, wrong type, missing file
 ├── DataError           tables that break the contract: no such column, nothing left, ids that are not unique
 │   └── SourceError     a data set that cannot be had: package missing, download broken, checksum wrong
+├── ContentError        a part of a content that cannot be fetched, is too large or cannot be decoded
+├── SpaceError          vectors of two spaces that would meet, or a space that cannot be had
 ├── LeakError           something fitted has seen an event at or after the cut
 ├── BundleError         a bundle that cannot be loaded: missing, truncated, tampered, another version
 ├── StoreError          the feature store refuses or does not answer
@@ -28,6 +30,14 @@ class DataError(RecsysError):
 
 class SourceError(DataError):
     """A data set that cannot be had."""
+
+
+class ContentError(RecsysError):
+    """A part of a content that cannot be read."""
+
+
+class SpaceError(RecsysError):
+    """Vectors of two spaces that would meet."""
 
 
 class LeakError(RecsysError):

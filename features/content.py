@@ -1,0 +1,97 @@
+"""Content: what a person sees and hears of an item or asks with, an ordered list of parts, as native multimodal
+embedding models take it (Gemini Embedding 2, arXiv 2605.27295)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from features.schema import Strict
+
+Modality = Literal["text", "image", "audio", "video"]
+
+MODALITIES: tuple[Modality, ...] = ("text", "image", "audio", "video")
+
+Source = bytes | Path | str
+"""Where media come from: the file's bytes, a path, or (str) a URL."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words."""
+
+    text: str
+    modality: Literal["text"] = "text"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture: JPEG, PNG, WebP or GIF."""
+
+    source: Source
+    modality: Literal["image"] = "image"
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A sound: WAV, FLAC, OGG or MP3."""
+
+    source: Source
+    modality: Literal["audio"] = "audio"
+
+
+@dataclass(frozen=True)
+class Video:
+    """Moving pictures, with their sound where there is one: MP4 or WebM."""
+
+    source: Source
+    modality: Literal["video"] = "video"
+
+
+Part = Text | Image | Audio | Video
+
+
+@dataclass(frozen=True)
+class Content:
+    """An ordered, interleaved list of parts; empty where nothing is known."""
+
+    parts: tuple[Part, ...] = ()
+
+    @classmethod
+    def of(cls, *parts: Part) -> "Content":
+        """From parts."""
+        return cls(parts)
+
+    def of_kind(self, modality: Modality) -> Iterator[tuple[int, Part]]:
+        """(place in the list, part) of each part of that modality."""
+        return ((at, part) for at, part in enumerate(self.parts) if part.modality == modality)
+
+
+class Limits(Strict):
+    """What is accepted of one content, checked before anything is decoded."""
+
+    parts: Annotated[int, Field(ge=1)] = 32
+    """Parts of one content."""
+
+    text_bytes: Annotated[int, Field(ge=1)] = 200_000
+    """Bytes of one text in UTF-8."""
+
+    media_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
+    """Bytes of one file."""
+
+    pixels: Annotated[int, Field(ge=1)] = 40_000_000
+    """Pixels of one picture or video frame."""
+
+    frames: Annotated[int, Field(ge=1)] = 1000
+    """Frames of one animated picture."""
+
+    seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """Length of one sound or video."""
+
+    hosts: tuple[str, ...] = ()
+    """Hosts that URLs may name; empty: none. Their addresses must be public."""
+
+    fetch_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Time that fetching one URL may take."""
