@@ -11,6 +11,7 @@ from experiments.evaluate import evaluate
 from experiments.splits import Split, Targets, guard
 from features.catalog import item_texts
 from features.interactions import Interactions
+from features.progress import Begin
 from recsys import baselines
 from recsys.baselines.profiles import Baseline
 from recsys.candidates import Candidates
@@ -19,7 +20,7 @@ from recsys.recommender import TwoStage
 from recsys.reranker import Lesson, PairFeatures, Reranker, fit_reranker
 from recsys.statistics import ItemStatistics
 from recsys.towers import TwoTowers
-from recsys.training import FittedTowers, Progress, Report, fit_towers
+from recsys.training import FittedTowers, Report, fit_towers
 
 TOWERS, RERANKED = "two towers", "two towers + reranker"
 POPULAR_DAYS = 30.0
@@ -55,7 +56,7 @@ class Recipe:
 
 
 def choose(
-    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], report: Report, progress: Progress
+    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], report: Report, progress: Begin
 ) -> Recipe:
     """Fit towers on `fit`, choose their epochs on the first placement's validation window, learn the order on all.
 
@@ -96,7 +97,7 @@ def fit_recipe(
     events: Interactions,
     recipe: Recipe,
     report: Report,
-    progress: Progress,
+    progress: Begin,
     *,
     again: bool = True,
 ) -> Trained:
@@ -126,7 +127,7 @@ def fit_recipe(
 
 
 def train_two_stage(
-    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], report: Report, progress: Progress
+    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], report: Report, progress: Begin
 ) -> tuple[Recipe, Trained]:
     """Choose on validation, then fit on all of `train`; a leave-last-out split refits nothing.
 

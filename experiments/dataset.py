@@ -1,7 +1,6 @@
 """Tables to arrays: the catalogue and the log of one run."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from features.encoders import MiniLM, encode_cached
 from features.event_log import events_frame
 from features.ids import IdMap
 from features.interactions import Interactions, Ints
+from features.progress import Begin
 from features.report import Report
 from features.schema import ITEM, TIME, USER
 from features.sift import repeated_events
@@ -42,9 +42,9 @@ class Dataset:
     fitted_until: int = int(np.iinfo(np.int64).min)
 
 
-def load_dataset(config: RunConfig) -> Dataset:
+def load_dataset(config: RunConfig, progress: Begin | None = None) -> Dataset:
     """Read and check the tables and the service's log. The catalogue has no text vectors yet: see `encode`."""
-    tables = read_tables(config.data)
+    tables = read_tables(config.data, progress=progress)
     events, twice = tables.events, 0
     if config.data.log is not None and Path(config.data.log).is_dir():
         logged = events_frame(Path(config.data.log)).select(events.columns)
@@ -98,13 +98,8 @@ def keep_frequent(dataset: Dataset, cut: int, least: int) -> Dataset:
     )
 
 
-def encode(
-    dataset: Dataset, config: RunConfig, progress: Callable[[str, int], Callable[[int], None]] | None = None
-) -> Dataset:
-    """The data set with the text vectors of its items, as the configured encoder makes them or as they are cached.
-
-    progress(what, total) gives a function to call with the size of each step.
-    """
+def encode(dataset: Dataset, config: RunConfig, progress: Begin | None = None) -> Dataset:
+    """The data set with the text vectors of its items, as the configured encoder makes them or as they are cached."""
     if config.encoder == "none":
         return dataset
     texts = item_texts(dataset.catalog.frame)

@@ -2,7 +2,6 @@
 
 import subprocess
 import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from experiments.evaluate import Comparison, Outcome, evaluate, join
 from experiments.splits import Split, cuts, guard, leave_last_out, time_split
 from experiments.tracking import Tracker
 from features.errors import ConfigError
+from features.progress import Step
 from recsys.bundle import publish, save_bundle
 from recsys.candidates import Recommender
 
@@ -26,7 +26,7 @@ class Reporter(Protocol):
         """One line."""
         ...
 
-    def steps(self, what: str, total: int) -> Callable[[int], None]:
+    def steps(self, what: str, total: int) -> Step:
         """A progress bar; call what it returns with the size of each step done."""
         ...
 
@@ -61,7 +61,7 @@ def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path
     A leave-last-out split serves what it judged. Returns the bundle's folder and one table for each placement.
     Raises any RecsysError; a failed run publishes nothing.
     """
-    dataset = load_dataset(config)
+    dataset = load_dataset(config, reporter.steps)
     say_dataset(dataset, reporter)
     kept, splits = windows(config, dataset)[-1]
     kept = encode(kept, config, reporter.steps)
@@ -108,7 +108,7 @@ def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path
 
 def evaluate_run(config: RunConfig, reporter: Reporter) -> list[Comparison]:
     """Every baseline and the two towers, fitted anew in every window: one table for each placement."""
-    dataset = load_dataset(config)
+    dataset = load_dataset(config, reporter.steps)
     say_dataset(dataset, reporter)
     every = windows(config, dataset)
     gathered: dict[str, list[list[Outcome]]] = {name: [] for name in config.data.placements}

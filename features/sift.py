@@ -4,7 +4,7 @@ import difflib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import polars as pl
 from features.checks import Fault, Read
 from features.errors import DataError
 from features.interactions import Bools, Ints
+from features.progress import Begin, Step
 from features.report import PLACES, REPAIRED, SET_ASIDE, Count, Problem
 from features.scan import LINE, reading
 from features.schema import AUDIO, EVENT, EVENT_ID, IMAGE, ITEM, TIME, USER, VALUE, VIDEO
@@ -59,9 +60,18 @@ class Raw:
                 f"The columns there are: {', '.join(self.columns)}{hint}"
             )
 
-    def collect(self, *columns: pl.Expr) -> pl.DataFrame:
+    def collect(self, *columns: pl.Expr, progress: Begin | None = None) -> pl.DataFrame:
         with reading(self.file):
-            return self.rows.select(columns).collect(engine="streaming")
+            rows = self.rows.select(columns)
+            if progress is not None:
+                step = progress(self.file, self.rows.select(pl.len()).collect(engine="streaming").item())
+                rows = rows.map_batches(partial(_count, step), streamable=True, validate_output_schema=False)
+            return rows.collect(engine="streaming")
+
+
+def _count(step: Step, rows: pl.DataFrame) -> pl.DataFrame:
+    step(len(rows))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class Sifted:
     aside: pl.DataFrame
 
 
-def sift(raw: Raw, reads: dict[str, Read]) -> Sifted:
+def sift(raw: Raw, reads: dict[str, Read], progress: Begin | None = None) -> Sifted:
     """One pass over the rows: values, the first fault of each row, the fields repaired; then duplicates."""
     fatal = [fault for read in reads.values() for fault in read.faults if not fault.repaired]
     mended = [fault for read in reads.values() for fault in read.faults if fault.repaired]
@@ -88,6 +98,7 @@ def sift(raw: Raw, reads: dict[str, Read]) -> Sifted:
         *(read.value.alias(name) for name, read in reads.items()),
         code.alias("__code__"),
         *(fault.found.alias(f"__mended_{k}__") for k, fault in enumerate(mended)),
+        progress=progress,
     )
     codes: Codes = frame.get_column("__code__").to_numpy().copy()
     marks = [frame.get_column(f"__mended_{k}__").to_numpy() for k in range(len(mended))]

@@ -14,6 +14,7 @@ from features import checks, schema
 from features.checks import Fault, Read
 from features.errors import DataError
 from features.interactions import Bools
+from features.progress import Begin
 from features.report import Report
 from features.scan import LINE, SUFFIXES, find_table, scan
 from features.schema import (
@@ -75,7 +76,7 @@ class Tables:
     report: Report
 
 
-def read_tables(config: DataConfig, *, now: datetime | None = None) -> Tables:
+def read_tables(config: DataConfig, *, now: datetime | None = None, progress: Begin | None = None) -> Tables:
     """Read and check the tables in the folder ``config.path``: items.*, events.* and, where there, users.*.
 
     Rows set aside are written to ``<path>/set_aside/<table>.parquet``. now: the latest possible time of an event
@@ -92,7 +93,7 @@ def read_tables(config: DataConfig, *, now: datetime | None = None) -> Tables:
     raws = [
         Raw.of(name, path.name, scan(path, config.extra_columns)) for name, path in paths.items() if path is not None
     ]
-    return _read(raws, config, folder, folder / "set_aside", now)
+    return _read(raws, config, folder, folder / "set_aside", now, progress)
 
 
 def check_tables(
@@ -112,7 +113,7 @@ def check_tables(
     """
     given = zip(REQUIRED, (items, events, users), strict=True)
     raws = [Raw.of(name, name, frame) for name, frame in given if frame is not None]
-    return _read(raws, config, media_root, set_aside, now)
+    return _read(raws, config, media_root, set_aside, now, None)
 
 
 def label(events: pl.DataFrame, rules: EventRules) -> tuple[Bools, Bools]:
@@ -133,7 +134,12 @@ def label(events: pl.DataFrame, rules: EventRules) -> tuple[Bools, Bools]:
 
 
 def _read(
-    raws: list[Raw], config: DataConfig, media_root: Path | None, set_aside: Path | None, now: datetime | None
+    raws: list[Raw],
+    config: DataConfig,
+    media_root: Path | None,
+    set_aside: Path | None,
+    now: datetime | None,
+    progress: Begin | None,
 ) -> Tables:
     done: dict[str, Sifted] = {}
     notes: list[str] = []
@@ -143,7 +149,7 @@ def _read(
         reads = _plan(raw, config, known, now or datetime.now(UTC))
         notes += [note for read in reads.values() for note in read.notes]
         notes += _undeclared(raw, reads)
-        done[raw.name] = sifted = sift(raw, reads)
+        done[raw.name] = sifted = sift(raw, reads, progress)
         if set_aside is not None:
             files |= write_aside(sifted, set_aside, notes)
         if len(sifted.kept) == 0 and raw.name != "users":

@@ -33,8 +33,11 @@ def config_path(name: str) -> Path:
     tried = (Path(name), Path("configs") / f"{name}.yaml", shipped / f"{name}.yaml")
     if found := next((path for path in tried if path.is_file()), None):
         return found
-    names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml"))) or "none"
-    raise ConfigError(f"no configuration {name!r}: not a file, and not among the shipped ones: {names}")
+    names = {path.stem: path for path in sorted(shipped.glob("*.yaml"))}
+    of = [stem for stem, path in names.items() if f"\n  source: {name}\n" in path.read_text(encoding="utf-8")]
+    meant = f"; {name} is the source of {', '.join(of)}" if of else ""
+    told = ", ".join(names) or "none"
+    raise ConfigError(f"no configuration {name!r}: not a file, and not among the shipped ones: {told}{meant}")
 
 
 def _print_json(value: object) -> None:
@@ -94,8 +97,8 @@ def data_check(
     from features.tables import read_tables
 
     config = load_config(config_path(name)).data
-    with Console(stderr=True).status(f"checking {config.path}"):
-        report = read_tables(config).report
+    with _reporter() as reporter:
+        report = read_tables(config, progress=reporter.steps).report
     if as_json:
         _print_json(report.to_dict())
     else:

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from features.catalog import Catalog
 from features.interactions import Interactions
+from features.progress import Begin
 from features.schema import Strict
 from recsys.candidates import Floats
 from recsys.statistics import ItemStatistics
@@ -25,9 +26,6 @@ from recsys.windows import Batch, Windows
 
 Report = Callable[[dict[str, float]], Any]
 """Gets a line of figures an epoch."""
-
-Progress = Callable[[str, int], Callable[[int], None]]
-"""progress(what, total) gives a function to call with the size of each step."""
 
 
 class TrainingConfig(Strict):
@@ -125,7 +123,7 @@ def fit_towers(
     validate: Callable[[TwoTowers], dict[str, float]] | None = None,
     epochs: int | None = None,
     report: Report | None = None,
-    progress: Progress | None = None,
+    progress: Begin | None = None,
 ) -> FittedTowers:
     """Fit on events. With `validate` (its "ndcg_at_10" decides) stop early and keep the best epoch's weights.
 

@@ -103,6 +103,11 @@ def test_square_brackets_in_an_error_are_shown_as_they_are(folder):
     assert "['bold']" in done.stderr
 
 
+def test_a_source_taken_for_a_configuration_names_those_that_have_it(folder):
+    told = recsys("data", "get", "sequences").stderr
+    assert told.endswith("; sequences is the source of beauty\n")
+
+
 def test_configurations_are_found_by_name():
     found = cli.config_path("complete-journey")
     assert found.name == "complete-journey.yaml"

@@ -37,6 +37,20 @@ def event_lines(*rows: str) -> str:
     return "\n".join(("user_id,item_id,event,timestamp,value", *rows)) + "\n"
 
 
+def test_reading_tells_how_far_it_has_come(tmp_path: Path) -> None:
+    rows = [f"u,i{n % 7},buy,2024-05-01T12:00:00Z,{n}" for n in range(1000)]
+    write(tmp_path, "item_id\n" + "\n".join(f"i{n}" for n in range(7)) + "\n", event_lines(*rows))
+    begun: dict[str, list[int]] = {}
+
+    def begin(what: str, total: int) -> Any:
+        begun[what] = [total]
+        return begun[what].append
+
+    read_tables(config(tmp_path), now=NOW, progress=begin)
+    assert {what: total for what, (total, *_) in begun.items()} == {"items.csv": 7, "events.csv": 1000}
+    assert all(sum(steps) == total for total, *steps in begun.values())
+
+
 def problems(tables: Tables) -> dict[str, Problem]:
     return {p.reason: p for p in tables.report.problems}
 
