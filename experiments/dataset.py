@@ -10,7 +10,9 @@ import polars as pl
 
 from experiments.config import RunConfig
 from features.catalog import Catalog, item_texts
-from features.encoders import MiniLM, encode_cached
+from features.content import Limits
+from features.encoders.cached import encode_cached
+from features.encoders.text import MiniLM
 from features.event_log import events_frame
 from features.ids import IdMap
 from features.interactions import Interactions, Ints
@@ -104,5 +106,5 @@ def encode(dataset: Dataset, config: RunConfig, progress: Begin | None = None) -
         return dataset
     texts = item_texts(dataset.catalog.frame)
     begin = partial(progress, "encoding texts") if progress else None
-    text, has_text = encode_cached(texts, MiniLM.space, MiniLM, Path(config.cache), begin)
+    text, has_text = encode_cached(texts, MiniLM.key, lambda: MiniLM(Limits()).words, Path(config.cache), begin)
     return replace(dataset, catalog=replace(dataset.catalog, text=text, has_text=has_text))

@@ -105,18 +105,16 @@ def data_check(
         Console().print(report.render())
 
 
-@app.command("bench")
+@app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
+    context: typer.Context,
     name: str = typer.Argument(..., help="A benchmark, or all of them: all."),
     short: bool = typer.Option(False, "--short", help="The short form: small sizes."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line of standard output."),
-    options: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="An option of the benchmark; repeatable."
-    ),
 ) -> None:
     """Measure, and hold the figures against their bars. Exits 0 when it could measure, whatever holds.
 
-    Example: recsys bench check --short
+    Options of one benchmark follow its name, as --data FOLDER. Example: recsys bench check --short
     """
     import contextlib
     import sys
@@ -127,9 +125,10 @@ def bench(
     from experiments.bench import runner
     from features.errors import ConfigError
 
-    if wrong := [option for option in options if "=" not in option]:
-        raise ConfigError(f"--set {wrong[0]!r} is not KEY=VALUE")
-    given = {key: yaml.safe_load(value) for key, value in (option.split("=", 1) for option in options)}
+    keys, values = context.args[::2], context.args[1::2]
+    if len(keys) != len(values) or not all(key.startswith("--") for key in keys):
+        raise ConfigError(f"options of a benchmark are pairs, --KEY VALUE; given: {' '.join(context.args)}")
+    given = {key[2:].replace("-", "_"): yaml.safe_load(value) for key, value in zip(keys, values, strict=True)}
     with contextlib.redirect_stdout(sys.stderr), Console(stderr=True).status(f"bench {name}"):
         done = runner.run(name, short=short, **given)
     if as_json:

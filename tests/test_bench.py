@@ -45,7 +45,7 @@ def test_a_bar_never_holds_for_nan_and_knows_its_operators() -> None:
 
 @pytest.mark.usefixtures("benches")
 def test_the_last_line_is_one_json_object() -> None:
-    result = CliRunner().invoke(app, ["bench", "m", "--json", "--short", "--set", "size=3"])
+    result = CliRunner().invoke(app, ["bench", "m", "--json", "--short", "--size", "3"])
     assert result.exit_code == 0, "whatever holds"
     assert "a benchmark that prints" not in result.stdout
     done = json.loads(result.stdout.splitlines()[-1])

@@ -100,14 +100,17 @@ def make(folder: Path, rows: int, seed: int) -> dict[str, int]:
             "twice": twice,
         }
     )
-    identity = pl.when("twice").then(None).otherwise(number)
+
+    def again(value: pl.Expr | str) -> pl.Expr:
+        return pl.when("twice").then(None).otherwise(value).forward_fill()
+
     frame.lazy().select(
-        pl.when(~pl.col("null")).then(pl.format("user-{}", "user")).alias("user_id"),
+        pl.when(~pl.col("null")).then(pl.format("user-{}", again("user"))).alias("user_id"),
         pl.format("item-{}", "item").alias("item_id"),
         pl.col("kind").replace_strict(dict(enumerate(KINDS)), return_dtype=pl.String).alias("event"),
         (pl.datetime(2024, 1, 1, time_zone="UTC") + pl.duration(seconds="second")).alias("timestamp"),
         pl.col("value"),
-        pl.format("{}-event", identity.forward_fill()).alias("event_id"),
+        pl.format("{}-event", again(number)).alias("event_id"),
     ).collect().write_parquet(folder / "events.parquet")
     return {
         reason: int(mask.sum()) for reason, mask in zip(BAD, (unknown, null, future, infinite, twice), strict=True)

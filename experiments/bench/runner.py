@@ -23,6 +23,7 @@ BENCHES: dict[str, str] = {
     "check": "experiments.bench.check:run",
     "metrics": "experiments.bench.metrics:run",
     "baselines": "experiments.bench.baselines:run",
+    "alignment": "experiments.bench.alignment:run",
 }
 """Name -> "module:function", imported when it is asked for; function(short: bool, **options) -> Result."""
 

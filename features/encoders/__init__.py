@@ -1,0 +1,29 @@
+"""Encoders that work with no network, one file a model: text, speech (in the text's space), pictures, sounds."""
+
+from pathlib import Path
+
+from features.content import Limits
+from features.decoders import Decoders
+from features.encoders.frozen import Media
+from features.encoders.pictures import EfficientNet
+from features.encoders.sounds import AiSFX
+from features.encoders.speech import Whisper
+from features.encoders.text import MiniLM
+from features.spaces import Encoder
+
+
+def builtin(decoders: Decoders, limits: Limits, models: Path) -> dict[str, Encoder]:
+    """Channel -> encoder: text, image, speech, sound. models: folder that exported models are kept in.
+
+    A video is seen by image, heard by speech and sound. Nothing is loaded before it is needed.
+    """
+    media, text = Media(decoders, limits), MiniLM(limits)
+    return {
+        "text": text,
+        "image": EfficientNet(media, models),
+        "speech": Whisper(media, text),
+        "sound": AiSFX(media, models),
+    }
+
+
+__all__ = ["AiSFX", "EfficientNet", "Media", "MiniLM", "Whisper", "builtin"]

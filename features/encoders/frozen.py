@@ -1,0 +1,82 @@
+"""From contents to vectors by a model that reads one kind of thing: workers decode while the model computes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.content import Content, Limits, Modality, Text
+from features.decoders import Decoders
+from features.errors import ContentError
+from features.spaces import Embedded, Failure, Floats, Progress, SpaceKey, unit
+from features.worker import Array, Prepare
+
+Forward = Callable[[list[Array]], Floats]
+"""k arrays of one shape to k vectors (k, d); a zero row where there was nothing to hear or see in one."""
+
+
+@dataclass(frozen=True)
+class Media:
+    """Decodes the pictures, sounds and videos of contents: whose workers, within which limits."""
+
+    decoders: Decoders
+    limits: Limits
+
+    def embed(
+        self,
+        contents: Sequence[Content],
+        modalities: frozenset[Modality],
+        prepare: Prepare,
+        forward: Forward,
+        space: SpaceKey,
+        *,
+        batch: int,
+        progress: Progress | None = None,
+    ) -> Embedded:
+        """Unit mean of the unit vectors of all that a content has of those modalities.
+
+        prepare gives the arrays (frames, or one stretch of sound) of one part, along its first axis; none where the
+        part has nothing of the kind, as a video without sound. batch: arrays that the model takes at a time.
+        """
+        sums = np.zeros((len(contents), space.dimension), dtype=np.float32)
+        failures: list[Failure] = []
+        wanted: list[tuple[int, int]] = []
+        sources = []
+        for row, content in enumerate(contents):
+            for at, part in enumerate(content.parts):
+                if isinstance(part, Text) or part.modality not in modalities:
+                    continue
+                if at >= self.limits.parts:
+                    failures.append(Failure(row, at, f"more than {self.limits.parts} parts in one content"))
+                    continue
+                wanted.append((row, at))
+                sources.append(part.source)
+        told = 0
+        waiting: list[tuple[int, int, Array]] = []  # row, arrays of its part, array
+        for (row, at), made in zip(wanted, self.decoders.map(prepare, sources, self.limits, ahead=8), strict=True):
+            if isinstance(made, ContentError):
+                failures.append(Failure(row, at, str(made)))
+                continue
+            if not len(made) and contents[row].parts[at].modality != "video":
+                failures.append(Failure(row, at, "nothing in it that is seen or heard"))
+            waiting += [(row, len(made), array) for array in made if array is not None]
+            while len(waiting) >= batch:
+                self._add(sums, waiting[:batch], forward)
+                del waiting[:batch]
+            if progress and row > told:
+                progress(row - told)
+                told = row
+        if waiting:
+            self._add(sums, waiting, forward)
+        if progress:
+            progress(len(contents) - told)
+        return Embedded(space, unit(sums), np.abs(sums).sum(1) > 0, tuple(sorted(failures, key=_place)))
+
+    def _add(self, sums: Floats, waiting: Sequence[tuple[int, int, Array]], forward: Forward) -> None:
+        vectors = unit(forward([array for _, _, array in waiting]))
+        shares = np.array([1 / n for _, n, _ in waiting], dtype=np.float32)  # each part counts once, however long
+        np.add.at(sums, [row for row, _, _ in waiting], vectors * shares[:, None])
+
+
+def _place(failure: Failure) -> tuple[int, int]:
+    return failure.row, failure.part

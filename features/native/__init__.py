@@ -1,0 +1,1 @@
+"""Models that embed several kinds of content in one space, behind features.spaces.Encoder."""

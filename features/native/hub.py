@@ -1,0 +1,52 @@
+"""Where a model's files are, and which they are exactly: a folder, or a snapshot of the Hugging Face hub.
+
+Only files that are data are fetched: weights as safetensors, never pickle, and no code.
+"""
+
+import hashlib
+from pathlib import Path
+
+from features.errors import ConfigError, DependencyError, SpaceError
+
+FETCHED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+"""Files of a model that are fetched, and hashed where it is a folder."""
+
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5"}
+
+
+def locate(model: str, revision: str | None) -> tuple[Path, str, str]:
+    """(folder, name, exact revision): the commit on the hub, or a hash of the files in a folder.
+
+    model: a folder, or a name on the hub, which needs a revision: a commit, tag or branch. HF_HUB_OFFLINE is obeyed.
+    Raises ConfigError, SpaceError when it cannot be had or its weights are pickled, and DependencyError.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        files = sorted({path for pattern in FETCHED for path in folder.rglob(pattern) if path.is_file()})
+        whole = hashlib.sha256()
+        for path in files:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            whole.update(f"{path.relative_to(folder).as_posix()}\0{digest}\n".encode())
+        name, exact = folder.name, f"sha256:{whole.hexdigest()[:16]}"
+    else:
+        if revision is None:
+            raise ConfigError(f"{model}: no such folder; a model of the hub needs its revision, best a commit")
+        folder = _snapshot(model, revision)
+        name, exact = model, folder.name
+    for path in folder.rglob("*"):
+        if path.suffix in PICKLES and not any(path.parent.glob("*.safetensors")):
+            raise SpaceError(f"{path}: weights that may run code when they are read; convert them to safetensors")
+    return folder, name, exact
+
+
+def _snapshot(model: str, revision: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise DependencyError(f"{model} needs {error.name}: pip install 'recsys[native]'") from error
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(FETCHED)))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise SpaceError(f"{model}@{revision}: cannot be had from the hub: {str(error)[:300]}") from error

@@ -1,0 +1,151 @@
+"""An embedding service that misbehaves on request: OpenAI's and Gemini's wire formats over real HTTP.
+
+Its vectors are a known function of the content as it came over the wire, and of length about 3√d, not 1.
+"""
+
+import base64
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+
+POISON = "poison"
+"""A content with this word makes the whole request a 400, as real services do."""
+
+
+def raw(content, d):
+    """The vector (d,) that the service gives a content: a text, or a list of Gemini's parts."""
+    seed = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()[:8]
+    return 3 * np.random.default_rng(int.from_bytes(seed)).standard_normal(d)
+
+
+def unit(content, d):
+    """The same, of length 1."""
+    vector = raw(content, d)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def text_part(text):
+    """A part as google-genai 3.4 sends it."""
+    return {"text": text}
+
+
+def media_part(data, mime):
+    """A part as google-genai 3.4 sends it."""
+    return {"inline_data": {"data": base64.urlsafe_b64encode(data).decode(), "mime_type": mime}}
+
+
+class FakeEmbeddings:
+    """The service, on a free port of this machine.
+
+    script: what the next requests get instead of an answer, one each: a function of (handler, good answer as a
+    list of vectors) that answers; requests: (path, headers, body) of all that came.
+    """
+
+    def __init__(self, d=8):
+        self.d = d
+        self.script = []
+        self.requests = []
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                fake.requests.append((self.path, dict(self.headers), body))
+                self.gemini = self.path.endswith(":batchEmbedContents")
+                assert self.gemini or self.path.endswith("/v1/embeddings")
+                contents = [one["content"]["parts"] for one in body["requests"]] if self.gemini else body["input"]
+                if fake.script:
+                    fake.script.pop(0)(self, contents)
+                elif POISON in json.dumps(contents):
+                    self.say(400, {"error": {"code": 400, "message": "no poison", "status": "INVALID_ARGUMENT"}})
+                else:
+                    self.vectors([raw(content, fake.d).tolist() for content in contents])
+
+            def vectors(self, vectors, order=None):
+                self.say(200, self.listed(vectors, order))
+
+            def listed(self, vectors, order=None):
+                if self.gemini:
+                    return {"embeddings": [{"values": vector} for vector in vectors]}
+                order = range(len(vectors)) if order is None else order
+                return {"data": [{"index": at, "embedding": vectors[at]} for at in order]}
+
+            def say(self, status, body, headers=(), cut=None):
+                text = (body if isinstance(body, str) else json.dumps(body)).encode()[:cut]
+                self.send_response(status)
+                for name, value in headers:
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._server.d = d
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def status(code, *, headers=(), body=None):
+    """Answer with a status."""
+    told = body or {"error": {"code": code, "message": f"scripted {code}", "status": "SCRIPTED"}}
+    return lambda handler, contents: handler.say(code, told, headers)
+
+
+def stall(until):
+    """Say nothing until an event is set."""
+    return lambda handler, contents: until.wait(10)
+
+
+def drop():
+    """Close the connection in the middle of the body."""
+
+    def act(handler, contents):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(b'{"data": [')
+        handler.wfile.flush()
+        handler.close_connection = True
+
+    return act
+
+
+def half():
+    """Half of the JSON, said to be all of it."""
+    return lambda handler, contents: handler.say(200, handler.listed([[1.0, 2.0, 3.0]] * len(contents)), cut=30)
+
+
+def vectors(change):
+    """Answer with other vectors: change(list of random ones, d numbers each)."""
+
+    def act(handler, contents):
+        d = handler.server.d
+        handler.vectors(change([raw(content, d).tolist() for content in contents]))
+
+    return act
+
+
+def shuffled():
+    """The right vectors, last first."""
+
+    def act(handler, contents):
+        made = [raw(content, handler.server.d).tolist() for content in contents]
+        handler.vectors(made, order=range(len(made) - 1, -1, -1))
+
+    return act

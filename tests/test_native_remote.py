@@ -1,0 +1,519 @@
+"""Embeddings by HTTP, against a real server that misbehaves: each content gets its own vector or a reason."""
+
+import io
+import sys
+import threading
+import wave
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import fake_embeddings as fake
+import numpy as np
+import pytest
+from fake_embeddings import FakeEmbeddings, media_part, text_part, unit
+
+from features.content import Audio, Content, Image, Text
+from features.errors import ConfigError, DependencyError, SpaceError
+from features.native.gemini import GeminiEncoder, Prices
+from features.native.openai_compatible import OpenAICompatibleEncoder
+from features.native.remote import Patience, Ready, Service, embed_all
+from features.spaces import SpaceKey
+
+KEY = "sk-very-secret-123"
+D = 8
+G = 128
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc0000003010100"
+    "c9fe92ef0000000049454e44ae426082"
+)
+
+
+def wav(seconds, rate=8000):
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(rate)
+        out.writeframes(b"\1\0" * int(seconds * rate))
+    return file.getvalue()
+
+
+class Clock:
+    """Time that passes by sleeping only."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.slept = []
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def patience(self, tries=4, seconds=100.0):
+        return Patience(tries, seconds, self.sleep, lambda: self.now, lambda low, high: high)
+
+
+@pytest.fixture
+def server():
+    with FakeEmbeddings(D) as running:
+        yield running
+
+
+@pytest.fixture
+def large():
+    with FakeEmbeddings(G) as running:
+        yield running
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def texts(*words):
+    return [Content.of(Text(word)) for word in words]
+
+
+def openai(server, clock, **more):
+    options = {"dimension": D, "api_key": KEY, "patience": clock.patience()} | more
+    return OpenAICompatibleEncoder(f"{server.url}/v1/", "m", **options)
+
+
+def gemini(server, clock, **more):
+    options = {"dimension": G, "api_key": KEY, "base_url": server.url, "patience": clock.patience()} | more
+    return GeminiEncoder(**options)
+
+
+ENCODERS = {"openai": openai, "gemini": gemini}
+
+
+@pytest.fixture(params=ENCODERS)
+def encoder(request, large, clock):
+    """Either encoder at the server `large`, d = 128."""
+    return ENCODERS[request.param](large, clock, dimension=G)
+
+
+def expected(encoder, word):
+    """The vector of a text, as the wire carries it."""
+    gemini = isinstance(encoder, GeminiEncoder)
+    return unit([text_part(f"title: none | text: {word}")] if gemini else word, G)
+
+
+# both
+
+
+def test_each_content_gets_its_own_vector_in_its_place(encoder, large):
+    words = [f"word {i}" for i in range(7)]
+    steps = []
+    embedded = encoder.encode(
+        [*texts(*words[:3]), Content(), Content.of(Text(" \n")), *texts(*words[3:])], progress=steps.append
+    )
+    kept = [0, 1, 2, 5, 6, 7, 8]
+    np.testing.assert_allclose(embedded.vectors[kept], [expected(encoder, w) for w in words], atol=1e-6)
+    assert embedded.present.tolist() == [i in kept for i in range(9)]
+    assert not embedded.vectors[3:5].any()
+    assert embedded.vectors.dtype == np.float32
+    assert embedded.failures == ()
+    assert sum(steps) == 9
+    assert len(large.requests) == 1
+
+
+def test_nothing_to_send_sends_nothing(encoder, large):
+    for contents in ([], [Content(), Content.of(Text(""))]):
+        embedded = encoder.encode(contents)
+        assert embedded.vectors.shape == (len(contents), G)
+        assert not embedded.present.any()
+    assert large.requests == []
+
+
+@pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
+def test_what_passes_is_tried_again_with_growing_waits(encoder, large, clock, code):
+    large.script = [fake.status(code), fake.status(code), fake.status(code)]
+    embedded = encoder.encode(texts("a"))
+    np.testing.assert_allclose(embedded.vectors[0], expected(encoder, "a"), atol=1e-6)
+    assert clock.slept == [1.0, 2.0, 4.0]
+
+
+def test_tries_come_to_an_end(encoder, large, clock):
+    large.script = [fake.status(503)] * 9
+    with pytest.raises(SpaceError, match=r"answers 503: .*scripted 503.*tried 4 times in 7 s"):
+        encoder.encode(texts("a"))
+    assert len(large.requests) == 4
+
+
+@pytest.mark.parametrize("seconds", [30, 0])
+def test_retry_after_is_honoured(encoder, large, clock, seconds):
+    large.script = [fake.status(429, headers=[("Retry-After", str(seconds))])]
+    encoder.encode(texts("a"))
+    assert clock.slept == [max(1.0, seconds)]
+
+
+def test_retry_after_may_be_a_date(encoder, large, clock):
+    at = datetime.now(UTC) + timedelta(seconds=50)
+    large.script = [fake.status(429, headers=[("Retry-After", format_datetime(at, usegmt=True))])]
+    encoder.encode(texts("a"))
+    assert 40 < clock.slept[0] <= 50
+
+
+def test_a_wait_beyond_the_total_time_is_not_waited(encoder, large, clock):
+    large.script = [fake.status(429, headers=[("Retry-After", "3600")])]
+    with pytest.raises(SpaceError, match="asks to wait 3600 s; tried 1 times"):
+        encoder.encode(texts("a"))
+    assert clock.slept == []
+
+
+@pytest.mark.parametrize("fault", [fake.half(), fake.drop(), fake.status(200, body="not JSON at all")])
+def test_half_an_answer_is_tried_again(encoder, large, clock, fault):
+    large.script = [fault]
+    embedded = encoder.encode(texts("a", "b"))
+    np.testing.assert_allclose(embedded.vectors[1], expected(encoder, "b"), atol=1e-6)
+    assert clock.slept == [1.0]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_silence_is_a_time_out_and_tried_again(name, large, clock):
+    done = threading.Event()
+    large.script = [fake.stall(done)]
+    encoder = ENCODERS[name](large, clock, dimension=G, timeout=0.3)
+    embedded = encoder.encode(texts("a"))
+    done.set()
+    np.testing.assert_allclose(embedded.vectors[0], expected(encoder, "a"), atol=1e-6)
+    assert clock.slept == [1.0]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_nobody_there_names_the_place(name, clock):
+    with FakeEmbeddings() as gone:
+        pass
+    with pytest.raises(SpaceError, match=r"cannot be reached: ConnectError .*tried 4 times"):
+        ENCODERS[name](gone, clock, dimension=G).encode(texts("a"))
+
+
+@pytest.mark.parametrize("code", [302, 401, 403, 404])
+def test_other_refusals_fail_at_once_with_the_servers_words(encoder, large, clock, code):
+    large.script = [fake.status(code)]
+    with pytest.raises(SpaceError, match=f"answers {code}: .*scripted {code}"):
+        encoder.encode(texts("a", "b"))
+    assert len(large.requests) == 1
+    assert clock.slept == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda v: v[:-1], "3 contents were sent and 2 vectors came|not one vector for each index"),
+        (lambda v: [*v, v[0]], "3 contents were sent and 4 vectors came"),
+        (lambda v: [*v[:2], v[2][:-1]], "vector 2 of 3 has 127 numbers, 128 are expected"),
+        (lambda v: [v[0], [float("nan"), *v[1][1:]], v[2]], "vector 1 of 3 is of length nan"),
+        (lambda v: [v[0], [float("inf"), *v[1][1:]], v[2]], "vector 1 of 3 is of length inf"),
+        (lambda v: [[0.0] * G, *v[1:]], "vector 0 of 3 is of length 0.0"),
+        (lambda v: [["x"] * G, *v[1:]], "not made of numbers|no list of embeddings"),
+    ],
+)
+def test_an_answer_that_is_none_is_named_and_not_tried_again(encoder, large, clock, change, told):
+    large.script = [fake.vectors(change)]
+    with pytest.raises(SpaceError, match=told):
+        encoder.encode(texts("a", "b", "c"))
+    assert clock.slept == []
+
+
+@pytest.mark.parametrize("body", ["[]", "7", '{"data": 7, "embeddings": 7}', '{"data": [null], "embeddings": ["x"]}'])
+def test_json_of_another_shape_is_named(encoder, large, body):
+    large.script = [fake.status(200, body=body)]
+    with pytest.raises(SpaceError, match=r"not one vector for each index|no list of embeddings|0 vectors came"):
+        encoder.encode(texts("a"))
+
+
+def test_one_bad_content_is_found_and_the_others_are_embedded(encoder, large):
+    words = ["a", "b", "c", f"some {fake.POISON}", "d", "e", "f"]
+    embedded = encoder.encode(texts(*words))
+    assert embedded.present.tolist() == [True, True, True, False, True, True, True]
+    kept = [0, 1, 2, 4, 5, 6]
+    np.testing.assert_allclose(embedded.vectors[kept], [expected(encoder, words[i]) for i in kept], atol=1e-6)
+    assert not embedded.vectors[3].any()
+    [failure] = embedded.failures
+    assert (failure.row, failure.part) == (3, 0)
+    assert "no poison" in failure.reason
+
+
+def test_a_refusal_of_everything_is_no_fault_of_the_contents(encoder, large):
+    large.script = [fake.status(400)] * 9
+    with pytest.raises(SpaceError, match=r"every one of 3 contents is refused; the first: .*scripted 400"):
+        encoder.encode(texts("a", "b", "c"))
+
+
+def test_half_of_a_surrogate_pair_is_a_failure(encoder):
+    embedded = encoder.encode([Content.of(Text("\ud800")), Content.of(Text("x\ud800"), Text("good"))])
+    assert embedded.present.tolist() == [False, True]
+    np.testing.assert_allclose(embedded.vectors[1], expected(encoder, "good"), atol=1e-6)
+    assert [(f.row, f.part) for f in embedded.failures] == [(0, 0), (1, 0)]
+    assert "surrogate" in embedded.failures[0].reason
+
+
+def test_a_key_is_sent_and_never_told(encoder, large):
+    encoder.encode(texts("a"))
+    headers = {name.lower(): value for name, value in large.requests[0][1].items()}
+    assert KEY in (headers.get("x-goog-api-key"), headers.get("authorization", "").removeprefix("Bearer "))
+    assert KEY not in repr(encoder)
+    assert KEY not in str(encoder.space())
+    long = f"your key {KEY} is wrong \x1b[31m" + "x" * 5000
+    large.script = [fake.status(403, body={"error": {"message": long, "status": "S"}})]
+    with pytest.raises(SpaceError) as caught:
+        encoder.encode(texts("a"))
+    told = str(caught.value)
+    assert KEY not in told
+    assert "***" in told
+    assert "\x1b" not in told
+    assert len(told) < 500
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("key", ["two words", "line\nbreak", "schlüssel"])
+def test_a_key_that_no_header_carries(name, server, clock, key):
+    with pytest.raises(ConfigError, match="API key") as caught:
+        ENCODERS[name](server, clock, dimension=G, api_key=key)
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["", "example.com/v1", "ftp://example.com", "http://", "http://u:secret@example.com"])
+@pytest.mark.parametrize("make", [OpenAICompatibleEncoder, lambda url, m: GeminiEncoder(api_key=KEY, base_url=url)])
+def test_an_address_that_is_none(url, make):
+    if make is not OpenAICompatibleEncoder and not url:
+        return
+    with pytest.raises(ConfigError, match="base_url") as caught:
+        make(url, "m")
+    assert "secret" not in str(caught.value)
+
+
+# the shared parts
+
+
+def test_jitter_is_full_and_bounded():
+    drawn, clock = [], Clock()
+    patience = Patience(12, 1e9, clock.sleep, lambda: clock.now, lambda low, high: drawn.append((low, high)) or 0.0)
+
+    def never():
+        from features.native.remote import Again
+
+        raise Again("no")
+
+    with pytest.raises(SpaceError):
+        patience.run("here", never)
+    assert drawn == [(0.0, min(2.0**i, 60.0)) for i in range(12)]
+
+
+def test_batches_are_bounded_by_count_and_bytes():
+    sizes = [5, 5, 5, 30, 1, 0, 1, 1, 1]
+    sent, steps = [], []
+
+    def make_ready(content):
+        at = int(content.parts[0].text)
+        return Ready(at if sizes[at] else None, (0,), sizes[at])
+
+    def send(batch):
+        sent.append(list(batch))
+        return [[1.0, float(at)] for at in batch]
+
+    service = Service("here", None, Clock().patience(), 1.0)
+    embedded = embed_all(
+        service,
+        SpaceKey("m", "1", 2),
+        texts(*map(str, range(9))),
+        make_ready,
+        send,
+        most=3,
+        most_bytes=12,
+        progress=steps.append,
+    )
+    assert sent == [[0, 1], [2], [3], [4, 6, 7], [8]]
+    assert steps == [2, 1, 1, 4, 1]
+    assert embedded.present.tolist() == [True] * 5 + [False] + [True] * 3
+    np.testing.assert_allclose(embedded.vectors[3], np.array([1, 3]) / np.sqrt(10), rtol=1e-6)
+
+
+# OpenAI's format
+
+
+def test_openai_answers_are_matched_by_index(server, clock):
+    server.script = [fake.shuffled()]
+    words = [f"w{i}" for i in range(9)]
+    embedded = openai(server, clock).encode(texts(*words))
+    np.testing.assert_allclose(embedded.vectors, [unit(w, D) for w in words], atol=1e-6)
+
+
+def test_openai_sends_dimensions_only_when_given_and_else_learns_them(server, clock):
+    assert openai(server, clock).space() == SpaceKey(
+        "m", f"{server.url[7:]}/v1", D, preprocessing="texts of a content joined by line breaks"
+    )
+    assert server.requests == []
+    encoder = openai(server, clock, dimension=None, api_key=None)
+    assert encoder.space().dimension == D
+    assert encoder.space("query") == encoder.space("document")
+    assert "dimensions" not in server.requests[0][2]
+    assert "Authorization" not in server.requests[0][1]
+    openai(server, clock).encode(texts("a"))
+    path, _, body = server.requests[-1]
+    assert path == "/v1/embeddings"
+    assert body == {"model": "m", "input": ["a"], "encoding_format": "float", "dimensions": D}
+
+
+def test_openai_joins_texts_passes_over_pictures_and_batches(server, clock):
+    contents = [Content.of(Text("a"), Image(b"not read"), Text("b")), Content.of(Image(b"x")), *texts("c", "d")]
+    embedded = openai(server, clock, batch=2).encode(contents, task="query")
+    np.testing.assert_allclose(embedded.vectors[[0, 2, 3]], [unit(t, D) for t in ("a\nb", "c", "d")], atol=1e-6)
+    assert embedded.present.tolist() == [True, False, True, True]
+    assert embedded.failures == ()
+    assert [body["input"] for _, _, body in server.requests] == [["a\nb", "c"], ["d"]]
+
+
+# Gemini
+
+
+def test_gemini_interleaves_parts_with_mime_types_and_one_prefix(large, clock):
+    sound = wav(0.5)
+    content = Content.of(Image(PNG), Text("first"), Audio(sound), Text("second"))
+    embedded = gemini(large, clock).encode([content, *texts("other")])
+    parts = [
+        media_part(PNG, "image/png"),
+        text_part("title: none | text: first"),
+        media_part(sound, "audio/wav"),
+        text_part("second"),
+    ]
+    other = [text_part("title: none | text: other")]
+    np.testing.assert_allclose(embedded.vectors, [unit(parts, G), unit(other, G)], atol=1e-6)
+    path, _, body = large.requests[0]
+    assert path.endswith("/models/gemini-embedding-2:batchEmbedContents")
+    assert {one["model"] for one in body["requests"]} == {"models/gemini-embedding-2"}
+    assert {one["outputDimensionality"] for one in body["requests"]} == {G}
+
+
+@pytest.mark.parametrize(
+    ("task", "prefix", "scheme"),
+    [
+        ("query", "task: search result | query: ", "retrieval"),
+        ("document", "title: none | text: ", "retrieval"),
+        ("similarity", "task: sentence similarity | query: ", "similarity"),
+    ],
+)
+def test_gemini_tells_tasks_by_prefix(large, clock, task, prefix, scheme):
+    encoder = gemini(large, clock)
+    embedded = encoder.encode(texts("x"), task=task)
+    np.testing.assert_allclose(embedded.vectors[0], unit([text_part(f"{prefix}x")], G), atol=1e-6)
+    assert embedded.space == encoder.space(task)
+    assert (embedded.space.model, embedded.space.prompt, embedded.space.dimension) == (
+        "gemini-embedding-2",
+        scheme,
+        G,
+    )
+
+
+def test_gemini_takes_a_hundred_contents_a_request(large, clock):
+    words = [f"w{i}" for i in range(203)]
+    embedded = gemini(large, clock).encode(texts(*words))
+    assert [len(body["requests"]) for _, _, body in large.requests] == [100, 100, 3]
+    made = [unit([text_part(f"title: none | text: {w}")], G) for w in words]
+    np.testing.assert_allclose(embedded.vectors, made, atol=1e-6)
+
+
+def test_gemini_splits_requests_by_bytes(large, clock):
+    heavy = PNG + bytes(6 * 2**20)
+    encoder = gemini(large, clock)
+    encoder.encode([Content.of(Image(heavy))] * 3)
+    assert [len(body["requests"]) for _, _, body in large.requests] == [2, 1]
+
+
+def test_gemini_leaves_out_what_it_does_not_take(large, clock):
+    svg, webp = b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"RIFF\x1a\0\0\0WEBPVP8 "
+    content = Content.of(Text("x"), Image(svg), Image(webp), *[Image(PNG)] * 7, Audio(wav(181)), Audio(PNG))
+    embedded = gemini(large, clock).encode([content, Content.of(Image(b""))])
+    parts = [text_part("title: none | text: x"), *[media_part(PNG, "image/png")] * 6]
+    np.testing.assert_allclose(embedded.vectors[0], unit(parts, G), atol=1e-6)
+    assert embedded.present.tolist() == [True, False]
+    reasons = {(f.row, f.part): f.reason for f in embedded.failures}
+    assert list(reasons) == [(0, 1), (0, 2), (0, 9), (0, 10), (0, 11), (1, 0)]
+    assert "Gemini takes png, jpeg" in reasons[0, 2]
+    assert "Gemini takes 6 images" in reasons[0, 9]
+    assert "180" in reasons[0, 10]
+    assert "audio as png" in reasons[0, 11]
+
+
+def test_gemini_sums_the_seconds_of_a_content(large, clock):
+    embedded = gemini(large, clock).encode([Content.of(Audio(wav(100)), Audio(wav(100)), Audio(wav(80)))])
+    assert [(f.row, f.part) for f in embedded.failures] == [(0, 1)]
+
+
+def test_gemini_cuts_long_text_and_says_so_in_the_space(large, clock):
+    encoder = gemini(large, clock)
+    embedded = encoder.encode([Content.of(Text("a" * 40_000), Text("late")), Content.of(Text("語" * 9000))])
+    sent = [one["content"]["parts"] for one in large.requests[0][2]["requests"]]
+    assert sent[0] == [text_part(("title: none | text: " + "a" * 40_000)[: 4 * 8192])]
+    assert sent[1] == [text_part("title: none | text: " + "語" * (8192 - 5))]
+    assert [(f.row, f.part) for f in embedded.failures] == [(0, 1)]
+    assert "8192 tokens" in encoder.space().preprocessing
+
+
+def test_gemini_estimates_and_stops_before_spending_too_much(large, clock):
+    prices = Prices(text=1.0, image=10.0, audio=100.0, video=1000.0)
+    contents = [Content.of(Text("b" * 65), Image(PNG)), Content.of(Audio(wav(2.5)))]
+    encoder = gemini(large, clock, prices=prices, spend_at_most=0.02)
+    cost = encoder.estimate(contents)
+    # similarity's prefix has 35 characters: 100 characters are 25 tokens
+    assert (cost.contents, cost.images, cost.audio_seconds, cost.video_seconds) == (2, 1, 2.5, 0.0)
+    assert cost.tokens == 25 + 270 + 80
+    assert cost.dollars == pytest.approx((25 * 1 + 270 * 10 + 80 * 100) / 1e6)
+    encoder.encode(contents)
+    with pytest.raises(ConfigError, match=r"2 contents may cost \$0.0107, \$0.0093 is left to spend"):
+        encoder.encode(contents)
+    assert len(large.requests) == 1
+
+
+def test_gemini_knows_its_own_prices_only(monkeypatch, large, clock):
+    encoder = gemini(large, clock)
+    assert encoder.estimate(texts("x" * (4_000 - 35))).dollars == pytest.approx(1000 * 0.20 / 1e6)
+    with pytest.raises(ConfigError, match="prices are not known"):
+        gemini(large, clock, model="gemini-embedding-9")
+    with pytest.raises(ConfigError, match="128 to 3072"):
+        gemini(large, clock, dimension=64)
+
+
+def test_gemini_finds_its_key_in_the_environment(monkeypatch, large, clock):
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="set GEMINI_API_KEY"):
+        gemini(large, clock, api_key=None)
+    monkeypatch.setenv("GOOGLE_API_KEY", f"{KEY}\n")
+    gemini(large, clock, api_key=None).encode(texts("a"))
+    assert KEY in large.requests[0][1].values()
+
+
+def test_a_wrong_gemini_key_is_not_searched_for_in_the_contents(large, clock):
+    body = {"error": {"code": 400, "message": "API key not valid.", "details": [{"reason": "API_KEY_INVALID"}]}}
+    large.script = [fake.status(400, body=body)]
+    with pytest.raises(SpaceError, match="API key not valid"):
+        gemini(large, clock).encode(texts("a", "b"))
+    assert len(large.requests) == 1
+
+
+def test_gemini_waits_as_its_error_details_say(large, clock):
+    body = {"error": {"code": 429, "message": "quota", "details": [{"retryDelay": "36s"}]}}
+    large.script = [fake.status(429, body=body)]
+    gemini(large, clock).encode(texts("a"))
+    assert clock.slept == [36.0]
+
+
+def test_gemini_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.genai", None)
+    monkeypatch.delattr("google.genai", raising=False)
+    with pytest.raises(DependencyError, match=r"pip install 'recsys\[native\]'"):
+        GeminiEncoder(api_key=KEY)
+
+
+def test_gemini_is_not_led_elsewhere_by_the_environment(monkeypatch, large, clock):
+    for name in ("GOOGLE_GENAI_USE_VERTEXAI", "GOOGLE_GENAI_USE_ENTERPRISE"):
+        monkeypatch.setenv(name, "true")
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "project")
+    gemini(large, clock).encode(texts("a"))
+    assert large.requests[0][0].endswith("/models/gemini-embedding-2:batchEmbedContents")
+    assert "projects" not in large.requests[0][0]
