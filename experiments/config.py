@@ -6,14 +6,17 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from experiments.splits import SplitConfig
+from features.content import Limits
+from features.encoding import Builtin, EncoderConfig
 from features.errors import ConfigError
 from features.schema import DataConfig, Strict
+from recsys.alignment_training import AlignmentConfig
 from recsys.baselines import check_baseline
 from recsys.reranker import RerankerConfig
 from recsys.towers import TowerConfig
@@ -30,8 +33,14 @@ class RunConfig(Strict):
 
     data: DataConfig
     split: SplitConfig = SplitConfig()
-    encoder: Literal["minilm", "none"] = "minilm"
-    """Text encoder of the items; none: ids and categories alone."""
+    encoder: EncoderConfig | None = Builtin()
+    """What items are read, seen and heard with; null: ids and categories alone."""
+
+    limits: Limits = Limits()
+    """What is accepted of one content."""
+
+    alignment: AlignmentConfig = AlignmentConfig()
+    """How encoders of several spaces come to one."""
 
     towers: TowerConfig = TowerConfig()
     training: TrainingConfig = TrainingConfig()
@@ -46,7 +55,7 @@ class RunConfig(Strict):
     """Folder that bundles are written to."""
 
     cache: str = "data/cache"
-    """Folder of encoded texts."""
+    """Folder of encoded contents and exported models."""
 
     @field_validator("baselines")
     @classmethod

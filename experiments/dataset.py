@@ -2,17 +2,17 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from experiments.config import RunConfig
-from features.catalog import Catalog, item_texts
-from features.content import Limits
-from features.encoders.cached import encode_cached
-from features.encoders.text import MiniLM
+from features.catalog import Catalog
+from features.decoders import Decoders
+from features.embed import EmbedReport, embed, item_contents, vectors_of
+from features.encoding import QUICK, open_encoders
+from features.errors import ConfigError
 from features.event_log import events_frame
 from features.ids import IdMap
 from features.interactions import Interactions, Ints
@@ -20,7 +20,8 @@ from features.progress import Begin
 from features.report import Report
 from features.schema import ITEM, TIME, USER
 from features.sift import repeated_events
-from features.tables import label, read_tables
+from features.tables import label, read_items, read_tables
+from recsys.content_space import ContentSpace, fit_content_space
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Dataset:
     hash: 16 hex digits of the tables' content; report: what reading them found;
     left_out: events of items that the catalogue of this run leaves out; unknown: logged events of unknown items;
     twice: logged events that the tables have already;
+    space: of the items' contents, and told: how it came to be, once they are encoded;
     fitted_until: time (µs) of the latest event that had a say in which items those are.
     """
 
@@ -41,6 +43,8 @@ class Dataset:
     left_out: int = 0
     unknown: int = 0
     twice: int = 0
+    space: ContentSpace | None = None
+    told: str = ""
     fitted_until: int = int(np.iinfo(np.int64).min)
 
 
@@ -101,10 +105,42 @@ def keep_frequent(dataset: Dataset, cut: int, least: int) -> Dataset:
 
 
 def encode(dataset: Dataset, config: RunConfig, progress: Begin | None = None) -> Dataset:
-    """The data set with the text vectors of its items, as the configured encoder makes them or as they are cached."""
-    if config.encoder == "none":
+    """The data set with the content vectors of its items.
+
+    Texts are encoded now; pictures, sounds and videos, and all that a native model reads, are those that
+    `recsys embed` has left in the cache. Raises ConfigError when a native model's are not there yet.
+    """
+    if config.encoder is None:
         return dataset
-    texts = item_texts(dataset.catalog.frame)
-    begin = partial(progress, "encoding texts") if progress else None
-    text, has_text = encode_cached(texts, MiniLM.key, lambda: MiniLM(Limits()).words, Path(config.cache), begin)
-    return replace(dataset, catalog=replace(dataset.catalog, text=text, has_text=has_text))
+    contents = item_contents(dataset.catalog.frame, Path(config.data.path))
+    cache, limits = Path(config.cache), config.limits
+    channels = {}
+    with Decoders() as decoders:
+        encoders = open_encoders(config.encoder, decoders, limits, cache / "models")
+        if QUICK in encoders:
+            embed(contents, {QUICK: encoders[QUICK]}, cache, limits=limits, progress=progress)
+        for name, encoder in encoders.items():
+            channels[name] = vectors_of(contents, encoder.space(), encoder.modalities, cache, limits=limits)
+    if QUICK not in encoders and not any(one.present.any() for one in channels.values()):
+        raise ConfigError(f"{cache}: no vectors of {config.encoder.kind} yet; run `recsys embed` first")
+    space, content, told = fit_content_space(channels, config.alignment, seed=config.seed, progress=progress)
+    catalog = replace(dataset.catalog, content=content.vectors, has_content=content.present)
+    return replace(dataset, catalog=catalog, space=space, told=told)
+
+
+def embed_catalog(
+    config: RunConfig, *, retry: bool = False, refetch: bool = False, progress: Begin | None = None
+) -> tuple[EmbedReport, Report]:
+    """Embed all that there is of every item, as far as the cache does not have it: what was done, and of what items.
+
+    Raises ConfigError when the configuration has no encoder.
+    """
+    if config.encoder is None:
+        raise ConfigError("encoder is null: there is nothing to embed with; set it to {kind: builtin}")
+    items, report = read_items(config.data, progress=progress)
+    contents = item_contents(items, Path(config.data.path))
+    cache = Path(config.cache)
+    with Decoders() as decoders:
+        encoders = open_encoders(config.encoder, decoders, config.limits, cache / "models")
+        done = embed(contents, encoders, cache, limits=config.limits, retry=retry, refetch=refetch, progress=progress)
+    return done, report

@@ -92,7 +92,7 @@ def evaluate(
         seconds=seconds,
         coverage=metrics.coverage(rows, len(catalog)),
         novelty=_mean(metrics.novelty(rows, counts)),
-        diversity=_mean(metrics.diversity(rows, catalog.text)) if catalog.has_text.any() else float("nan"),
+        diversity=_mean(metrics.diversity(rows, catalog.content)) if catalog.has_content.any() else float("nan"),
         popularity=_mean(metrics.popularity_percentile(rows, counts)),
     )
 

@@ -65,6 +65,8 @@ def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path
     say_dataset(dataset, reporter)
     kept, splits = windows(config, dataset)[-1]
     kept = encode(kept, config, reporter.steps)
+    if kept.told:
+        reporter.say(kept.told)
     first = next(iter(splits.values()))
     if kept.left_out:
         reporter.say(
@@ -96,6 +98,7 @@ def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path
             trained.recommender,
             trained.statistics,
             facts(config, dataset, first, tables),
+            kept.space,
         )
         publish(path)
         record(tracker, tables, figures, path)

@@ -24,7 +24,7 @@ class Catalog:
     ids: IdMap; frame: the items table in row order, for showing;
     categories (n, c) int32 indexes into category_names, -1 = padding at the end;
     price (n,) float32, NaN unknown; available (n,) bool; published (n,) int64 µs, smallest int64 unknown;
-    text (n, m) float32 unit rows, or zeros where has_text (n,) is False.
+    content (n, m) float32 unit rows: what there is to see, hear and read; zeros where has_content (n,) is False.
     """
 
     ids: IdMap
@@ -34,15 +34,15 @@ class Catalog:
     price: Floats
     available: Bools
     published: Ints
-    text: Floats
-    has_text: Bools
+    content: Floats
+    has_content: Bools
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @classmethod
-    def of(cls, items: pl.DataFrame, ids: IdMap, text: Floats, has_text: Bools) -> "Catalog":
-        """From checked items (one row an item, any order; all of `ids` among them) and text vectors in row order."""
+    def of(cls, items: pl.DataFrame, ids: IdMap, content: Floats, has_content: Bools) -> "Catalog":
+        """From checked items (one row an item, any order; all of `ids` among them) and their content in row order."""
         frame = pl.DataFrame({ITEM: pl.Series(ids.ids, dtype=pl.String)}).join(
             items, on=ITEM, how="left", maintain_order="left"
         )
@@ -68,8 +68,8 @@ class Catalog:
             .fill_null(np.iinfo(np.int64).min)
             .to_numpy()
             .copy(),
-            text=text,
-            has_text=has_text,
+            content=content,
+            has_content=has_content,
         )
 
     def take(self, rows: Ints) -> "Catalog":
@@ -82,8 +82,8 @@ class Catalog:
             price=self.price[rows],
             available=self.available[rows],
             published=self.published[rows],
-            text=self.text[rows],
-            has_text=self.has_text[rows],
+            content=self.content[rows],
+            has_content=self.has_content[rows],
         )
 
 

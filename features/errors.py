@@ -8,7 +8,7 @@ RecsysError
 ├── SpaceError          vectors of two spaces that would meet, or a space that cannot be had
 ├── LeakError           something fitted has seen an event at or after the cut
 ├── BundleError         a bundle that cannot be loaded: missing, truncated, tampered, another version
-├── StoreError          the feature store refuses or does not answer
+├── StoreError          the feature store or the cache of vectors refuses or does not answer
 ├── LogError            the event log cannot be written or read
 └── DependencyError     a library that is missing, or two that exclude each other
 

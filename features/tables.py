@@ -96,6 +96,16 @@ def read_tables(config: DataConfig, *, now: datetime | None = None, progress: Be
     return _read(raws, config, folder, folder / "set_aside", now, progress)
 
 
+def read_items(config: DataConfig, *, progress: Begin | None = None) -> tuple[pl.DataFrame, Report]:
+    """The items alone, checked as `read_tables` does, and what was found. Raises DataError."""
+    folder = Path(config.path)
+    if (path := find_table(folder, "items")) is None:
+        raise DataError(f"{folder}: no file of items ({' or '.join(SUFFIXES)}); run `recsys data get` first")
+    raw = Raw.of("items", path.name, scan(path, config.extra_columns))
+    tables = _read([raw], config, folder, folder / "set_aside", None, progress)
+    return tables.items, tables.report
+
+
 def check_tables(
     items: pl.LazyFrame,
     events: pl.LazyFrame,
@@ -158,8 +168,9 @@ def _read(
     if media_root is not None:
         items, missing = find_media(done["items"], media_root)
         problems += missing
-    events = done["events"].kept
-    notes += _unnamed_types(events, config.events)
+    events = done["events"].kept if "events" in done else pl.DataFrame(schema=EVENTS)
+    if "events" in done:
+        notes += _unnamed_types(events, config.events)
     report = Report(tuple(c.count for c in done.values()), tuple(problems), tuple(notes), files)
     return Tables(items, events, done["users"].kept if "users" in done else None, report)
 

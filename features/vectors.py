@@ -206,7 +206,7 @@ class VectorCache:
         tables = []
         for at, name in enumerate(sizes):
             if name in chosen:
-                rows = self._last().filter(pl.col("shard") == at).get_column("row").sort()
+                rows = self._last().filter(pl.col("shard") == at).get_column("row")
                 tables.append(self._read(name, ["digest", "present", "vector", "failures"])[rows])
         self._add(pl.concat(tables), instead=chosen)
 

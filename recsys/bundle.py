@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,26 +26,30 @@ from features.errors import BundleError
 from features.ids import IdMap
 from features.interactions import Bools, Ints, Ragged
 from features.schema import ITEM, DataConfig
+from features.spaces import Embedded, SpaceKey, same_space
+from recsys.alignment import Alignment, Map
 from recsys.baselines.popular import Popular
-from recsys.candidates import Candidates
+from recsys.candidates import Candidates, Floats
+from recsys.content_space import ContentSpace
 from recsys.index import ExactIndex
-from recsys.recommender import TwoStage
+from recsys.recommender import TwoStage, side_by_side, widened
 from recsys.reranker import PairFeatures, Reranker
 from recsys.statistics import ItemStatistics
 from recsys.towers import TowerConfig, TwoTowers
 
-FORMAT = 1
+FORMAT = 2
 """Rises when an older version could not read what is written."""
 
-MANIFEST, ITEMS, ARRAYS, TOWERS, INDEX, RERANKER = (
+MANIFEST, ITEMS, ARRAYS, TOWERS, INDEX, RERANKER, CONTENT = (
     "manifest.json",
     "items.parquet",
     "arrays.safetensors",
     "towers.safetensors",
     "index.faiss",
     "reranker.txt",
+    "content.safetensors",
 )
-_CATALOG = ("categories", "price", "available", "published", "text", "has_text")
+_CATALOG = ("categories", "price", "available", "published", "has_content")
 _STATISTICS = ("total", "recent", "newest", "last")
 
 
@@ -61,6 +65,7 @@ class Bundle:
     manifest: dict[str, Any]
     catalog: Catalog
     recommender: TwoStage
+    content: ContentSpace | None
 
     @property
     def fingerprint(self) -> str:
@@ -80,7 +85,13 @@ class Bundle:
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
         """The k items nearest to each of rows (b,), themselves left out unless `exclude` says otherwise."""
         own = Ragged(rows, np.arange(len(rows)), np.arange(1, len(rows) + 1)) if exclude is None else exclude
-        return self.recommender.index.search(self.recommender.vectors[rows], k, allow=allow, exclude=own)
+        asked = widened(self.recommender.vectors[rows], self.recommender.index)
+        return self.recommender.index.search(asked, k, allow=allow, exclude=own)
+
+    def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
+        """The k items nearest to each of some contents (b, m) of the bundle's space; those without any last."""
+        nothing = np.zeros((len(content), self.recommender.vectors.shape[1]), dtype=np.float32)
+        return self.recommender.index.search(side_by_side(nothing, content), k, allow=allow)
 
 
 def save_bundle(
@@ -89,10 +100,12 @@ def save_bundle(
     recommender: TwoStage,
     statistics: ItemStatistics,
     facts: dict[str, Any],
+    content: ContentSpace | None = None,
 ) -> Path:
     """Write a bundle below root and return its folder, named by its fingerprint.
 
-    facts: what the manifest records beside the files (config, hashes, code version, seed, metrics), as plain JSON.
+    facts: what the manifest records beside the files (config, hashes, code version, seed, metrics), as plain JSON;
+    content: where the items' contents lie, None where they have none.
     A crash at any moment leaves at most a folder or link whose name begins with `.writing-`: it is never read, and
     the next call removes it when the process that made it is gone.
     """
@@ -101,15 +114,16 @@ def save_bundle(
         if not Path(f"/proc/{left.name.split('-')[1]}").exists():
             left.unlink() if left.is_symlink() else shutil.rmtree(left)
     folder = Path(tempfile.mkdtemp(prefix=f".writing-{os.getpid()}-", dir=root))
-    index, reranker = recommender.index, recommender.reranker
-    assert isinstance(index, ExactIndex)
+    reranker = recommender.reranker
     catalog.frame.write_parquet(folder / ITEMS)
     arrays = {name: getattr(catalog, name) for name in _CATALOG}
     arrays |= {f"statistics.{name}": getattr(statistics, name) for name in _STATISTICS}
     arrays["popularity"] = recommender.fallback.popularity
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / ARRAYS)
     save_weights({name: t.contiguous() for name, t in recommender.towers.state_dict().items()}, folder / TOWERS)
-    index.save(folder / INDEX)
+    ExactIndex(side_by_side(recommender.vectors, catalog.content)).save(folder / INDEX)
+    if content is not None:
+        save_file(_content_arrays(content), folder / CONTENT)
     if isinstance(reranker, Reranker):
         reranker.save(folder / RERANKER)
     manifest = facts | {
@@ -119,6 +133,7 @@ def save_bundle(
         "fitted_until": recommender.fitted_until,
         "statistics_until": statistics.fitted_until,
         "category_names": list(catalog.category_names),
+        "content": None if content is None else _content_facts(content),
         "files": {
             file.name: {"sha256": _sha256(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())
         },
@@ -186,19 +201,24 @@ def load_bundle(path: Path) -> Bundle:
 def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
     arrays = load_file(path / ARRAYS)
     frame = pl.read_parquet(path / ITEMS)
+    towers_config = TowerConfig.model_validate(manifest["towers"])
+    index = ExactIndex.load(path / INDEX)
+    stored, d = index.vectors, towers_config.dimension
+    if stored.shape[1] <= d:
+        raise ValueError(f"vectors of {stored.shape[1]} dimensions in the index, {d} by the towers alone")
+    vectors, content_vectors = np.ascontiguousarray(stored[:, :d]), np.ascontiguousarray(stored[:, d:])
     catalog = Catalog(
         ids=IdMap(tuple(frame.get_column(ITEM).to_list())),
         frame=frame,
         category_names=tuple(manifest["category_names"]),
+        content=content_vectors,
         **{name: arrays[name] for name in _CATALOG},
     )
     statistics = ItemStatistics(manifest["statistics_until"], *(arrays[f"statistics.{name}"] for name in _STATISTICS))
     weights = load_weights(path / TOWERS)
-    towers = TwoTowers(catalog, statistics, TowerConfig.model_validate(manifest["towers"]))
+    towers = TwoTowers(catalog, statistics, towers_config)
     towers.load_state_dict(weights)
     towers.eval()
-    index = ExactIndex.load(path / INDEX)
-    vectors = index.vectors
     reranker = None
     if RERANKER in manifest["files"]:
         reranker = Reranker.load(path / RERANKER, PairFeatures(catalog, vectors, statistics))
@@ -212,7 +232,47 @@ def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
         candidates=manifest["candidates"],
         fitted_until=fitted_until,
     )
-    return Bundle(path, manifest, catalog, recommender)
+    content = None
+    if manifest["content"] is not None:
+        content = _content(manifest["content"], load_file(path / CONTENT))
+    return Bundle(path, manifest, catalog, recommender, content)
+
+
+def _content_facts(content: ContentSpace) -> dict[str, Any]:
+    alignment = content.alignment
+    return {
+        "space": asdict(content.space),
+        "channels": list(content.channels),
+        "maps": [] if alignment is None else [asdict(key) for key in alignment.maps],
+        "nested": [] if alignment is None else list(alignment.nested),
+    }
+
+
+def _content_arrays(content: ContentSpace) -> dict[str, np.ndarray]:
+    """Channels in half precision: they are compared with each other, not searched."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, channel in content.channels.items():
+        arrays[f"channel.{name}"] = channel.vectors.astype(np.float16)
+        arrays[f"present.{name}"] = channel.present
+    for i, one in enumerate(content.alignment.maps.values() if content.alignment else ()):
+        arrays |= {f"map.{i}.mean": one.mean, f"map.{i}.weight": np.ascontiguousarray(one.weight)}
+    return arrays
+
+
+def _content(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> ContentSpace:
+    space, alignment = SpaceKey(**facts["space"]), None
+    if facts["maps"]:
+        maps = {
+            SpaceKey(**key): Map(arrays[f"map.{i}.mean"], arrays[f"map.{i}.weight"])
+            for i, key in enumerate(facts["maps"])
+        }
+        alignment = Alignment(maps, tuple(facts["nested"]))
+        same_space(alignment.space, space, CONTENT)
+    channels = {
+        name: Embedded(space, arrays[f"channel.{name}"].astype(np.float32), arrays[f"present.{name}"])
+        for name in facts["channels"]
+    }
+    return ContentSpace(space, alignment, channels)
 
 
 def _fingerprint(manifest: dict[str, Any]) -> str:

@@ -34,6 +34,11 @@ class Candidates:
 class Retriever(Protocol):
     """Nearest items of query vectors."""
 
+    @property
+    def dimension(self) -> int:
+        """Length of a query."""
+        ...
+
     def search(
         self, queries: Floats, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
     ) -> Candidates:

@@ -105,6 +105,43 @@ def data_check(
         Console().print(report.render())
 
 
+@app.command("embed")
+def embed(
+    name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
+    retry: bool = typer.Option(False, "--retry", help="Try again what could not be read before."),
+    refetch: bool = typer.Option(False, "--refetch", help="Embed again what is behind URLs."),
+    as_json: bool = typer.Option(False, "--json", help="Print the report as one line."),
+) -> None:
+    """Turn what items show, say and sound like into vectors; only what is new or changed is computed.
+
+    May be killed and run again at any time. The next `recsys train` uses what is there.
+    Example: recsys embed movielens
+    """
+    from dataclasses import asdict
+
+    from experiments.config import load_config
+    from experiments.dataset import embed_catalog
+
+    config = load_config(config_path(name))
+    with _reporter() as reporter:
+        done, items = embed_catalog(config, retry=retry, refetch=refetch, progress=reporter.steps)
+    if as_json:
+        encoders = [
+            asdict(one) | {"space": str(one.space), "items_per_second": one.per_second} for one in done.encoders
+        ]
+        _print_json({"items": items.to_dict(), "encoders": encoders, "failures": str(done.failures)})
+        return
+    for one in done.encoders:
+        typer.echo(
+            f"{one.encoder}: {one.readable:,} of {one.contents:,} items have it; {one.cached:,} known, "
+            f"{one.computed:,} computed ({one.per_second:,.1f}/s), {one.failed:,} parts failed"
+        )
+        for failure in one.first:
+            typer.echo(f"  item {failure.row + 1}, part {failure.part + 1}: {failure.reason}")
+    if any(one.failed for one in done.encoders):
+        typer.echo(f"all failures: {done.failures}")
+
+
 @app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context,

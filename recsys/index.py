@@ -43,6 +43,11 @@ class ExactIndex:
         return int(self._index.ntotal)
 
     @property
+    def dimension(self) -> int:
+        """Length of vectors and queries."""
+        return int(self._index.d)
+
+    @property
     def vectors(self) -> Floats:
         """(n, d) float32, as they are in the index."""
         stored: Floats = self._index.reconstruct_n(0, len(self))

@@ -83,7 +83,7 @@ class PairFeatures:
         count = there.sum(1).clip(min=1)[:, None]
         similar = np.einsum("bkd,bhd->bkh", self.vectors[rows], self.vectors[known], optimize=True)
         similar[np.broadcast_to(~there[:, None, :], similar.shape)] = np.nan
-        profile = (self.catalog.text[known] * there[:, :, None]).sum(1)  # (b, m)
+        profile = (self.catalog.content[known] * there[:, :, None]).sum(1)  # (b, m)
         profile /= np.linalg.norm(profile, axis=1, keepdims=True).clip(min=1e-9)
         main = self.catalog.categories[:, 0]
         same = (main[rows][:, :, None] == main[known][:, None, :]) & there[:, None, :]
@@ -102,7 +102,7 @@ class PairFeatures:
             filled[:, :, -1],
             filled.max(2),
             np.where(there[:, None, :], filled, 0).sum(2) / count,
-            np.einsum("bkm,bm->bk", self.catalog.text[rows], profile, optimize=True),
+            np.einsum("bkm,bm->bk", self.catalog.content[rows], profile, optimize=True),
             same.sum(2) / count,
             popularity,
             recently,

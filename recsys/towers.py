@@ -41,7 +41,7 @@ class TowerConfig(Strict):
 
 
 class ItemTower(nn.Module):
-    """Items to unit vectors: id embedding + popularity + projected text + mean of category embeddings, normalised.
+    """Items to unit vectors: id embedding + popularity + projected content + mean of category embeddings, normalised.
 
     Id and popularity come from events. An item without any has neither, so that new items are placed by content
     alone, in the same space and on the same scale; id dropout teaches that case.
@@ -54,21 +54,21 @@ class ItemTower(nn.Module):
         self.config = config
         self.known: Tensor
         self.counts: Tensor
-        self.text: Tensor
+        self.content: Tensor
         self.categories: Tensor
         self.register_buffer("known", torch.from_numpy((statistics.total > 0).astype(np.float32)), persistent=False)
         self.register_buffer("counts", torch.from_numpy(statistics.logs()), persistent=False)
-        self.register_buffer("text", torch.from_numpy(catalog.text), persistent=False)
+        self.register_buffer("content", torch.from_numpy(catalog.content), persistent=False)
         self.register_buffer("categories", torch.from_numpy(catalog.categories.astype(np.int64)), persistent=False)
         self.id = nn.Embedding(len(catalog), d)
         self.popularity = nn.Linear(self.counts.shape[1], d, bias=False)
-        self.project = nn.Linear(catalog.text.shape[1], d, bias=False)
+        self.project = nn.Linear(catalog.content.shape[1], d, bias=False)
         self.category = nn.EmbeddingBag(len(catalog.category_names) + 1, d, mode="mean", padding_idx=0)
         nn.init.normal_(self.id.weight, std=d**-0.5)
         nn.init.normal_(self.popularity.weight, std=0.3 * d**-0.5)
         nn.init.normal_(
             self.project.weight, std=0.5 * d**-0.5
-        )  # text vectors are unit rows: this makes their norm .5
+        )  # content vectors are unit rows: this makes their norm .5
         nn.init.normal_(self.category.weight, std=0.5 * d**-0.5)
         nn.init.zeros_(self.category.weight[0])
 
@@ -79,7 +79,7 @@ class ItemTower(nn.Module):
             mask = mask * (torch.rand_like(mask) >= self.config.id_dropout)
         x = (self.id.weight + self.popularity(self.counts)) * mask[:, None]  # (n, d)
         if self.config.content:
-            x = x + self.project(self.text) + self.category(self.categories + 1)
+            x = x + self.project(self.content) + self.category(self.categories + 1)
         return functional.normalize(x, dim=-1)
 
 

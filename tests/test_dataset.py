@@ -6,8 +6,10 @@ import pytest
 from toy_data import START, toy_config, write_tables
 
 from experiments.config import load_config
-from experiments.dataset import encode, keep_frequent, load_dataset
-from features.encoders import MiniLM, encode_cached
+from experiments.dataset import embed_catalog, encode, keep_frequent, load_dataset
+from features.content import Limits
+from features.encoders import MiniLM
+from features.errors import ConfigError
 from features.event_log import Event, EventLog, events_frame
 
 
@@ -132,24 +134,39 @@ def test_items_without_enough_events_before_the_cut_are_left_out(load):
 def test_without_an_encoder_there_are_no_texts(load, tmp_path):
     config = load_config(toy_config(tmp_path), {})
     dataset = encode(load(), config)
-    assert not dataset.catalog.has_text.any()
-    assert not dataset.catalog.text.any()
+    assert not dataset.catalog.has_content.any()
+    assert not dataset.catalog.content.any()
     assert not (tmp_path / "cache").exists()
 
 
 def test_each_item_gets_the_vector_of_its_own_text(load, tmp_path):
-    dataset = load(encoder="minilm")
-    texts = [f"Title {i}. {'odd' if i % 2 else 'even'}" for i in range(6)]
-    vectors = np.eye(6, 384, dtype=np.float32)
+    dataset = load(encoder={"kind": "builtin"})
+    config = load_config(toy_config(tmp_path, encoder={"kind": "builtin"}), {})
+    encoded = encode(dataset, config)
+    assert encoded.catalog.has_content.all()
+    assert encoded.space.space == MiniLM.key  # texts alone: their encoder's own space
+    assert encoded.told == "contents: text of 6"
+    texts = [f"Title {n[1:]}. {'odd' if int(n[1:]) % 2 else 'even'}" for n in encoded.catalog.ids.ids]
+    expected = MiniLM(Limits()).words(texts)
+    np.testing.assert_allclose(encoded.catalog.content, expected, atol=1e-6)
 
-    class Fake:
-        space = MiniLM.space
 
-        def encode(self, asked, progress=None):
-            return vectors[[texts.index(text) for text in asked]]
+def test_embedding_again_computes_nothing_and_what_changed_alone(load, tmp_path):
+    load(encoder={"kind": "builtin"})
+    config = load_config(toy_config(tmp_path, encoder={"kind": "builtin"}), {})
 
-    encode_cached(texts, MiniLM.space, Fake, tmp_path / "cache")  # then nothing has to be loaded
-    catalog = encode(dataset, load_config(toy_config(tmp_path, encoder="minilm"), {})).catalog
-    assert catalog.has_text.all()
-    for row, name in enumerate(catalog.ids.ids):
-        np.testing.assert_array_equal(catalog.text[row], vectors[int(name[1:])])
+    def computed():
+        report, _ = embed_catalog(config)
+        return {one.encoder: one.computed for one in report.encoders}
+
+    assert computed() == {"text": 6, "image": 0, "speech": 0, "sound": 0}
+    assert computed() == {"text": 0, "image": 0, "speech": 0, "sound": 0}
+    items = tmp_path / "data" / "items.csv"
+    items.write_text(items.read_text().replace("Title 3", "Another title"))
+    assert computed() == {"text": 1, "image": 0, "speech": 0, "sound": 0}
+
+
+def test_without_an_encoder_nothing_is_embedded(tmp_path, load):
+    load()
+    with pytest.raises(ConfigError, match="encoder is null"):
+        embed_catalog(load_config(toy_config(tmp_path), {}))

@@ -266,7 +266,7 @@ CONFIG = RunConfig.model_validate(
     {
         "name": "toy",
         "data": {"source": "folder", "path": ".", "events": {"positive": {"take": None}}},
-        "encoder": "none",
+        "encoder": None,
         "towers": SMALL,
         "training": TrainingConfig(epochs=1),
         "reranker": RerankerConfig(candidates=10, trees=2),

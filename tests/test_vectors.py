@@ -115,6 +115,13 @@ def test_another_space_has_another_folder_and_is_refused_here(cache, change):
     assert cache.known(named("a", "b")).tolist() == [True, False]
 
 
+def test_a_folder_that_became_another_space_s_meanwhile_is_not_written(cache):
+    other = VectorCache(cache.folder, replace(SPACE, model="other"))
+    keep(cache, "a", [[1, 0]])
+    with pytest.raises(SpaceError, match="two spaces do not compare"), other.writing():
+        pass
+
+
 def test_a_folder_tells_its_space_in_full(cache):
     keep(cache, "a", [[1, 0]])
     assert json.loads((cache.folder / "space.json").read_text()) == {

@@ -135,7 +135,7 @@ def toy_config(folder: Path, **sections: object) -> Path:
             "log": str(folder / "log"),
         },
         "split": {"test": 0.2, "validation": 0.2},
-        "encoder": "none",
+        "encoder": None,
         "towers": SMALL.model_dump(),
         "training": {"epochs": 2, "batch_events": 256, "learning_rate": 0.01},
         "reranker": {"candidates": 10, "trees": 3},

@@ -8,16 +8,16 @@ from features.encoders.frozen import Media
 from features.encoders.pictures import EfficientNet
 from features.encoders.sounds import AiSFX
 from features.encoders.speech import Whisper
-from features.encoders.text import MiniLM
+from features.encoders.text import MiniLM, MultilingualE5
 from features.spaces import Encoder
 
 
-def builtin(decoders: Decoders, limits: Limits, models: Path) -> dict[str, Encoder]:
+def builtin(decoders: Decoders, limits: Limits, models: Path, *, multilingual: bool = False) -> dict[str, Encoder]:
     """Channel -> encoder: text, image, speech, sound. models: folder that exported models are kept in.
 
     A video is seen by image, heard by speech and sound. Nothing is loaded before it is needed.
     """
-    media, text = Media(decoders, limits), MiniLM(limits)
+    media, text = Media(decoders, limits), MultilingualE5(limits) if multilingual else MiniLM(limits)
     return {
         "text": text,
         "image": EfficientNet(media, models),
@@ -26,4 +26,4 @@ def builtin(decoders: Decoders, limits: Limits, models: Path) -> dict[str, Encod
     }
 
 
-__all__ = ["AiSFX", "EfficientNet", "Media", "MiniLM", "Whisper", "builtin"]
+__all__ = ["AiSFX", "EfficientNet", "Media", "MiniLM", "MultilingualE5", "Whisper", "builtin"]

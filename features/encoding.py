@@ -1,0 +1,93 @@
+"""Which encoders a run uses: one line of its configuration."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from features.content import Limits
+from features.decoders import Decoders
+from features.schema import Strict
+from features.spaces import Encoder
+
+
+class Builtin(Strict):
+    """The encoders that work with no network: one for each kind of content, aligned on the catalogue's own items."""
+
+    kind: Literal["builtin"] = "builtin"
+
+    multilingual: bool = False
+    """Texts by multilingual-e5-small rather than MiniLM."""
+
+
+class Hub(Strict):
+    """A model of several kinds of content in one space, from the Hugging Face hub or a folder."""
+
+    kind: Literal["siglip", "clip", "clap", "sentence-transformers"]
+
+    model: str
+    """Name on the hub, or a folder."""
+
+    revision: str | None = None
+    """Commit, tag or branch; a model of the hub needs one."""
+
+    dimension: Annotated[int, Field(ge=1)] | None = None
+    """Cut to so many coordinates, where the model was trained for it."""
+
+
+class Gemini(Strict):
+    """Gemini Embedding through Google's API; the key is in GEMINI_API_KEY."""
+
+    kind: Literal["gemini"]
+
+    model: str = "gemini-embedding-2"
+
+    dimension: Annotated[int, Field(ge=128, le=3072)] = 768
+    """Tuned for 768, 1536 and 3072."""
+
+    spend_at_most: Annotated[float, Field(ge=0)] = 1.0
+    """Dollars that a run may cost by the estimate made before it."""
+
+
+class OpenAICompatible(Strict):
+    """Texts by any server that speaks POST /embeddings as OpenAI does; a key, where needed, in OPENAI_API_KEY."""
+
+    kind: Literal["openai-compatible"]
+
+    base_url: str
+    """Up to /v1."""
+
+    model: str
+
+    dimension: Annotated[int, Field(ge=1)] | None = None
+    """Asked of the server; null: what the model has."""
+
+
+EncoderConfig = Annotated[Builtin | Hub | Gemini | OpenAICompatible, Field(discriminator="kind")]
+
+QUICK = "text"
+"""Channel that is cheap enough to be computed whenever it is needed; the others are the embedding job's."""
+
+
+def open_encoders(config: EncoderConfig, decoders: Decoders, limits: Limits, models: Path) -> dict[str, Encoder]:
+    """Channel -> encoder; models: folder of exported models. Models load when they are first used.
+
+    Raises ConfigError, SpaceError and DependencyError.
+    """
+    if isinstance(config, Builtin):
+        from features.encoders import builtin
+
+        return builtin(decoders, limits, models, multilingual=config.multilingual)
+    if isinstance(config, Hub):
+        from features.native.local import HubEncoder
+
+        hub = HubEncoder(config.model, config.revision, family=config.kind, dimension=config.dimension, limits=limits)
+        return {"content": hub}
+    if isinstance(config, Gemini):
+        from features.native.gemini import GeminiEncoder
+
+        gemini = GeminiEncoder(config.model, config.dimension, spend_at_most=config.spend_at_most, limits=limits)
+        return {"content": gemini}
+    from features.native.openai_compatible import OpenAICompatibleEncoder
+
+    return {"content": OpenAICompatibleEncoder(config.base_url, config.model, config.dimension)}
