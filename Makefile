@@ -14,12 +14,14 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,demo,encoders,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,demo,encoders,multilingual,native,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps aisfx  # its wheel pins an old numpy
 	touch $@
 
-demo: install  ## train on MovieLens and serve http://127.0.0.1:8000 until Ctrl-C
+demo: install  ## train on MovieLens and serve http://127.0.0.1:8000 until Ctrl-C; pictures are taken in when ready
 	$(WITH) $(BIN)/recsys data get $(DEMO)
 	$(WITH) $(BIN)/recsys train $(DEMO)
+	$(if $(ORIGIN),($(WITH) nice $(BIN)/recsys embed $(DEMO) && $(WITH) nice $(BIN)/recsys train $(DEMO)) > data/demo-pictures.log 2>&1 &) \
 	$(BIN)/recsys serve
 
 demo-check: install  ## the same, asks the service for a page, an answer and an event's effect, and ends

@@ -15,7 +15,8 @@ from experiments.splits import Split, cuts, guard, leave_last_out, time_split
 from experiments.tracking import Tracker
 from features.errors import ConfigError
 from features.progress import Step
-from recsys.bundle import publish, save_bundle
+from recsys.bundle import publish as make_current
+from recsys.bundle import save_bundle
 from recsys.candidates import Recommender
 
 
@@ -54,7 +55,9 @@ def windows(config: RunConfig, dataset: Dataset) -> list[tuple[Dataset, dict[str
     return out
 
 
-def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path, list[Comparison]]:
+def train(
+    config: RunConfig, tracker: Tracker, reporter: Reporter, *, publish: bool = True
+) -> tuple[Path, list[Comparison]]:
     """Train, compare with the baselines on the newest window, fit the same recipe on everything, publish a bundle.
 
     What is served has seen the tested window too: the table is of the recipe, and the newest events are not wasted.
@@ -100,7 +103,8 @@ def train(config: RunConfig, tracker: Tracker, reporter: Reporter) -> tuple[Path
             facts(config, dataset, first, tables),
             kept.space,
         )
-        publish(path)
+        if publish:
+            make_current(path)
         record(tracker, tables, figures, path)
     except BaseException:
         tracker.finish(failed=True)

@@ -79,12 +79,15 @@ class Alignment:
         return SpaceKey("recsys alignment", digest.hexdigest()[:16], self.dimension)
 
     def channel(self, embedded: Embedded) -> Embedded:
-        """One channel in the shared space. Raises SpaceError for vectors of a space that it was not fitted on."""
+        """One channel in the shared space; what the map makes nothing of is absent there.
+
+        Raises SpaceError for vectors of a space that it was not fitted on.
+        """
         if embedded.space not in self.maps:
             there = "\n  ".join(map(str, self.maps))
             raise SpaceError(f"the alignment has no map from\n  {embedded.space}\nbut from\n  {there}")
         vectors = self.maps[embedded.space](embedded.vectors) * embedded.present[:, None]
-        return Embedded(self.space, vectors, embedded.present, embedded.failures)
+        return Embedded(self.space, vectors, np.asarray(vectors.any(axis=1)), embedded.failures)
 
 
 def fuse(channels: Mapping[str, Embedded], dimension: int | None = None) -> Embedded:
@@ -95,9 +98,8 @@ def fuse(channels: Mapping[str, Embedded], dimension: int | None = None) -> Embe
     first = next(iter(channels.values()))
     space = first.space if dimension is None else first.space.cut(dimension)
     total: npt.NDArray[np.float32] = np.zeros((len(first.vectors), space.dimension), dtype=np.float32)
-    present = np.zeros(len(total), dtype=np.bool_)
     for name, channel in channels.items():
         same_space(channel.space, first.space, f"channel {name}")
         total += unit(channel.vectors[:, : space.dimension])
-        present |= channel.present
+    present: Bools = np.stack([channel.present for channel in channels.values()]).any(axis=0)
     return Embedded(space, unit(total), present)

@@ -82,6 +82,7 @@ def fit_alignment(
             f"the alignment learns from items that have two of {', '.join(channels)}; {found} do, at least "
             f"{LEAST} are needed: give items texts and pictures or sounds, or embed them first"
         )
+    channels = {name: views for name, views in channels.items() if len(views.items)}
     shrinkage, power = _choose(channels, n, config, np.random.default_rng(seed))
     start = correlate(spectra(channels, n), shrinkage, power, config.nested[-1], config.nested)
     if config.steps == 0:
@@ -111,7 +112,9 @@ def _choose(
         fit, test = np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.bool_)
         fit[use], test[held] = True, True
         fit[held] = False
-        folds.append((spectra(_part(channels, fit), int(fit.sum())), _part(channels, test), len(held)))
+        known = spectra(_part(channels, fit), int(fit.sum()))
+        asked = {name: views for name, views in _part(channels, test).items() if views.space in known}
+        folds.append((known, asked, len(held)))
     keys = list(dict.fromkeys(v.space for v in channels.values()))
 
     def quality(shrinkage: dict[SpaceKey, float], power: float) -> float:
@@ -142,7 +145,7 @@ def _part(channels: Mapping[str, Views], keep: Bools) -> dict[str, Views]:
 def agreement(alignment: Alignment, channels: Mapping[str, Views], n: int) -> float:
     """Mean reciprocal rank of an item by its channel b, asked with each of its views in channel a, over pairs (a, b).
 
-    Channels of one space agree anyway and are left out.
+    Ties are at mid-rank. Channels of one space agree anyway and are left out.
     """
     asked, found = {}, {}
     for name, views in channels.items():
@@ -158,8 +161,9 @@ def agreement(alignment: Alignment, channels: Mapping[str, Views], n: int) -> fl
         both = np.isin(one.items, there)
         if len(there) > 1 and both.any():
             scores = asked[a][both] @ found[b][there].T
-            own = scores[np.arange(len(scores)), np.searchsorted(there, one.items[both])]
-            out.append(float((1 / ((scores > own[:, None]).sum(1) + 1)).mean()))
+            own = scores[np.arange(len(scores)), np.searchsorted(there, one.items[both])][:, None]
+            rank = (scores > own).sum(1) + ((scores == own).sum(1) + 1) / 2
+            out.append(float((1 / rank).mean()))
     return float(np.mean(out)) if out else 0.0
 
 

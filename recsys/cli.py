@@ -274,6 +274,9 @@ def train(
         False, "--json", help="Print the bundle's folder and the tables as one JSON object."
     ),
     track: bool = typer.Option(True, "--track/--no-track", help="Record the run in MLflow."),
+    publish: bool = typer.Option(
+        True, "--publish/--no-publish", help="Let the service take the bundle; else see `recsys bundle`."
+    ),
 ) -> None:
     """Train the two towers and the reranker, compare them with the baselines, write and publish a bundle.
 
@@ -285,12 +288,12 @@ def train(
 
     config = load_config(config_path(name))
     with _reporter() as reporter:
-        path, tables = run(config, MlflowTracker() if track else NullTracker(), reporter)
+        path, tables = run(config, MlflowTracker() if track else NullTracker(), reporter, publish=publish)
     if as_json:
         _print_json({"bundle": str(path), "tables": [table.to_dict() for table in tables]})
     else:
         _print_tables(tables)
-        typer.echo(f"bundle {path} is current in {path.parent}")
+        typer.echo(f"bundle {path} is current" if publish else f"next: recsys bundle compare current {path.name}")
 
 
 @app.command("evaluate")
@@ -355,6 +358,76 @@ def _reporter() -> "Iterator[Reporter]":
                 return step
 
         yield Terminal()
+
+
+bundle_app = typer.Typer(
+    help="Bundles side by side: train another with --no-publish, compare, publish; publish the old one to go back.",
+    no_args_is_help=True,
+)
+app.add_typer(bundle_app, name="bundle")
+ROOT = typer.Option(Path("bundles"), "--bundles", help="Folder of the bundles.")
+ONE = "Fingerprint of a bundle, the beginning of it, or: current."
+
+
+@bundle_app.command("list")
+def bundle_list(root: Path = ROOT) -> None:
+    """Every bundle, the oldest first: what it was trained on, which content space, and which one is served."""
+    import json
+
+    from recsys.bundle import MANIFEST, current
+    from recsys.compare import bundles
+
+    served = current(root).name if (root / "current").is_symlink() else None
+    for folder in bundles(root):
+        told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        space = (told.get("content") or {}).get("space")
+        name = "no contents" if space is None else f"{space['model']}@{space['revision']} · {space['dimension']}"
+        mark = "  <- current" if folder.name == served else ""
+        typer.echo(f"{folder.name}  {told['config']['name']}, data {told['data_hash']}, {name}{mark}")
+
+
+@bundle_app.command("compare")
+def bundle_compare(
+    one: str = typer.Argument(..., help=ONE),
+    other: str = typer.Argument(..., help=ONE),
+    root: Path = ROOT,
+    as_json: bool = typer.Option(False, "--json", help="Print everything as one line."),
+) -> None:
+    """What would change with the other bundle in the one's place: neighbours that stay, figures of both.
+
+    Example: recsys bundle compare current 3f2a
+    """
+    from recsys.bundle import load_bundle
+    from recsys.compare import compare, find
+
+    told = compare(*(load_bundle(find(root, name)) for name in (one, other)))
+    if as_json:
+        _print_json(told)
+        return
+    typer.echo(f"items: {', '.join(f'{name} {count:,}' for name, count in told['items'].items())}")
+    for name, space in told["spaces"].items():
+        typer.echo(f"content space of {name}: {space or 'none'}")
+    for what, share in told["overlap"].items():
+        typer.echo(
+            f"{what}: {'nothing to compare' if share is None else f'{share:.1%}'} of the {told['k']} nearest stay"
+        )
+    for name, tables in told["metrics"].items():
+        for table in tables:
+            row = next(r for r in table["rows"] if r["name"] == table["ours"])
+            figures = [f"{key} {row[key]['mean']:.4f}" for key in ("hr_at_10", "ndcg_at_10")]
+            typer.echo(f"{name} · {table['title']} (split {', '.join(table['split_hashes'])}): {', '.join(figures)}")
+
+
+@bundle_app.command("publish")
+def bundle_publish(name: str = typer.Argument(..., help=ONE), root: Path = ROOT) -> None:
+    """Let the service take this bundle, in one step; the one before is kept. Its files are verified first."""
+    from recsys.bundle import load_bundle, publish
+    from recsys.compare import find
+
+    path = find(root, name)
+    load_bundle(path)
+    publish(path)
+    typer.echo(f"bundle {path} is current")
 
 
 experiment_app = typer.Typer(help="Tracked runs.", no_args_is_help=True)

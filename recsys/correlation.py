@@ -24,6 +24,9 @@ without it the shared space would forget what only words tell."""
 SMALL = 1e-7
 """Variances below this share of the largest are noise of rounding."""
 
+NONE = 1e-12
+"""Variances below this are none: a space whose few views are all the same has no directions, and maps to zeros."""
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -49,11 +52,11 @@ class Spectrum:
         # few views of many dimensions lie in a subspace: the smaller of the two products finds it
         if len(x) < x.shape[1]:
             values, left = np.linalg.eigh(x @ x.T)
-            keep = values > SMALL * values[-1]
+            keep = values > max(SMALL * values[-1], NONE * len(x))
             directions = x.T @ left[:, keep] / np.sqrt(values[keep])
         else:
             values, directions = np.linalg.eigh(x.T @ x)
-            keep = values > SMALL * values[-1]
+            keep = values > max(SMALL * values[-1], NONE * len(x))
             directions = directions[:, keep]
         x = x @ directions
         owner = sparse.csr_array((np.ones(len(x)), (items, np.arange(len(x)))), shape=(n, len(x)))
@@ -104,6 +107,6 @@ def correlate(
         rows = white[key][:, None] * vectors[ends[i] : ends[i + 1], ::-1] * scale
         weight[:, :rank] = spectrum.directions @ rows
         # of mean length 1 over the views: what is learned later begins at one scale
-        weight /= np.sqrt((rows * (spectrum.square @ rows)).sum() / spectrum.counts.sum())
+        weight /= np.sqrt((rows * (spectrum.square @ rows)).sum() / spectrum.counts.sum()) or 1.0
         maps[key] = Map(spectrum.mean.astype(np.float32), weight.astype(np.float32))
     return Alignment(maps, nested)

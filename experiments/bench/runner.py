@@ -24,6 +24,7 @@ BENCHES: dict[str, str] = {
     "metrics": "experiments.bench.metrics:run",
     "baselines": "experiments.bench.baselines:run",
     "alignment": "experiments.bench.alignment:run",
+    "encode": "experiments.bench.encode:run",
 }
 """Name -> "module:function", imported when it is asked for; function(short: bool, **options) -> Result."""
 
