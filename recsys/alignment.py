@@ -101,5 +101,5 @@ def fuse(channels: Mapping[str, Embedded], dimension: int | None = None) -> Embe
     for name, channel in channels.items():
         same_space(channel.space, first.space, f"channel {name}")
         total += unit(channel.vectors[:, : space.dimension])
-    present: Bools = np.stack([channel.present for channel in channels.values()]).any(axis=0)
+    present: Bools = np.logical_or.reduce([channel.present for channel in channels.values()])
     return Embedded(space, unit(total), present)
