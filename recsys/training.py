@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from scipy import sparse
-from sklearn.preprocessing import normalize
-from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -84,6 +82,9 @@ def behaviour_vectors(events: Interactions, dimension: int, seed: int) -> Floats
     PureSVD (Cremonesi, Koren & Turrin 2010) on rows and columns scaled by the square root of their counts. Rows are
     of unit length, items without events zero. Training from here needs a fraction of the passes.
     """
+    from sklearn.preprocessing import normalize  # a second to import, which every command would pay
+    from sklearn.utils.extmath import randomized_svd
+
     log = events.liked()
     pairs = np.unique(log.users * log.n_items + log.items)
     users, items = np.divmod(pairs, log.n_items)

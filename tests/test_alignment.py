@@ -16,8 +16,8 @@ from recsys.correlation import correlate, spectra
 TEXT, IMAGE, SOUND = (SpaceKey(name, "1", d) for name, d in (("text", 40), ("image", 60), ("sound", 30)))
 FACTORS = 8
 N, HELD = 300, 100
-CLOSED = AlignmentConfig(nested=(4, 8, 16), steps=0)
-TRAINED = AlignmentConfig(nested=(4, 16), steps=30, batch=64)
+CLOSED = AlignmentConfig(nested=(4, 8, 16), steps=0, shrinkage=(1.0, 3.0), power=(0.5,))
+TRAINED = AlignmentConfig(nested=(4, 16), steps=20, passes=1, batch=64, shrinkage=(3.0,), power=(0.5,))
 
 
 def world(n, seed, noise=0.3):
@@ -126,7 +126,7 @@ def test_shrinkage_is_chosen_for_each_space_among_those_given():
 
 def test_training_changes_the_weights_and_lowers_the_loss(closed):
     """On pairs, whose loss starts where the other begins; a rate of nearly nothing is the yardstick."""
-    config = AlignmentConfig(nested=(16,), steps=60, batch=64, learning_rate=3e-3, dropout=0.0)
+    config = TRAINED.model_copy(update={"nested": (16,), "steps": 40, "learning_rate": 3e-3, "dropout": 0.0})
     still = fit_alignment(THREE, N, config.model_copy(update={"learning_rate": 1e-9}), seed=0)
     moved = fit_alignment(THREE, N, config, seed=0)
     start = fit_alignment(THREE, N, config.model_copy(update={"steps": 0}), seed=0).alignment

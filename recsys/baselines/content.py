@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import Ridge
 
 from features.errors import ConfigError, DataError
 from features.interactions import Interactions, Ragged
@@ -69,6 +66,9 @@ def fit_bridge(
     Every item, warm or cold, is scored by its predicted vector, so that their scores are comparable. dim is cut to
     what the matrix allows. Raises DataError on a wrong number of texts, no words, or no positive events.
     """
+    from sklearn.decomposition import TruncatedSVD  # sklearn takes a second to import, which every command would pay
+    from sklearn.linear_model import Ridge
+
     _check_decay(decay)
     if dim < 1 or ridge <= 0:
         raise ConfigError(f"content bridge with dim={dim}, ridge={ridge}: needs dim >= 1, ridge > 0")
@@ -94,6 +94,8 @@ def _check_decay(decay: float) -> None:
 
 
 def _tfidf(texts: list[str], n_items: int) -> sp.csr_array:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     if len(texts) != n_items:
         raise DataError(
             f"{len(texts)} texts for {n_items} items: pass one an item, in row order, empty if it has none"

@@ -1,0 +1,131 @@
+"""From the body of a search to what is asked: JSON or a form, in memory, and never a path of this machine."""
+
+import base64
+import binascii
+from typing import Annotated, Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from features.content import Audio, Content, Image, Part, Source, Text, Video
+from serving.wire import ApiError, first_fault
+
+MAX_VALUES = 100_000
+"""Of one JSON body: a body of empty lists would take twenty times its own size in memory."""
+
+Media = Annotated[str | bytes | None, Field(description="base64, or an https URL of a host that the bundle names")]
+
+
+class SearchIn(BaseModel):
+    """What to search by: any mixture, at least one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: str | None = Field(default=None, description="words")
+    image: Media = None
+    audio: Media = None
+    video: Media = None
+    k: Annotated[int, Field(ge=1, le=100)] = Field(default=20, description="how many")
+
+
+def parse_query(body: bytes, content_type: str) -> tuple[Content, int]:
+    """What is asked by, and for how many items. Raises ApiError 400 or 422 saying which field is wrong."""
+    form = content_type.partition(";")[0].strip().lower() == "multipart/form-data"
+    sent = _form(body, content_type) if form else _json(body)
+    if unknown := next((name for name in sent if name not in SearchIn.model_fields), None):
+        raise ApiError(422, "bad_query", f"there is no such field; there are: {', '.join(SearchIn.model_fields)}", unknown[:64])
+    try:
+        asked = SearchIn.model_validate(sent)
+    except ValidationError as error:
+        place, reason = first_fault(error)
+        raise ApiError(422, "bad_query", f"{place}: {reason}", place) from None
+    parts: list[Part] = [Text(asked.text)] if asked.text and asked.text.strip() else []
+    if asked.image:
+        parts.append(Image(_source(asked.image, "image")))
+    if asked.audio:
+        parts.append(Audio(_source(asked.audio, "audio")))
+    if asked.video:
+        parts.append(Video(_source(asked.video, "video")))
+    if not parts:
+        raise ApiError(422, "nothing_asked", "give text, image, audio or video to search by", "body")
+    return Content(tuple(parts)), asked.k
+
+
+def _source(given: str | bytes, place: str) -> Source:
+    """A file's bytes, or a URL; text is never taken for a path."""
+    if isinstance(given, bytes) or given.startswith("https://"):
+        return given
+    try:
+        return base64.b64decode(given, validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(422, "bad_media", f"{place} is neither base64 nor an https URL", place) from None
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    if sum(body.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
+        raise ApiError(422, "bad_query", "the body has far more values than a query", "body")
+    try:
+        sent = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, "bad_json", f"the body is no JSON that can be read: {error}", "body") from None
+    if not isinstance(sent, dict):
+        raise ApiError(422, "bad_query", "send one object", "body")
+    return sent
+
+
+def _form(body: bytes, content_type: str) -> dict[str, Any]:
+    """Fields of multipart/form-data (RFC 7578): text, or bytes of those that came as a file."""
+    fields: dict[str, Any] = {}
+    for disposition, content in _parts(body, content_type):
+        options = parse_options_header(disposition)[1]
+        name, file = options.get(b"name", b"").decode("latin-1"), b"filename" in options
+        if name in fields:
+            raise ApiError(422, "bad_query", "is given twice", name[:64])
+        if file and not content and not options[b"filename"]:
+            continue  # what a browser sends of a file field left empty
+        try:
+            fields[name] = content if file else content.decode()
+        except UnicodeDecodeError:
+            raise ApiError(422, "bad_query", "is not UTF-8", name[:64]) from None
+    if (k := str(fields.get("k", ""))).isdecimal() and len(k) < 10:
+        fields["k"] = int(k)
+    return fields
+
+
+def _parts(body: bytes, content_type: str) -> list[tuple[bytes, bytes]]:
+    """(Content-Disposition, content) of each part."""
+    found: list[tuple[bytes, bytes]] = []
+    header, value, disposition, content = bytearray(), bytearray(), bytearray(), bytearray()
+
+    def begin() -> None:
+        if len(found) == len(SearchIn.model_fields):
+            raise ApiError(422, "bad_query", f"a form has at most {len(found)} fields", "body")
+        for part in (disposition, content):
+            part.clear()
+
+    def header_end() -> None:
+        if header.lower() == b"content-disposition":
+            disposition[:] = value
+        header.clear()
+        value.clear()
+
+    parser_calls: Any = {
+        "on_part_begin": begin,
+        "on_header_field": lambda data, start, end: header.extend(data[start:end]),
+        "on_header_value": lambda data, start, end: value.extend(data[start:end]),
+        "on_header_end": header_end,
+        "on_part_data": lambda data, start, end: content.extend(data[start:end]),
+        "on_part_end": lambda: found.append((bytes(disposition), bytes(content))),
+    }
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise ApiError(400, "bad_form", "multipart/form-data without a boundary", "body")
+    try:
+        parser = MultipartParser(boundary, parser_calls)
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise ApiError(400, "bad_form", f"the body is no form that can be read: {str(error)[:200]}", "body") from None
+    return found
