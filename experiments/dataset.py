@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import polars as pl
 from experiments.config import RunConfig
 from features.catalog import Catalog
 from features.decoders import Decoders
-from features.embed import EmbedReport, embed, item_contents, vectors_of
+from features.embed import EmbedReport, embed, item_contents, item_titles, vectors_of
 from features.encoding import QUICK, open_encoders
 from features.errors import ConfigError
 from features.event_log import events_frame
@@ -22,6 +23,9 @@ from features.schema import ITEM, TIME, USER
 from features.sift import repeated_events
 from features.tables import label, read_items, read_tables
 from recsys.content_space import ContentSpace, fit_content_space
+
+TITLES = "title"
+"""Channel of titles alone, beside the text that has all words: what people search with."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,10 @@ def encode(dataset: Dataset, config: RunConfig, progress: Begin | None = None) -
             embed(contents, {QUICK: encoders[QUICK]}, cache, limits=limits, progress=progress)
         for name, encoder in encoders.items():
             channels[name] = vectors_of(contents, encoder.space(), encoder.modalities, cache, limits=limits)
+        if QUICK in encoders:
+            text = encoders[QUICK]
+            named = item_titles(dataset.catalog.frame)
+            channels[TITLES] = vectors_of(named, text.space(), text.modalities, cache, limits=limits)
     if QUICK not in encoders and not any(one.present.any() for one in channels.values()):
         raise ConfigError(f"{cache}: no vectors of {config.encoder.kind} yet; run `recsys embed` first")
     space, content, told = fit_content_space(channels, config.alignment, seed=config.seed, progress=progress)
@@ -142,5 +150,9 @@ def embed_catalog(
     cache = Path(config.cache)
     with Decoders() as decoders:
         encoders = open_encoders(config.encoder, decoders, config.limits, cache / "models")
-        done = embed(contents, encoders, cache, limits=config.limits, retry=retry, refetch=refetch, progress=progress)
+        work = partial(embed, cache=cache, limits=config.limits, retry=retry, refetch=refetch, progress=progress)
+        titles = work(item_titles(items), {TITLES: encoders[QUICK]}) if QUICK in encoders else None
+        done = work(contents, encoders)  # last: its failures are those that stay on disk
+    if titles is not None:
+        done = replace(done, encoders=(*done.encoders, *titles.encoders), seconds=done.seconds + titles.seconds)
     return done, report

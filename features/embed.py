@@ -19,7 +19,7 @@ from features.digests import Files, Modalities, digests, read_of
 from features.errors import StoreError
 from features.interactions import Bools, Ints
 from features.progress import Begin, Step
-from features.schema import AUDIO, IMAGE, VIDEO
+from features.schema import AUDIO, IMAGE, TITLE, VIDEO
 from features.spaces import Embedded, Encoder, Failure, SpaceKey
 from features.vectors import VectorCache, folder_of
 
@@ -76,6 +76,12 @@ def item_contents(items: pl.DataFrame, root: Path) -> list[Content]:
         if name in items.columns:
             columns.append([kind(_source(value, root)) if value else None for value in items.get_column(name)])
     return [Content(tuple(part for part in row if part is not None)) for row in zip(*columns, strict=True)]
+
+
+def item_titles(items: pl.DataFrame) -> list[Content]:
+    """The title of each item whose text says more than that; the others' would be told twice."""
+    rows = zip(items.get_column(TITLE), item_texts(items), strict=True)
+    return [Content((Text(title),)) if title and title != text else Content() for title, text in rows]
 
 
 def embed(

@@ -7,7 +7,7 @@ of the weights on the way.
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -40,6 +40,9 @@ class AlignmentConfig(Strict):
     power: tuple[float, ...] = (0.5, 1.0)
     """Tried likewise: how much directions that agree more weigh more."""
 
+    within: tuple[float, ...] = (0.3, 1.0)
+    """Tried likewise: weight of agreement within a space against that between spaces."""
+
     steps: Annotated[int, Field(ge=0)] = 40
     """Of each stage, or as many as make `passes`, whichever is more; 0: the closed form."""
 
@@ -63,12 +66,20 @@ class AlignmentConfig(Strict):
 
 
 @dataclass(frozen=True)
-class FittedAlignment:
-    """alignment; what was chosen on held-out items; the mean loss of each stage's last quarter."""
+class Settings:
+    """Of the closed form: shrinkage of each space, power and within as in `correlate`."""
 
-    alignment: Alignment
     shrinkage: dict[SpaceKey, float]
     power: float
+    within: float
+
+
+@dataclass(frozen=True)
+class FittedAlignment:
+    """alignment; the closed form's settings chosen on held-out items; mean loss of each stage's last quarter."""
+
+    alignment: Alignment
+    chosen: Settings
     losses: dict[str, float]
 
 
@@ -83,13 +94,13 @@ def fit_alignment(
             f"{LEAST} are needed: give items texts and pictures or sounds, or embed them first"
         )
     channels = {name: views for name, views in channels.items() if len(views.items)}
-    shrinkage, power = _choose(channels, n, config, np.random.default_rng(seed))
-    start = correlate(spectra(channels, n), shrinkage, power, config.nested[-1], config.nested)
+    chosen = _choose(channels, n, config, np.random.default_rng(seed))
+    start = correlate(spectra(channels, n), chosen.shrinkage, chosen.power, chosen.within, config.nested)
     if config.steps == 0:
-        return FittedAlignment(start, shrinkage, power, {})
+        return FittedAlignment(start, chosen, {})
     learner = _Learner(start, channels, n, config, seed)
     losses = {stage: learner.learn(stage, progress) for stage in ("pairs", "halves")}
-    return FittedAlignment(learner.alignment(), shrinkage, power, losses)
+    return FittedAlignment(learner.alignment(), chosen, losses)
 
 
 LEAST = 20
@@ -99,9 +110,7 @@ POOL = 5000
 """Most items that settings are chosen on."""
 
 
-def _choose(
-    channels: Mapping[str, Views], n: int, config: AlignmentConfig, rng: np.random.Generator
-) -> tuple[dict[SpaceKey, float], float]:
+def _choose(channels: Mapping[str, Views], n: int, config: AlignmentConfig, rng: np.random.Generator) -> Settings:
     """Settings of the closed form by how well held-out items find themselves from one channel to another.
 
     A fifth of the items is held out, five times; one setting is changed at a time, spaces in turn.
@@ -115,26 +124,25 @@ def _choose(
         known = spectra(_part(channels, fit), int(fit.sum()))
         asked = {name: views for name, views in _part(channels, test).items() if views.space in known}
         folds.append((known, asked, len(held)))
-    keys = list(dict.fromkeys(v.space for v in channels.values()))
 
-    def quality(shrinkage: dict[SpaceKey, float], power: float) -> float:
+    def quality(s: Settings) -> float:
         found = [
-            agreement(correlate(known, shrinkage, power, config.nested[-1], config.nested), test, m)
+            agreement(correlate(known, s.shrinkage, s.power, s.within, config.nested), test, m)
             for known, test, m in folds
         ]
         return float(np.mean(found))
 
-    best, power = dict.fromkeys(keys, config.shrinkage[len(config.shrinkage) // 2]), config.power[0]
-    top = quality(best, power)
+    def better(best: Settings, alternatives: list[Settings]) -> Settings:
+        return max([best, *(s for s in alternatives if s != best)], key=quality)  # the first of equals
+
+    keys = list(dict.fromkeys(v.space for v in channels.values()))
+    middle = config.shrinkage[len(config.shrinkage) // 2]
+    best = Settings(dict.fromkeys(keys, middle), config.power[0], config.within[0])
     for key in keys:
-        for value in config.shrinkage:
-            tried = {**best, key: value}
-            if value != best[key] and (found := quality(tried, power)) > top:
-                best, top = tried, found
-    for value in config.power[1:]:
-        if (found := quality(best, value)) > top:
-            power, top = value, found
-    return best, power
+        best = better(best, [replace(best, shrinkage={**best.shrinkage, key: v}) for v in config.shrinkage])
+    best = better(best, [replace(best, power=v) for v in config.power])
+    best = better(best, [replace(best, within=v) for v in config.within])
+    return best
 
 
 def _part(channels: Mapping[str, Views], keep: Bools) -> dict[str, Views]:
@@ -145,7 +153,7 @@ def _part(channels: Mapping[str, Views], keep: Bools) -> dict[str, Views]:
 def agreement(alignment: Alignment, channels: Mapping[str, Views], n: int) -> float:
     """Mean reciprocal rank of an item by its channel b, asked with each of its views in channel a, over pairs (a, b).
 
-    Ties are at mid-rank. Channels of one space agree anyway and are left out.
+    Ties are at mid-rank.
     """
     asked, found = {}, {}
     for name, views in channels.items():
@@ -155,8 +163,6 @@ def agreement(alignment: Alignment, channels: Mapping[str, Views], n: int) -> fl
         asked[name], found[name] = mapped, unit(sums)
     out = []
     for (a, one), (b, other) in itertools.permutations(channels.items(), 2):
-        if one.space == other.space:
-            continue
         there = np.unique(other.items)
         both = np.isin(one.items, there)
         if len(there) > 1 and both.any():

@@ -222,6 +222,42 @@ def serve(
     )
 
 
+@app.command("search")
+def search(
+    text: str | None = typer.Option(None, help="Words."),
+    image: Path | None = typer.Option(None, help="A picture: JPEG, PNG, WebP or GIF."),
+    audio: Path | None = typer.Option(None, help="A sound: WAV, FLAC, OGG or MP3."),
+    video: Path | None = typer.Option(None, help="A video: MP4 or WebM."),
+    k: int = typer.Option(10, min=1, max=1000, help="How many items."),
+    bundles: Path = typer.Option(Path("bundles"), help="Folder of the bundles; `current` in it is searched."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    """Find items by words, a picture, a sound, a video, or any mixture of them, and say in what they are near.
+
+    Parts that cannot be read are told on standard error. Example: recsys search --text "a dog on a beach"
+    """
+    from rich.console import Console
+
+    from features.content import Audio, Content, Image, Text, Video
+    from features.errors import ConfigError, ContentError
+    from recsys.bundle import current, load_bundle
+    from recsys.search import find
+
+    kinds = (Text, text), (Image, image), (Audio, audio), (Video, video)
+    content = Content(tuple(kind(given) for kind, given in kinds if given is not None))  # type: ignore[arg-type]
+    if not content.parts:
+        raise ConfigError("nothing to search by: give --text, --image, --audio or --video")
+    found = find(load_bundle(current(bundles)), content, k)
+    for part, reason in found.failed:
+        typer.echo(f"{part} not read: {reason}", err=True)
+    if not found.read:
+        raise ContentError("nothing of the query could be read")
+    if as_json:
+        _print_json(found)
+    else:
+        Console().print(found.render())
+
+
 features_app = typer.Typer(
     help="The feature store: what changes per user and item between trainings.", no_args_is_help=True
 )
@@ -320,7 +356,7 @@ def evaluate(
 def _print_tables(tables: "list[Comparison]") -> None:
     from rich.console import Console
 
-    console = Console(width=max(Console().width, 150))  # narrower would cut the figures off
+    console = Console(width=max(Console().width, 175))  # narrower would cut the figures off
     for table in tables:
         console.print(table.render())
 

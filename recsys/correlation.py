@@ -17,10 +17,6 @@ from features.spaces import SpaceKey
 from recsys.alignment import Alignment, Map, Views
 from recsys.candidates import Floats
 
-WITHIN = 0.3
-"""Weight of agreement between views of one space (two captions, words written and spoken) against that of two spaces:
-without it the shared space would forget what only words tell."""
-
 SMALL = 1e-7
 """Variances below this share of the largest are noise of rounding."""
 
@@ -77,10 +73,15 @@ def correlate(
     known: Mapping[SpaceKey, Spectrum],
     shrinkage: Mapping[SpaceKey, float],
     power: float,
-    dimension: int,
+    within: float,
     nested: tuple[int, ...],
 ) -> Alignment:
-    """The leading `dimension` directions, each scaled by its agreement to `power`, so that the first matter most."""
+    """The leading directions, as many as nested[-1], scaled by their agreement to `power`: the first matter most.
+
+    within: weight of agreement between views of one space (two captions, a title and a text, words written and
+    spoken) against that of two spaces; without it the shared space would forget what only words tell.
+    """
+    dimension = nested[-1]
     white = {key: spectrum.whitener(shrinkage[key]) for key, spectrum in known.items()}
     ends = np.cumsum([0, *(len(w) for w in white.values())])
     k = np.zeros((ends[-1], ends[-1]))
@@ -97,7 +98,7 @@ def correlate(
         # where nothing in its own space can agree, what varies most is what it tells
         block = (one.sums.T @ one.sums - one.square) / pairs if pairs else np.diag(one.variances)
         own = white[a][:, None] * block * white[a]
-        k[ends[i] : ends[i + 1], ends[i] : ends[i + 1]] = WITHIN * (own + own.T) / 2
+        k[ends[i] : ends[i + 1], ends[i] : ends[i + 1]] = within * (own + own.T) / 2
     rank = min(dimension, len(k))
     values, vectors = scipy.linalg.eigh(k, subset_by_index=[len(k) - rank, len(k) - 1])
     scale = np.maximum(values[::-1], 0) ** power

@@ -1,9 +1,9 @@
-"""Search: words, pictures, sounds and videos, in any mixture, as one vector among the contents of a bundle's items."""
+"""Search: words, pictures, sounds and videos, or any mixture of them, as one vector among the items' contents."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -12,10 +12,16 @@ from features.catalog import Catalog
 from features.content import Content, Limits
 from features.decoders import Decoders
 from features.encoding import EncoderConfig, open_encoders
-from features.errors import BundleError
+from features.errors import BundleError, ConfigError
 from features.interactions import Bools, Ints
+from features.schema import TITLE
 from features.spaces import Embedded, Encoder, Failure
 from recsys.content_space import ContentSpace
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from recsys.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,9 @@ class Encoding:
             config: EncoderConfig = TypeAdapter(EncoderConfig).validate_python(run["encoder"])
             return cls(config, Limits.model_validate(run["limits"]), Path(run["cache"]) / "models")
         except (KeyError, ValidationError) as error:
-            raise BundleError(f"encoder, limits or cache in the manifest cannot be used, train again: {error}") from None
+            raise BundleError(
+                f"encoder, limits or cache in the manifest cannot be used, train again: {error}"
+            ) from None
 
     def open(self, decoders: Decoders) -> dict[str, Encoder]:
         """Channel -> encoder; see `open_encoders`."""
@@ -66,7 +74,8 @@ class Searcher:
         if not channels:
             nothing = np.zeros((1, self.space.space.dimension), dtype=np.float32)
             return Embedded(self.space.space, nothing, np.zeros(1, dtype=np.bool_), failures)
-        return replace(self.space.place(channels), failures=failures)
+        placed = self.space.place(channels)
+        return replace(placed, present=placed.present & placed.vectors.any(axis=1), failures=failures)
 
     def _meets_items(self, name: str, encoder: Encoder) -> bool:
         """Whether training placed that channel of the items, or another one in the same space."""
@@ -83,9 +92,59 @@ class Searcher:
             readers = [name for name in channels if part.modality in self.encoders[name].modalities]
             if not readers:
                 why.setdefault(at, f"the items cannot be searched by {part.modality}: they were trained without")
-            elif not any(channels[name].present[0] for name in readers):
+            elif not any(channels[name].vectors.any() for name in readers):
                 why.setdefault(at, "there is nothing in it to search by")
         return tuple(Failure(0, at, reason) for at, reason in sorted(why.items()))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a query found. read: whether anything of it was; failed: (kind of part, reason); items: best first, each
+    with item_id, title, score, and near: cosine by channel, None where the item has nothing there."""
+
+    read: bool
+    failed: list[tuple[str, str]]
+    items: list[dict[str, Any]]
+
+    def render(self) -> "Table":
+        """For a terminal."""
+        from rich.table import Table
+        from rich.text import Text
+
+        channels = list(self.items[0]["near"]) if self.items else []
+        table = Table("item", "title", "score", *channels)
+        for item in self.items:
+            cosines = ["" if item["near"][name] is None else f"{item['near'][name]:.3f}" for name in channels]
+            table.add_row(Text(item["item_id"]), Text(item["title"] or ""), f"{item['score']:.3f}", *cosines)
+        return table
+
+
+def find(bundle: "Bundle", content: Content, k: int) -> Found:
+    """The k items of a bundle that a content is nearest to, once: encoders are opened for it and closed again.
+
+    Raises ConfigError where the bundle knows of no contents.
+    """
+    encoding, space = Encoding.of(bundle.manifest), bundle.content
+    if encoding is None or space is None:
+        raise ConfigError(f"{bundle.path}: the bundle knows of no contents; train with an encoder")
+    with Decoders() as decoders:
+        query = Searcher(space, encoding.open(decoders)).embed(content)
+    failed = [(str(content.parts[each.part].modality), each.reason) for each in query.failures]
+    if not query.present[0]:
+        return Found(False, failed, [])
+    found = bundle.search(query.vectors, k, allow=searchable(bundle.catalog))
+    rows = found.rows[0][found.rows[0] >= 0]
+    near = near_query(space, query, rows)
+    items = [
+        {
+            "item_id": bundle.catalog.ids.ids[row],
+            "title": bundle.catalog.frame.get_column(TITLE)[row],
+            "score": score,
+            "near": {name: cosines[at] for name, cosines in near.items()},
+        }
+        for at, (row, score) in enumerate(zip(rows.tolist(), found.scores[0].tolist(), strict=False))
+    ]
+    return Found(True, failed, items)
 
 
 def searchable(catalog: Catalog) -> Bools:
@@ -95,7 +154,7 @@ def searchable(catalog: Catalog) -> Bools:
 
 
 def near_query(space: ContentSpace, query: Embedded, rows: Ints) -> dict[str, list[float | None]]:
-    """Cosines between a query (1, D) and items (k,), by channel of the items; None where an item has nothing there."""
+    """Cosines between a query (1, D) and items (k,), by channel of the items; None where one has nothing there."""
     return {
         name: [
             float(cosine) if there else None

@@ -1,27 +1,28 @@
 """The service. One request: store -> user tower -> index -> reranker -> slate -> log -> answer."""
 
+import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from uuid import uuid4
 
 import anyio
 import polars as pl
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
-from starlette.requests import ClientDisconnect
 
+from features.encoding import open_encoders
 from features.errors import StoreError
-from features.event_log import Event, Exposure
+from features.event_log import Event
 from features.schema import DataConfig, EventRules
 from features.store import FeatureStore
 from recsys.slate import Slate
+from serving.answers import expose, live_of, slate_answer, stage
 from serving.follow import Service, now_micros
 from serving.live import Live, Servable
 from serving.page import add_page
+from serving.search import Desk, Open, add_search
 from serving.settings import ServeSettings
 from serving.wire import (
     ApiError,
@@ -29,6 +30,7 @@ from serving.wire import (
     EventIn,
     EventResult,
     EventsAnswer,
+    SimilarAnswer,
     SlateAnswer,
     add_errors,
     answer,
@@ -41,7 +43,6 @@ T = TypeVar("T")
 InThread = Callable[..., Any]
 logger = logging.getLogger("recsys.serving")
 
-VARIANT = "default"
 SIMILAR = "similar"
 ERRORS: dict[int | str, dict[str, Any]] = {
     422: {"model": ErrorAnswer, "description": "the request cannot be answered"},
@@ -78,22 +79,28 @@ def create_app(
     events: Callable[[DataConfig], pl.DataFrame] = _events,
     connect: Callable[[EventRules], FeatureStore] | None = None,
     now: Callable[[], int] = now_micros,
+    encoders: Open = open_encoders,
 ) -> FastAPI:
-    """The application, not started yet; the arguments after `settings` are those of `Service`."""
+    """The application, not started yet; encoders: opens those of queries; the others are arguments of `Service`."""
     service = Service(settings, load=load, current=current, events=events, connect=connect, now=now)
+    desk = Desk(settings, encoders)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        preload = asyncio.create_task(desk.preload(service.live)) if settings.preload else None
         try:
             yield
         finally:
+            await asyncio.to_thread(desk.close)
+            if preload:
+                await preload
             await service.stop()
 
     app = FastAPI(
         title="recsys",
         version="1",
-        description="Recommendations, similar items, and events that change the very next answer.",
+        description="Recommendations, similar items, search, and events that change the very next answer.",
         lifespan=lifespan,
         docs_url=None,  # the usual page loads its script from another host; ours is static/docs.html
         redoc_url=None,
@@ -104,34 +111,19 @@ def create_app(
     in_thread = _threads(service)
     _add_users(app, service, in_thread)
     _add_items(app, service, in_thread)
+    add_search(app, service, desk, in_thread)
     _add_events(app, service, in_thread)
     _add_state(app, service)
     add_page(app)
     return app
 
 
-def _live(service: Service) -> Live:
-    if service.live is None:
-        why = service.notes.get("bundle", "the service is starting")
-        raise ApiError(503, "no_bundle", f"there is no bundle to serve: {why}", str(service.settings.bundles))
-    return service.live
-
-
-@contextmanager
-def _stage(trace: dict[str, float], name: str) -> Iterator[None]:
-    begin = time.perf_counter()
-    try:
-        yield
-    finally:
-        trace[name] = round((time.perf_counter() - begin) * 1e3, 3)
-
-
 def recommend(service: Service, live: Live, user_id: str, k: int, placement: str) -> tuple[Slate, str, list[str]]:
     """The slate of one user, where it comes from ("model" or "popular"), and what could not be used."""
     trace: dict[str, float] = {}
-    with _stage(trace, "store"):
+    with stage(trace, "store"):
         state, degraded = service.read_user(live, user_id)
-    with _stage(trace, "rank"):
+    with stage(trace, "rank"):
         repeats = live.bundle.data.placements[placement].repeats
         seen = live.rows(() if repeats else state.seen)
         states = live.states(state, service.now())
@@ -142,61 +134,6 @@ def recommend(service: Service, live: Live, user_id: str, k: int, placement: str
                 logger.exception("the recommender failed for a history of %d items", len(state.items))
                 degraded = [*degraded, "recommender"]
         return live.popular(seen, k, trace), "popular", degraded
-
-
-def _slate_answer(slate: Slate, live: Live, shown: Exposure) -> Response:
-    items = [
-        {**live.cards[row], "score": score, "position": position, "propensity": propensity, "reason": reason}
-        for row, score, position, propensity, reason in zip(
-            slate.rows.tolist(),
-            slate.scores.tolist(),
-            slate.positions.tolist(),
-            slate.propensities.tolist(),
-            slate.reasons,
-            strict=True,
-        )
-    ]
-    return answer(
-        {
-            "request_id": shown.request_id,
-            "user_id": shown.user_id or None,
-            "placement": shown.placement,
-            "bundle": slate.fingerprint,
-            "variant": shown.variant,
-            "source": shown.source,
-            "degraded": shown.degraded,
-            "items": items,
-            "trace": slate.trace,
-        }
-    )
-
-
-async def _expose(
-    service: Service,
-    slate: Slate,
-    source: str,
-    degraded: list[str],
-    placement: str,
-    user_id: str,
-    item_id: str | None,
-) -> Exposure:
-    shown = Exposure(
-        request_id=str(uuid4()),
-        user_id=user_id,
-        placement=placement,
-        timestamp=service.now(),
-        fingerprint=slate.fingerprint,
-        variant=VARIANT,
-        source=source,
-        degraded=tuple(degraded),
-        items=slate.items,
-        scores=tuple(slate.scores.tolist()),
-        propensities=tuple(slate.propensities.tolist()),
-        item_id=item_id,
-    )
-    with _stage(slate.trace, "log"):
-        await service.log.append([shown])
-    return shown
 
 
 def _threads(service: Service) -> InThread:
@@ -215,7 +152,7 @@ def _add_users(app: FastAPI, service: Service, in_thread: InThread) -> None:
     @app.get("/v1/users/{user_id:path}/recommendations", responses={200: {"model": SlateAnswer}}, tags=["users"])
     async def recommendations(user_id: str, k: Count = 20, placement: str | None = None) -> Response:
         """Items for a user, best first. An unknown user gets the most popular ones; `source` says so."""
-        live = _live(service)
+        live = live_of(service)
         checked_id(user_id, "user_id")
         places = live.bundle.data.placements
         where = next(iter(places)) if placement is None else placement
@@ -224,13 +161,13 @@ def _add_users(app: FastAPI, service: Service, in_thread: InThread) -> None:
                 422, "unknown_placement", f"there is no such placement; there are: {', '.join(places)}", "placement"
             )
         slate, source, degraded = await in_thread(recommend, service, live, user_id, k, where)
-        shown = await _expose(service, slate, source, degraded, where, user_id, None)
-        return _slate_answer(slate, live, shown)
+        shown = await expose(service, slate, where, source=source, degraded=degraded, user_id=user_id)
+        return slate_answer(slate, live, shown)
 
     @app.get("/v1/users/{user_id:path}/history", tags=["users"])
     async def history(user_id: str, limit: Annotated[int, Query(ge=1, le=512)] = 50) -> Response:
         """What the store knows of a user, newest first. Items that the bundle does not have come without a title."""
-        live = _live(service)
+        live = live_of(service)
         checked_id(user_id, "user_id")
         state, degraded = await in_thread(service.read_user, live, user_id)
         rows = live.bundle.catalog.ids.rows(state.items).tolist()
@@ -252,7 +189,7 @@ def _add_users(app: FastAPI, service: Service, in_thread: InThread) -> None:
     @app.get("/v1/users", tags=["users"])
     async def users(limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> Response:
         """Users who were active last."""
-        live = _live(service)
+        live = live_of(service)
         try:
             return answer({"users": await in_thread(live.store.recent_users, limit), "degraded": []})
         except StoreError:
@@ -260,24 +197,24 @@ def _add_users(app: FastAPI, service: Service, in_thread: InThread) -> None:
 
 
 def _add_items(app: FastAPI, service: Service, in_thread: InThread) -> None:
-    @app.get("/v1/items/{item_id:path}/similar", responses={200: {"model": SlateAnswer}}, tags=["items"])
+    @app.get("/v1/items/{item_id:path}/similar", responses={200: {"model": SimilarAnswer}}, tags=["items"])
     async def similar(item_id: str, k: Count = 20) -> Response:
-        """Items like this one, best first."""
-        live = _live(service)
+        """Items like this one, best first; `near` says in what."""
+        live = live_of(service)
         checked_id(item_id, "item_id")
         row = live.bundle.catalog.ids.row(item_id)
         if row < 0:
             raise ApiError(404, "unknown_item", "the served bundle does not have this item", "item_id")
         trace: dict[str, float] = {}
-        with _stage(trace, "rank"):
+        with stage(trace, "rank"):
             slate = await in_thread(live.similar, row, k, trace)
-        shown = await _expose(service, slate, "model", [], SIMILAR, "", item_id)
-        return _slate_answer(slate, live, shown)
+        shown = await expose(service, slate, SIMILAR, item_id=item_id)
+        return slate_answer(slate, live, shown, live.near(row, slate))
 
     @app.get("/media/{item_id:path}", tags=["items"])
     async def media(item_id: str) -> Response:
         """An item's own picture, as the catalogue names it."""
-        content, kind = await in_thread(_live(service).picture, item_id)
+        content, kind = await in_thread(live_of(service).picture, item_id)
         headers = {
             "Cache-Control": "public, max-age=3600",
             "X-Content-Type-Options": "nosniff",
@@ -299,10 +236,7 @@ def _add_events(app: FastAPI, service: Service, in_thread: InThread) -> None:
     )
     async def post_events(request: Request) -> Response:
         """Tell what users did: one event or a list. Accepted means on disk; the very next answer knows of it."""
-        try:
-            raw = await bounded_body(request)
-        except ClientDisconnect:
-            raise ApiError(400, "disconnected", "the body ended before its length", "body") from None
+        raw = await bounded_body(request)
         found, good = await in_thread(parse_events, raw, service.now())
         accepted = [e for e in found if isinstance(e, Event)]
         degraded: list[str] = []
@@ -343,8 +277,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/about", tags=["state"])
     async def about() -> Response:
-        """What is served: the bundle, the placements, and the event that a click on the page sends."""
-        live = _live(service)
+        """What is served: the bundle, the placements, the event of a click on the page, whether there is search."""
+        live = live_of(service)
         data = live.bundle.data
         event, least = next(iter(data.events.positive.items()), ("click", None))
         return answer(
@@ -353,5 +287,6 @@ def _add_state(app: FastAPI, service: Service) -> None:
                 "items": len(live.cards),
                 "placements": {name: place.model_dump() for name, place in data.placements.items()},
                 "click": {"event": event, "value": least},
+                "search": live.bundle.content is not None,
             }
         )

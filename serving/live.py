@@ -1,6 +1,6 @@
 """What one request works with: a loaded bundle, the store, and the arrays made of them once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,9 @@ from features.catalog import Catalog
 from features.interactions import Bools, Ints, Ragged, UserStates
 from features.schema import CATEGORIES, IMAGE, TITLE, DataConfig
 from features.store import FeatureStore, UserState
-from recsys.candidates import Candidates, Recommender
+from recsys.candidates import Candidates, Floats, Recommender
+from recsys.content_space import ContentSpace
+from recsys.search import searchable
 from recsys.slate import Slate, item_groups, make_slate
 from serving.wire import ApiError, media_url
 
@@ -25,6 +27,16 @@ class Servable(Protocol):
     @property
     def fingerprint(self) -> str:
         """Names the bundle in answers and in the log."""
+        ...
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """How it was made."""
+        ...
+
+    @property
+    def content(self) -> ContentSpace | None:
+        """Where the items' contents lie; None where they have none."""
         ...
 
     @property
@@ -49,6 +61,10 @@ class Servable(Protocol):
 
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
         """The items nearest to each of rows (b,)."""
+        ...
+
+    def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
+        """The items nearest to each of some contents (b, D) of the bundle's space."""
         ...
 
 
@@ -123,6 +139,19 @@ class Live:
             lambda wide: self.bundle.similar(rows, wide, allow=available, exclude=exclude), k, "similar", trace
         )
 
+    def search(self, vector: Floats, k: int, trace: dict[str, float]) -> Slate:
+        """Items whose content is nearest to a query (1, D)."""
+        allow = searchable(self.bundle.catalog)
+        return self._fill(lambda wide: self.bundle.search(vector, wide, allow=allow), k, "search", trace)
+
+    def near(self, row: int, slate: Slate) -> list[dict[str, float | None]]:
+        """How near each of the items similar to one item is to it, by behaviour and by channel of content."""
+        space = self.bundle.content
+        cosines = (
+            {} if space is None else dict.fromkeys(space.channels, [None] * len(slate)) | space.near(row, slate.rows)
+        )
+        return by_item({"behaviour": slate.scores.tolist(), **cosines}, len(slate))
+
     def _fill(self, find: "Finder", k: int, reason: str, trace: dict[str, float]) -> Slate:
         wide = k
         while True:
@@ -168,6 +197,11 @@ class Live:
         if not kind:
             raise missing
         return content, kind
+
+
+def by_item(columns: Mapping[str, Sequence[float | None]], k: int) -> list[dict[str, float | None]]:
+    """Columns of k values each, as one dict for each of k items."""
+    return [{name: values[i] for name, values in columns.items()} for i in range(k)]
 
 
 class Finder(Protocol):

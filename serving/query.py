@@ -2,12 +2,11 @@
 
 import base64
 import binascii
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
 
 from features.content import Audio, Content, Image, Part, Source, Text, Video
 from serving.wire import ApiError, first_fault
@@ -35,7 +34,8 @@ def parse_query(body: bytes, content_type: str) -> tuple[Content, int]:
     form = content_type.partition(";")[0].strip().lower() == "multipart/form-data"
     sent = _form(body, content_type) if form else _json(body)
     if unknown := next((name for name in sent if name not in SearchIn.model_fields), None):
-        raise ApiError(422, "bad_query", f"there is no such field; there are: {', '.join(SearchIn.model_fields)}", unknown[:64])
+        fields = ", ".join(SearchIn.model_fields)
+        raise ApiError(422, "bad_query", f"there is no such field; there are: {fields}", unknown[:64])
     try:
         asked = SearchIn.model_validate(sent)
     except ValidationError as error:
@@ -76,17 +76,15 @@ def _json(body: bytes) -> dict[str, Any]:
 
 
 def _form(body: bytes, content_type: str) -> dict[str, Any]:
-    """Fields of multipart/form-data (RFC 7578): text, or bytes of those that came as a file."""
+    """Fields of multipart/form-data: text, or bytes of those that came as a file."""
     fields: dict[str, Any] = {}
-    for disposition, content in _parts(body, content_type):
-        options = parse_options_header(disposition)[1]
-        name, file = options.get(b"name", b"").decode("latin-1"), b"filename" in options
+    for name, filename, content in _parts(body, content_type):
         if name in fields:
             raise ApiError(422, "bad_query", "is given twice", name[:64])
-        if file and not content and not options[b"filename"]:
+        if filename == b"" and not content:
             continue  # what a browser sends of a file field left empty
         try:
-            fields[name] = content if file else content.decode()
+            fields[name] = content.decode() if filename is None else content
         except UnicodeDecodeError:
             raise ApiError(422, "bad_query", "is not UTF-8", name[:64]) from None
     if (k := str(fields.get("k", ""))).isdecimal() and len(k) < 10:
@@ -94,38 +92,52 @@ def _form(body: bytes, content_type: str) -> dict[str, Any]:
     return fields
 
 
-def _parts(body: bytes, content_type: str) -> list[tuple[bytes, bytes]]:
-    """(Content-Disposition, content) of each part."""
-    found: list[tuple[bytes, bytes]] = []
-    header, value, disposition, content = bytearray(), bytearray(), bytearray(), bytearray()
+def _parts(body: bytes, content_type: str) -> list[tuple[str, bytes | None, bytes]]:
+    """(name, file name or None, content) of each part of multipart/form-data (RFC 7578)."""
+    from python_multipart.exceptions import FormParserError
+    from python_multipart.multipart import MultipartParser, parse_options_header
+
+    found: list[tuple[str, bytes | None, bytes]] = []
+    field, value, disposition, content, ended = bytearray(), bytearray(), bytearray(), bytearray(), bytearray()
 
     def begin() -> None:
         if len(found) == len(SearchIn.model_fields):
             raise ApiError(422, "bad_query", f"a form has at most {len(found)} fields", "body")
-        for part in (disposition, content):
-            part.clear()
+        disposition.clear()
+        content.clear()
 
     def header_end() -> None:
-        if header.lower() == b"content-disposition":
+        if field.lower() == b"content-disposition":
             disposition[:] = value
-        header.clear()
+        field.clear()
         value.clear()
 
-    parser_calls: Any = {
-        "on_part_begin": begin,
-        "on_header_field": lambda data, start, end: header.extend(data[start:end]),
-        "on_header_value": lambda data, start, end: value.extend(data[start:end]),
-        "on_header_end": header_end,
-        "on_part_data": lambda data, start, end: content.extend(data[start:end]),
-        "on_part_end": lambda: found.append((bytes(disposition), bytes(content))),
-    }
+    def end() -> None:
+        options = parse_options_header(bytes(disposition))[1]
+        found.append((options.get(b"name", b"").decode("latin-1"), options.get(b"filename"), bytes(content)))
+
+    def into(buffer: bytearray) -> Callable[[bytes, int, int], None]:
+        return lambda data, start, end: buffer.extend(data[start:end])
+
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise ApiError(400, "bad_form", "multipart/form-data without a boundary", "body")
     try:
-        parser = MultipartParser(boundary, parser_calls)
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": begin,
+                "on_header_field": into(field),
+                "on_header_value": into(value),
+                "on_header_end": header_end,
+                "on_part_data": into(content),
+                "on_part_end": end,
+                "on_end": lambda: ended.append(1),
+            },
+        )
         parser.write(body)
-        parser.finalize()
     except FormParserError as error:
         raise ApiError(400, "bad_form", f"the body is no form that can be read: {str(error)[:200]}", "body") from None
+    if not ended:
+        raise ApiError(400, "bad_form", "the form ends before its last boundary", "body")
     return found

@@ -41,3 +41,12 @@ class ServeSettings(BaseSettings):
 
     threads: int = Field(default=4, ge=1)
     """Requests computed at once."""
+
+    search_bytes: int = Field(default=32 << 20, ge=1)
+    """Largest body of a search, with its pictures, sounds and videos."""
+
+    search_wait: float = Field(default=10.0, gt=0)
+    """Seconds that a search waits for those before it; then it is told to come back."""
+
+    preload: bool = True
+    """Load what reads words at the start, beside the first requests, rather than at the first search."""

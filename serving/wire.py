@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from features.errors import RecsysError
 from features.event_log import Event
@@ -163,6 +164,18 @@ class ItemOut(BaseModel):
     reason: str
 
 
+Near = Annotated[
+    dict[str, float | None],
+    Field(description="cosine by what is compared, e.g. behaviour, text, image; null: one of the two has none"),
+]
+
+
+class NearItemOut(ItemOut):
+    """One item that was found near to another, or to a query."""
+
+    near: Near
+
+
 class SlateAnswer(BaseModel):
     """Recommendations; `degraded` names what could not be used, and is empty when all is well."""
 
@@ -175,6 +188,32 @@ class SlateAnswer(BaseModel):
     degraded: list[str]
     items: list[ItemOut]
     trace: dict[str, float]
+
+
+class SimilarAnswer(SlateAnswer):
+    """Items near to one item."""
+
+    items: list[NearItemOut]  # type: ignore[assignment]
+
+
+class FailedPart(BaseModel):
+    """A part of a query that was not read, or not wholly."""
+
+    part: str
+    reason: str
+
+
+class QueryOut(BaseModel):
+    """What became of the parts of a query."""
+
+    read: list[str]
+    failed: list[FailedPart]
+
+
+class SearchAnswer(SimilarAnswer):
+    """Items near to a query."""
+
+    query: QueryOut
 
 
 class ErrorAnswer(BaseModel):
@@ -190,18 +229,28 @@ class ErrorAnswer(BaseModel):
     error: Detail
 
 
-async def bounded_body(request: Request) -> bytes:
-    """The body, read no further than MAX_BODY_BYTES. Raises ApiError 413."""
-    too_large = ApiError(413, "body_too_large", f"a body has at most {MAX_BODY_BYTES} bytes; send several", "body")
+async def bounded_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
+    """The body, read no further than `limit` bytes. Raises ApiError 413, and 400 when it ends before its length."""
+    too_large = ApiError(413, "body_too_large", f"a body has at most {limit} bytes here; send less", "body")
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > MAX_BODY_BYTES:
+    if declared.isdecimal() and int(declared[:20]) > limit:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise too_large
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_large
+    except ClientDisconnect:
+        raise ApiError(400, "disconnected", "the body ended before its length", "body") from None
     return bytes(body)
+
+
+def first_fault(error: ValidationError) -> tuple[str, str]:
+    """The first field that is wrong, and why."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"])[:MAX_NAME_BYTES].encode(errors="replace").decode()
+    return field, first["msg"].removeprefix("Value error, ")
 
 
 def parse_events(body: bytes, now: int) -> tuple[list[Event | EventResult], int]:
@@ -230,9 +279,7 @@ def _event(raw: Any, index: int, now: int) -> Event | EventResult:
         # two events of one request without a time happened in the order sent
         at = now + index if sent.timestamp is None else micros(sent.timestamp)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])[:MAX_NAME_BYTES].encode(errors="replace").decode()
-        reason = first["msg"].removeprefix("Value error, ")
+        field, reason = first_fault(error)
         return EventResult(status="rejected", reason=reason, place=f"{place}.{field}")
     if at < 0 or at > now + DAY:
         why = "is before 1970" if at < 0 else "is more than a day ahead"

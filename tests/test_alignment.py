@@ -16,8 +16,8 @@ from recsys.correlation import correlate, spectra
 TEXT, IMAGE, SOUND = (SpaceKey(name, "1", d) for name, d in (("text", 40), ("image", 60), ("sound", 30)))
 FACTORS = 8
 N, HELD = 300, 100
-CLOSED = AlignmentConfig(nested=(4, 8, 16), steps=0, shrinkage=(1.0, 3.0), power=(0.5,))
-TRAINED = AlignmentConfig(nested=(4, 16), steps=20, passes=1, batch=64, shrinkage=(3.0,), power=(0.5,))
+CLOSED = AlignmentConfig(nested=(4, 8, 16), steps=0, shrinkage=(1.0, 3.0), power=(0.5,), within=(0.3,))
+TRAINED = CLOSED.model_copy(update={"nested": (4, 16), "steps": 20, "passes": 1, "batch": 64, "shrinkage": (3.0,)})
 
 
 def world(n, seed, noise=0.3):
@@ -84,7 +84,7 @@ def test_the_closed_form_is_canonical_correlation():
     """Without shrinkage, against scikit-learn and against the generalised eigenproblem of textbooks."""
     known = spectra({"text": views(TEXT), "sound": views(SOUND)}, N)
     rank = 5
-    alignment = correlate(known, {TEXT: 0.0, SOUND: 0.0}, 0.0, rank, (rank,))
+    alignment = correlate(known, {TEXT: 0.0, SOUND: 0.0}, 0.0, 0.3, (rank,))
     x, y = (KNOWN[key].astype(np.float64) - KNOWN[key].mean(0, dtype=np.float64) for key in (TEXT, SOUND))
     between = np.zeros((70, 70))
     between[:40, 40:] = x.T @ y
@@ -108,19 +108,36 @@ def test_the_closed_form_is_canonical_correlation():
 
 def test_directions_that_agree_more_weigh_more_by_the_power():
     known = spectra({"text": views(TEXT), "sound": views(SOUND)}, N)
-    plain, weighed = (correlate(known, {TEXT: 0.0, SOUND: 0.0}, power, 5, (5,)) for power in (0.0, 1.0))
+    plain, weighed = (correlate(known, {TEXT: 0.0, SOUND: 0.0}, power, 0.7, (5,)) for power in (0.0, 1.0))
     scales = np.linalg.norm(weighed.maps[TEXT].weight, axis=0) / np.linalg.norm(plain.maps[TEXT].weight, axis=0)
     a, b = ((KNOWN[key] - plain.maps[key].mean) @ plain.maps[key].weight for key in (TEXT, SOUND))
-    agreed = np.array([np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(5)]) + 0.3  # of views of one space: WITHIN
+    agreed = (
+        np.array([np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(5)]) + 0.7
+    )  # each view with itself, by within
     np.testing.assert_allclose(scales / scales[0], agreed / agreed[0], atol=1e-3)
 
 
+def test_views_of_one_space_agree_in_closed_form():
+    """Two views of each item, against the eigenproblem of their cross-covariance within the covariance of all."""
+    x = KNOWN[TEXT].astype(np.float64)
+    y = unit(x + 0.1 * np.random.default_rng(3).standard_normal(x.shape))
+    known = spectra({"text": views(TEXT), "speech": Views(TEXT, np.arange(N), y)}, N)
+    weight = correlate(known, {TEXT: 0.0}, 1.0, 0.3, (5,)).maps[TEXT].weight
+    mean = (x.mean(0) + y.mean(0)) / 2
+    x, y = x - mean, y - mean
+    values, directions = scipy.linalg.eigh(x.T @ y + y.T @ x, x.T @ x + y.T @ y)
+    cosines = (unit(weight.T) * unit(directions[:, ::-1][:, :5].T)).sum(1)
+    np.testing.assert_allclose(np.abs(cosines), 1, atol=1e-3)
+    spread = np.concatenate([x @ weight, y @ weight]).std(0)  # each direction weighs as much as views agree there
+    np.testing.assert_allclose(spread / spread[0], (values / values[-1])[::-1][:5], atol=1e-3)
+
+
 def test_shrinkage_is_chosen_for_each_space_among_those_given():
-    config = AlignmentConfig(nested=(8,), steps=0, shrinkage=(0.5, 2.0), power=(1.0,))
+    config = AlignmentConfig(nested=(8,), steps=0, shrinkage=(0.5, 2.0), power=(1.0,), within=(0.1,))
     fitted = fit_alignment(THREE, N, config, seed=0)
-    assert set(fitted.shrinkage) == {TEXT, IMAGE, SOUND}
-    assert set(fitted.shrinkage.values()) <= {0.5, 2.0}
-    assert fitted.power == 1.0
+    assert set(fitted.chosen.shrinkage) == {TEXT, IMAGE, SOUND}
+    assert set(fitted.chosen.shrinkage.values()) <= {0.5, 2.0}
+    assert (fitted.chosen.power, fitted.chosen.within) == (1.0, 0.1)
     assert fitted.losses == {}
 
 
@@ -138,6 +155,40 @@ def test_training_changes_the_weights_and_lowers_the_loss(closed):
     assert all(moved.losses[stage] < still.losses[stage] - 0.001 for stage in moved.losses)
 
 
+def test_the_loss_by_hand():
+    """Symmetric cross-entropy of cosines over .07, the mean of the nested dimensions, at the first step."""
+    two = {"image": views(IMAGE), "text": Views(TEXT, np.arange(N)[::-1].copy(), KNOWN[TEXT][::-1].copy())}
+    config = TRAINED.model_copy(update={"steps": 1, "batch": N, "dropout": 0.0, "nested": (2, 16)})
+    fitted = fit_alignment(two, N, config, seed=0)
+    start = fit_alignment(two, N, config.model_copy(update={"steps": 0}), seed=0).alignment
+    a, b = (start.channel(embedded(key, KNOWN[key])).vectors.astype(np.float64) for key in (IMAGE, TEXT))
+    expected = []
+    for d in (2, 16):
+        one, other = (v[:, :d] / np.linalg.norm(v[:, :d], axis=1, keepdims=True) for v in (a, b))
+        logits = one @ other.T / 0.07
+        expected += [np.mean(np.log(np.exp(side).sum(1)) - np.diag(side)) for side in (logits, logits.T)]
+    assert fitted.losses["pairs"] == pytest.approx(np.mean(expected), abs=0.02)  # which side is asked is drawn
+    assert fitted.losses["halves"] == pytest.approx(np.mean(expected), rel=0.05)  # one small step later
+
+
+def test_a_step_takes_only_channels_that_are_there():
+    """Each item has two of three channels: were the third ever taken, the loss would be that of guessing."""
+    gaps = {name: views(v.space, np.flatnonzero(np.arange(N) % 3 != i)) for i, (name, v) in enumerate(THREE.items())}
+    losses = fit_alignment(gaps, N, TRAINED, seed=0).losses
+    assert max(losses.values()) < 0.3 * np.log(TRAINED.batch)
+
+
+def test_settings_are_chosen_by_the_seed():
+    noisy = world(60, seed=4, noise=3.0)
+    channels = {"text": views(TEXT, of=noisy), "image": views(IMAGE, of=noisy)}
+    config = CLOSED.model_copy(update={"shrinkage": tuple(np.geomspace(0.1, 30, 8).tolist()), "power": (0.5, 1.0)})
+    chosen = [
+        tuple(fit_alignment(channels, 60, config, seed=s).chosen.shrinkage.values()) for s in (0, 0, 0, 0, 1, 2, 3)
+    ]
+    assert len(set(chosen[:4])) == 1
+    assert len(set(chosen)) > 1
+
+
 def test_a_seed_makes_a_space(trained):
     again = fit_alignment(THREE, N, TRAINED, seed=0)
     assert again.alignment.space == trained.alignment.space
@@ -152,7 +203,7 @@ def test_progress_tells_each_stage():
         told[name] = [total]
         return told[name].append
 
-    config = AlignmentConfig(nested=(8,), steps=3, passes=2, batch=100, shrinkage=(1.0,), power=(0.5,))
+    config = TRAINED.model_copy(update={"steps": 3, "passes": 2, "batch": 100})
     fit_alignment(THREE, N, config, seed=0, progress=begin)
     assert told == {f"alignment, {stage}": [6] + [1] * 6 for stage in ("pairs", "halves")}  # 2 passes of 3 batches
 
@@ -328,7 +379,8 @@ def test_agreement_by_hand():
     expected = np.mean([np.mean([1, 1 / 3, 1 / 2]), np.mean([1, 1 / 2, 1 / 2])])
     assert agreement(alignment, {"a": one, "b": other}, 3) == pytest.approx(expected)
     same = {"a": one, "c": Views(a, one.items, plane([20, 170, 100]))}
-    assert agreement(alignment, same, 3) == 0  # one space has nothing to find in another
+    assert agreement(alignment, same, 3) == pytest.approx(expected)  # words written and spoken find each other too
+    assert agreement(alignment, {"a": one}, 3) == 0
     fewer = {"a": one, "b": Views(b, np.array([0, 2]), plane([20, 100]))}
     # item 1 has nothing to find; of a: 0 first, 2 first among 20° and 100°; of b, among all of a: 1 and 1/2
     assert agreement(alignment, fewer, 3) == pytest.approx(np.mean([1, np.mean([1, 1 / 2])]))

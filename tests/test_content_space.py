@@ -94,7 +94,9 @@ def test_a_bundle_keeps_its_space_and_searches_in_it(channels, tmp_path):
     placed = bundle.content.place(thirty)
     np.testing.assert_array_equal(placed.vectors, content.vectors)
     for name, channel in space.channels.items():
-        np.testing.assert_allclose(bundle.content.channels[name].vectors, channel.vectors, atol=1e-3)  # half precision
+        np.testing.assert_allclose(
+            bundle.content.channels[name].vectors, channel.vectors, atol=1e-3
+        )  # half precision
     found = bundle.search(placed.vectors, 30)
     scores = content.vectors @ content.vectors.T
     np.testing.assert_array_equal(found.rows[:, 0], np.arange(30))

@@ -8,10 +8,12 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
+from media import picture
 from test_app import Flaky
-from toy_service import RULES, ToyShelf, toy_bundle, toy_events, toy_settings
+from toy_service import RULES, ToyShelf, toy_bundle, toy_encoders, toy_events, toy_settings, with_contents
 
 from serving.app import create_app
 
@@ -34,13 +36,14 @@ FLAGS = [
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Flaky]]:
     """A service on a free port, and its store."""
     folder = tmp_path_factory.mktemp("site")
-    shelf, store = ToyShelf(toy_bundle(folder, 40, images={2: "absent.png"})), Flaky(RULES)
+    shelf, store = ToyShelf(with_contents(toy_bundle(folder, 40, images={2: "absent.png"}))), Flaky(RULES)
     app = create_app(
         toy_settings(folder, follow_seconds=0.05),
         load=shelf.load,
         current=shelf.current,
         events=lambda _: toy_events(),
         connect=lambda _: store,
+        encoders=toy_encoders,
     )
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -139,6 +142,71 @@ def test_similar_items_and_the_keyboard(page: Any, site: tuple[str, Flaky]) -> N
     assert past(page) == ["i8"]
 
 
+def finds(page: Any) -> list[str]:
+    return page.eval_on_selector_all("#finds .card", "cards => cards.map(card => card.dataset.item)")  # type: ignore[no-any-return]
+
+
+GREEN = picture(np.full((8, 8, 3), (0, 255, 0), np.uint8), "PNG")
+
+DROP = """([name, type, bytes]) => {
+  const carried = new DataTransfer();
+  carried.items.add(new File([new Uint8Array(bytes)], name, { type }));
+  for (const moved of ["dragover", "drop"]) {
+    document.body.dispatchEvent(new DragEvent(moved, { dataTransfer: carried, bubbles: true, cancelable: true }));
+  }
+}"""
+
+
+def test_words_find_items(page: Any, site: tuple[str, Flaky]) -> None:
+    page.goto(f"{site[0]}/?user=seeker")
+    page.wait_for_selector("#picks .card")
+    page.get_by_label("Search by words").fill("red")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#finds .card")
+    assert finds(page)[:4] == ["i0", "i1", "i2", "i4"]  # i3 is hidden
+    assert page.inner_text("#found-title") == "Found for “red”"
+    assert page.inner_text('#finds [data-item="i1"] .chips') == "text 1.00"
+    assert page.get_attribute('#finds [data-item="i2"] .chips', "title") == "near in image 1.00, text 1.00"
+    page.click('#finds [data-item="i1"] .hit')
+    page.wait_for_selector("#past .card")
+    assert past(page) == ["i1"]
+    page.click("#clear")
+    page.wait_for_selector("#found", state="hidden")
+
+
+def test_a_picture_is_dropped(page: Any, site: tuple[str, Flaky]) -> None:
+    page.goto(f"{site[0]}/?user=seeker")
+    page.wait_for_selector("#picks .card")
+    page.evaluate(DROP, ["<b>grass.png", "image/png", list(GREEN)])
+    page.wait_for_selector("#finds .card")
+    assert finds(page)[:3] == ["i39", "i38", "i37"]
+    assert page.inner_text("#held-name") == "<b>grass.png"
+    sync_api.expect(page.locator("#preview")).to_have_js_property("naturalWidth", 8)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.fill("#words", "red")
+    page.click("#ask button[type=submit]")
+    sync_api.expect(page.locator("#found-title")).to_have_text("Found for “red” and <b>grass.png")
+    assert finds(page)[:2] == ["i20", "i19"]  # the middle: item r is at 88 r / 39 degrees
+    page.set_input_files("#file", {"name": "torn.png", "mimeType": "image/png", "buffer": GREEN[:40]})
+    page.wait_for_selector("#found-state .warn")
+    assert page.inner_text("#found-state .warn") == "image not read"
+    assert "cannot be decoded" in page.get_attribute("#found-state .warn", "title")
+    assert finds(page)[:2] == ["i0", "i1"]
+    page.click("#let-go")
+    page.wait_for_selector("#held", state="hidden")
+    page.evaluate(DROP, ["x.txt", "text/plain", [1]])
+    page.wait_for_selector("#toast")
+    assert "is no picture" in page.inner_text("#toast")
+
+
+def test_similar_items_say_in_what(page: Any, site: tuple[str, Flaky]) -> None:
+    page.goto(f"{site[0]}/?user=alike")
+    page.click('#picks [data-item="i8"] .foot button')
+    page.wait_for_selector("#similar[open] .card")
+    assert page.inner_text('#alike [data-item="i7"] .chips') == "text 1.00"
+    assert page.get_attribute('#alike [data-item="i9"] .chips', "title") == "near in behaviour 0.97"
+
+
 def test_nothing_is_wider_than_a_phone(page: Any, site: tuple[str, Flaky]) -> None:
     for path in ("/?user=ann", "/docs"):
         page.goto(site[0] + path)
@@ -151,6 +219,7 @@ def test_the_docs_list_the_api(page: Any, site: tuple[str, Flaky]) -> None:
     page.wait_for_selector("article")
     assert "/v1/users/{user_id}/recommendations" in page.inner_text("#paths")
     assert "event_id" in page.inner_text("#paths")
+    assert "/v1/search -F text=" in page.inner_text("#paths")
 
 
 def test_a_store_that_is_away_is_said(page: Any, site: tuple[str, Flaky]) -> None:

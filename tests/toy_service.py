@@ -1,18 +1,27 @@
 """A bundle whose answers are known by hand, for the tests of the service."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from features.catalog import Catalog
+from features.content import Content, Limits, Modality
+from features.decoders import Decoders
+from features.encoders.frozen import Media
+from features.encoders.pictures import prepare
+from features.encoders.text import embed_texts
 from features.errors import BundleError
 from features.ids import IdMap
 from features.interactions import Bools, Ints, Ragged, UserStates
 from features.schema import DataConfig, EventRules, Placement
+from features.spaces import Embedded, Encoder, Floats, Progress, SpaceKey, Task, unit
 from recsys.candidates import Candidates, top_k
+from recsys.content_space import ContentSpace
 from serving.settings import ServeSettings
 
 RULES = EventRules(positive={"rating": 3.5, "click": None}, seen=("rating", "click"))
@@ -52,6 +61,11 @@ class ToyBundle:
     data: DataConfig
     recommender: Nearest
     popular: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    content: ContentSpace | None = None
+    manifest: dict[str, Any] = field(default_factory=lambda: {"config": {"encoder": None}})
+
+    def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
+        return top_k(content @ self.catalog.content.T, k, allow=allow)
 
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
         return top_k(np.stack([near(int(r), len(self.catalog)) for r in rows]), k, allow=allow, exclude=exclude)
@@ -116,6 +130,79 @@ def toy_events(rows: list[tuple[str, str, float]] | None = None) -> pl.DataFrame
     ).with_columns(pl.col("timestamp").cast(pl.Datetime("us", "UTC")))
 
 
+COLOURS = SpaceKey("colours", "1", 3)
+RED, GREEN, BLUE = np.eye(3, dtype=np.float32)
+WORDS = {"red": RED, "green": GREEN, "blue": BLUE}
+
+
+def with_contents(bundle: ToyBundle, **limits: object) -> ToyBundle:
+    """The same with contents: item 0 is red, the last nearly green, those between on the way; i9 has none.
+
+    Their text says just that; every other item has a picture, i0, i4, i8, … a green one and i2, i6, … a red one.
+    """
+    n = len(bundle.catalog)
+    angle = np.radians(88 * np.arange(n) / (n - 1))
+    there, row = np.arange(n) != 9, np.arange(n)
+    texts = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1).astype(np.float32) * there[:, None]
+    pictures = np.where((row % 4 == 0)[:, None], GREEN, RED) * (row % 2 == 0)[:, None]
+    channels = {"text": Embedded(COLOURS, texts, there), "image": Embedded(COLOURS, pictures, row % 2 == 0)}
+    config = {"encoder": {"kind": "builtin"}, "limits": limits, "cache": "never written"}
+    return replace(
+        bundle,
+        catalog=replace(bundle.catalog, content=texts, has_content=there),
+        content=ContentSpace(COLOURS, None, channels),
+        manifest={"config": config},
+    )
+
+
+class ToyWords:
+    """Reads the names of colours."""
+
+    modalities: frozenset[Modality] = frozenset({"text"})
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.read: list[str] = []
+
+    def space(self, task: Task = "document") -> SpaceKey:
+        return COLOURS
+
+    def words(self, texts: Sequence[str]) -> Floats:
+        self.read += texts
+        return unit(np.stack([sum((WORDS[w] for w in text.split() if w in WORDS), 0 * RED) for text in texts]))
+
+    def encode(
+        self, contents: Sequence[Content], *, task: Task = "document", progress: Progress | None = None
+    ) -> Embedded:
+        assert task == "query"
+        return embed_texts(contents, self.words, COLOURS, self.limits, None)
+
+
+class ToyEyes(ToyWords):
+    """Sees the colour of a picture, decoded as any is."""
+
+    modalities = frozenset({"image", "video"})
+
+    def __init__(self, decoders: Decoders, limits: Limits) -> None:
+        self.media = Media(decoders, limits)
+
+    def encode(
+        self, contents: Sequence[Content], *, task: Task = "document", progress: Progress | None = None
+    ) -> Embedded:
+        assert task == "query"
+        return self.media.embed(contents, self.modalities, prepare, mean_colour, COLOURS, batch=8)
+
+
+def mean_colour(frames: list[Any]) -> Floats:
+    """(k, 3) of k frames."""
+    return np.stack([frame.mean((0, 1)) for frame in frames]).astype(np.float32)
+
+
+def toy_encoders(config: object, decoders: Decoders, limits: Limits, models: Path) -> dict[str, Encoder]:
+    """As `open_encoders`."""
+    return {"text": ToyWords(limits), "image": ToyEyes(decoders, limits)}
+
+
 class ToyShelf:
     """Bundles by name, in memory; `now` is the one that is current."""
 
@@ -142,7 +229,9 @@ class ToyShelf:
 
 def toy_settings(folder: Path, **options: object) -> ServeSettings:
     """Everything in one folder."""
-    return ServeSettings.model_validate({"bundles": folder / "bundles", "log": folder / "log", **options})
+    return ServeSettings.model_validate(
+        {"bundles": folder / "bundles", "log": folder / "log", "preload": False, **options}
+    )
 
 
 def broken(bundle: ToyBundle) -> ToyBundle:

@@ -33,15 +33,17 @@ function operation(path, verb, said) {
   head.append(make("span", "verb", verb.toUpperCase()), make("code", "", ` ${path}`));
   article.append(head, make("p", "", (said.description || said.summary).replaceAll("`", "")));
   const parameters = (said.parameters || []).map((p) => [p.name, kind(p.schema), p.description]);
-  const body = said.requestBody && said.requestBody.content["application/json"].schema.oneOf[0];
+  const sent = said.requestBody && said.requestBody.content["application/json"].schema;
+  const body = sent && (sent.oneOf ? sent.oneOf[0] : sent);
   if (body) {
     for (const [name, field] of Object.entries(body.properties)) {
-      parameters.push([name, kind(field) + (body.required.includes(name) ? "" : ", optional"), field.description]);
+      parameters.push([name, kind(field) + ((body.required || []).includes(name) ? "" : ", optional"), field.description]);
     }
   }
   if (parameters.length) article.append(rows(parameters));
   const url = `${location.origin}${path.replace(/\{(\w+)\}/g, "1")}`;
-  const sample = body ? ` -d '{"user_id": "1", "item_id": "1", "event": "rating", "value": 5}'` : "";
+  const event = ` -d '{"user_id": "1", "item_id": "1", "event": "rating", "value": 5}'`;
+  const sample = body ? (path.endsWith("/search") ? ` -F text="words" -F image=@picture.jpg` : event) : "";
   article.append(make("pre", "", `curl ${url}${sample}`));
   return article;
 }

@@ -2,7 +2,7 @@
 // One page over the public API. Whatever comes from the API reaches the document as text, never as markup.
 
 const $ = (id) => document.getElementById(id);
-const state = { user: "", placement: "", click: { event: "click", value: null }, turn: 0 };
+const state = { user: "", placement: "", click: { event: "click", value: null }, turn: 0, file: null, asked: 0 };
 
 async function call(path, options) {
   const begin = performance.now();
@@ -65,12 +65,23 @@ function texts(item, below) {
   return text;
 }
 
+function strongest(near) {
+  const known = Object.entries(near).filter(([, cosine]) => cosine !== null).sort((a, b) => b[1] - a[1]);
+  const told = known.map(([what, cosine]) => `${what} ${cosine.toFixed(2)}`);
+  const chips = make("p", "chips");
+  if (told.length) chips.append(make("span", "", told[0]));
+  chips.title = `near in ${told.join(", ")}`;
+  return chips;
+}
+
 function card(item, requestId) {
   const entry = make("li", "card");
   const hit = make("button", "hit");
   hit.type = "button";
   hit.setAttribute("aria-label", `${state.click.event}: ${name(item)}`);
-  hit.append(face(item), texts(item, item.categories.join(" · ")));
+  const text = texts(item, item.categories.join(" · "));
+  if (item.near) text.append(strongest(item.near));
+  hit.append(face(item), text);
   hit.addEventListener("click", () => send(item, requestId));
   const foot = make("div", "foot");
   const similar = make("button", "quiet", "Similar");
@@ -162,6 +173,56 @@ async function showSimilar(item) {
   }
 }
 
+function hold(file) {
+  if (file && !/^(image|audio|video)\//.test(file.type)) return toast(`${file.name} is no picture, sound or video`);
+  URL.revokeObjectURL($("preview").src);
+  state.file = file;
+  $("file").value = "";
+  $("held").hidden = !file;
+  $("preview").hidden = !(file && file.type.startsWith("image/"));
+  if (!file) return $("preview").removeAttribute("src");
+  $("held-name").textContent = file.name;
+  if (!$("preview").hidden) $("preview").src = URL.createObjectURL(file);
+  ask();
+}
+
+async function ask() {
+  const turn = ++state.asked;
+  const words = $("words").value.trim();
+  const file = state.file;
+  if (!words && !file) return;
+  const form = new FormData();
+  form.append("k", "24");
+  if (words) form.append("text", words);
+  if (file) form.append(file.type.split("/")[0], file);
+  $("ask").classList.add("busy");
+  try {
+    const [said, millis] = await call("/v1/search", { method: "POST", body: form });
+    if (turn !== state.asked) return;
+    const failed = said.query.failed.map((part) => {
+      const chip = make("span", "warn", `${part.part} not read`);
+      chip.title = part.reason;
+      return chip;
+    });
+    $("found-state").replaceChildren(...failed, make("span", "", `${millis.toFixed(0)} ms`));
+    $("found-title").textContent = `Found for ${[words && `“${words}”`, file && file.name].filter(Boolean).join(" and ")}`;
+    fill($("finds"), said.items.map((item) => card(item, said.request_id)), said.items, "Nothing was found.");
+    $("found").hidden = false;
+  } catch (error) {
+    if (turn === state.asked) toast(error.message);
+  } finally {
+    if (turn === state.asked) $("ask").classList.remove("busy");
+  }
+}
+
+function clear() {
+  state.asked++;
+  $("found").hidden = true;
+  $("words").value = "";
+  $("ask").classList.remove("busy");
+  hold(null);
+}
+
 function choose(user) {
   state.user = user;
   $("user").value = user;
@@ -178,6 +239,18 @@ $("pick").addEventListener("submit", (submitted) => {
 $("invent").addEventListener("click", () => choose(`guest-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`));
 $("user").addEventListener("focus", () => $("user").select());
 $("placement").addEventListener("change", () => { state.placement = $("placement").value; show(); });
+$("ask").addEventListener("submit", (submitted) => { submitted.preventDefault(); ask(); });
+$("clear").addEventListener("click", () => { clear(); $("words").focus(); });
+$("let-go").addEventListener("click", () => { hold(null); $("words").focus(); });
+$("file").addEventListener("change", () => { if ($("file").files.length) hold($("file").files[0]); });
+for (const moved of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(moved, (dragged) => {
+    if ($("ask").hidden || !dragged.dataTransfer.types.includes("Files")) return;
+    dragged.preventDefault(); // the browser would leave the page and show the file
+    $("ask").classList.toggle("over", moved === "dragover");
+    if (moved === "drop") hold(dragged.dataTransfer.files[0]);
+  });
+}
 $("close").addEventListener("click", () => $("similar").close());
 $("similar").addEventListener("click", (clicked) => { if (clicked.target === $("similar")) $("similar").close(); });
 
@@ -185,6 +258,7 @@ async function begin() {
   try {
     const [about] = await call("/v1/about");
     state.click = about.click;
+    $("ask").hidden = !about.search;
     $("placement").replaceChildren(...Object.keys(about.placements).map((place) => make("option", "", place)));
     state.placement = $("placement").value;
     $("placement").parentElement.hidden = Object.keys(about.placements).length < 2;

@@ -1,0 +1,171 @@
+"""Search: a query of words, pictures, sounds and videos is encoded beside the other requests, one at a time."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from features.content import Content, Limits, Text
+from features.decoders import Decoders
+from features.encoding import QUICK, EncoderConfig, open_encoders
+from features.errors import RecsysError
+from features.spaces import Embedded, Encoder
+from recsys.content_space import ContentSpace
+from recsys.search import Encoding, Searcher, near_query
+from serving.answers import expose, live_of, slate_answer, stage
+from serving.follow import Service
+from serving.live import Live, Servable, by_item
+from serving.query import SearchIn, parse_query
+from serving.settings import ServeSettings
+from serving.wire import MAX_BODY_BYTES, ApiError, ErrorAnswer, SearchAnswer, answer, bounded_body
+
+logger = logging.getLogger("recsys.serving")
+
+SEARCH = "search"
+LARGE = 4
+"""Bodies larger than MAX_BODY_BYTES that are held at once."""
+
+BODY_SECONDS = 60.0
+"""In which a body has to arrive: a slow sender would keep the others' place."""
+
+Open = Callable[[EncoderConfig, Decoders, Limits, Path], dict[str, Encoder]]
+
+
+class Desk:
+    """Where queries are encoded. Encoders are opened when they are first needed, and kept from bundle to bundle as
+    long as these were encoded alike."""
+
+    def __init__(self, settings: ServeSettings, open_: Open = open_encoders) -> None:
+        self._settings = settings
+        self._open = open_
+        self._decoders = Decoders()
+        self._opened: tuple[Encoding, Mapping[str, Encoder]] | None = None
+        # one at a time: tokenizers cannot be shared by threads, and a query takes a core while it is encoded
+        self._turn = asyncio.Lock()
+        self._large = asyncio.Semaphore(LARGE)
+
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """The body; few large ones are held at once. Raises ApiError 408, 413 and 503."""
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) <= MAX_BODY_BYTES:
+            yield await self._arrived(request)
+            return
+        async with self._waiting(self._large):
+            yield await self._arrived(request)
+
+    async def embed(self, live: Live, content: Content) -> Embedded:
+        """The query in the space of the bundle, when its turn has come. Raises ApiError 503."""
+        encoding, space = encoded_with(live.bundle)
+        async with self._waiting(self._turn):
+            return await asyncio.to_thread(self._embed, encoding, space, content)
+
+    async def preload(self, live: Live | None) -> None:
+        """Load what the bundle's queries need; an encoder that reads words reads one."""
+        if live is None or live.bundle.content is None:
+            return
+        try:
+            encoding, _ = encoded_with(live.bundle)
+            async with self._turn:
+                await asyncio.to_thread(self._warm, encoding)
+        except (ApiError, RecsysError) as error:
+            logger.warning("search will not work: %s", error)
+        except Exception:  # nobody waits for this, and whoever searches will be told
+            logger.exception("what reads queries could not be loaded")
+
+    def close(self) -> None:
+        """End the workers that decode."""
+        self._decoders.close()
+
+    async def _arrived(self, request: Request) -> bytes:
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                return await bounded_body(request, self._settings.search_bytes)
+        except TimeoutError:
+            raise ApiError(408, "slow_body", f"the body did not arrive within {BODY_SECONDS:g} s", "body") from None
+
+    @asynccontextmanager
+    async def _waiting(self, gate: asyncio.Lock | asyncio.Semaphore) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._settings.search_wait):
+                await gate.acquire()
+        except TimeoutError:
+            raise ApiError(503, "busy", "too many searches at once; try again in a moment", "") from None
+        try:
+            yield
+        finally:
+            gate.release()
+
+    def _encoders(self, encoding: Encoding) -> Mapping[str, Encoder]:
+        if self._opened is None or self._opened[0] != encoding:
+            made = self._open(encoding.config, self._decoders, encoding.limits, encoding.models)
+            self._opened = encoding, made
+        return self._opened[1]
+
+    def _embed(self, encoding: Encoding, space: ContentSpace, content: Content) -> Embedded:
+        return Searcher(space, self._encoders(encoding)).embed(content)
+
+    def _warm(self, encoding: Encoding) -> None:
+        if (words := self._encoders(encoding).get(QUICK)) is not None:
+            words.encode([Content.of(Text("ready"))], task="query")
+
+
+def encoded_with(bundle: Servable) -> tuple[Encoding, ContentSpace]:
+    """How a bundle's contents were encoded, and where they lie. Raises ApiError 503 where it has none."""
+    encoding = None if bundle.content is None else Encoding.of(bundle.manifest)
+    if encoding is None or bundle.content is None:
+        raise ApiError(503, "no_content", "the served bundle knows of no contents: train with an encoder", "bundle")
+    return encoding, bundle.content
+
+
+def add_search(app: FastAPI, service: Service, desk: Desk, in_thread: Callable[..., Any]) -> None:
+    """The route."""
+    schema = {"schema": SearchIn.model_json_schema()}
+
+    @app.post(
+        "/v1/search",
+        responses={
+            200: {"model": SearchAnswer},
+            **{code: {"model": ErrorAnswer} for code in (400, 408, 413)},
+        },
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": schema, "multipart/form-data": schema},
+            }
+        },
+        tags=["search"],
+    )
+    async def search(request: Request) -> Response:
+        """Items that words, a picture, a sound, a video or any mixture of them are near to, best first.
+
+        As JSON, media are base64 or https URLs of hosts that the bundle names; as a form, files. What could not be
+        read is told in `query.failed`, and the rest is answered.
+        """
+        live, trace = live_of(service), dict[str, float]()
+        _, space = encoded_with(live.bundle)  # before anything is read
+        async with desk.body(request) as body:
+            content, k = await in_thread(parse_query, body, request.headers.get("content-type", ""))
+            with stage(trace, "encode"):
+                found = await desk.embed(live, content)
+        failed = [{"part": content.parts[each.part].modality, "reason": each.reason[:500]} for each in found.failures]
+        told = {"query": {"read": _read(content, found), "failed": failed}}
+        if not found.present[0]:
+            why = "; ".join(f"{each['part']}: {each['reason']}" for each in failed)
+            error = {"code": "nothing_read", "message": f"nothing of the query could be read: {why}", "place": "body"}
+            return answer({"error": error, **told}, 422)
+        with stage(trace, "rank"):
+            slate = await in_thread(live.search, found.vectors, k, trace)
+        shown = await expose(service, slate, SEARCH)
+        columns = near_query(space, found, slate.rows)
+        return slate_answer(slate, live, shown, by_item(columns, len(slate)), **told)
+
+
+def _read(content: Content, found: Embedded) -> list[str]:
+    failed = {each.part for each in found.failures}
+    return [part.modality for at, part in enumerate(content.parts) if at not in failed]
