@@ -16,11 +16,8 @@ from features.content import Limits
 from features.encoding import Builtin, EncoderConfig
 from features.errors import ConfigError
 from features.schema import DataConfig, Strict
-from recsys.alignment_training import AlignmentConfig
 from recsys.baselines import check_baseline
-from recsys.reranker import RerankerConfig
-from recsys.towers import TowerConfig
-from recsys.training import TrainingConfig
+from recsys.settings import AlignmentConfig, RerankerConfig, TowerConfig, TrainingConfig
 
 PREFIX = "RECSYS__"
 

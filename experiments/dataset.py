@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -22,7 +23,9 @@ from features.report import Report
 from features.schema import ITEM, TIME, USER
 from features.sift import repeated_events
 from features.tables import label, read_items, read_tables
-from recsys.content_space import ContentSpace, fit_content_space
+
+if TYPE_CHECKING:
+    from recsys.content_space import ContentSpace
 
 TITLES = "title"
 """Channel of titles alone, beside the text that has all words: what people search with."""
@@ -47,7 +50,7 @@ class Dataset:
     left_out: int = 0
     unknown: int = 0
     twice: int = 0
-    space: ContentSpace | None = None
+    space: "ContentSpace | None" = None
     told: str = ""
     fitted_until: int = int(np.iinfo(np.int64).min)
 
@@ -114,6 +117,8 @@ def encode(dataset: Dataset, config: RunConfig, progress: Begin | None = None) -
     Texts are encoded now; pictures, sounds and videos, and all that a native model reads, are those that
     `recsys embed` has left in the cache. Raises ConfigError when a native model's are not there yet.
     """
+    from recsys.content_space import fit_content_space  # with torch, which embedding alone does not need
+
     if config.encoder is None:
         return dataset
     contents = item_contents(dataset.catalog.frame, Path(config.data.path))

@@ -8,61 +8,23 @@ of the weights on the way.
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
 from features.errors import DataError
 from features.interactions import Bools, Ints
 from features.progress import Begin
-from features.schema import Strict
 from features.spaces import SpaceKey, unit
 from recsys.alignment import Alignment, Map, Views
 from recsys.candidates import Floats
 from recsys.correlation import correlate, spectra
+from recsys.settings import AlignmentConfig
 
 Stage = Literal["pairs", "halves"]
-
-
-class AlignmentConfig(Strict):
-    """How the shared space is learned."""
-
-    nested: tuple[int, ...] = (32, 64, 128, 256)
-    """Dimensions that vectors may be cut to, in ascending order; the last is the whole."""
-
-    shrinkage: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
-    """Tried for each space on items held out, in units of its mean variance."""
-
-    power: tuple[float, ...] = (0.5, 1.0)
-    """Tried likewise: how much directions that agree more weigh more."""
-
-    within: tuple[float, ...] = (0.3, 1.0)
-    """Tried likewise: weight of agreement within a space against that between spaces."""
-
-    steps: Annotated[int, Field(ge=0)] = 40
-    """Of each stage, or as many as make `passes`, whichever is more; 0: the closed form."""
-
-    passes: Annotated[int, Field(ge=0)] = 4
-    """Least number of times that a stage sees each item."""
-
-    batch: Annotated[int, Field(ge=2)] = 1024
-    """Items in a step, each other's negatives."""
-
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    """Of AdamW, falling to zero by a cosine in each stage."""
-
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of an encoder's coordinates hidden in a step."""
-
-    @model_validator(mode="after")
-    def _ascending(self) -> "AlignmentConfig":
-        if not self.nested or list(self.nested) != sorted(set(self.nested)) or self.nested[0] < 1:
-            raise ValueError(f"nested {list(self.nested)}: ascending dimensions are needed")
-        return self
 
 
 @dataclass(frozen=True)

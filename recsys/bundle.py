@@ -34,8 +34,9 @@ from recsys.content_space import ContentSpace
 from recsys.index import ExactIndex
 from recsys.recommender import TwoStage, side_by_side, widened
 from recsys.reranker import PairFeatures, Reranker
+from recsys.settings import TowerConfig
 from recsys.statistics import ItemStatistics
-from recsys.towers import TowerConfig, TwoTowers
+from recsys.towers import TwoTowers
 
 FORMAT = 2
 """Rises when an older version could not read what is written."""

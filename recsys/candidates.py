@@ -5,7 +5,6 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from features.interactions import Bools, Ints, Ragged, UserStates
 
@@ -78,6 +77,8 @@ def top_k(scores: Floats, k: int, *, allow: Bools | None = None, exclude: Ragged
     if exclude is not None:
         which, items = exclude.pairs()
         scores[which, items] = -np.inf
+    import torch  # the fastest partial sort; not at the top, since every command would wait for it
+
     values, rows = torch.topk(torch.from_numpy(scores), min(k, scores.shape[1]), dim=1)
     found, at = values.numpy(), rows.numpy()
     missing = np.isneginf(found)

@@ -9,7 +9,8 @@ from features.errors import DataError
 from features.progress import Begin
 from features.spaces import Embedded, SpaceKey, same_space
 from recsys.alignment import Alignment, Views, fuse
-from recsys.alignment_training import AlignmentConfig, fit_alignment
+from recsys.alignment_training import fit_alignment
+from recsys.settings import AlignmentConfig
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field
 
 from features.catalog import Catalog
 from features.errors import BundleError, DependencyError
 from features.interactions import UserStates
-from features.schema import Strict
 from recsys.candidates import Candidates, Floats
+from recsys.settings import RerankerConfig
 from recsys.statistics import ItemStatistics
 
 try:
@@ -42,19 +40,6 @@ FEATURES = (
 
 RECENT_EVENTS = 50
 """Newest positive events of a user that pair features look at."""
-
-
-class RerankerConfig(Strict):
-    """LambdaMART over the candidates of the towers."""
-
-    candidates: Annotated[int, Field(ge=10)] = 500
-    """Items that retrieval hands over."""
-
-    trees: Annotated[int, Field(ge=1)] = 100
-    leaves: Annotated[int, Field(ge=2)] = 7
-    learning_rate: Annotated[float, Field(gt=0)] = 0.03
-    groups: Annotated[int, Field(ge=1)] = 5000
-    """At most this many states of the validation window are trained on, drawn by the seed."""
 
 
 @dataclass(frozen=True)

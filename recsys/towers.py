@@ -1,43 +1,15 @@
 """The two towers: items and users as unit vectors of one space."""
 
-from typing import Annotated
-
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from features.catalog import Catalog
 from features.interactions import UserStates
-from features.schema import Strict
 from recsys.candidates import Floats
+from recsys.settings import TowerConfig
 from recsys.statistics import ItemStatistics
-
-
-class TowerConfig(Strict):
-    """Shape of the two towers."""
-
-    dimension: Annotated[int, Field(ge=8, multiple_of=4)] = 64
-    """Length of every vector."""
-
-    layers: Annotated[int, Field(ge=1)] = 2
-    """Transformer layers of the user tower."""
-
-    heads: Annotated[int, Field(ge=1)] = 2
-    """Attention heads; they divide the dimension."""
-
-    history: Annotated[int, Field(ge=1)] = 100
-    """Newest positive events of a user that are read."""
-
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Dropout in the user tower, also on its input."""
-
-    id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of items whose id embedding is hidden in a training step: teaches the tower to place items by content."""
-
-    content: bool = True
-    """Whether text and categories are used beside the id."""
 
 
 class ItemTower(nn.Module):

@@ -4,11 +4,10 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-from pydantic import Field
 from scipy import sparse
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -16,39 +15,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from features.catalog import Catalog
 from features.interactions import Interactions
 from features.progress import Begin
-from features.schema import Strict
 from recsys.candidates import Floats
+from recsys.settings import TowerConfig, TrainingConfig
 from recsys.statistics import ItemStatistics
-from recsys.towers import TowerConfig, TwoTowers
+from recsys.towers import TwoTowers
 from recsys.windows import Batch, Windows
 
 Report = Callable[[dict[str, float]], Any]
 """Gets a line of figures an epoch."""
-
-
-class TrainingConfig(Strict):
-    """How the towers are fitted."""
-
-    epochs: Annotated[int, Field(ge=1)] = 50
-    """At most this many passes over the events."""
-
-    patience: Annotated[int, Field(ge=1)] = 3
-    """Validations without a better NDCG@10 before stopping."""
-
-    validation_states: Annotated[int, Field(ge=1)] = 5000
-    """At most this many states of the validation window are ranked after each pass, drawn by the seed."""
-
-    batch_events: Annotated[int, Field(ge=1)] = 8192
-    """History events in a step."""
-
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """Of AdamW, after a warm-up over the first epoch."""
-
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Of AdamW."""
-
-    negatives: Annotated[int, Field(ge=0)] = 0
-    """0: softmax over the full catalogue; else over this many uniformly drawn items, shared by a step."""
 
 
 def softmax_loss(queries: Tensor, items: Tensor, scale: Tensor, batch: Batch, negatives: int) -> Tensor:

@@ -10,8 +10,9 @@ from sklearn.cross_decomposition import CCA
 from features.errors import DataError, SpaceError
 from features.spaces import Embedded, Failure, SpaceKey, cut, unit
 from recsys.alignment import Alignment, Map, Views, fuse
-from recsys.alignment_training import AlignmentConfig, agreement, fit_alignment
+from recsys.alignment_training import agreement, fit_alignment
 from recsys.correlation import correlate, spectra
+from recsys.settings import AlignmentConfig
 
 TEXT, IMAGE, SOUND = (SpaceKey(name, "1", d) for name, d in (("text", 40), ("image", 60), ("sound", 30)))
 FACTORS = 8

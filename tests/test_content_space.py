@@ -7,9 +7,9 @@ from toy_data import toy_catalog, toy_stage
 
 from features.errors import SpaceError
 from features.spaces import Embedded, SpaceKey, unit
-from recsys.alignment_training import AlignmentConfig
 from recsys.bundle import load_bundle, save_bundle
 from recsys.content_space import fit_content_space
+from recsys.settings import AlignmentConfig
 
 WORDS, PICTURES, OTHER = (SpaceKey(name, "1", 8) for name in ("words", "pictures", "other"))
 CONFIG = AlignmentConfig(nested=(2, 4), steps=4)

@@ -159,11 +159,11 @@ def test_embedding_again_computes_nothing_and_what_changed_alone(load, tmp_path)
         report, _ = embed_catalog(config)
         return {one.encoder: one.computed for one in report.encoders}
 
-    assert computed() == {"text": 6, "image": 0, "speech": 0, "sound": 0}
-    assert computed() == {"text": 0, "image": 0, "speech": 0, "sound": 0}
+    assert computed() == {"text": 6, "image": 0, "speech": 0, "sound": 0, "title": 6}
+    assert computed() == {"text": 0, "image": 0, "speech": 0, "sound": 0, "title": 0}
     items = tmp_path / "data" / "items.csv"
     items.write_text(items.read_text().replace("Title 3", "Another title"))
-    assert computed() == {"text": 1, "image": 0, "speech": 0, "sound": 0}
+    assert computed() == {"text": 1, "image": 0, "speech": 0, "sound": 0, "title": 1}
 
 
 def test_without_an_encoder_nothing_is_embedded(tmp_path, load):

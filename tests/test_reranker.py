@@ -7,7 +7,8 @@ from toy_data import DAY, noise, toy_catalog, toy_log
 from features.errors import BundleError
 from recsys import reranker as module
 from recsys.candidates import Candidates, Scorer
-from recsys.reranker import FEATURES, RECENT_EVENTS, Lesson, PairFeatures, Reranker, RerankerConfig, fit_reranker
+from recsys.reranker import FEATURES, RECENT_EVENTS, Lesson, PairFeatures, Reranker, fit_reranker
+from recsys.settings import RerankerConfig
 from recsys.statistics import ItemStatistics
 
 R2 = 2**-0.5

@@ -16,9 +16,9 @@ from experiments.train import contend
 from features.errors import DataError, LeakError
 from features.ids import IdMap
 from features.report import Report
-from recsys.reranker import PairFeatures, RerankerConfig
+from recsys.reranker import PairFeatures
+from recsys.settings import RerankerConfig, TrainingConfig
 from recsys.statistics import ItemStatistics
-from recsys.training import TrainingConfig
 
 FAR = 10**9
 

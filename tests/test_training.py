@@ -9,7 +9,8 @@ from torch.nn import functional
 from toy_data import SMALL, chain, noise, toy_catalog, toy_log
 
 from features.errors import DataError
-from recsys.training import TrainingConfig, behaviour_vectors, fit_towers, softmax_loss
+from recsys.settings import TrainingConfig
+from recsys.training import behaviour_vectors, fit_towers, softmax_loss
 from recsys.windows import Batch
 
 QUICK = TrainingConfig(epochs=3, batch_events=200, learning_rate=0.01)

@@ -14,9 +14,10 @@ from features.tables import ITEMS
 from recsys.baselines import fit_popular
 from recsys.index import ExactIndex
 from recsys.recommender import TwoStage
-from recsys.reranker import Lesson, PairFeatures, RerankerConfig, fit_reranker
+from recsys.reranker import Lesson, PairFeatures, fit_reranker
+from recsys.settings import RerankerConfig, TowerConfig
 from recsys.statistics import ItemStatistics
-from recsys.towers import TowerConfig, TwoTowers
+from recsys.towers import TwoTowers
 
 DAY = 86400 * 10**6
 """Microseconds."""

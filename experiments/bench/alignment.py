@@ -23,10 +23,11 @@ from features.errors import ConfigError, SourceError
 from features.interactions import Ints
 from features.spaces import Embedded, Encoder, SpaceKey, unit
 from recsys.alignment import Views
-from recsys.alignment_training import AlignmentConfig, fit_alignment
+from recsys.alignment_training import fit_alignment
 from recsys.bootstrap import Interval, bootstrap, paired_bootstrap
 from recsys.candidates import Floats
 from recsys.metrics import Doubles
+from recsys.settings import AlignmentConfig
 
 FOLDS, SEED, CUT = 5, 0, 64
 CACHE = Path("data/cache")

@@ -1,17 +1,19 @@
 """Implicit ALS through the package `implicit`: the one file that imports it."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
-import torch
-from implicit.cpu.als import AlternatingLeastSquares
 from threadpoolctl import threadpool_limits
 
 from features.errors import ConfigError
 from features.interactions import Interactions, Ragged
 from recsys.baselines.profiles import Baseline, counts, profile, user_items
 from recsys.candidates import Floats
+
+if TYPE_CHECKING:
+    from implicit.cpu.als import AlternatingLeastSquares
 
 
 def _one_pool() -> threadpool_limits:
@@ -23,10 +25,12 @@ def _one_pool() -> threadpool_limits:
 class ImplicitALS(Baseline):
     """model: fitted, with item factors (n, f) float32; its own user factors are not used."""
 
-    model: AlternatingLeastSquares
+    model: "AlternatingLeastSquares"
 
     def scores(self, liked: Ragged) -> Floats:
         """Dot products of item factors with user factors solved for these histories: (b, n) float32."""
+        import torch  # a faster product; not at the top, since every command would wait for it
+
         history = profile(liked, len(self.popularity), 1.0)
         with _one_pool():
             users = self.model.recalculate_user(np.arange(len(liked)), sp.csr_matrix(history))
@@ -47,6 +51,8 @@ def fit_als(
     A user's factors are solved anew from the history at hand (their equation 4), so users unseen in training are
     served as well. Raises DataError without positive events, ConfigError on settings out of range.
     """
+    from implicit.cpu.als import AlternatingLeastSquares
+
     if factors < 1 or regularization < 0 or alpha <= 0 or iterations < 1:
         raise ConfigError(
             f"ALS with factors={factors}, regularization={regularization}, alpha={alpha}, iterations={iterations}: "

@@ -1,0 +1,107 @@
+"""Settings of what is learned, apart from the libraries that learn: commands that train nothing start at once."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from features.schema import Strict
+
+
+class TowerConfig(Strict):
+    """Shape of the two towers."""
+
+    dimension: Annotated[int, Field(ge=8, multiple_of=4)] = 64
+    """Length of every vector."""
+
+    layers: Annotated[int, Field(ge=1)] = 2
+    """Transformer layers of the user tower."""
+
+    heads: Annotated[int, Field(ge=1)] = 2
+    """Attention heads; they divide the dimension."""
+
+    history: Annotated[int, Field(ge=1)] = 100
+    """Newest positive events of a user that are read."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Dropout in the user tower, also on its input."""
+
+    id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of items whose id embedding is hidden in a training step: teaches the tower to place items by content."""
+
+    content: bool = True
+    """Whether text and categories are used beside the id."""
+
+
+class TrainingConfig(Strict):
+    """How the towers are fitted."""
+
+    epochs: Annotated[int, Field(ge=1)] = 50
+    """At most this many passes over the events."""
+
+    patience: Annotated[int, Field(ge=1)] = 3
+    """Validations without a better NDCG@10 before stopping."""
+
+    validation_states: Annotated[int, Field(ge=1)] = 5000
+    """At most this many states of the validation window are ranked after each pass, drawn by the seed."""
+
+    batch_events: Annotated[int, Field(ge=1)] = 8192
+    """History events in a step."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Of AdamW, after a warm-up over the first epoch."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Of AdamW."""
+
+    negatives: Annotated[int, Field(ge=0)] = 0
+    """0: softmax over the full catalogue; else over this many uniformly drawn items, shared by a step."""
+
+
+class RerankerConfig(Strict):
+    """LambdaMART over the candidates of the towers."""
+
+    candidates: Annotated[int, Field(ge=10)] = 500
+    """Items that retrieval hands over."""
+
+    trees: Annotated[int, Field(ge=1)] = 100
+    leaves: Annotated[int, Field(ge=2)] = 7
+    learning_rate: Annotated[float, Field(gt=0)] = 0.03
+    groups: Annotated[int, Field(ge=1)] = 5000
+    """At most this many states of the validation window are trained on, drawn by the seed."""
+
+
+class AlignmentConfig(Strict):
+    """How the shared space is learned."""
+
+    nested: tuple[int, ...] = (32, 64, 128, 256)
+    """Dimensions that vectors may be cut to, in ascending order; the last is the whole."""
+
+    shrinkage: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
+    """Tried for each space on items held out, in units of its mean variance."""
+
+    power: tuple[float, ...] = (0.5, 1.0)
+    """Tried likewise: how much directions that agree more weigh more."""
+
+    within: tuple[float, ...] = (0.3, 1.0)
+    """Tried likewise: weight of agreement within a space against that between spaces."""
+
+    steps: Annotated[int, Field(ge=0)] = 40
+    """Of each stage, or as many as make `passes`, whichever is more; 0: the closed form."""
+
+    passes: Annotated[int, Field(ge=0)] = 4
+    """Least number of times that a stage sees each item."""
+
+    batch: Annotated[int, Field(ge=2)] = 1024
+    """Items in a step, each other's negatives."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    """Of AdamW, falling to zero by a cosine in each stage."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of an encoder's coordinates hidden in a step."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "AlignmentConfig":
+        if not self.nested or list(self.nested) != sorted(set(self.nested)) or self.nested[0] < 1:
+            raise ValueError(f"nested {list(self.nested)}: ascending dimensions are needed")
+        return self
