@@ -53,7 +53,7 @@ class Desk:
     async def body(self, request: Request) -> AsyncIterator[bytes]:
         """The body; few large ones are held at once. Raises ApiError 408, 413 and 503."""
         length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length[:20]) <= MAX_BODY_BYTES:
+        if length.isdecimal() and len(length) < 20 and int(length) <= MAX_BODY_BYTES:
             yield await self._arrived(request)
             return
         async with self._waiting(self._large):

@@ -1,5 +1,6 @@
 """Search by words, pictures and mixtures: the vector, the service's route, the command."""
 
+import asyncio
 import base64
 import json
 import threading
@@ -19,6 +20,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media import picture
+from starlette.requests import Request
 from toy_data import noise, toy_catalog, toy_stage
 from toy_service import (
     COLOURS,
@@ -48,6 +50,8 @@ from recsys.content_space import ContentSpace
 from recsys.search import Encoding, Searcher, near_query, searchable
 from serving.app import create_app
 from serving.live import Live
+from serving.search import Desk
+from serving.wire import ApiError
 
 GREEN_PNG = picture(np.full((8, 8, 3), (0, 255, 0), np.uint8), "PNG")
 RED_PNG = picture(np.full((8, 8, 3), (255, 0, 0), np.uint8), "PNG")
@@ -490,6 +494,30 @@ def test_queries_are_encoded_one_at_a_time(tmp_path: Path) -> None:
     with house(tmp_path, encoders=lambda *_: {"text": words}) as h, ThreadPoolExecutor(5) as pool:
         assert list(pool.map(lambda _: h.found(text="red", k=1), range(5))) == [["i0"]] * 5
     assert words.most == 1
+
+
+def test_few_large_bodies_are_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.search.LARGE", 0)
+    with house(tmp_path, search_wait=0.05) as h:
+        small, large = (orjson.dumps({"text": "red"}) + b" " * size for size in (900_000, 1_100_000))
+        assert h.client.post("/v1/search", content=small).status_code == 200
+        said = h.client.post("/v1/search", content=large)
+        assert (said.status_code, said.json()["error"]["code"]) == (503, "busy")
+
+
+def test_a_body_that_does_not_arrive_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.search.BODY_SECONDS", 0.05)
+
+    async def receive() -> Any:
+        await asyncio.sleep(20)
+
+    async def ask() -> None:
+        async with Desk(toy_settings(tmp_path)).body(Request({"type": "http", "headers": []}, receive)):
+            pytest.fail("a body")
+
+    with pytest.raises(ApiError, match="did not arrive") as error:
+        asyncio.run(ask())
+    assert error.value.status == 408
 
 
 @settings(max_examples=60, deadline=None)
