@@ -86,7 +86,7 @@ def decode_video(
 ) -> tuple[Pixels, Floats | None]:
     """Up to `frames` evenly spread frames (f, h, w, 3) uint8 RGB, and the sound as `decode_audio` gives it.
 
-    The shorter side becomes `side` pixels. Work is bounded however long the video: frames are reached from the
+    A longer shorter side becomes `side` pixels. Work is bounded however long the video: frames are reached from the
     keyframe before them, and where that is more than 100 frames away an earlier one is taken. Without pictures
     (0, side, side, 3), without sound None. Raises ContentError: no video, damaged, longer or larger than the limits
     allow, neither pictures nor sound.
@@ -179,7 +179,7 @@ def _shots(container: InputContainer, limits: Limits, most: int, side: int) -> P
     for frame in _seek_each(container, stream, [times[at] for at in spread(len(times), most)], keys):
         _check_pixels(frame.width, frame.height, limits)
         if not shots:
-            width, height = scaled(frame.width, frame.height, side, limits)
+            width, height = scaled(frame.width, frame.height, side)
         rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
         shots.append(np.rot90(rgb, round(frame.rotation / 90)))
     return np.stack(shots)

@@ -95,7 +95,12 @@ class Decoders:
         task = pickle.dumps((prepare, source, limits))
         worker = self._worker()
         try:
-            result = worker.ask(task)
+            try:
+                result = worker.ask(task)
+            except BrokenPipeError:  # it had died before it was asked: not this source's doing
+                self._why(worker, BrokenPipeError())
+                worker = self._worker()
+                result = worker.ask(task)
         except Exception as error:  # the worker is dead, or as good as dead
             return ContentError(f"{fetch.place(source)}: {self._why(worker, error)}")
         finally:

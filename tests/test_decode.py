@@ -149,7 +149,7 @@ def test_damaged_exif_spoils_no_picture():
 
 
 @pytest.mark.parametrize(
-    ("side", "shape"), [(None, (64, 96)), (64, (64, 96)), (16, (16, 24)), (7, (7, 10)), (100, (100, 150))]
+    ("side", "shape"), [(None, (64, 96)), (64, (64, 96)), (16, (16, 24)), (7, (7, 10)), (100, (64, 96))]
 )
 @pytest.mark.parametrize("kind", ["jpeg", "png"])
 def test_the_shorter_side(kind, side, shape):
@@ -190,8 +190,7 @@ def test_pixels_are_counted_before_they_are_decoded():
 
 
 def test_a_hairline_does_not_grow_into_a_monster():
-    with pytest.raises(ContentError, match="100000 x 1 pixels are too long and thin"):
-        decode_image(media.png(100_000, 1), LIMITS, 224)
+    assert decode_image(media.png(100_000, 1), LIMITS, 224).shape == (1, 1, 100_000, 3)
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif"])

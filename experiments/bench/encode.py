@@ -6,7 +6,7 @@ process, on the same items; what the bare pass is given was read, decoded and cu
 
 import time
 from collections.abc import Callable, Sequence
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +18,7 @@ from experiments.bench.runner import Bar, Result
 from features.content import Audio, Content, Image, Limits, Text
 from features.decoders import Decoders
 from features.encoders import AiSFX, EfficientNet, Media, MiniLM, Whisper, pictures, sounds, speech
+from features.encoders.frozen import THREADS
 from features.errors import SourceError
 from features.spaces import Encoder
 from features.worker import Array
@@ -74,8 +75,10 @@ def _alternate(ours: Callable[[], object], floor: Callable[[], object]) -> tuple
 
 
 def _bare(forward: Callable[[list[Array]], object], arrays: Sequence[Array], batch: int) -> Callable[[], object]:
-    batches = [list(islice(arrays, at, at + batch)) for at in range(0, len(arrays), batch)]
-    return lambda: [forward(one) for one in batches]
+    """The model on batches made before, as many at a time as the pipeline computes."""
+    batches = [list(arrays[at : at + batch]) for at in range(0, len(arrays), batch)]
+    pool = ThreadPoolExecutor(THREADS)
+    return lambda: list(pool.map(forward, batches))
 
 
 def _bare_text(text: MiniLM, captions: Sequence[str]) -> Callable[[], object]:

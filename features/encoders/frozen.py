@@ -1,6 +1,9 @@
 """From contents to vectors by a model that reads one kind of thing: workers decode while the model computes."""
 
+import os
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +16,12 @@ from features.worker import Array, Prepare
 
 Forward = Callable[[list[Array]], Floats]
 """k arrays of one shape to k vectors (k, d); a zero row where there was nothing to hear or see in one."""
+
+
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "0")) or len(os.sched_getaffinity(0))
+"""Batches computed at a time."""
+
+_POOL = ThreadPoolExecutor(THREADS, "model")
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,11 @@ class Media:
                 wanted.append((row, at))
                 sources.append(part.source)
         told = 0
-        waiting: list[tuple[int, int, Array]] = []  # row, arrays of its part, array
-        for (row, at), made in zip(wanted, self.decoders.map(prepare, sources, self.limits, ahead=8), strict=True):
+        waiting: list[Piece] = []
+        model = _Model(sums, forward)
+        for (row, at), made in zip(
+            wanted, self.decoders.map(prepare, sources, self.limits, ahead=2 * batch), strict=True
+        ):
             if isinstance(made, ContentError):
                 failures.append(Failure(row, at, str(made)))
                 continue
@@ -61,21 +73,46 @@ class Media:
                 failures.append(Failure(row, at, "nothing in it that is seen or heard"))
             waiting += [(row, len(made), array) for array in made if array is not None]
             while len(waiting) >= batch:
-                self._add(sums, waiting[:batch], forward)
+                model.add(waiting[:batch])
                 del waiting[:batch]
             if progress and row > told:
                 progress(row - told)
                 told = row
         if waiting:
-            self._add(sums, waiting, forward)
+            model.add(waiting)
+        model.finish()
         if progress:
             progress(len(contents) - told)
         return Embedded(space, unit(sums), np.abs(sums).sum(1) > 0, tuple(sorted(failures, key=_place)))
 
-    def _add(self, sums: Floats, waiting: Sequence[tuple[int, int, Array]], forward: Forward) -> None:
-        vectors = unit(forward([array for _, _, array in waiting]))
-        shares = np.array([1 / n for _, n, _ in waiting], dtype=np.float32)  # each part counts once, however long
-        np.add.at(sums, [row for row, _, _ in waiting], vectors * shares[:, None])
+
+Piece = tuple[int, int, Array]
+"""Row of the content, arrays of the part, one of them."""
+
+
+class _Model:
+    """Batches through a model, as many at a time as there are cores, one thread each.
+
+    A batch spread over all cores waits for the slowest of them, and one is decoding.
+    """
+
+    def __init__(self, sums: Floats, forward: Forward) -> None:
+        self._sums, self._forward = sums, forward
+        self._flying: deque[tuple[list[Piece], Future[Floats]]] = deque()
+
+    def add(self, pieces: list[Piece]) -> None:
+        if len(self._flying) > THREADS:  # one waits, so that no thread does
+            self._land()
+        self._flying.append((pieces, _POOL.submit(self._forward, [array for _, _, array in pieces])))
+
+    def finish(self) -> None:
+        while self._flying:
+            self._land()
+
+    def _land(self) -> None:
+        pieces, future = self._flying.popleft()
+        shares = np.array([1 / n for _, n, _ in pieces], dtype=np.float32)  # each part counts once, however long
+        np.add.at(self._sums, [row for row, _, _ in pieces], unit(future.result()) * shares[:, None])
 
 
 def _place(failure: Failure) -> tuple[int, int]:

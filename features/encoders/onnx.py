@@ -27,7 +27,7 @@ class Session:
             export(part)
             os.replace(part, file)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))  # 0: all cores
+        options.intra_op_num_threads = 1  # several batches at a time instead: see `features.encoders.frozen`
         self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -28,7 +29,11 @@ class EfficientNet:
     """
 
     key = SpaceKey(
-        "efficientnet-lite0", "57934424", 1280, "", f"RGB {SIDE}x{SIDE} stretched, mean of {FRAMES} frames at most"
+        "efficientnet-lite0",
+        "57934424",
+        1280,
+        "",
+        f"RGB {SIDE}x{SIDE} bilinear, mean of {FRAMES} frames at most",
     )
     modalities: frozenset[Modality] = frozenset({"image", "video"})
 
@@ -37,6 +42,7 @@ class EfficientNet:
         self._media = media
         self._file = models / "efficientnet-lite0-57934424.onnx"
         self._session: onnx.Session | None = None
+        self._lock = Lock()
 
     def space(self, task: Task = "document") -> SpaceKey:
         """One space, whatever the task."""
@@ -52,8 +58,9 @@ class EfficientNet:
 
     def forward(self, frames: list[Array]) -> Floats:
         """(k, 1280) of k frames, each (224, 224, 3) uint8."""
-        if self._session is None:
-            self._session = onnx.Session(self._file, _export)
+        with self._lock:
+            if self._session is None:
+                self._session = onnx.Session(self._file, _export)
         return self._session(np.stack(frames).transpose(0, 3, 1, 2).astype(np.float32))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class AiSFX:
         self._media = media
         self._file = models / "aisfx-0.1.2.onnx"
         self._session: onnx.Session | None = None
+        self._lock = Lock()
 
     def space(self, task: Task = "document") -> SpaceKey:
         """One space, whatever the task."""
@@ -50,9 +52,10 @@ class AiSFX:
 
     def forward(self, sounds: list[Array]) -> Floats:
         """(k, 512) of k sounds (n,) float32 at 44.1 kHz; zeros of silence."""
-        if self._session is None:
-            self._session = onnx.Session(self._file, _export)
-            self._filters = _mel_filters()
+        with self._lock:
+            if self._session is None:
+                self._filters = _mel_filters()
+                self._session = onnx.Session(self._file, _export)
         out = np.zeros((len(sounds), self.key.dimension), dtype=np.float32)
         for i, sound in enumerate(sounds):
             if np.any(sound):

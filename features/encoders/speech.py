@@ -5,13 +5,14 @@ vector here: see `features.encoders.sounds`.
 """
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from features.content import Content, Limits, Modality
 from features.decode import decode_audio, decode_video
-from features.encoders.frozen import Media
+from features.encoders.frozen import THREADS, Media
 from features.encoders.text import Reader
 from features.errors import DependencyError
 from features.formats import VIDEOS, sniff
@@ -42,6 +43,7 @@ class Whisper:
         self._media = media
         self._text = text
         self._model: Any = None
+        self._lock = Lock()
 
     def space(self, task: Task = "document") -> SpaceKey:
         """The text's: words are words, spoken or written."""
@@ -66,8 +68,9 @@ class Whisper:
 
     def transcribe(self, sound: Array) -> str:
         """What is said in a sound (n,) float32 at 16 kHz; "" when nothing is. Raises DependencyError."""
-        if self._model is None:
-            self._load()
+        with self._lock:
+            if self._model is None:
+                self._load()
         frames = 1500 if len(sound) <= SHORT * RATE else 3000
         mel = self._features(sound, sampling_rate=RATE, return_tensors="np").input_features[:, :, :frames]
         heard = self._view(np.ascontiguousarray(mel, dtype=np.float32))
@@ -89,7 +92,9 @@ class Whisper:
         self._features = WhisperFeatureExtractor(feature_size=80)  # type: ignore[no-untyped-call]
         self._prompt = [self._tokens.token_to_id(t) for t in ("<|startoftranscript|>", "<|notimestamps|>")]
         self._view = ctranslate2.StorageView.from_array
-        self._model = ctranslate2.models.Whisper(str(folder), device="cpu", compute_type="int8", intra_threads=1)
+        self._model = ctranslate2.models.Whisper(
+            str(folder), device="cpu", compute_type="int8", intra_threads=1, inter_threads=THREADS
+        )
 
 
 def prepare(data: bytes, limits: Limits) -> Array:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +37,7 @@ class MiniLM:
         """Nothing is loaded before the first text."""
         self._limits = limits
         self._model: Any = None
+        self._lock = Lock()
 
     def space(self, task: Task = "document") -> SpaceKey:
         """One space, whatever the task."""
@@ -49,11 +51,12 @@ class MiniLM:
 
     def words(self, texts: Sequence[str]) -> Floats:
         """(n, 384) float32 unit rows. Raises DependencyError when the package is missing."""
-        if self._model is None:
-            self._model = self._load()
-        return np.asarray(
-            self._model.encode(list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False)
-        )
+        with self._lock:  # a tokenizer is not to be shared by threads
+            if self._model is None:
+                self._model = self._load()
+            return np.asarray(
+                self._model.encode(list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False)
+            )
 
     def _load(self) -> Any:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
