@@ -12,7 +12,7 @@ from typing import Self
 from features import fetch
 from features.content import Limits, Source
 from features.errors import ContentError, DependencyError
-from features.worker import OUT_OF_MEMORY, Prepare, Prepared, Read, Worker
+from features.worker import OUT_OF_MEMORY, NeverTaken, Prepare, Prepared, Read, Worker
 
 
 class Decoders:
@@ -97,8 +97,8 @@ class Decoders:
         try:
             try:
                 result = worker.ask(task)
-            except BrokenPipeError:  # it had died before it was asked: not this source's doing
-                self._why(worker, BrokenPipeError())
+            except NeverTaken as error:  # not this source's doing
+                self._why(worker, error)
                 worker = self._worker()
                 result = worker.ask(task)
         except Exception as error:  # the worker is dead, or as good as dead

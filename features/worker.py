@@ -38,6 +38,14 @@ _HEADER_BYTES = 2**16
 _SPAWN = multiprocessing.get_context("spawn")
 
 
+TAKEN = b"taken"
+"""What a worker says before it looks at its task: from here on the task is to blame."""
+
+
+class NeverTaken(Exception):
+    """The worker had died before it was asked."""
+
+
 class Worker:
     """The process and the pipe to it, seen from the thread that started it, which has to outlive it."""
 
@@ -74,9 +82,13 @@ class Worker:
     def ask(self, task: bytes) -> Prepared | str:
         """Its arrays for a task, pickled (prepare, source, limits), or why there are none.
 
-        Raises whatever comes of a worker that has died or talks nonsense.
+        Raises NeverTaken when it had died before, and whatever comes of a worker that dies of it or talks nonsense.
         """
-        self._pipe.send_bytes(task)
+        try:
+            self._pipe.send_bytes(task)
+            self._pipe.recv_bytes(len(TAKEN))
+        except (OSError, EOFError) as gone:
+            raise NeverTaken from gone
         told = json.loads(self._pipe.recv_bytes(_HEADER_BYTES))
         if (error := told.get("error")) is not None:
             return str(error)
@@ -132,7 +144,9 @@ def _work(pipe: Connection, read: Read, memory: int, parent: int) -> None:
     with threadpool_limits(1):
         while True:
             try:
-                _answer(pipe, pipe.recv_bytes(), read)
+                task = pipe.recv_bytes()
+                pipe.send_bytes(TAKEN)
+                _answer(pipe, task, read)
             except MemoryError:
                 os._exit(OUT_OF_MEMORY)
             except (EOFError, BrokenPipeError, ConnectionResetError):

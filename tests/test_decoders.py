@@ -21,7 +21,7 @@ from features.content import Limits
 from features.decode import decode_audio, decode_image, decode_video
 from features.decoders import Decoders
 from features.errors import ContentError, DependencyError
-from features.worker import Worker
+from features.worker import TAKEN, Worker
 
 LIMITS = Limits()
 MIB = 2**20
@@ -241,7 +241,7 @@ def liar(*messages, memory=1000):
     made = Worker.__new__(Worker)
     made.memory = memory
     made._pipe, theirs = multiprocessing.Pipe()
-    for message in messages:
+    for message in (TAKEN, *messages):
         theirs.send_bytes(message if isinstance(message, bytes) else json.dumps(message).encode())
     made.theirs = theirs
     return made
