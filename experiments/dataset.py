@@ -130,7 +130,8 @@ def encode(dataset: Dataset, config: RunConfig, progress: Begin | None = None) -
             embed(contents, {QUICK: encoders[QUICK]}, cache, limits=limits, progress=progress)
         for name, encoder in encoders.items():
             channels[name] = vectors_of(contents, encoder.space(), encoder.modalities, cache, limits=limits)
-        if QUICK in encoders:
+        # titles matter where words have to be brought together with something else
+        if QUICK in encoders and any(one.present.any() for name, one in channels.items() if name != QUICK):
             text = encoders[QUICK]
             named = item_titles(dataset.catalog.frame)
             channels[TITLES] = vectors_of(named, text.space(), text.modalities, cache, limits=limits)
