@@ -1,6 +1,6 @@
 """Vector spaces and what makes vectors of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -10,14 +10,12 @@ import numpy.typing as npt
 from features.content import Content, Modality
 from features.errors import SpaceError
 from features.interactions import Bools
+from features.progress import Step
 
 Floats = npt.NDArray[np.float32]
 
 Task = Literal["document", "query", "similarity"]
 """What a content is embedded for. Documents and queries of one model meet each other; similarity is a space apart."""
-
-Progress = Callable[[int], None]
-"""Called with the number of contents that each step has done."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,9 @@ class Encoder(Protocol):
         ...
 
     def encode(
-        self, contents: Sequence[Content], *, task: Task = "document", progress: Progress | None = None
+        self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
-        """One vector for each content, in their order."""
+        """One vector for each content, in their order; progress gets how many each step has done."""
         ...
 
 

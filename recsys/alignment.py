@@ -90,16 +90,15 @@ class Alignment:
         return Embedded(self.space, vectors, np.asarray(vectors.any(axis=1)), embedded.failures)
 
 
-def fuse(channels: Mapping[str, Embedded], dimension: int | None = None) -> Embedded:
-    """Channels of the same n contents in one space, summed and normalised: (n, D), or cut to `dimension`.
+def fuse(channels: Mapping[str, Embedded]) -> Embedded:
+    """Channels of the same n contents in one space, summed and normalised: (n, D).
 
     Raises SpaceError when they lie in different spaces.
     """
     first = next(iter(channels.values()))
-    space = first.space if dimension is None else first.space.cut(dimension)
-    total: npt.NDArray[np.float32] = np.zeros((len(first.vectors), space.dimension), dtype=np.float32)
+    total: npt.NDArray[np.float32] = np.zeros(first.vectors.shape, dtype=np.float32)
     for name, channel in channels.items():
         same_space(channel.space, first.space, f"channel {name}")
-        total += unit(channel.vectors[:, : space.dimension])
+        total += unit(channel.vectors)
     present: Bools = np.logical_or.reduce([channel.present for channel in channels.values()])
-    return Embedded(space, unit(total), present)
+    return Embedded(first.space, unit(total), present)

@@ -18,8 +18,9 @@ from features.encoders.text import embed_texts
 from features.errors import BundleError
 from features.ids import IdMap
 from features.interactions import Bools, Ints, Ragged, UserStates
+from features.progress import Step
 from features.schema import DataConfig, EventRules, Placement
-from features.spaces import Embedded, Encoder, Floats, Progress, SpaceKey, Task, unit
+from features.spaces import Embedded, Encoder, Floats, SpaceKey, Task, unit
 from recsys.candidates import Candidates, top_k
 from recsys.content_space import ContentSpace
 from serving.settings import ServeSettings
@@ -172,7 +173,7 @@ class ToyWords:
         return unit(np.stack([sum((WORDS[w] for w in text.split() if w in WORDS), 0 * RED) for text in texts]))
 
     def encode(
-        self, contents: Sequence[Content], *, task: Task = "document", progress: Progress | None = None
+        self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
         assert task == "query"
         return embed_texts(contents, self.words, COLOURS, self.limits, None)
@@ -187,7 +188,7 @@ class ToyEyes(ToyWords):
         self.media = Media(decoders, limits)
 
     def encode(
-        self, contents: Sequence[Content], *, task: Task = "document", progress: Progress | None = None
+        self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
         assert task == "query"
         return self.media.embed(contents, self.modalities, prepare, mean_colour, COLOURS, batch=8)

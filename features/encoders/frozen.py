@@ -1,17 +1,20 @@
 """From contents to vectors by a model that reads one kind of thing: workers decode while the model computes."""
 
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
 from features.content import Content, Limits, Modality, Text
 from features.decoders import Decoders
 from features.errors import ContentError
-from features.spaces import Embedded, Failure, Floats, Progress, SpaceKey, unit
+from features.progress import Step
+from features.spaces import Embedded, Failure, Floats, SpaceKey, Task, unit
 from features.worker import Array, Prepare
 
 Forward = Callable[[list[Array]], Floats]
@@ -40,7 +43,7 @@ class Media:
         space: SpaceKey,
         *,
         batch: int,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> Embedded:
         """Unit mean of the unit vectors of all that a content has of those modalities.
 
@@ -84,6 +87,45 @@ class Media:
         if progress:
             progress(len(contents) - told)
         return Embedded(space, unit(sums), np.abs(sums).sum(1) > 0, tuple(sorted(failures, key=_place)))
+
+
+class MediaEncoder(ABC):
+    """An encoder of pictures or sounds; what a model adds is its key, how it is prepared for, and its forward pass.
+
+    batch: arrays that the model takes at a time; prepare: a function of its module, since workers run it.
+    """
+
+    key: SpaceKey
+    modalities: frozenset[Modality]
+    batch: int
+    prepare: Prepare
+
+    def __init__(self, media: Media) -> None:
+        """Nothing is loaded before it is needed."""
+        self._media = media
+        self._lock = Lock()  # several batches may want the model first
+
+    def space(self, task: Task = "document") -> SpaceKey:
+        """One space, whatever the task."""
+        return self.key
+
+    def encode(
+        self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
+    ) -> Embedded:
+        """Unit mean of the vectors of all that a content has to see or hear."""
+        return self._media.embed(
+            contents,
+            self.modalities,
+            type(self).prepare,
+            self.forward,
+            self.space(task),
+            batch=self.batch,
+            progress=progress,
+        )
+
+    @abstractmethod
+    def forward(self, arrays: list[Array]) -> Floats:
+        """k arrays to vectors (k, d); zeros where there is nothing to see or hear in one."""
 
 
 Piece = tuple[int, int, Array]

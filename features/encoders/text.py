@@ -9,7 +9,8 @@ import numpy as np
 
 from features.content import Content, Limits, Modality, Text
 from features.errors import DependencyError
-from features.spaces import Embedded, Failure, Floats, Progress, SpaceKey, Task, unit
+from features.progress import Step
+from features.spaces import Embedded, Failure, Floats, SpaceKey, Task, unit
 
 Words = Callable[[Sequence[str]], Floats]
 """n texts to vectors (n, d)."""
@@ -44,7 +45,7 @@ class MiniLM:
         return self.key
 
     def encode(
-        self, contents: Sequence[Content], *, task: Task = "document", progress: Progress | None = None
+        self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
         """Unit mean of the vectors of a content's texts."""
         return embed_texts(contents, self.words, self.key, self._limits, progress)
@@ -91,7 +92,7 @@ class MultilingualE5:
         return self.key
 
     def encode(
-        self, contents: Sequence[Content], *, task: Task = "document", progress: Progress | None = None
+        self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
         """Unit mean of the vectors of a content's texts. Raises DependencyError when the package is missing."""
         read = self._queries if task == "query" else self.words
@@ -121,7 +122,7 @@ STEP = 512
 
 
 def embed_texts(
-    contents: Sequence[Content], words: Words, space: SpaceKey, limits: Limits, progress: Progress | None
+    contents: Sequence[Content], words: Words, space: SpaceKey, limits: Limits, progress: Step | None
 ) -> Embedded:
     """Unit mean of the vectors of each content's texts; one that is too long is a failure, an empty one nothing."""
     failures, owners, texts = [], [], []

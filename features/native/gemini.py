@@ -18,7 +18,8 @@ from features.errors import ConfigError, ContentError, DependencyError, SpaceErr
 from features.fetch import read
 from features.formats import sniff
 from features.native.remote import Patience, Ready, Service, address, asked_to_wait, check_unicode, embed_all
-from features.spaces import Embedded, Progress, SpaceKey, Task
+from features.progress import Step
+from features.spaces import Embedded, SpaceKey, Task
 
 MOST_CONTENTS = 100
 MOST_BYTES = 14 * 2**20
@@ -151,7 +152,7 @@ class GeminiEncoder:
         return Estimate(len(contents), sum(tokens.values()), images, seconds["audio"], seconds["video"], dollars)
 
     def encode(
-        self, contents: Sequence[Content], *, task: Task = "document", progress: Progress | None = None
+        self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
         """One vector for each content.
 

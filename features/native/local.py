@@ -14,7 +14,8 @@ from features.errors import ConfigError, ContentError, DependencyError, SpaceErr
 from features.fetch import read
 from features.native.hub import locate
 from features.native.remote import check_unicode
-from features.spaces import Embedded, Failure, Floats, Progress, SpaceKey, Task, unit
+from features.progress import Step
+from features.spaces import Embedded, Failure, Floats, SpaceKey, Task, unit
 
 Family = Literal["siglip", "clip", "clap", "sentence-transformers"]
 
@@ -91,7 +92,7 @@ class HubEncoder:
         return replace(self._space, prompt="similarity" if apart else "retrieval")
 
     def encode(
-        self, contents: Sequence[Content], *, task: Task = "document", progress: Progress | None = None
+        self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
         """One vector for each content. Raises SpaceError when the model gives numbers that are none."""
         space = self.space(task)

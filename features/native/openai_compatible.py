@@ -9,7 +9,8 @@ import httpx2
 from features.content import Content, Modality, Text
 from features.errors import ContentError, SpaceError
 from features.native.remote import Patience, Ready, Service, address, asked_to_wait, check_unicode, embed_all
-from features.spaces import Embedded, Progress, SpaceKey, Task
+from features.progress import Step
+from features.spaces import Embedded, SpaceKey, Task
 
 MOST_BYTES = 4 * 2**20
 """Text of one request."""
@@ -58,7 +59,7 @@ class OpenAICompatibleEncoder:
         return len(self._service.patience.run(self._service.place, lambda: self._send(["length"]))[0])
 
     def encode(
-        self, contents: Sequence[Content], *, task: Task = "document", progress: Progress | None = None
+        self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
         """One vector for each content. Raises SpaceError when the server does not give them."""
         return embed_all(

@@ -15,7 +15,8 @@ import numpy as np
 
 from features.content import Content
 from features.errors import ConfigError, ContentError, SpaceError
-from features.spaces import Embedded, Failure, Floats, Progress, SpaceKey
+from features.progress import Step
+from features.spaces import Embedded, Failure, Floats, SpaceKey
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -222,7 +223,7 @@ def embed_all(
     *,
     most: int,
     most_bytes: int,
-    progress: Progress | None,
+    progress: Step | None,
 ) -> Embedded:
     """Contents by batches of at most `most` requests and `most_bytes`, one request after the other.
 
