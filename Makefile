@@ -21,7 +21,8 @@ install: .venv/installed
 demo: install  ## train on MovieLens and serve http://127.0.0.1:8000 until Ctrl-C; pictures are taken in when ready
 	$(WITH) $(BIN)/recsys data get $(DEMO)
 	$(WITH) $(BIN)/recsys train $(DEMO)
-	$(if $(ORIGIN),($(WITH) nice $(BIN)/recsys embed $(DEMO) && $(WITH) nice $(BIN)/recsys train $(DEMO)) > data/demo-pictures.log 2>&1 &) \
+	$(if $(ORIGIN),$(WITH) nice setsid sh -c '$(BIN)/recsys embed $(DEMO) && $(BIN)/recsys train $(DEMO)' > data/demo-pictures.log 2>&1 & \
+	trap "kill -- -$$! 2> /dev/null" EXIT; trap : INT;) \
 	$(BIN)/recsys serve
 
 demo-check: install  ## the same, asks the service for a page, an answer and an event's effect, and ends

@@ -129,12 +129,12 @@ def encode(dataset: Dataset, config: RunConfig, progress: Begin | None = None) -
         if QUICK in encoders:
             embed(contents, {QUICK: encoders[QUICK]}, cache, limits=limits, progress=progress)
         for name, encoder in encoders.items():
-            channels[name] = vectors_of(contents, encoder.space(), encoder.modalities, cache, limits=limits)
+            channels[name] = vectors_of(contents, encoder, cache, limits=limits)
         # titles matter where words have to be brought together with something else
         if QUICK in encoders and any(one.present.any() for name, one in channels.items() if name != QUICK):
             text = encoders[QUICK]
             named = item_titles(dataset.catalog.frame)
-            channels[TITLES] = vectors_of(named, text.space(), text.modalities, cache, limits=limits)
+            channels[TITLES] = vectors_of(named, text, cache, limits=limits)
     if QUICK not in encoders and not any(one.present.any() for one in channels.values()):
         raise ConfigError(f"{cache}: no vectors of {config.encoder.kind} yet; run `recsys embed` first")
     space, content, told = fit_content_space(channels, config.alignment, seed=config.seed, progress=progress)

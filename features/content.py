@@ -1,13 +1,14 @@
 """Content: what a person sees and hears of an item or asks with, an ordered list of parts, as native multimodal
 embedding models take it (Gemini Embedding 2, arXiv 2605.27295)."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from features.errors import ContentError
 from features.schema import Strict
 
 Modality = Literal["text", "image", "audio", "video"]
@@ -64,10 +65,6 @@ class Content:
         """From parts."""
         return cls(parts)
 
-    def of_kind(self, modality: Modality) -> Iterator[tuple[int, Part]]:
-        """(place in the list, part) of each part of that modality."""
-        return ((at, part) for at, part in enumerate(self.parts) if part.modality == modality)
-
 
 class Limits(Strict):
     """What is accepted of one content, checked before anything is decoded."""
@@ -95,3 +92,29 @@ class Limits(Strict):
 
     fetch_seconds: Annotated[float, Field(gt=0)] = 10.0
     """Time that fetching one URL may take."""
+
+
+def readable(
+    content: Content, modalities: Collection[Modality], limits: Limits
+) -> Iterator[tuple[int, Part | ContentError]]:
+    """(place, part) of each part of some modalities that says something; (place, why not) of one beyond the limits.
+
+    Half of a surrogate pair in a text becomes "?": no encoding can carry it, and tokenizers break on it.
+    """
+    for at, part in enumerate(content.parts):
+        if part.modality not in modalities or (isinstance(part, Text) and not part.text.strip()):
+            continue
+        yield at, _accepted(at, part, limits)
+
+
+def _accepted(at: int, part: Part, limits: Limits) -> Part | ContentError:
+    if at >= limits.parts:
+        return ContentError(f"more than {limits.parts} parts in one content (limits.parts)")
+    if not isinstance(part, Text):
+        return part
+    data = part.text.encode("utf-8", "replace")
+    if len(data) > limits.text_bytes:
+        return ContentError(
+            f"text of {len(data):,} bytes; at most {limits.text_bytes:,} are accepted (limits.text_bytes)"
+        )
+    return Text(data.decode())

@@ -1,4 +1,5 @@
-"""Media to arrays: pictures, sounds and videos from the bytes of a file, checked before anything is decoded.
+"""Sounds and videos to arrays: from the bytes of a file, checked before anything is decoded. Pictures have a file of
+their own.
 
 The libraries here are large and written in C, and the bytes may be hostile: where strangers send them, run these
 functions in `features.decoders`, which bounds memory and time whatever a file does.
@@ -23,10 +24,8 @@ from av.video.stream import VideoStream
 
 from features.content import Limits
 from features.errors import ContentError
-from features.formats import SOUNDS, VIDEOS, expect, reading, sniff
-from features.pictures import Pixels, decode_image, scaled, spread
-
-__all__ = ["decode_audio", "decode_image", "decode_video", "sniff"]
+from features.formats import SOUNDS, VIDEOS, expect, reading
+from features.pictures import Pixels, scaled, spread
 
 Floats = npt.NDArray[np.float32]
 

@@ -93,20 +93,19 @@ class Decoders:
     def _one(self, prepare: Prepare, source: Source, limits: Limits) -> Prepared | ContentError:
         """One source, in the worker of this thread."""
         task = pickle.dumps((prepare, source, limits))
-        worker = self._worker()
-        try:
+        for _ in range(2):
+            worker = self._worker()
             try:
                 result = worker.ask(task)
-            except NeverTaken as error:  # not this source's doing
-                self._why(worker, error)
-                worker = self._worker()
-                result = worker.ask(task)
-        except Exception as error:  # the worker is dead, or as good as dead
-            return ContentError(f"{fetch.place(source)}: {self._why(worker, error)}")
-        finally:
-            with self._lock:
-                worker.due = None
-        return ContentError(result) if isinstance(result, str) else result
+                return ContentError(result) if isinstance(result, str) else result
+            except Exception as error:  # the worker is dead, or as good as dead
+                why = self._why(worker, error)
+                if not isinstance(error, NeverTaken):  # else not this source's doing
+                    break
+            finally:
+                with self._lock:
+                    worker.due = None
+        return ContentError(f"{fetch.place(source)}: {why}")
 
     def _worker(self) -> Worker:
         """The worker of this thread, with its clock running."""
@@ -124,7 +123,10 @@ class Decoders:
                 old.end()
             if self._closed.is_set():
                 raise CancelledError
-            worker = Worker(self._read, self.memory)
+            try:
+                worker = Worker(self._read, self.memory)
+            except OSError as error:
+                raise DependencyError(f"a worker process for decoding cannot be started: {error}") from error
             self._running.add(worker)
         if worker.comes_up():
             return worker

@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
@@ -20,7 +21,12 @@ from features.errors import StoreError
 RACY_NS = 2_000_000_000
 """A file changed so shortly before it is read may change again without its time showing it: it is not remembered."""
 
-Modalities = frozenset[Modality]
+
+class Reading(NamedTuple):
+    """What of a content is read, and by whom (`Encoder.reader`)."""
+
+    modalities: frozenset[Modality]
+    reader: str = ""
 
 
 class Files:
@@ -95,16 +101,16 @@ class Files:
             ) from error
 
 
-def read_of(content: Content, modalities: Modalities) -> list[int]:
+def read_of(content: Content, modalities: Collection[Modality]) -> list[int]:
     """Places of the parts that an encoder of these modalities reads."""
     return [at for at, part in enumerate(content.parts) if part.modality in modalities]
 
 
-def digests(contents: Sequence[Content], kinds: Collection[Modalities], files: Files) -> dict[Modalities, pl.Series]:
-    """What encoders of some modalities read of each content: (n,) Binary of 32 bytes, null where there is nothing.
+def digests(contents: Sequence[Content], readings: Collection[Reading], files: Files) -> dict[Reading, pl.Series]:
+    """What is read of each content: (n,) Binary of 32 bytes, null where there is nothing.
 
-    Order counts, and so do the modalities: two encoders of one space need not agree on a part. A file is what its
-    bytes are, a URL what it is called; a file that cannot be read is its path, until it can be.
+    Order counts, and so do the modalities and the reader: two encoders of one space need not agree on a part. A file
+    is what its bytes are, a URL what it is called; a file that cannot be read is its path, until it can be.
     """
     paths = {
         part.source: None  # each once, in their order
@@ -115,14 +121,15 @@ def digests(contents: Sequence[Content], kinds: Collection[Modalities], files: F
     found = files.digests(paths)
     parts = [[_part(part, found) for part in content.parts] for content in contents]
     out = {}
-    for modalities in kinds:
-        begin = hashlib.sha256(" ".join(sorted(modalities)).encode() + b"\n")
+    for reading in readings:
+        told = [*sorted(reading.modalities), *([reading.reader] if reading.reader else [])]
+        begin = hashlib.sha256(" ".join(told).encode() + b"\n")
         made: list[bytes | None] = []
         for content, identities in zip(contents, parts, strict=True):
-            whole, places = begin.copy(), read_of(content, modalities)
+            whole, places = begin.copy(), read_of(content, reading.modalities)
             whole.update(b"".join(identities[at] for at in places))
             made.append(whole.digest() if places else None)
-        out[modalities] = pl.Series("digest", made, dtype=pl.Binary)
+        out[reading] = pl.Series("digest", made, dtype=pl.Binary)
     return out
 
 

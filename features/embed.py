@@ -15,7 +15,7 @@ import polars as pl
 
 from features.catalog import item_texts
 from features.content import Audio, Content, Image, Limits, Part, Source, Text, Video
-from features.digests import Files, Modalities, digests, read_of
+from features.digests import Files, Reading, digests, read_of
 from features.errors import StoreError
 from features.interactions import Bools, Ints
 from features.progress import Begin, Step
@@ -103,12 +103,12 @@ def embed(
     began = perf_counter()
     with closing(Files(cache / FILES, limits)) as files:
         step = progress("files and texts", len(contents)) if progress else None
-        kinds = {encoder.modalities for encoder in encoders.values()}
-        named = _identify(contents, kinds, files, step)
+        readings = {name: _reading(encoder) for name, encoder in encoders.items()}
+        named = _identify(contents, set(readings.values()), files, step)
         seconds = perf_counter() - began
         reports, failed = [], []
         for name, encoder in encoders.items():
-            job = _Job(name, encoder, contents, named[encoder.modalities], files, cache)
+            job = _Job(name, encoder, contents, named[readings[name]], files, cache)
             report, failures = job.run(shard, retry, refetch, progress)
             reports.append(report)
             failed += [(name, failure.row, failure.part, failure.reason) for failure in failures]
@@ -116,17 +116,16 @@ def embed(
     return EmbedReport(tuple(reports), seconds, cache / FAILED)
 
 
-def vectors_of(
-    contents: Sequence[Content], space: SpaceKey, modalities: Modalities, cache: Path, *, limits: Limits
-) -> Embedded:
-    """What the cache has of contents, row by row, for the encoder of this space that reads these modalities.
+def vectors_of(contents: Sequence[Content], encoder: Encoder, cache: Path, *, limits: Limits) -> Embedded:
+    """What the cache has of an encoder's vectors of contents, row by row.
 
     Raises StoreError when a shard is damaged.
     """
+    space, reading = encoder.space(), _reading(encoder)
     with closing(Files(cache / FILES, limits)) as files:
-        named = _identify(contents, {modalities}, files)[modalities]
+        named = _identify(contents, {reading}, files)[reading]
     found = VectorCache(folder_of(cache, space), space).get(named)
-    return replace(found, failures=_placed(found.failures, contents, modalities))
+    return replace(found, failures=_placed(found.failures, contents, reading))
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ class _Job:
             began = perf_counter()
             computed = sum(self._shard(rows[at : at + shard], vectors, step) for at in range(0, len(rows), shard))
             seconds = perf_counter() - began
-            failures = _placed(vectors.failures(named), self.contents, self.encoder.modalities)
+            failures = _placed(vectors.failures(named), self.contents, _reading(self.encoder))
         report = EncoderReport(
             encoder=self.name,
             space=space,
@@ -187,11 +186,11 @@ class _Job:
         """Embed rows and keep them, and say how many: those whose files are still what they were."""
         batch = [self.contents[row] for row in rows]
         embedded = self.encoder.encode(batch, progress=step)
-        before, modalities = self.named[rows], self.encoder.modalities
-        same = digests(batch, [modalities], self.files)[modalities].eq_missing(before).to_numpy()
+        before, reading = self.named[rows], _reading(self.encoder)
+        same = digests(batch, [reading], self.files)[reading].eq_missing(before).to_numpy()
         place = np.cumsum(same) - 1
         failures = [
-            Failure(int(place[f.row]), read_of(batch[f.row], modalities).index(f.part), f.reason)
+            Failure(int(place[f.row]), read_of(batch[f.row], reading.modalities).index(f.part), f.reason)
             for f in embedded.failures
             if same[f.row]
         ]
@@ -200,23 +199,27 @@ class _Job:
         return int(same.sum())
 
 
+def _reading(encoder: Encoder) -> Reading:
+    return Reading(encoder.modalities, encoder.reader)
+
+
 def _identify(
-    contents: Sequence[Content], kinds: Collection[Modalities], files: Files, step: Step | None = None
-) -> dict[Modalities, pl.Series]:
-    """Digests (n,) of all contents for encoders of each of some modalities."""
-    named = {kind: [pl.Series("digest", [], dtype=pl.Binary)] for kind in kinds}
+    contents: Sequence[Content], readings: Collection[Reading], files: Files, step: Step | None = None
+) -> dict[Reading, pl.Series]:
+    """Digests (n,) of all contents for each of some readings."""
+    named = {reading: [pl.Series("digest", [], dtype=pl.Binary)] for reading in readings}
     for start in range(0, len(contents), BLOCK):
         block = [contents[row] for row in range(start, min(start + BLOCK, len(contents)))]
-        for kind, found in digests(block, kinds, files).items():
-            named[kind].append(found)
+        for reading, found in digests(block, readings, files).items():
+            named[reading].append(found)
         if step:
             step(len(block))
-    return {kind: pl.concat(blocks, rechunk=True) for kind, blocks in named.items()}
+    return {reading: pl.concat(blocks, rechunk=True) for reading, blocks in named.items()}
 
 
-def _placed(failures: Sequence[Failure], contents: Sequence[Content], modalities: Modalities) -> tuple[Failure, ...]:
+def _placed(failures: Sequence[Failure], contents: Sequence[Content], reading: Reading) -> tuple[Failure, ...]:
     """Failures by place in the content. The cache counts only parts that are read: others may lie between them."""
-    return tuple(replace(f, part=read_of(contents[f.row], modalities)[f.part]) for f in failures)
+    return tuple(replace(f, part=read_of(contents[f.row], reading.modalities)[f.part]) for f in failures)
 
 
 def _source(value: str, root: Path) -> Source:

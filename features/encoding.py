@@ -46,7 +46,7 @@ class Gemini(Strict):
     """Tuned for 768, 1536 and 3072."""
 
     spend_at_most: Annotated[float, Field(ge=0)] = 1.0
-    """Dollars that a run may cost by the estimate made before it."""
+    """Dollars that one process may spend, by estimates made before anything is sent."""
 
 
 class OpenAICompatible(Strict):
@@ -74,20 +74,21 @@ def open_encoders(config: EncoderConfig, decoders: Decoders, limits: Limits, mod
 
     Raises ConfigError, SpaceError and DependencyError.
     """
-    if isinstance(config, Builtin):
-        from features.encoders import builtin
+    from features.encoders import Media, builtin
 
+    if isinstance(config, Builtin):
         return builtin(decoders, limits, models, multilingual=config.multilingual)
+    media = Media(decoders, limits)
     if isinstance(config, Hub):
         from features.native.local import HubEncoder
 
-        hub = HubEncoder(config.model, config.revision, family=config.kind, dimension=config.dimension, limits=limits)
+        hub = HubEncoder(media, config.model, config.revision, family=config.kind, dimension=config.dimension)
         return {"content": hub}
     if isinstance(config, Gemini):
         from features.native.gemini import GeminiEncoder
 
-        gemini = GeminiEncoder(config.model, config.dimension, spend_at_most=config.spend_at_most, limits=limits)
+        gemini = GeminiEncoder(media, config.model, config.dimension, spend_at_most=config.spend_at_most)
         return {"content": gemini}
     from features.native.openai_compatible import OpenAICompatibleEncoder
 
-    return {"content": OpenAICompatibleEncoder(config.base_url, config.model, config.dimension)}
+    return {"content": OpenAICompatibleEncoder(limits, config.base_url, config.model, config.dimension)}

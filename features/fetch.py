@@ -28,6 +28,9 @@ REDIRECTS = 3
 PORTS = {"http": 80, "https": 443}
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_UNICAST = ipaddress.IPv6Network(
+    "2000::/3"
+)  # RFC 4291; old prefixes elsewhere, which lead inside, count as global too
 _MOVED = {301, 302, 303, 307, 308}
 _HEADERS: dict[bytes | str, bytes | str] = {
     "Accept": "*/*",
@@ -47,12 +50,11 @@ def is_public(address: str) -> bool:
     """Whether an address belongs to the whole internet, and so does an IPv4 address that it carries inside."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
-        nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
-        inside = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ()), nat64]
-        if any(not is_public(str(carried)) for carried in inside if carried is not None):
+        if ip.ipv4_mapped is not None or ip in _NAT64:
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+        inside = [ip.sixtofour, *(ip.teredo or ())]
+        if ip not in _UNICAST or any(not is_public(str(carried)) for carried in inside if carried is not None):
             return False
-        if ip.ipv4_mapped is not None:
-            return True
     return ip.is_global and not ip.is_multicast
 
 

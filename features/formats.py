@@ -90,8 +90,8 @@ def _seems(data: bytes) -> str:
     for magic, name in _OTHER.items():
         if data.startswith(magic):
             return name
-    if data[4:8] == b"ftyp":
-        return _BRANDS[data[8:12]]
+    if data[4:8] == b"ftyp" and (name := _BRANDS.get(data[8:12], "")):
+        return name
     start = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if b"<svg" in start:
         return "an SVG drawing"

@@ -33,11 +33,11 @@ _PILLOW = threading.Lock()
 """Pillow's own limit and Python's warning filters belong to the process."""
 
 
-def decode_image(data: bytes, limits: Limits, side: int | None = None) -> Pixels:
+def decode_image(data: bytes, limits: Limits, side: int | None = None, longest: int | None = None) -> Pixels:
     """RGB frames (f, h, w, 3) uint8: one of a still picture, up to 8 evenly spread ones of an animation.
 
-    A shorter side longer than `side` pixels becomes that; None keeps the size. Set upright by EXIF; what is
-    transparent is white.
+    A shorter side of more than `side` pixels becomes that, and so does a longer one of more than `longest`; None
+    bounds nothing. Set upright by EXIF; what is transparent is white.
     Raises ContentError: no picture, damaged, more pixels or frames than the limits allow (before any are decoded).
     """
     kind = expect(data, PICTURES, "picture")
@@ -52,7 +52,7 @@ def decode_image(data: bytes, limits: Limits, side: int | None = None) -> Pixels
                 count = 1 if kind == "jpeg" else getattr(picture, "n_frames", 1)
                 if count > limits.frames:
                     raise ContentError(f"the {kind} has {count:,} frames, {limits.frames:,} are accepted")
-                return np.stack([_frame(picture, at, limits, side) for at in spread(count, SHOTS)])
+                return np.stack([_frame(picture, at, side, longest) for at in spread(count, SHOTS)])
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             told = str(error).partition(" exceeds")[0]
             raise ContentError(
@@ -68,12 +68,11 @@ def spread(count: int, most: int) -> list[int]:
     return [(2 * i + 1) * count // (2 * parts) for i in range(parts)]
 
 
-def scaled(width: int, height: int, side: int | None) -> tuple[int, int]:
-    """(width, height) with a shorter side of `side` pixels, or as they are: nothing is enlarged."""
-    if side is None or min(width, height) <= side:
-        return width, height
-    scale = side / min(width, height)
-    return max(side, round(width * scale)), max(side, round(height * scale))
+def scaled(width: int, height: int, side: int | None, longest: int | None = None) -> tuple[int, int]:
+    """(width, height) with a shorter side of at most `side` pixels and a longer one of `longest`."""
+    shorter, longer = sorted((width, height))
+    scale = min(1.0, (side or shorter) / shorter, (longest or longer) / longer)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def stretched(frame: Pixels, side: int) -> Pixels:
@@ -83,11 +82,11 @@ def stretched(frame: Pixels, side: int) -> Pixels:
     return np.asarray(Image.fromarray(frame).resize((side, side), Image.Resampling.BILINEAR))
 
 
-def _frame(picture: Image.Image, at: int, limits: Limits, side: int | None) -> Pixels:
+def _frame(picture: Image.Image, at: int, side: int | None, longest: int | None) -> Pixels:
     if at:
         picture.seek(at)
-    size = scaled(*picture.size, side)
-    if side is not None:
+    size = scaled(*picture.size, side, longest)
+    if size != picture.size:
         picture.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is enough
     picture.load()
     image = _eight_bit(picture)

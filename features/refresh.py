@@ -14,11 +14,15 @@ import polars as pl
 
 from features.errors import StoreError
 from features.event_log import Event, Position, events_frame, read
+from features.progress import Begin
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
 from features.store import DAY, HISTORY, FeatureStore, ItemStats, UserPatch, Watermark, pack_rows, patches
 
 STATS_AGE = DAY // 24
 """Item statistics older than this are made again even when nothing is new: their windows have moved."""
+
+ROWS = 100_000
+"""Events of the tables that are made ready at a time, and the rest of the last one's user."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class RefreshReport:
     damaged: int
 
 
-def refresh(store: FeatureStore, tables: pl.DataFrame, log: Path | None, *, now: int) -> RefreshReport:
+def refresh(
+    store: FeatureStore, tables: pl.DataFrame, log: Path | None, *, now: int, progress: Begin | None = None
+) -> RefreshReport:
     """Bring the store up to the events table (canonical columns) and the log folder, as of `now` (µs).
 
     Raises StoreError when the store does not answer, LogError when the log cannot be read.
@@ -42,9 +48,12 @@ def refresh(store: FeatureStore, tables: pl.DataFrame, log: Path | None, *, now:
     digest = _digest(tables)
     users = written = 0
     if mark is None or mark.tables != digest:
+        step = progress("users to the store", tables.get_column(USER).n_unique()) if progress else None
         for patch_batch in _table_patches(tables, store.rules):
             store.write_users(patch_batch)
             users += len(patch_batch)
+            if step:
+                step(len(patch_batch))
         written = len(tables)
     position, pushed, damaged = _replay(store, log, mark.log if mark else {})
     items, as_of = 0, mark.as_of if mark else 0
@@ -105,15 +114,13 @@ def _replay(store: FeatureStore, log: Path | None, since: Position) -> tuple[dic
     return position, pushed, damaged
 
 
-def _table_patches(
-    events: pl.DataFrame, rules: EventRules, rows_at_once: int = 2_000_000
-) -> Iterator[list[UserPatch]]:
+def _table_patches(events: pl.DataFrame, rules: EventRules) -> Iterator[list[UserPatch]]:
     """Patches of all users, a batch of whole users at a time."""
     by_user = events.select(USER, ITEM, EVENT, TIME, VALUE, EVENT_ID).sort(USER, maintain_order=True)
     ends = by_user.group_by(USER, maintain_order=True).len().get_column("len").cum_sum().to_numpy().astype(np.int64)
     begin = 0
     while begin < len(by_user):
-        end = int(ends[min(int(np.searchsorted(ends, begin + rows_at_once)), len(ends) - 1)])
+        end = int(ends[min(int(np.searchsorted(ends, begin + ROWS)), len(ends) - 1)])
         yield _patches(by_user.slice(begin, end - begin), rules)
         begin = end
 

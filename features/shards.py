@@ -39,8 +39,7 @@ class Shards:
         """The shards that count. Raises StoreError when the manifest is damaged."""
         path = self.folder / MANIFEST
         try:
-            with _using(path):
-                names = json.loads(path.read_bytes())["shards"]
+            names = json.loads(_bytes(path))["shards"]
             if not all(re.fullmatch("[0-9a-f]{64}", name) for name in names):
                 raise ValueError("a name that is no checksum")
         except FileNotFoundError:
@@ -58,8 +57,7 @@ class Shards:
     def read(self, name: str) -> bytes:
         """The bytes of a shard. Raises Damaged when they are not those that were written."""
         path = self.path(name)
-        with _using(path):
-            data = path.read_bytes()
+        data = _bytes(path)
         if hashlib.sha256(data).hexdigest() != name:
             raise Damaged(
                 f"{path}: damaged, its bytes are not those of its name. The next `recsys embed` sets it aside and "
@@ -74,15 +72,15 @@ class Shards:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / LOCK).open("a+")
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                lock.seek(0)
-                raise StoreError(
-                    f"{self.folder}: process {lock.read(20).strip() or '?'} is writing here; wait until it is done, "
-                    "or stop it"
-                ) from error
             with _using(self.folder):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    lock.seek(0)
+                    raise StoreError(
+                        f"{self.folder}: process {lock.read(20).strip() or '?'} is writing here; wait until it is "
+                        "done, or stop it"
+                    ) from error
                 lock.truncate(0)
                 lock.write(f"{os.getpid()}\n")
                 lock.flush()
@@ -136,11 +134,18 @@ class Shards:
             self._keep(sorted(unnamed) + listed)
 
 
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error}") from error
+
+
 @contextmanager
 def _using(path: Path) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
         raise StoreError(f"{path}: cannot be read or written: {error}") from error

@@ -1,6 +1,6 @@
 """Vector spaces and what makes vectors of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -51,7 +51,7 @@ def same_space(have: SpaceKey, want: SpaceKey, place: str) -> None:
         raise SpaceError(f"{place}: vectors of two spaces do not compare.\n  there: {have}\n  given: {want}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Failure:
     """A part that could not be read: row of its content, place in it, and why."""
 
@@ -82,6 +82,11 @@ class Encoder(Protocol):
         """What it reads; parts of other kinds are passed over."""
         ...
 
+    @property
+    def reader(self) -> str:
+        """Who reads, and how, where that is no part of the space: "" but for one that leads into another's space."""
+        ...
+
     def space(self, task: Task = "document") -> SpaceKey:
         """The space of its vectors."""
         ...
@@ -98,6 +103,11 @@ def unit(vectors: Floats) -> Floats:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     out: Floats = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
     return out
+
+
+def mean_of_parts(space: SpaceKey, sums: Floats, failures: Iterable[Failure]) -> Embedded:
+    """Contents from the sums (n, d) of their parts' unit vectors; where a sum is zero nothing was there."""
+    return Embedded(space, unit(sums), np.asarray(sums.any(axis=1)), tuple(sorted(failures)))
 
 
 def cut(embedded: Embedded, dimension: int) -> Embedded:

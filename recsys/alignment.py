@@ -8,6 +8,7 @@ the shared space: what is missing is left out, and a query made of anything meet
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +70,7 @@ class Alignment:
         """Of the shared space."""
         return self.nested[-1]
 
-    @property
+    @cached_property
     def space(self) -> SpaceKey:
         """The shared space, named by the maps' numbers: two trainings make two spaces."""
         digest = hashlib.sha256()

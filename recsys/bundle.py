@@ -52,6 +52,11 @@ MANIFEST, ITEMS, ARRAYS, TOWERS, INDEX, RERANKER, CONTENT = (
 )
 _CATALOG = ("categories", "price", "available", "published", "has_content")
 _STATISTICS = ("total", "recent", "newest", "last")
+_UNFIT = (
+    *(AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError),
+    *(SafetensorError, pl.exceptions.PolarsError),
+)
+"""What reading raises of parts that are whole, and are not what the manifest says."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,15 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path / MANIFEST}: format {found!r}, this version reads {FORMAT}; train again")
     if manifest.get("fingerprint") != _fingerprint(manifest):
         raise BundleError(f"{path / MANIFEST}: does not match its own fingerprint {manifest.get('fingerprint')!r}")
-    for name, expected in manifest["files"].items():
+    try:
+        _verify(path, manifest["files"])
+        return _load(path, manifest)
+    except _UNFIT as error:
+        raise BundleError(f"{path}: its parts do not fit together: {error!r}; train again") from error
+
+
+def _verify(path: Path, files: dict[str, Any]) -> None:
+    for name, expected in files.items():
         file = path / name
         if not file.is_file():
             raise BundleError(f"{file}: missing, though the manifest lists it")
@@ -193,10 +206,6 @@ def load_bundle(path: Path) -> Bundle:
                 f"{file}: {file.stat().st_size} bytes with another SHA-256 than the manifest's "
                 f"({expected['bytes']} bytes): truncated or tampered with; restore it or train again"
             )
-    try:
-        return _load(path, manifest)
-    except (KeyError, ValueError, RuntimeError, SafetensorError, pl.exceptions.PolarsError) as error:
-        raise BundleError(f"{path}: its parts do not fit together: {error}") from error
 
 
 def _load(path: Path, manifest: dict[str, Any]) -> Bundle:

@@ -1,9 +1,9 @@
 """The front door: the `recsys` command. The one room that may call every other, lazily; nothing calls it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -57,7 +57,6 @@ def data_get(
     Example: recsys data get movielens
     """
     import json
-    from typing import Any
 
     from experiments.config import load_config
     from features.sources import get
@@ -165,7 +164,10 @@ def bench(
     keys, values = context.args[::2], context.args[1::2]
     if len(keys) != len(values) or not all(key.startswith("--") for key in keys):
         raise ConfigError(f"options of a benchmark are pairs, --KEY VALUE; given: {' '.join(context.args)}")
-    given = {key[2:].replace("-", "_"): yaml.safe_load(value) for key, value in zip(keys, values, strict=True)}
+    try:
+        given = {key[2:].replace("-", "_"): yaml.safe_load(value) for key, value in zip(keys, values, strict=True)}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"options of a benchmark: {' '.join(context.args)} cannot be read: {error}") from None
     with contextlib.redirect_stdout(sys.stderr), Console(stderr=True).status(f"bench {name}"):
         done = runner.run(name, short=short, **given)
     if as_json:
@@ -238,13 +240,13 @@ def search(
     """
     from rich.console import Console
 
-    from features.content import Audio, Content, Image, Text, Video
+    from features.content import Audio, Content, Image, Part, Text, Video
     from features.errors import ConfigError, ContentError
     from recsys.bundle import current, load_bundle
     from recsys.search import find
 
-    kinds = (Text, text), (Image, image), (Audio, audio), (Video, video)
-    content = Content(tuple(kind(given) for kind, given in kinds if given is not None))  # type: ignore[arg-type]
+    kinds: list[tuple[Callable[[Any], Part], object]] = [(Text, text), (Image, image), (Audio, audio), (Video, video)]
+    content = Content(tuple(kind(given) for kind, given in kinds if given is not None))
     if not content.parts:
         raise ConfigError("nothing to search by: give --text, --image, --audio or --video")
     found = find(load_bundle(current(bundles)), content, k)
@@ -293,7 +295,9 @@ def features_refresh(
     store = RedisStore(url, data.events, timeout=1.0)
     store.ping()
     folder = log or Path(data.log or "state/log")
-    report = refresh(store, read_tables(data).events, folder, now=time.time_ns() // 1000)
+    with _reporter() as reporter:
+        tables = read_tables(data, progress=reporter.steps).events
+        report = refresh(store, tables, folder, now=time.time_ns() // 1000, progress=reporter.steps)
     if as_json:
         _print_json(asdict(report))
         return
@@ -364,8 +368,6 @@ def _print_tables(tables: "list[Comparison]") -> None:
 @contextmanager
 def _reporter() -> "Iterator[Reporter]":
     """Lines and progress bars on standard error: rate and time left of whatever takes long."""
-    from collections.abc import Callable
-
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Task as BarTask

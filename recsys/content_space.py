@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.errors import DataError
 from features.progress import Begin
 from features.spaces import Embedded, SpaceKey, same_space
 from recsys.alignment import Alignment, Views, fuse
-from recsys.alignment_training import fit_alignment
+from recsys.alignment_training import LEAST, fit_alignment
 from recsys.settings import AlignmentConfig
 
 
@@ -53,22 +52,40 @@ def fit_content_space(
 ) -> tuple[ContentSpace, Embedded, str]:
     """The space of n items, their vectors in it, and a line that says how it came to be.
 
-    channels: name -> what its encoder made of the items. Where they lie in one space, that is it; where several are,
-    they are aligned on the items that have more than one; where there are too few of those, the space that most
-    items are in is used and the others are left out.
+    channels: name -> what its encoder made of the items. Where they lie in one space, that is it. Several are aligned
+    on the items that are in more than one; a space that fewer than LEAST such items are in is left out. Where that
+    leaves nothing to align, the space that most items are in is used.
     """
     there = {name: one for name, one in channels.items() if one.present.any()}
     counts = ", ".join(f"{name} of {one.present.sum():,}" for name, one in there.items()) or "nothing"
-    if len({one.space for one in there.values()}) > 1:
-        n = len(next(iter(there.values())).present)
-        try:
-            views = {name: Views.of(one) for name, one in there.items()}
-            alignment = fit_alignment(views, n, config, seed=seed, progress=progress).alignment
-        except DataError as error:
-            counts += f"; {error}"
-        else:
-            placed = {name: alignment.channel(one) for name, one in there.items()}
-            return ContentSpace(alignment.space, alignment, placed), fuse(placed), f"contents aligned: {counts}"
+    meeting = _meeting(there)
+    if few := [name for name in there if name not in meeting]:
+        counts += f"; {', '.join(few)} left out: at least {LEAST} items need it beside another kind"
+    if len({one.space for one in meeting.values()}) > 1:
+        n = len(next(iter(meeting.values())).present)
+        views = {name: Views.of(one) for name, one in meeting.items()}
+        alignment = fit_alignment(views, n, config, seed=seed, progress=progress).alignment
+        placed = {name: alignment.channel(one) for name, one in meeting.items()}
+        return ContentSpace(alignment.space, alignment, placed), fuse(placed), f"contents aligned: {counts}"
     best = max(there or channels, key=lambda name: channels[name].present.sum())
     same = {name: one for name, one in (there or channels).items() if one.space == channels[best].space}
     return ContentSpace(channels[best].space, None, same), fuse(same), f"contents: {counts}"
+
+
+def _meeting(channels: Mapping[str, Embedded]) -> Mapping[str, Embedded]:
+    """Those of spaces that meet another one in at least LEAST items; those of one space where none does.
+
+    A map of fewer would put their items anywhere, and the other channels of these items with them.
+    """
+    while len(spaces := {one.space for one in channels.values()}) > 1:
+        within = {
+            key: np.logical_or.reduce([one.present for one in channels.values() if one.space == key])
+            for key in spaces
+        }
+        several = np.sum(list(within.values()), axis=0) > 1
+        met = {key: (int((mine & several).sum()), int(mine.sum()), str(key)) for key, mine in within.items()}
+        rarest = min(met, key=lambda key: met[key])
+        if met[rarest][0] >= LEAST:
+            break
+        channels = {name: one for name, one in channels.items() if one.space != rarest}
+    return channels

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from features.catalog import Catalog
 from features.content import Content, Limits
 from features.decoders import Decoders
-from features.encoding import EncoderConfig, open_encoders
+from features.encoding import EncoderConfig, Gemini, OpenAICompatible, open_encoders
 from features.errors import BundleError, ConfigError
 from features.interactions import Bools, Ints
 from features.schema import TITLE
@@ -45,6 +45,11 @@ class Encoding:
             raise BundleError(
                 f"encoder, limits or cache in the manifest cannot be used, train again: {error}"
             ) from None
+
+    @property
+    def remote(self) -> bool:
+        """Whether another machine encodes."""
+        return isinstance(self.config, Gemini | OpenAICompatible)
 
     def open(self, decoders: Decoders) -> dict[str, Encoder]:
         """Channel -> encoder; see `open_encoders`."""

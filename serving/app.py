@@ -88,13 +88,13 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        preload = asyncio.create_task(desk.preload(service.live)) if settings.preload else None
+        preload = asyncio.create_task(desk.keep_ready(service)) if settings.preload else None
         try:
             yield
         finally:
-            await asyncio.to_thread(desk.close)
             if preload:
-                await preload
+                preload.cancel()
+            await desk.close()
             await service.stop()
 
     app = FastAPI(

@@ -49,6 +49,7 @@ class Service:
         self.live: Live | None = None
         self.behind = False
         """Whether the log has events that a store which did not answer has not got."""
+        self._missed = False  # such an event since the store began to catch up
         self.notes: dict[str, str] = {}
         """What is wrong now, by part: bundle, tables, store."""
         self._load, self._current, self._events, self._connect = load, current, events, connect
@@ -137,8 +138,8 @@ class Service:
             logger.exception("bundle %s failed its first request", path)
             self._refuse(path, f"{path} failed its first request: {error}")
             return
-        self.live, self._path, self._refused = live, path, None
         self.behind = True  # what was pushed to the store of the previous rules meanwhile
+        self.live, self._path, self._refused = live, path, None
         self.notes.pop("bundle", None)
         logger.info("serving bundle %s from %s", bundle.fingerprint, path)
         trained_on = bundle.data.log
@@ -202,12 +203,12 @@ class Service:
             if store.watermark() is None:
                 self._refresh(store, self.live.bundle.data)
             if self.behind:
-                self.behind = False
+                self._missed = False
                 catch_up(store, self.settings.log)
+                self.behind = self._missed
             self.notes.pop("store", None)
         except StoreError as error:
-            self.behind = True
-            self.notes["store"] = str(error)
+            self._behind(error)
 
     def push(self, events: list[Event]) -> list[str]:
         """Tell the store of events that are in the log; the reasons why it could not be told."""
@@ -217,10 +218,13 @@ class Service:
         try:
             live.store.push(events)
         except StoreError as error:
-            self.behind = True
-            self.notes["store"] = str(error)
+            self._behind(error)
             return ["store"]
         return []
+
+    def _behind(self, error: StoreError) -> None:
+        self._missed = self.behind = True
+        self.notes["store"] = str(error)
 
     def read_user(self, live: Live, user_id: str) -> tuple[UserState, list[str]]:
         """What is known of a user, and the reasons why it may not be all."""

@@ -1,11 +1,13 @@
-"""Search: a query of words, pictures, sounds and videos is encoded beside the other requests, one at a time."""
+"""Search: a query of words, pictures, sounds and videos is encoded beside the other requests, in a bounded time."""
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from threading import Lock, Thread
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -33,6 +35,13 @@ LARGE = 4
 BODY_SECONDS = 60.0
 """In which a body has to arrive: a slow sender would keep the others' place."""
 
+FILE_SECONDS = 10.0
+"""In which one file of a query has to be fetched and decoded: longer ones are for `recsys embed`."""
+
+REMOTE = 8
+"""Queries that another machine encodes at once: they wait for it, and take no core here."""
+
+T = TypeVar("T")
 Open = Callable[[EncoderConfig, Decoders, Limits, Path], dict[str, Encoder]]
 
 
@@ -43,10 +52,12 @@ class Desk:
     def __init__(self, settings: ServeSettings, open_: Open = open_encoders) -> None:
         self._settings = settings
         self._open = open_
-        self._decoders = Decoders()
+        self._decoders = Decoders(seconds=FILE_SECONDS)
+        self._opening = Lock()
         self._opened: tuple[Encoding, Mapping[str, Encoder]] | None = None
         # one at a time: tokenizers cannot be shared by threads, and a query takes a core while it is encoded
-        self._turn = asyncio.Lock()
+        self._here = asyncio.Semaphore(1)
+        self._remote = asyncio.Semaphore(REMOTE)
         self._large = asyncio.Semaphore(LARGE)
 
     @asynccontextmanager
@@ -56,31 +67,55 @@ class Desk:
         if length.isdecimal() and len(length) < 20 and int(length) <= MAX_BODY_BYTES:
             yield await self._arrived(request)
             return
-        async with self._waiting(self._large):
+        await self._enter(self._large)
+        try:
             yield await self._arrived(request)
+        finally:
+            self._large.release()
 
     async def embed(self, live: Live, content: Content) -> Embedded:
-        """The query in the space of the bundle, when its turn has come. Raises ApiError 503."""
-        encoding, space = encoded_with(live.bundle)
-        async with self._waiting(self._turn):
-            return await asyncio.to_thread(self._embed, encoding, space, content)
+        """The query in the space of the bundle, when its turn has come.
 
-    async def preload(self, live: Live | None) -> None:
-        """Load what the bundle's queries need; an encoder that reads words reads one."""
+        Raises ApiError 503 when others take too long, 504 when it does itself.
+        """
+        encoding, space = encoded_with(live.bundle)
+        turn = self._remote if encoding.remote else self._here
+        await self._enter(turn)
+        work = aside(lambda: Searcher(space, self._encoders(encoding)).embed(content), turn)
+        try:
+            async with asyncio.timeout(self._settings.search_seconds):
+                return await asyncio.shield(work)
+        except TimeoutError:
+            raise ApiError(
+                504, "slow", f"not encoded within {self._settings.search_seconds:g} s; try again in a moment", ""
+            ) from None
+
+    async def keep_ready(self, service: Service) -> None:
+        """Load what the queries of each bundle need, as it comes, until cancelled."""
+        ready: Live | None = None
+        while True:
+            if service.live is not ready:
+                ready = service.live
+                await self._prepare(ready)
+            await asyncio.sleep(self._settings.follow_seconds)
+
+    async def close(self) -> None:
+        """End the workers that decode, and what is being encoded on this machine."""
+        await asyncio.to_thread(self._decoders.close)
+        await self._here.acquire()  # a thread inside a model must not outlive the interpreter
+
+    async def _prepare(self, live: Live | None) -> None:
+        """An encoder that reads words reads one."""
         if live is None or live.bundle.content is None:
             return
         try:
             encoding, _ = encoded_with(live.bundle)
-            async with self._turn:
-                await asyncio.to_thread(self._warm, encoding)
+            await self._here.acquire()
+            await asyncio.shield(aside(lambda: self._warm(encoding), self._here))
         except (ApiError, RecsysError) as error:
             logger.warning("search will not work: %s", error)
         except Exception:  # nobody waits for this, and whoever searches will be told
             logger.exception("what reads queries could not be loaded")
-
-    def close(self) -> None:
-        """End the workers that decode."""
-        self._decoders.close()
 
     async def _arrived(self, request: Request) -> bytes:
         try:
@@ -89,30 +124,46 @@ class Desk:
         except TimeoutError:
             raise ApiError(408, "slow_body", f"the body did not arrive within {BODY_SECONDS:g} s", "body") from None
 
-    @asynccontextmanager
-    async def _waiting(self, gate: asyncio.Lock | asyncio.Semaphore) -> AsyncIterator[None]:
+    async def _enter(self, gate: asyncio.Semaphore) -> None:
         try:
             async with asyncio.timeout(self._settings.search_wait):
                 await gate.acquire()
         except TimeoutError:
             raise ApiError(503, "busy", "too many searches at once; try again in a moment", "") from None
-        try:
-            yield
-        finally:
-            gate.release()
 
     def _encoders(self, encoding: Encoding) -> Mapping[str, Encoder]:
-        if self._opened is None or self._opened[0] != encoding:
-            made = self._open(encoding.config, self._decoders, encoding.limits, encoding.models)
-            self._opened = encoding, made
-        return self._opened[1]
-
-    def _embed(self, encoding: Encoding, space: ContentSpace, content: Content) -> Embedded:
-        return Searcher(space, self._encoders(encoding)).embed(content)
+        with self._opening:
+            if self._opened is None or self._opened[0] != encoding:
+                made = self._open(encoding.config, self._decoders, encoding.limits, encoding.models)
+                self._opened = encoding, made
+            return self._opened[1]
 
     def _warm(self, encoding: Encoding) -> None:
         if (words := self._encoders(encoding).get(QUICK)) is not None:
             words.encode([Content.of(Text("ready"))], task="query")
+
+
+def aside(work: Callable[[], T], turn: asyncio.Semaphore) -> "asyncio.Future[T]":
+    """The work in a thread of its own, whose turn ends when the work does, though nobody may wait for it by then.
+
+    The process ends without it.
+    """
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    try:
+        Thread(target=run, name="search", daemon=True).start()
+    except RuntimeError as error:  # there are too many
+        future.set_exception(error)
+    done = asyncio.wrap_future(future)
+    done.add_done_callback(lambda _: turn.release())
+    return done
 
 
 def encoded_with(bundle: Servable) -> tuple[Encoding, ContentSpace]:
@@ -131,7 +182,7 @@ def add_search(app: FastAPI, service: Service, desk: Desk, in_thread: Callable[.
         "/v1/search",
         responses={
             200: {"model": SearchAnswer},
-            **{code: {"model": ErrorAnswer} for code in (400, 408, 413)},
+            **{code: {"model": ErrorAnswer} for code in (400, 408, 413, 504)},
         },
         openapi_extra={
             "requestBody": {

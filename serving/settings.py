@@ -48,5 +48,8 @@ class ServeSettings(BaseSettings):
     search_wait: float = Field(default=10.0, gt=0)
     """Seconds that a search waits for those before it; then it is told to come back."""
 
+    search_seconds: float = Field(default=30.0, gt=0)
+    """Seconds that a query may be encoded, loading a model included; then it is given up."""
+
     preload: bool = True
-    """Load what reads words at the start, beside the first requests, rather than at the first search."""
+    """Load what reads words as soon as a bundle is served, beside the first requests, rather than at a search."""

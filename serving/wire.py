@@ -193,7 +193,7 @@ class SlateAnswer(BaseModel):
 class SimilarAnswer(SlateAnswer):
     """Items near to one item."""
 
-    items: list[NearItemOut]  # type: ignore[assignment]
+    items: list[NearItemOut]  # type: ignore[assignment]  # nobody puts plain items into it
 
 
 class FailedPart(BaseModel):

@@ -59,7 +59,7 @@ def wait_ready(site: str, server: "subprocess.Popen[bytes]") -> None:
 
 
 def check(site: str) -> None:
-    """A page; a known user; an event that changes the very next answer; a stranger; similar items; a picture."""
+    """A page; a known user; an event that changes the next answer; a stranger; similar items; words; a picture."""
     assert "<html" in ask(f"{site}/")
     user = ask(f"{site}/v1/users?limit=1")["users"][0]
     first = ask(f"{site}/v1/users/{user}/recommendations?k=10")
@@ -76,11 +76,14 @@ def check(site: str) -> None:
     assert stranger["source"] == "popular", stranger["source"]
     near = ask(f"{site}/v1/items/{shown[0]}/similar?k=5")["items"]
     assert shown[0] not in [item["item_id"] for item in near]
+    found = ask(f"{site}/v1/search", {"text": "a journey into space", "k": 5})["items"]
+    assert len(found) == 5, found
     pictures = [item["image"] for item in first["items"] if item["image"]]
     if pictures:
         with urllib.request.urlopen(site + pictures[0], timeout=10) as picture:
             assert picture.headers["content-type"].startswith("image/"), picture.headers["content-type"]
     print(f"user {user}: {shown[:3]} … then {second[:3]} …; similar to {shown[0]}: {near[0]['item_id']} …;")
+    print(f"a journey into space: {', '.join(item['title'] for item in found)};")
     print(f"{len(pictures)} of 10 with a picture; trace {first['trace']}")
 
 

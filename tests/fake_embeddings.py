@@ -11,8 +11,40 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
+from features.content import Content, Limits, Text
+from features.decoders import Decoders
+from features.encoders import Media
+from features.native.remote import Patience
+
+KEY = "sk-very-secret-123"
+G = 128
+"""The fewest dimensions that Gemini has."""
+
+NOBODY = Media(Decoders(), Limits())
+"""For contents of words alone: its workers never start."""
+
 POISON = "poison"
 """A content with this word makes the whole request a 400, as real services do."""
+
+
+class Clock:
+    """Time that passes by sleeping only."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.slept = []
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def patience(self, tries=4, seconds=100.0):
+        return Patience(tries, seconds, self.sleep, lambda: self.now, lambda low, high: high)
+
+
+def texts(*words):
+    """A content for each."""
+    return [Content.of(Text(word)) for word in words]
 
 
 def raw(content, d):

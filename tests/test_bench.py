@@ -83,6 +83,12 @@ def test_unknown_names_and_options() -> None:
         runner.run("all", size=1)
 
 
+@pytest.mark.usefixtures("benches")
+@pytest.mark.parametrize("options", [["--size"], ["size", "1"], ["--size", "[1"]])
+def test_options_that_are_no_pairs_or_cannot_be_read(options: list[str]) -> None:
+    assert isinstance(CliRunner().invoke(app, ["bench", "m", *options]).exception, ConfigError)
+
+
 def test_every_registered_benchmark_is_there() -> None:
     import importlib
 

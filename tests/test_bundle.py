@@ -180,6 +180,22 @@ def seal(folder, **changes):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def test_a_part_that_the_manifest_says_nothing_of_is_refused(copy):
+    space = {"space": {"model": "m", "revision": "1", "dimension": 2}, "maps": [], "nested": [], "channels": []}
+    seal(copy, content=space)
+    with pytest.raises(BundleError, match=r"do not fit together: FileNotFoundError.*content\.safetensors"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("changes", [{"files": None}, {"category_names": None}, {"content": 5}, {"towers": None}])
+def test_a_manifest_of_another_make_is_refused(copy, changes):
+    manifest = json.loads((copy / "manifest.json").read_text()) | changes
+    manifest["fingerprint"] = module._fingerprint(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"(?s)do not fit together.*train again"):
+        load_bundle(copy)
+
+
 def test_parts_of_different_models_are_refused(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     seal(copy)

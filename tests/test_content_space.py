@@ -58,13 +58,38 @@ def test_several_spaces_become_one(channels):
     assert (asked.argmax(1) == np.arange(50)).mean() > 0.9  # the hidden cause is nearly all there is
 
 
-def test_too_few_items_with_both_leave_the_largest_space(channels):
+@pytest.mark.parametrize("titles", [False, True])
+def test_too_few_items_with_both_leave_the_largest_space(channels, titles):
     few = embedded(PICTURES, channels["image"].vectors, np.arange(N) < 19)
-    space, content, told = fit_content_space(channels | {"image": few}, CONFIG, seed=0)
+    words = {"text": channels["text"]} | ({"title": channels["text"]} if titles else {})  # two of one space
+    space, content, told = fit_content_space(words | {"image": few}, CONFIG, seed=0)
     assert space.space == WORDS
-    assert list(space.channels) == ["text"]
-    assert "19 do, at least 20 are needed" in told
+    assert list(space.channels) == list(words)
+    assert told.endswith("image of 19; image left out: at least 20 items need it beside another kind")
     np.testing.assert_allclose(content.vectors, channels["text"].vectors, atol=1e-6)
+    enough = embedded(PICTURES, channels["image"].vectors, np.arange(N) < 20)
+    assert list(fit_content_space(words | {"image": enough}, CONFIG, seed=0)[0].channels) == [*words, "image"]
+
+
+def test_a_space_that_few_items_have_beside_another_is_left_out_of_the_alignment(channels):
+    rng = np.random.default_rng(1)
+    rare = embedded(OTHER, rng.standard_normal((N, 8)), np.arange(N) >= N - 19)
+    space, content, told = fit_content_space(channels | {"sound": rare}, CONFIG, seed=0)
+    without, expected, _ = fit_content_space(channels, CONFIG, seed=0)
+    assert told.startswith("contents aligned: text of 60, image of 50, sound of 19; sound left out")
+    assert space.space == without.space
+    np.testing.assert_array_equal(content.vectors, expected.vectors)
+
+
+def test_spaces_that_meet_only_a_rare_one_are_not_aligned(channels):
+    """Words of 40 items, pictures of 15 others; sounds of 10 of the one and 10 of the other bring none near."""
+    at = np.arange(N)
+    words = embedded(WORDS, channels["text"].vectors, at < 40)
+    pictures = embedded(PICTURES, channels["text"].vectors, at >= 45)
+    sounds = embedded(OTHER, channels["text"].vectors, (at >= 30) & (at < 55))
+    space, _, told = fit_content_space({"text": words, "image": pictures, "sound": sounds}, CONFIG, seed=0)
+    assert (space.space, list(space.channels)) == (WORDS, ["text"])
+    assert told.startswith("contents: text of 40, image of 15, sound of 25; image, sound left out")
 
 
 @pytest.mark.parametrize("aligned", [True, False])

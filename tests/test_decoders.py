@@ -18,9 +18,10 @@ import pytest
 
 from features import worker as worker_module
 from features.content import Limits
-from features.decode import decode_audio, decode_image, decode_video
+from features.decode import decode_audio, decode_video
 from features.decoders import Decoders
 from features.errors import ContentError, DependencyError
+from features.pictures import decode_image
 from features.worker import TAKEN, Worker
 
 LIMITS = Limits()
@@ -232,6 +233,31 @@ def test_workers_that_do_not_start(monkeypatch):
     with (
         Decoders(1) as decoders,
         pytest.raises(DependencyError, match="does not start: see what it wrote to stderr"),
+    ):
+        list(decoders.map(media.obey, [b"x"], LIMITS))
+
+
+def test_a_source_is_not_blamed_for_a_worker_that_does_not_start_again(monkeypatch):
+    with Decoders(1) as decoders:
+        assert told(decoders.map(media.obey, [b"first"], LIMITS)) == ["first"]
+        (worker,) = decoders._running
+        worker.process.kill()
+        worker.process.join()
+        looks = iter([True])  # it died a moment after it was looked at
+        monkeypatch.setattr(Worker, "alive", lambda self: next(looks, False))
+        monkeypatch.setattr(worker_module, "_work", os.abort)
+        with pytest.raises(DependencyError, match="does not start"):
+            list(decoders.map(media.obey, [b"x"], LIMITS))
+
+
+def test_a_system_without_room_for_a_worker(monkeypatch):
+    def full(self, *_):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(Worker, "__init__", full)
+    with (
+        Decoders(1) as decoders,
+        pytest.raises(DependencyError, match=r"cannot be started: .*temporarily unavailable"),
     ):
         list(decoders.map(media.obey, [b"x"], LIMITS))
 

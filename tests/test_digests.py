@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from features.content import Audio, Content, Image, Limits, Text, Video
-from features.digests import Files, digests
+from features.digests import Files, Reading, digests
 from features.errors import StoreError
 
-WORDS, PICTURES = frozenset({"text"}), frozenset({"image", "video"})
-BOTH = WORDS | PICTURES
+WORDS, PICTURES = Reading(frozenset({"text"})), Reading(frozenset({"image", "video"}))
+BOTH = Reading(WORDS.modalities | PICTURES.modalities)
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def old(path, data, age=3600.0):
     return path
 
 
-def one(content, kind, files):
-    return digests([content], [kind], files)[kind].to_list()[0]
+def one(content, reading, files):
+    return digests([content], [reading], files)[reading].to_list()[0]
 
 
 def test_a_file_is_read_once_until_it_changes(files, tmp_path, monkeypatch):
@@ -110,6 +110,17 @@ def test_contents_that_differ_have_different_digests(files, tmp_path):
         assert a != b
     text = Content.of(Text("ab"))
     assert one(text, BOTH, files) != one(text, WORDS, files)
+
+
+def test_who_reads_counts(files):
+    sound = Content.of(Audio(b"spoken"), Text("unread"))
+    readers = [Reading(frozenset({"audio"}), reader) for reader in ("", "tiny", "base", "tiny video")]
+    readers.append(Reading(frozenset({"audio", "video"}), "tiny"))
+    for a, b in combinations(readers, 2):
+        assert one(sound, a, files) != one(sound, b, files)
+    # what caches were filled with before encoders had readers: those without one still find it
+    part = b"audio bytes " + hashlib.sha256(b"spoken").digest()
+    assert one(sound, readers[0], files) == hashlib.sha256(b"audio\n" + part).digest()
 
 
 def test_a_damaged_index_is_told_with_what_to_do(tmp_path):

@@ -38,8 +38,9 @@ def heard(part):
 class Toy:
     """The unit mean of a random unit vector for each part; `read` tells each content that was embedded."""
 
-    def __init__(self, *modalities, name="toy", d=4):
+    def __init__(self, *modalities, name="toy", d=4, reader=""):
         self.modalities = frozenset(modalities)
+        self.reader = reader
         self.key = SpaceKey(name, "1", d)
         self.read = []
         self.before = lambda contents: None
@@ -107,7 +108,7 @@ def run(contents, cache, *encoders, **settings):
 
 
 def got(contents, encoder, cache):
-    return vectors_of(contents, encoder.key, encoder.modalities, cache, limits=LIMITS)
+    return vectors_of(contents, encoder, cache, limits=LIMITS)
 
 
 def same(found, expected):
@@ -286,6 +287,19 @@ def test_spaces_do_not_mix_and_two_encoders_may_share_one(catalogue, tmp_path):
     for encoder, vector in ((other, [0, 0, 0, 1]), (sounds, [0, 1, 0, 0])):
         assert got(catalogue, encoder, tmp_path / "cache").vectors.tolist() == [vector] * 6
     assert len(list((tmp_path / "cache").glob("*/space.json"))) == 2
+
+
+def test_two_readers_of_one_space_do_not_see_each_other_s_vectors(catalogue, tmp_path):
+    tiny, base = Toy("text", reader="tiny"), Toy("text", reader="base")
+    base.vector = lambda part: np.float32([0, 1, 0, 0])
+    run(catalogue, tmp_path, tiny)
+    assert not got(catalogue, base, tmp_path).present.any()
+    told = run(catalogue, tmp_path, base).encoders[0]
+    assert (told.cached, told.computed) == (0, 6)
+    assert got(catalogue, base, tmp_path).vectors.tolist() == [[0, 1, 0, 0]] * 6
+    same(got(catalogue, tiny, tmp_path), Toy("text").encode(catalogue))
+    assert not got(catalogue, Toy("text"), tmp_path).present.any()
+    assert len(list(tmp_path.glob("*/space.json"))) == 1
 
 
 def test_a_folder_of_another_space_is_refused(catalogue, words, pictures, tmp_path):

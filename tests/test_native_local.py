@@ -1,12 +1,11 @@
 """Open models as encoders, on tiny ones with random weights; transformers itself, called directly, is the oracle."""
 
-import io
 import json
 import os
 import shutil
 import sys
-import wave
 
+import media
 import numpy as np
 import pytest
 import torch
@@ -32,9 +31,12 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from features.content import Audio, Content, Image, Text, Video
+from features.content import Audio, Content, Image, Limits, Text, Video
+from features.decoders import Decoders
+from features.encoders import Media
 from features.errors import ConfigError, DependencyError, SpaceError
 from features.native.local import HubEncoder
+from features.native.local import picture as decode
 from features.spaces import unit
 
 WORDS = [
@@ -64,6 +66,12 @@ def tokenizer(longest, **more):
     names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
     names |= {"mask_token": "[MASK]", "eos_token": "[SEP]", "bos_token": "[CLS]"}
     return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=longest, **names, **more)
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with Decoders(1, read=media.deadly) as decoders:
+        yield Media(decoders, Limits())
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +164,7 @@ def picture(seed, height=20, width=30):
 
 
 def png(*frames):
-    from PIL import Image as Pillow
-
-    first, *more = [Pillow.fromarray(frame) for frame in frames]
-    file = io.BytesIO()
-    first.save(file, "PNG", save_all=bool(more), append_images=more)
-    return file.getvalue()
+    return media.animation(frames, "PNG")
 
 
 def sound(seed, seconds):
@@ -169,13 +172,7 @@ def sound(seed, seconds):
 
 
 def wav(samples):
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(RATE)
-        out.writeframes(samples.tobytes())
-    return file.getvalue()
+    return media.sound(samples, RATE)
 
 
 def clip_texts(folder, texts):
@@ -196,8 +193,8 @@ def mean(*vectors):
     return unit(np.mean(vectors, axis=0, keepdims=True))[0]
 
 
-def test_clip_embeds_texts_and_pictures_in_one_space(clip):
-    encoder = HubEncoder(str(clip), family="clip")
+def test_clip_embeds_texts_and_pictures_in_one_space(workers, clip):
+    encoder = HubEncoder(workers, str(clip), family="clip")
     frames = [picture(0), picture(1, 40, 17)]
     long = " ".join(["red cat"] * 20)
     contents = [
@@ -214,8 +211,8 @@ def test_clip_embeds_texts_and_pictures_in_one_space(clip):
     assert embedded.space.prompt == ""
 
 
-def test_siglip_pads_as_it_was_trained(siglip):
-    encoder = HubEncoder(str(siglip), family="siglip")
+def test_siglip_pads_as_it_was_trained(workers, siglip):
+    encoder = HubEncoder(workers, str(siglip), family="siglip")
     model = SiglipModel.from_pretrained(siglip).eval()
     words = tokenizer(9)(["red cat", "a"], padding="max_length", max_length=9, return_tensors="pt")
     frame = picture(2)
@@ -227,8 +224,8 @@ def test_siglip_pads_as_it_was_trained(siglip):
     np.testing.assert_allclose(embedded.vectors, np.concatenate([texts, images]), atol=1e-5)
 
 
-def test_clap_hears_the_first_seconds_and_always_the_same(clap):
-    encoder = HubEncoder(str(clap), family="clap")
+def test_clap_hears_the_first_seconds_and_always_the_same(workers, clap):
+    encoder = HubEncoder(workers, str(clap), family="clap")
     samples = [sound(0, 0.4), sound(1, 3.0)]
     contents = [Content.of(Text("red cat")), *(Content.of(Audio(wav(s))) for s in samples)]
     embedded = encoder.encode(contents)
@@ -250,14 +247,14 @@ def test_clap_hears_the_first_seconds_and_always_the_same(clap):
     assert encoder.encode([long]).present.tolist() == [True]
 
 
-def test_a_content_is_the_unit_mean_of_its_parts(clip):
+def test_a_content_is_the_unit_mean_of_its_parts(workers, clip):
     frame, animated = picture(3), [picture(4), picture(5), picture(6)]
     contents = [
         Content.of(Text("red"), Image(png(frame)), Text("blue dog")),
         Content.of(Image(png(*animated)), Text("a")),
         Content.of(Audio(b"unread"), Text("cat"), Video(b"unread")),
     ]
-    embedded = HubEncoder(str(clip), family="clip").encode(contents)
+    embedded = HubEncoder(workers, str(clip), family="clip").encode(contents)
     texts = clip_texts(clip, ["red", "blue dog", "a", "cat"])
     pictures = clip_pictures(clip, [frame, *animated])
     expected = [mean(texts[0], pictures[0], texts[1]), mean(mean(*pictures[1:]), texts[2]), texts[3]]
@@ -265,7 +262,8 @@ def test_a_content_is_the_unit_mean_of_its_parts(clip):
     assert embedded.failures == ()
 
 
-def test_what_cannot_be_read_is_a_failure_and_the_rest_is_embedded(clip):
+def test_what_cannot_be_read_is_a_failure_and_the_rest_is_embedded(workers, clip, monkeypatch):
+    monkeypatch.setattr("features.native.local.CHUNK", 7)
     contents = [
         *[Content()] * 40,
         Content.of(Image(b"<svg/>"), Text("red")),
@@ -273,32 +271,45 @@ def test_what_cannot_be_read_is_a_failure_and_the_rest_is_embedded(clip):
         Content.of(Text(" \t"), Text("")),
         Content.of(Image(png(picture(0, 1, 60)))),
         Content.of(Text("x\ud800")),
+        Content.of(Image(b"die"), Image(png(picture(0)))),
     ]
     steps = []
-    embedded = HubEncoder(str(clip), family="clip").encode(contents, progress=steps.append)
-    assert embedded.present.tolist() == [False] * 40 + [True, False, False, False, False]
-    np.testing.assert_allclose(embedded.vectors[40], clip_texts(clip, ["red"])[0], atol=1e-5)
+    embedded = HubEncoder(workers, str(clip), family="clip").encode(contents, progress=steps.append)
+    assert embedded.present.tolist() == [False] * 40 + [True, False, False, False, True, True]
+    np.testing.assert_allclose(embedded.vectors[[40, 44]], clip_texts(clip, ["red", "x?"]), atol=1e-5)
+    np.testing.assert_allclose(embedded.vectors[45], clip_pictures(clip, [picture(0)])[0], atol=1e-5)
     assert not embedded.vectors[~embedded.present].any()
-    assert [(f.row, f.part) for f in embedded.failures] == [(40, 0), (41, 0), (43, 0), (44, 0)]
+    assert [(f.row, f.part) for f in embedded.failures] == [(40, 0), (41, 0), (43, 0), (45, 0)]
     assert "60 x 1 pixels" in embedded.failures[2].reason
-    assert sum(steps) == 45
+    assert "ended the worker process" in embedded.failures[3].reason  # and not this one
+    assert sum(steps) == 46
+
+
+def test_a_large_picture_comes_from_the_worker_small(workers, clip):
+    wide = np.zeros((600, 3000, 3), np.uint8)
+    frames = decode(media.picture(wide, "PNG"), workers.limits)
+    assert frames.shape == (1, 205, 1024, 3)
+    assert HubEncoder(workers, str(clip), family="clip").encode([Content.of(Image(png(wide)))]).present.all()
 
 
 @pytest.mark.parametrize("contents", [[], [Content()]])
-def test_nothing(clip, contents):
-    embedded = HubEncoder(str(clip), family="clip").encode(contents)
+def test_nothing(workers, clip, contents):
+    embedded = HubEncoder(workers, str(clip), family="clip").encode(contents)
     assert embedded.vectors.shape == (len(contents), 12)
     assert not embedded.present.any()
 
 
-def test_a_cut_is_renormalised_and_another_space(clip):
-    whole, short = HubEncoder(str(clip), family="clip"), HubEncoder(str(clip), family="clip", dimension=5)
+def test_a_cut_is_renormalised_and_another_space(workers, clip):
+    whole, short = (
+        HubEncoder(workers, str(clip), family="clip"),
+        HubEncoder(workers, str(clip), family="clip", dimension=5),
+    )
     contents = [Content.of(Text("red cat"))]
     assert short.space() == whole.space().cut(5)
     parts = clip_texts(clip, ["red cat"])[:, :5]
     np.testing.assert_allclose(short.encode(contents).vectors, unit(parts), atol=1e-5)
     with pytest.raises(SpaceError, match="cannot be cut to 13"):
-        HubEncoder(str(clip), family="clip", dimension=13)
+        HubEncoder(workers, str(clip), family="clip", dimension=13)
 
 
 def bert(folder, texts):
@@ -319,8 +330,8 @@ def bert(folder, texts):
         ("similarity", "same : ", "similarity"),
     ],
 )
-def test_sentences_get_the_prompts_of_the_model(told, task, prompt, scheme):
-    encoder = HubEncoder(str(told), family="sentence-transformers")
+def test_sentences_get_the_prompts_of_the_model(workers, told, task, prompt, scheme):
+    encoder = HubEncoder(workers, str(told), family="sentence-transformers")
     embedded = encoder.encode([Content.of(Text("red cat")), Content.of(Text("blue"))], task=task)
     np.testing.assert_allclose(embedded.vectors, bert(told, [f"{prompt}red cat", f"{prompt}blue"]), atol=1e-5)
     assert embedded.space == encoder.space(task)
@@ -328,52 +339,53 @@ def test_sentences_get_the_prompts_of_the_model(told, task, prompt, scheme):
     assert encoder.modalities == {"text"}
 
 
-def test_a_model_without_prompts_has_one_space(untold):
-    encoder = HubEncoder(str(untold), family="sentence-transformers")
+def test_a_model_without_prompts_has_one_space(workers, untold):
+    encoder = HubEncoder(workers, str(untold), family="sentence-transformers")
     assert {encoder.space(task).prompt for task in ("query", "document", "similarity")} == {""}
     embedded = encoder.encode([Content.of(Text("red cat"))], task="query")
     np.testing.assert_allclose(embedded.vectors, bert(untold, ["red cat"]), atol=1e-5)
 
 
-def test_words_that_look_like_tokens_or_addresses_stay_words(untold, tmp_path):
+def test_words_that_look_like_tokens_or_addresses_stay_words(workers, untold, tmp_path):
     trap = tmp_path / "cat.png"
     trap.write_bytes(png(picture(0)))
     words = ["red [SEP] cat [PAD] dog", "http://127.0.0.1:1/red.png", str(trap)]
-    embedded = HubEncoder(str(untold), family="sentence-transformers").encode([Content.of(Text(w)) for w in words])
+    embedded = HubEncoder(workers, str(untold), family="sentence-transformers").encode(
+        [Content.of(Text(w)) for w in words]
+    )
     apart = ["red [ SEP] cat [ PAD] dog", *words[1:]]
     np.testing.assert_allclose(embedded.vectors, bert(untold, apart), atol=1e-5)
     assert not np.allclose(embedded.vectors[0], bert(untold, words[:1])[0], atol=1e-3)
 
 
-def test_other_weights_or_prompts_are_another_space(clip, tmp_path):
-
-    first = HubEncoder(str(clip), family="clip").space()
+def test_other_weights_or_prompts_are_another_space(workers, clip, tmp_path, monkeypatch):
+    first = HubEncoder(workers, str(clip), family="clip").space()
     assert first.model == "clip"
     assert first.revision.startswith("sha256:")
     copy = tmp_path / "clip"
     shutil.copytree(clip, copy)
-    assert HubEncoder(str(copy), family="clip").space() == first
+    assert HubEncoder(workers, str(copy), family="clip").space() == first
+    monkeypatch.chdir(copy)
+    assert HubEncoder(workers, ".", family="clip").space() == first
     model = CLIPModel.from_pretrained(copy)
     with torch.no_grad():
         model.text_projection.weight[0, 0] += 1
     model.save_pretrained(copy)
-    other = HubEncoder(str(copy), family="clip").space()
+    other = HubEncoder(workers, str(copy), family="clip").space()
     assert (other.model, other.dimension) == (first.model, first.dimension)
     assert other != first
 
 
-def test_pickled_weights_are_refused_unread(clip, tmp_path):
-
+def test_pickled_weights_are_refused_unread(workers, clip, tmp_path):
     copy = tmp_path / "clip"
     shutil.copytree(clip, copy)
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(SpaceError, match="convert them to safetensors"):
-        HubEncoder(str(copy), family="clip")
+        HubEncoder(workers, str(copy), family="clip")
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "code"])
-def test_a_damaged_folder_is_named(clip, tmp_path, damage):
-
+def test_a_damaged_folder_is_named(workers, clip, tmp_path, damage):
     copy = tmp_path / "clip"
     shutil.copytree(clip, copy)
     weights, config = copy / "model.safetensors", copy / "config.json"
@@ -386,24 +398,24 @@ def test_a_damaged_folder_is_named(clip, tmp_path, damage):
         config.write_text(json.dumps(wanted))
         (copy / "own.py").write_text("import os; os.environ['RUN_BY_A_MODEL'] = '1'")
     with pytest.raises(SpaceError, match="cannot be loaded as clip"):
-        HubEncoder(str(copy), family="clip")
+        HubEncoder(workers, str(copy), family="clip")
     assert "RUN_BY_A_MODEL" not in os.environ
 
 
-def test_the_family_is_checked(clip):
+def test_the_family_is_checked(workers, clip):
     with pytest.raises(ConfigError, match="is a clip model, family says siglip"):
-        HubEncoder(str(clip), family="siglip")
+        HubEncoder(workers, str(clip), family="siglip")
 
 
-def test_a_name_on_the_hub_needs_a_revision(monkeypatch):
+def test_a_name_on_the_hub_needs_a_revision(workers, monkeypatch):
     with pytest.raises(ConfigError, match="needs its revision"):
-        HubEncoder("someone/something", family="clip")
+        HubEncoder(workers, "someone/something", family="clip")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SpaceError, match="someone/something@abc: cannot be had"):
-        HubEncoder("someone/something", "abc", family="clip")
+        HubEncoder(workers, "someone/something", "abc", family="clip")
 
 
-def test_a_missing_library_is_named(clip, monkeypatch):
+def test_a_missing_library_is_named(workers, clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(DependencyError, match=r"needs sentence_transformers: pip install .recsys\[native\]"):
-        HubEncoder(str(clip), family="sentence-transformers")
+        HubEncoder(workers, str(clip), family="sentence-transformers")

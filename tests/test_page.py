@@ -1,18 +1,12 @@
 """The page in a real browser, before a real service."""
 
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
 from typing import Any
 
-import numpy as np
 import pytest
-import uvicorn
-from media import picture
-from test_app import Flaky
+from house import GREEN_PNG, Flaky, serving
 from toy_service import RULES, ToyShelf, toy_bundle, toy_encoders, toy_events, toy_settings, with_contents
 
 from serving.app import create_app
@@ -45,18 +39,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Flaky]
         connect=lambda _: store,
         encoders=toy_encoders,
     )
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, loop="asyncio", http="httptools", log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        until = time.monotonic() + 20
-        while not server.started:
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", store
-        server.should_exit = True
-        thread.join()
+    with serving(app) as url:
+        yield url, store
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +130,6 @@ def finds(page: Any) -> list[str]:
     return page.eval_on_selector_all("#finds .card", "cards => cards.map(card => card.dataset.item)")  # type: ignore[no-any-return]
 
 
-GREEN = picture(np.full((8, 8, 3), (0, 255, 0), np.uint8), "PNG")
-
 DROP = """([name, type, bytes]) => {
   const carried = new DataTransfer();
   carried.items.add(new File([new Uint8Array(bytes)], name, { type }));
@@ -177,7 +159,7 @@ def test_words_find_items(page: Any, site: tuple[str, Flaky]) -> None:
 def test_a_picture_is_dropped(page: Any, site: tuple[str, Flaky]) -> None:
     page.goto(f"{site[0]}/?user=seeker")
     page.wait_for_selector("#picks .card")
-    page.evaluate(DROP, ["<b>grass.png", "image/png", list(GREEN)])
+    page.evaluate(DROP, ["<b>grass.png", "image/png", list(GREEN_PNG)])
     page.wait_for_selector("#finds .card")
     assert finds(page)[:3] == ["i39", "i38", "i37"]
     assert page.inner_text("#held-name") == "<b>grass.png"
@@ -187,7 +169,7 @@ def test_a_picture_is_dropped(page: Any, site: tuple[str, Flaky]) -> None:
     page.click("#ask button[type=submit]")
     sync_api.expect(page.locator("#found-title")).to_have_text("Found for “red” and <b>grass.png")
     assert finds(page)[:2] == ["i20", "i19"]  # the middle: item r is at 88 r / 39 degrees
-    page.set_input_files("#file", {"name": "torn.png", "mimeType": "image/png", "buffer": GREEN[:40]})
+    page.set_input_files("#file", {"name": "torn.png", "mimeType": "image/png", "buffer": GREEN_PNG[:40]})
     page.wait_for_selector("#found-state .warn")
     assert page.inner_text("#found-state .warn") == "image not read"
     assert "cannot be decoded" in page.get_attribute("#found-state .warn", "title")
@@ -197,6 +179,37 @@ def test_a_picture_is_dropped(page: Any, site: tuple[str, Flaky]) -> None:
     page.evaluate(DROP, ["x.txt", "text/plain", [1]])
     page.wait_for_selector("#toast")
     assert "is no picture" in page.inner_text("#toast")
+
+
+def test_asking_for_nothing_leaves_the_search_under_way(page: Any, site: tuple[str, Flaky]) -> None:
+    page.goto(f"{site[0]}/?user=seeker")
+    page.wait_for_selector("#picks .card")
+    asked = []
+    page.route("**/v1/search", lambda route: asked.append(route))
+    page.fill("#words", "red")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#ask.busy")
+    page.fill("#words", "")
+    page.keyboard.press("Enter")
+    asked[0].continue_()
+    page.wait_for_selector("#finds .card")
+    page.wait_for_selector("#ask:not(.busy)")
+    assert page.inner_text("#found-title") == "Found for “red”"
+
+
+def test_a_search_of_a_file_that_was_removed_is_not_shown(page: Any, site: tuple[str, Flaky]) -> None:
+    page.goto(f"{site[0]}/?user=seeker")
+    page.wait_for_selector("#picks .card")
+    asked = []
+    page.route("**/v1/search", lambda route: asked.append(route))
+    page.evaluate(DROP, ["grass.png", "image/png", list(GREEN_PNG)])
+    page.wait_for_selector("#ask.busy")
+    page.click("#let-go")
+    page.wait_for_selector("#ask:not(.busy)")
+    with page.expect_response("**/v1/search"):
+        asked[0].continue_()
+    page.wait_for_timeout(50)
+    assert page.is_hidden("#found")
 
 
 def test_similar_items_say_in_what(page: Any, site: tuple[str, Flaky]) -> None:

@@ -1,6 +1,6 @@
 """Refresh: the store ends up the same from tables and log, however often and wherever it is cut off."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import polars as pl
@@ -45,6 +45,26 @@ def test_tables_and_log_fill_the_store(tmp_path: Path) -> None:
     assert (cid.items, cid.seen) == (("i4",), frozenset())
     counts = store.read_items(["i1", "i9"])
     assert counts.table().tolist() == [[0, 0, 1, NOW], [1, 1, 1, NOW]]
+
+
+def test_batches_of_whole_users_fill_it_alike_and_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = toy_events([("ann", "i1", 5.0), ("bob", "i2", 1.0), ("ann", "i8", 4.0), ("cid", "i3", 2.0)])
+    whole, parts, told = MemoryStore(RULES), MemoryStore(RULES), list[object]()
+
+    def begin(what: str, total: int) -> Callable[[int], None]:
+        told.append((what, total))
+        return told.append
+
+    refresh(whole, tables, None, now=NOW, progress=begin)
+    assert told == [("users to the store", 3), 3]
+    told.clear()
+    monkeypatch.setattr("features.refresh.ROWS", 1)
+    assert refresh(parts, tables, None, now=NOW, progress=begin).users == 3
+    assert told == [("users to the store", 3), 1, 1, 1]
+    assert known(parts) == known(whole)
+    told.clear()
+    refresh(parts, tables, None, now=NOW, progress=begin)
+    assert told == []  # there is nothing to do
 
 
 def test_again_reads_and_writes_nothing(tmp_path: Path) -> None:

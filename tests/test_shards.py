@@ -1,6 +1,7 @@
 """The list of shards: whatever is interrupted wherever, what was added is there."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,25 @@ def test_a_second_writer_is_told_who_the_first_is(shards):
     with shards.writing(), pytest.raises(StoreError, match=f"process {os.getpid()} "), shards.writing():
         pass
     assert contents(shards) == [b"one"]
+
+
+def test_a_file_system_without_locks_is_told(shards, monkeypatch):
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("features.shards.fcntl.flock", refuse)
+    with pytest.raises(StoreError, match="No locks available"):
+        add(shards, b"one")
+
+
+def test_a_folder_that_goes_away_meanwhile_is_told(shards):
+    with shards.writing():
+        shards.add(memoryview(b"one"))
+        shutil.rmtree(shards.folder)
+        with pytest.raises(StoreError, match=r"cannot be read or written: .*No such file"):
+            shards.add(memoryview(b"two"))
+        with pytest.raises(StoreError, match=r"cannot be read or written: .*No such file"):
+            shards.write("space.json", b"{}")
 
 
 def test_a_full_disk_is_told_and_loses_nothing(shards, monkeypatch):

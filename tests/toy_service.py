@@ -160,13 +160,15 @@ class ToyWords:
     """Reads the names of colours."""
 
     modalities: frozenset[Modality] = frozenset({"text"})
+    key, reader = COLOURS, ""
+    tasks: tuple[Task, ...] = ("query",)
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.read: list[str] = []
 
     def space(self, task: Task = "document") -> SpaceKey:
-        return COLOURS
+        return self.key
 
     def words(self, texts: Sequence[str]) -> Floats:
         self.read += texts
@@ -175,8 +177,8 @@ class ToyWords:
     def encode(
         self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
-        assert task == "query"
-        return embed_texts(contents, self.words, COLOURS, self.limits, None)
+        assert task in self.tasks
+        return embed_texts(contents, self.words, self.key, self.limits, None)
 
 
 class ToyEyes(ToyWords):
@@ -190,13 +192,12 @@ class ToyEyes(ToyWords):
     def encode(
         self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
-        assert task == "query"
-        return self.media.embed(contents, self.modalities, prepare, mean_colour, COLOURS, batch=8)
+        assert task in self.tasks
+        return self.media.embed(contents, self.modalities, prepare, self.see, self.key, batch=8)
 
-
-def mean_colour(frames: list[Any]) -> Floats:
-    """(k, 3) of k frames."""
-    return np.stack([frame.mean((0, 1)) for frame in frames]).astype(np.float32)
+    def see(self, frames: list[Any]) -> Floats:
+        """(k, 3) mean colours of k frames."""
+        return np.stack([frame.mean((0, 1)) for frame in frames]).astype(np.float32)
 
 
 def toy_encoders(config: object, decoders: Decoders, limits: Limits, models: Path) -> dict[str, Encoder]:

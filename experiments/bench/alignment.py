@@ -141,7 +141,7 @@ def read(folder: Path) -> Photographs:
 
 def _vectors(contents: list[Content], name: str, encoder: Encoder, limits: Limits) -> Embedded:
     embed(contents, {name: encoder}, CACHE, limits=limits)
-    found = vectors_of(contents, encoder.space(), encoder.modalities, CACHE, limits=limits)
+    found = vectors_of(contents, encoder, CACHE, limits=limits)
     if found.failures:
         raise SourceError(f"{len(found.failures)} of the {name} files cannot be read: {found.failures[0].reason}")
     return found

@@ -7,6 +7,7 @@ process, on the same items; what the bare pass is given was read, decoded and cu
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -54,7 +55,7 @@ def run(*, short: bool = False, data: str | None = None) -> Result:
             "sound": (sound, [Content.of(Audio(p)) for p in spoken], _bare(sound.forward, heard, 1)),
         }
         for name, (encoder, contents, bare) in runs.items():
-            ours, floor = _alternate(lambda e=encoder, c=contents: e.encode(c), bare)  # type: ignore[misc]
+            ours, floor = _alternate(partial(encoder.encode, contents), bare)
             figures[f"{name} items"] = len(contents)
             figures[f"{name} items_per_second"] = round(len(contents) / ours, 1)
             figures[f"{name} bare items_per_second"] = round(len(contents) / floor, 1)

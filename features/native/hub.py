@@ -28,7 +28,7 @@ def locate(model: str, revision: str | None) -> tuple[Path, str, str]:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             whole.update(f"{path.relative_to(folder).as_posix()}\0{digest}\n".encode())
-        name, exact = folder.name, f"sha256:{whole.hexdigest()[:16]}"
+        name, exact = folder.absolute().name, f"sha256:{whole.hexdigest()[:16]}"
     else:
         if revision is None:
             raise ConfigError(f"{model}: no such folder; a model of the hub needs its revision, best a commit")

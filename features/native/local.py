@@ -2,20 +2,24 @@
 others by sentence-transformers. Nothing of a model is run: weights are safetensors, never pickle, and code that
 comes with it is not even fetched."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from features.content import Audio, Content, Image, Limits, Modality, Part, Text
+from features.content import Content, Limits, Modality
+from features.encoders.frozen import Media
+from features.encoders.speech import stretch
+from features.encoders.text import sum_texts
 from features.errors import ConfigError, ContentError, DependencyError, SpaceError
-from features.fetch import read
 from features.native.hub import locate
-from features.native.remote import check_unicode
+from features.pictures import Pixels, decode_image
 from features.progress import Step
-from features.spaces import Embedded, Failure, Floats, SpaceKey, Task, unit
+from features.spaces import Embedded, Failure, Floats, SpaceKey, Task, mean_of_parts
 
 Family = Literal["siglip", "clip", "clap", "sentence-transformers"]
 
@@ -26,11 +30,17 @@ PROMPTS: Mapping[Task, tuple[str, ...]] = {
 }
 """Names under which config_sentence_transformers.json keeps the prompt of a task, the first that is there."""
 
-CHUNK = 32
-"""Contents that are held, prepared, in memory at once."""
+CHUNK = 64
+"""Contents between two reports of progress."""
 
 BATCH = 16
-"""Parts that go through the model at once."""
+"""Texts that go through the model at once."""
+
+FILES = 8
+"""Pictures or sounds that go through the model at once: they are larger, and others wait, decoded."""
+
+LONGER = 1024
+"""Pixels of a picture's longer side; a larger one is shrunk in the worker. The models themselves take 224 to 896."""
 
 LONGEST = 50
 """A picture's longer side over its shorter one: a model that scales the shorter one blows the longer one up."""
@@ -40,7 +50,7 @@ AUDIO_SECONDS = 30.0
 
 
 class _Model(Protocol):
-    """A loaded model: prepare makes a value small and ready, embed makes (n, d) of n of them."""
+    """A loaded model: embed makes (n, d) of n texts, pictures (h, w, 3) or sounds (n,)."""
 
     modalities: frozenset[Modality]
     prompts: Mapping[str, str]
@@ -48,27 +58,37 @@ class _Model(Protocol):
     rate: int
     seconds: float
 
-    def prepare(self, kind: Modality, value: Any) -> Any: ...
+    def embed(self, kind: Modality, values: Sequence[Any], prompt: str) -> Floats: ...
 
-    def embed(self, kind: Modality, prepared: list[Any], prompt: str) -> Floats: ...
+
+def picture(data: bytes, limits: Limits) -> Pixels:
+    """Frames (f, h, w, 3) uint8 of a picture or an animation, in a worker. Raises ContentError for a line."""
+    frames = decode_image(data, limits, longest=LONGER)
+    height, width = frames.shape[1:3]
+    if max(height, width) > LONGEST * min(height, width):
+        raise ContentError(f"a picture of {width} x {height} pixels is a line; crop it")
+    return frames
 
 
 class HubEncoder:
     """Each part of a content embedded alone, an animation by its frames; the content is the unit mean of its parts'
     unit vectors.
 
-    Text that spells a special token of the model, such as "[SEP]" or "<image>", is pulled apart: words stay words.
+    Files are decoded by the workers of `media`. Text that spells a special token of the model, such as "[SEP]" or
+    "<image>", is pulled apart: words stay words.
     """
+
+    reader = ""
 
     def __init__(
         self,
+        media: Media,
         model: str,
         revision: str | None = None,
         *,
         family: Family,
         dimension: int | None = None,
         device: str | None = None,
-        limits: Limits = Limits(),  # noqa: B008  # frozen
     ) -> None:
         """model: a folder, or a name on the hub with its revision, best a commit (HF_HUB_OFFLINE is obeyed).
 
@@ -76,12 +96,14 @@ class HubEncoder:
         one. Raises ConfigError, SpaceError when the model cannot be had, and DependencyError.
         """
         folder, name, exact = locate(model, revision)
-        self._limits = limits
+        self._media = media
         self._model = _load(folder, family, device)
+        self._turn = Lock()  # tokenizers are not to be shared by threads, and torch uses all cores by itself
         self.modalities = self._model.modalities
+        seen = f", pictures of at most {LONGER} pixels a side" if "image" in self.modalities else ""
         heard = f", {self._model.seconds:g} s of sound" if "audio" in self.modalities else ""
-        d = self._model.embed("text", [self._model.prepare("text", "length")], "").shape[1]
-        whole = SpaceKey(name, exact, d, preprocessing=f"unit mean of parts{heard}")
+        d = self._model.embed("text", ["length"], "").shape[1]
+        whole = SpaceKey(name, exact, d, preprocessing=f"unit mean of parts{seen}{heard}")
         self._space = whole.cut(dimension or d)
 
     def space(self, task: Task = "document") -> SpaceKey:
@@ -95,16 +117,18 @@ class HubEncoder:
         self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
         """One vector for each content. Raises SpaceError when the model gives numbers that are none."""
-        space = self.space(task)
-        made: list[Floats] = []
+        space, prompt = self.space(task), self._prompt(task)
+        sums = np.zeros((len(contents), space.dimension), dtype=np.float32)
         failures: list[Failure] = []
         for start in range(0, len(contents), CHUNK):
             chunk = contents[start : start + CHUNK]
-            made.append(self._chunk(chunk, start, self._prompt(task), failures))
+            for kind in sorted(self.modalities):
+                made, failed = self._sum(kind, chunk, prompt)
+                sums[start : start + CHUNK] += made
+                failures += [replace(failure, row=start + failure.row) for failure in failed]
             if progress:
                 progress(len(chunk))
-        vectors = np.concatenate([np.zeros((0, space.dimension), np.float32), *made])
-        return Embedded(space, vectors, np.asarray(vectors.any(axis=1)), tuple(failures))
+        return mean_of_parts(space, sums, failures)
 
     def _prompt(self, task: Task) -> str:
         for name in PROMPTS[task]:
@@ -112,49 +136,22 @@ class HubEncoder:
                 return prompt
         return self._prompt("document") if task == "similarity" else ""
 
-    def _chunk(self, contents: Sequence[Content], start: int, prompt: str, failures: list[Failure]) -> Floats:
-        """(n, d) unit rows, zeros where there is nothing."""
-        d = self._space.dimension
-        owners: list[int] = []  # part -> content
-        waiting: dict[Modality, tuple[list[int], list[Any]]] = {}  # kind -> (parts, what is prepared of them)
-        for row, content in enumerate(contents):
-            for at, part in enumerate(content.parts):
-                if part.modality not in self.modalities or (isinstance(part, Text) and not part.text.strip()):
-                    continue
-                try:
-                    ready = [self._model.prepare(part.modality, value) for value in self._values(part)]
-                except ContentError as error:
-                    failures.append(Failure(start + row, at, str(error)))
-                    continue
-                parts, prepared = waiting.setdefault(part.modality, ([], []))
-                parts.extend([len(owners)] * len(ready))
-                prepared.extend(ready)
-                owners.append(row)
-        by_part = np.zeros((len(owners), d), dtype=np.float32)
-        for kind, (parts, prepared) in waiting.items():
-            vectors = self._model.embed(kind, prepared, prompt)
-            if not np.isfinite(vectors).all():
-                raise SpaceError(f"{self._space.model}: makes vectors that are not finite; try another device")
-            np.add.at(by_part, parts, unit(vectors[:, :d]))
-        out = np.zeros((len(contents), d), dtype=np.float32)
-        np.add.at(out, owners, unit(by_part))
-        return unit(out)
+    def _sum(self, kind: Modality, contents: Sequence[Content], prompt: str) -> tuple[Floats, list[Failure]]:
+        """(n, d) sums of the unit vectors of their parts of one kind, and what cannot be read."""
+        d, model, forward = self._space.dimension, self._model, partial(self._forward, kind, prompt)
+        if kind == "text":
+            return sum_texts(contents, forward, d, self._media.limits)
+        prepare = picture if kind == "image" else partial(stretch, rate=model.rate, seconds=model.seconds)
+        return self._media.sum(contents, frozenset({kind}), prepare, forward, d, batch=FILES)
 
-    def _values(self, part: Part) -> Iterator[Any]:
-        """What is embedded of a part: one text, the frames (h, w, 3) of a picture, or one sound (n,)."""
-        if isinstance(part, Text):
-            yield _plain(part.text, self._model.specials)
-            return
-        from features.decode import decode_audio, decode_image
-
-        data = read(part.source, self._limits)
-        if isinstance(part, Image):
-            for frame in decode_image(data, self._limits):
-                if max(frame.shape[:2]) > LONGEST * min(frame.shape[:2]):
-                    raise ContentError(f"a picture of {frame.shape[1]} x {frame.shape[0]} pixels is a line; crop it")
-                yield frame
-        elif isinstance(part, Audio):
-            yield decode_audio(data, self._limits, self._model.rate, self._model.seconds)
+    def _forward(self, kind: Modality, prompt: str, values: Sequence[Any]) -> Floats:
+        if kind == "text":
+            values = [_plain(text, self._model.specials) for text in values]
+        with self._turn:
+            vectors = self._model.embed(kind, values, prompt)
+        if not np.isfinite(vectors).all():
+            raise SpaceError(f"{self._space.model}: makes vectors that are not finite; try another device")
+        return vectors[:, : self._space.dimension]
 
 
 class _Towers:
@@ -187,28 +184,27 @@ class _Towers:
             self.rate = self._processor.feature_extractor.sampling_rate
             self.seconds = float(self._processor.feature_extractor.max_length_s)
 
-    def prepare(self, kind: Modality, value: Any) -> Any:
-        if kind == "image":
-            return self._processor.image_processor(value, input_data_format="channels_last", return_tensors="pt")
-        if kind == "audio":
-            made = self._processor.feature_extractor(value, sampling_rate=self.rate, return_tensors="pt")
-            made["is_longer"] = self._torch.zeros_like(made["is_longer"])  # it draws one at random otherwise
-            return made
-        return value
-
-    def embed(self, kind: Modality, prepared: list[Any], prompt: str) -> Floats:
+    def embed(self, kind: Modality, values: Sequence[Any], prompt: str) -> Floats:
         made = []
-        for start in range(0, len(prepared), BATCH):
-            batch = prepared[start : start + BATCH]
+        for start in range(0, len(values), BATCH):
+            batch = values[start : start + BATCH]
             if kind == "text":
                 inputs = dict(self._processor.tokenizer(batch, return_tensors="pt", **self._text))
             else:
-                inputs = {name: self._torch.cat([one[name] for one in batch]) for name in batch[0]}
+                ready = [self._ready(kind, value) for value in batch]
+                inputs = {name: self._torch.cat([one[name] for one in ready]) for name in ready[0]}
             inputs = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
             with self._torch.inference_mode():
                 features = getattr(self._model, f"get_{kind}_features")(**inputs)
             made.append(features.pooler_output.float().cpu().numpy())
         return np.concatenate(made)
+
+    def _ready(self, kind: Modality, value: Any) -> Any:
+        if kind == "image":
+            return self._processor.image_processor(value, input_data_format="channels_last", return_tensors="pt")
+        made = self._processor.feature_extractor(value, sampling_rate=self.rate, return_tensors="pt")
+        made["is_longer"] = self._torch.zeros_like(made["is_longer"])  # it draws one at random otherwise
+        return made
 
 
 class _Sentences:
@@ -236,13 +232,12 @@ class _Sentences:
             kind for kind in ("text", "image", "audio") if kind in self._model.modalities
         )
 
-    def prepare(self, kind: Modality, value: Any) -> Any:
-        # named, since a bare text that looks like a URL or a file would be opened
-        return {kind: {"array": value, "sampling_rate": self.rate} if kind == "audio" else value}
-
-    def embed(self, kind: Modality, prepared: list[Any], prompt: str) -> Floats:
+    def embed(self, kind: Modality, values: Sequence[Any], prompt: str) -> Floats:
+        if kind == "audio":
+            values = [{"array": value, "sampling_rate": self.rate} for value in values]
+        named = [{kind: value} for value in values]  # a bare text that looks like a URL or a file would be opened
         size = BATCH if kind == "text" else 1  # Gemma's processor takes several pictures for one content's
-        made: Floats = self._model.encode(prepared, prompt=prompt, batch_size=size, show_progress_bar=False)
+        made: Floats = self._model.encode(named, prompt=prompt, batch_size=size, show_progress_bar=False)
         return made
 
 
@@ -264,7 +259,6 @@ def _load(folder: Path, family: Family, device: str | None) -> _Model:
 
 
 def _plain(text: str, specials: Sequence[str]) -> str:
-    check_unicode(text)
     for token in specials:
         if len(token) > 1:
             text = text.replace(token, f"{token[0]} {token[1:]}")

@@ -1,14 +1,15 @@
 """Any server that speaks OpenAI's POST /embeddings: vLLM, Text Embeddings Inference, llama.cpp, OpenAI itself."""
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import httpx2
 
-from features.content import Content, Modality, Text
-from features.errors import ContentError, SpaceError
-from features.native.remote import Patience, Ready, Service, address, asked_to_wait, check_unicode, embed_all
+from features.content import Content, Limits, Modality, Text, readable
+from features.errors import SpaceError
+from features.native.remote import PATIENT, Patience, Ready, Service, address, asked_to_wait, embed_all
 from features.progress import Step
 from features.spaces import Embedded, SpaceKey, Task
 
@@ -24,9 +25,11 @@ class OpenAICompatibleEncoder:
     """
 
     modalities: frozenset[Modality] = frozenset({"text"})
+    reader = ""
 
     def __init__(
         self,
+        limits: Limits,
         base_url: str,
         model: str,
         dimension: int | None = None,
@@ -34,18 +37,21 @@ class OpenAICompatibleEncoder:
         api_key: str | None = None,
         batch: int = 64,
         timeout: float = 60.0,
-        patience: Patience = Patience(),  # noqa: B008  # frozen
+        patience: Patience = PATIENT,
     ) -> None:
         """base_url: up to /v1; dimension: asked of the server, which cuts; None: whatever the model has.
 
-        batch: texts in one request; timeout: seconds without a byte. Raises ConfigError.
+        api_key: None for OPENAI_API_KEY, where there is one; batch: texts in one request; timeout: seconds without a
+        byte. Raises ConfigError.
         """
+        key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip() or None
+        self._limits = limits
         self._url = address(base_url)
         self._model = model
         self._dimension = dimension
         self._batch = batch
-        self._service = Service(f"{model} at {self._url}", api_key, patience, timeout)
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._service = Service(f"{model} at {self._url}", key, patience, timeout)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def space(self, task: Task = "document") -> SpaceKey:
         """The space of its vectors; asks the server how long they are where no dimension was given."""
@@ -66,12 +72,23 @@ class OpenAICompatibleEncoder:
             self._service,
             self.space(task),
             contents,
-            _ready,
+            self._ready,
             self._send,
             most=self._batch,
             most_bytes=MOST_BYTES,
             progress=progress,
         )
+
+    def _ready(self, content: Content) -> Ready[str]:
+        parts, texts, failures = [], [], []
+        for at, part in readable(content, self.modalities, self._limits):
+            if isinstance(part, Text):
+                parts.append(at)
+                texts.append(part.text)
+            else:
+                failures.append((at, str(part)))
+        joined = "\n".join(texts)
+        return Ready(joined or None, tuple(parts), len(joined.encode()), tuple(failures))
 
     def _send(self, texts: Sequence[str]) -> list[list[float]]:
         body: dict[str, Any] = {"model": self._model, "input": list(texts), "encoding_format": "float"}
@@ -92,19 +109,3 @@ class OpenAICompatibleEncoder:
                 f"{service.place}: {len(texts)} texts were sent, and what came is not one vector for each index: "
                 f"{service.told(response.text)}"
             ) from None
-
-
-def _ready(content: Content) -> Ready[str]:
-    parts, texts, failures = [], [], []
-    for at, part in content.of_kind("text"):
-        if not isinstance(part, Text) or not part.text.strip():
-            continue
-        try:
-            check_unicode(part.text)
-        except ContentError as error:
-            failures.append((at, str(error)))
-            continue
-        parts.append(at)
-        texts.append(part.text)
-    joined = "\n".join(texts)
-    return Ready(joined or None, tuple(parts), len(joined.encode()), tuple(failures))

@@ -14,7 +14,7 @@ import httpx2
 import numpy as np
 
 from features.content import Content
-from features.errors import ConfigError, ContentError, SpaceError
+from features.errors import ConfigError, SpaceError
 from features.progress import Step
 from features.spaces import Embedded, Failure, Floats, SpaceKey
 
@@ -77,6 +77,9 @@ class Patience:
                     ) from None
             self.sleep(wait)
         raise AssertionError
+
+
+PATIENT = Patience()
 
 
 @dataclass(frozen=True)
@@ -192,14 +195,6 @@ def address(base_url: str) -> str:
     if url.scheme not in ("http", "https") or not url.host:
         raise ConfigError(f"base_url: {base_url!r} is no address; give one such as https://api.example.com/v1")
     return base_url.rstrip("/")
-
-
-def check_unicode(text: str) -> None:
-    """Raises ContentError for half of a surrogate pair, which no encoding can carry."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ContentError("text with half of a surrogate pair, which is not Unicode; mend its source") from None
 
 
 def asked_to_wait(header: str | None) -> float:

@@ -180,17 +180,22 @@ function hold(file) {
   $("file").value = "";
   $("held").hidden = !file;
   $("preview").hidden = !(file && file.type.startsWith("image/"));
-  if (!file) return $("preview").removeAttribute("src");
+  if (!file) {
+    state.asked++; // what is being searched by it is no longer wanted
+    $("ask").classList.remove("busy");
+    $("preview").removeAttribute("src");
+    return;
+  }
   $("held-name").textContent = file.name;
   if (!$("preview").hidden) $("preview").src = URL.createObjectURL(file);
   ask();
 }
 
 async function ask() {
-  const turn = ++state.asked;
   const words = $("words").value.trim();
   const file = state.file;
   if (!words && !file) return;
+  const turn = ++state.asked;
   const form = new FormData();
   form.append("k", "24");
   if (words) form.append("text", words);
@@ -216,10 +221,8 @@ async function ask() {
 }
 
 function clear() {
-  state.asked++;
   $("found").hidden = true;
   $("words").value = "";
-  $("ask").classList.remove("busy");
   hold(null);
 }
 
@@ -248,7 +251,7 @@ for (const moved of ["dragover", "dragleave", "drop"]) {
     if ($("ask").hidden || !dragged.dataTransfer.types.includes("Files")) return;
     dragged.preventDefault(); // the browser would leave the page and show the file
     $("ask").classList.toggle("over", moved === "dragover");
-    if (moved === "drop") hold(dragged.dataTransfer.files[0]);
+    if (moved === "drop" && dragged.dataTransfer.files.length) hold(dragged.dataTransfer.files[0]);
   });
 }
 $("close").addEventListener("click", () => $("similar").close());

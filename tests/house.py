@@ -1,0 +1,138 @@
+"""The service around a toy bundle, with a store that can be away."""
+
+import base64
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import polars as pl
+import uvicorn
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from media import picture
+from toy_service import NOW, RULES, ToyShelf, toy_bundle, toy_encoders, toy_events, toy_settings, with_contents
+
+from features.errors import StoreError
+from features.schema import DataConfig, EventRules
+from features.store import MemoryStore, UserState
+from serving.app import create_app
+
+HOME = "/v1/users/{}/recommendations?k={}&placement={}"
+GREEN_PNG = picture(np.full((8, 8, 3), (0, 255, 0), np.uint8), "PNG")
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+class Flaky(MemoryStore):
+    """In memory, and away when it is told to be."""
+
+    away = False
+
+    def read_users(self, ids: Any) -> list[UserState]:
+        self.ping()
+        return super().read_users(ids)
+
+    def push(self, events: Any) -> None:
+        self.ping()
+        super().push(events)
+
+    def recent_users(self, limit: int) -> list[str]:
+        self.ping()
+        return super().recent_users(limit)
+
+    def watermark(self) -> Any:
+        self.ping()
+        return super().watermark()
+
+    def ping(self) -> None:
+        if self.away:
+            raise StoreError("away")
+
+
+class House:
+    """A running service with everything it was made of at hand; opened: what its encoders were opened with."""
+
+    def __init__(self, folder: Path, client: TestClient, shelf: ToyShelf, store: Flaky, opened: list[Any]) -> None:
+        self.folder, self.client, self.shelf, self.store, self.opened = folder, client, shelf, store, opened
+        self.service = client.app.state.service  # type: ignore[attr-defined]
+
+    def items(self, user: str, k: int = 4, place: str = "home") -> list[str]:
+        return [item["item_id"] for item in self.get(user, k, place)["items"]]
+
+    def get(self, user: str, k: int = 4, place: str = "home") -> Any:
+        response = self.client.get(HOME.format(user, k, place))
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def click(self, user: str, item: str, **more: Any) -> Any:
+        sent = {"user_id": user, "item_id": item, "event": "click", **more}
+        response = self.client.post("/v1/events", content=orjson.dumps(sent))
+        assert response.status_code == 202, response.text
+        return response.json()
+
+    def post(self, **query: Any) -> Any:
+        return self.client.post("/v1/search", content=orjson.dumps(query))
+
+    def found(self, **query: Any) -> list[str]:
+        said = self.post(**query)
+        assert said.status_code == 200, said.text
+        return [item["item_id"] for item in said.json()["items"]]
+
+
+@contextmanager
+def house(
+    folder: Path,
+    *,
+    shelf: ToyShelf | None = None,
+    events: Callable[[DataConfig], pl.DataFrame] = lambda _: toy_events(),
+    store: Flaky | None = None,
+    encoders: Callable[..., Any] = toy_encoders,
+    **options: object,
+) -> Iterator[House]:
+    """Steps are taken by the tests, unless they say how often."""
+    shelf, store, opened = shelf or ToyShelf(with_contents(toy_bundle(folder))), store or Flaky(RULES), []
+
+    def connect(rules: EventRules) -> Flaky:
+        store.rules = rules
+        return store
+
+    def open_(*given: Any) -> Any:
+        opened.append(given)
+        return encoders(*given)
+
+    app = create_app(
+        toy_settings(folder, **{"follow_seconds": 3600, **options}),
+        load=shelf.load,
+        current=shelf.current,
+        events=events,
+        connect=connect,
+        now=lambda: NOW,
+        encoders=open_,
+    )
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield House(folder, client, shelf, store, opened)
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """Its address, on a real server with a free port."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, loop="asyncio", http="httptools", log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        until = time.monotonic() + 20
+        while not server.started:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()

@@ -1,0 +1,164 @@
+"""What `make demo` promises: it serves at once, and takes in the pictures when they are ready, without a restart."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import polars as pl
+import pytest
+from house import serving
+from media import picture
+from toy_data import toy_config, write_tables
+from toy_service import ToyEyes, ToyWords, toy_settings
+from typer.testing import CliRunner
+
+from experiments import dataset
+from features.content import Limits
+from features.decoders import Decoders
+from features.spaces import Encoder, Floats, SpaceKey, unit
+from features.store import MemoryStore
+from recsys import cli
+from serving.app import create_app
+
+N = 24
+GREYS = np.random.default_rng(0).integers(0, 256, (N, 8))
+"""What is in the picture of each item, and what its title means: eight stripes."""
+
+TURN = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))[0]
+
+
+class Words(ToyWords):
+    """Knows what each title means, and says it in a space of its own."""
+
+    key = SpaceKey("stripes told", "1", 8)
+    tasks = ("document", "query")
+
+    def words(self, texts: Any) -> Floats:
+        rows = [int(re.findall(r"\d+", text)[0]) for text in texts]
+        return unit(((GREYS[rows] - 128) @ TURN).astype(np.float32))
+
+
+class Eyes(ToyEyes):
+    """Sees the stripes."""
+
+    key = SpaceKey("stripes seen", "1", 8)
+    tasks = ("document", "query")
+
+    def see(self, frames: list[Any]) -> Floats:
+        return np.stack([f.reshape(224, 8, 28, 3).mean((0, 2, 3)) for f in frames]).astype(np.float32) - 128
+
+
+def encoders(config: object, decoders: Decoders, limits: Limits, models: Path) -> dict[str, Encoder]:
+    return {"text": Words(limits), "image": Eyes(decoders, limits)}
+
+
+def stripes(row: int) -> bytes:
+    grey = np.repeat(np.repeat(GREYS[row][None, :, None], 32, axis=0), 4, axis=1)
+    return picture(np.repeat(grey, 3, axis=2).astype(np.uint8), "PNG")
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Tables of items with pictures, and encoders that read them."""
+    monkeypatch.setattr(dataset, "open_encoders", encoders)
+    write_tables(tmp_path / "data", n_items=N)
+    items = pl.read_csv(tmp_path / "data" / "items.csv")
+    items.with_columns(image=pl.format("{}.png", "item_id")).write_csv(tmp_path / "data" / "items.csv")
+    for row in range(N):
+        (tmp_path / "data" / f"i{row}.png").write_bytes(stripes(row))
+    alignment = {"nested": [4, 8], "steps": 4}
+    return toy_config(tmp_path, encoder={"kind": "builtin"}, alignment=alignment, training={"epochs": 1})
+
+
+def recsys(*arguments: object) -> None:
+    done = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+
+
+@pytest.fixture
+def client(config: Path) -> Iterator[httpx2.Client]:
+    """A service of the bundle that was trained before there were pictures."""
+    recsys("train", config, "--no-track")
+    app = create_app(
+        toy_settings(config.parent, follow_seconds=0.05), connect=lambda rules: MemoryStore(rules), encoders=encoders
+    )
+    with serving(app) as url, httpx2.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+def test_a_running_service_takes_in_pictures(config: Path, client: httpx2.Client) -> None:
+    def search(row: int) -> Any:
+        return client.post("/v1/search", files={"image": stripes(row)}).json()
+
+    first = client.get("/v1/about").json()["bundle"]
+    assert "cannot be searched by image" in search(0)["error"]["message"]
+    recsys("embed", config)
+    recsys("train", config, "--no-track")
+    until = time.monotonic() + 20
+    while (second := client.get("/v1/about").json()["bundle"]) == first:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    found = [search(row) for row in range(N)]
+    assert [said["items"][0]["item_id"] for said in found] == [f"i{row}" for row in range(N)]
+    assert {said["bundle"] for said in found} == {second}
+    assert found[0]["items"][0]["near"]["image"] == pytest.approx(1, abs=1e-2)
+    words = client.post("/v1/search", json={"text": "Title 7"}).json()
+    assert words["items"][0]["item_id"] == "i7"
+    picture_of = client.get(f"/media/{words['items'][0]['item_id']}")
+    assert picture_of.content == stripes(7)
+
+
+STAND_IN = """#!{python}
+import os, sys, time
+if sys.argv[1] in ("embed", "serve"):
+    with open(sys.argv[1] + ".part", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(sys.argv[1] + ".part", sys.argv[1])
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+def test_ctrl_c_ends_what_runs_beside_the_service(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "ratings.csv").touch()
+    command = tmp_path / ".venv" / "bin" / "recsys"
+    command.parent.mkdir(parents=True)
+    command.write_text(STAND_IN.format(python=sys.executable))
+    command.chmod(0o755)
+    makefile = Path(__file__).parent.parent / "Makefile"
+    make = subprocess.Popen(
+        ["make", "-s", "-f", makefile, "-o", "install", "demo"],
+        cwd=tmp_path,
+        env=os.environ | {"RECSYS_DATA": str(tmp_path)},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 20
+    while not all((tmp_path / name).exists() for name in ("embed", "serve")):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    os.killpg(make.pid, signal.SIGINT)  # as a terminal does
+    make.wait(20)
+    for name in ("serve", "embed"):
+        while alive(int((tmp_path / name).read_text())):
+            assert time.monotonic() < until, f"{name} goes on"
+            time.sleep(0.02)
+
+
+def alive(process: int) -> bool:
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"

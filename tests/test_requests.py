@@ -1,0 +1,145 @@
+"""Requests that are odd, too large or hostile: a 4xx that says what is wrong, never a 500."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+from house import House, house
+
+
+def test_a_list_of_events_is_judged_one_by_one(tmp_path: Path) -> None:
+    good = {
+        "user_id": "eve",
+        "item_id": "i1",
+        "event": "rating",
+        "value": 5,
+        "timestamp": "2026-01-01T00:00:00+02:00",
+    }
+    late = {**good, "timestamp": "2027-01-16T23:00:00Z"}
+    sent = [good, {**good, "item_id": "new", "value": None}, {**good, "timestamp": "2026-01-01T00:00:00"}, late, 7]
+    with house(tmp_path) as h:
+        said = h.client.post("/v1/events", content=orjson.dumps(sent))
+        past = h.client.get("/v1/users/eve/history").json()["events"]
+    assert said.status_code == 202
+    assert [said.json()[c] for c in ("accepted", "rejected")] == [2, 3]
+    assert [(r["known_item"], r["place"], r["reason"]) for r in said.json()["results"]] == [
+        (True, None, None),
+        (False, None, None),
+        (None, "events[2].timestamp", "has no zone: add Z or an offset such as +01:00"),
+        (None, "events[3].timestamp", "is more than a day ahead"),
+        (None, "events[4]", "is not an object"),
+    ]
+    assert [(e["item_id"], e["title"]) for e in past] == [("new", None), ("i1", "Item <b>1</b>")]
+    assert past[0]["timestamp"] == 1_767_218_400_000_000
+
+
+EVENT = {"user_id": "u", "item_id": "i1", "event": "click"}
+ODD_BODIES: list[tuple[bytes, int]] = [
+    (b"", 400),
+    (b"{", 400),
+    (b"\xff\xfe", 400),
+    (b"null", 422),
+    (b"7", 422),
+    (b'"x"', 422),
+    (b"[]", 422),
+    (b"{}", 422),
+    (b"[[]]", 422),
+    (b"[" * 100_000, 400),
+    (b'{"a":' * 5000 + b"1" + b"}" * 5000, 400),
+    (b'{"user_id":"u","item_id":"i1","event":"rating","value":NaN}', 400),
+    (b'{"user_id":"u","item_id":"i1","event":"rating","value":1e999}', 400),
+    (b'{"user_id":"u","item_id":"i1","event":"rating","value":-Infinity}', 400),
+    (b'{"user_id":"\\ud800","item_id":"i1","event":"click"}', 400),
+    (b'{"user_id":"u","item_id":"i1","event":"click","\\u0000":1}', 422),
+    (b'{"user_id":123456789012345678901234567,"item_id":"i1","event":"click"}', 422),
+    (b'{"user_id":"u","item_id":"i1","event":"click","position":123456789012345678901234567}', 422),
+    (b'{"user_id":"u","item_id":"i1","event":"rating","value":123456789012345678901234567}', 202),
+    (b'{"user_id":"u","item_id":"i1","event":"rating","value":true}', 422),
+    (b'{"user_id":"u","item_id":"i1","event":"rating","value":"5"}', 422),
+    (orjson.dumps([EVENT] * 1001), 422),
+    (orjson.dumps([EVENT] * 1000), 202),
+    (b" " * ((1 << 20) - 2) + b"{}", 422),
+    (b" " * (1 << 20) + b"{}", 413),
+    *[
+        (orjson.dumps({**EVENT, name: value}), 422)
+        for name in ("user_id", "item_id", "event_id", "request_id", "event")
+        for value in ("", "a\u0000b", "a\nb", "a\u0085b", "é" * 257, 5, 1.5, [], {})
+    ],
+    (orjson.dumps({**EVENT, "user_id": "é" * 256, "item_id": "../../etc/passwd", "event_id": "'; DROP"}), 202),
+    (orjson.dumps({**EVENT, "event": "e" * 65}), 422),
+    *[
+        (orjson.dumps({**EVENT, "timestamp": value}), 422)
+        for value in (
+            0,
+            "",
+            "now",
+            "2026",
+            "0001-01-01T00:00:00+14:00",
+            "9999-12-31T23:59:59-14:00",
+            "1969-12-31T23:59Z",
+        )
+    ],
+    *[(orjson.dumps({**EVENT, "position": value}), 422) for value in (0, -1, 1.0, "1", True, 10_001)],
+    (orjson.dumps({**EVENT, "surprise": 1}), 422),
+]
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with house(tmp_path_factory.mktemp("steady")) as h:
+        yield h
+
+
+@pytest.mark.parametrize(("body", "status"), ODD_BODIES, ids=lambda x: repr(x)[:60] if isinstance(x, bytes) else None)
+def test_odd_bodies(steady: House, body: bytes, status: int) -> None:
+    said = steady.client.post("/v1/events", content=body, headers={"Content-Type": "application/json"})
+    assert said.status_code == status, said.text[:300]
+    if status != 202:
+        error = said.json()["error"]
+        assert set(error) == {"code", "message", "place"}
+        assert error["message"]
+
+
+def test_a_body_without_a_length_is_cut_off(steady: House) -> None:
+    taken = []
+
+    def endless() -> Iterator[bytes]:
+        for n in range(500):
+            taken.append(n)
+            yield b" " * 100_000
+
+    said = steady.client.post("/v1/events", content=endless())
+    assert said.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/v1/users/ann/recommendations?k=0", 422, "bad_parameter"),
+        ("/v1/users/ann/recommendations?k=101", 422, "bad_parameter"),
+        ("/v1/users/ann/recommendations?k=nan", 422, "bad_parameter"),
+        ("/v1/users/ann/recommendations?k=123456789012345678901234567", 422, "bad_parameter"),
+        ("/v1/users/ann/recommendations?placement=attic", 422, "unknown_placement"),
+        ("/v1/users/ann/recommendations?placement=%ED%A0%80", 422, "unknown_placement"),
+        ("/v1/users/a%00b/recommendations", 422, "bad_id"),
+        ("/v1/users/a%0Ab/history", 404, "not_found"),
+        ("/v1/users//recommendations", 422, "bad_id"),
+        (f"/v1/users/{'x' * 513}/recommendations", 422, "bad_id"),
+        ("/v1/users/ann/history?limit=0", 422, "bad_parameter"),
+        ("/v1/items/%00/similar", 422, "bad_id"),
+        ("/v1/nothing", 404, "not_found"),
+        ("/v1/events", 405, "method_not_allowed"),
+        ("/static/..%2fapp.py", 404, "not_found"),
+        ("/static/app.py", 404, "not_found"),
+    ],
+)
+def test_odd_requests(steady: House, path: str, status: int, code: str) -> None:
+    said = steady.client.get(path)
+    assert (said.status_code, said.json()["error"]["code"]) == (status, code)
+
+
+def test_the_message_names_what_there_is(steady: House) -> None:
+    said = steady.client.get("/v1/users/ann/recommendations?placement=attic").json()["error"]
+    assert said["message"] == "there is no such placement; there are: home, again"
+    assert said["place"] == "placement"
