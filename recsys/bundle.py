@@ -38,7 +38,7 @@ from recsys.settings import TowerConfig
 from recsys.statistics import ItemStatistics
 from recsys.towers import TwoTowers
 
-FORMAT = 2
+FORMAT = 3
 """Rises when an older version could not read what is written."""
 
 MANIFEST, ITEMS, ARRAYS, TOWERS, INDEX, RERANKER, CONTENT = (

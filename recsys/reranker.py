@@ -1,4 +1,4 @@
-"""The second stage: a dozen features of user, item and pair, ordered by LambdaMART. The only import of lightgbm."""
+"""The second stage: fifteen features of user, item and pair, ordered by LambdaMART. The only import of lightgbm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,10 @@ import numpy as np
 
 from features.catalog import Catalog
 from features.errors import BundleError, DependencyError
-from features.interactions import UserStates
+from features.interactions import Ints, Ragged, UserStates
+from recsys.baselines.profiles import ages
 from recsys.candidates import Candidates, Floats
+from recsys.metrics import Doubles
 from recsys.settings import RerankerConfig
 from recsys.statistics import ItemStatistics
 
@@ -35,11 +37,15 @@ FEATURES = (
     "user_log_history",
     "user_popularity_gap",
     "user_item_log_count",
+    "user_item_recency",
 )
 """Columns of the feature matrix, in order."""
 
+DECAY = 0.99
+"""Weight of an own event in user_item_recency against the one before it in the history."""
+
 RECENT_EVENTS = 50
-"""Newest positive events of a user that pair features look at."""
+"""Newest positive events of a user that similarities are taken with."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class PairFeatures:
         same &= (main[rows] >= 0)[:, :, None]  # items without a category share none
         popularity = np.log1p(s.total[rows])  # of the candidates only, not of the catalogue
         recently = np.log1p(s.recent[rows])
-        own = ((rows[:, :, None] == known[:, None, :]) & there[:, None, :]).sum(2)
+        count_own, recency_own = own_events(liked, rows, len(self.catalog))
         # until the statistics were taken, not until now: a bundle orders tomorrow as it was judged today
         days = (s.fitted_until - s.last[rows].astype(np.float64)) / 86400e6
         empty = ~there.any(1)
@@ -95,9 +101,27 @@ class PairFeatures:
             np.where(s.total[rows] > 0, days, np.nan),
             np.broadcast_to(np.log1p(liked.lengths)[:, None], rows.shape),
             popularity - np.where(empty, np.nan, mean_popularity)[:, None],
-            np.log1p(own),
+            np.log1p(count_own),
+            recency_own,
         )
         return np.stack([np.asarray(c, dtype=np.float32) for c in columns], axis=-1)
+
+
+def own_events(liked: Ragged, rows: Ints, n_items: int) -> tuple[Doubles, Doubles]:
+    """How often each of rows (b, k) is in its history, and the sum of DECAY ** age over that: two (b, k) arrays.
+
+    age: events of the history since then.
+    """
+    which, items = liked.pairs()
+    keys, group = np.unique(which * n_items + items, return_inverse=True)
+    asked = np.arange(len(rows))[:, None] * n_items + rows
+    at = np.searchsorted(keys, asked)
+    found = np.append(keys, -1)[at] == asked
+
+    def of(weights: Doubles) -> Doubles:
+        return np.where(found, np.append(np.bincount(group, weights, len(keys)), 0.0)[at], 0.0)
+
+    return of(np.ones(len(items))), of(np.power(DECAY, ages(liked)))
 
 
 class Reranker:

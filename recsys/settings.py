@@ -13,6 +13,9 @@ class TowerConfig(Strict):
     dimension: Annotated[int, Field(ge=8, multiple_of=4)] = 64
     """Length of every vector."""
 
+    nested: tuple[int, ...] = ()
+    """Fewer dimensions that vectors may be cut to, normalised anew: trained for beside the whole."""
+
     layers: Annotated[int, Field(ge=1)] = 2
     """Transformer layers of the user tower."""
 
@@ -20,7 +23,7 @@ class TowerConfig(Strict):
     """Attention heads; they divide the dimension."""
 
     history: Annotated[int, Field(ge=1)] = 100
-    """Newest positive events of a user that are read."""
+    """Newest events of a user that are read."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Dropout in the user tower, also on its input."""
@@ -29,7 +32,13 @@ class TowerConfig(Strict):
     """Share of items whose id embedding is hidden in a training step: teaches the tower to place items by content."""
 
     content: bool = True
-    """Whether text and categories are used beside the id."""
+    """Whether contents, categories and numbers are used beside the id."""
+
+    @model_validator(mode="after")
+    def _narrower(self) -> "TowerConfig":
+        if any(not 1 <= m < self.dimension for m in self.nested):
+            raise ValueError(f"nested {list(self.nested)}: dimensions below {self.dimension} are needed")
+        return self
 
 
 class TrainingConfig(Strict):
@@ -49,6 +58,9 @@ class TrainingConfig(Strict):
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Of AdamW, after a warm-up over the first epoch."""
+
+    id_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of the item ids, as a multiple: below 1 they stay near where the behaviour's SVD puts them."""
 
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Of AdamW."""

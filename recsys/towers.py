@@ -6,14 +6,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from features.catalog import Catalog
-from features.interactions import UserStates
+from features.interactions import Bools, Ints, UserStates
 from recsys.candidates import Floats
 from recsys.settings import TowerConfig
 from recsys.statistics import ItemStatistics
 
+START = 0.2
+"""Length of what ids, contents and categories begin as: short rows turn fast under AdamW's steps of one size."""
+
 
 class ItemTower(nn.Module):
-    """Items to unit vectors: id embedding + popularity + projected content + mean of category embeddings, normalised.
+    """Items to unit vectors: id + popularity + projected content + numbers + mean of categories, normalised.
 
     Id and popularity come from events. An item without any has neither, so that new items are placed by content
     alone, in the same space and on the same scale; id dropout teaches that case.
@@ -27,21 +30,22 @@ class ItemTower(nn.Module):
         self.known: Tensor
         self.counts: Tensor
         self.content: Tensor
+        self.numbers: Tensor
         self.categories: Tensor
         self.register_buffer("known", torch.from_numpy((statistics.total > 0).astype(np.float32)), persistent=False)
         self.register_buffer("counts", torch.from_numpy(statistics.logs()), persistent=False)
         self.register_buffer("content", torch.from_numpy(catalog.content), persistent=False)
+        self.register_buffer("numbers", torch.from_numpy(numbers(catalog)), persistent=False)
         self.register_buffer("categories", torch.from_numpy(catalog.categories.astype(np.int64)), persistent=False)
         self.id = nn.Embedding(len(catalog), d)
         self.popularity = nn.Linear(self.counts.shape[1], d, bias=False)
         self.project = nn.Linear(catalog.content.shape[1], d, bias=False)
+        self.number = nn.Linear(self.numbers.shape[1], d, bias=False)
         self.category = nn.EmbeddingBag(len(catalog.category_names) + 1, d, mode="mean", padding_idx=0)
-        nn.init.normal_(self.id.weight, std=d**-0.5)
-        nn.init.normal_(self.popularity.weight, std=0.3 * d**-0.5)
-        nn.init.normal_(
-            self.project.weight, std=0.5 * d**-0.5
-        )  # content vectors are unit rows: this makes their norm .5
-        nn.init.normal_(self.category.weight, std=0.5 * d**-0.5)
+        for table in (self.id, self.project, self.category):  # of unit rows, so that each begins as long as START
+            nn.init.normal_(table.weight, std=START * d**-0.5)
+        for table in (self.popularity, self.number):
+            nn.init.normal_(table.weight, std=0.3 * START * d**-0.5)
         nn.init.zeros_(self.category.weight[0])
 
     def forward(self) -> Tensor:
@@ -51,12 +55,28 @@ class ItemTower(nn.Module):
             mask = mask * (torch.rand_like(mask) >= self.config.id_dropout)
         x = (self.id.weight + self.popularity(self.counts)) * mask[:, None]  # (n, d)
         if self.config.content:
-            x = x + self.project(self.content) + self.category(self.categories + 1)
+            x = x + self.project(self.content) + self.number(self.numbers) + self.category(self.categories + 1)
         return functional.normalize(x, dim=-1)
 
 
+def numbers(catalog: Catalog) -> Floats:
+    """(n, 4) float32: log price and time of publication, each standardised and 0 where unknown, and whether known."""
+    unknown = np.iinfo(np.int64).min
+    published = np.where(catalog.published == unknown, np.nan, catalog.published.astype(np.float64))
+    out = np.zeros((len(catalog), 4), dtype=np.float32)
+    for at, values in enumerate((np.log1p(catalog.price.astype(np.float64)), published)):
+        known = np.isfinite(values)
+        if known.any():
+            out[known, 2 * at] = (values[known] - values[known].mean()) / max(values[known].std(), 1e-6)
+            out[known, 2 * at + 1] = 1.0
+    return out
+
+
 class Block(nn.Module):
-    """Pre-norm transformer layer, causal."""
+    """A causal LiGR layer: pre-norm attention and SwiGLU, each let through by a gate of its input.
+
+    Borisyuk et al. 2025 (arXiv 2502.03417); as in eSASRec (Tikhonovich et al. 2025, arXiv 2508.06450).
+    """
 
     def __init__(self, config: TowerConfig) -> None:
         """One layer of the configured width."""
@@ -65,24 +85,31 @@ class Block(nn.Module):
         self.heads, self.dropout = config.heads, config.dropout
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+        self.up, self.down = nn.Linear(d, 8 * d), nn.Linear(4 * d, d)
+        self.gate1, self.gate2 = nn.Linear(d, d), nn.Linear(d, d)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, d) -> (b, t, d); position i reads positions 0..i."""
         b, t, d = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        rate = self.dropout if self.training else 0.0
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)  # (b, heads, t, d / heads)
-        x = x + functional.dropout(self.out(y.transpose(1, 2).reshape(b, t, d)), rate, self.training)
-        return x + functional.dropout(self.down(functional.gelu(self.up(self.norm2(x)))), rate, self.training)
+        x = x + self._drop(self.out(y.transpose(1, 2).reshape(b, t, d))) * torch.sigmoid(self.gate1(x))
+        value, swish = self.up(self.norm2(x)).chunk(2, dim=-1)
+        return x + self._drop(self.down(functional.silu(swish) * value)) * torch.sigmoid(self.gate2(x))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, self.dropout, self.training)
 
 
-GAPS = 16
-"""Buckets of the time between an event and the one before it: bucket i holds gaps under 2^i minutes."""
+WAITS = 16
+"""Buckets of the time from an event to the next, or to the moment that is asked about: see `wait_buckets`."""
 
 
 class UserTower(nn.Module):
-    """A history of item vectors to a unit vector after each event: a causal transformer (Kang & McAuley 2018)."""
+    """A history of item vectors to a unit vector after each event: a causal transformer (Kang & McAuley 2018).
+
+    What it makes is added to a mean of the positive items in which the newer weigh more, at a learned rate.
+    """
 
     def __init__(self, config: TowerConfig) -> None:
         """Parameters for histories up to config.history."""
@@ -90,25 +117,38 @@ class UserTower(nn.Module):
         d = config.dimension
         self.config = config
         self.position = nn.Embedding(config.history, d)
-        self.gap = nn.Embedding(GAPS + 1, d)
-        for table in (self.position, self.gap):
+        self.wait = nn.Embedding(WAITS + 1, d)
+        self.kind = nn.Embedding(2, d)
+        for table in (self.position, self.wait, self.kind):
             nn.init.normal_(table.weight, std=0.1 * d**-0.5)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(d)
         nn.init.constant_(self.norm.weight, 0.1)  # the mean of the history speaks first, attention refines it
         self.profile = nn.Linear(d, d, bias=False)
         nn.init.eye_(self.profile.weight)
+        self.forget = nn.Parameter(torch.tensor(0.0))
 
-    def forward(self, vectors: Tensor, gaps: Tensor) -> Tensor:
-        """vectors (b, t, d) unit rows, gaps (b, t) int64 buckets -> (b, t, d) unit rows, one after each event."""
+    def forward(self, vectors: Tensor, positive: Tensor, waits: Tensor) -> Tensor:
+        """vectors (b, t, d) unit rows, positive (b, t) bool, waits (b, t) int64 buckets -> (b, t, d) unit rows.
+
+        Row i says what follows event i, when it follows after waits[i].
+        """
         t, d = vectors.shape[1:]
-        x = vectors * d**0.5 + (self.position.weight[:t] + self.gap(gaps)) * d**0.5
-        x = functional.dropout(x, self.config.dropout, self.training)
+        x = vectors + self.position.weight[:t] + self.wait(waits) + self.kind(positive.long())
+        x = functional.dropout(x * d**0.5, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)
-        so_far = torch.arange(1, t + 1)[:, None]
-        profile = self.profile(vectors.cumsum(1) / so_far) * d**0.5
-        return functional.normalize(self.norm(x) + profile, dim=-1)
+        profile = functional.dropout(self._recent(vectors, positive) * d**0.5, self.config.dropout, self.training)
+        return functional.normalize(self.norm(x) + self.profile(profile), dim=-1)
+
+    def _recent(self, vectors: Tensor, positive: Tensor) -> Tensor:
+        """Means of the positive items so far (b, t, d), each weighing sigmoid(forget) as much as the next newer."""
+        t = vectors.shape[1]
+        at = torch.arange(t, device=vectors.device)
+        age = at[:, None] - at  # (t, t)
+        weights = torch.exp(functional.logsigmoid(self.forget) * age.clamp(min=0)).tril()
+        weights = weights * positive[:, None, :]  # (b, t, t)
+        return weights / weights.sum(-1, keepdim=True).clamp(min=1e-6) @ vectors
 
 
 class TwoTowers(nn.Module):
@@ -133,32 +173,36 @@ class TwoTowers(nn.Module):
     def user_vectors(self, states: UserStates, item_vectors: Floats) -> Floats:
         """(b, d) float32: unit rows, or a zero row for a user without positive events."""
         self.eval()
-        liked, times = states.liked(), states.liked_times()
-        lengths = np.minimum(liked.lengths, self.config.history)
+        history = self.config.history
+        lengths = np.minimum(states.items.lengths, history)
         out = np.zeros((len(states), self.config.dimension), dtype=np.float32)
         table = torch.from_numpy(item_vectors)
-        order = np.flatnonzero(lengths > 0)
+        order = np.flatnonzero(states.liked().lengths > 0)
         order = order[np.argsort(lengths[order], kind="stable")]  # like lengths together: less padding
         for start in range(0, len(order), 256):
             part = order[start : start + 256]
-            size = lengths[part]
-            rows = left_aligned(liked[part].tail(int(size.max())), size)
-            gaps = gap_buckets(left_aligned(times[part].tail(int(size.max())), size))
-            vectors = table[torch.from_numpy(np.maximum(rows, 0))]
-            hidden = self.users(vectors, torch.from_numpy(gaps))
-            out[part] = hidden[torch.arange(len(part)), torch.from_numpy(size - 1)].numpy()
+            rows, positive, waits = histories(states[part], int(lengths[part].max()))
+            hidden = self.users(table[torch.from_numpy(rows)], torch.from_numpy(positive), torch.from_numpy(waits))
+            out[part] = hidden[torch.arange(len(part)), torch.from_numpy(lengths[part] - 1)].numpy()
         return out
 
 
-def left_aligned(tail: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Shift right-aligned rows (b, t) to the left: padding comes last, where causal attention never sees it."""
-    t = tail.shape[1]
-    at = np.arange(t)[None, :] + (t - lengths)[:, None]
-    return np.where(at < t, np.take_along_axis(tail, np.minimum(at, t - 1), axis=1), -1)
+def histories(states: UserStates, t: int) -> tuple[Ints, Bools, Ints]:
+    """The newest t events of b states: item rows, whether positive, buckets of waits; (b, t) each, left-aligned.
+
+    Padding comes last, where causal attention never sees it.
+    """
+    length = np.minimum(states.items.lengths, t)
+    begin = states.items.end - length
+    at = begin[:, None] + np.arange(t)  # (b, t)
+    inside = np.arange(t) < length[:, None]
+    at = np.where(inside, at, 0)
+    times = np.where(inside, states.times[at], states.as_of[:, None])
+    waits = np.diff(times, axis=1, append=states.as_of[:, None])
+    return np.where(inside, states.items.flat[at], 0), inside & states.positive[at], wait_buckets(waits)
 
 
-def gap_buckets(times: np.ndarray) -> np.ndarray:
-    """Buckets (b, t) int64 of the time since the event before, from left-aligned times (b, t) µs; 0 for the first."""
-    minutes = np.diff(times, axis=1, prepend=times[:, :1]).clip(min=0) / 60e6
-    buckets = np.ceil(np.log2(1 + minutes)).astype(np.int64)
-    return buckets.clip(0, GAPS)
+def wait_buckets(waits: Ints) -> Ints:
+    """Buckets, int64 of any shape, of times in µs: 0 for none, i for up to 2^i - 1 minutes, WAITS for all longer."""
+    minutes = waits.clip(min=0) / 60e6
+    return np.ceil(np.log2(1 + minutes)).astype(np.int64).clip(0, WAITS)

@@ -9,45 +9,20 @@ from typing import Any, cast
 import numpy as np
 import torch
 from scipy import sparse
-from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from features.catalog import Catalog
 from features.interactions import Interactions
 from features.progress import Begin
 from recsys.candidates import Floats
+from recsys.losses import MAX_SCALE, nested_loss
 from recsys.settings import TowerConfig, TrainingConfig
 from recsys.statistics import ItemStatistics
-from recsys.towers import TwoTowers
-from recsys.windows import Batch, Windows
+from recsys.towers import START, TwoTowers
+from recsys.windows import Windows
 
 Report = Callable[[dict[str, float]], Any]
 """Gets a line of figures an epoch."""
-
-
-def softmax_loss(queries: Tensor, items: Tensor, scale: Tensor, batch: Batch, negatives: int) -> Tensor:
-    """Mean cross-entropy of the pairs.
-
-    queries (q, d) and items (n, d) unit rows. Targets of one query share its normaliser, so that a basket of ten
-    costs one row of the softmax. With `negatives`, the normaliser is estimated from that many items drawn uniformly
-    without replacement, m of them no target of the query: Z = exp(s+) + (n - 1) / m * sum exp(s-)  (sampled softmax
-    of a uniform proposal, Jean et al. 2015; a target drawn as its own negative would count twice).
-    """
-    of, target = torch.from_numpy(batch.of), torch.from_numpy(batch.target)
-    positive = (queries[of] * items[target]).sum(-1) * scale  # (p,)
-    if negatives and negatives < len(items):
-        drawn = torch.randperm(len(items))[:negatives]
-        place = torch.full((len(items),), -1)
-        place[drawn] = torch.arange(len(drawn))
-        hit = place[target] >= 0
-        logits = queries @ items[drawn].T * scale  # (q, negatives)
-        logits = logits.index_put((of[hit], place[target[hit]]), torch.tensor(-torch.inf))
-        others = (len(drawn) - torch.bincount(of[hit], minlength=len(queries))).clamp(min=1)
-        rest = torch.logsumexp(logits, dim=-1) + torch.log((len(items) - 1) / others)
-        normaliser = torch.logaddexp(positive, rest[of])
-    else:
-        normaliser = torch.logsumexp(queries @ items.T * scale, dim=-1)[of]
-    return (normaliser - positive).mean()
 
 
 def behaviour_vectors(events: Interactions, dimension: int, seed: int) -> Floats:
@@ -111,7 +86,7 @@ def fit_towers(
     windows = Windows.build(events)
     model = TwoTowers(catalog, ItemStatistics.of(events), towers)
     with torch.no_grad():
-        model.items.id.weight.copy_(torch.from_numpy(behaviour_vectors(events, towers.dimension, seed)))
+        model.items.id.weight.copy_(torch.from_numpy(START * behaviour_vectors(events, towers.dimension, seed)))
     optimizer = _optimizer(model, training)
     average: AveragedModel | None = None
     best, best_state, history = -np.inf, model.state_dict(), []
@@ -128,9 +103,13 @@ def fit_towers(
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate * warm * group["boost"]
             items = model.items()
-            hidden = model.users(items[torch.from_numpy(batch.items)], torch.from_numpy(batch.gaps))
+            hidden = model.users(
+                items[torch.from_numpy(batch.items)], torch.from_numpy(batch.positive), torch.from_numpy(batch.waits)
+            )
             queries = hidden[torch.from_numpy(batch.row), torch.from_numpy(batch.column)]
-            loss = softmax_loss(queries, items, model.log_scale.exp(), batch, training.negatives)
+            of, target = torch.from_numpy(batch.of), torch.from_numpy(batch.target)
+            scale = model.log_scale.exp().clamp(max=MAX_SCALE)
+            loss = nested_loss(queries, items, scale, of, target, training.negatives, towers.nested)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -160,13 +139,13 @@ def _averaged(model: TwoTowers, steps: int) -> AveragedModel:
 
 
 def _optimizer(model: TwoTowers, training: TrainingConfig) -> torch.optim.Optimizer:
-    ids, scale = model.items.id.weight, model.log_scale
+    ids, numbers = model.items.id.weight, [p for p in model.parameters() if p.ndim == 0]
     tables = [p for p in model.parameters() if p.ndim >= 2 and p is not ids]
     biases = [p for p in model.parameters() if p.ndim == 1]
     groups = [
         {"params": tables, "weight_decay": training.weight_decay, "boost": 1.0},
-        {"params": [ids], "weight_decay": training.weight_decay, "boost": 0.1},  # well placed; faster, they memorise
+        {"params": [ids], "weight_decay": training.weight_decay, "boost": training.id_rate},
         {"params": biases, "weight_decay": 0.0, "boost": 1.0},
-        {"params": [scale], "weight_decay": 0.0, "boost": 10.0},  # one number: slow at the common rate
+        {"params": numbers, "weight_decay": 0.0, "boost": 10.0},  # slow at the common rate
     ]
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)

@@ -6,21 +6,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from features.errors import DataError
-from features.interactions import Interactions, Ints
-from recsys.towers import gap_buckets
+from features.interactions import Bools, Interactions, Ints
+from recsys.towers import wait_buckets
 
 
 @dataclass(frozen=True)
 class Windows:
     """Training material: windows of user histories, and what is to be predicted after which event.
 
-    items, times (n,) positive events by user and time; offsets (n_users + 1,);
+    items, positive, waits (n,) events by user and time, and buckets of the time to the next; offsets (n_users + 1,);
     query (q,) int64 positions in the log after which something is predicted: the last event strictly before a target;
-    of (p,) ascending index into query, target (p,) item rows: the p pairs.
+    of (p,) ascending index into query, target (p,) item rows of positive events: the p pairs.
     """
 
     items: Ints
-    times: Ints
+    positive: Bools
+    waits: Ints
     offsets: Ints
     query: Ints
     of: Ints
@@ -30,20 +31,20 @@ class Windows:
     def build(cls, events: Interactions) -> "Windows":
         """From training events. An event at the same moment as its target is never its input.
 
-        Raises DataError when no user has two positive events at different times.
+        Raises DataError when no user has a positive event after another event.
         """
-        log = events.liked()
-        n = len(log)
+        log, n = events, len(events)
         moment = np.ones(n, dtype=np.bool_)
         moment[1:] = (log.users[1:] != log.users[:-1]) | (log.times[1:] != log.times[:-1])
         start = np.maximum.accumulate(np.where(moment, np.arange(n), 0))  # first event of each moment
         offsets = log.offsets
         before = np.where(start > offsets[log.users], start - 1, -1)
-        use = before >= 0
+        use = (before >= 0) & log.positive
         if not use.any():
-            raise DataError(f"no user has two positive events at different times among {n}: nothing to train on")
+            raise DataError(f"no user has a positive event after an earlier one among {n}: nothing to train on")
         query, of = np.unique(before[use], return_inverse=True)
-        return cls(log.items, log.times, offsets, query, of.astype(np.int64), log.items[use])
+        waits = np.append(np.where(log.users[1:] == log.users[:-1], np.diff(log.times), 0), 0)
+        return cls(log.items, log.positive, wait_buckets(waits), offsets, query, of.astype(np.int64), log.items[use])
 
     def batches(self, length: int, batch_events: int, rng: np.random.Generator) -> Iterator["Batch"]:
         """One epoch: windows with a fresh random phase for each user, of like length, in random order."""
@@ -81,7 +82,8 @@ class Windows:
         pair = np.arange(pairs.sum()) - np.repeat(np.cumsum(pairs) - pairs, pairs) + pair_start[q][of]
         return Batch(
             items=np.where(inside, self.items[at], 0),
-            gaps=gap_buckets(self.times[at]),
+            positive=inside & self.positive[at],
+            waits=np.where(inside, self.waits[at], 0),
             row=row,
             column=self.query[q] - starts[group][row],
             of=of,
@@ -93,11 +95,13 @@ class Windows:
 class Batch:
     """b windows of up to t events, q queries in them, p pairs.
 
-    items, gaps (b, t) int64; row, column (q,) place of each query; of (p,) the query of each pair; target (p,).
+    items, waits (b, t) int64, positive (b, t) bool; row, column (q,) place of each query; of (p,) the query of each
+    pair; target (p,).
     """
 
     items: Ints
-    gaps: Ints
+    positive: Bools
+    waits: Ints
     row: Ints
     column: Ints
     of: Ints

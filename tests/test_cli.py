@@ -105,7 +105,7 @@ def test_square_brackets_in_an_error_are_shown_as_they_are(folder):
 
 def test_a_source_taken_for_a_configuration_names_those_that_have_it(folder):
     told = recsys("data", "get", "sequences").stderr
-    assert told.endswith("; sequences is the source of beauty\n")
+    assert told.endswith("; sequences is the source of beauty, ml-1m, toys\n")
 
 
 def test_configurations_are_found_by_name():

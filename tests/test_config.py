@@ -82,6 +82,7 @@ def test_every_problem_is_told_at_once(load):
         ({"split": {"kind": "random"}}, r"split\.kind: .*'time' or 'leave-last-out' \(got 'random'\)"),
         ({"encoder": "bert"}, r"encoder: .*\(got 'bert'\)"),
         ({"towers": {"dimension": 10}}, r"towers\.dimension: .*multiple of 4 \(got 10\)"),
+        ({"towers": {"nested": [16, 64]}}, r"towers: .*nested \[16, 64\]: dimensions below 64 are needed"),
         ({"baselines": {}}, r"baselines: "),
         ({"baselines": {"nonsense 3": {}}}, r"baselines: .*no baseline 'nonsense'; there are popular, "),
         ({"baselines": {"popular": {"dais": 7}}}, r"'popular': got an unexpected keyword argument 'dais'; it takes"),

@@ -7,7 +7,7 @@ from toy_data import DAY, noise, toy_catalog, toy_log
 from features.errors import BundleError
 from recsys import reranker as module
 from recsys.candidates import Candidates, Scorer
-from recsys.reranker import FEATURES, RECENT_EVENTS, Lesson, PairFeatures, Reranker, fit_reranker
+from recsys.reranker import DECAY, FEATURES, RECENT_EVENTS, Lesson, PairFeatures, Reranker, fit_reranker
 from recsys.settings import RerankerConfig
 from recsys.statistics import ItemStatistics
 
@@ -60,6 +60,7 @@ EXPECTED = {
     "user_log_history": (LOG3, LOG3, LOG3),
     "user_popularity_gap": tuple(x - (2 * LOG3 + LOG2) / 3 for x in (np.log1p(1), LOG3, 0)),
     "user_item_log_count": (0, LOG2, 0),
+    "user_item_recency": (0, DECAY + DECAY**2, 0),
 }
 
 
@@ -75,7 +76,7 @@ def test_of_a_user_without_history_only_the_item_is_known(table):
     assert second["retrieval_rank"] == 1
     assert first["item_log_count"] == pytest.approx(LOG2)
     assert first["item_days_since_last"] == pytest.approx(5)
-    for name in ("text_similarity", "category_share", "user_log_history", "user_item_log_count"):
+    for name in ("text_similarity", "category_share", "user_log_history", "user_item_log_count", "user_item_recency"):
         assert first[name] == 0
     assert first["similarity_max"] == first["similarity_last"] == -1  # the least there is
     assert np.isnan(first["user_popularity_gap"])
@@ -90,12 +91,13 @@ def test_items_without_a_category_share_none():
     assert matrix[0, :, FEATURES.index("category_share")].tolist() == [0, 0]
 
 
-def test_pair_features_look_at_the_newest_events_only(features):
+def test_similarities_look_at_the_newest_events_only_and_counts_at_all(features):
     old = [(0, 0, t) for t in range(10)]
     log = toy_log(old + [(0, 1, 100 + t) for t in range(RECENT_EVENTS)], n_items=4)
     found = Candidates(np.array([[0, 1]]), np.zeros((1, 2), np.float32))
     matrix = features.matrix(log.states(np.array([0]), np.array([10**6])), found)[0]
-    assert matrix[:, FEATURES.index("user_item_log_count")] == pytest.approx([0, np.log1p(RECENT_EVENTS)])
+    assert matrix[0, FEATURES.index("similarity_max")] == 0  # to item 1 alone
+    assert matrix[:, FEATURES.index("user_item_log_count")] == pytest.approx(np.log1p([10, RECENT_EVENTS]))
     assert matrix[:, FEATURES.index("user_log_history")] == pytest.approx([np.log1p(RECENT_EVENTS + 10)] * 2)
 
 

@@ -1,12 +1,14 @@
 """The two towers: unit vectors, causality by perturbation, users alone and in batches, items without events."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from toy_data import SMALL, chain, noise, toy_catalog, toy_log
 
 from recsys.statistics import ItemStatistics
-from recsys.towers import GAPS, TwoTowers, UserTower, gap_buckets, left_aligned
+from recsys.towers import WAITS, TwoTowers, UserTower, histories, numbers, wait_buckets
 
 DEEP = SMALL.model_copy(update={"layers": 2, "dropout": 0.5, "id_dropout": 0.5})
 MINUTE = 60 * 10**6
@@ -76,27 +78,33 @@ def test_without_content_only_id_and_popularity_speak():
     with torch.no_grad():
         model.items.project.weight.add_(1)
         model.items.category.weight.add_(1)
+        model.items.number.weight.add_(1)
     np.testing.assert_array_equal(model.item_vectors(), before)
 
 
-@pytest.mark.parametrize("change", ["vector", "gap"])
+def history(b=3, t=5, d=8):
+    """Random vectors, marks and waits of b histories."""
+    vectors = torch.nn.functional.normalize(torch.randn(b, t, d), dim=-1)
+    return vectors, torch.rand(b, t) < 0.7, torch.randint(0, WAITS + 1, (b, t))
+
+
+@pytest.mark.parametrize("change", ["vector", "positive", "wait"])
 def test_what_comes_later_never_changes_an_earlier_output(change):
     torch.manual_seed(0)
     tower = perturbed(UserTower(DEEP)).eval()
-    vectors = torch.nn.functional.normalize(torch.randn(3, 5, 8), dim=-1)
-    gaps = torch.randint(0, GAPS + 1, (3, 5))
+    given = history()
     with torch.no_grad():
-        before = tower(vectors, gaps)
+        before = tower(*given)
         np.testing.assert_allclose(before.norm(dim=-1), 1, rtol=1e-5)
         for at in range(5):
+            vectors, positive, waits = (x.clone() for x in given)
             if change == "vector":
-                other = vectors.clone()
-                other[:, at] = torch.randn(3, 8)
-                after = tower(other, gaps)
+                vectors[:, at] = torch.randn(3, 8)
+            elif change == "positive":
+                positive[:, at] = ~positive[:, at]
             else:
-                moved = gaps.clone()
-                moved[:, at] = (moved[:, at] + 1) % (GAPS + 1)
-                after = tower(vectors, moved)
+                waits[:, at] = (waits[:, at] + 1) % (WAITS + 1)
+            after = tower(vectors, positive, waits)
             np.testing.assert_allclose(after[:, :at], before[:, :at], atol=1e-6)
             assert ((after[:, at:] - before[:, at:]).abs().amax(-1) > 1e-4).all()  # and every later one
 
@@ -104,9 +112,9 @@ def test_what_comes_later_never_changes_an_earlier_output(change):
 def test_what_is_padded_never_changes_what_is_before():
     torch.manual_seed(0)
     tower = perturbed(UserTower(DEEP)).eval()
-    vectors, gaps = torch.randn(2, 5, 8), torch.randint(0, GAPS + 1, (2, 5))
+    given = history(2)
     with torch.no_grad():
-        np.testing.assert_allclose(tower(vectors[:, :3], gaps[:, :3]), tower(vectors, gaps)[:, :3], atol=1e-5)
+        np.testing.assert_allclose(tower(*(x[:, :3] for x in given)), tower(*given)[:, :3], atol=1e-5)
 
 
 def test_users_in_a_batch_get_the_vectors_that_they_get_alone():
@@ -132,54 +140,71 @@ def test_a_user_without_positive_events_is_a_zero_row():
     assert model.user_vectors(states[:0], model.item_vectors()).shape == (0, 8)
 
 
-def test_only_positive_events_and_the_newest_are_read():
+def test_only_the_newest_events_before_the_moment_are_read():
     base = [(0, i % 6, 10 * i) for i in range(8)]
     as_of = np.array([80])
     vectors = []
     for rows in (
         base,
-        [*base, (0, 5, 75, False)],  # not positive
         [*base, (0, 5, 80)],  # not before
         [(0, 3, 0), *base[1:]],  # further back than the history that is read
         [*base[:7], (0, 0, 70)],  # another newest item
+        [*base[:7], (0, 1, 70, False)],  # the same, not liked
     ):
         events = toy_log(rows)
-        model = towers(toy_log(base), DEEP)
+        model = perturbed(towers(toy_log(base), DEEP))
         vectors.append(model.user_vectors(events.states(np.array([0]), as_of), model.item_vectors()))
-    for same in vectors[1:4]:
+    for same in vectors[1:3]:
         np.testing.assert_allclose(same, vectors[0], atol=1e-6)
-    assert not np.allclose(vectors[4], vectors[0], atol=1e-3)
+    for other in vectors[3:]:
+        assert not np.allclose(other, vectors[0], atol=1e-3)
 
 
 def test_the_order_and_the_pace_of_a_history_count():
-    def vector(rows):
+    def vector(rows, as_of=10**9):
         events = toy_log(rows)
         model = perturbed(towers(toy_log([(0, i, i) for i in range(6)])))
-        return model.user_vectors(events.states(np.array([0]), np.array([10**9])), model.item_vectors())
+        return model.user_vectors(events.states(np.array([0]), np.array([as_of])), model.item_vectors())
 
     first = vector([(0, 1, 0), (0, 2, MINUTE)])
     assert not np.allclose(vector([(0, 2, 0), (0, 1, MINUTE)]), first, atol=1e-3)
     assert not np.allclose(vector([(0, 1, 0), (0, 2, 9 * MINUTE)]), first, atol=1e-3)
+    assert not np.allclose(vector([(0, 1, 0), (0, 2, MINUTE)], 99 * 10**9), first, atol=1e-3)  # asked much later
 
 
-def test_left_aligned_by_hand():
-    tail = np.array([[-1, 3, 4], [-1, -1, 7], [1, 2, 3], [-1, -1, -1]])
-    lengths = np.array([2, 1, 3, 0])
-    assert left_aligned(tail, lengths).tolist() == [[3, 4, -1], [7, -1, -1], [1, 2, 3], [-1, -1, -1]]
+def test_histories_by_hand():
+    log = toy_log([(0, 3, 0), (0, 4, MINUTE, False), (1, 5, 7), (0, 2, 4 * MINUTE)])
+    states = log.states(np.array([0, 1, 2, 0]), np.array([11 * MINUTE, 7 + MINUTE, 9, 2 * MINUTE]))
+    rows, positive, waits = histories(states, 2)
+    assert rows.tolist() == [[4, 2], [5, 0], [0, 0], [3, 4]]  # the newest two, padding last
+    assert positive.tolist() == [[False, True], [True, False], [False, False], [True, False]]
+    assert waits.tolist() == [[2, 3], [1, 0], [0, 0], [1, 1]]  # 3 and 7 minutes; 1; none; 1 and 1
 
 
-def test_gap_buckets_by_hand():
-    """Bucket i holds gaps above 2^(i-1) - 1 minutes up to 2^i - 1; bucket 0 the first event, and no gap at all."""
-    minutes = np.array([[0, 0, 1, 4, 4 + 7, 11 + 1440, 1451 + 10**6]])
-    assert gap_buckets(minutes * MINUTE).tolist() == [[0, 0, 1, 2, 3, 11, GAPS]]
-    assert gap_buckets(np.array([[5 * MINUTE, 5 * MINUTE + 1, -1]])).tolist() == [[0, 1, 0]]  # padding is no gap
+def test_wait_buckets_by_hand():
+    """Bucket i holds times above 2^(i-1) - 1 minutes up to 2^i - 1; bucket 0 no time at all."""
+    minutes = np.array([0, -1, 1, 3, 7, 1440, 10**6])
+    assert wait_buckets(minutes * MINUTE).tolist() == [0, 0, 1, 2, 3, 11, WAITS]
+
+
+def test_numbers_by_hand():
+    catalog = replace(
+        toy_catalog(4),
+        price=np.array([0, np.nan, np.e**2 - 1, np.nan], np.float32),  # logs 0 and 2
+        published=np.array([10, 30, 10, np.iinfo(np.int64).min]),
+    )
+    root = 2**0.5  # published: mean 50/3, deviation (800/9)^.5
+    expected = [[-1, 1, -root / 2, 1], [0, 0, root, 1], [1, 1, -root / 2, 1], [0, 0, 0, 0]]
+    np.testing.assert_allclose(numbers(catalog), expected, atol=1e-5)
+    assert not numbers(toy_catalog(3)).any()
 
 
 def test_every_parameter_has_a_say():
     events = chain(6, 6, 5)
-    model = perturbed(towers(events, SMALL, catalog=rich_catalog()))
+    catalog = replace(rich_catalog(), price=np.arange(6, dtype=np.float32))
+    model = perturbed(towers(events, SMALL, catalog=catalog))
     items = model.items()
-    gaps = torch.randint(1, GAPS, (2, 5))
-    queries = model.users(items[torch.tensor([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])], gaps)
+    _, positive, waits = history(2)
+    queries = model.users(items[torch.tensor([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])], positive, waits)
     (torch.randn(8) * (queries @ items.T * model.log_scale.exp()).pow(2).sum(0).sum()).sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []

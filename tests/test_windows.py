@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toy_data import chain, toy_log
 
 from features.errors import DataError
-from recsys.towers import gap_buckets
+from recsys.towers import wait_buckets
 from recsys.windows import Windows
 
 
@@ -28,13 +28,13 @@ def pairs(batches):
 
 
 def naive(rows):
-    """Every positive event with the last positive one of its user strictly before it, by a loop."""
+    """Every positive event with the last event of its user strictly before it, by a loop."""
     out = []
     for user in {r[0] for r in rows}:
-        mine = sorted((t, n) for n, (u, t, p) in enumerate(rows) if u == user and p)
-        for time, item in mine:
+        mine = sorted((t, n, p) for n, (u, t, p) in enumerate(rows) if u == user)
+        for time, item, positive in mine:
             before = [m for m in mine if m[0] < time]
-            if before:
+            if before and positive:
                 out.append((before[-1][1], item))
     return out
 
@@ -56,10 +56,10 @@ def test_every_pair_occurs_exactly_once_in_an_epoch(rows, length, batch_events, 
 
 @given(events, st.integers(1, 6), st.integers(0, 3))
 def test_windows_hold_their_users_events_in_order(rows, length, seed):
-    """Before each query lie events of its user, oldest first, with the gaps between them, and nothing else."""
+    """Before each query lie events of its user, oldest first, with the time to the next, and nothing else."""
     if not naive(rows):
         return
-    log = numbered(rows).liked()
+    log = numbered(rows)
     place = {item: at for at, item in enumerate(log.items.tolist())}
     for batch in Windows.build(log).batches(length, 20, np.random.default_rng(seed)):
         for row, column in zip(batch.row.tolist(), batch.column.tolist(), strict=True):
@@ -67,8 +67,9 @@ def test_windows_hold_their_users_events_in_order(rows, length, seed):
             at = place[window[-1]]
             assert window == log.items[at - column : at + 1].tolist()
             assert set(log.users[at - column : at + 1]) == {log.users[at]}
-            times = log.times[at - column : at + 1]
-            assert batch.gaps[row, : column + 1].tolist() == gap_buckets(times[None, :])[0].tolist()
+            waits = np.diff(log.times[at - column : at + 2])  # what is predicted follows, so that there is a next
+            assert batch.waits[row, : column + 1].tolist() == wait_buckets(waits).tolist()
+            assert batch.positive[row, : column + 1].tolist() == log.positive[at - column : at + 1].tolist()
 
 
 def test_a_moment_is_never_its_own_input():

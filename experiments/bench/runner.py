@@ -25,6 +25,7 @@ BENCHES: dict[str, str] = {
     "baselines": "experiments.bench.baselines:run",
     "alignment": "experiments.bench.alignment:run",
     "encode": "experiments.bench.encode:run",
+    "cold": "experiments.bench.cold:run",
 }
 """Name -> "module:function", imported when it is asked for; function(short: bool, **options) -> Result."""
 

@@ -1,0 +1,140 @@
+"""Items that nobody has touched: a tenth of them loses all its events, and has to be found by its content.
+
+An event is a user's positive one with a cold item; the history is what else the user did before it, warm items only.
+It is ranked among the cold items, and among all items (those of the history excluded), at most 5,000 events. The
+references are linear: the TF-IDF profile, the content bridge, and the sum of both in standard scores.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.bench.runner import Bar, Result
+from experiments.config import load_config
+from experiments.contenders import assemble
+from experiments.dataset import encode, load_dataset
+from experiments.splits import Targets
+from features.catalog import item_texts
+from features.interactions import Bools, Ints, Ragged
+from recsys import metrics
+from recsys.baselines.content import ContentBridge, TfidfProfile, fit_bridge, fit_tfidf
+from recsys.baselines.profiles import Baseline
+from recsys.bootstrap import bootstrap, paired_bootstrap
+from recsys.candidates import Floats, Recommender
+from recsys.metrics import Doubles
+from recsys.training import fit_towers
+
+EVENTS, DEPTH, CUTOFF, DECAY = 5000, 100, 10, 0.8
+BATCH = 512
+"""States ranked at a time."""
+
+OURS, BOTH, PROFILE = "two towers", "bridge + TF-IDF", "TF-IDF profile"
+
+
+@dataclass(frozen=True)
+class Sum(Baseline):
+    """The content bridge and the TF-IDF profile, each in standard scores over the cold items."""
+
+    bridge: ContentBridge
+    profile: TfidfProfile
+    cold: Bools
+
+    def scores(self, liked: Ragged) -> Floats:
+        """(b, n) float32."""
+        total = np.zeros((len(liked), len(self.cold)), dtype=np.float32)
+        for part in (self.bridge, self.profile):
+            scores = part.scores(liked)
+            among = scores[:, self.cold]
+            total += (scores - among.mean(1, keepdims=True)) / among.std(1, keepdims=True).clip(min=1e-9)
+        return total
+
+
+def run(*, short: bool = False, config: str = "configs/demo-posters.yaml", seed: int = 0) -> Result:
+    """config: a configuration whose data are there; seed: which items are cold; short: two passes, 500 events."""
+    settings = load_config(Path(config))
+    dataset = encode(load_dataset(settings), settings)
+    events, n = dataset.events, len(dataset.catalog)
+    rng = np.random.default_rng(seed)
+    cold = np.zeros(n, dtype=np.bool_)
+    cold[rng.permutation(n)[: n // 10]] = True
+    warm = events.where(~cold[events.items])
+    asked = np.flatnonzero(events.positive & cold[events.items])
+    asked = np.sort(rng.permutation(asked)[: 500 if short else EVENTS])
+    states = warm.states(events.users[asked], events.times[asked])
+    asked, states = asked[states.liked().lengths > 0], states[np.flatnonzero(states.liked().lengths > 0)]
+    targets = Targets(states, np.arange(len(asked), dtype=np.int64), events.items[asked])
+
+    texts = item_texts(dataset.catalog.frame)
+    profile, bridge = fit_tfidf(warm, texts, decay=DECAY), fit_bridge(warm, texts, decay=DECAY, seed=seed)
+    began = time.perf_counter()
+    fitted = fit_towers(
+        dataset.catalog,
+        warm,
+        settings.towers,
+        settings.training,
+        seed=settings.seed,
+        epochs=2 if short else settings.training.epochs,
+    )
+    seconds = time.perf_counter() - began
+    contenders: dict[str, Recommender] = {
+        PROFILE: profile,
+        "content bridge": bridge,
+        BOTH: Sum(profile.popularity, profile.fitted_until, bridge, profile, cold),
+        OURS: assemble(fitted.model, warm, settings),
+    }
+    figures: dict[str, Any] = {
+        "items": n,
+        "items_cold": int(cold.sum()),
+        "events": len(asked),
+        "users": len(np.unique(states.users)),
+        "data_hash": dataset.hash,
+        "fit_seconds": round(seconds, 1),
+    }
+    hits: dict[str, dict[str, Doubles]] = {"among cold": {}, "among all": {}}
+    for name, contender in contenders.items():
+        for among, found in hits.items():
+            found[name] = _hits(contender, targets, cold if among == "among cold" else None)
+            figures[f"{name}, {among}: hr_at_10"] = float(found[name].mean())
+    for among, found in hits.items():
+        users = {name: metrics.per_user(hit, states.users)[0] for name, hit in found.items()}
+        figures[f"{OURS}, {among}: by user, 95 %"] = _told(bootstrap(users[OURS], seed=seed))
+        for name in (PROFILE, BOTH):
+            figures[f"{OURS} - {name}, {among}: by user, 95 %"] = _told(
+                paired_bootstrap(users[OURS], users[name], seed=seed)
+            )
+    linear = max(hit.mean() for name, hit in hits["among cold"].items() if name != OURS)
+    everywhere = hits["among all"]
+    return Result(
+        figures,
+        [
+            Bar("among cold, over the best linear", _ratio(hits["among cold"][OURS].mean(), linear), ">=", 1.15),
+            Bar(
+                "among all, over the TF-IDF profile",
+                _ratio(everywhere[OURS].mean(), everywhere[PROFILE].mean()),
+                ">=",
+                2.0,
+            ),
+        ],
+    )
+
+
+def _hits(contender: Recommender, targets: Targets, allow: Bools | None) -> Doubles:
+    """Whether each target is among the first ten: (m,)."""
+    ranks = np.empty(len(targets))
+    for at in range(0, len(targets), BATCH):
+        part: Ints = np.arange(at, min(at + BATCH, len(targets)))
+        states = targets.states[part]
+        found = contender.recommend(states, DEPTH, allow=allow, exclude=states.seen_items())
+        ranks[part] = metrics.target_ranks(found, part - at, targets.item[part])
+    return metrics.hit(ranks, CUTOFF, depth=DEPTH)
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    return float(ours / theirs) if theirs else float("nan")
+
+
+def _told(interval: Any) -> list[float]:
+    return [round(value, 4) for value in (interval.mean, interval.low, interval.high)]

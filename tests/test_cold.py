@@ -1,0 +1,105 @@
+"""The benchmark of cold items on a catalogue of themes: each user stays with one, and its words give it away."""
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from toy_data import toy_log
+
+from experiments.bench import cold
+from experiments.splits import Targets
+from features.interactions import Ragged
+from recsys.baselines.content import fit_bridge, fit_tfidf
+from recsys.baselines.profiles import Baseline
+
+THEMES = 4
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("themes")
+    rng = np.random.default_rng(0)
+    items = np.arange(200)
+    pl.DataFrame(
+        {
+            "item_id": [f"i{item}" for item in items],
+            "title": [f"theme{item % THEMES} thing" for item in items],
+            "categories": [f"theme{item % THEMES}" for item in items],
+        }
+    ).write_csv(folder / "items.csv")
+    rows = [
+        (f"u{user}", f"i{user % THEMES + THEMES * item}", "view", f"2024-01-{1 + day:02d}T00:00:00Z")
+        for user in range(60)
+        for day, item in enumerate(rng.permutation(50)[:20])
+    ]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "event", "timestamp"], orient="row").write_csv(
+        folder / "events.csv"
+    )
+    path = folder / "themes.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "name": "themes",
+                "data": {"source": "folder", "path": str(folder), "events": {"positive": {"view": None}}},
+                "encoder": None,
+                "towers": {"dimension": 8, "layers": 1, "history": 20, "dropout": 0.1, "id_dropout": 0.5},
+                "training": {"epochs": 30, "batch_events": 200, "learning_rate": 0.01},
+                "reranker": None,
+            }
+        )
+    )
+    return path
+
+
+def test_content_finds_what_has_no_events(config):
+    result = cold.run(config=str(config))
+    figures = result.figures
+    assert (figures["items"], figures["items_cold"]) == (200, 20)
+    for name in ("TF-IDF profile", "content bridge", "two towers"):  # a theme has fewer than ten cold items
+        assert figures[f"{name}, among cold: hr_at_10"] > 0.95
+    assert figures["TF-IDF profile, among all: hr_at_10"] < 0.5  # and about fifty in all
+    assert [bar.name for bar in result.bars] == [
+        "among cold, over the best linear",
+        "among all, over the TF-IDF profile",
+    ]
+    assert result.bars[0].value == pytest.approx(
+        figures["two towers, among cold: hr_at_10"]
+        / max(figures[f"{name}, among cold: hr_at_10"] for name in ("content bridge", "bridge + TF-IDF"))
+    )
+
+
+def test_which_items_are_cold_is_the_seeds(config):
+    first, other = (cold.run(short=True, config=str(config), seed=seed).figures["events"] for seed in (0, 1))
+    assert first != other
+
+
+def test_the_sum_is_of_standard_scores_over_the_cold_items():
+    events = toy_log([(0, 0, 1), (0, 1, 2), (1, 1, 3), (1, 2, 4), (2, 0, 5)], n_items=6)
+    texts = ["red cup", "cup tea", "tea pot", "red", "pot lid", "cup pot"]
+    profile, bridge = fit_tfidf(events, texts), fit_bridge(events, texts, dim=2)
+    mask = np.array([False, False, False, True, True, True])
+    liked = Ragged.of([[0, 1], [2]])
+    expected = sum(
+        (scores - scores[:, mask].mean(1, keepdims=True)) / scores[:, mask].std(1, keepdims=True)
+        for scores in (profile.scores(liked), bridge.scores(liked))
+    )
+    both = cold.Sum(profile.popularity, profile.fitted_until, bridge, profile, mask)
+    assert isinstance(both, Baseline)
+    np.testing.assert_allclose(both.scores(liked), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_hits_are_counted_among_what_is_allowed():
+    class First:
+        """Everyone gets items 0, 1, 2, … of those that are allowed and not excluded."""
+
+        def recommend(self, states, k, *, allow=None, exclude=None):
+            from recsys.candidates import top_k
+
+            scores = np.tile(-np.arange(30, dtype=np.float32), (len(states), 1))
+            return top_k(scores, k, allow=allow, exclude=exclude)
+
+    log = toy_log([(0, 0, 1), (1, 5, 1)], n_items=30)
+    targets = Targets(log.states(np.array([0, 1, 0]), np.array([9, 9, 9])), np.arange(3), np.array([10, 10, 25]))
+    assert cold._hits(First(), targets, None).tolist() == [1, 1, 0]  # the seen one is left out: place ten
+    mask = np.arange(30) >= 20
+    assert cold._hits(First(), targets, mask).tolist() == [0, 0, 1]

@@ -1,0 +1,70 @@
+"""The softmax losses against torch's own cross-entropy, over all items, over a sample, and over cut vectors."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from recsys.losses import CHUNK, MAX_SCALE, nested_loss, softmax_loss
+
+SCALE = torch.tensor(7.0)
+OF, TARGET = torch.tensor([0, 0, 1, 2, 3, 4]), torch.tensor([3, 7, 0, 8, 3, 1])
+
+
+def case(q=5, n=9, d=4, seed=0):
+    """Unit queries and items."""
+    g = torch.Generator().manual_seed(seed)
+    return tuple(functional.normalize(torch.randn(rows, d, generator=g), dim=-1) for rows in (q, n))
+
+
+def expected(queries, items, scale, of=OF, target=TARGET):
+    return functional.cross_entropy((queries @ items.T * scale)[of], target)
+
+
+@pytest.mark.parametrize("scale", [0.5, 7.0, MAX_SCALE])
+def test_full_softmax_and_its_gradients_are_torchs(scale):
+    """Also over several chunks, with queries that have several targets and one that has none."""
+    queries, items = case(q=2 * CHUNK + 3, n=50, d=8)
+    of = torch.arange(1, len(queries)).repeat_interleave(torch.arange(1, len(queries)) % 3 + 1)
+    target = torch.randint(50, (len(of),), generator=torch.Generator().manual_seed(1))
+    ours, theirs = ([t.clone().requires_grad_() for t in (queries, items, torch.tensor(scale))] for _ in range(2))
+    loss, told = softmax_loss(*ours, of, target, 0), expected(*theirs, of, target)
+    assert loss.item() == pytest.approx(told.item(), rel=1e-5)
+    (3 * loss).backward()
+    (3 * told).backward()
+    for mine, torchs in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.grad, torchs.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_an_item_that_is_opposite_to_everything_still_has_a_loss():
+    queries, items = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0], [-1.0, 0.0]])
+    loss = softmax_loss(queries, items, torch.tensor(MAX_SCALE), torch.tensor([0]), torch.tensor([1]), 0)
+    assert loss.item() == pytest.approx(np.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 14.0])
+def test_sampled_softmax_comes_near_to_the_full_one(scale):
+    """Also where the target is found and is drawn again and again, as in a small catalogue."""
+    queries, items = case(n=40)
+    of, target = torch.arange(5), torch.tensor([3, 0, 8, 3, 1])
+    queries = functional.normalize(items[target] + 0.3 * queries, dim=-1)
+    torch.manual_seed(0)
+
+    def loss(negatives):
+        return softmax_loss(queries, items, torch.tensor(scale), of, target, negatives).item()
+
+    full = loss(0)
+    assert np.mean([loss(39) for _ in range(400)]) == pytest.approx(full, rel=0.03)  # all but one
+    assert abs(np.mean([loss(20) for _ in range(200)]) - full) < 0.1 * full + 0.05
+    assert loss(20) != loss(20)  # they are draws
+
+
+def test_nested_loss_is_the_mean_over_the_cuts():
+    queries, items = case(d=8)
+    cuts = [
+        expected(functional.normalize(queries[:, :m], dim=-1), functional.normalize(items[:, :m], dim=-1), SCALE)
+        for m in (8, 2, 4)
+    ]
+    loss = nested_loss(queries, items, SCALE, OF, TARGET, 0, (2, 4))
+    assert loss.item() == pytest.approx(float(sum(cuts)) / 3, rel=1e-5)
+    assert nested_loss(queries, items, SCALE, OF, TARGET, 0, ()).item() == pytest.approx(cuts[0].item(), rel=1e-5)
