@@ -174,8 +174,11 @@ class _Model:
 
     def _land(self) -> None:
         pieces, future = self._flying.popleft()
-        for piece, vector in zip(pieces, unit(future.result()), strict=True):
-            self._part += vector
-            if piece.last:  # each part counts once, however many frames it has and however much they differ
-                self._sums[piece.row] += unit(self._part)[0]
-                self._part[:] = 0
+        last = np.flatnonzero([piece.last for piece in pieces])
+        starts = np.append(0, last + 1)
+        starts = starts[starts < len(pieces)]
+        parts = np.add.reduceat(unit(future.result()), starts)
+        parts[0] += self._part[0]
+        self._part[0] = parts[-1] if len(starts) > len(last) else 0  # one that goes on in the next batch
+        # each part counts once, however many frames it has and however much they differ
+        np.add.at(self._sums, [pieces[at].row for at in last], unit(parts[: len(last)]))
