@@ -9,13 +9,14 @@ from experiments.config import RunConfig
 from experiments.dataset import Dataset
 from experiments.evaluate import evaluate
 from experiments.splits import Split, Targets, guard
-from features.catalog import item_texts
+from features.catalog import Catalog, item_texts
 from features.interactions import Interactions
 from features.progress import Begin
 from recsys import baselines
 from recsys.baselines.profiles import Baseline
 from recsys.candidates import Candidates
 from recsys.index import ExactIndex
+from recsys.newcomers import place_newcomers
 from recsys.recommender import TwoStage
 from recsys.reranker import Lesson, PairFeatures, Reranker, fit_reranker
 from recsys.statistics import ItemStatistics
@@ -87,7 +88,7 @@ def choose(
     guard(split.validation_cut, vocabulary=dataset, selection=selection)
     reranker = None
     if config.reranker is not None:
-        reranker = learn_order(config, dataset, splits, assemble(selection.model, split.fit, config))
+        reranker = learn_order(config, dataset, splits, assemble(selection.model, split.fit, config, dataset.catalog))
     return Recipe(selection, reranker)
 
 
@@ -117,13 +118,12 @@ def fit_recipe(
             report=report,
             progress=progress,
         )
-    retrieval = assemble(towers.model, events, config)
-    statistics = ItemStatistics.of(events)
+    retrieval = assemble(towers.model, events, config, dataset.catalog)
     if recipe.reranker is None:
-        return Trained(towers, retrieval, retrieval, statistics)
-    features = PairFeatures(dataset.catalog, retrieval.vectors, statistics)
+        return Trained(towers, retrieval, retrieval, ItemStatistics.of(events))
+    features = PairFeatures.of(dataset.catalog, retrieval.vectors, events)
     ranked = replace(retrieval, reranker=Reranker(recipe.reranker.booster, features))
-    return Trained(towers, ranked, retrieval, statistics)
+    return Trained(towers, ranked, retrieval, features.statistics)
 
 
 def train_two_stage(
@@ -147,9 +147,14 @@ def train_two_stage(
     return recipe, trained
 
 
-def assemble(model: TwoTowers, events: Interactions, config: RunConfig) -> TwoStage:
-    """The first stage around trained towers; strangers get what was popular of late in `events`."""
+def assemble(model: TwoTowers, events: Interactions, config: RunConfig, catalog: Catalog | None = None) -> TwoStage:
+    """The first stage around trained towers; strangers get what was popular of late in `events`.
+
+    With the catalogue, items without events are placed by it, which takes seconds: not needed to compare passes.
+    """
     vectors = model.item_vectors()
+    if catalog is not None:
+        vectors = place_newcomers(model, catalog, events, seed=config.seed)
     return TwoStage(
         towers=model,
         vectors=vectors,
@@ -168,16 +173,19 @@ def learn_order(config: RunConfig, dataset: Dataset, splits: Mapping[str, Split]
     """
     assert config.reranker is not None
     split = next(iter(splits.values()))
-    features = PairFeatures(dataset.catalog, first.vectors, ItemStatistics.of(split.fit))
+    features = PairFeatures.of(dataset.catalog, first.vectors, split.fit)
     guard(split.validation_cut, features=features)
     lessons = []
     for name, each in splits.items():
         repeats = config.data.placements[name].repeats
-        targets = sample_states(each.validation, max(1, config.reranker.groups // len(splits)), config.seed)
-        rows, scores = [], []
+        acquainted = each.validation.states.liked().lengths > 0  # strangers are never given to the reranker
+        known = each.validation.where(acquainted[each.validation.state])
+        targets = sample_states(known, max(1, config.reranker.groups // len(splits)), config.seed)
+        rows = [np.empty((0, config.reranker.candidates), np.int64)]
+        scores = [np.empty((0, config.reranker.candidates), np.float32)]
         for at in range(0, len(targets.states), 1024):
             part = targets.states[at : at + 1024]
-            found = first.recommend(part, config.reranker.candidates, exclude=None if repeats else part.seen_items())
+            found = first.retrieve(part, config.reranker.candidates, exclude=None if repeats else part.seen_items())
             rows.append(found.rows)
             scores.append(found.scores)
         candidates = Candidates(np.concatenate(rows), np.concatenate(scores))

@@ -99,23 +99,42 @@ def keep_frequent(dataset: Dataset, cut: int, least: int) -> Dataset:
     events, past = dataset.events, dataset.events.before(cut)
     counts = np.bincount(past.liked().items, minlength=events.n_items)
     rows: Ints = np.flatnonzero(counts >= least).astype(np.int64)
-    new = np.full(events.n_items, -1, dtype=np.int64)
-    new[rows] = np.arange(len(rows))
-    kept = events.where(new[events.items] >= 0)
+    return replace(_in_rows_of(dataset, dataset.catalog.take(rows)), fitted_until=past.latest)
+
+
+def on_top_of(old: Catalog, dataset: Dataset, least: int) -> Dataset:
+    """The data set with the items of an older catalogue in its rows, and after them what came to have `least` events.
+
+    See `recsys.warm.overlay`. Contents are as `load_dataset` leaves them.
+    """
+    from recsys.warm import overlay  # with torch, as below
+
+    counts = np.bincount(dataset.events.liked().items, minlength=dataset.events.n_items)
+    wanted = (counts >= least) | (old.ids.rows(dataset.catalog.ids.ids) >= 0)
+    new = overlay(old, dataset.catalog.take(np.flatnonzero(wanted).astype(np.int64)))
+    return replace(_in_rows_of(dataset, new), fitted_until=dataset.events.latest)
+
+
+def _in_rows_of(dataset: Dataset, catalog: Catalog) -> Dataset:
+    events = dataset.events
+    rows = catalog.ids.rows(dataset.catalog.ids.ids)
+    kept = events.where(rows[events.items] >= 0)
     return replace(
         dataset,
-        catalog=dataset.catalog.take(rows),
-        events=replace(kept, items=new[kept.items], n_items=len(rows)),
+        catalog=catalog,
+        events=replace(kept, items=rows[kept.items], n_items=len(catalog)),
         left_out=len(events) - len(kept),
-        fitted_until=past.latest,
     )
 
 
-def encode(dataset: Dataset, config: RunConfig, progress: Begin | None = None) -> Dataset:
-    """The data set with the content vectors of its items.
+def encode(
+    dataset: Dataset, config: RunConfig, progress: Begin | None = None, *, space: "ContentSpace | None" = None
+) -> Dataset:
+    """The data set with the content vectors of its items, in the space that fits them, or in the one that is given.
 
     Texts are encoded now; pictures, sounds and videos, and all that a native model reads, are those that
-    `recsys embed` has left in the cache. Raises ConfigError when a native model's are not there yet.
+    `recsys embed` has left in the cache. Raises ConfigError when a native model's are not there yet, and SpaceError
+    when these encoders do not lead into the given space.
     """
     from recsys.content_space import fit_content_space  # with torch, which embedding alone does not need
 
@@ -137,7 +156,10 @@ def encode(dataset: Dataset, config: RunConfig, progress: Begin | None = None) -
             channels[TITLES] = vectors_of(named, text, cache, limits=limits)
     if QUICK not in encoders and not any(one.present.any() for one in channels.values()):
         raise ConfigError(f"{cache}: no vectors of {config.encoder.kind} yet; run `recsys embed` first")
-    space, content, told = fit_content_space(channels, config.alignment, seed=config.seed, progress=progress)
+    if space is None:
+        space, content, told = fit_content_space(channels, config.alignment, seed=config.seed, progress=progress)
+    else:
+        (space, content), told = space.again(channels), "contents in the space of the bundle"
     catalog = replace(dataset.catalog, content=content.vectors, has_content=content.present)
     return replace(dataset, catalog=catalog, space=space, told=told)
 

@@ -71,14 +71,7 @@ def evaluate(
     seconds: float,
 ) -> Outcome:
     """Rank the full catalogue for every state of `targets`; items seen are excluded unless repeats are allowed."""
-    states, ranks, lists = targets.states, np.full(len(targets), np.inf), []
-    first = np.searchsorted(targets.state, np.arange(0, len(states) + BATCH, BATCH))
-    for at, (begin, end) in zip(range(0, len(states), BATCH), itertools.pairwise(first), strict=True):
-        part = states[at : at + BATCH]
-        found = recommender.recommend(part, DEPTH, exclude=None if repeats else part.seen_items())
-        ranks[begin:end] = metrics.target_ranks(found, targets.state[begin:end] - at, targets.item[begin:end])
-        lists.append(found.rows[:, :K])
-    rows = np.concatenate(lists)
+    ranks, rows = ranked(recommender, targets, repeats=repeats)
     counts = np.bincount(split.train.liked().items, minlength=len(catalog))
     active = np.bincount(split.train.liked().users, minlength=split.train.n_users) > 0
     return Outcome(
@@ -88,13 +81,30 @@ def evaluate(
         items=targets.item,
         warm_user=active[targets.users],
         warm_item=counts[targets.item] > 0,
-        history=states.liked().lengths[targets.state],
+        history=targets.states.liked().lengths[targets.state],
         seconds=seconds,
         coverage=metrics.coverage(rows, len(catalog)),
         novelty=_mean(metrics.novelty(rows, counts)),
         diversity=_mean(metrics.diversity(rows, catalog.content)) if catalog.has_content.any() else float("nan"),
         popularity=_mean(metrics.popularity_percentile(rows, counts)),
     )
+
+
+def ranked(
+    recommender: Recommender, targets: Targets, *, repeats: bool, allow: Bools | None = None
+) -> tuple[Doubles, Ints]:
+    """Ranks (m,) of m targets in lists of DEPTH, inf where not among them, and the first K rows (b, K) of each state.
+
+    allow (n,): what may be listed, None for everything; items seen are left out unless repeats are allowed.
+    """
+    states, ranks, lists = targets.states, np.full(len(targets), np.inf), []
+    first = np.searchsorted(targets.state, np.arange(0, len(states) + BATCH, BATCH))
+    for at, (begin, end) in zip(range(0, len(states), BATCH), itertools.pairwise(first), strict=True):
+        part = states[at : at + BATCH]
+        found = recommender.recommend(part, DEPTH, allow=allow, exclude=None if repeats else part.seen_items())
+        ranks[begin:end] = metrics.target_ranks(found, targets.state[begin:end] - at, targets.item[begin:end])
+        lists.append(found.rows[:, :K])
+    return ranks, np.concatenate(lists)
 
 
 def _mean(values: Doubles) -> float:
@@ -152,10 +162,10 @@ class Comparison:
         for o in self.outcomes:
             row: dict[str, Any] = {"name": o.name}
             for metric in ("hr", "ndcg"):
-                row[f"{metric}_at_{K}"] = _interval(bootstrap(o.per_user(metric), seed=self.seed))
+                row[f"{metric}_at_{K}"] = as_dict(bootstrap(o.per_user(metric), seed=self.seed))
             if o is not ours:
                 difference = paired_bootstrap(ours.per_user("ndcg"), o.per_user("ndcg"), seed=self.seed)
-                row[f"ours_minus_ndcg_at_{K}"] = _interval(difference)
+                row[f"ours_minus_ndcg_at_{K}"] = as_dict(difference)
             row |= {
                 f"mrr_at_{K}": float(o.per_user("mrr").mean()),
                 "coverage": o.coverage,
@@ -229,7 +239,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _interval(i: Interval) -> dict[str, float]:
+def as_dict(i: Interval) -> dict[str, float]:
+    """Plain values of an interval."""
     return {"mean": i.mean, "low": i.low, "high": i.high}
 
 

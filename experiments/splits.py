@@ -152,12 +152,16 @@ def time_split(events: Interactions, window: tuple[int, int, int], *, history: s
         validation_cut=validation_cut,
         fit=events.before(validation_cut),
         train=events.before(cut),
-        validation=_targets(events, validation_cut, cut, history, repeats),
-        test=_targets(events, cut, end, history, repeats),
+        validation=targets(events, validation_cut, cut, history, repeats),
+        test=targets(events, cut, end, history, repeats),
     )
 
 
-def _targets(events: Interactions, start: int, end: int, history: str, repeats: bool) -> Targets:
+def targets(events: Interactions, start: int, end: int, history: str, repeats: bool) -> Targets:
+    """The positive events of [start, end) µs, each to be predicted from what its user did before.
+
+    history, repeats: as in `time_split`. Raises DataError when there is none.
+    """
     inside = events.positive & (events.times >= start) & (events.times < end)
     chosen = events.where(inside)
     as_of = np.full(len(chosen), start) if history == "fixed" else chosen.times
@@ -166,12 +170,12 @@ def _targets(events: Interactions, start: int, end: int, history: str, repeats: 
     users, as_of, items = chosen.users[order], as_of[order], chosen.items[order]
     first = np.append(True, (users[1:] != users[:-1]) | (as_of[1:] != as_of[:-1]))[: len(users)]
     new = first | np.append(True, items[1:] != items[:-1])[: len(users)]
-    targets = Targets(
+    asked = Targets(
         states=events.states(users[first], as_of[first]),
         state=(np.cumsum(first, dtype=np.int64) - 1)[new],
         item=items[new],
     )
-    kept = targets if repeats else targets.where(~_seen(targets, events.n_items))
+    kept = asked if repeats else asked.where(~_seen(asked, events.n_items))
     if not len(kept):
         reason = (
             "none is positive" if not len(chosen) else f"all {len(chosen)} positive ones are of items seen before"

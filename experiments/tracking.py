@@ -30,8 +30,12 @@ class Tracker(Protocol):
         """Keep a matplotlib figure as name.png."""
         ...
 
-    def finish(self, failed: bool = False) -> None:
-        """End the run."""
+    def nested(self) -> "Tracker":
+        """For a run inside this one."""
+        ...
+
+    def finish(self, failed: bool = False, pruned: bool = False) -> None:
+        """End the run; pruned: it promised too little to go on with."""
         ...
 
 
@@ -50,7 +54,11 @@ class NullTracker:
     def figure(self, name: str, figure: Any) -> None:
         """Nothing."""
 
-    def finish(self, failed: bool = False) -> None:
+    def nested(self) -> Tracker:
+        """Nothing either."""
+        return self
+
+    def finish(self, failed: bool = False, pruned: bool = False) -> None:
         """Nothing."""
 
 
@@ -60,11 +68,12 @@ class MlflowTracker:
     The first call that fails is logged as a warning that names it, and nothing more is recorded of the run.
     """
 
-    def __init__(self, uri: str | None = None) -> None:
-        """Nothing is opened before `start`."""
+    def __init__(self, uri: str | None = None, parent: str = "") -> None:
+        """Nothing is opened before `start`. parent: the run that this one lies in."""
         self._uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
         self._client: Any = None
         self._run = ""
+        self._within = {"mlflow.parentRunId": parent} if parent else {}
 
     def _try(self, what: str, call: Callable[[], Any]) -> Any:
         try:
@@ -87,7 +96,7 @@ class MlflowTracker:
             client = MlflowClient(self._uri)
             found = client.get_experiment_by_name(experiment)
             number = found.experiment_id if found else client.create_experiment(experiment)
-            self._run = client.create_run(number, tags=dict(tags)).info.run_id
+            self._run = client.create_run(number, tags={**tags, **self._within}).info.run_id
             flat = [Param(key, str(value)[:6000]) for key, value in _flatten(parameters).items()]
             for at in range(0, len(flat), 100):
                 client.log_batch(self._run, params=flat[at : at + 100])
@@ -123,11 +132,15 @@ class MlflowTracker:
             client = self._client
             self._try("figure", lambda: client.log_figure(self._run, figure, f"{name}.png"))
 
-    def finish(self, failed: bool = False) -> None:
-        """End the run."""
+    def nested(self) -> Tracker:
+        """For a run inside this one; of a run that is not recorded none is."""
+        return NullTracker() if self._client is None else MlflowTracker(self._uri, parent=self._run)
+
+    def finish(self, failed: bool = False, pruned: bool = False) -> None:
+        """End the run; MLflow's word for a pruned one is KILLED."""
         if self._client is not None:
-            client = self._client
-            self._try("finish", lambda: client.set_terminated(self._run, "FAILED" if failed else "FINISHED"))
+            client, status = self._client, "FAILED" if failed else "KILLED" if pruned else "FINISHED"
+            self._try("finish", lambda: client.set_terminated(self._run, status))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -92,7 +92,7 @@ def train(
         if first.cut is not None:
             reporter.say("the same recipe on all events, to be served")
             trained = fit_recipe(
-                config, kept, kept.events, recipe, lambda line: reporter.say(_line(line)), reporter.steps
+                config, kept, kept.events, recipe, lambda line: reporter.say(show(line)), reporter.steps
             )
         figures = plots.draw(recipe.selection.history, tables[0].outcomes)
         path = save_bundle(
@@ -100,7 +100,7 @@ def train(
             kept.catalog,
             trained.recommender,
             trained.statistics,
-            facts(config, dataset, first, tables),
+            facts(config, dataset, [first], tables),
             kept.space,
         )
         if publish:
@@ -158,7 +158,7 @@ def contend(
         done(1)
 
     def report(line: dict[str, float]) -> None:
-        reporter.say(_line(line))
+        reporter.say(show(line))
         if tracker and "ndcg_at_10" in line:  # the fit that is validated; the one after repeats its passes
             tracker.metrics(line, int(line["epoch"]))
 
@@ -172,7 +172,8 @@ def contend(
     return outcomes, recipe, trained
 
 
-def _line(values: dict[str, float]) -> str:
+def show(values: dict[str, float]) -> str:
+    """A pass of training as one line."""
     return "  ".join(f"{key} {value:.4g}" for key, value in values.items())
 
 
@@ -191,12 +192,12 @@ def compare(config: RunConfig, placement: str, splits: list[Split], outcomes: li
     )
 
 
-def facts(config: RunConfig, dataset: Dataset, split: Split, tables: list[Comparison]) -> dict[str, Any]:
+def facts(config: RunConfig, dataset: Dataset, splits: list[Split], tables: list[Comparison]) -> dict[str, Any]:
     """What the manifest of the bundle records."""
     return {
         "config": config.model_dump(mode="json"),
         "data_hash": dataset.hash,
-        "split_hash": split.hash,
+        "split_hash": splits[0].hash if splits else None,
         "code_version": code_version(),
         "seed": config.seed,
         "metrics": [table.to_dict() for table in tables],

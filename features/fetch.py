@@ -28,9 +28,8 @@ REDIRECTS = 3
 PORTS = {"http": 80, "https": 443}
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_UNICAST = ipaddress.IPv6Network(
-    "2000::/3"
-)  # RFC 4291; old prefixes elsewhere, which lead inside, count as global too
+# RFC 4291; old prefixes elsewhere, which lead inside, count as global too
+_UNICAST = ipaddress.IPv6Network("2000::/3")
 _MOVED = {301, 302, 303, 307, 308}
 _HEADERS: dict[bytes | str, bytes | str] = {
     "Accept": "*/*",

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import scipy.sparse as sp
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_weights
@@ -38,7 +39,7 @@ from recsys.settings import TowerConfig
 from recsys.statistics import ItemStatistics
 from recsys.towers import TwoTowers
 
-FORMAT = 3
+FORMAT = 4
 """Rises when an older version could not read what is written."""
 
 MANIFEST, ITEMS, ARRAYS, TOWERS, INDEX, RERANKER, CONTENT = (
@@ -52,6 +53,7 @@ MANIFEST, ITEMS, ARRAYS, TOWERS, INDEX, RERANKER, CONTENT = (
 )
 _CATALOG = ("categories", "price", "available", "published", "has_content")
 _STATISTICS = ("total", "recent", "newest", "last")
+_SPARSE = ("data", "indices", "indptr")
 _UNFIT = (
     *(AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError),
     *(SafetensorError, pl.exceptions.PolarsError),
@@ -125,6 +127,8 @@ def save_bundle(
     arrays = {name: getattr(catalog, name) for name in _CATALOG}
     arrays |= {f"statistics.{name}": getattr(statistics, name) for name in _STATISTICS}
     arrays["popularity"] = recommender.fallback.popularity
+    if isinstance(reranker, Reranker):
+        arrays |= {f"neighbours.{name}": getattr(reranker.features.neighbours, name) for name in _SPARSE}
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / ARRAYS)
     save_weights({name: t.contiguous() for name, t in recommender.towers.state_dict().items()}, folder / TOWERS)
     ExactIndex(side_by_side(recommender.vectors, catalog.content)).save(folder / INDEX)
@@ -231,7 +235,8 @@ def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
     towers.eval()
     reranker = None
     if RERANKER in manifest["files"]:
-        reranker = Reranker.load(path / RERANKER, PairFeatures(catalog, vectors, statistics))
+        neighbours = sp.csr_array(tuple(arrays[f"neighbours.{name}"] for name in _SPARSE), shape=(len(vectors),) * 2)
+        reranker = Reranker.load(path / RERANKER, PairFeatures(catalog, vectors, statistics, neighbours))
     fitted_until = manifest["fitted_until"]
     recommender = TwoStage(
         towers=towers,

@@ -1,11 +1,13 @@
 """The front door: the `recsys` command. The one room that may call every other, lazily; nothing calls it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from recsys.cli_bundle import ONE, bundle_app
 
 if TYPE_CHECKING:
     from experiments.evaluate import Comparison
@@ -21,6 +23,7 @@ app = typer.Typer(
 
 data_app = typer.Typer(help="Get a data set by name; check tables against the data contract.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(bundle_app, name="bundle")
 
 CONFIG = "A configuration file, or the name of a shipped one: movielens, complete-journey, beauty, ..."
 
@@ -317,18 +320,26 @@ def train(
     publish: bool = typer.Option(
         True, "--publish/--no-publish", help="Let the service take the bundle; else see `recsys bundle`."
     ),
+    start: str | None = typer.Option(
+        None, "--from", metavar="BUNDLE", help=f"Go on from it with the events since then. {ONE} Or its folder."
+    ),
 ) -> None:
     """Train the two towers and the reranker, compare them with the baselines, write and publish a bundle.
 
-    Example: recsys train movielens
+    Example: recsys train movielens; a day later: recsys train movielens --from current
     """
     from experiments.config import load_config
     from experiments.tracking import MlflowTracker, NullTracker
     from experiments.train import train as run
+    from experiments.warm import train_from
 
     config = load_config(config_path(name))
+    tracker = MlflowTracker() if track else NullTracker()
     with _reporter() as reporter:
-        path, tables = run(config, MlflowTracker() if track else NullTracker(), reporter, publish=publish)
+        if start is None:
+            path, tables = run(config, tracker, reporter, publish=publish)
+        else:
+            path, tables = train_from(config, start, tracker, reporter, publish=publish)
     if as_json:
         _print_json({"bundle": str(path), "tables": [table.to_dict() for table in tables]})
     else:
@@ -357,6 +368,39 @@ def evaluate(
         _print_tables(tables)
 
 
+@app.command("tune")
+def tune(
+    name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
+    trials: int = typer.Option(30, min=1, help="How many are to be there in the end."),
+    minutes: float | None = typer.Option(None, min=0.0, help="No trial begins after so many minutes."),
+    only: str = typer.Option("", help="Settings to search, as towers.dropout,training.learning_rate. [all]"),
+    as_json: bool = typer.Option(False, "--json", help="Print the trials and the best settings as one JSON object."),
+    track: bool = typer.Option(True, "--track/--no-track", help="Record the search in MLflow, a run for each trial."),
+) -> None:
+    """Search settings of the towers by the validation window: trials, and the best as lines of a configuration.
+
+    May be stopped at any time: run again, it goes on. Without the reranker, and test events are not looked at: what
+    the best is worth, `recsys evaluate` says.
+    Example: recsys tune movielens --trials 20 --only towers.dropout,training.learning_rate
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from experiments.config import load_config
+    from experiments.tracking import MlflowTracker, NullTracker
+    from experiments.tune import tune as run
+
+    keys = [key.strip() for key in only.split(",") if key.strip()]
+    config, tracker = load_config(config_path(name)), MlflowTracker() if track else NullTracker()
+    with _reporter() as reporter:
+        found = run(config, tracker, reporter, trials=trials, minutes=minutes, only=keys)
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        Console(width=max(Console().width, 175)).print(found.render())
+
+
 def _print_tables(tables: "list[Comparison]") -> None:
     from rich.console import Console
 
@@ -365,107 +409,10 @@ def _print_tables(tables: "list[Comparison]") -> None:
         console.print(table.render())
 
 
-@contextmanager
-def _reporter() -> "Iterator[Reporter]":
-    """Lines and progress bars on standard error: rate and time left of whatever takes long."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Task as BarTask
-    from rich.text import Text
+def _reporter() -> "AbstractContextManager[Reporter]":
+    from experiments.terminal import terminal
 
-    class Rate(ProgressColumn):
-        def render(self, task: BarTask) -> Text:
-            speed = task.speed or 0
-            return Text(f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2g}/s")
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-
-        class Terminal:
-            def say(self, text: str) -> None:
-                bars.console.print(text, markup=False, highlight=False)
-
-            def steps(self, what: str, total: int) -> Callable[[int], None]:
-                task = bars.add_task(what, total=total)
-
-                def step(done: int) -> None:
-                    bars.update(task, advance=done)
-                    if bars.tasks[bars.task_ids.index(task)].finished:
-                        bars.remove_task(task)
-
-                return step
-
-        yield Terminal()
-
-
-bundle_app = typer.Typer(
-    help="Bundles side by side: train another with --no-publish, compare, publish; publish the old one to go back.",
-    no_args_is_help=True,
-)
-app.add_typer(bundle_app, name="bundle")
-ROOT = typer.Option(Path("bundles"), "--bundles", help="Folder of the bundles.")
-ONE = "Fingerprint of a bundle, the beginning of it, or: current."
-
-
-@bundle_app.command("list")
-def bundle_list(root: Path = ROOT) -> None:
-    """Every bundle, the oldest first: what it was trained on, which content space, and which one is served."""
-    import json
-
-    from recsys.bundle import MANIFEST, current
-    from recsys.compare import bundles
-
-    served = current(root).name if (root / "current").is_symlink() else None
-    for folder in bundles(root):
-        told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        space = (told.get("content") or {}).get("space")
-        name = "no contents" if space is None else f"{space['model']}@{space['revision']} · {space['dimension']}"
-        mark = "  <- current" if folder.name == served else ""
-        typer.echo(f"{folder.name}  {told['config']['name']}, data {told['data_hash']}, {name}{mark}")
-
-
-@bundle_app.command("compare")
-def bundle_compare(
-    one: str = typer.Argument(..., help=ONE),
-    other: str = typer.Argument(..., help=ONE),
-    root: Path = ROOT,
-    as_json: bool = typer.Option(False, "--json", help="Print everything as one line."),
-) -> None:
-    """What would change with the other bundle in the one's place: neighbours that stay, figures of both.
-
-    Example: recsys bundle compare current 3f2a
-    """
-    from recsys.bundle import load_bundle
-    from recsys.compare import compare, find
-
-    told = compare(*(load_bundle(find(root, name)) for name in (one, other)))
-    if as_json:
-        _print_json(told)
-        return
-    typer.echo(f"items: {', '.join(f'{name} {count:,}' for name, count in told['items'].items())}")
-    for name, space in told["spaces"].items():
-        typer.echo(f"content space of {name}: {space or 'none'}")
-    for what, share in told["overlap"].items():
-        typer.echo(
-            f"{what}: {'nothing to compare' if share is None else f'{share:.1%}'} of the {told['k']} nearest stay"
-        )
-    for name, tables in told["metrics"].items():
-        for table in tables:
-            row = next(r for r in table["rows"] if r["name"] == table["ours"])
-            figures = [f"{key} {row[key]['mean']:.4f}" for key in ("hr_at_10", "ndcg_at_10")]
-            typer.echo(f"{name} · {table['title']} (split {', '.join(table['split_hashes'])}): {', '.join(figures)}")
-
-
-@bundle_app.command("publish")
-def bundle_publish(name: str = typer.Argument(..., help=ONE), root: Path = ROOT) -> None:
-    """Let the service take this bundle, in one step; the one before is kept. Its files are verified first."""
-    from recsys.bundle import load_bundle, publish
-    from recsys.compare import find
-
-    path = find(root, name)
-    load_bundle(path)
-    publish(path)
-    typer.echo(f"bundle {path} is current")
+    return terminal()
 
 
 experiment_app = typer.Typer(help="Tracked runs.", no_args_is_help=True)
@@ -481,11 +428,21 @@ def experiment_ui(port: int = typer.Option(5000, help="Port on loopback.")) -> N
 
 
 def main() -> None:
-    """Run the command; an error of ours is one clear line on standard error and exit status 1."""
+    """Run the command; an error of ours is one clear line on standard error and exit status 1.
+
+    Of several processes that torchrun started the first runs it, and the others help to train.
+    """
+    import os
+
     from features.errors import RecsysError
 
     try:
-        app()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from recsys.distributed import lead_or_help
+
+            lead_or_help(app)
+        else:
+            app()
     except RecsysError as error:
         from rich.console import Console
         from rich.text import Text

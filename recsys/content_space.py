@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from features.errors import SpaceError
 from features.progress import Begin
 from features.spaces import Embedded, SpaceKey, same_space
 from recsys.alignment import Alignment, Views, fuse
@@ -34,6 +35,20 @@ class ContentSpace:
         for name, one in channels.items():
             same_space(self.space, one.space, f"channel {name}")
         return fuse(channels)
+
+    def again(self, channels: Mapping[str, Embedded]) -> tuple["ContentSpace", Embedded]:
+        """The same space around another catalogue's n items, and their vectors in it.
+
+        channels: what their encoders made of the items; those that this space was made without are left out.
+        Raises SpaceError when none is left, or one comes from another encoder's space.
+        """
+        same = {name: one for name, one in channels.items() if name in self.channels}
+        if not same:
+            raise SpaceError(f"contents are of {', '.join(channels)}, and {self.space} of {', '.join(self.channels)}")
+        content = self.place(same)
+        if self.alignment is not None:
+            same = {name: self.alignment.channel(one) for name, one in same.items()}
+        return ContentSpace(self.space, self.alignment, same), content
 
     def near(self, row: int, others: np.ndarray) -> dict[str, list[float | None]]:
         """Cosines between an item and others (k,), by channel; None where one of the two has nothing there."""

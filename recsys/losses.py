@@ -51,11 +51,38 @@ def _sampled(queries: Tensor, items: Tensor, scale: Tensor, of: Tensor, target: 
     place = torch.full((n,), -1, device=items.device)
     place[drawn] = torch.arange(negatives, device=items.device)
     hit = place[target] >= 0
-    logits = queries @ items[drawn].T * scale  # (q, negatives)
-    logits = logits.index_put((of[hit], place[target[hit]]), torch.tensor(-torch.inf, device=items.device))
+    among: Tensor = _LogSum.apply(queries, items[drawn], scale, of[hit], place[target[hit]])  # type: ignore[no-untyped-call]
     others = (negatives - torch.bincount(of[hit], minlength=len(queries))).clamp(min=1)
-    rest = torch.logsumexp(logits, dim=-1) + torch.log((n - 1) / others)
+    rest = among + torch.log((n - 1) / others)
     return (torch.logaddexp(positive, rest[of]) - positive).mean()
+
+
+class _LogSum(torch.autograd.Function):
+    """Of queries and items (m, d), log sum exp(scale * cosine): (q,). Items that are a query's targets are left out.
+
+    As in `_Full` no maximum is sought, and nothing of (q, m) is kept but the terms.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, items: Tensor, scale: Tensor, out_of: Tensor, left: Tensor) -> Tensor:
+        """out_of (h,), left (h,): the query that each of h items is left out of, and its row among the m."""
+        s = float(scale)
+        terms = ((queries * s) @ items.T).sub_(s).exp_()
+        terms[out_of, left] = 0.0
+        z = terms.sum(1)
+        ctx.save_for_backward(terms, z, queries, items)
+        ctx.scale = s
+        return z.log() + s
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Derivatives by queries, items and scale."""
+        terms, z, queries, items = ctx.saved_tensors
+        weight = (gradient / z.clamp(min=torch.finfo(z.dtype).tiny))[:, None]  # 0 where every item is left out
+        to_queries = (terms @ items) * weight
+        to_items = terms.T @ (queries * (weight * ctx.scale))
+        return to_queries * ctx.scale, to_items, (to_queries * queries).sum(), None, None
 
 
 class _Full(torch.autograd.Function):

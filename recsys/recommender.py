@@ -1,12 +1,13 @@
-"""The real recommender: user tower, index, reranker."""
+"""The real recommender: user tower, index and own items, reranker."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from features.interactions import Bools, Ragged, UserStates
+from features.interactions import Bools, Ints, Ragged, UserStates
 from recsys.baselines.popular import Popular
 from recsys.candidates import Candidates, Floats, Retriever, Scorer
+from recsys.tally import Tally
 from recsys.towers import TwoTowers
 
 
@@ -26,7 +27,7 @@ def widened(behaviour: Floats, index: Retriever) -> Floats:
 
 @dataclass(frozen=True)
 class TwoStage:
-    """Candidates by the towers, order by the reranker; without one, the towers' order stands.
+    """Candidates by the towers and of the user's own, order by the reranker; without one, the towers' order stands.
 
     vectors (n, d): the items by the towers. The index may hold more of each item beside that (see `side_by_side`);
     users say nothing of it. fallback answers states with no positive event.
@@ -57,11 +58,39 @@ class TwoStage:
                 rows[at], scores[at] = found.rows, found.scores
         return Candidates(rows, scores)
 
+    def retrieve(
+        self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Candidates:
+        """The k items that the reranker is given: a user's own, at most half, and the nearest ones; by nearness.
+
+        What someone takes again and again is often far from the one point that stands for all they take.
+        """
+        users = self.towers.user_vectors(states, self.vectors)
+        found = self.index.search(widened(users, self.index), k, allow=allow, exclude=exclude)
+        own = Tally.of(states, len(self.vectors)).favourites(len(states), k // 2, allow=allow, exclude=exclude)
+        if not (own >= 0).any():
+            return found
+        return self._joined(users, own, found)
+
+    def _joined(self, users: Floats, own: Ints, found: Candidates) -> Candidates:
+        """All of `own` (b, h), and of `found` as many others as there is room for beside them, by score."""
+        k, n = found.rows.shape[1], len(self.vectors)
+        near = np.einsum("bd,bhd->bh", users, self.vectors[np.maximum(own, 0)], optimize=True)
+        at = np.arange(len(own))[:, None] * (n + 1)  # padding has the key of no item
+        again = np.isin(at + found.rows + 1, (at + own + 1)[own >= 0])
+        rows = np.concatenate([own, np.where(again, -1, found.rows)], axis=1)  # (b, h + k)
+        scores = np.concatenate([near, found.scores], axis=1)
+        room = np.cumsum(rows >= 0, axis=1) <= k  # own first, then the nearest
+        scores[(rows < 0) | ~room] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+        return Candidates(np.where(np.isneginf(scores), -1, rows), scores)
+
     def _personal(self, states: UserStates, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
-        users = widened(self.towers.user_vectors(states, self.vectors), self.index)
         if self.reranker is None:
+            users = widened(self.towers.user_vectors(states, self.vectors), self.index)
             return self.index.search(users, k, allow=allow, exclude=exclude)
-        found = self.index.search(users, max(k, self.candidates), allow=allow, exclude=exclude)
+        found = self.retrieve(states, max(k, self.candidates), allow=allow, exclude=exclude)
         scores = self.reranker.score(states, found)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return Candidates(np.take_along_axis(found.rows, order, 1), np.take_along_axis(scores, order, 1))

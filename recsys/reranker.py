@@ -1,19 +1,23 @@
-"""The second stage: fifteen features of user, item and pair, ordered by LambdaMART. The only import of lightgbm."""
+"""The second stage: features of user, item and pair, ordered by LambdaMART. The only import of lightgbm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse as sp
 
 from features.catalog import Catalog
 from features.errors import BundleError, DependencyError
-from features.interactions import Ints, Ragged, UserStates
-from recsys.baselines.profiles import ages
+from features.interactions import Interactions, Ints, Ragged, UserStates
+from recsys.baselines.neighbours import fit_item_knn
+from recsys.baselines.profiles import profile
 from recsys.candidates import Candidates, Floats
 from recsys.metrics import Doubles
 from recsys.settings import RerankerConfig
 from recsys.statistics import ItemStatistics
+from recsys.tally import Tally
 
 try:
     import lightgbm
@@ -30,39 +34,84 @@ FEATURES = (
     "similarity_mean",
     "text_similarity",
     "category_share",
+    "neighbours_long",
+    "neighbours_short",
     "item_log_count",
     "item_log_recent",
+    "item_log_newest",
     "item_trend",
     "item_days_since_last",
     "user_log_history",
     "user_popularity_gap",
     "user_item_log_count",
     "user_item_recency",
+    "user_item_days_since_last",
+    "user_item_due",
+    "user_category_log_count",
+    "user_category_recency",
+    "user_category_days_since_last",
+    "user_category_due",
+    "user_item_share",
+    "user_log_moments",
+    "user_repeat_share",
+    "user_days_since_last",
 )
 """Columns of the feature matrix, in order."""
 
-DECAY = 0.99
-"""Weight of an own event in user_item_recency against the one before it in the history."""
-
 RECENT_EVENTS = 50
 """Newest positive events of a user that similarities are taken with."""
+
+NEIGHBOURS = 200
+"""Items kept of those that go with an item."""
+
+LONG, SHORT = 0.98, 0.8
+"""Weight of an event in neighbours_long and neighbours_short against the next one in the history."""
+
+NEGATIVES = 100
+"""About this many of a state's candidates that were not taken are learned from, drawn by the seed.
+
+The time saved goes into more states and more trees, which are worth more.
+"""
+
+DAY = 86_400_000_000
+"""Microseconds."""
 
 
 @dataclass(frozen=True)
 class PairFeatures:
     """Makes the feature matrix of (state, candidate) pairs from arrays fixed at training.
 
-    vectors (n, d) item vectors of the towers that found the candidates; statistics of the items.
+    vectors (n, d) item vectors of the towers that found the candidates; statistics of the items; neighbours (n, n)
+    sparse: how much the item of a column goes with that of a row (`ItemKNN`).
     """
 
     catalog: Catalog
     vectors: Floats
     statistics: ItemStatistics
+    neighbours: sp.csr_array
+
+    @classmethod
+    def of(cls, catalog: Catalog, vectors: Floats, events: Interactions) -> "PairFeatures":
+        """From the events of a time. Raises DataError when none is positive."""
+        goes_with = fit_item_knn(events, k=NEIGHBOURS, shrink=10, exponent=0.5)
+        return cls(catalog, vectors, ItemStatistics.of(events), goes_with.similarity)
 
     @property
     def fitted_until(self) -> int:
         """µs of the latest event that the features have seen."""
         return self.statistics.fitted_until
+
+    def _neighbours(self, liked: Ragged, decay: float) -> Floats:
+        """(b, n) float32: sums over b histories of decay ** age times how much an item goes with theirs."""
+        sums: Floats = (profile(liked, len(self.vectors), decay) @ self.neighbours).toarray()
+        return sums
+
+    @cached_property
+    def finest(self) -> Ints:
+        """(n,) int64: the last category of each item, the finest where they are a path; -1 for none."""
+        depth = (self.catalog.categories >= 0).sum(1)
+        last = self.catalog.categories[np.arange(len(depth)), depth - 1]
+        return np.where(depth > 0, last, -1).astype(np.int64)
 
     def matrix(self, states: UserStates, candidates: Candidates) -> Floats:
         """(b, k, len(FEATURES)) float32; NaN where a feature does not exist; padding rows are meaningless."""
@@ -74,54 +123,82 @@ class PairFeatures:
         count = there.sum(1).clip(min=1)[:, None]
         similar = np.einsum("bkd,bhd->bkh", self.vectors[rows], self.vectors[known], optimize=True)
         similar[np.broadcast_to(~there[:, None, :], similar.shape)] = np.nan
-        profile = (self.catalog.content[known] * there[:, :, None]).sum(1)  # (b, m)
-        profile /= np.linalg.norm(profile, axis=1, keepdims=True).clip(min=1e-9)
+        text = (self.catalog.content[known] * there[:, :, None]).sum(1)  # (b, m)
+        text /= np.linalg.norm(text, axis=1, keepdims=True).clip(min=1e-9)
         main = self.catalog.categories[:, 0]
         same = (main[rows][:, :, None] == main[known][:, None, :]) & there[:, None, :]
         same &= (main[rows] >= 0)[:, :, None]  # items without a category share none
         popularity = np.log1p(s.total[rows])  # of the candidates only, not of the catalogue
         recently = np.log1p(s.recent[rows])
-        count_own, recency_own = own_events(liked, rows, len(self.catalog))
         # until the statistics were taken, not until now: a bundle orders tomorrow as it was judged today
-        days = (s.fitted_until - s.last[rows].astype(np.float64)) / 86400e6
+        days = (s.fitted_until - s.last[rows].astype(np.float64)) / DAY
         empty = ~there.any(1)
         mean_popularity = (np.log1p(s.total[known]) * there).sum(1) / count[:, 0]
         filled = np.where(np.isnan(similar), -1.0, similar)
         columns = (
             candidates.scores,
-            np.broadcast_to(np.arange(candidates.rows.shape[1]), rows.shape),
+            np.arange(candidates.rows.shape[1]),
             filled[:, :, -1],
             filled.max(2),
             np.where(there[:, None, :], filled, 0).sum(2) / count,
-            np.einsum("bkm,bm->bk", self.catalog.content[rows], profile, optimize=True),
+            np.einsum("bkm,bm->bk", self.catalog.content[rows], text, optimize=True),
             same.sum(2) / count,
+            *(np.take_along_axis(self._neighbours(liked, decay), rows, 1) for decay in (LONG, SHORT)),
             popularity,
             recently,
+            np.log1p(s.newest[rows]),
             np.log1p(s.newest[rows] * (30 / 7)) - recently,
             np.where(s.total[rows] > 0, days, np.nan),
-            np.broadcast_to(np.log1p(liked.lengths)[:, None], rows.shape),
+            np.log1p(liked.lengths)[:, None],
             popularity - np.where(empty, np.nan, mean_popularity)[:, None],
-            np.log1p(count_own),
-            recency_own,
+            *habits(states, rows, self.finest),
         )
-        return np.stack([np.asarray(c, dtype=np.float32) for c in columns], axis=-1)
+        return np.stack([np.broadcast_to(np.asarray(c, np.float32), rows.shape) for c in columns], axis=-1)
 
 
-def own_events(liked: Ragged, rows: Ints, n_items: int) -> tuple[Doubles, Doubles]:
-    """How often each of rows (b, k) is in its history, and the sum of DECAY ** age over that: two (b, k) arrays.
+def habits(states: UserStates, rows: Ints, finest: Ints) -> tuple[Doubles, ...]:
+    """The last twelve of FEATURES from the positive events of b states: arrays (b, k) of pairs and (b, 1) of users.
 
-    age: events of the history since then.
+    finest (n,): a category of each item, -1 for none. A moment is all that happened at one time, as a basket; share:
+    events with the item for each moment.
     """
-    which, items = liked.pairs()
-    keys, group = np.unique(which * n_items + items, return_inverse=True)
-    asked = np.arange(len(rows))[:, None] * n_items + rows
-    at = np.searchsorted(keys, asked)
-    found = np.append(keys, -1)[at] == asked
+    items = Tally.of(states, len(finest))
+    categories = Tally.of(states, int(finest.max(initial=0)) + 1, finest)
+    of_item = _taken(items, rows, states.as_of)
+    which, times = states.liked_times().pairs()
+    begins = np.append(True, (which[1:] != which[:-1]) | (times[1:] != times[:-1]))[: len(which)]
+    moments = np.bincount(which[begins], minlength=len(rows))[:, None]  # (b, 1)
+    events = np.bincount(which, minlength=len(rows))[:, None]
+    distinct = np.bincount(items.key // len(finest), minlength=len(rows))[:, None]
+    newest = states.liked_times().tail(1)
+    return (
+        *of_item,
+        *_taken(categories, finest[rows], states.as_of),
+        np.expm1(of_item[0]) / moments.clip(min=1),
+        np.log1p(moments),
+        np.where(events > 0, 1 - distinct / events.clip(min=1), np.nan),
+        np.where(events > 0, (states.as_of[:, None] - newest) / DAY, np.nan),
+    )
 
-    def of(weights: Doubles) -> Doubles:
-        return np.where(found, np.append(np.bincount(group, weights, len(keys)), 0.0)[at], 0.0)
 
-    return of(np.ones(len(items))), of(np.power(DECAY, ages(liked)))
+def _taken(tally: Tally, kinds: Ints, as_of: Ints) -> tuple[Doubles, Doubles, Doubles, Doubles]:
+    """How often kinds (b, k) were taken (log), by recency, days since, and whether they are due: (b, k) each.
+
+    due: days since the last time over the mean of the days from one to the next, half a day at least.
+    """
+    at = tally.find(kinds)
+    between = np.where(tally.count > 1, (tally.last - tally.first) / (tally.count - 1).clip(min=1), np.nan)
+
+    def of(values: Doubles, without: float) -> Doubles:
+        return np.append(values, without)[at]
+
+    since = (as_of[:, None] - of(tally.last, np.nan)) / DAY
+    return (
+        np.log1p(of(tally.count, 0)),
+        of(tally.recency, 0),
+        since,
+        since / (of(between, np.nan) / DAY).clip(min=0.5),
+    )
 
 
 class Reranker:
@@ -174,16 +251,18 @@ def fit_reranker(
     features: PairFeatures, lessons: Sequence[Lesson], config: RerankerConfig, *, seed: int
 ) -> Reranker | None:
     """Fit on what was taken. None when nothing was: only states with a relevant candidate teach an order."""
+    rng = np.random.default_rng(seed)
     parts, labels, sizes = [], [], []
     for lesson in lessons:
-        rows, scores = lesson.candidates.rows, lesson.candidates.scores
-        useful = np.flatnonzero((lesson.relevant & (rows >= 0)).any(1))
+        rows, scores, relevant = lesson.candidates.rows, lesson.candidates.scores, lesson.relevant
+        useful = np.flatnonzero((relevant & (rows >= 0)).any(1))
         for start in range(0, len(useful), 256):
             part = useful[start : start + 256]
-            valid = rows[part] >= 0
-            parts.append(features.matrix(lesson.states[part], Candidates(rows[part], scores[part]))[valid])
-            labels.append(lesson.relevant[part][valid])
-            sizes.append(valid.sum(1))
+            drawn = rng.random(rows[part].shape) < NEGATIVES / rows.shape[1]
+            learned = (rows[part] >= 0) & (relevant[part] | drawn)
+            parts.append(features.matrix(lesson.states[part], Candidates(rows[part], scores[part]))[learned])
+            labels.append(relevant[part][learned])
+            sizes.append(learned.sum(1))
     if not parts:
         return None
     data = lightgbm.Dataset(
@@ -195,7 +274,7 @@ def fit_reranker(
     booster = lightgbm.train(
         {
             "objective": "lambdarank",
-            # every candidate: all begin with equal scores, and a shorter list would learn from whichever stand first
+            # all of them: they begin with equal scores, and a shorter list would learn from whichever stand first
             "lambdarank_truncation_level": max(int(size.max()) for size in sizes),
             "num_leaves": config.leaves,
             "learning_rate": config.learning_rate,

@@ -31,8 +31,17 @@ class TowerConfig(Strict):
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of items whose id embedding is hidden in a training step: teaches the tower to place items by content."""
 
+    id: bool = True
+    """Whether items have embeddings of their own, beside contents and popularity."""
+
     content: bool = True
     """Whether contents, categories and numbers are used beside the id."""
+
+    times: bool = True
+    """Whether the time to the next event, or to the request, is read."""
+
+    newcomers: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Items without events are lifted to at most this share of the first places; 0: they stay where the tower is."""
 
     @model_validator(mode="after")
     def _narrower(self) -> "TowerConfig":

@@ -8,6 +8,7 @@ from torch.nn import functional
 from features.catalog import Catalog
 from features.interactions import Bools, Ints, UserStates
 from recsys.candidates import Floats
+from recsys.dropout import dropout
 from recsys.settings import TowerConfig
 from recsys.statistics import ItemStatistics
 
@@ -53,7 +54,8 @@ class ItemTower(nn.Module):
         mask = self.known
         if self.training and self.config.id_dropout:
             mask = mask * (torch.rand_like(mask) >= self.config.id_dropout)
-        x = (self.id.weight + self.popularity(self.counts)) * mask[:, None]  # (n, d)
+        told = self.popularity(self.counts)  # (n, d)
+        x = (told + self.id.weight if self.config.id else told) * mask[:, None]
         if self.config.content:
             x = x + self.project(self.content) + self.number(self.numbers) + self.category(self.categories + 1)
         return functional.normalize(x, dim=-1)
@@ -98,7 +100,7 @@ class Block(nn.Module):
         return x + self._drop(self.down(functional.silu(swish) * value)) * torch.sigmoid(self.gate2(x))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return functional.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
 
 WAITS = 16
@@ -134,11 +136,13 @@ class UserTower(nn.Module):
         Row i says what follows event i, when it follows after waits[i].
         """
         t, d = vectors.shape[1:]
-        x = vectors + self.position.weight[:t] + self.wait(waits) + self.kind(positive.long())
-        x = functional.dropout(x * d**0.5, self.config.dropout, self.training)
+        x = vectors + self.position.weight[:t] + self.kind(positive.long())
+        if self.config.times:
+            x = x + self.wait(waits)
+        x = dropout(x * d**0.5, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)
-        profile = functional.dropout(self._recent(vectors, positive) * d**0.5, self.config.dropout, self.training)
+        profile = dropout(self._recent(vectors, positive) * d**0.5, self.config.dropout, self.training)
         return functional.normalize(self.norm(x) + self.profile(profile), dim=-1)
 
     def _recent(self, vectors: Tensor, positive: Tensor) -> Tensor:
@@ -166,7 +170,7 @@ class TwoTowers(nn.Module):
     def item_vectors(self) -> Floats:
         """(n, d) float32 unit rows."""
         self.eval()
-        vectors: Floats = self.items().numpy()
+        vectors: Floats = self.items().cpu().numpy()
         return vectors
 
     @torch.inference_mode()
@@ -176,14 +180,16 @@ class TwoTowers(nn.Module):
         history = self.config.history
         lengths = np.minimum(states.items.lengths, history)
         out = np.zeros((len(states), self.config.dimension), dtype=np.float32)
-        table = torch.from_numpy(item_vectors)
+        device = self.log_scale.device
+        table = torch.from_numpy(item_vectors).to(device)
         order = np.flatnonzero(states.liked().lengths > 0)
         order = order[np.argsort(lengths[order], kind="stable")]  # like lengths together: less padding
         for start in range(0, len(order), 256):
             part = order[start : start + 256]
             rows, positive, waits = histories(states[part], int(lengths[part].max()))
-            hidden = self.users(table[torch.from_numpy(rows)], torch.from_numpy(positive), torch.from_numpy(waits))
-            out[part] = hidden[torch.arange(len(part)), torch.from_numpy(lengths[part] - 1)].numpy()
+            at, liked, wait = (torch.from_numpy(array).to(device) for array in (rows, positive, waits))
+            hidden = self.users(table[at], liked, wait)
+            out[part] = hidden[torch.arange(len(part)), torch.from_numpy(lengths[part] - 1)].cpu().numpy()
         return out
 
 

@@ -2,24 +2,27 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 from scipy import sparse
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from features.catalog import Catalog
 from features.interactions import Interactions
 from features.progress import Begin
+from recsys import distributed
 from recsys.candidates import Floats
 from recsys.losses import MAX_SCALE, nested_loss
 from recsys.settings import TowerConfig, TrainingConfig
 from recsys.statistics import ItemStatistics
 from recsys.towers import START, TwoTowers
-from recsys.windows import Windows
+from recsys.windows import Batch, Windows
 
 Report = Callable[[dict[str, float]], Any]
 """Gets a line of figures an epoch."""
@@ -74,19 +77,24 @@ def fit_towers(
     epochs: int | None = None,
     report: Report | None = None,
     progress: Begin | None = None,
+    start: TwoTowers | None = None,
+    since: int | None = None,
 ) -> FittedTowers:
     """Fit on events. With `validate` (its "ndcg_at_10" decides) stop early and keep the best epoch's weights.
 
     What is validated and kept are weights averaged exponentially over about the last pass (Polyak & Juditsky 1992).
-    Without `validate`, make exactly `epochs` passes (or training.epochs). Raises DataError when there is
-    nothing to learn from.
+    Without `validate`, make exactly `epochs` passes (or training.epochs). start: towers to go on from, which are
+    changed; since (µs): predict only events after it. Several processes (`recsys.distributed`) each take their share
+    of every step, which is so many times larger. On a GPU the towers compute in bfloat16 (not run on one yet); what
+    is returned is on the CPU. Raises DataError when there is nothing to learn from.
     """
+    windows = Windows.build(events, since)
+    fit = partial(fit_towers, catalog, events, towers, training, seed=seed, epochs=epochs, start=start, since=since)
+    distributed.together(partial(fit, validate=validate and _silent))
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    windows = Windows.build(events)
-    model = TwoTowers(catalog, ItemStatistics.of(events), towers)
-    with torch.no_grad():
-        model.items.id.weight.copy_(torch.from_numpy(START * behaviour_vectors(events, towers.dimension, seed)))
+    rng, own = np.random.default_rng(seed), np.random.default_rng([seed, distributed.rank()])
+    model = (start or _fresh(catalog, events, towers, seed)).to(distributed.device())
+    share = distributed.averaged(Share(model, training.negatives))
     optimizer = _optimizer(model, training)
     average: AveragedModel | None = None
     best, best_state, history = -np.inf, model.state_dict(), []
@@ -94,7 +102,7 @@ def fit_towers(
     for epoch in range(1, (epochs or training.epochs) + 1):
         started, losses = time.perf_counter(), []
         model.train()
-        batches = list(windows.batches(towers.history, training.batch_events, rng))
+        batches = list(_batches(windows, towers, training, rng))
         done = progress(f"pass {epoch}", sum(len(batch.target) for batch in batches)) if progress else None
         if average is None:  # over about one pass, whatever the size of the data
             average = _averaged(model, steps=len(batches))
@@ -102,24 +110,18 @@ def fit_towers(
             warm = step / len(batches) if epoch == 1 else 1.0
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate * warm * group["boost"]
-            items = model.items()
-            hidden = model.users(
-                items[torch.from_numpy(batch.items)], torch.from_numpy(batch.positive), torch.from_numpy(batch.waits)
-            )
-            queries = hidden[torch.from_numpy(batch.row), torch.from_numpy(batch.column)]
-            of, target = torch.from_numpy(batch.of), torch.from_numpy(batch.target)
-            scale = model.log_scale.exp().clamp(max=MAX_SCALE)
-            loss = nested_loss(queries, items, scale, of, target, training.negatives, towers.nested)
+            loss = share(batch, int(own.integers(2**62)))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             average.update_parameters(model)
-            losses.append(float(loss.detach()))
+            losses.append(loss.detach())
             if done:
                 done(len(batch.target))
-        line = {"epoch": float(epoch), "loss": float(np.mean(losses)), "seconds": time.perf_counter() - started}
-        line |= validate(cast(TwoTowers, average.module)) if validate else {}
+        loss_of_pass = float(distributed.mean(torch.stack(losses).mean()))
+        line = {"epoch": float(epoch), "loss": loss_of_pass, "seconds": time.perf_counter() - started}
+        line |= distributed.agreed(validate(cast(TwoTowers, average.module))) if validate else {}
         history.append(line)
         if report:
             report(line)
@@ -129,8 +131,54 @@ def fit_towers(
         elif epoch - chosen >= training.patience:
             break
     model.load_state_dict(best_state)
-    model.eval()
+    model.cpu().eval()
     return FittedTowers(model, events.latest, chosen or len(history), history)
+
+
+class Share(nn.Module):
+    """This process's share of the loss of a step, such that the mean over the processes is that over all pairs."""
+
+    def __init__(self, towers: TwoTowers, negatives: int) -> None:
+        """Around towers whose parameters it shares."""
+        super().__init__()
+        self.towers, self.negatives = towers, negatives
+
+    def forward(self, batch: Batch, seed: int) -> Tensor:
+        """Scalar. seed: of dropout alone; which ids are hidden and which negatives are drawn all processes share."""
+        device = self.towers.log_scale.device
+
+        def on(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            items = self.towers.items()
+            with distributed.own_chance(seed):
+                hidden = self.towers.users(items[on(batch.items)], on(batch.positive), on(batch.waits))
+        queries, scale = hidden[on(batch.row), on(batch.column)], self.towers.log_scale.exp().clamp(max=MAX_SCALE)
+        loss = nested_loss(
+            *(queries.float(), items.float(), scale, on(batch.of), on(batch.target)),
+            *(self.negatives, self.towers.config.nested),
+        )
+        return loss * (batch.share * distributed.size())
+
+
+def _silent(_: TwoTowers) -> dict[str, float]:
+    """What helping processes validate with: the first one's figures hold."""
+    return {}
+
+
+def _fresh(catalog: Catalog, events: Interactions, towers: TowerConfig, seed: int) -> TwoTowers:
+    model = TwoTowers(catalog, ItemStatistics.of(events), towers)
+    with torch.no_grad():
+        model.items.id.weight.copy_(torch.from_numpy(START * behaviour_vectors(events, towers.dimension, seed)))
+    return model
+
+
+def _batches(
+    windows: Windows, towers: TowerConfig, training: TrainingConfig, rng: np.random.Generator
+) -> Iterator[Batch]:
+    rank, size = distributed.rank(), distributed.size()
+    return windows.batches(towers.history, training.batch_events * size, rng, part=rank, parts=size)
 
 
 def _averaged(model: TwoTowers, steps: int) -> AveragedModel:

@@ -28,10 +28,11 @@ class Windows:
     target: Ints
 
     @classmethod
-    def build(cls, events: Interactions) -> "Windows":
+    def build(cls, events: Interactions, since: int | None = None) -> "Windows":
         """From training events. An event at the same moment as its target is never its input.
 
-        Raises DataError when no user has a positive event after another event.
+        since (µs): only events after it are targets. Raises DataError when no user has a positive event, after that,
+        after another event.
         """
         log, n = events, len(events)
         moment = np.ones(n, dtype=np.bool_)
@@ -40,14 +41,22 @@ class Windows:
         offsets = log.offsets
         before = np.where(start > offsets[log.users], start - 1, -1)
         use = (before >= 0) & log.positive
+        if since is not None:
+            use &= log.times > since
         if not use.any():
-            raise DataError(f"no user has a positive event after an earlier one among {n}: nothing to train on")
+            when = "" if since is None else f" since {np.datetime64(since, 'us')} UTC"
+            raise DataError(f"no user has a positive event after an earlier one among {n}{when}: nothing to train on")
         query, of = np.unique(before[use], return_inverse=True)
         waits = np.append(np.where(log.users[1:] == log.users[:-1], np.diff(log.times), 0), 0)
         return cls(log.items, log.positive, wait_buckets(waits), offsets, query, of.astype(np.int64), log.items[use])
 
-    def batches(self, length: int, batch_events: int, rng: np.random.Generator) -> Iterator["Batch"]:
-        """One epoch: windows with a fresh random phase for each user, of like length, in random order."""
+    def batches(
+        self, length: int, batch_events: int, rng: np.random.Generator, *, part: int = 0, parts: int = 1
+    ) -> Iterator["Batch"]:
+        """One epoch: windows with a fresh random phase for each user, of like length, in random order.
+
+        parts: processes that share each batch; the part-th of them gets every parts-th window of it.
+        """
         n = len(self.items)
         sizes = np.diff(self.offsets)
         user = np.repeat(np.arange(len(sizes)), sizes)
@@ -66,10 +75,17 @@ class Windows:
             groups.append(order[at : at + size])
             at += size
         pair_start = np.searchsorted(self.of, np.arange(len(self.query) + 1)).astype(np.int64)
+        pairs = pair_start[last] - pair_start[first]  # of each window
         for g in rng.permutation(len(groups)):
-            yield self._batch(groups[int(g)], starts, ends, first, last, pair_start)
+            group = groups[int(g)]
+            mine = group[part::parts]
+            share = float(pairs[mine].sum() / pairs[group].sum())
+            mine = mine if len(mine) else group[:1]  # a share of 0, but a batch: all processes must take the step
+            yield self._batch(mine, share, starts, ends, first, last, pair_start)
 
-    def _batch(self, group: Ints, starts: Ints, ends: Ints, first: Ints, last: Ints, pair_start: Ints) -> "Batch":
+    def _batch(
+        self, group: Ints, share: float, starts: Ints, ends: Ints, first: Ints, last: Ints, pair_start: Ints
+    ) -> "Batch":
         size = ends[group] - starts[group]
         at = starts[group][:, None] + np.arange(int(size.max()))[None, :]  # (b, t)
         inside = at < ends[group][:, None]
@@ -88,6 +104,7 @@ class Windows:
             column=self.query[q] - starts[group][row],
             of=of,
             target=self.target[pair],
+            share=share,
         )
 
 
@@ -96,7 +113,7 @@ class Batch:
     """b windows of up to t events, q queries in them, p pairs.
 
     items, waits (b, t) int64, positive (b, t) bool; row, column (q,) place of each query; of (p,) the query of each
-    pair; target (p,).
+    pair; target (p,). share: of all pairs of the step, 1 unless several processes share it.
     """
 
     items: Ints
@@ -106,3 +123,4 @@ class Batch:
     column: Ints
     of: Ints
     target: Ints
+    share: float

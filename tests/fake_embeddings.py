@@ -14,6 +14,7 @@ import numpy as np
 from features.content import Content, Limits, Text
 from features.decoders import Decoders
 from features.encoders import Media
+from features.native.gemini import GeminiEncoder
 from features.native.remote import Patience
 
 KEY = "sk-very-secret-123"
@@ -131,6 +132,12 @@ class FakeEmbeddings:
     def __exit__(self, *_):
         self._server.shutdown()
         self._server.server_close()
+
+
+def gemini(files, server, clock, **more):
+    """Gemini's encoder, asking this service; it sleeps by the clock only."""
+    options = {"dimension": G, "api_key": KEY, "base_url": server.url, "patience": clock.patience()} | more
+    return GeminiEncoder(files, **options)
 
 
 def status(code, *, headers=(), body=None):

@@ -31,6 +31,12 @@ def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+def endless() -> Iterator[bytes]:
+    """A body of 50 MB that does not say how long it is."""
+    for _ in range(500):
+        yield b" " * 100_000
+
+
 class Flaky(MemoryStore):
     """In memory, and away when it is told to be."""
 

@@ -9,6 +9,7 @@ import pytest
 from toy_data import toy_config, write_tables
 from typer.testing import CliRunner
 
+from features.errors import DataError
 from recsys import cli
 from recsys.bundle import current, load_bundle
 
@@ -45,6 +46,11 @@ def test_train_prints_json_that_a_program_reads(folder):
     ]
     assert told["tables"] == load_bundle(current(folder / "bundles")).manifest["metrics"]
     assert "rows read" in done.stderr  # progress is for people
+
+
+def test_train_goes_on_from_a_bundle_only_with_something_new(folder):
+    with pytest.raises(DataError, match=r"no positive events since 2024-.* UTC, until when "):
+        call("train", folder / "toy.yaml", "--from", "current", "--no-track")
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")

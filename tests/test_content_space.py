@@ -101,6 +101,22 @@ def test_a_query_of_another_space_is_refused_and_both_are_printed(channels, alig
     assert str(WORDS) in str(caught.value)
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+def test_another_catalogue_comes_into_the_same_space(channels, aligned):
+    """Its items stand where the first catalogue's would; kinds that the space was made without are left out."""
+    mine = channels if aligned else {"text": channels["text"]}
+    space, content, _ = fit_content_space(mine, CONFIG, seed=0)
+    turned = {name: embedded(c.space, c.vectors[::-1], c.present[::-1]) for name, c in channels.items()}
+    again, placed = space.again(turned | {"sound": embedded(OTHER, np.ones((N, 8)))})
+    assert (again.space, again.alignment, list(again.channels)) == (space.space, space.alignment, list(mine))
+    np.testing.assert_allclose(placed.vectors, content.vectors[::-1], atol=1e-6)
+    np.testing.assert_allclose(again.channels["text"].vectors, space.channels["text"].vectors[::-1], atol=1e-6)
+    with pytest.raises(SpaceError, match="contents are of sound, and "):
+        space.again({"sound": turned["text"]})
+    with pytest.raises(SpaceError):
+        space.again({"text": embedded(OTHER, np.ones((N, 8)))})
+
+
 def test_in_which_kind_two_items_are_near(channels):
     space, _, _ = fit_content_space(channels, CONFIG, seed=0)
     near = space.near(0, np.array([1, N - 1]))

@@ -1,5 +1,7 @@
 """The softmax losses against torch's own cross-entropy, over all items, over a sample, and over cut vectors."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,34 @@ def test_sampled_softmax_comes_near_to_the_full_one(scale):
     assert np.mean([loss(39) for _ in range(400)]) == pytest.approx(full, rel=0.03)  # all but one
     assert abs(np.mean([loss(20) for _ in range(200)]) - full) < 0.1 * full + 0.05
     assert loss(20) != loss(20)  # they are draws
+
+
+def test_sampled_softmax_and_its_gradients_are_those_of_the_formula():
+    """Z = exp(s+) + (n - 1) / m * sum of exp(s-) over the m drawn that are no targets; also where all of them are."""
+    n, drawn = 9, [7, 0, 4, 3]
+    of, target = torch.tensor([0, 0, 1, 2, 3, 3, 3, 3]), torch.tensor([3, 8, 0, 2, 7, 0, 4, 3])
+
+    def formula(queries, items, scale):
+        losses = []
+        for q, t in zip(of.tolist(), target.tolist(), strict=True):
+            others = [i for i in drawn if i not in target[of == q].tolist()]
+            rest = sum(torch.exp(queries[q] @ items[i] * scale) for i in others) * ((n - 1) / max(1, len(others)))
+            positive = queries[q] @ items[t] * scale
+            losses.append(torch.log(torch.exp(positive) + rest) - positive)
+        return torch.stack(losses).mean()
+
+    queries, items = case(q=4, n=n)
+    ours, theirs = ([x.clone().requires_grad_() for x in (queries, items, SCALE)] for _ in range(2))
+    with mock.patch.object(
+        torch, "randperm", lambda n, device: torch.tensor([*drawn, *(set(range(n)) - set(drawn))])
+    ):
+        loss = softmax_loss(*ours, of, target, len(drawn))
+    told = formula(*theirs)
+    assert loss.item() == pytest.approx(told.item(), rel=1e-5)
+    (3 * loss).backward()
+    (3 * told).backward()
+    for mine, formulas in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.grad, formulas.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_nested_loss_is_the_mean_over_the_cuts():

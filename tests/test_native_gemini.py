@@ -8,7 +8,7 @@ import fake_embeddings as fake
 import media
 import numpy as np
 import pytest
-from fake_embeddings import KEY, NOBODY, Clock, FakeEmbeddings, G, media_part, text_part, texts, unit
+from fake_embeddings import KEY, NOBODY, G, gemini, media_part, text_part, texts, unit
 
 from features.content import Audio, Content, Image, Limits, Text, Video
 from features.decoders import Decoders
@@ -27,22 +27,6 @@ def wav(seconds):
 def workers():
     with Decoders(1, read=media.deadly) as decoders:
         yield Media(decoders, Limits())
-
-
-@pytest.fixture
-def large():
-    with FakeEmbeddings(G) as running:
-        yield running
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-def gemini(files, server, clock, **more):
-    options = {"dimension": G, "api_key": KEY, "base_url": server.url, "patience": clock.patience()} | more
-    return GeminiEncoder(files, **options)
 
 
 def test_interleaves_parts_with_mime_types_and_one_prefix(workers, large, clock):

@@ -3,11 +3,12 @@
 import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 
 import fake_embeddings as fake
 import numpy as np
 import pytest
-from fake_embeddings import KEY, NOBODY, Clock, FakeEmbeddings, G, text_part, texts, unit
+from fake_embeddings import KEY, NOBODY, Clock, FakeEmbeddings, G, gemini, text_part, texts, unit
 
 from features.content import Content, Image, Limits, Text
 from features.errors import ConfigError, SpaceError
@@ -25,28 +26,12 @@ def server():
         yield running
 
 
-@pytest.fixture
-def large():
-    with FakeEmbeddings(G) as running:
-        yield running
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 def openai(server, clock, **more):
     options = {"dimension": D, "api_key": KEY, "patience": clock.patience()} | more
     return OpenAICompatibleEncoder(Limits(), f"{server.url}/v1/", "m", **options)
 
 
-def gemini(server, clock, **more):
-    options = {"dimension": G, "api_key": KEY, "base_url": server.url, "patience": clock.patience()} | more
-    return GeminiEncoder(NOBODY, **options)
-
-
-ENCODERS = {"openai": openai, "gemini": gemini}
+ENCODERS = {"openai": openai, "gemini": partial(gemini, NOBODY)}
 
 
 @pytest.fixture(params=ENCODERS)

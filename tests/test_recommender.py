@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_data import noise, toy_stage
+from toy_data import noise, rows_of, toy_stage
 
 from features.interactions import Ragged
 from recsys.candidates import Recommender
+from recsys.tally import Tally
 
 EVENTS = noise()
 RERANKED = toy_stage(EVENTS)[0]
@@ -40,7 +41,7 @@ def test_without_a_reranker_it_equals_brute_force():
 def test_the_reranker_orders_what_retrieval_found_and_no_more():
     asked = states([0, 3, 5])
     first = replace(RERANKED, candidates=8)
-    retrieved = PLAIN.recommend(asked, 8)
+    retrieved = PLAIN.retrieve(asked, 8)
     found = first.recommend(asked, 8)
     assert [sorted(r) for r in found.rows.tolist()] == [sorted(r) for r in retrieved.rows.tolist()]
     scores = RERANKED.reranker.score(asked, retrieved)
@@ -50,6 +51,32 @@ def test_the_reranker_orders_what_retrieval_found_and_no_more():
     assert (found.rows != retrieved.rows).any()
     top = first.recommend(asked, 3)
     np.testing.assert_array_equal(top.rows, found.rows[:, :3])  # eight are ranked, three shown
+
+
+def test_own_items_are_candidates_however_far_they_are():
+    asked = states([0, 3, 5])
+    nearest = PLAIN.recommend(asked, 6)
+    found = PLAIN.retrieve(asked, 6)
+    own = Tally.of(asked, 30).favourites(3, 3)
+    users = PLAIN.towers.user_vectors(asked, PLAIN.vectors)
+    for i in range(3):
+        expected = set(own[i].tolist())
+        expected |= set([row for row in nearest.rows[i].tolist() if row not in expected][: 6 - len(expected)])
+        assert set(found.rows[i].tolist()) == expected
+        scores = PLAIN.vectors[found.rows[i]] @ users[i]
+        np.testing.assert_allclose(found.scores[i], scores, rtol=1e-5)
+        assert (np.diff(scores) <= 1e-6).all()
+    assert any(set(found.rows[i]) != set(nearest.rows[i]) for i in range(3))
+
+
+def test_own_items_that_may_not_be_shown_are_no_candidates():
+    asked = states([0, 3, 5])
+    exclude = asked.seen_items()
+    exclude = Ragged.of([sorted({*e, *o}) for e, o in zip(rows_of(exclude), rows_of(asked.liked()), strict=True)])
+    found, nearest = (find(asked, 6, exclude=exclude) for find in (PLAIN.retrieve, PLAIN.recommend))
+    np.testing.assert_array_equal(found.rows, nearest.rows)
+    allow = np.arange(30) % 2 == 0
+    assert (PLAIN.retrieve(asked, 6, allow=allow).rows % 2 == 0).all()
 
 
 def test_more_than_the_candidates_can_be_asked_for():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from house import House, house
+from house import House, endless, house
 
 
 def test_a_list_of_events_is_judged_one_by_one(tmp_path: Path) -> None:
@@ -102,13 +102,6 @@ def test_odd_bodies(steady: House, body: bytes, status: int) -> None:
 
 
 def test_a_body_without_a_length_is_cut_off(steady: House) -> None:
-    taken = []
-
-    def endless() -> Iterator[bytes]:
-        for n in range(500):
-            taken.append(n)
-            yield b" " * 100_000
-
     said = steady.client.post("/v1/events", content=endless())
     assert said.status_code == 413
 

@@ -7,9 +7,19 @@ from toy_data import DAY, noise, toy_catalog, toy_log
 from features.errors import BundleError
 from recsys import reranker as module
 from recsys.candidates import Candidates, Scorer
-from recsys.reranker import DECAY, FEATURES, RECENT_EVENTS, Lesson, PairFeatures, Reranker, fit_reranker
+from recsys.reranker import (
+    FEATURES,
+    LONG,
+    NEGATIVES,
+    RECENT_EVENTS,
+    SHORT,
+    Lesson,
+    PairFeatures,
+    Reranker,
+    fit_reranker,
+)
 from recsys.settings import RerankerConfig
-from recsys.statistics import ItemStatistics
+from recsys.tally import DECAY
 
 R2 = 2**-0.5
 
@@ -27,7 +37,7 @@ TRAINED = [
 @pytest.fixture(scope="module")
 def features():
     catalog = toy_catalog(4, categories=[["a", "x"], ["b"], ["a"], ["x", "a"]], text=TEXT)
-    return PairFeatures(catalog, VECTORS, ItemStatistics.of(toy_log(TRAINED, n_items=4)))
+    return PairFeatures.of(catalog, VECTORS, toy_log(TRAINED, n_items=4))
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +63,29 @@ EXPECTED = {
     "similarity_mean": (R2, 2 / 3, -2 / 3),
     "text_similarity": (0, 2 * 5**-0.5, R2 * (2 - 1) * 5**-0.5),  # profile (2, 1) / sqrt 5; item 2 has no text
     "category_share": (2 / 3, 2 / 3, 0),  # main categories of 0, 0, 1: a, a, b
+    # of those who took 0, three, two took 1 and one took 2; nobody took 1 and 2: c / (sqrt(n n') + 10), newest first
+    "neighbours_long": (LONG / (3**0.5 + 10), 2 / (6**0.5 + 10), 0),
+    "neighbours_short": (SHORT / (3**0.5 + 10), 2 / (6**0.5 + 10), 0),
     "item_log_count": (np.log1p(1), LOG3, 0),
     "item_log_recent": (np.log1p(1), 0, 0),
+    "item_log_newest": (np.log1p(1), 0, 0),
     "item_trend": (np.log1p(30 / 7) - np.log1p(1), 0, 0),
     "item_days_since_last": (0, 50, np.nan),  # until the statistics end, on day 100
     "user_log_history": (LOG3, LOG3, LOG3),
     "user_popularity_gap": tuple(x - (2 * LOG3 + LOG2) / 3 for x in (np.log1p(1), LOG3, 0)),
     "user_item_log_count": (0, LOG2, 0),
     "user_item_recency": (0, DECAY + DECAY**2, 0),
+    # finest categories are x, b, a, a and those of the history x, x, b: candidates 2 and 3 share none
+    "user_category_log_count": (0, LOG2, 0),
+    "user_category_recency": (0, DECAY + DECAY**2, 0),
+    "user_category_days_since_last": (np.nan, 110, np.nan),
+    "user_category_due": (np.nan, 110 / 0.5, np.nan),
+    "user_item_share": (0, 2 / 3, 0),
+    "user_item_days_since_last": (np.nan, 110, np.nan),
+    "user_item_due": (np.nan, 110 / 0.5, np.nan),  # 10 µs between its two events count as half a day
+    "user_log_moments": (LOG3, LOG3, LOG3),
+    "user_repeat_share": (1 / 3, 1 / 3, 1 / 3),
+    "user_days_since_last": (110, 110, 110),
 }
 
 
@@ -78,14 +103,38 @@ def test_of_a_user_without_history_only_the_item_is_known(table):
     assert first["item_days_since_last"] == pytest.approx(5)
     for name in ("text_similarity", "category_share", "user_log_history", "user_item_log_count", "user_item_recency"):
         assert first[name] == 0
+    assert first["user_item_share"] == first["user_log_moments"] == 0
+    for name in ("user_item_days_since_last", "user_item_due", "user_repeat_share", "user_days_since_last"):
+        assert np.isnan(first[name])
     assert first["similarity_max"] == first["similarity_last"] == -1  # the least there is
     assert np.isnan(first["user_popularity_gap"])
+
+
+def test_what_is_due_by_hand(features):
+    """Item 0 on days 0, 10 and 30, 1 in the last of these baskets, 3 on day 1, 2 seen on day 40; asked on day 45."""
+    rows = [(1, 0, 0), (1, 0, 10 * DAY), (1, 0, 30 * DAY), (1, 1, 30 * DAY), (1, 2, 40 * DAY, False), (1, 3, DAY)]
+    states = toy_log(rows, n_items=4).states(np.array([1]), np.array([45 * DAY]))
+    matrix = features.matrix(states, Candidates(np.array([[0, 1, 2]]), np.zeros((1, 3), np.float32)))[0]
+    expected = {
+        "user_item_log_count": (np.log1p(3), np.log1p(1), 0),
+        "user_item_recency": (DECAY**4 + DECAY**2 + DECAY, 1, 0),
+        "user_item_share": (3 / 4, 1 / 4, 0),
+        "user_item_days_since_last": (15, 15, np.nan),
+        "user_item_due": (15 / 15, np.nan, np.nan),
+        "user_category_log_count": (np.log1p(3), np.log1p(1), np.log1p(1)),  # x, b, and a: of item 3
+        "user_category_days_since_last": (15, 15, 44),
+        "user_log_moments": (np.log1p(4),) * 3,
+        "user_repeat_share": (2 / 5,) * 3,
+        "user_days_since_last": (15,) * 3,
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(matrix[:, FEATURES.index(name)], values, rtol=1e-6, err_msg=name)
 
 
 def test_items_without_a_category_share_none():
     catalog = toy_catalog(3, categories=[[], [], ["a"]])
     log = toy_log([(0, 0, 1)], n_items=3)
-    features = PairFeatures(catalog, np.eye(3, dtype=np.float32), ItemStatistics.of(log))
+    features = PairFeatures.of(catalog, np.eye(3, dtype=np.float32), log)
     found = Candidates(np.array([[1, 2]]), np.zeros((1, 2), np.float32))
     matrix = features.matrix(log.states(np.array([0]), np.array([2])), found)
     assert matrix[0, :, FEATURES.index("category_share")].tolist() == [0, 0]
@@ -115,7 +164,7 @@ def toy(n=200, k=10, *, decides, seed=0):
     events = noise()
     catalog = toy_catalog(30)
     vectors = rng.normal(size=(30, 8)).astype(np.float32)
-    features = PairFeatures(catalog, vectors, ItemStatistics.of(events))
+    features = PairFeatures.of(catalog, vectors, events)
     states = events.states(rng.integers(0, 60, n), np.full(n, events.latest + 1))
     rows = np.stack([rng.permutation(30)[:k] for _ in range(n)])
     found = Candidates(rows, -np.sort(-rng.random((n, k)).astype(np.float32), axis=1))
@@ -192,6 +241,30 @@ def test_every_state_is_learned_from_with_its_own_features(monkeypatch):
         np.testing.assert_array_equal(data, features.matrix(states, found).reshape(6000, -1))
         np.testing.assert_array_equal(label, relevant.ravel())
         assert group.tolist() == [10] * 600
+        raise Stop
+
+    monkeypatch.setattr(module.lightgbm, "Dataset", dataset)
+    with pytest.raises(Stop):
+        fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(), seed=0)
+
+
+def test_of_many_candidates_all_that_were_taken_and_some_of_the_others_are_learned_from(monkeypatch):
+    features, states, _, _, _ = toy(50, decides="similarity_last")
+    rng = np.random.default_rng(1)
+    rows = np.tile(np.arange(30), (50, 20))  # 600 candidates
+    found = Candidates(rows, np.zeros(rows.shape, np.float32))
+    relevant = rng.random(rows.shape) < 0.05
+
+    class Stop(Exception):
+        pass
+
+    def dataset(data, *, label, group, feature_name):
+        assert label.sum() == relevant.sum()
+        others = group.sum() - relevant.sum()
+        assert others == pytest.approx(50 * NEGATIVES * 0.95, rel=0.05)
+        ranks = data[: group[0], FEATURES.index("retrieval_rank")]
+        assert (np.diff(ranks) > 0).all()  # they keep the rank they had among all
+        assert set(np.flatnonzero(relevant[0])) == set(ranks[label[: group[0]] > 0].astype(int))
         raise Stop
 
     monkeypatch.setattr(module.lightgbm, "Dataset", dataset)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from house import GREEN_PNG, House, b64, house
+from house import GREEN_PNG, House, b64, endless, house
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media import picture
@@ -239,11 +239,4 @@ def test_whatever_is_asked_is_answered_with_what_is_wrong(steady: House, query: 
 
 
 def test_a_body_without_a_length_is_cut_off(steady: House) -> None:
-    taken = []
-
-    def endless() -> Iterator[bytes]:
-        for n in range(500):
-            taken.append(n)
-            yield b" " * 100_000
-
     assert steady.client.post("/v1/search", content=endless()).status_code == 413

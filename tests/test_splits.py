@@ -313,9 +313,7 @@ def test_an_event_that_is_not_positive_leaks_as_well():
 
 
 def test_a_leak_into_features_is_caught(dataset, split):
-    leaky = PairFeatures(
-        dataset.catalog, np.zeros((30, 8), np.float32), ItemStatistics.of(poisoned(dataset.events, split.cut))
-    )
+    leaky = PairFeatures.of(dataset.catalog, np.zeros((30, 8), np.float32), poisoned(dataset.events, split.cut))
     with pytest.raises(LeakError, match="features has seen"):
         guard(split.cut, features=leaky)
 

@@ -208,3 +208,16 @@ def test_every_parameter_has_a_say():
     queries = model.users(items[torch.tensor([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])], positive, waits)
     (torch.randn(8) * (queries @ items.T * model.log_scale.exp()).pow(2).sum(0).sum()).sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_what_is_switched_off_is_not_read():
+    events = chain(8, 6, 5)
+    model = perturbed(towers(events, DEEP.model_copy(update={"id": False, "times": False}), catalog=rich_catalog()))
+    states = events.states(np.arange(8), np.full(8, events.latest + 1))
+    items = model.item_vectors()
+    users = model.user_vectors(states, items)
+    with torch.no_grad():
+        model.items.id.weight.add_(1)
+        model.users.wait.weight.add_(1)
+    np.testing.assert_array_equal(model.item_vectors(), items)
+    np.testing.assert_array_equal(model.user_vectors(states, items), users)

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import sqlite3
@@ -26,21 +25,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning",  # MLflow leaves its SQLite connections to the garbage collector
     "ignore::pytest.PytestUnraisableExceptionWarning",
 )
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory):
-    """A database with MLflow's tables: making them takes seconds, copying none."""
-    file = tmp_path_factory.mktemp("mlflow") / "template.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture
-def uri(template, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # artifacts lie in ./mlruns
-    shutil.copy(template, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 def run_of(uri, experiment):
@@ -102,6 +86,27 @@ def test_more_than_a_hundred_parameters_and_a_second_run_and_a_failed_one(uri):
     again.finish()
     client = MlflowClient(uri)
     assert len(client.search_runs([client.get_experiment_by_name("many").experiment_id])) == 2
+
+
+def test_runs_inside_a_run_and_one_that_was_pruned(uri):
+    tracker = MlflowTracker(uri)
+    tracker.start("search", {}, {})
+    for pruned in (False, True):
+        inside = tracker.nested()
+        inside.start("search", {"pruned": pruned}, {})
+        inside.finish(pruned=pruned)
+    tracker.finish()
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("search").experiment_id])
+    outer = next(run for run in runs if not run.data.params)
+    told = {run.data.params["pruned"]: run for run in runs if run.data.params}
+    assert {name: run.info.status for name, run in told.items()} == {"False": "FINISHED", "True": "KILLED"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in told.values()} == {outer.info.run_id}
+    assert "mlflow.parentRunId" not in outer.data.tags
+
+
+def test_inside_a_run_that_is_not_recorded_nothing_is(uri):
+    assert isinstance(MlflowTracker(uri).nested(), NullTracker)
 
 
 def use(tracker, tmp_path):

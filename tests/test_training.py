@@ -117,3 +117,20 @@ def test_every_parameter_that_has_a_say_is_trained():
 def test_nothing_to_learn_from_is_said():
     with pytest.raises(DataError, match="no user has a positive event after an earlier one"):
         fit_towers(toy_catalog(6), toy_log([(0, 1, 1), (1, 2, 2)]), SMALL, QUICK, seed=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_towers_learn_are_validated_and_come_back():
+    seen = []
+
+    def validate(model):
+        vectors = model.item_vectors()
+        states = noise().states(np.arange(60), np.full(60, noise().latest))
+        seen.append((model.log_scale.device.type, model.user_vectors(states, vectors).shape, vectors.dtype))
+        return {"ndcg_at_10": float(len(seen))}
+
+    fitted = fit_towers(toy_catalog(30), noise(), SMALL, QUICK, seed=0, validate=validate)
+    assert seen == [("cuda", (60, 8), np.float32)] * 3
+    assert fitted.model.log_scale.device.type == "cpu"
+    assert fitted.history[-1]["loss"] < fitted.history[0]["loss"]

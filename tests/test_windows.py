@@ -104,3 +104,31 @@ def test_the_same_seed_gives_the_same_batches():
     )
     assert first == again
     assert first != other
+
+
+@pytest.mark.parametrize(("parts", "batch_events"), [(2, 12), (3, 12), (2, 4)])
+def test_processes_share_each_batch_window_by_window(parts, batch_events):
+    windows = Windows.build(chain(7, 12, 10))
+
+    def batches(part, of):
+        return windows.batches(4, batch_events, np.random.default_rng(0), part=part, parts=of)
+
+    borrowed = 0
+    for whole, *shares in zip(batches(0, 1), *(batches(part, parts) for part in range(parts)), strict=True):
+        assert whole.share == 1
+        assert sum(share.share for share in shares) == pytest.approx(1)
+        assert all(
+            share.share == pytest.approx(len(share.target) / len(whole.target)) for share in shares if share.share
+        )
+        assert Counter(pairs([share for share in shares if share.share])) == Counter(pairs([whole]))
+        borrowed += sum(share.share == 0 for share in shares)
+    assert bool(borrowed) == (batch_events == 4)  # one window for two processes: both must take the step
+
+
+def test_only_what_comes_after_a_moment_is_predicted_from_all_that_was_before():
+    log = toy_log([(0, 0, 1), (0, 1, 2), (0, 2, 11), (0, 3, 12), (1, 4, 3), (1, 5, 4)])
+    (batch,) = Windows.build(log, since=10).batches(10, 100, np.random.default_rng(0))
+    assert batch.items.tolist() == [[0, 1, 2, 3]]
+    assert pairs([batch]) == [(1, 2), (2, 3)]
+    with pytest.raises(DataError, match=r"among 6 since 1970-01-01T00:00:00\.000012 UTC: nothing to train on"):
+        Windows.build(log, since=12)

@@ -91,7 +91,7 @@ def toy_stage(events, catalog=None, *, reranked=True, config=SMALL, seed=0):
         found = index.search(model.user_vectors(states, vectors), 20)
         rng = np.random.default_rng(seed)
         relevant = rng.random(found.rows.shape) < 0.5 / (1 + found.rows.clip(min=0))
-        features = PairFeatures(catalog, vectors, statistics)
+        features = PairFeatures.of(catalog, vectors, events)
         reranker = fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(trees=5), seed=seed)
         assert reranker is not None
     stage = TwoStage(model, vectors, index, fit_popular(events), reranker, 20, events.latest)

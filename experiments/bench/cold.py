@@ -15,10 +15,11 @@ import numpy as np
 from experiments.bench.runner import Bar, Result
 from experiments.config import load_config
 from experiments.contenders import assemble
-from experiments.dataset import encode, load_dataset
+from experiments.dataset import encode, keep_frequent, load_dataset
+from experiments.evaluate import DEPTH, K, as_dict, ranked
 from experiments.splits import Targets
 from features.catalog import item_texts
-from features.interactions import Bools, Ints, Ragged
+from features.interactions import Bools, Ragged
 from recsys import metrics
 from recsys.baselines.content import ContentBridge, TfidfProfile, fit_bridge, fit_tfidf
 from recsys.baselines.profiles import Baseline
@@ -27,10 +28,7 @@ from recsys.candidates import Floats, Recommender
 from recsys.metrics import Doubles
 from recsys.training import fit_towers
 
-EVENTS, DEPTH, CUTOFF, DECAY = 5000, 100, 10, 0.8
-BATCH = 512
-"""States ranked at a time."""
-
+EVENTS, DECAY = 5000, 0.8
 OURS, BOTH, PROFILE = "two towers", "bridge + TF-IDF", "TF-IDF profile"
 
 
@@ -52,10 +50,17 @@ class Sum(Baseline):
         return total
 
 
-def run(*, short: bool = False, config: str = "configs/demo-posters.yaml", seed: int = 0) -> Result:
-    """config: a configuration whose data are there; seed: which items are cold; short: two passes, 500 events."""
+def run(
+    *, short: bool = False, config: str = "configs/demo-posters.yaml", seed: int = 0, passes: int | None = None
+) -> Result:
+    """config: one whose data are there; seed: which items are cold; passes: of the towers, else as configured.
+
+    short: two passes, 500 events.
+    """
     settings = load_config(Path(config))
-    dataset = encode(load_dataset(settings), settings)
+    dataset = load_dataset(settings)
+    dataset = keep_frequent(dataset, dataset.events.latest + 1, settings.data.min_train_events)
+    dataset = encode(dataset, settings)
     events, n = dataset.events, len(dataset.catalog)
     rng = np.random.default_rng(seed)
     cold = np.zeros(n, dtype=np.bool_)
@@ -76,14 +81,14 @@ def run(*, short: bool = False, config: str = "configs/demo-posters.yaml", seed:
         settings.towers,
         settings.training,
         seed=settings.seed,
-        epochs=2 if short else settings.training.epochs,
+        epochs=2 if short else passes or settings.training.epochs,
     )
     seconds = time.perf_counter() - began
     contenders: dict[str, Recommender] = {
         PROFILE: profile,
         "content bridge": bridge,
         BOTH: Sum(profile.popularity, profile.fitted_until, bridge, profile, cold),
-        OURS: assemble(fitted.model, warm, settings),
+        OURS: assemble(fitted.model, warm, settings, dataset.catalog),
     }
     figures: dict[str, Any] = {
         "items": n,
@@ -100,9 +105,9 @@ def run(*, short: bool = False, config: str = "configs/demo-posters.yaml", seed:
             figures[f"{name}, {among}: hr_at_10"] = float(found[name].mean())
     for among, found in hits.items():
         users = {name: metrics.per_user(hit, states.users)[0] for name, hit in found.items()}
-        figures[f"{OURS}, {among}: by user, 95 %"] = _told(bootstrap(users[OURS], seed=seed))
+        figures[f"{OURS}, {among}: by user, 95 %"] = as_dict(bootstrap(users[OURS], seed=seed))
         for name in (PROFILE, BOTH):
-            figures[f"{OURS} - {name}, {among}: by user, 95 %"] = _told(
+            figures[f"{OURS} - {name}, {among}: by user, 95 %"] = as_dict(
                 paired_bootstrap(users[OURS], users[name], seed=seed)
             )
     linear = max(hit.mean() for name, hit in hits["among cold"].items() if name != OURS)
@@ -123,18 +128,8 @@ def run(*, short: bool = False, config: str = "configs/demo-posters.yaml", seed:
 
 def _hits(contender: Recommender, targets: Targets, allow: Bools | None) -> Doubles:
     """Whether each target is among the first ten: (m,)."""
-    ranks = np.empty(len(targets))
-    for at in range(0, len(targets), BATCH):
-        part: Ints = np.arange(at, min(at + BATCH, len(targets)))
-        states = targets.states[part]
-        found = contender.recommend(states, DEPTH, allow=allow, exclude=states.seen_items())
-        ranks[part] = metrics.target_ranks(found, part - at, targets.item[part])
-    return metrics.hit(ranks, CUTOFF, depth=DEPTH)
+    return metrics.hit(ranked(contender, targets, repeats=False, allow=allow)[0], K, depth=DEPTH)
 
 
 def _ratio(ours: float, theirs: float) -> float:
     return float(ours / theirs) if theirs else float("nan")
-
-
-def _told(interval: Any) -> list[float]:
-    return [round(value, 4) for value in (interval.mean, interval.low, interval.high)]

@@ -26,6 +26,9 @@ BENCHES: dict[str, str] = {
     "alignment": "experiments.bench.alignment:run",
     "encode": "experiments.bench.encode:run",
     "cold": "experiments.bench.cold:run",
+    "train": "experiments.bench.train:run",
+    "warm": "experiments.bench.warm:run",
+    "ablation": "experiments.bench.ablation:run",
 }
 """Name -> "module:function", imported when it is asked for; function(short: bool, **options) -> Result."""
 

@@ -1,0 +1,82 @@
+"""What each part of the towers is worth: the configuration as it is, and without one part after another.
+
+Every variant is fitted anew with each of some seeds, its passes chosen on the validation window, and judged on the
+test window as retrieval alone: a user's figure is the mean over the seeds, and a difference's interval is over users.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.bench.runner import Result
+from experiments.config import RunConfig, load_config
+from experiments.contenders import train_two_stage
+from experiments.dataset import encode, load_dataset
+from experiments.evaluate import as_dict, evaluate
+from experiments.train import windows
+from features.errors import ConfigError
+from features.progress import silent
+from recsys.bootstrap import bootstrap, paired_bootstrap
+from recsys.metrics import Doubles
+
+Changes = Mapping[str, Mapping[str, Any]]
+
+VARIANTS: dict[str, Changes] = {
+    "as configured": {},
+    "without ids": {"towers": {"id": False}},
+    "without contents": {"towers": {"content": False}},
+    "without times": {"towers": {"times": False}},
+    "without nested vectors": {"towers": {"nested": ()}},
+    "history of 10": {"towers": {"history": 10}},
+    "one layer": {"towers": {"layers": 1}},
+    "full softmax": {"training": {"negatives": 0}},
+    "256 negatives": {"training": {"negatives": 256}},
+}
+"""Name -> section -> what is changed in it."""
+
+
+def run(
+    *, short: bool = False, config: str = "configs/beauty.yaml", seeds: int = 3, only: str | None = None
+) -> Result:
+    """config: whose data are there; only: variants, separated by commas; short: one seed, one pass.
+
+    Raises ConfigError when a variant is not known.
+    """
+    settings = load_config(Path(config))
+    if short:
+        seeds, settings = 1, changed(settings, {"training": {"epochs": 1}})
+    names = list(VARIANTS) if only is None else ["as configured", *only.split(",")]
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise ConfigError(f"no variant {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+    dataset, splits = windows(settings, load_dataset(settings))[-1]
+    dataset = encode(dataset, settings)
+    place, split = next(iter(splits.items()))
+    repeats = settings.data.placements[place].repeats
+    figures: dict[str, Any] = {"data_hash": dataset.hash, "split_hash": split.hash, "seeds": seeds}
+    whole: Doubles | None = None
+    for name in names:
+        variant, began, users = changed(settings, VARIANTS[name]), time.perf_counter(), []
+        for seed in range(seeds):
+            one = variant.model_copy(update={"seed": seed, "reranker": None})
+            stage = train_two_stage(one, dataset, splits, lambda line: None, silent)[1].retrieval
+            judged = evaluate(name, stage, split, dataset.catalog, split.test, repeats=repeats, seconds=0.0)
+            users.append(judged.per_user("ndcg"))
+            figures[f"{name}, seed {seed}: ndcg_at_10"] = float(users[-1].mean())
+            figures[f"{name}, seed {seed}: hr_at_10"] = float(judged.per_user("hr").mean())
+        mean: Doubles = np.mean(users, axis=0)
+        figures[f"{name}: ndcg_at_10"] = as_dict(bootstrap(mean, seed=0))
+        figures[f"{name}: seconds a seed"] = round((time.perf_counter() - began) / seeds, 1)
+        if whole is None:
+            whole = mean
+        else:
+            figures[f"{name}: change of ndcg_at_10"] = as_dict(paired_bootstrap(mean, whole, seed=0))
+    return Result(figures, [])
+
+
+def changed(config: RunConfig, changes: Changes) -> RunConfig:
+    """The configuration with some sections' settings replaced."""
+    sections = {name: getattr(config, name).model_copy(update=dict(change)) for name, change in changes.items()}
+    return config.model_copy(update=sections)

@@ -1,0 +1,67 @@
+"""The benchmark of ablations: every variant is a configuration, and differences are of the same users."""
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from toy_data import chain, toy_catalog
+
+from experiments.bench import ablation
+from experiments.config import RunConfig, load_config
+from features.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    events = chain(60, 30, 12)
+    toy_catalog(30).frame.select("item_id", "title").write_parquet(folder / "items.parquet")
+    pl.DataFrame(
+        {
+            "user_id": [f"u{user}" for user in events.users],
+            "item_id": [f"i{item}" for item in events.items],
+            "event": "view",
+            "timestamp": pl.Series(events.times).cast(pl.Datetime("us", "UTC")),
+        }
+    ).write_parquet(folder / "events.parquet")
+    path = folder / "chain.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "name": "chain",
+                "data": {"source": "folder", "path": str(folder), "events": {"positive": {"view": None}}},
+                "split": {"kind": "leave-last-out"},
+                "encoder": None,
+                "towers": {"dimension": 8, "nested": [4], "layers": 2, "history": 12},
+                "training": {"epochs": 2, "batch_events": 100, "learning_rate": 0.01, "negatives": 10},
+                "reranker": None,
+            }
+        )
+    )
+    return path
+
+
+@pytest.mark.parametrize("name", ablation.VARIANTS)
+def test_every_variant_is_a_valid_configuration_of_its_own(config, name):
+    whole = load_config(config)
+    variant = ablation.changed(whole, ablation.VARIANTS[name])
+    assert RunConfig.model_validate(variant.model_dump()) == variant
+    assert (variant == whole) == (name == "as configured")
+
+
+def test_changes_are_differences_to_the_configuration_over_the_same_seeds(config):
+    figures = ablation.run(config=str(config), seeds=2, only="without ids").figures
+    means = {
+        name: np.mean([figures[f"{name}, seed {seed}: ndcg_at_10"] for seed in range(2)])
+        for name in ("as configured", "without ids")
+    }
+    for name, mean in means.items():
+        assert figures[f"{name}: ndcg_at_10"]["mean"] == pytest.approx(mean)
+    change = figures["without ids: change of ndcg_at_10"]
+    assert change["mean"] == pytest.approx(means["without ids"] - means["as configured"])
+    assert change["low"] <= change["mean"] <= change["high"]
+
+
+def test_an_unknown_variant_is_refused_with_those_there_are(config):
+    with pytest.raises(ConfigError, match="no variant without hope; there are as configured, without ids"):
+        ablation.run(config=str(config), only="without hope")

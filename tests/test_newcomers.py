@@ -1,0 +1,109 @@
+"""Items without events: where contents put them, how far they are lifted, and that nothing else moves."""
+
+import numpy as np
+import pytest
+import torch
+from toy_data import START, chain, toy_catalog, toy_log
+
+from recsys import newcomers
+from recsys.index import ExactIndex
+from recsys.newcomers import content_features, place_newcomers
+from recsys.settings import TowerConfig
+from recsys.statistics import ItemStatistics
+from recsys.towers import TwoTowers
+
+ITEMS = 40
+NEW = (7, 21, 33, 39)
+
+
+def config(share, **more):
+    return TowerConfig(dimension=8, layers=1, history=5, dropout=0.0, id_dropout=0.0, newcomers=share, **more)
+
+
+def world(share, **more):
+    """Towers with random parameters; everyone walks round the items, but for the new ones."""
+    events = chain(60, ITEMS, 12)
+    events = events.where(~np.isin(events.items, NEW))
+    text = np.random.default_rng(0).normal(size=(ITEMS, 6))
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    catalog = toy_catalog(ITEMS, categories=[[f"c{row % 3}"] for row in range(ITEMS)], text=text)
+    torch.manual_seed(0)
+    model = TwoTowers(catalog, ItemStatistics.of(events), config(share, **more))
+    return model, catalog, events
+
+
+def shares(vectors, model, events):
+    """The new items' share of the first ten places of every user now."""
+    states = events.states(np.arange(events.n_users), np.full(events.n_users, events.latest + 1))
+    users = model.user_vectors(states, vectors)
+    found = ExactIndex(vectors).search(users, 10, exclude=states.seen_items()).rows
+    return np.isin(found, NEW).mean()
+
+
+def test_features_by_hand():
+    catalog = toy_catalog(3, categories=[["a", "b"], ["b"], []], text=[[1, 0], [0, 0], [0, 1]])
+    x = content_features(catalog).toarray()
+    # content | price and its mark, publication and its mark | a, b, none | "title", which all three have
+    half = 0.5**0.5
+    np.testing.assert_allclose(
+        x,
+        [[1, 0, 0, 0, 0, 0, half, half, 0, 1], [0, 0, 0, 0, 0, 0, 0, 1, 0, 1], [0, 1, 0, 0, 0, 0, 0, 0, 0, 1]],
+        rtol=1e-6,
+    )
+
+
+def test_a_catalogue_without_words_has_the_other_features():
+    catalog = toy_catalog(2, text=[[1, 0], [0, 1]])  # no word is in three items
+    np.testing.assert_array_equal(content_features(catalog).toarray(), [[1, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0]])
+
+
+def test_new_items_stand_where_a_weighted_ridge_puts_them(monkeypatch):
+    monkeypatch.setattr(newcomers, "PARITY", 0.0)  # as near to no lift as 12 halvings come
+    model, catalog, events = world(0.2)
+    placed = place_newcomers(model, catalog, events, seed=0)
+    x = content_features(catalog).toarray().astype(np.float64)
+    liked = np.bincount(events.liked().items, minlength=ITEMS)
+    known = liked > 0
+    weights = np.sqrt(liked[known])
+    weights /= weights.mean()
+    y = model.item_vectors()[known]
+    middle_x, middle_y = np.average(x[known], axis=0, weights=weights), np.average(y, axis=0, weights=weights)
+    centred = x[known] - middle_x
+    solved = np.linalg.solve(
+        centred.T * weights @ centred + newcomers.RIDGE * np.eye(x.shape[1]), centred.T * weights @ (y - middle_y)
+    )
+    expected = (x[list(NEW)] - middle_x) @ solved + middle_y
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(placed[list(NEW)], expected, atol=0.01)
+
+
+def test_items_with_events_stay_and_all_rows_are_unit():
+    model, catalog, events = world(0.2)
+    placed = place_newcomers(model, catalog, events, seed=0)
+    others = np.setdiff1d(np.arange(ITEMS), NEW)
+    np.testing.assert_array_equal(placed[others], model.item_vectors()[others])
+    assert not np.allclose(placed[list(NEW)], model.item_vectors()[list(NEW)], atol=0.1)
+    np.testing.assert_allclose(np.linalg.norm(placed, axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("share", "bound"), [(0.15, 0.15), (1.0, 2 * len(NEW) / ITEMS)])
+def test_new_items_take_the_share_they_are_given_and_no_more(share, bound):
+    model, catalog, events = world(share)
+    taken = shares(place_newcomers(model, catalog, events, seed=0), model, events)
+    assert bound - 0.03 < taken <= bound
+
+
+def test_an_item_that_is_touched_but_never_liked_is_placed_and_not_lifted():
+    model, catalog, events = world(1.0)
+    rows = [(0, 7, START, False), *zip(events.users, events.items, events.times, strict=True)]
+    touched = toy_log([tuple(row) for row in rows], events.n_users, ITEMS)
+    lifted = place_newcomers(model, catalog, events, seed=0)[7]
+    placed = place_newcomers(model, catalog, touched, seed=0)[7]
+    states = events.states(np.arange(events.n_users), np.full(events.n_users, events.latest + 1))
+    users = model.user_vectors(states, model.item_vectors())
+    assert (users @ placed).mean() < (users @ lifted).mean() - 0.01
+
+
+def test_without_a_share_or_without_contents_the_tower_alone_places_them():
+    for model, catalog, events in (world(0.0), world(0.2, content=False)):
+        np.testing.assert_array_equal(place_newcomers(model, catalog, events, seed=0), model.item_vectors())
