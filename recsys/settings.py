@@ -40,7 +40,7 @@ class TowerConfig(Strict):
     times: bool = True
     """Whether the time to the next event, or to the request, is read."""
 
-    newcomers: Annotated[float, Field(ge=0, le=1)] = 0.2
+    newcomers: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Items without events are lifted to at most this share of the first places; 0: they stay where the tower is."""
 
     @model_validator(mode="after")

@@ -86,8 +86,9 @@ def test_items_with_events_stay_and_all_rows_are_unit():
     np.testing.assert_allclose(np.linalg.norm(placed, axis=1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("share", "bound"), [(0.15, 0.15), (1.0, 2 * len(NEW) / ITEMS)])
-def test_new_items_take_the_share_they_are_given_and_no_more(share, bound):
+@pytest.mark.parametrize(("share", "parity", "bound"), [(0.15, 4.0, 0.15), (1.0, 2.0, 2 * len(NEW) / ITEMS)])
+def test_new_items_take_the_share_they_are_given_and_no_more(share, parity, bound, monkeypatch):
+    monkeypatch.setattr(newcomers, "PARITY", parity)
     model, catalog, events = world(share)
     taken = shares(place_newcomers(model, catalog, events, seed=0), model, events)
     assert bound - 0.03 < taken <= bound

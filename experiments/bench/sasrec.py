@@ -65,7 +65,7 @@ class OnRequest(Callback):  # type: ignore[misc]
 def main(folder: Path, answers: TextIO) -> None:
     """Train until nobody asks any more."""
     settings = json.loads((folder / "settings.json").read_text())
-    with np.load(folder / "events.npz") as log:
+    with np.load(folder / "events.npz", allow_pickle=False) as log:
         events = pd.DataFrame({Columns.User: log["users"], Columns.Item: log["items"]})
     events[Columns.Weight] = 1.0
     events[Columns.Datetime] = pd.to_datetime(np.arange(len(events)), unit="s")

@@ -193,7 +193,7 @@ def rival(
                 with suppress(BrokenPipeError):  # it has ended, and says so instead of an answer
                     print(file=asks, flush=True)
                 done = answer()
-                with np.load(folder / "vectors.npz") as tables:
+                with np.load(folder / "vectors.npz", allow_pickle=False) as tables:
                     return done["seconds"], done["positions"], Vectors(tables["users"], tables["items"])
 
             try:
