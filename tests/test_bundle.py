@@ -97,6 +97,20 @@ def test_similar_items_leave_themselves_out(saved):
     assert (bundle.similar(rows, 5, allow=allow).rows < 10).all()
 
 
+def test_words_find_items_as_by_content_alone_whatever_the_towers_say(tmp_path):
+    text = np.random.default_rng(1).normal(size=(30, 6)).astype(np.float32)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    catalog = toy_catalog(30, text=text)
+    stage, catalog, statistics = toy_stage(EVENTS, catalog)
+    bundle = load_bundle(save_bundle(tmp_path, catalog, stage, statistics, FACTS))
+    asked = np.random.default_rng(2).normal(size=(5, 6)).astype(np.float32)
+    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
+    found = bundle.search(asked, 10)
+    cosines = asked @ text.T
+    np.testing.assert_array_equal(found.rows, np.argsort(-cosines, axis=1)[:, :10])
+    np.testing.assert_allclose(found.scores, -np.sort(-cosines, axis=1)[:, :10], atol=1e-6)
+
+
 def test_the_manifest_says_where_it_comes_from(saved):
     manifest = json.loads((saved / "manifest.json").read_text())
     assert FACTS.items() <= manifest.items()

@@ -68,6 +68,21 @@ def test_content_finds_what_has_no_events(config):
     )
 
 
+def test_with_a_cut_cold_is_what_comes_later_and_nothing_later_is_fitted_on(config, monkeypatch):
+    fitted = []
+    monkeypatch.setattr(
+        cold, "fit_tfidf", lambda events, *a, **k: fitted.append(events) or fit_tfidf(events, *a, **k)
+    )
+    figures = cold.run(short=True, config=str(config), cut=0.3).figures
+    table = pl.read_csv(config.parent / "events.csv").select(
+        "item_id", pl.col("timestamp").str.to_datetime(time_zone="UTC")
+    )
+    at = np.quantile(table["timestamp"].dt.timestamp("us").to_numpy(), 0.3)
+    early = table.filter(pl.col("timestamp").dt.timestamp("us") < int(at))
+    assert fitted[0].latest < at
+    assert figures["items_cold"] == table["item_id"].n_unique() - early["item_id"].n_unique() > 0
+
+
 def test_which_items_are_cold_is_the_seeds(config):
     first, other = (cold.run(short=True, config=str(config), seed=seed).figures["events"] for seed in (0, 1))
     assert first != other

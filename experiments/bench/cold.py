@@ -1,7 +1,8 @@
 """Items that nobody has touched: a tenth of them loses all its events, and has to be found by its content.
 
 An event is a user's positive one with a cold item; the history is what else the user did before it, warm items only.
-It is ranked among the cold items, and among all items (those of the history excluded), at most 5,000 events. The
+It is ranked among the cold items, and among all items (those of the history excluded), at most 5,000 events. In the
+other form time decides: all is fitted before a cut, and cold are the items that come after it. The
 references are linear: the TF-IDF profile, the content bridge, and the sum of both in standard scores.
 """
 
@@ -51,11 +52,17 @@ class Sum(Baseline):
 
 
 def run(
-    *, short: bool = False, config: str = "configs/demo-posters.yaml", seed: int = 0, passes: int | None = None
+    *,
+    short: bool = False,
+    config: str = "configs/demo-posters.yaml",
+    seed: int = 0,
+    passes: int | None = None,
+    cut: float | None = None,
 ) -> Result:
     """config: one whose data are there; seed: which items are cold; passes: of the towers, else as configured.
 
-    short: two passes, 500 events.
+    cut: share of the events, the oldest, that all is fitted on; cold are then the items that come later. short: two
+    passes, 500 events.
     """
     settings = load_config(Path(config))
     dataset = load_dataset(settings)
@@ -64,8 +71,14 @@ def run(
     events, n = dataset.events, len(dataset.catalog)
     rng = np.random.default_rng(seed)
     cold = np.zeros(n, dtype=np.bool_)
-    cold[rng.permutation(n)[: n // 10]] = True
-    warm = events.where(~cold[events.items])
+    if cut is None:
+        cold[rng.permutation(n)[: n // 10]] = True
+        fit = warm = events.where(~cold[events.items])
+    else:
+        fit = events.before(int(np.quantile(events.times, cut)))
+        cold[events.items] = True
+        cold[fit.items] = False
+        warm = events.where(~cold[events.items])
     asked = np.flatnonzero(events.positive & cold[events.items])
     asked = np.sort(rng.permutation(asked)[: 500 if short else EVENTS])
     states = warm.states(events.users[asked], events.times[asked])
@@ -73,11 +86,11 @@ def run(
     targets = Targets(states, np.arange(len(asked), dtype=np.int64), events.items[asked])
 
     texts = item_texts(dataset.catalog.frame)
-    profile, bridge = fit_tfidf(warm, texts, decay=DECAY), fit_bridge(warm, texts, decay=DECAY, seed=seed)
+    profile, bridge = fit_tfidf(fit, texts, decay=DECAY), fit_bridge(fit, texts, decay=DECAY, seed=seed)
     began = time.perf_counter()
     fitted = fit_towers(
         dataset.catalog,
-        warm,
+        fit,
         settings.towers,
         settings.training,
         seed=settings.seed,
@@ -88,7 +101,7 @@ def run(
         PROFILE: profile,
         "content bridge": bridge,
         BOTH: Sum(profile.popularity, profile.fitted_until, bridge, profile, cold),
-        OURS: assemble(fitted.model, warm, settings, dataset.catalog),
+        OURS: assemble(fitted.model, fit, settings, dataset.catalog),
     }
     figures: dict[str, Any] = {
         "items": n,
