@@ -107,13 +107,17 @@ def tune(
     tracker.start(f"{config.name} tune", config.model_dump(), facts)
     try:
         for _ in range(before, trials):
-            if minutes is not None and time.monotonic() - began > 60 * minutes:
+            late = minutes is not None and time.monotonic() - began > 60 * minutes
+            if late and study.get_trials(states=ENDED):  # of one at least there is something to tell
                 break
             trial = study.ask(space)
             try:
                 study.tell(trial, _try(config, dataset, {name: split}, trial, tracker.nested(), reporter))
             except optuna.TrialPruned:
                 study.tell(trial, state=TrialState.PRUNED)
+            except Exception:  # tried again, it would fail again
+                study.tell(trial, state=TrialState.FAIL)
+                raise
             done(1)
         found = _search(config, study)
         tracker.metrics({"ndcg_at_10": found.trials[0].ndcg_at_10, "trials": len(found.trials)})

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from experiments.config import RunConfig
 from experiments.contenders import RERANKED, TOWERS, Recipe, fit_recipe
@@ -61,6 +62,7 @@ def train_from(
 
     try:
         splits, tables = judge(config, bundle, dataset, reporter)
+        torch.manual_seed(config.seed)  # categories that are new begin at random
         towers = carry(bundle.recommender.towers, bundle.catalog, dataset.catalog, dataset.events, config.towers)
         fitted = fit_towers(
             dataset.catalog,
@@ -131,11 +133,11 @@ def judge(
             continue
         seen = events.before(since + 1)
         split = Split(f"bundle {bundle.fingerprint}, prequential", since + 1, None, seen, seen, asked, asked)
-        ours = TOWERS if config.reranker is None else RERANKED
+        ours = TOWERS if bundle.recommender.reranker is None else RERANKED
         outcome = evaluate(
             ours, bundle.recommender, split, bundle.catalog, asked, repeats=placement.repeats, seconds=0
         )
         splits.append(split)
-        tables.append(compare(config, name, [split], [outcome]))
+        tables.append(replace(compare(config, name, [split], [outcome]), ours=ours))
         reporter.say(f"the bundle before · {name}: NDCG@10 {outcome.per_user('ndcg').mean():.4f} on {len(asked):,}")
     return splits, tables

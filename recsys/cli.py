@@ -437,7 +437,8 @@ def main() -> None:
     from features.errors import RecsysError
 
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # a scheduler may set WORLD_SIZE for its own ends; torchrun says that it was it
+        if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from recsys.distributed import lead_or_help
 
             lead_or_help(app)

@@ -60,7 +60,8 @@ def bundle_compare(
         for table in tables:
             row = next(r for r in table["rows"] if r["name"] == table["ours"])
             figures = [f"{key} {row[key]['mean']:.4f}" for key in ("hr_at_10", "ndcg_at_10")]
-            typer.echo(f"{name} · {table['title']} (split {', '.join(table['split_hashes'])}): {', '.join(figures)}")
+            told_of = f"{table['note']}; split {', '.join(table['split_hashes'])}"
+            typer.echo(f"{name} · {table['title']} ({told_of}): {', '.join(figures)}")
 
 
 @bundle_app.command("publish")

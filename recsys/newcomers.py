@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from features.catalog import Catalog, item_texts
-from features.interactions import Interactions, Ints
+from features.interactions import Bools, Interactions, Ints
 from recsys.candidates import Floats
 from recsys.index import ExactIndex
 from recsys.towers import TwoTowers, numbers
@@ -19,6 +19,9 @@ PARITY = 4.0
 
 USERS = 2000
 """At most this many users are asked where newcomers would stand."""
+
+FARTHEST = 8.0
+"""Length of the longest step: all that is left of an item's own direction is an eighth."""
 
 RIDGE = 2.0
 """Penalty of the regression from contents to vectors, whose features are of length about 1."""
@@ -35,8 +38,9 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
     an item would come to lie (as Gantner et al. 2010, Learning attribute-to-feature mappings for cold-start
     recommendations). What is predicted lies nearer to the middle than what was learned, and what the towers know of
     a user's next items they do not know of new ones: these would never be seen. Hence those that nobody has touched
-    move, all by the same step, towards what users have in common, until they take config.newcomers of the first
-    places of lists, or PARITY times the share of the catalogue that they are, whichever is less.
+    and that are available move, all by the same step, FARTHEST at most, towards what users have in common, until they
+    take config.newcomers of the first places of lists, or PARITY times the share of the catalogue that they are,
+    whichever is less. Where they take as much already, they stay.
     """
     vectors = model.item_vectors().copy()
     liked = np.bincount(events.liked().items, minlength=len(catalog))
@@ -45,9 +49,11 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
     if len(unknown) == 0 or most == 0 or not model.config.content:
         return vectors
     vectors[unknown] = _predicted(content_features(catalog), vectors, known, unknown, liked[known])
-    new = np.flatnonzero(np.bincount(events.items, minlength=len(catalog)) == 0)
+    shown, touched = catalog.available, np.bincount(events.items, minlength=len(catalog)) > 0
+    new = np.flatnonzero(shown & ~touched)
     if len(new):
-        vectors[new] = _lifted(model, vectors, events, new, min(most, PARITY * len(new) / len(catalog)), seed)
+        share = min(most, PARITY * len(new) / int(shown.sum()))
+        vectors[new] = _lifted(model, vectors, events, new, shown & touched, share, seed)
     return vectors
 
 
@@ -111,22 +117,26 @@ def _unit(rows: Floats) -> Floats:
     return unit
 
 
-def _lifted(model: TwoTowers, vectors: Floats, events: Interactions, new: Ints, share: float, seed: int) -> Floats:
-    """The new items' vectors, moved as far as their share of the users' first places is at most `share`."""
+def _lifted(
+    model: TwoTowers, vectors: Floats, events: Interactions, new: Ints, others: Bools, share: float, seed: int
+) -> Floats:
+    """The new items' vectors, moved as far as they take at most `share` of users' first places from `others`."""
     users = np.unique(events.liked().users)
     users = np.sort(np.random.default_rng(seed).permutation(users)[:USERS])
     states = events.states(users, np.full(len(users), events.latest + 1))
     asked = model.user_vectors(states, vectors)
     common = _unit(asked.mean(0, keepdims=True))
-    touched = np.ones(len(vectors), dtype=np.bool_)
-    touched[new] = False
-    rivals = ExactIndex(vectors).search(asked, FIRST, allow=touched, exclude=states.seen_items()).scores
+    index, seen = ExactIndex(vectors), states.seen_items()
+    parts = np.array_split(np.arange(len(users)), -(-len(users) // 256))  # what is excluded is a mask of all items
+    rivals = np.concatenate(
+        [index.search(asked[part], FIRST, allow=others, exclude=seen[part]).scores for part in parts]
+    )
 
     def moved(step: float) -> Floats:
         return _unit(vectors[new] + step * common)
 
-    low, high = 0.0, 2.0
-    for _ in range(12):
+    low, high = 0.0, FARTHEST
+    for _ in range(14):
         step = (low + high) / 2
         theirs = ExactIndex(moved(step)).search(asked, FIRST).scores
         first = np.argsort(-np.concatenate([rivals, theirs], axis=1), axis=1, kind="stable")[:, :FIRST]

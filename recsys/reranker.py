@@ -101,10 +101,15 @@ class PairFeatures:
         """µs of the latest event that the features have seen."""
         return self.statistics.fitted_until
 
-    def _neighbours(self, liked: Ragged, decay: float) -> Floats:
-        """(b, n) float32: sums over b histories of decay ** age times how much an item goes with theirs."""
-        sums: Floats = (profile(liked, len(self.vectors), decay) @ self.neighbours).toarray()
-        return sums
+    def _neighbours(self, liked: Ragged, decay: float, rows: Ints) -> Doubles:
+        """(b, k): sums over b histories of decay ** age times how much the items of rows (b, k) go with theirs."""
+        n = len(self.vectors)
+        sums = sp.csr_array(profile(liked, n, decay) @ self.neighbours)
+        sums.sort_indices()
+        key = np.repeat(np.arange(len(rows)), np.diff(sums.indptr)) * n + sums.indices
+        asked = np.arange(len(rows))[:, None] * n + rows
+        at = np.searchsorted(key, asked)
+        return np.where(np.append(key, -1)[at] == asked, np.append(sums.data, 0.0)[at], 0.0)
 
     @cached_property
     def finest(self) -> Ints:
@@ -143,7 +148,7 @@ class PairFeatures:
             np.where(there[:, None, :], filled, 0).sum(2) / count,
             np.einsum("bkm,bm->bk", self.catalog.content[rows], text, optimize=True),
             same.sum(2) / count,
-            *(np.take_along_axis(self._neighbours(liked, decay), rows, 1) for decay in (LONG, SHORT)),
+            *(self._neighbours(liked, decay, rows) for decay in (LONG, SHORT)),
             popularity,
             recently,
             np.log1p(s.newest[rows]),

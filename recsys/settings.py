@@ -41,10 +41,12 @@ class TowerConfig(Strict):
     """Whether the time to the next event, or to the request, is read."""
 
     newcomers: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Items without events are lifted to at most this share of the first places; 0: they stay where the tower is."""
+    """Share of the first places that items without events are lifted to; 0: they stand where the tower puts them."""
 
     @model_validator(mode="after")
     def _narrower(self) -> "TowerConfig":
+        if self.dimension % self.heads:
+            raise ValueError(f"heads {self.heads}: they must divide the dimension {self.dimension}")
         if any(not 1 <= m < self.dimension for m in self.nested):
             raise ValueError(f"nested {list(self.nested)}: dimensions below {self.dimension} are needed")
         return self

@@ -27,7 +27,8 @@ def overlay(old: Catalog, new: Catalog) -> Catalog:
     """
     ids = IdMap((*old.ids.ids, *(name for name in new.ids.ids if name not in old.ids)))
     gone = old.frame.filter(~pl.col(ITEM).is_in(new.ids.ids)).with_columns(pl.lit(False).alias(AVAILABLE))
-    frame = pl.concat([new.frame, gone.select(new.frame.columns)], how="vertical_relaxed")
+    shared = [name for name in new.frame.columns if name in gone.columns]
+    frame = pl.concat([new.frame, gone.select(shared)], how="diagonal_relaxed")
     return Catalog.of(frame, ids, np.zeros((len(ids), 1), np.float32), np.zeros(len(ids), np.bool_))
 
 

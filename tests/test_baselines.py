@@ -258,6 +258,14 @@ def test_item_knn_keeps_the_nearest_and_never_cuts_a_tie():
     assert (one[0] > 0).tolist() == [False, False, False, True]
 
 
+def test_a_tie_of_very_many_is_left_out_whole():
+    crowd = log([0] * 60 + [1, 1, 1, 2, 2], [*range(60), 0, 1, 2, 0, 1])
+    similarity = baselines.fit_item_knn(crowd, k=2, shrink=0, exponent=0.5).similarity
+    # items 3 to 59 were together with all others once: for each of them a tie of more than 10 * 2
+    expected = {(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)}
+    assert {(int(i), int(j)) for i, j in zip(*similarity.nonzero(), strict=True)} == expected
+
+
 def test_item_knn_does_not_depend_on_its_blocks(events, monkeypatch):
     whole = baselines.fit_item_knn(events, k=4).similarity.toarray()
     monkeypatch.setattr(neighbours, "_SIMILARITIES_AT_ONCE", 5 * ITEMS)

@@ -1,5 +1,7 @@
 """The benchmark of cold items on a catalogue of themes: each user stays with one, and its words give it away."""
 
+import shutil
+
 import numpy as np
 import polars as pl
 import pytest
@@ -8,6 +10,7 @@ from toy_data import toy_log
 
 from experiments.bench import cold
 from experiments.splits import Targets
+from features.errors import DataError
 from features.interactions import Ragged
 from recsys.baselines.content import fit_bridge, fit_tfidf
 from recsys.baselines.profiles import Baseline
@@ -73,13 +76,17 @@ def test_with_a_cut_cold_is_what_comes_later_and_nothing_later_is_fitted_on(conf
     monkeypatch.setattr(
         cold, "fit_tfidf", lambda events, *a, **k: fitted.append(events) or fit_tfidf(events, *a, **k)
     )
+    learn = cold.fit_towers
+    monkeypatch.setattr(
+        cold, "fit_towers", lambda _, events, *a, **k: fitted.append(events) or learn(_, events, *a, **k)
+    )
     figures = cold.run(short=True, config=str(config), cut=0.3).figures
     table = pl.read_csv(config.parent / "events.csv").select(
         "item_id", pl.col("timestamp").str.to_datetime(time_zone="UTC")
     )
     at = np.quantile(table["timestamp"].dt.timestamp("us").to_numpy(), 0.3)
     early = table.filter(pl.col("timestamp").dt.timestamp("us") < int(at))
-    assert fitted[0].latest < at
+    assert [events.latest < at for events in fitted] == [True, True]
     assert figures["items_cold"] == table["item_id"].n_unique() - early["item_id"].n_unique() > 0
 
 
@@ -118,3 +125,15 @@ def test_hits_are_counted_among_what_is_allowed():
     assert cold._hits(First(), targets, None).tolist() == [1, 1, 0]  # the seen one is left out: place ten
     mask = np.arange(30) >= 20
     assert cold._hits(First(), targets, mask).tolist() == [0, 0, 1]
+
+
+def test_a_cut_after_which_nothing_is_new_is_refused(config, tmp_path):
+    shutil.copytree(config.parent, tmp_path, dirs_exist_ok=True)
+    first = (tmp_path / "events.csv").read_text()
+    again = "".join(line + "\n" for line in first.splitlines()[1:]).replace("2024-", "2025-")
+    (tmp_path / "events.csv").write_text(first + again)
+    settings = yaml.safe_load(config.read_text())
+    settings["data"]["path"] = str(tmp_path)
+    (tmp_path / "themes.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(DataError, match="no positive event of a cold item"):
+        cold.run(short=True, config=str(tmp_path / "themes.yaml"), cut=0.6)

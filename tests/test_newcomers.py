@@ -1,5 +1,7 @@
 """Items without events: where contents put them, how far they are lifted, and that nothing else moves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -108,3 +110,16 @@ def test_an_item_that_is_touched_but_never_liked_is_placed_and_not_lifted():
 def test_without_a_share_or_without_contents_the_tower_alone_places_them():
     for model, catalog, events in (world(0.0), world(0.2, content=False)):
         np.testing.assert_array_equal(place_newcomers(model, catalog, events, seed=0), model.item_vectors())
+
+
+def test_what_is_not_available_neither_is_lifted_nor_stands_in_the_way():
+    model, catalog, events = world(0.15)
+    gone = np.isin(np.arange(ITEMS), (7, 21, *range(0, 20, 2)))
+    catalog = replace(catalog, available=~gone)
+    placed = place_newcomers(model, catalog, events, seed=0)
+    states = events.states(np.arange(events.n_users), np.full(events.n_users, events.latest + 1))
+    users = model.user_vectors(states, placed)
+    found = ExactIndex(placed).search(users, 10, allow=~gone, exclude=states.seen_items()).rows
+    assert 0.12 < np.isin(found, NEW).mean() <= 0.15
+    alone = replace(catalog, available=np.isin(np.arange(ITEMS), (33, 39)))  # lifted without any rival: not at all
+    assert np.isfinite(place_newcomers(model, alone, events, seed=0)).all()

@@ -20,6 +20,7 @@ from experiments.dataset import encode, keep_frequent, load_dataset
 from experiments.evaluate import DEPTH, K, as_dict, ranked
 from experiments.splits import Targets
 from features.catalog import item_texts
+from features.errors import DataError
 from features.interactions import Bools, Ragged
 from recsys import metrics
 from recsys.baselines.content import ContentBridge, TfidfProfile, fit_bridge, fit_tfidf
@@ -66,7 +67,8 @@ def run(
     """
     settings = load_config(Path(config))
     dataset = load_dataset(settings)
-    dataset = keep_frequent(dataset, dataset.events.latest + 1, settings.data.min_train_events)
+    if cut is None:  # else every item: which ones become frequent, nobody knew
+        dataset = keep_frequent(dataset, dataset.events.latest + 1, settings.data.min_train_events)
     dataset = encode(dataset, settings)
     events, n = dataset.events, len(dataset.catalog)
     rng = np.random.default_rng(seed)
@@ -83,6 +85,10 @@ def run(
     asked = np.sort(rng.permutation(asked)[: 500 if short else EVENTS])
     states = warm.states(events.users[asked], events.times[asked])
     asked, states = asked[states.liked().lengths > 0], states[np.flatnonzero(states.liked().lengths > 0)]
+    if not len(asked):
+        raise DataError(
+            f"{config}: no positive event of a cold item by a user with a history: another seed or cut has some"
+        )
     targets = Targets(states, np.arange(len(asked), dtype=np.int64), events.items[asked])
 
     texts = item_texts(dataset.catalog.frame)

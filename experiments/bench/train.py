@@ -201,6 +201,8 @@ def rival(
                 yield one_pass
             finally:
                 worker.kill()
+                with suppress(BrokenPipeError):  # it had ended by itself, and this would hide why
+                    asks.close()
 
 
 def environment(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from experiments.contenders import assemble
 from experiments.dataset import encode, load_dataset
 from experiments.evaluate import as_dict, evaluate
 from experiments.train import windows
+from features.errors import ConfigError
 from recsys.bootstrap import paired_bootstrap
 from recsys.training import FittedTowers, fit_towers
 from recsys.warm import PASSES, carry
@@ -28,7 +29,8 @@ def run(*, short: bool = False, config: str = "configs/complete-journey.yaml") -
     dataset, splits = windows(settings, load_dataset(settings))[-1]
     dataset = encode(dataset, settings)
     first = next(iter(splits.values()))
-    assert first.cut is not None
+    if first.cut is None:
+        raise ConfigError(f"{config}: split.kind is leave-last-out, and a warm start needs a split by time")
     old = first.train.before(first.cut - DAY)
     passes = 2 if short else settings.training.epochs
     seconds = {}

@@ -10,6 +10,9 @@ from features.interactions import Interactions, Ragged
 from recsys.baselines.profiles import Baseline, counts, profile, user_items
 from recsys.candidates import Floats
 
+CROWD = 10
+"""Times k neighbours of an item are kept at most for the sake of ties."""
+
 _SIMILARITIES_AT_ONCE = 1 << 24
 """Dense similarities (items x items) held at a time: 64 MiB in float32."""
 
@@ -32,7 +35,8 @@ def fit_item_knn(
     events: Interactions, *, k: int = 1000, shrink: float = 50.0, exponent: float = 0.3, decay: float = 0.5
 ) -> ItemKNN:
     """Item-kNN: s_ij = c_ij / (n_i^a n_j^(1-a) + shrink) from i in the history to j, the k largest of each i kept
-    (a tie at the k-th is kept whole: no neighbour is chosen by its row number).
+    (a tie at the k-th is kept whole, or, where that makes more than CROWD * k, left out whole: no neighbour is chosen
+    by its row number, and one user with thousands of items does not make millions of neighbours).
 
     c_ij users with both items, n_i users with i, a = exponent: .5 is the cosine (Sarwar et al. 2001), others the
     asymmetric cosine (Aiolli 2013), where a below .5 damps popular candidates; shrinkage as in Bell & Koren 2007.
@@ -55,7 +59,9 @@ def fit_item_knn(
         i = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
         block.data /= left[at + i] * right[block.indices] + np.float32(shrink)
         block.data[block.indices == at + i] = 0
-        block.data[block.data < _kth_largest(block, k)[i]] = 0
+        least = _kth_largest(block, k)[i]
+        crowded = np.bincount(i[block.data >= least], minlength=block.shape[0])[i] > CROWD * k
+        block.data[(block.data < least) | (crowded & (block.data == least))] = 0
         block.eliminate_zeros()
         blocks.append(block)
     return ItemKNN(counts(events), events.latest, sp.vstack(blocks, format="csr"), decay)
