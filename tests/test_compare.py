@@ -35,7 +35,7 @@ def root(tmp_path_factory):
     """Two bundles of one training whose contents lie otherwise: on a circle in order, and with the ends swapped."""
     root = tmp_path_factory.mktemp("bundles")
     rows = [{"name": "ours", "hr_at_10": {"mean": 0.25}, "ndcg_at_10": {"mean": 0.125}}]
-    table = {"title": "toy · home", "ours": "ours", "split_hashes": ["s"], "rows": rows}
+    table = {"title": "toy · home", "note": "time cut", "ours": "ours", "split_hashes": ["s"], "rows": rows}
     for name, order in (("one", np.arange(N)), ("other", np.r_[N - 1, 1 : N - 1, 0])):
         vectors = angles(order * 3.0)
         stage, catalog, statistics = toy_stage(EVENTS, toy_catalog(N, text=vectors))
@@ -104,7 +104,7 @@ def test_the_command_compares_switches_and_goes_back(copies):
     publish(one)
     told = recsys("bundle", "compare", "current", other.name[:6], "--bundles", copies).stdout
     assert "of the 10 nearest stay" in told
-    assert f"{other.name} · toy · home (split s): hr_at_10 0.2500, ndcg_at_10 0.1250" in told
+    assert f"{other.name} · toy · home (time cut; split s): hr_at_10 0.2500, ndcg_at_10 0.1250" in told
     assert recsys("bundle", "publish", other.name[:6], "--bundles", copies).returncode == 0
     assert current(copies) == other
     assert recsys("bundle", "publish", one.name, "--bundles", copies).returncode == 0
