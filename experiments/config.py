@@ -54,6 +54,15 @@ class RunConfig(Strict):
     cache: str = "data/cache"
     """Folder of encoded contents and exported models."""
 
+    def changed(self, settings: Mapping[str, Any]) -> "RunConfig":
+        """With other settings, as {"towers.dropout": 0.3}. Raises ValidationError when they do not go together."""
+        sections: dict[str, dict[str, Any]] = {}
+        for key, value in settings.items():
+            section, name = key.split(".")
+            sections.setdefault(section, getattr(self, section).model_dump(exclude_unset=True))[name] = value
+        update = {name: type(getattr(self, name)).model_validate(values) for name, values in sections.items()}
+        return self.model_copy(update=update)
+
     @field_validator("baselines")
     @classmethod
     def _known(cls, baselines: dict[str, dict[str, int | float]]) -> dict[str, dict[str, int | float]]:

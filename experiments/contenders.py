@@ -152,9 +152,7 @@ def assemble(model: TwoTowers, events: Interactions, config: RunConfig, catalog:
 
     With the catalogue, items without events are placed by it, which takes seconds: not needed to compare passes.
     """
-    vectors = model.item_vectors()
-    if catalog is not None:
-        vectors = place_newcomers(model, catalog, events, seed=config.seed)
+    vectors = model.item_vectors() if catalog is None else place_newcomers(model, catalog, events, seed=config.seed)
     return TwoStage(
         towers=model,
         vectors=vectors,

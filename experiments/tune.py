@@ -150,20 +150,10 @@ def _own(config: RunConfig, key: str) -> Any:
 def _fits(config: RunConfig, key: str, value: Any) -> bool:
     """As a dimension does not that vectors are to be cut to."""
     try:
-        changed(config, {key: value})
+        config.changed({key: value})
     except ValidationError:
         return False
     return True
-
-
-def changed(config: RunConfig, settings: Settings) -> RunConfig:
-    """The configuration with these settings. Raises pydantic's ValidationError when they do not go together."""
-    sections: dict[str, dict[str, Any]] = {}
-    for key, value in settings.items():
-        section, name = key.split(".")
-        sections.setdefault(section, getattr(config, section).model_dump(exclude_unset=True))[name] = value
-    update = {name: type(getattr(config, name)).model_validate(values) for name, values in sections.items()}
-    return config.model_copy(update=update)
 
 
 def _study(config: RunConfig, space: dict[str, BaseDistribution], facts: dict[str, str]) -> optuna.Study:
@@ -199,7 +189,7 @@ def _try(
 ) -> float:
     """One trial: NDCG@10 of the best pass. Raises TrialPruned when half of the others were better by then."""
     settings = {key: _short(value) for key, value in trial.params.items()}
-    tried = changed(config, settings).model_copy(update={"reranker": None})
+    tried = config.changed(settings).model_copy(update={"reranker": None})
     trial.set_user_attr("settings", settings)
     tracker.start(f"{config.name} tune", settings, {"trial": str(trial.number)})
     lines: list[dict[str, float]] = []
@@ -247,7 +237,7 @@ def _search(config: RunConfig, study: optuna.Study) -> Search:
         for trial in study.get_trials(states=ENDED)
     ]
     ended.sort(key=lambda one: (one.state, -one.ndcg_at_10))  # "complete" comes before "pruned"
-    best = changed(config, ended[0].settings)
+    best = config.changed(ended[0].settings)
     sections = {name: getattr(best, name) for name in dict.fromkeys(key.split(".")[0] for key in ended[0].settings)}
     told = {name: section.model_dump(mode="json", exclude_unset=True) for name, section in sections.items()}
     return Search(tuple(ended), yaml.safe_dump(told, default_flow_style=None, sort_keys=False, width=118))

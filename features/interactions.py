@@ -11,6 +11,9 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+DAY = 86_400_000_000
+"""One day in µs."""
+
 
 @dataclass(frozen=True)
 class Ragged:

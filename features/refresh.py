@@ -14,9 +14,10 @@ import polars as pl
 
 from features.errors import StoreError
 from features.event_log import Event, Position, events_frame, read
+from features.interactions import DAY
 from features.progress import Begin
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
-from features.store import DAY, HISTORY, FeatureStore, ItemStats, UserPatch, Watermark, pack_rows, patches
+from features.store import HISTORY, FeatureStore, ItemStats, UserPatch, Watermark, pack_rows, patches
 
 STATS_AGE = DAY // 24
 """Item statistics older than this are made again even when nothing is new: their windows have moved."""

@@ -27,9 +27,6 @@ HISTORY = 512
 RECENT_USERS = 1000
 """Users kept in the list of those last active."""
 
-DAY = 86_400_000_000
-"""One day in µs."""
-
 _LAYOUT = 2
 _SEPARATOR = "\x1f"  # ids never contain control characters
 _AT = "\x1e"  # before a time, in the place of an event_id

@@ -7,6 +7,7 @@ import scipy.sparse as sp
 
 from features.catalog import Catalog, item_texts
 from features.interactions import Bools, Interactions, Ints
+from features.spaces import unit
 from recsys.candidates import Floats
 from recsys.index import ExactIndex
 from recsys.towers import TwoTowers, numbers
@@ -26,9 +27,8 @@ FARTHEST = 8.0
 RIDGE = 2.0
 """Penalty of the regression from contents to vectors, whose features are of length about 1."""
 
-
 STEPS, TOLERANCE, TINY = 50, 1e-3, 1e-12
-"""Of conjugate gradients: at most so many, until what is left is so small; and what stands for no length."""
+"""Of conjugate gradients: at most so many, until so little is left; and what stands for nothing in a division."""
 
 
 def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *, seed: int) -> Floats:
@@ -108,13 +108,7 @@ def _predicted(features: sp.csr_array, vectors: Floats, known: Ints, unknown: In
         if (size <= TOLERANCE**2 * begun).all():
             break
         step = left + size / before.clip(min=TINY) * step
-    return _unit(features[unknown] @ solved - middle_x @ solved + middle_y)
-
-
-def _unit(rows: Floats) -> Floats:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: Floats = (rows / lengths.clip(min=TINY)).astype(np.float32)
-    return unit
+    return unit(features[unknown] @ solved - middle_x @ solved + middle_y)
 
 
 def _lifted(
@@ -125,7 +119,7 @@ def _lifted(
     users = np.sort(np.random.default_rng(seed).permutation(users)[:USERS])
     states = events.states(users, np.full(len(users), events.latest + 1))
     asked = model.user_vectors(states, vectors)
-    common = _unit(asked.mean(0, keepdims=True))
+    common = unit(asked.mean(0, keepdims=True))
     index, seen = ExactIndex(vectors), states.seen_items()
     parts = np.array_split(np.arange(len(users)), -(-len(users) // 256))  # what is excluded is a mask of all items
     rivals = np.concatenate(
@@ -133,7 +127,7 @@ def _lifted(
     )
 
     def moved(step: float) -> Floats:
-        return _unit(vectors[new] + step * common)
+        return unit(vectors[new] + step * common)
 
     low, high = 0.0, FARTHEST
     for _ in range(14):

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from features.catalog import Catalog
 from features.errors import BundleError, DependencyError
-from features.interactions import Interactions, Ints, Ragged, UserStates
+from features.interactions import DAY, Interactions, Ints, Ragged, UserStates
 from recsys.baselines.neighbours import fit_item_knn
 from recsys.baselines.profiles import profile
 from recsys.candidates import Candidates, Floats
@@ -72,9 +72,6 @@ NEGATIVES = 100
 
 The time saved goes into more states and more trees, which are worth more.
 """
-
-DAY = 86_400_000_000
-"""Microseconds."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.interactions import Interactions, Ints
+from features.interactions import DAY, Interactions, Ints
 from recsys.candidates import Floats
 
 
@@ -24,10 +24,10 @@ class ItemStatistics:
     @classmethod
     def of(cls, events: Interactions) -> "ItemStatistics":
         """From the events of a time."""
-        log, day = events.liked(), 86400 * 10**6
+        log = events.liked()
 
         def count(days: int) -> Ints:
-            return np.bincount(log.items[log.times > events.latest - days * day], minlength=log.n_items)
+            return np.bincount(log.items[log.times > events.latest - days * DAY], minlength=log.n_items)
 
         last = np.full(log.n_items, np.iinfo(np.int64).min)
         np.maximum.at(last, log.items, log.times)

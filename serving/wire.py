@@ -21,8 +21,8 @@ from starlette.requests import ClientDisconnect
 
 from features.errors import RecsysError
 from features.event_log import Event
+from features.interactions import DAY
 from features.schema import MAX_ID_BYTES
-from features.store import DAY
 
 MAX_BODY_BYTES = 1 << 20
 MAX_EVENTS = 1000

@@ -8,10 +8,9 @@ import pytest
 from experiments.bench.baselines import read_sequences
 from experiments.bench.baselines import run as bench
 from features.errors import ConfigError, DataError, SourceError
-from features.interactions import Interactions, Ragged
+from features.interactions import DAY, Interactions, Ragged
 from recsys import baselines
 from recsys.baselines import ease, neighbours, profiles
-from recsys.baselines.popular import DAY
 from recsys.candidates import Recommender
 
 USERS, ITEMS = 30, 24

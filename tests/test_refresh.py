@@ -9,9 +9,10 @@ from toy_service import NOW, RULES, toy_events
 
 from features.errors import StoreError
 from features.event_log import Event, EventLog
+from features.interactions import DAY
 from features.refresh import catch_up, item_stats, refresh
 from features.schema import EventRules
-from features.store import DAY, HISTORY, MemoryStore, UserPatch, UserState
+from features.store import HISTORY, MemoryStore, UserPatch, UserState
 
 
 def append(folder: Path, *events: Event) -> None:

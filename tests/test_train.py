@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from toy_data import START, toy_config, write_tables
+from toy_data import START, Lines, toy_config, write_tables
 
 from experiments import plots
 from experiments.config import load_config
@@ -21,19 +21,6 @@ from features.event_log import Event, EventLog
 from recsys.bundle import current, load_bundle
 
 CONTENDERS = ["popular", "item-knn", "two towers", "two towers + reranker"]
-
-
-class Lines:
-    """Keeps what a run says."""
-
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def steps(self, what, total):
-        return lambda done: None
 
 
 class Recorder(NullTracker):

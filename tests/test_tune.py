@@ -8,14 +8,14 @@ import optuna
 import pytest
 import yaml
 from mlflow import MlflowClient
-from toy_data import toy_config, write_tables
+from toy_data import Lines, toy_config, write_tables
 from typer.testing import CliRunner
 
 from experiments import tune as module
 from experiments.config import load_config
 from experiments.tracking import MlflowTracker, NullTracker
 from experiments.train import windows
-from experiments.tune import SPACE, changed, tune
+from experiments.tune import SPACE, tune
 from features.errors import ConfigError
 from recsys import cli
 
@@ -26,17 +26,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 RATES = ("towers.dropout", "training.learning_rate")
-
-
-class Quiet:
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def steps(self, what, total):
-        return lambda done: None
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +42,7 @@ def config(tables, tmp_path):
 
 
 def search(config, *, trials=3, tracker=None, only=RATES, **options):
-    return tune(config, tracker or NullTracker(), Quiet(), trials=trials, only=only, **options)
+    return tune(config, tracker or NullTracker(), Lines(), trials=trials, only=only, **options)
 
 
 def judged(monkeypatch, curves):
@@ -196,7 +185,7 @@ def test_several_processes_are_refused(config, monkeypatch):
 
 
 def test_the_space_holds_the_configurations_own_values_and_none_that_do_not_fit(config):
-    odd = changed(config, {"towers.dimension": 48, "towers.nested": (40,), "training.learning_rate": 0.5})
+    odd = config.changed({"towers.dimension": 48, "towers.nested": (40,), "training.learning_rate": 0.5})
     space = module._space(odd, ())
     assert list(space) == list(SPACE)
     assert space["towers.dimension"].choices == (48, 64, 128)  # 32 is less than what vectors are cut to

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 from torch.nn import functional
-from toy_data import DAY, SMALL, toy_catalog, toy_config, toy_log, write_tables
+from toy_data import DAY, SMALL, Lines, toy_catalog, toy_config, toy_log, write_tables
 
 from experiments.config import load_config
 from experiments.dataset import load_dataset
@@ -21,19 +21,6 @@ from recsys.statistics import ItemStatistics
 from recsys.towers import TwoTowers, histories
 from recsys.training import fit_towers
 from recsys.warm import carry, overlay
-
-
-class Lines:
-    """Keeps what a run says."""
-
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def steps(self, what, total):
-        return lambda done: None
 
 
 def test_old_items_keep_their_rows_new_ones_come_after_and_what_is_gone_is_not_available():

@@ -9,7 +9,7 @@ import yaml
 
 from features.catalog import Catalog
 from features.ids import IdMap
-from features.interactions import Interactions, Ragged
+from features.interactions import DAY, Interactions, Ragged
 from features.tables import ITEMS
 from recsys.baselines import fit_popular
 from recsys.index import ExactIndex
@@ -19,12 +19,22 @@ from recsys.settings import RerankerConfig, TowerConfig
 from recsys.statistics import ItemStatistics
 from recsys.towers import TwoTowers
 
-DAY = 86400 * 10**6
-"""Microseconds."""
-
 START = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * 10**6
 
 SMALL = TowerConfig(dimension=8, layers=1, heads=2, history=5, dropout=0.0, id_dropout=0.0)
+
+
+class Lines:
+    """Keeps what a run says."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def steps(self, what, total):
+        return lambda done: None
 
 
 def toy_log(rows, n_users=4, n_items=6):

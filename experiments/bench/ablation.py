@@ -5,14 +5,13 @@ test window as retrieval alone: a user's figure is the mean over the seeds, and 
 """
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.bench.runner import Result
-from experiments.config import RunConfig, load_config
+from experiments.config import load_config
 from experiments.contenders import train_two_stage
 from experiments.dataset import encode, load_dataset
 from experiments.evaluate import as_dict, evaluate
@@ -22,20 +21,18 @@ from features.progress import silent
 from recsys.bootstrap import bootstrap, paired_bootstrap
 from recsys.metrics import Doubles
 
-Changes = Mapping[str, Mapping[str, Any]]
-
-VARIANTS: dict[str, Changes] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "as configured": {},
-    "without ids": {"towers": {"id": False}},
-    "without contents": {"towers": {"content": False}},
-    "without times": {"towers": {"times": False}},
-    "without nested vectors": {"towers": {"nested": ()}},
-    "history of 10": {"towers": {"history": 10}},
-    "one layer": {"towers": {"layers": 1}},
-    "full softmax": {"training": {"negatives": 0}},
-    "256 negatives": {"training": {"negatives": 256}},
+    "without ids": {"towers.id": False},
+    "without contents": {"towers.content": False},
+    "without times": {"towers.times": False},
+    "without nested vectors": {"towers.nested": ()},
+    "history of 10": {"towers.history": 10},
+    "one layer": {"towers.layers": 1},
+    "full softmax": {"training.negatives": 0},
+    "256 negatives": {"training.negatives": 256},
 }
-"""Name -> section -> what is changed in it."""
+"""Name -> what is changed in the configuration."""
 
 
 def run(
@@ -47,7 +44,7 @@ def run(
     """
     settings = load_config(Path(config))
     if short:
-        seeds, settings = 1, changed(settings, {"training": {"epochs": 1}})
+        seeds, settings = 1, settings.changed({"training.epochs": 1})
     names = list(VARIANTS) if only is None else ["as configured", *only.split(",")]
     if unknown := [name for name in names if name not in VARIANTS]:
         raise ConfigError(f"no variant {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
@@ -58,7 +55,7 @@ def run(
     figures: dict[str, Any] = {"data_hash": dataset.hash, "split_hash": split.hash, "seeds": seeds}
     whole: Doubles | None = None
     for name in names:
-        variant, began, users = changed(settings, VARIANTS[name]), time.perf_counter(), []
+        variant, began, users = settings.changed(VARIANTS[name]), time.perf_counter(), []
         for seed in range(seeds):
             one = variant.model_copy(update={"seed": seed, "reranker": None})
             stage = train_two_stage(one, dataset, splits, lambda line: None, silent)[1].retrieval
@@ -74,9 +71,3 @@ def run(
         else:
             figures[f"{name}: change of ndcg_at_10"] = as_dict(paired_bootstrap(mean, whole, seed=0))
     return Result(figures, [])
-
-
-def changed(config: RunConfig, changes: Changes) -> RunConfig:
-    """The configuration with some sections' settings replaced."""
-    sections = {name: getattr(config, name).model_copy(update=dict(change)) for name, change in changes.items()}
-    return config.model_copy(update=sections)

@@ -15,6 +15,7 @@ import polars as pl
 from sklearn.linear_model import Ridge
 
 from experiments.bench.runner import Bar, Result
+from experiments.evaluate import as_dict
 from features.content import Audio, Content, Image, Limits, Text
 from features.decoders import Decoders
 from features.embed import embed, vectors_of
@@ -24,7 +25,7 @@ from features.interactions import Ints
 from features.spaces import Embedded, Encoder, SpaceKey, unit
 from recsys.alignment import Views
 from recsys.alignment_training import fit_alignment
-from recsys.bootstrap import Interval, bootstrap, paired_bootstrap
+from recsys.bootstrap import bootstrap, paired_bootstrap
 from recsys.candidates import Floats
 from recsys.metrics import Doubles
 from recsys.settings import AlignmentConfig
@@ -86,10 +87,10 @@ def run(*, short: bool = False, data: str | None = None, train: str | None = Non
         for k in (1, 10):
             a, b = _hits(mine, k), _hits(other, k)
             values[direction, k] = a
-            figures[f"{direction} R@{k}"] = _told(bootstrap(a, seed=SEED))
-            figures[f"{direction} R@{k} ridge"] = _told(bootstrap(b, seed=SEED))
+            figures[f"{direction} R@{k}"] = as_dict(bootstrap(a, seed=SEED))
+            figures[f"{direction} R@{k} ridge"] = as_dict(bootstrap(b, seed=SEED))
             difference = paired_bootstrap(a, b, seed=SEED)
-            figures[f"{direction} R@{k} ours minus ridge"] = _told(difference)
+            figures[f"{direction} R@{k} ours minus ridge"] = as_dict(difference)
             bars.append(Bar(f"{direction} R@{k}: low end of ours minus ridge", difference.low, ">", 0.0))
         kept = float(_hits(small, 10).mean() / _hits(mine, 10).mean())
         figures[f"{direction} R@10 at {CUT} dimensions"] = round(float(_hits(small, 10).mean()), 4)
@@ -98,7 +99,7 @@ def run(*, short: bool = False, data: str | None = None, train: str | None = Non
     for alone in ("text to image", "speech to image"):
         for k in (1, 10):
             difference = paired_bootstrap(values[both, k], values[alone, k], seed=SEED)
-            figures[f"{both} minus {alone} R@{k}"] = _told(difference)
+            figures[f"{both} minus {alone} R@{k}"] = as_dict(difference)
             bars.append(Bar(f"{both} R@{k}: low end of what it adds to {alone}", difference.low, ">", 0.0))
     return Result(figures, bars)
 
@@ -233,7 +234,3 @@ def _best(scores: Floats, c: int) -> Doubles:
 def _hits(found: Doubles, k: int) -> Doubles:
     """(n,) share of a photograph's questions answered within k."""
     return np.asarray((found.reshape(len(found), -1) <= k).mean(1))
-
-
-def _told(interval: Interval) -> list[float]:
-    return [round(value, 4) for value in (interval.mean, interval.low, interval.high)]

@@ -15,12 +15,10 @@ from experiments.dataset import encode, load_dataset
 from experiments.evaluate import as_dict, evaluate
 from experiments.train import windows
 from features.errors import ConfigError
+from features.interactions import DAY
 from recsys.bootstrap import paired_bootstrap
 from recsys.training import FittedTowers, fit_towers
 from recsys.warm import PASSES, carry
-
-DAY = 86400 * 10**6
-"""Microseconds."""
 
 
 def run(*, short: bool = False, config: str = "configs/complete-journey.yaml") -> Result:

@@ -5,12 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from features.errors import ConfigError
-from features.interactions import Interactions, Ragged
+from features.interactions import DAY, Interactions, Ragged
 from recsys.baselines.profiles import Baseline, counts
 from recsys.candidates import Floats
-
-DAY = 86_400_000_000
-"""Microseconds."""
 
 
 @dataclass(frozen=True)
