@@ -19,8 +19,8 @@ START = 0.2
 class ItemTower(nn.Module):
     """Items to unit vectors: id + popularity + projected content + numbers + mean of categories, normalised.
 
-    Id and popularity come from events. An item without any has neither, so that new items are placed by content
-    alone, in the same space and on the same scale; id dropout teaches that case.
+    Id and popularity come from events. An item without any has neither; id dropout teaches that case, and
+    `recsys.newcomers` places such items better still when the towers are fitted.
     """
 
     def __init__(self, catalog: Catalog, statistics: ItemStatistics, config: TowerConfig) -> None:

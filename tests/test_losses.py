@@ -23,6 +23,15 @@ def expected(queries, items, scale, of=OF, target=TARGET):
     return functional.cross_entropy((queries @ items.T * scale)[of], target)
 
 
+def same(loss, told, ours, theirs):
+    """The two losses, and the gradients by what each of them was made of."""
+    assert loss.item() == pytest.approx(told.item(), rel=1e-5)
+    (3 * loss).backward()
+    (3 * told).backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.grad, other.grad, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [0.5, 7.0, MAX_SCALE])
 def test_full_softmax_and_its_gradients_are_torchs(scale):
     """Also over several chunks, with queries that have several targets and one that has none."""
@@ -31,11 +40,7 @@ def test_full_softmax_and_its_gradients_are_torchs(scale):
     target = torch.randint(50, (len(of),), generator=torch.Generator().manual_seed(1))
     ours, theirs = ([t.clone().requires_grad_() for t in (queries, items, torch.tensor(scale))] for _ in range(2))
     loss, told = softmax_loss(*ours, of, target, 0), expected(*theirs, of, target)
-    assert loss.item() == pytest.approx(told.item(), rel=1e-5)
-    (3 * loss).backward()
-    (3 * told).backward()
-    for mine, torchs in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(mine.grad, torchs.grad, rtol=1e-3, atol=1e-6)
+    same(loss, told, ours, theirs)
 
 
 def test_an_item_that_is_opposite_to_everything_still_has_a_loss():
@@ -81,12 +86,7 @@ def test_sampled_softmax_and_its_gradients_are_those_of_the_formula():
         torch, "randperm", lambda n, device: torch.tensor([*drawn, *(set(range(n)) - set(drawn))])
     ):
         loss = softmax_loss(*ours, of, target, len(drawn))
-    told = formula(*theirs)
-    assert loss.item() == pytest.approx(told.item(), rel=1e-5)
-    (3 * loss).backward()
-    (3 * told).backward()
-    for mine, formulas in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(mine.grad, formulas.grad, rtol=1e-4, atol=1e-6)
+    same(loss, formula(*theirs), ours, theirs)
 
 
 def test_nested_loss_is_the_mean_over_the_cuts():

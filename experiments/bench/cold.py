@@ -2,8 +2,8 @@
 
 An event is a user's positive one with a cold item; the history is what else the user did before it, warm items only.
 It is ranked among the cold items, and among all items (those of the history excluded), at most 5,000 events. In the
-other form time decides: all is fitted before a cut, and cold are the items that come after it. The
-references are linear: the TF-IDF profile, the content bridge, and the sum of both in standard scores.
+other form time decides: all is fitted before a cut, and cold are the items that come after it. The references are
+linear: the TF-IDF profile, the content bridge, and the sum of both in standard scores.
 """
 
 import time
