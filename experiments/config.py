@@ -17,7 +17,7 @@ from features.encoding import Builtin, EncoderConfig
 from features.errors import ConfigError
 from features.schema import DataConfig, Strict
 from recsys.baselines import check_baseline
-from recsys.settings import AlignmentConfig, RerankerConfig, TowerConfig, TrainingConfig
+from recsys.settings import AlignmentConfig, RerankerConfig, RetrieverConfig, TowerConfig, TrainingConfig
 
 PREFIX = "RECSYS__"
 
@@ -40,6 +40,7 @@ class RunConfig(Strict):
     """How encoders of several spaces come to one."""
 
     towers: TowerConfig = TowerConfig()
+    retriever: RetrieverConfig = RetrieverConfig()
     training: TrainingConfig = TrainingConfig()
     reranker: RerankerConfig | None = RerankerConfig()
     """null: the order of retrieval is served."""

@@ -15,7 +15,7 @@ from features.progress import Begin
 from recsys import baselines
 from recsys.baselines.profiles import Baseline
 from recsys.candidates import Candidates
-from recsys.index import ExactIndex
+from recsys.index import Index
 from recsys.newcomers import place_newcomers
 from recsys.recommender import TwoStage
 from recsys.reranker import Lesson, PairFeatures, Reranker, fit_reranker
@@ -156,7 +156,7 @@ def assemble(model: TwoTowers, events: Interactions, config: RunConfig, catalog:
     return TwoStage(
         towers=model,
         vectors=vectors,
-        index=ExactIndex(vectors),
+        index=Index(vectors, config.retriever, seed=config.seed),
         fallback=baselines.fit_popular(events, days=POPULAR_DAYS),
         reranker=None,
         candidates=config.reranker.candidates if config.reranker else 0,

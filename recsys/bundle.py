@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from safetensors.torch import load_file as load_weights
 from safetensors.torch import save_file as save_weights
 
 from features.catalog import Catalog
-from features.errors import BundleError
+from features.errors import BundleError, SpaceError
 from features.ids import IdMap
 from features.interactions import Bools, Ints, Ragged
 from features.schema import ITEM, DataConfig
@@ -32,22 +33,24 @@ from recsys.alignment import Alignment, Map
 from recsys.baselines.popular import Popular
 from recsys.candidates import Candidates, Floats
 from recsys.content_space import ContentSpace
-from recsys.index import ExactIndex
-from recsys.recommender import TwoStage, side_by_side, widened
+from recsys.index import Index
+from recsys.live_index import LiveIndex
+from recsys.recommender import TwoStage
 from recsys.reranker import PairFeatures, Reranker
 from recsys.settings import TowerConfig
 from recsys.statistics import ItemStatistics
 from recsys.towers import TwoTowers
 
-FORMAT = 4
+FORMAT = 5
 """Rises when an older version could not read what is written."""
 
-MANIFEST, ITEMS, ARRAYS, TOWERS, INDEX, RERANKER, CONTENT = (
+MANIFEST, ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT = (
     "manifest.json",
     "items.parquet",
     "arrays.safetensors",
     "towers.safetensors",
-    "index.faiss",
+    "vectors",
+    "contents",
     "reranker.txt",
     "content.safetensors",
 )
@@ -56,7 +59,7 @@ _STATISTICS = ("total", "recent", "newest", "last")
 _SPARSE = ("data", "indices", "indptr")
 _UNFIT = (
     *(AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError),
-    *(SafetensorError, pl.exceptions.PolarsError),
+    *(SafetensorError, SpaceError, pl.exceptions.PolarsError),
 )
 """What reading raises of parts that are whole, and are not what the manifest says."""
 
@@ -66,7 +69,8 @@ class Bundle:
     """A loaded bundle.
 
     manifest: format, fingerprint, config, hashes of data and split, code version, seed, metrics, and the SHA-256 of
-    every file.
+    every file. content: where the items' contents lie, None where they have none; contents: finds items by
+    `catalog.content`.
     """
 
     path: Path
@@ -74,6 +78,7 @@ class Bundle:
     catalog: Catalog
     recommender: TwoStage
     content: ContentSpace | None
+    contents: LiveIndex
 
     @property
     def fingerprint(self) -> str:
@@ -90,16 +95,20 @@ class Bundle:
         """(n,) int64 rows, the most popular first."""
         return np.argsort(-self.recommender.fallback.popularity, kind="stable").astype(np.int64)
 
+    def grown(self, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> "Bundle":
+        """With items put since, see `recsys.overlay.grown`."""
+        from recsys.overlay import grown
+
+        return grown(self, items, channels)
+
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
         """The k items nearest to each of rows (b,), themselves left out unless `exclude` says otherwise."""
         own = Ragged(rows, np.arange(len(rows)), np.arange(1, len(rows) + 1)) if exclude is None else exclude
-        asked = widened(self.recommender.vectors[rows], self.recommender.index)
-        return self.recommender.index.search(asked, k, allow=allow, exclude=own)
+        return self.recommender.index.search(self.recommender.vectors[rows], k, allow=allow, exclude=own)
 
     def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
         """The k items nearest to each of some contents (b, m) of the bundle's space; those without any last."""
-        nothing = np.zeros((len(content), self.recommender.vectors.shape[1]), dtype=np.float32)
-        return self.recommender.index.search(side_by_side(nothing, content), k, allow=allow)
+        return self.contents.search(content, k, allow=allow)
 
 
 def save_bundle(
@@ -131,7 +140,14 @@ def save_bundle(
         arrays |= {f"neighbours.{name}": getattr(reranker.features.neighbours, name) for name in _SPARSE}
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / ARRAYS)
     save_weights({name: t.contiguous() for name, t in recommender.towers.state_dict().items()}, folder / TOWERS)
-    ExactIndex(side_by_side(recommender.vectors, catalog.content)).save(folder / INDEX)
+    index = recommender.index
+    if not isinstance(index, Index):
+        raise TypeError(f"a bundle is saved with the index that was built, given {type(index).__name__}")
+    index.save(folder / VECTORS, behaviour_space(folder / TOWERS, index.dimension))
+    # what is cut is the towers' vectors: of contents every dimension counts
+    whole = index.config.model_copy(update={"dimensions": None})
+    contents = Index(catalog.content, whole)
+    contents.save(folder / CONTENTS, content_space(content, contents.dimension))
     if content is not None:
         save_file(_content_arrays(content), folder / CONTENT)
     if isinstance(reranker, Reranker):
@@ -144,6 +160,7 @@ def save_bundle(
         "statistics_until": statistics.fitted_until,
         "category_names": list(catalog.category_names),
         "content": None if content is None else _content_facts(content),
+        "content_dimension": contents.dimension,
         "files": {
             file.name: {"sha256": _sha256(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())
         },
@@ -216,16 +233,17 @@ def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
     arrays = load_file(path / ARRAYS)
     frame = pl.read_parquet(path / ITEMS)
     towers_config = TowerConfig.model_validate(manifest["towers"])
-    index = ExactIndex.load(path / INDEX)
-    stored, d = index.vectors, towers_config.dimension
-    if stored.shape[1] <= d:
-        raise ValueError(f"vectors of {stored.shape[1]} dimensions in the index, {d} by the towers alone")
-    vectors, content_vectors = np.ascontiguousarray(stored[:, :d]), np.ascontiguousarray(stored[:, d:])
+    index = Index.load(path / VECTORS, behaviour_space(path / TOWERS, towers_config.dimension))
+    content = None
+    if manifest["content"] is not None:
+        content = _content(manifest["content"], load_file(path / CONTENT))
+    contents = Index.load(path / CONTENTS, content_space(content, manifest["content_dimension"]))
+    vectors = index.vectors
     catalog = Catalog(
         ids=IdMap(tuple(frame.get_column(ITEM).to_list())),
         frame=frame,
         category_names=tuple(manifest["category_names"]),
-        content=content_vectors,
+        content=contents.vectors,
         **{name: arrays[name] for name in _CATALOG},
     )
     statistics = ItemStatistics(manifest["statistics_until"], *(arrays[f"statistics.{name}"] for name in _STATISTICS))
@@ -241,16 +259,23 @@ def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
     recommender = TwoStage(
         towers=towers,
         vectors=vectors,
-        index=index,
+        index=LiveIndex(index),
         fallback=Popular(arrays["popularity"], fitted_until),
         reranker=reranker,
         candidates=manifest["candidates"],
         fitted_until=fitted_until,
     )
-    content = None
-    if manifest["content"] is not None:
-        content = _content(manifest["content"], load_file(path / CONTENT))
-    return Bundle(path, manifest, catalog, recommender, content)
+    return Bundle(path, manifest, catalog, recommender, content, LiveIndex(contents))
+
+
+def behaviour_space(weights: Path, dimension: int) -> SpaceKey:
+    """The space of vectors by the towers whose weights are in a file: no other towers' users may meet them."""
+    return SpaceKey("two towers", _sha256(weights)[:16], dimension)
+
+
+def content_space(content: ContentSpace | None, dimension: int) -> SpaceKey:
+    """The space of `Catalog.content`; one of its own where nothing is known of the items."""
+    return SpaceKey("no contents", "", dimension) if content is None else content.space
 
 
 def _content_facts(content: ContentSpace) -> dict[str, Any]:
@@ -296,6 +321,13 @@ def _fingerprint(manifest: dict[str, Any]) -> str:
 
 
 def _sha256(file: Path) -> str:
+    """Of the file's bytes; read once for each version of a file (place, size and time of change)."""
+    about = file.stat()
+    return _digest(file, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(1024)
+def _digest(file: Path, *version: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -1,13 +1,25 @@
-"""FAISS behind `Retriever`: exact inner product. The only file that imports faiss."""
+"""FAISS behind `Retriever`: every kind of search that a configuration can name. The only file that imports faiss.
 
+A kind is a structure over the vectors (a graph, or lists of neighbours) that looks at a part of them only. What it
+finds is as good as what was asked for: where a filter leaves few items, or a structure finds too few, the items that
+are allowed are compared one by one.
+"""
+
+import json
+import logging
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from features.errors import BundleError, DependencyError
-from features.interactions import Bools, Ragged
+from features.errors import BundleError, ConfigError, DependencyError
+from features.interactions import Bools, Ints, Ragged
+from features.spaces import SpaceKey, same_space, unit
 from recsys.candidates import Candidates, Floats
+from recsys.settings import RetrieverConfig
+
+logger = logging.getLogger("recsys.index")
 
 
 def check_faiss() -> None:
@@ -26,32 +38,93 @@ def check_faiss() -> None:
 
 
 check_faiss()
-import faiss  # noqa: E402  (the check explains what an ImportError here would not)
+import faiss as _faiss  # noqa: E402  (the check explains what an ImportError here would not)
+
+faiss: Any = _faiss
+"""Its type stubs lack half of it."""
+
+NARROW = 20_000
+"""So many items, all there are or all that a filter leaves, are compared one by one: no structure is faster."""
+
+MANY = 20
+"""Queries for which faiss multiplies matrices: then it is worth to copy what a filter leaves."""
+
+EFFORT = {"hnsw": 128, "ivf-flat": 32, "ivf-pq": 32}
+"""What `RetrieverConfig.effort` is where it is not given."""
+
+LINKS, BUILDING = 32, 80
+"""Of a graph: neighbours of each item, and candidates looked at while it is built."""
+
+LIST_SAMPLE = 64
+"""Vectors for each list that the lists' centres are learned from."""
+
+CODE = 4
+"""Dimensions that one byte of a compressed vector stands for."""
+
+GPU_MOST = 2048
+"""Results that faiss gives on a GPU at most."""
 
 
-class ExactIndex:
-    """Exact search by inner product over unit vectors (n, d): the oracle of every other kind."""
+class Index:
+    """The items nearest to queries by inner product, over unit vectors (n, d).
 
-    def __init__(self, vectors: Floats) -> None:
-        """Index of vectors (n, d) float32. Raises ValueError when they are not finite."""
+    vectors: as they were given, perhaps mapped from a file; note: why the kind in use is not the one that was asked
+    for, "" where it is.
+    """
+
+    def __init__(self, vectors: Floats, config: RetrieverConfig | None = None, *, seed: int = 0) -> None:
+        """Build over vectors (n, d) float32. Raises ValueError when they are not finite, ConfigError when
+        config.dimensions are more than d."""
         if not np.isfinite(vectors).all():
             raise ValueError(f"{(~np.isfinite(vectors)).any(1).sum()} of {len(vectors)} vectors are not finite")
-        self._index: faiss.Index = faiss.IndexFlatIP(vectors.shape[1])
-        self._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+        self._open(np.ascontiguousarray(vectors, dtype=np.float32), config or RetrieverConfig())
+        self._place(_build(self.kind, self._short, seed) if self._structured else None)
+
+    def _open(self, vectors: Floats, config: RetrieverConfig) -> None:
+        self.vectors, self.config = vectors, config
+        self.kind, self.note = config.kind.removeprefix("gpu-"), ""
+        self._short = vectors
+        if config.dimensions is not None and config.dimensions != vectors.shape[1]:
+            if config.dimensions > vectors.shape[1]:
+                raise ConfigError(
+                    f"retriever.dimensions is {config.dimensions}, but vectors have {vectors.shape[1]}: take fewer"
+                )
+            self._short = unit(vectors[:, : config.dimensions])
+
+    @property
+    def _structured(self) -> bool:
+        """Whether there is more than vectors: what is compared one by one anyway needs no structure."""
+        return self.kind != "exact" and (len(self) > NARROW or self.config.kind.startswith("gpu-"))
+
+    def _place(self, structure: Any) -> None:
+        """Put what was built where it is searched: on a GPU where the kind asks for one and there is one."""
+        self._built, self._structure, self._on_gpu = structure, structure, False
+        lists = structure.nlist if self.kind.startswith("ivf") and structure is not None else 0
+        effort = self.config.effort or EFFORT.get(self.kind, 0)
+        self._effort = min(effort, lists) if lists else effort
+        self._most = lists or len(self.vectors)
+        self._rescored = self._short is not self.vectors or self.kind == "ivf-pq"
+        self._plain = self._parameters(self._effort, None)
+        if self.config.kind.startswith("gpu-"):
+            if faiss.get_num_gpus() > 0:  # without one, faiss's own call would give an empty index and no error
+                if structure is None:
+                    structure = faiss.IndexFlatIP(self._short.shape[1])
+                    structure.add(self._short)
+                elif lists:
+                    structure.nprobe = self._effort
+                self._gpu = faiss.StandardGpuResources()  # lives as long as what lies in it
+                self._structure, self._on_gpu = faiss.index_cpu_to_gpu(self._gpu, 0, structure), True
+            else:
+                self.note = f"no GPU is here: retriever {self.config.kind} is searched as {self.kind} on the CPU"
+                logger.warning(self.note)
 
     def __len__(self) -> int:
-        return int(self._index.ntotal)
+        return len(self.vectors)
 
     @property
     def dimension(self) -> int:
         """Length of vectors and queries."""
-        return int(self._index.d)
-
-    @property
-    def vectors(self) -> Floats:
-        """(n, d) float32, as they are in the index."""
-        stored: Floats = self._index.reconstruct_n(0, len(self))
-        return stored
+        return int(self.vectors.shape[1])
 
     def search(
         self, queries: Floats, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
@@ -60,37 +133,194 @@ class ExactIndex:
 
         Raises ValueError on queries that are not finite (faiss would answer -1 without a word).
         """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
         if not np.isfinite(queries).all():
             raise ValueError("queries must be finite")
-        extra = int(exclude.lengths.max(initial=0)) if exclude is not None else 0
-        deep = min(k + extra, len(self))
-        parameters = None
-        if allow is not None:
-            selector = faiss.IDSelectorBitmap(np.packbits(allow, bitorder="little"))  # type: ignore[call-arg,arg-type]
-            parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        scores, rows = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), deep, params=parameters)
-        if exclude is not None:
-            hit = exclude.mask(len(self))
-            scores[(rows < 0) | hit[np.arange(len(rows))[:, None], rows]] = -np.inf
-            order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-            scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-        scores[rows < 0] = -np.inf
-        rows[np.isneginf(scores)] = -1
-        pad = ((0, 0), (0, k - scores.shape[1]))
-        return Candidates(
-            np.pad(rows, pad, constant_values=-1).astype(np.int64), np.pad(scores, pad, constant_values=-np.inf)
-        )
+        there = len(self) if allow is None else int(np.count_nonzero(allow))
+        if there == len(self):
+            allow = None
+        extra = 0 if exclude is None else int(exclude.lengths.max(initial=0))
+        deep = min(k + extra, there)
+        if deep == 0 or len(queries) == 0:
+            return nothing(len(queries), k)
+        if (self._structure is None and not self._rescored) or (there <= NARROW and not self._on_gpu):
+            found = self._one_by_one(queries, deep, allow)
+            return without(found, exclude, k)
+        found = without(self._by_structure(queries, deep, allow, there), exclude, k)
+        short = np.flatnonzero((found.rows < 0).any(1))  # as few are left of a filter, or as little was looked at
+        if len(short) and there > 0:
+            again = without(
+                self._one_by_one(queries[short], deep, allow), None if exclude is None else exclude[short], k
+            )
+            found.rows[short], found.scores[short] = again.rows, again.scores
+        return found
 
-    def save(self, path: Path) -> None:
-        """Write the index in faiss's own format."""
-        faiss.write_index(self._index, str(path))
+    def _one_by_one(self, queries: Floats, k: int, allow: Bools | None) -> Candidates:
+        """Exactly; k <= the number of allowed items."""
+        found = _empty(len(queries), k)
+        if allow is None:
+            _inner_products(queries, self.vectors, found, None)
+            return found
+        rows = np.flatnonzero(allow)
+        if len(queries) < MANY:
+            chosen = faiss.IDSelectorArray(rows)
+            _inner_products(queries, self.vectors, found, chosen)
+            return found
+        _inner_products(queries, self.vectors[rows], found, None)
+        return Candidates(rows[found.rows], found.scores)
+
+    def _by_structure(self, queries: Floats, k: int, allow: Bools | None, there: int) -> Candidates:
+        """What the structure finds: k of each query or fewer, padded."""
+        wide = min(k * self.config.refine, there) if self._rescored else k
+        asked = queries if self._short is self.vectors else np.ascontiguousarray(queries[:, : self._short.shape[1]])
+        if self._structure is None:  # the first dimensions, one by one
+            found = _empty(len(queries), wide)
+            bits = None if allow is None else np.packbits(allow, bitorder="little")
+            chosen = None if bits is None else faiss.IDSelectorBitmap(bits)
+            _inner_products(asked, self._short, found, chosen)
+        elif self._on_gpu:
+            found = self._by_gpu(asked, wide, allow, there)
+        elif allow is None:
+            parameters = self._plain if self.kind != "hnsw" else self._parameters(max(self._effort, wide), None)
+            scores, rows = self._structure.search(asked, wide, params=parameters)
+            found = Candidates(rows, scores)
+        else:
+            # so much more is looked at as the filter leaves less of it
+            effort = min(self._most, int(self._effort * (len(self) / there) ** 0.5) + 1)
+            bits = np.packbits(allow, bitorder="little")  # kept until faiss has read it
+            chosen = faiss.IDSelectorBitmap(bits)
+            if self.kind == "hnsw":
+                effort = max(effort, wide)
+            scores, rows = self._structure.search(asked, wide, params=self._parameters(effort, chosen))
+            found = Candidates(rows, scores)
+        if self._rescored:
+            return self._in_full(queries, found.rows, k)
+        found.scores[found.rows < 0] = -np.inf
+        return found
+
+    def _by_gpu(self, asked: Floats, wide: int, allow: Bools | None, there: int) -> Candidates:
+        """A GPU knows no filter: search deeper, and leave out what is not allowed."""
+        deeper = wide if allow is None else int(1.5 * wide * len(self) / there) + 1
+        scores, rows = self._structure.search(asked, min(deeper, GPU_MOST, len(self)))
+        if allow is not None:
+            rows[~allow[rows]] = -1
+        scores[rows < 0] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :wide]
+        return Candidates(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
+
+    def _in_full(self, queries: Floats, rows: Ints, k: int) -> Candidates:
+        """The k best of the rows (b, w) found for each query, by their whole vectors."""
+        found = _empty(len(queries), min(k, rows.shape[1]))
+        at = faiss.swig_ptr
+        faiss.knn_inner_products_by_idx(
+            *(at(queries), at(self.vectors), at(np.ascontiguousarray(rows))),
+            *(self.dimension, len(queries), len(self), rows.shape[1], found.rows.shape[1]),
+            *(at(found.scores), at(found.rows), rows.shape[1]),
+        )
+        found.scores[found.rows < 0] = -np.inf
+        return found
+
+    def _parameters(self, effort: int, chosen: Any) -> Any:
+        if self.kind == "hnsw":
+            return faiss.SearchParametersHNSW(efSearch=effort, sel=chosen)
+        if self.kind.startswith("ivf"):
+            return faiss.SearchParametersIVF(nprobe=effort, sel=chosen)
+        return None
+
+    def save(self, path: Path, space: SpaceKey) -> None:
+        """Write path.npy, the vectors, path.json, their header: space and kind, and path.faiss, what was built."""
+        header = {"space": vars(space), "retriever": self.config.model_dump()}
+        path.with_suffix(".json").write_text(json.dumps(header))
+        np.save(path.with_suffix(".npy"), self.vectors)
+        if self._built is not None:
+            faiss.write_index(self._built, str(path.with_suffix(".faiss")))
 
     @classmethod
-    def load(cls, path: Path) -> "ExactIndex":
-        """Read what `save` wrote. Raises BundleError when faiss cannot; verify a checksum before (faiss does not)."""
-        self = cls.__new__(cls)
+    def load(cls, path: Path, space: SpaceKey) -> "Index":
+        """Read what `save` wrote. Vectors and structure are mapped, not read: their files must not change.
+
+        Raises BundleError when a file is no such index or truncated, SpaceError when its vectors are of another
+        space. Verify a checksum before: flipped bits are not seen here.
+        """
+        file = path.with_suffix(".json")
         try:
-            self._index = faiss.read_index(str(path))
-        except RuntimeError as error:
-            raise BundleError(f"{path}: faiss cannot read this index: {error}") from error
+            header = json.loads(file.read_text())
+            there, config = SpaceKey(**header["space"]), RetrieverConfig.model_validate(header["retriever"])
+            same_space(there, space, str(file))
+            file = path.with_suffix(".npy")
+            # copy-on-write: torch wants arrays that it may write to
+            vectors = np.asarray(np.load(file, mmap_mode="c", allow_pickle=False))
+            if vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.shape[1] != space.dimension:
+                raise ValueError(f"{vectors.dtype} of shape {vectors.shape}, not float32 (n, {space.dimension})")
+            self = cls.__new__(cls)
+            self._open(vectors, config)
+            file, structure = path.with_suffix(".faiss"), None
+            if self._structured:
+                structure = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+                if (structure.ntotal, structure.d) != self._short.shape:
+                    raise ValueError(
+                        f"{structure.ntotal} vectors of {structure.d} dimensions, not {self._short.shape}"
+                    )
+        except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise BundleError(f"{file}: no index can be read from it: {error}") from error
+        self._place(structure)
         return self
+
+
+def nothing(b: int, k: int) -> Candidates:
+    """Padding alone."""
+    return Candidates(np.full((b, k), -1, dtype=np.int64), np.full((b, k), -np.inf, dtype=np.float32))
+
+
+def without(found: Candidates, exclude: Ragged | None, k: int) -> Candidates:
+    """The k first of what was found that are not excluded, padded."""
+    rows, scores = found.rows, found.scores
+    if exclude is not None:
+        which, items = exclude.pairs()
+        width = int(max(rows.max(initial=0), items.max(initial=0))) + 1
+        out = np.isin(np.arange(len(rows))[:, None] * width + rows, which * width + items) & (rows >= 0)
+        scores = np.where(out, -np.inf, scores)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        rows = np.where(np.isneginf(scores), -1, rows)
+    if (missing := k - rows.shape[1]) > 0:
+        pad = ((0, 0), (0, missing))
+        rows, scores = np.pad(rows, pad, constant_values=-1), np.pad(scores, pad, constant_values=-np.inf)
+    return Candidates(rows[:, :k], scores[:, :k])
+
+
+def _empty(b: int, k: int) -> Candidates:
+    return Candidates(np.empty((b, k), dtype=np.int64), np.empty((b, k), dtype=np.float32))
+
+
+def _inner_products(queries: Floats, vectors: Floats, found: Candidates, chosen: Any) -> None:
+    """Fill `found` with the best of all vectors, or of those chosen, which may lie in a mapped file."""
+    at = faiss.swig_ptr
+    faiss.knn_inner_product(
+        *(at(queries), at(vectors), vectors.shape[1], len(queries), len(vectors), found.rows.shape[1]),
+        *(at(found.scores), at(found.rows), chosen),
+    )
+
+
+def _build(kind: str, vectors: Floats, seed: int) -> Any:
+    n, d = vectors.shape
+    if kind == "hnsw":
+        graph = faiss.IndexHNSWFlat(d, LINKS, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = BUILDING
+        graph.add(vectors)
+        return graph
+    lists = max(1, min(int(2 ** np.round(np.log2(4 * np.sqrt(max(n, 1))))), n // 40))
+    centres = faiss.IndexFlatIP(d)
+    if kind == "ivf-flat":
+        index = faiss.IndexIVFFlat(centres, d, lists, faiss.METRIC_INNER_PRODUCT)
+    else:
+        bits = 8 if n >= 256 * 39 else 4  # faiss learns a code of b bits from at least 39 * 2^b vectors
+        pieces = next(pieces for pieces in range(max(1, d // CODE), 0, -1) if d % pieces == 0)
+        index = faiss.IndexIVFPQ(centres, d, lists, pieces, bits, faiss.METRIC_INNER_PRODUCT)
+        index.pq.cp.seed = seed
+    index.cp.seed, index.cp.max_points_per_centroid = seed, LIST_SAMPLE
+    index.cp.min_points_per_centroid = 1
+    sample = np.random.default_rng(seed).permutation(n)[: max(LIST_SAMPLE * lists, 256 * 256)]
+    index.train(np.ascontiguousarray(vectors[np.sort(sample)]))
+    index.add(vectors)
+    return index

@@ -9,7 +9,7 @@ from features.catalog import Catalog, item_texts
 from features.interactions import Bools, Interactions, Ints
 from features.spaces import unit
 from recsys.candidates import Floats
-from recsys.index import ExactIndex
+from recsys.index import Index
 from recsys.towers import TwoTowers, numbers
 
 FIRST = 10
@@ -120,7 +120,7 @@ def _lifted(
     states = events.states(users, np.full(len(users), events.latest + 1))
     asked = model.user_vectors(states, vectors)
     common = unit(asked.mean(0, keepdims=True))
-    index, seen = ExactIndex(vectors), states.seen_items()
+    index, seen = Index(vectors), states.seen_items()
     parts = np.array_split(np.arange(len(users)), -(-len(users) // 256))  # what is excluded is a mask of all items
     rivals = np.concatenate(
         [index.search(asked[part], FIRST, allow=others, exclude=seen[part]).scores for part in parts]
@@ -132,7 +132,7 @@ def _lifted(
     low, high = 0.0, FARTHEST
     for _ in range(14):
         step = (low + high) / 2
-        theirs = ExactIndex(moved(step)).search(asked, FIRST).scores
+        theirs = Index(moved(step)).search(asked, FIRST).scores
         first = np.argsort(-np.concatenate([rivals, theirs], axis=1), axis=1, kind="stable")[:, :FIRST]
         low, high = (step, high) if (first >= FIRST).mean() <= share else (low, step)
     return moved(low)

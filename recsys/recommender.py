@@ -11,26 +11,12 @@ from recsys.tally import Tally
 from recsys.towers import TwoTowers
 
 
-def side_by_side(behaviour: Floats, content: Floats) -> Floats:
-    """One vector of each item (n, d + m) of the one it has by the towers and the one it has by its content.
-
-    A user asks with (u, 0), words or a picture with (0, q), both with any mixture: one index answers all of them,
-    and neither kind of question is worse for the other.
-    """
-    return np.ascontiguousarray(np.concatenate([behaviour, content], axis=1, dtype=np.float32))
-
-
-def widened(behaviour: Floats, index: Retriever) -> Floats:
-    """Vectors of users or items by the towers (b, d) as questions to the index (b, its dimension)."""
-    return np.pad(behaviour, ((0, 0), (0, index.dimension - behaviour.shape[1])))
-
-
 @dataclass(frozen=True)
 class TwoStage:
     """Candidates by the towers and of the user's own, order by the reranker; without one, the towers' order stands.
 
-    vectors (n, d): the items by the towers. The index may hold more of each item beside that (see `side_by_side`);
-    users say nothing of it. fallback answers states with no positive event.
+    vectors (n, d): the items by the towers, and index: what finds them. fallback answers states with no positive
+    event.
     candidates: how many items the reranker is given. fitted_until: µs of the latest event that any part has seen.
     """
 
@@ -66,7 +52,7 @@ class TwoStage:
         What someone takes again and again is often far from the one point that stands for all they take.
         """
         users = self.towers.user_vectors(states, self.vectors)
-        found = self.index.search(widened(users, self.index), k, allow=allow, exclude=exclude)
+        found = self.index.search(users, k, allow=allow, exclude=exclude)
         own = Tally.of(states, len(self.vectors)).favourites(len(states), k // 2, allow=allow, exclude=exclude)
         if not (own >= 0).any():
             return found
@@ -88,7 +74,7 @@ class TwoStage:
 
     def _personal(self, states: UserStates, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
         if self.reranker is None:
-            users = widened(self.towers.user_vectors(states, self.vectors), self.index)
+            users = self.towers.user_vectors(states, self.vectors)
             return self.index.search(users, k, allow=allow, exclude=exclude)
         found = self.retrieve(states, max(k, self.candidates), allow=allow, exclude=exclude)
         scores = self.reranker.score(states, found)

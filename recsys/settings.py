@@ -1,6 +1,6 @@
 """Settings of what is learned, apart from the libraries that learn: commands that train nothing start at once."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -50,6 +50,23 @@ class TowerConfig(Strict):
         if any(not 1 <= m < self.dimension for m in self.nested):
             raise ValueError(f"nested {list(self.nested)}: dimensions below {self.dimension} are needed")
         return self
+
+
+class RetrieverConfig(Strict):
+    """How candidates are found: docs/scale.md says which kind suits which number of items."""
+
+    kind: Literal["exact", "hnsw", "ivf-flat", "ivf-pq", "gpu-exact", "gpu-ivf-pq"] = "exact"
+    """exact: every item is compared; hnsw: a graph; ivf-flat: lists of neighbours; ivf-pq: such lists of compressed
+    vectors; gpu-: on a GPU where there is one, else as without it."""
+
+    effort: Annotated[int, Field(ge=1)] | None = None
+    """How much is looked at: candidates of a graph (128), lists (32). More finds more, and takes longer."""
+
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """Search the first so many dimensions, then compare in full: for vectors that may be cut (`towers.nested`)."""
+
+    refine: Annotated[int, Field(ge=1)] = 10
+    """Items compared in full for each that is asked for, where cut or compressed vectors were searched."""
 
 
 class TrainingConfig(Strict):

@@ -153,7 +153,7 @@ def test_no_file_is_long(file):
 @pytest.mark.parametrize(
     ("file", "source", "told"),
     [
-        ("features/ids.py", "from recsys.index import ExactIndex", "runs upward"),
+        ("features/ids.py", "from recsys.index import Index", "runs upward"),
         ("features/ids.py", "import serving", "runs upward"),
         ("features/sources/folder.py", "def f():\n    import experiments.train", "runs upward"),  # lazily, too
         ("recsys/towers.py", "from experiments import config", "runs upward"),
@@ -195,7 +195,7 @@ def test_a_planted_import_is_found(file, source, told):
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from experiments.train import Reporter",
         ),
         ("serving/app.py", "from features.store import FeatureStore\nfrom recsys.bundle import load_bundle"),
-        ("recsys/bundle.py", "from . import index\nfrom .index import ExactIndex"),
+        ("recsys/bundle.py", "from . import index\nfrom .index import Index"),
         ("experiments/train.py", "from experiments import plots\nimport recsys"),
         ("features/native/local.py", "def f():\n    import torch"),
     ],

@@ -27,7 +27,8 @@ FACTS = {
     "seed": 0,
     "metrics": [],
 }
-FILES = ["manifest.json", "items.parquet", "arrays.safetensors", "towers.safetensors", "index.faiss", "reranker.txt"]
+FILES = ["manifest.json", "items.parquet", "arrays.safetensors", "towers.safetensors", "reranker.txt"]
+FILES += [f"{name}.{kind}" for name in ("vectors", "contents") for kind in ("json", "npy")]
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ def test_an_edited_manifest_is_refused(copy, change):
 @pytest.mark.parametrize("content", ["[]", "7", "null", '"manifest"', "{}"])
 def test_a_manifest_that_is_something_else_is_refused(copy, content):
     (copy / "manifest.json").write_text(content)
-    with pytest.raises(BundleError, match=r"manifest\.json: format None, this version reads 4; train again"):
+    with pytest.raises(BundleError, match=r"manifest\.json: format None, this version reads 5; train again"):
         load_bundle(copy)
 
 

@@ -117,8 +117,8 @@ def test_the_command_compares_switches_and_goes_back(copies):
 def test_a_damaged_bundle_is_not_published(copies):
     one, other = bundles(copies)
     publish(one)
-    (other / "index.faiss").write_bytes(b"")
+    (other / "vectors.npy").write_bytes(b"")
     done = recsys("bundle", "publish", other.name, "--bundles", copies)
     assert done.returncode == 1
-    assert "index.faiss" in done.stderr
+    assert "vectors.npy" in done.stderr
     assert current(copies) == one

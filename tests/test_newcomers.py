@@ -8,7 +8,7 @@ import torch
 from toy_data import START, chain, toy_catalog, toy_log
 
 from recsys import newcomers
-from recsys.index import ExactIndex
+from recsys.index import Index
 from recsys.newcomers import content_features, place_newcomers
 from recsys.settings import TowerConfig
 from recsys.statistics import ItemStatistics
@@ -38,7 +38,7 @@ def shares(vectors, model, events):
     """The new items' share of the first ten places of every user now."""
     states = events.states(np.arange(events.n_users), np.full(events.n_users, events.latest + 1))
     users = model.user_vectors(states, vectors)
-    found = ExactIndex(vectors).search(users, 10, exclude=states.seen_items()).rows
+    found = Index(vectors).search(users, 10, exclude=states.seen_items()).rows
     return np.isin(found, NEW).mean()
 
 
@@ -119,7 +119,7 @@ def test_what_is_not_available_neither_is_lifted_nor_stands_in_the_way():
     placed = place_newcomers(model, catalog, events, seed=0)
     states = events.states(np.arange(events.n_users), np.full(events.n_users, events.latest + 1))
     users = model.user_vectors(states, placed)
-    found = ExactIndex(placed).search(users, 10, allow=~gone, exclude=states.seen_items()).rows
+    found = Index(placed).search(users, 10, allow=~gone, exclude=states.seen_items()).rows
     assert 0.12 < np.isin(found, NEW).mean() <= 0.15
     alone = replace(catalog, available=np.isin(np.arange(ITEMS), (33, 39)))  # lifted without any rival: not at all
     assert np.isfinite(place_newcomers(model, alone, events, seed=0)).all()

@@ -12,7 +12,7 @@ from features.ids import IdMap
 from features.interactions import DAY, Interactions, Ragged
 from features.tables import ITEMS
 from recsys.baselines import fit_popular
-from recsys.index import ExactIndex
+from recsys.index import Index
 from recsys.recommender import TwoStage
 from recsys.reranker import Lesson, PairFeatures, fit_reranker
 from recsys.settings import RerankerConfig, TowerConfig
@@ -93,7 +93,7 @@ def toy_stage(events, catalog=None, *, reranked=True, config=SMALL, seed=0):
     statistics = ItemStatistics.of(events)
     model = TwoTowers(catalog, statistics, config)
     vectors = model.item_vectors()
-    index = ExactIndex(vectors)
+    index = Index(vectors)
     reranker = None
     if reranked:
         users = np.arange(events.n_users)
