@@ -69,6 +69,27 @@ class Recommender(Protocol):
         ...
 
 
+def ordered(rows: Ints, scores: Floats, k: int) -> Candidates:
+    """The k of rows (b, w) with the largest scores (b, w), the first of equals first; -inf and -1 become padding."""
+    scores = np.where(rows < 0, -np.inf, scores)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+    rows = np.where(np.isneginf(scores), -1, rows)
+    if (missing := k - rows.shape[1]) > 0:
+        pad = ((0, 0), (0, missing))
+        rows, scores = np.pad(rows, pad, constant_values=-1), np.pad(scores, pad, constant_values=-np.inf)
+    return Candidates(rows, scores.astype(np.float32, copy=False))
+
+
+def first_of_each(rows: Ints) -> Bools:
+    """(b, w): where each of rows (b, w) occurs first in its line; never at padding."""
+    order = np.argsort(rows, axis=1, kind="stable")
+    there = np.take_along_axis(rows, order, 1)
+    first = np.ones(rows.shape, dtype=np.bool_)
+    np.put_along_axis(first, order[:, 1:], there[:, 1:] != there[:, :-1], 1)
+    return first & (rows >= 0)
+
+
 def top_k(scores: Floats, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
     """The k best of dense scores (b, n) float32, which is overwritten; NaN and -inf are never returned."""
     scores[np.isnan(scores)] = -np.inf

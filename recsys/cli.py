@@ -347,6 +347,40 @@ def train(
         typer.echo(f"bundle {path} is current" if publish else f"next: recsys bundle compare current {path.name}")
 
 
+@app.command("slates")
+def slates(
+    out: Path = typer.Argument(..., help="Folder for part-*.parquet: user_id, position, item_id, score, source."),
+    bundle: str = typer.Option("current", help=ONE),
+    bundles: Path = typer.Option(Path("bundles"), help="Folder of the bundles."),
+    k: int = typer.Option(20, min=1, max=1000, help="Items for each user."),
+    placement: str | None = typer.Option(None, help="Whose rule on repeats holds. [the bundle's first]"),
+    part: str = typer.Option("1/1", metavar="I/N", help="The I-th of N shares: one process or machine each."),
+    as_json: bool = typer.Option(False, "--json", help="Print the report as one line."),
+) -> None:
+    """Write the best items of every user of the tables and the log, for e-mail and for judging offline.
+
+    May be killed and run again: what is there is kept. Example: recsys slates data/slates --k 50
+    """
+    from dataclasses import asdict
+
+    from experiments.batch import slates_of_all
+    from features.errors import ConfigError
+    from recsys.bundle import load_bundle
+    from recsys.compare import find
+
+    share = part.split("/")
+    if len(share) != 2 or not all(text.isdecimal() for text in share):
+        raise ConfigError(f"--part {part}: give I/N, e.g. 1/4 to 4/4")
+    numbered = int(share[0]), int(share[1])
+    chosen = load_bundle(find(bundles, bundle))
+    with _reporter() as reporter:
+        done = slates_of_all(chosen, out, k=k, placement=placement, part=numbered, progress=reporter.steps)
+    if as_json:
+        _print_json(asdict(done) | {"folder": str(done.folder)})
+        return
+    typer.echo(f"{out}: {done.rows:,} rows for {done.users:,} users; {done.there} of {done.shards} shards were there")
+
+
 @app.command("evaluate")
 def evaluate(
     name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from features.interactions import Bools, Ints, Ragged
-from recsys.candidates import Candidates, Floats
+from recsys.candidates import Candidates, Floats, ordered
 from recsys.index import Index, nothing, without
 
 
@@ -132,8 +132,7 @@ class LiveIndex:
         beside = _beside(now, np.asarray(queries, dtype=np.float32), k, allow, exclude)
         rows = np.concatenate([found.rows, beside.rows], axis=1)
         scores = np.concatenate([found.scores, beside.scores], axis=1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return Candidates(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
+        return ordered(rows, scores, k)
 
     def merge(self) -> None:
         """Build a big index of all that is there, and put it in the place of the old one; searches and changes go on

@@ -4,11 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.interactions import Bools, Ints, Ragged, UserStates
+from features.interactions import Bools, Ragged, UserStates
+from features.spaces import unit
 from recsys.baselines.popular import Popular
-from recsys.candidates import Candidates, Floats, Retriever, Scorer
+from recsys.baselines.profiles import profile
+from recsys.candidates import Candidates, Floats, Retriever, Scorer, first_of_each, ordered
 from recsys.tally import Tally
 from recsys.towers import TwoTowers
+
+ALWAYS = 0.3
+"""Share of the candidates that are near to all a user ever liked. Of MovieLens's next events, .600 are among 500
+candidates then, .586 without."""
 
 
 @dataclass(frozen=True)
@@ -47,39 +53,32 @@ class TwoStage:
     def retrieve(
         self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
     ) -> Candidates:
-        """The k items that the reranker is given: a user's own, at most half, and the nearest ones; by nearness.
+        """The k items that the reranker is given, by nearness: a user's own, at most half; those near to all that
+        the user ever liked; and those near to what comes next, the rest.
 
-        What someone takes again and again is often far from the one point that stands for all they take.
+        What someone takes again and again is often far from the one point that stands for what they take next, and
+        so is what they always liked.
         """
+        n = len(self.vectors)
         users = self.towers.user_vectors(states, self.vectors)
-        found = self.index.search(users, k, allow=allow, exclude=exclude)
-        own = Tally.of(states, len(self.vectors)).favourites(len(states), k // 2, allow=allow, exclude=exclude)
-        if not (own >= 0).any():
-            return found
-        return self._joined(users, own, found)
-
-    def _joined(self, users: Floats, own: Ints, found: Candidates) -> Candidates:
-        """All of `own` (b, h), and of `found` as many others as there is room for beside them, by score."""
-        k, n = found.rows.shape[1], len(self.vectors)
-        near = np.einsum("bd,bhd->bh", users, self.vectors[np.maximum(own, 0)], optimize=True)
-        at = np.arange(len(own))[:, None] * (n + 1)  # padding has the key of no item
-        again = np.isin(at + found.rows + 1, (at + own + 1)[own >= 0])
-        rows = np.concatenate([own, np.where(again, -1, found.rows)], axis=1)  # (b, h + k)
-        scores = np.concatenate([near, found.scores], axis=1)
-        room = np.cumsum(rows >= 0, axis=1) <= k  # own first, then the nearest
-        scores[(rows < 0) | ~room] = -np.inf
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
-        return Candidates(np.where(np.isneginf(scores), -1, rows), scores)
+        always = unit(profile(states.liked(), n, 1.0) @ self.vectors)
+        own = Tally.of(states, n).favourites(len(states), k // 2, allow=allow, exclude=exclude)
+        old = self.index.search(always, int(ALWAYS * k), allow=allow, exclude=exclude).rows
+        new = self.index.search(users, k, allow=allow, exclude=exclude).rows
+        rows = np.concatenate([own, old, new], axis=1)  # (b, w)
+        ranks = [np.zeros(own.shape[1]), np.arange(old.shape[1]) / ALWAYS, np.arange(k) / (1 - ALWAYS)]
+        rows = rows[:, np.argsort(np.concatenate(ranks), kind="stable")]  # own ones, then the two in turn
+        first = first_of_each(rows)
+        kept = first & (np.cumsum(first, axis=1) <= k)
+        scores = np.einsum("bd,bwd->bw", users, self.vectors[np.maximum(rows, 0)], optimize=True)
+        return ordered(rows, np.where(kept, scores, -np.inf), k)
 
     def _personal(self, states: UserStates, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
         if self.reranker is None:
             users = self.towers.user_vectors(states, self.vectors)
             return self.index.search(users, k, allow=allow, exclude=exclude)
         found = self.retrieve(states, max(k, self.candidates), allow=allow, exclude=exclude)
-        scores = self.reranker.score(states, found)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return Candidates(np.take_along_axis(found.rows, order, 1), np.take_along_axis(scores, order, 1))
+        return ordered(found.rows, self.reranker.score(states, found), k)
 
     def _popular(self, states: UserStates, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
         return self.fallback.recommend(states, k, allow=allow, exclude=exclude)

@@ -53,28 +53,43 @@ def test_the_reranker_orders_what_retrieval_found_and_no_more():
     np.testing.assert_array_equal(top.rows, found.rows[:, :3])  # eight are ranked, three shown
 
 
-def test_own_items_are_candidates_however_far_they_are():
+def expected_candidates(asked, k, **how):
+    """Own items, at most half; of those near to the mean of all that was liked 3 in 10, of the nearest 7 in 10."""
+    liked = rows_of(asked.liked())
+    means = np.stack([PLAIN.vectors[sorted(set(rows))].mean(0) for rows in liked])
+    always = PLAIN.index.search((means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32), 30, **how)
+    nearest = PLAIN.recommend(asked, 30, **how)
+    own = Tally.of(asked, 30).favourites(len(asked), k // 2, **how)
+    for i in range(len(asked)):
+        places = [(rank / 0.3, 0, row) for rank, row in enumerate(always.rows[i][: int(0.3 * k)].tolist())]
+        places += [(rank / 0.7, 1, row) for rank, row in enumerate(nearest.rows[i][:k].tolist())]
+        rows = [*own[i].tolist(), *(row for _, _, row in sorted(places))]
+        yield list(dict.fromkeys(row for row in rows if row >= 0))[:k]
+
+
+@pytest.mark.parametrize("k", [1, 6, 10, 20])
+def test_candidates_are_own_items_and_those_near_to_what_was_always_liked_and_to_what_comes_next(k):
     asked = states([0, 3, 5])
-    nearest = PLAIN.recommend(asked, 6)
-    found = PLAIN.retrieve(asked, 6)
-    own = Tally.of(asked, 30).favourites(3, 3)
+    found = PLAIN.retrieve(asked, k)
     users = PLAIN.towers.user_vectors(asked, PLAIN.vectors)
-    for i in range(3):
-        expected = set(own[i].tolist())
-        expected |= set([row for row in nearest.rows[i].tolist() if row not in expected][: 6 - len(expected)])
-        assert set(found.rows[i].tolist()) == expected
-        scores = PLAIN.vectors[found.rows[i]] @ users[i]
+    for i, expected in enumerate(expected_candidates(asked, k)):
+        rows = found.rows[i].tolist()
+        assert sorted(rows) == sorted(expected)
+        scores = PLAIN.vectors[rows] @ users[i]
         np.testing.assert_allclose(found.scores[i], scores, rtol=1e-5)
         assert (np.diff(scores) <= 1e-6).all()
-    assert any(set(found.rows[i]) != set(nearest.rows[i]) for i in range(3))
+    nearest = PLAIN.recommend(asked, k)
+    assert k < 6 or any(set(found.rows[i]) != set(nearest.rows[i]) for i in range(3))
 
 
 def test_own_items_that_may_not_be_shown_are_no_candidates():
     asked = states([0, 3, 5])
     exclude = asked.seen_items()
     exclude = Ragged.of([sorted({*e, *o}) for e, o in zip(rows_of(exclude), rows_of(asked.liked()), strict=True)])
-    found, nearest = (find(asked, 6, exclude=exclude) for find in (PLAIN.retrieve, PLAIN.recommend))
-    np.testing.assert_array_equal(found.rows, nearest.rows)
+    found = PLAIN.retrieve(asked, 10, exclude=exclude)
+    for i, expected in enumerate(expected_candidates(asked, 10, exclude=exclude)):
+        assert sorted(found.rows[i].tolist()) == sorted(expected)
+        assert not set(expected) & set(rows_of(exclude)[i])
     allow = np.arange(30) % 2 == 0
     assert (PLAIN.retrieve(asked, 6, allow=allow).rows % 2 == 0).all()
 

@@ -1,0 +1,163 @@
+"""Slates of all users in one job, for e-mail and for judging offline: parquet shards, streamed, done once each.
+
+    part-00017.parquet   user_id, position (from 1), item_id, score, source ("model" or "popular"); best first
+    manifest.json        what the slates are of; written first, so that no two jobs mix in one folder
+
+A killed job goes on where it was when it is run again; several processes or machines share one folder by `part`.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from experiments.config import RunConfig
+from experiments.dataset import Dataset, load_dataset, on_top_of
+from features.errors import BundleError, ConfigError, StoreError
+from features.interactions import Ints
+from features.progress import Begin
+from features.schema import ITEM, POSITION, USER
+from recsys.bundle import Bundle
+from recsys.candidates import Candidates
+from recsys.slate import item_groups
+
+MANIFEST = "manifest.json"
+BLOCK = 256
+"""Users whose candidates are held at once."""
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """shards: of this part, of which `there` were there before; users, rows: written in this run."""
+
+    folder: Path
+    shards: int
+    there: int
+    users: int
+    rows: int
+
+
+def slates_of_all(
+    bundle: Bundle,
+    out: Path,
+    *,
+    k: int,
+    placement: str | None = None,
+    part: tuple[int, int] = (1, 1),
+    shard: int = 4096,
+    progress: Begin,
+) -> BatchReport:
+    """Write the k best items of every user of the tables and the log, as known now, `shard` users in each file.
+
+    placement: its rule on repeats holds; None: the first. part: (i, n) does the i-th of n shares, counted from 1.
+    Raises ConfigError where the folder has another job or the placement is unknown, StoreError when it cannot be
+    written.
+    """
+    places = bundle.data.placements
+    place = placement or next(iter(places))
+    if place not in places:
+        raise ConfigError(f"placement {place!r}: the bundle has {', '.join(places)}")
+    if not 1 <= part[0] <= part[1]:
+        raise ConfigError(f"part {part[0]}/{part[1]}: give 1/n to n/n")
+    dataset = _dataset(bundle, progress)
+    users = np.argsort(np.array(dataset.users.ids, dtype=object), kind="stable").astype(np.int64)
+    job = {
+        "bundle": bundle.fingerprint,
+        "data_hash": dataset.hash,
+        "placement": place,
+        "k": k,
+        "users": len(users),
+        "shard": shard,
+    }
+    try:
+        _claim(out, job)
+        shards = [*range(0, len(users), shard)][part[0] - 1 :: part[1]]
+        step = progress(f"slates, part {part[0]} of {part[1]}", len(shards))
+        there = written = rows = 0
+        for begin in shards:
+            path = out / f"part-{begin // shard:05d}.parquet"
+            if path.exists():
+                there += 1
+            else:
+                chosen = users[begin : begin + shard]
+                frame = _slates(bundle, dataset, chosen, k, places[place].repeats)
+                _keep(path, frame.write_parquet)
+                written, rows = written + len(chosen), rows + len(frame)
+            step(1)
+    except OSError as error:
+        raise StoreError(f"{out}: slates cannot be written: {error}; run it again, what is there is kept") from error
+    return BatchReport(out, len(shards), there, written, rows)
+
+
+def _dataset(bundle: Bundle, progress: Begin) -> Dataset:
+    """The data as it is now, in the bundle's rows; what is newer than the bundle is left out of it."""
+    config = RunConfig.model_validate(bundle.manifest["config"])
+    dataset = on_top_of(bundle.catalog, load_dataset(config, progress), int(np.iinfo(np.int64).max))
+    if len(dataset.catalog) != len(bundle.catalog):
+        raise BundleError(f"{bundle.path}: {len(dataset.catalog)} items where it has {len(bundle.catalog)}")
+    return dataset
+
+
+def _slates(bundle: Bundle, dataset: Dataset, users: Ints, k: int, repeats: bool) -> pl.DataFrame:
+    frames = [_block(bundle, dataset, users[at : at + BLOCK], k, repeats) for at in range(0, len(users), BLOCK)]
+    return pl.concat(frames)
+
+
+def _block(bundle: Bundle, dataset: Dataset, users: Ints, k: int, repeats: bool) -> pl.DataFrame:
+    states = dataset.events.states(users, np.full(len(users), dataset.events.latest + 1))
+    seen = None if repeats else states.seen_items()
+    groups = item_groups(bundle.catalog)
+    most = int(np.bincount(groups).max(initial=1))  # as many variants of one product may come first
+    found = bundle.recommender.recommend(states, k * min(most, 4), allow=dataset.catalog.available, exclude=seen)
+    source = np.where(states.liked().lengths > 0, "model", "popular")
+    names = np.array(dataset.users.ids, dtype=object)[users]
+    return _table(found, groups, names, source, np.array(bundle.catalog.ids.ids, dtype=object), k)
+
+
+def _table(
+    found: Candidates, groups: Ints, users: np.ndarray, source: np.ndarray, items: np.ndarray, k: int
+) -> pl.DataFrame:
+    """One row for each place of each slate: the first of every product, k at most."""
+    which, at = np.nonzero((found.rows >= 0) & np.isfinite(found.scores))
+    rows = found.rows[which, at]
+    frame = pl.DataFrame({"which": which, "row": rows, "group": groups[rows], "score": found.scores[which, at]})
+    frame = frame.unique(("which", "group"), keep="first", maintain_order=True)
+    place = pl.int_range(pl.len()).over("which") + 1
+    frame = frame.with_columns(place.alias(POSITION)).filter(pl.col(POSITION) <= k)
+    at_user, at_item = frame.get_column("which").to_numpy(), frame.get_column("row").to_numpy()
+    return pl.DataFrame(
+        {
+            USER: pl.Series(users[at_user].tolist(), dtype=pl.String),
+            POSITION: frame.get_column(POSITION).cast(pl.Int32),
+            ITEM: pl.Series(items[at_item].tolist(), dtype=pl.String),
+            "score": frame.get_column("score").cast(pl.Float32),
+            "source": pl.Series(source[at_user].tolist(), dtype=pl.String),
+        }
+    )
+
+
+def _claim(out: Path, job: dict[str, Any]) -> None:
+    """Raises ConfigError where the folder is that of another job."""
+    path = out / MANIFEST
+    if path.exists():
+        there = json.loads(path.read_text())
+        if other := {name: there.get(name) for name in job if there.get(name) != job[name]}:
+            told = ", ".join(f"{name} {value} there, {job[name]} here" for name, value in other.items())
+            raise ConfigError(f"{out}: slates of another job are there ({told}): choose another folder, or remove it")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    _keep(path, lambda file: Path(file).write_text(json.dumps(job, indent=1)))
+
+
+def _keep(path: Path, write: Callable[[Path], Any]) -> None:
+    """A file that is there whole, or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    write(part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)

@@ -1,0 +1,128 @@
+"""Slates of all users in one job: the same as one by one, in shards that survive a kill and come from one bundle."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from toy_data import Lines, toy_config, write_tables
+from typer.testing import CliRunner
+
+from experiments import batch
+from experiments.batch import slates_of_all
+from experiments.config import load_config
+from experiments.dataset import load_dataset
+from experiments.tracking import NullTracker
+from experiments.train import train
+from features.errors import ConfigError, StoreError
+from features.interactions import Ragged
+from features.progress import silent
+from recsys.bundle import load_bundle
+from recsys.cli import app
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A bundle over 40 users and 12 items; i4 and i5 are variants of one product, i7 is not to be had."""
+    folder = tmp_path_factory.mktemp("batch")
+    write_tables(folder / "data", length=7)
+    path = folder / "data" / "items.csv"
+    name = pl.col("item_id")
+    pl.read_csv(path).with_columns(
+        pl.when(name.is_in(["i4", "i5"])).then(pl.lit("g")).alias("group_id"), (name != "i7").alias("available")
+    ).write_csv(path)
+    config = load_config(toy_config(folder), {})
+    bundle, _ = train(config, NullTracker(), Lines())
+    return load_bundle(bundle), load_dataset(config)
+
+
+def read(folder):
+    return pl.concat([pl.read_parquet(path) for path in sorted(folder.glob("part-*.parquet"))])
+
+
+@pytest.mark.parametrize("placement", ["home", "again"])
+def test_each_slate_is_what_the_recommender_says_of_that_user_alone(trained, tmp_path, placement):
+    bundle, dataset = trained
+    done = slates_of_all(bundle, tmp_path, k=5, placement=placement, shard=16, progress=silent)
+    assert (done.shards, done.there, done.users) == (3, 0, 40)
+    table = read(tmp_path)
+    assert done.rows == len(table)
+    assert table.get_column("user_id").unique(maintain_order=True).to_list() == sorted(dataset.users.ids)
+    groups = {"i4": "g", "i5": "g"}
+    for user in dataset.users.ids:
+        row = dataset.users.row(user)
+        state = dataset.events.states(np.array([row]), np.array([dataset.events.latest + 1]))
+        own = slice(int(state.items.begin[0]), int(state.items.end[0]))
+        rows = bundle.catalog.ids.rows([dataset.catalog.ids.ids[item] for item in state.items.flat[own]])
+        mine = type(state)(
+            state.users,
+            state.as_of,
+            Ragged.of([rows.tolist()]),
+            state.times[own],
+            state.positive[own],
+            state.seen[own],
+        )
+        seen = None if placement == "again" else mine.seen_items()
+        found = bundle.recommender.recommend(mine, 10, allow=bundle.catalog.available, exclude=seen)
+        expected, products = [], set()
+        for item in [bundle.catalog.ids.ids[r] for r in found.rows[0] if r >= 0]:
+            if groups.get(item, item) not in products:
+                products.add(groups.get(item, item))
+                expected.append(item)
+        slate = table.filter(pl.col("user_id") == user)
+        assert slate.get_column("item_id").to_list() == expected[:5]
+        assert slate.get_column("position").to_list() == list(range(1, len(slate) + 1))
+        assert set(slate.get_column("source")) <= {"model"}
+        assert "i7" not in expected
+
+
+def test_a_killed_job_goes_on_and_parts_share_a_folder(trained, tmp_path, monkeypatch):
+    bundle, _ = trained
+    whole = tmp_path / "whole"
+    slates_of_all(bundle, whole, k=3, shard=8, progress=silent)
+    shared, calls = tmp_path / "shared", []
+    real = batch._slates
+
+    def killed(*given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(batch, "_slates", killed)
+    with pytest.raises(KeyboardInterrupt):
+        slates_of_all(bundle, shared, k=3, shard=8, progress=silent)
+    assert len(list(shared.glob("part-*"))) == 2
+    first = slates_of_all(bundle, shared, k=3, part=(1, 2), shard=8, progress=silent)
+    second = slates_of_all(bundle, shared, k=3, part=(2, 2), shard=8, progress=silent)
+    assert (first.shards, first.there, second.shards, second.there) == (3, 1, 2, 1)
+    assert len(calls) == 3 + 3  # none twice but the one that was killed
+    assert read(shared).equals(read(whole))
+    assert sorted(path.name for path in shared.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_another_job_does_not_mix_into_a_folder(trained, tmp_path):
+    bundle, _ = trained
+    slates_of_all(bundle, tmp_path, k=3, progress=silent)
+    assert json.loads((tmp_path / "manifest.json").read_text())["bundle"] == bundle.fingerprint
+    with pytest.raises(ConfigError, match=r"another job are there \(k 3 there, 4 here\)"):
+        slates_of_all(bundle, tmp_path, k=4, progress=silent)
+    with pytest.raises(ConfigError, match="placement 'nowhere': the bundle has home, again"):
+        slates_of_all(bundle, tmp_path, k=3, placement="nowhere", progress=silent)
+    with pytest.raises(ConfigError, match="part 3/2"):
+        slates_of_all(bundle, tmp_path, k=3, part=(3, 2), progress=silent)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="slates cannot be written"):
+        slates_of_all(bundle, tmp_path / "file" / "in", k=3, progress=silent)
+
+
+def test_by_command(trained, tmp_path):
+    bundle, _ = trained
+    root = str(bundle.path.parent)
+    asked = ["slates", str(tmp_path / "out"), "--bundles", root, "--placement", "again", "--k", "2"]
+    done = CliRunner().invoke(app, [*asked, "--json"])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout.splitlines()[-1])["users"] == 40
+    assert len(read(tmp_path / "out")) == 80
+    done = CliRunner().invoke(app, [*asked, "--part", "one"])
+    assert isinstance(done.exception, ConfigError)
