@@ -187,9 +187,9 @@ def learn_order(config: RunConfig, dataset: Dataset, splits: Mapping[str, Split]
             rows.append(found.rows)
             scores.append(found.scores)
         candidates = Candidates(np.concatenate(rows), np.concatenate(scores))
-        taken = np.zeros((len(targets.states), len(dataset.catalog) + 1), dtype=np.bool_)
-        taken[targets.state, targets.item] = True
-        relevant = taken[np.arange(len(taken))[:, None], candidates.rows]  # padding reads the last, empty column
+        n = len(dataset.catalog)
+        asked = np.arange(len(candidates))[:, None] * n + candidates.rows
+        relevant = np.isin(asked, targets.state * n + targets.item) & (candidates.rows >= 0)
         lessons.append(Lesson(targets.states, candidates, relevant))
     return fit_reranker(features, lessons, config.reranker, seed=config.seed)
 

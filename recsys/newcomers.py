@@ -120,11 +120,7 @@ def _lifted(
     states = events.states(users, np.full(len(users), events.latest + 1))
     asked = model.user_vectors(states, vectors)
     common = unit(asked.mean(0, keepdims=True))
-    index, seen = Index(vectors), states.seen_items()
-    parts = np.array_split(np.arange(len(users)), -(-len(users) // 256))  # what is excluded is a mask of all items
-    rivals = np.concatenate(
-        [index.search(asked[part], FIRST, allow=others, exclude=seen[part]).scores for part in parts]
-    )
+    rivals = Index(vectors).search(asked, FIRST, allow=others, exclude=states.seen_items()).scores
 
     def moved(step: float) -> Floats:
         return unit(vectors[new] + step * common)
