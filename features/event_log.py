@@ -1,4 +1,5 @@
-"""The event log: accepted events and exposures, on disk before the answer, in an append-only folder.
+"""The event log: accepted events, exposures and changes of items, on disk before the answer, in an append-only
+folder.
 
     01730000000000000000-4711.log    a segment: one writer ever, lines of "<CRC-32 of the JSON, 8 hex> <JSON>\\n"
     01730000000000000000-4711.torn   what a crash had left half-written at that segment's end
@@ -17,15 +18,20 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 from zlib import crc32
 
 import orjson
 import polars as pl
 
 from features.errors import LogError
+from features.records import Event as Event
+from features.records import Exposure as Exposure
+from features.records import ItemGone as ItemGone
+from features.records import ItemPut as ItemPut
+from features.records import Record as Record
+from features.records import record_of
 from features.schema import EVENT, EVENT_ID, ITEM, POSITION, PROPENSITY, REQUEST_ID, TIME, USER, VALUE
 
 SEGMENT_BYTES = 64 << 20
@@ -35,50 +41,6 @@ TAIL_BYTES = 64 << 10
 
 Position = Mapping[str, int]
 """Segment name -> bytes read of it. A segment that is not named has not been read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One accepted event. timestamp in µs since 1970 UTC; order breaks ties among equal timestamps of one request."""
-
-    kind: Literal["event"] = field(default="event", init=False)
-    user_id: str
-    item_id: str
-    event: str
-    timestamp: int
-    value: float | None = None
-    event_id: str = ""
-    request_id: str | None = None
-    position: int | None = None
-    propensity: float | None = None
-    order: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Exposure:
-    """What one request was shown, best first: items, scores and propensities have one length; positions are 1, 2, …
-
-    item_id: the item beside which they were shown (similar items), else None; user_id "" where there was none.
-    """
-
-    kind: Literal["exposure"] = field(default="exposure", init=False)
-    request_id: str
-    user_id: str
-    placement: str
-    timestamp: int
-    fingerprint: str
-    variant: str
-    source: str
-    degraded: tuple[str, ...]
-    items: tuple[str, ...]
-    scores: tuple[float, ...]
-    propensities: tuple[float, ...]
-    item_id: str | None = None
-
-
-Record = Event | Exposure
-_KINDS: dict[str, type[Event] | type[Exposure]] = {"event": Event, "exposure": Exposure}
-_FIELDS = {kind: tuple(f.name for f in fields(of) if f.init) for kind, of in _KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -169,11 +131,9 @@ def read(folder: Path, since: Position | None = None, *, limit: int = READ_BYTES
             for payloads, end, bad in _chunks(path, position.get(path.name, 0), limit):
                 damage += [Damage(path.name, at, length) for at, length in bad]
                 for payload in payloads:
-                    found = orjson.loads(payload)
-                    kind = found.get("kind")
-                    if kind in _KINDS:
-                        known = {name: found[name] for name in _FIELDS[kind] if name in found}
-                        records.append(_KINDS[kind](**known))
+                    record = record_of(orjson.loads(payload))
+                    if record is not None:
+                        records.append(record)
                     else:
                         damage.append(Damage(path.name, end, len(payload)))
                 budget -= end - position.get(path.name, 0)
@@ -205,20 +165,36 @@ def events_frame(folder: Path) -> pl.DataFrame:
     Raises LogError when a segment cannot be read.
     """
     frames = [pl.DataFrame(schema=_COLUMNS)]
-    try:
-        for path in _segments(folder) if folder.is_dir() else []:
-            for payloads, _, _ in _chunks(path, 0, READ_BYTES):
-                lines = [p for p in payloads if p.startswith(b'{"kind":"event",')]
-                if lines:
-                    frames.append(pl.read_ndjson(io.BytesIO(b"\n".join(lines)), schema=_COLUMNS))
-    except OSError as error:
-        raise LogError(f"the event log in {folder} cannot be read: {error}") from error
+    frames += [
+        pl.read_ndjson(io.BytesIO(b"\n".join(lines)), schema=_COLUMNS)
+        for lines in _lines_of(folder, b'{"kind":"event",')
+    ]
     unnamed = pl.col(EVENT_ID).fill_null("") == ""
     return (
         pl.concat(frames)
         .filter(unnamed | pl.struct(USER, EVENT_ID).is_first_distinct())
         .with_columns(pl.col(TIME).cast(pl.Datetime("us", "UTC")))
     )
+
+
+def item_changes(folder: Path) -> list[ItemPut | ItemGone]:
+    """All changes of items, in log order. Raises LogError when a segment cannot be read."""
+    changes: list[ItemPut | ItemGone] = []
+    for lines in _lines_of(folder, b'{"kind":"item_'):
+        records = map(record_of, map(orjson.loads, lines))
+        changes += [record for record in records if isinstance(record, ItemPut | ItemGone)]
+    return changes
+
+
+def _lines_of(folder: Path, begin: bytes) -> Iterator[list[bytes]]:
+    """Payloads of the lines that begin so, some at a time, in log order; none where there is no such folder."""
+    try:
+        for path in _segments(folder) if folder.is_dir() else []:
+            for payloads, _, _ in _chunks(path, 0, READ_BYTES):
+                if lines := [payload for payload in payloads if payload.startswith(begin)]:
+                    yield lines
+    except OSError as error:
+        raise LogError(f"the event log in {folder} cannot be read: {error}") from error
 
 
 def recover(folder: Path) -> tuple[Damage, ...]:

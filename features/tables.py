@@ -3,6 +3,7 @@
 A row that cannot be used is set aside with its reason; an item with one bad field is kept with a null there.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
@@ -13,7 +14,9 @@ import polars as pl
 from features import checks, schema
 from features.checks import Fault, Read
 from features.errors import DataError
+from features.event_log import ItemPut
 from features.interactions import Bools
+from features.items_log import ItemChanges, put_table
 from features.progress import Begin
 from features.report import Report
 from features.scan import LINE, SUFFIXES, find_table, scan
@@ -79,6 +82,7 @@ class Tables:
 def read_tables(config: DataConfig, *, now: datetime | None = None, progress: Begin | None = None) -> Tables:
     """Read and check the tables in the folder ``config.path``: items.*, events.* and, where there, users.*.
 
+    Items that were put or deleted, as the log in ``config.log`` says, are joined to the items table.
     Rows set aside are written to ``<path>/set_aside/<table>.parquet``. now: the latest possible time of an event
     (default: the clock). Raises DataError when a file or column is missing or nothing usable is left.
     """
@@ -126,6 +130,12 @@ def check_tables(
     return _read(raws, config, media_root, set_aside, now, None)
 
 
+def check_puts(puts: Sequence[ItemPut], log: Path, config: DataConfig) -> Sifted:
+    """Items that were put, checked as rows of the items table are. log: the folder that their records are in."""
+    raw = Raw.of("items", "event log", put_table(puts, log, config.extra_columns).lazy())
+    return sift(raw, _plan(raw, config, None, datetime.now(UTC)))
+
+
 def label(events: pl.DataFrame, rules: EventRules) -> tuple[Bools, Bools]:
     """What canonical events mean: (positive (n,) bool, seen (n,) bool).
 
@@ -154,8 +164,11 @@ def _read(
     done: dict[str, Sifted] = {}
     notes: list[str] = []
     files: dict[str, str] = {}
+    log = None if config.log is None else Path(config.log)
+    changes = None if log is None else ItemChanges.of(log)
+    logged = check_puts(list(changes.puts.values()), log, config) if log and changes and changes.puts else None
     for raw in raws:
-        known = done["items"].kept.get_column(ITEM) if raw.name == "events" else None
+        known = _ids(done["items"], logged) if raw.name == "events" else None
         reads = _plan(raw, config, known, now or datetime.now(UTC))
         notes += [note for read in reads.values() for note in read.notes]
         notes += _undeclared(raw, reads)
@@ -164,15 +177,41 @@ def _read(
             files |= write_aside(sifted, set_aside, notes)
         if len(sifted.kept) == 0 and raw.name != "users":
             raise _nothing_left(sifted)
-    items, problems = done["items"].kept, [p for c in done.values() for p in c.problems]
-    if media_root is not None:
-        items, missing = find_media(done["items"], media_root)
+    counted = [*done.values(), *([logged] if logged else [])]
+    problems = [p for c in counted for p in c.problems]
+    tables = []
+    for sifted in (done["items"], *([logged] if logged else [])):
+        table, missing = (sifted.kept, []) if media_root is None else find_media(sifted, media_root)
+        tables.append(table)
         problems += missing
+    items = tables[0]
+    if changes is not None and (changes.puts or changes.gone):
+        items, told = _changed(items, tables[1] if logged else items.clear(), changes.gone)
+        notes += told
     events = done["events"].kept if "events" in done else pl.DataFrame(schema=EVENTS)
     if "events" in done:
         notes += _unnamed_types(events, config.events)
-    report = Report(tuple(c.count for c in done.values()), tuple(problems), tuple(notes), files)
+    report = Report(tuple(c.count for c in counted), tuple(problems), tuple(notes), files)
     return Tables(items, events, done["users"].kept if "users" in done else None, report)
+
+
+def _ids(items: Sifted, logged: Sifted | None) -> pl.Series:
+    ids = items.kept.get_column(ITEM)
+    return ids if logged is None else pl.concat([ids, logged.kept.get_column(ITEM)])
+
+
+def _changed(items: pl.DataFrame, puts: pl.DataFrame, gone: Collection[str]) -> tuple[pl.DataFrame, list[str]]:
+    """The items table with those that were put, in place of theirs or after them, and without what is gone; notes."""
+    cast = puts.select(pl.col(name).cast(kind, strict=False) for name, kind in items.schema.items())
+    lost = {name: cast[name].null_count() - puts[name].null_count() for name in items.columns}
+    notes = [f"event log: {n:,} values of {name} are no {items.schema[name]}: null" for name, n in lost.items() if n]
+    kept = items.join(cast.select(ITEM), on=ITEM, how="anti", maintain_order="left")
+    both = pl.concat([kept, cast])
+    deleted = pl.col(ITEM).is_in(list(gone))
+    new, replaced = len(both) - len(items), len(items) - len(kept)
+    hidden = both.select(deleted.sum()).item()
+    notes.append(f"event log: {new:,} new items, {replaced:,} put in place of the table's, {hidden:,} deleted")
+    return both.with_columns(pl.col(AVAILABLE) & ~deleted), notes
 
 
 def _plan(raw: Raw, config: DataConfig, known: pl.Series | None, now: datetime) -> dict[str, Read]:

@@ -20,7 +20,8 @@ from features.store import FeatureStore
 from recsys.slate import Slate
 from serving.answers import expose, live_of, slate_answer, stage
 from serving.follow import Service, now_micros
-from serving.live import Live, Servable
+from serving.items import add_items
+from serving.live import Live, Servable, card
 from serving.page import add_page
 from serving.search import Desk, Open, add_search
 from serving.settings import ServeSettings
@@ -30,7 +31,6 @@ from serving.wire import (
     EventIn,
     EventResult,
     EventsAnswer,
-    SimilarAnswer,
     SlateAnswer,
     add_errors,
     answer,
@@ -43,7 +43,6 @@ T = TypeVar("T")
 InThread = Callable[..., Any]
 logger = logging.getLogger("recsys.serving")
 
-SIMILAR = "similar"
 ERRORS: dict[int | str, dict[str, Any]] = {
     422: {"model": ErrorAnswer, "description": "the request cannot be answered"},
     503: {"model": ErrorAnswer, "description": "no bundle, or the event log cannot be written"},
@@ -88,12 +87,14 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        preload = asyncio.create_task(desk.keep_ready(service)) if settings.preload else None
+        beside = [asyncio.create_task(service.growth.run(desk.embed_items))]
+        if settings.preload:
+            beside.append(asyncio.create_task(desk.keep_ready(service)))
         try:
             yield
         finally:
-            if preload:
-                preload.cancel()
+            for task in beside:
+                task.cancel()
             await desk.close()
             await service.stop()
 
@@ -110,7 +111,7 @@ def create_app(
     add_errors(app)
     in_thread = _threads(service)
     _add_users(app, service, in_thread)
-    _add_items(app, service, in_thread)
+    add_items(app, service, desk, in_thread)
     add_search(app, service, desk, in_thread)
     _add_events(app, service, in_thread)
     _add_state(app, service)
@@ -166,7 +167,7 @@ def _add_users(app: FastAPI, service: Service, in_thread: InThread) -> None:
 
     @app.get("/v1/users/{user_id:path}/history", tags=["users"])
     async def history(user_id: str, limit: Annotated[int, Query(ge=1, le=512)] = 50) -> Response:
-        """What the store knows of a user, newest first. Items that the bundle does not have come without a title."""
+        """What the store knows of a user, newest first. Items that are not known here come without a title."""
         live = live_of(service)
         checked_id(user_id, "user_id")
         state, degraded = await in_thread(service.read_user, live, user_id)
@@ -174,9 +175,7 @@ def _add_users(app: FastAPI, service: Service, in_thread: InThread) -> None:
         happened = zip(state.items, rows, state.events, state.times.tolist(), state.values.tolist(), strict=True)
         events = [
             {
-                **(
-                    live.cards[row] if row >= 0 else {"item_id": item, "title": None, "categories": [], "image": None}
-                ),
+                **(live.cards[row] if row >= 0 and service.growth.there(item) else card(item, None, None, None)),
                 "event": event,
                 "timestamp": at,
                 "value": value,
@@ -194,33 +193,6 @@ def _add_users(app: FastAPI, service: Service, in_thread: InThread) -> None:
             return answer({"users": await in_thread(live.store.recent_users, limit), "degraded": []})
         except StoreError:
             return answer({"users": [], "degraded": ["store"]})
-
-
-def _add_items(app: FastAPI, service: Service, in_thread: InThread) -> None:
-    @app.get("/v1/items/{item_id:path}/similar", responses={200: {"model": SimilarAnswer}}, tags=["items"])
-    async def similar(item_id: str, k: Count = 20) -> Response:
-        """Items like this one, best first; `near` says in what."""
-        live = live_of(service)
-        checked_id(item_id, "item_id")
-        row = live.bundle.catalog.ids.row(item_id)
-        if row < 0:
-            raise ApiError(404, "unknown_item", "the served bundle does not have this item", "item_id")
-        trace: dict[str, float] = {}
-        with stage(trace, "rank"):
-            slate = await in_thread(live.similar, row, k, trace)
-        shown = await expose(service, slate, SIMILAR, item_id=item_id)
-        return slate_answer(slate, live, shown, live.near(row, slate))
-
-    @app.get("/media/{item_id:path}", tags=["items"])
-    async def media(item_id: str) -> Response:
-        """An item's own picture, as the catalogue names it."""
-        content, kind = await in_thread(live_of(service).picture, item_id)
-        headers = {
-            "Cache-Control": "public, max-age=3600",
-            "X-Content-Type-Options": "nosniff",
-            "Content-Security-Policy": "default-src 'none'",
-        }
-        return Response(content, media_type=kind, headers=headers)
 
 
 def _add_events(app: FastAPI, service: Service, in_thread: InThread) -> None:

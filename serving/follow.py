@@ -16,6 +16,7 @@ from features.redis_store import RedisStore
 from features.refresh import catch_up, refresh
 from features.schema import DataConfig, EventRules
 from features.store import FeatureStore, Status, UserState, Watermark
+from serving.growth import Growth
 from serving.live import Live, Servable
 from serving.settings import ServeSettings
 
@@ -28,7 +29,7 @@ def now_micros() -> int:
 
 
 class Service:
-    """Opened by `start`, ended by `stop`. `live` is None until there is a bundle.
+    """Opened by `start`, ended by `stop`. growth: what is served, with the items put and deleted since.
 
     load: folder of a bundle -> the bundle, raising BundleError; current: folder of bundles -> the one to serve;
     events: a bundle's data configuration -> its checked events table; connect: event rules -> the store.
@@ -46,12 +47,12 @@ class Service:
     ) -> None:
         self.settings = settings
         self.now = now
-        self.live: Live | None = None
         self.behind = False
         """Whether the log has events that a store which did not answer has not got."""
         self._missed = False  # such an event since the store began to catch up
         self.notes: dict[str, str] = {}
-        """What is wrong now, by part: bundle, tables, store."""
+        """What is wrong now, by part: bundle, tables, store, items."""
+        self.growth = Growth(settings.log, self.notes)
         self._load, self._current, self._events, self._connect = load, current, events, connect
         self._server: RedisServer | None = None
         self._log: EventLog | None = None
@@ -59,6 +60,11 @@ class Service:
         self._refused: Path | None = None
         self._stop = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
+
+    @property
+    def live(self) -> Live | None:
+        """None until there is a bundle."""
+        return self.growth.live
 
     @property
     def log(self) -> EventLog:
@@ -84,6 +90,7 @@ class Service:
         self._log = EventLog(self.settings.log)
         for torn in self._log.torn:
             logger.warning("event log: %d half-written bytes of %s were set aside", torn.length, torn.segment)
+        self.growth.recall()
         if self._connect is None:
             if self.settings.redis_url is None:
                 self._server = RedisServer()
@@ -139,7 +146,8 @@ class Service:
             self._refuse(path, f"{path} failed its first request: {error}")
             return
         self.behind = True  # what was pushed to the store of the previous rules meanwhile
-        self.live, self._path, self._refused = live, path, None
+        self.growth.serve(live)
+        self._path, self._refused = path, None
         self.notes.pop("bundle", None)
         logger.info("serving bundle %s from %s", bundle.fingerprint, path)
         trained_on = bundle.data.log

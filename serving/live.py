@@ -1,7 +1,7 @@
 """What one request works with: a loaded bundle, the store, and the arrays made of them once."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,10 +11,10 @@ import polars as pl
 from features.catalog import Catalog
 from features.interactions import Bools, Ints, Ragged, UserStates
 from features.schema import CATEGORIES, IMAGE, TITLE, DataConfig
+from features.spaces import Embedded
 from features.store import FeatureStore, UserState
 from recsys.candidates import Candidates, Floats, Recommender
 from recsys.content_space import ContentSpace
-from recsys.search import searchable
 from recsys.slate import Slate, item_groups, make_slate
 from serving.wire import ApiError, media_url
 
@@ -67,29 +67,49 @@ class Servable(Protocol):
         """The items nearest to each of some contents (b, D) of the bundle's space."""
         ...
 
+    def grown(self, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> "Servable":
+        """The same with checked items (m rows) more or in place of its own; see `recsys.overlay.grown`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Live:
-    """Never changed: a new bundle is a new Live, put in its place in one assignment."""
+    """Never changed, but for what is hidden: a new bundle is a new Live, put in its place in one assignment.
+
+    available (n,) bool: items that may be shown, the one array that changes under requests, from True to False only.
+    """
 
     bundle: Servable
     store: FeatureStore
     groups: Ints
     cards: tuple[dict[str, Any], ...]
+    available: Bools
 
     @classmethod
     def of(cls, bundle: Servable, store: FeatureStore) -> "Live":
         """With the cards (item_id, title, categories, image) of all items made ready."""
-        frame = bundle.catalog.frame
-        columns = [
-            frame.get_column(name).to_list() if name in frame.columns else [None] * len(frame)
-            for name in (TITLE, CATEGORIES, IMAGE)
-        ]
-        cards = tuple(
-            {"item_id": item, "title": title, "categories": categories or [], "image": media_url(item, image)}
-            for item, title, categories, image in zip(bundle.catalog.ids.ids, *columns, strict=True)
+        catalog = bundle.catalog
+        cards = tuple(_cards(catalog.ids.ids, catalog.frame))
+        return cls(bundle, store, item_groups(catalog), cards, catalog.available.copy())
+
+    def grown(self, bundle: Servable, items: Sequence[str]) -> "Live":
+        """With a bundle that has grown by these items, or has them anew; what is hidden here is not hidden there."""
+        catalog, rows = bundle.catalog, bundle.catalog.ids.rows(items)
+        cards = [*self.cards, *[{}] * (len(catalog) - len(self.cards))]
+        for row, card in zip(rows.tolist(), _cards(items, catalog.frame[rows]), strict=True):
+            cards[row] = card
+        return replace(
+            self,
+            bundle=bundle,
+            groups=item_groups(catalog),
+            cards=tuple(cards),
+            available=catalog.available.copy(),
         )
-        return cls(bundle, store, item_groups(bundle.catalog), cards)
+
+    def hide(self, item: str) -> None:
+        """Show an item no more: the very next answer lacks it."""
+        if (row := self.bundle.catalog.ids.row(item)) >= 0:
+            self.available[row] = False
 
     def rows(self, ids: Iterable[str]) -> Ints:
         """Rows of those items that the bundle knows."""
@@ -116,14 +136,14 @@ class Live:
     def recommend(self, states: UserStates, seen: Ints, k: int, trace: dict[str, float]) -> Slate:
         """From the models: user tower, index, reranker."""
         exclude = Ragged(seen, np.zeros(1, np.int64), np.array([len(seen)], dtype=np.int64))
-        recommender, available = self.bundle.recommender, self.bundle.catalog.available
+        recommender, available = self.bundle.recommender, self.available.copy()  # it may change while it is read
         return self._fill(
             lambda wide: recommender.recommend(states, wide, allow=available, exclude=exclude), k, "history", trace
         )
 
     def popular(self, seen: Ints, k: int, trace: dict[str, float]) -> Slate:
         """The most popular items, for whom nothing is known."""
-        allowed = self.bundle.catalog.available.copy()
+        allowed = self.available.copy()
         allowed[seen] = False
         order = self.bundle.popular
         at = np.flatnonzero(allowed[order])
@@ -134,14 +154,14 @@ class Live:
         """Items like one item, itself and its variants left out."""
         variants = np.flatnonzero(self.groups == self.groups[row])
         exclude = Ragged(variants, np.zeros(1, np.int64), np.array([len(variants)], dtype=np.int64))
-        rows, available = np.array([row], dtype=np.int64), self.bundle.catalog.available
+        rows, available = np.array([row], dtype=np.int64), self.available.copy()
         return self._fill(
             lambda wide: self.bundle.similar(rows, wide, allow=available, exclude=exclude), k, "similar", trace
         )
 
     def search(self, vector: Floats, k: int, trace: dict[str, float]) -> Slate:
         """Items whose content is nearest to a query (1, D)."""
-        allow = searchable(self.bundle.catalog)
+        allow = self.available & self.bundle.catalog.has_content
         return self._fill(lambda wide: self.bundle.search(vector, wide, allow=allow), k, "search", trace)
 
     def near(self, row: int, slate: Slate) -> list[dict[str, float | None]]:
@@ -161,7 +181,7 @@ class Live:
                 self.bundle.catalog,
                 self.groups,
                 k,
-                available=self.bundle.catalog.available,
+                available=self.available,
                 reason=reason,
                 trace=trace,
                 fingerprint=self.bundle.fingerprint,
@@ -197,6 +217,19 @@ class Live:
         if not kind:
             raise missing
         return content, kind
+
+
+def card(item: str, title: str | None, categories: Sequence[str] | None, image: str | None) -> dict[str, Any]:
+    """What is shown of an item."""
+    return {"item_id": item, "title": title, "categories": categories or [], "image": media_url(item, image)}
+
+
+def _cards(items: Iterable[str], frame: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    columns = [
+        frame.get_column(name).to_list() if name in frame.columns else [None] * len(frame)
+        for name in (TITLE, CATEGORIES, IMAGE)
+    ]
+    return (card(*values) for values in zip(items, *columns, strict=True))
 
 
 def by_item(columns: Mapping[str, Sequence[float | None]], k: int) -> list[dict[str, float | None]]:

@@ -32,7 +32,7 @@ class SearchIn(BaseModel):
 def parse_query(body: bytes, content_type: str) -> tuple[Content, int]:
     """What is asked by, and for how many items. Raises ApiError 400 or 422 saying which field is wrong."""
     form = content_type.partition(";")[0].strip().lower() == "multipart/form-data"
-    sent = _form(body, content_type) if form else _json(body)
+    sent = _form(body, content_type) if form else json_object(body, "bad_query")
     if unknown := next((name for name in sent if name not in SearchIn.model_fields), None):
         fields = ", ".join(SearchIn.model_fields)
         raise ApiError(422, "bad_query", f"there is no such field; there are: {fields}", unknown[:64])
@@ -43,17 +43,17 @@ def parse_query(body: bytes, content_type: str) -> tuple[Content, int]:
         raise ApiError(422, "bad_query", f"{place}: {reason}", place) from None
     parts: list[Part] = [Text(asked.text)] if asked.text and asked.text.strip() else []
     if asked.image:
-        parts.append(Image(_source(asked.image, "image")))
+        parts.append(Image(media_source(asked.image, "image")))
     if asked.audio:
-        parts.append(Audio(_source(asked.audio, "audio")))
+        parts.append(Audio(media_source(asked.audio, "audio")))
     if asked.video:
-        parts.append(Video(_source(asked.video, "video")))
+        parts.append(Video(media_source(asked.video, "video")))
     if not parts:
         raise ApiError(422, "nothing_asked", "give text, image, audio or video to search by", "body")
     return Content(tuple(parts)), asked.k
 
 
-def _source(given: str | bytes, place: str) -> Source:
+def media_source(given: str | bytes, place: str) -> Source:
     """A file's bytes, or a URL; text is never taken for a path."""
     if isinstance(given, bytes) or given.startswith("https://"):
         return given
@@ -63,15 +63,16 @@ def _source(given: str | bytes, place: str) -> Source:
         raise ApiError(422, "bad_media", f"{place} is neither base64 nor an https URL", place) from None
 
 
-def _json(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes, code: str) -> dict[str, Any]:
+    """The one object of a body. Raises ApiError 400, and 422 with a code for what is no such object."""
     if sum(body.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
-        raise ApiError(422, "bad_query", "the body has far more values than a query", "body")
+        raise ApiError(422, code, "the body has far more values than are read here", "body")
     try:
         sent = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise ApiError(400, "bad_json", f"the body is no JSON that can be read: {error}", "body") from None
     if not isinstance(sent, dict):
-        raise ApiError(422, "bad_query", "send one object", "body")
+        raise ApiError(422, code, "send one object", "body")
     return sent
 
 

@@ -5,10 +5,12 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
+import polars as pl
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
@@ -18,6 +20,7 @@ from features.encoding import QUICK, EncoderConfig, open_encoders
 from features.errors import RecsysError
 from features.spaces import Embedded, Encoder
 from recsys.content_space import ContentSpace
+from recsys.item_vectors import ItemVectors, embed_items
 from recsys.search import Encoding, Searcher, near_query
 from serving.answers import expose, live_of, slate_answer, stage
 from serving.follow import Service
@@ -41,13 +44,16 @@ FILE_SECONDS = 10.0
 REMOTE = 8
 """Queries that another machine encodes at once: they wait for it, and take no core here."""
 
+PIECE = 4
+"""Items put that are encoded in one turn: a search waits for no more of them."""
+
 T = TypeVar("T")
 Open = Callable[[EncoderConfig, Decoders, Limits, Path], dict[str, Encoder]]
 
 
 class Desk:
-    """Where queries are encoded. Encoders are opened when they are first needed, and kept from bundle to bundle as
-    long as these were encoded alike."""
+    """Where queries and items put are encoded. Encoders are opened when they are first needed, and kept from bundle
+    to bundle as long as these were encoded alike."""
 
     def __init__(self, settings: ServeSettings, open_: Open = open_encoders) -> None:
         self._settings = settings
@@ -90,13 +96,25 @@ class Desk:
                 504, "slow", f"not encoded within {self._settings.search_seconds:g} s; try again in a moment", ""
             ) from None
 
+    async def embed_items(self, bundle: Servable, items: pl.DataFrame) -> ItemVectors:
+        """Checked items by the bundle's encoders, a few at a turn between searches; no channels where it has none."""
+        if bundle.content is None:
+            return ItemVectors({}, [[] for _ in range(len(items))])
+        encoding, space = encoded_with(bundle)
+        turn, parts = self._remote if encoding.remote else self._here, []
+        for piece in items.iter_slices(PIECE):
+            await turn.acquire()
+            work = partial(self._embed_items, encoding, space, piece)
+            parts.append(await asyncio.shield(aside(work, turn)))
+        return ItemVectors.together(parts)
+
     async def keep_ready(self, service: Service) -> None:
         """Load what the queries of each bundle need, as it comes, until cancelled."""
-        ready: Live | None = None
+        ready = ""
         while True:
-            if service.live is not ready:
-                ready = service.live
-                await self._prepare(ready)
+            if (live := service.live) is not None and live.bundle.fingerprint != ready:
+                ready = live.bundle.fingerprint
+                await self._prepare(live)
             await asyncio.sleep(self._settings.follow_seconds)
 
     async def close(self) -> None:
@@ -104,9 +122,9 @@ class Desk:
         await asyncio.to_thread(self._decoders.close)
         await self._here.acquire()  # a thread inside a model must not outlive the interpreter
 
-    async def _prepare(self, live: Live | None) -> None:
+    async def _prepare(self, live: Live) -> None:
         """An encoder that reads words reads one."""
-        if live is None or live.bundle.content is None:
+        if live.bundle.content is None:
             return
         try:
             encoding, _ = encoded_with(live.bundle)
@@ -137,6 +155,9 @@ class Desk:
                 made = self._open(encoding.config, self._decoders, encoding.limits, encoding.models)
                 self._opened = encoding, made
             return self._opened[1]
+
+    def _embed_items(self, encoding: Encoding, space: ContentSpace, items: pl.DataFrame) -> ItemVectors:
+        return embed_items(space, self._encoders(encoding), items)
 
     def _warm(self, encoding: Encoding) -> None:
         if (words := self._encoders(encoding).get(QUICK)) is not None:

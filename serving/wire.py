@@ -112,6 +112,7 @@ def micros(text: str) -> int:
     return (parts.days * 86_400 + parts.seconds) * 1_000_000 + parts.microseconds
 
 
+Finite = Annotated[float, AfterValidator(_finite)]
 Id = Annotated[str, AfterValidator(_id), Field(max_length=MAX_ID_BYTES)]
 
 
@@ -126,7 +127,7 @@ class EventIn(BaseModel):
     timestamp: Annotated[str, AfterValidator(_moment)] | None = Field(
         default=None, description="ISO 8601 with zone, at most a day ahead; default: now"
     )
-    value: Annotated[float, AfterValidator(_finite)] | None = Field(default=None, description="a rating, a quantity")
+    value: Finite | None = Field(default=None, description="a rating, a quantity")
     event_id: Id | None = Field(default=None, description="makes sending again harmless; default: made by us")
     request_id: Id | None = Field(default=None, description="of the answer in which the item was shown")
     position: Annotated[int, Field(ge=1, le=10_000)] | None = Field(default=None, description="at which it was shown")

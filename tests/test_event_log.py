@@ -9,12 +9,26 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import polars as pl
 import pytest
 
 from features.errors import LogError
-from features.event_log import Event, EventLog, Exposure, events_frame, read, recover
+from features.event_log import (
+    Event,
+    EventLog,
+    Exposure,
+    ItemGone,
+    ItemPut,
+    events_frame,
+    item_changes,
+    read,
+    recover,
+)
+from features.refresh import refresh
+from features.schema import EventRules
+from features.store import MemoryStore
 
 
 def event(number: int, user: str = "u") -> Event:
@@ -52,6 +66,40 @@ def test_read_gives_back_every_kind_of_record_once(tmp_path: Path) -> None:
     assert second.records == [event(3)]
     again = read(tmp_path, second.position)
     assert (again.records, again.position) == ([], second.position)
+
+
+PUT = ItemPut(item_id="x", timestamp=1, fields={"title": "é", "categories": ["a"], "price": 1.5, "image": "media/00"})
+GONE = ItemGone(item_id="x", timestamp=2)
+
+
+def test_changes_of_items_are_read_beside_events_and_counted_as_none(tmp_path: Path) -> None:
+    log = EventLog(tmp_path, segment_bytes=300)
+    for records in ([event(1)], [PUT, exposure(2)], [GONE], [event(3), PUT]):
+        log.append_now(records)
+    log.close()
+    found = read(tmp_path)
+    assert (found.damaged, len(found.records)) == ((), 6)
+    assert [r for r in found.records if not isinstance(r, Exposure)] == [event(1), PUT, GONE, event(3), PUT]
+    assert item_changes(tmp_path) == [PUT, GONE, PUT]
+    assert events_frame(tmp_path)["event_id"].to_list() == ["e1", "e3"]
+    store = MemoryStore(EventRules(positive={"click": None}))
+    report = refresh(store, events_frame(tmp_path / "none"), tmp_path, now=4)
+    assert (report.log_events, report.damaged, report.items) == (2, 0, 2)
+    assert item_changes(tmp_path / "none") == []
+
+
+def test_a_torn_change_is_set_aside_and_an_unknown_kind_passed_over(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    log.append_now([PUT])
+    log.close()
+    segment = next(tmp_path.glob("*.log"))
+    later = b'{"kind":"item_moved","item_id":"x","timestamp":3}'
+    whole = segment.read_bytes() + b"%08x %s\n" % (crc32(later), later)
+    segment.write_bytes(whole + whole[:40])
+    assert item_changes(tmp_path) == [PUT]
+    assert [damage.length for damage in read(tmp_path).damaged] == [len(later)]
+    assert [damage.length for damage in recover(tmp_path)] == [40]
+    assert item_changes(tmp_path) == [PUT]
 
 
 def test_small_reads_over_rotated_segments_lose_and_repeat_nothing(tmp_path: Path) -> None:

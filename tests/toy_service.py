@@ -1,6 +1,7 @@
 """A bundle whose answers are known by hand, for the tests of the service."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from features.schema import DataConfig, EventRules, Placement
 from features.spaces import Embedded, Encoder, Floats, SpaceKey, Task, unit
 from recsys.candidates import Candidates, top_k
 from recsys.content_space import ContentSpace
+from recsys.overlay import grown_catalog, grown_space
 from serving.settings import ServeSettings
 
 RULES = EventRules(positive={"rating": 3.5, "click": None}, seen=("rating", "click"))
@@ -67,6 +69,18 @@ class ToyBundle:
 
     def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
         return top_k(content @ self.catalog.content.T, k, allow=allow)
+
+    def grown(self, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> "ToyBundle":
+        placed = self.content.place(channels) if self.content and channels else None
+        catalog, rows = grown_catalog(self.catalog, items, placed)
+        n, total = len(self.catalog), len(catalog)
+        return replace(
+            self,
+            catalog=catalog,
+            recommender=replace(self.recommender, n=total),
+            popular=np.concatenate([self.popular, np.arange(n, total)]),
+            content=self.content and grown_space(self.content, total, rows, channels),
+        )
 
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
         return top_k(np.stack([near(int(r), len(self.catalog)) for r in rows]), k, allow=allow, exclude=exclude)
@@ -161,7 +175,7 @@ class ToyWords:
 
     modalities: frozenset[Modality] = frozenset({"text"})
     key, reader = COLOURS, ""
-    tasks: tuple[Task, ...] = ("query",)
+    tasks: tuple[Task, ...] = ("document", "query")
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -172,7 +186,8 @@ class ToyWords:
 
     def words(self, texts: Sequence[str]) -> Floats:
         self.read += texts
-        return unit(np.stack([sum((WORDS[w] for w in text.split() if w in WORDS), 0 * RED) for text in texts]))
+        words = [re.findall(r"\w+", text) for text in texts]
+        return unit(np.stack([sum((WORDS[w] for w in of_one if w in WORDS), 0 * RED) for of_one in words]))
 
     def encode(
         self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
