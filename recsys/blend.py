@@ -1,4 +1,7 @@
-"""A question and who asks it: items near to both."""
+"""Several questions at once, each in its own space: words and who says them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -6,35 +9,33 @@ from features.interactions import Bools
 from recsys.candidates import Candidates, Floats, Retriever, first_of_each, ordered
 
 DEEP = 5
-"""For each item that is asked for, so many are looked up by the question, and so many by who asks."""
+"""For each item that is asked for, so many are looked up by each question."""
 
 
-def blended(
-    by_content: Retriever,
-    contents: Floats,
-    asked: Floats,
-    by_behaviour: Retriever,
-    vectors: Floats,
-    users: Floats,
-    k: int,
-    *,
-    weight: float,
-    allow: Bools | None = None,
-) -> Candidates:
-    """The k best of the items nearest to b questions and of those nearest to who asks them.
+@dataclass(frozen=True)
+class Question:
+    """asked (b, d) by `weight`, of the items' vectors (n, d), which the index finds."""
 
-    asked (b, m) among contents (n, m); users (b, d) among vectors (n, d). The score is (1 - weight) times how near
-    an item is to the question and weight times how near it is to the user, each measured in standard deviations of
-    the candidates: cosines of two spaces are of different sizes.
+    asked: Floats
+    weight: float
+    index: Retriever
+    vectors: Floats
+
+
+def blended(questions: Sequence[Question], k: int, *, allow: Bools | None = None) -> Candidates:
+    """The k best for each of b times some questions, among the items nearest to any of them.
+
+    The score is the weighted sum of how near an item is to each, measured in standard deviations of the candidates:
+    cosines of two spaces are of different sizes.
     """
     deep = max(100, DEEP * k)
-    found = [by_content.search(asked, deep, allow=allow).rows, by_behaviour.search(users, deep, allow=allow).rows]
-    rows = np.concatenate(found, axis=1)  # (b, 2 deep)
+    found = [question.index.search(question.asked, deep, allow=allow).rows for question in questions]
+    rows = np.concatenate(found, axis=1)  # (b, w)
     there = first_of_each(rows)
     scores = np.zeros(rows.shape)
-    for share, items, queries in ((1 - weight, contents, asked), (weight, vectors, users)):
-        near = np.einsum("bd,bwd->bw", queries, items[np.maximum(rows, 0)], optimize=True)
-        scores += share * _standard(near, there)
+    for question in questions:
+        near = np.einsum("bd,bwd->bw", question.asked, question.vectors[np.maximum(rows, 0)], optimize=True)
+        scores += question.weight * _standard(near, there)
     return ordered(rows, np.where(there, scores, -np.inf), k)
 
 

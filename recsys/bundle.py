@@ -26,11 +26,12 @@ from safetensors.torch import save_file as save_weights
 from features.catalog import Catalog
 from features.errors import BundleError, SpaceError
 from features.ids import IdMap
-from features.interactions import Bools, Ints, Ragged
+from features.interactions import Bools, Ints, Ragged, UserStates
 from features.schema import ITEM, DataConfig
 from features.spaces import Embedded, SpaceKey, same_space
 from recsys.alignment import Alignment, Map
 from recsys.baselines.popular import Popular
+from recsys.blend import Question, blended
 from recsys.candidates import Candidates, Floats
 from recsys.content_space import ContentSpace
 from recsys.index import Index
@@ -95,6 +96,11 @@ class Bundle:
         """(n,) int64 rows, the most popular first."""
         return np.argsort(-self.recommender.fallback.popularity, kind="stable").astype(np.int64)
 
+    @property
+    def note(self) -> str:
+        """Why candidates are not found by the kind that was asked for, "" where they are."""
+        return self.contents.note
+
     def grown(self, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> "Bundle":
         """With items put since, see `recsys.overlay.grown`."""
         from recsys.overlay import grown
@@ -109,6 +115,18 @@ class Bundle:
     def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
         """The k items nearest to each of some contents (b, m) of the bundle's space; those without any last."""
         return self.contents.search(content, k, allow=allow)
+
+    def search_for(
+        self, content: Floats, who: UserStates, k: int, *, weight: float, allow: Bools | None = None
+    ) -> Candidates:
+        """The k items near to some contents (b, m) and to who asks (b states); see `blended`."""
+        its = self.recommender
+        users = its.towers.user_vectors(who, its.vectors)
+        questions = (
+            Question(content, 1 - weight, self.contents, self.catalog.content),
+            Question(users, weight, its.index, its.vectors),
+        )
+        return blended(questions, k, allow=allow)
 
 
 def save_bundle(

@@ -1,20 +1,30 @@
 """What a request is answered with, and the exposure that is logged of it before."""
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
+from fastapi import Query
 from fastapi.responses import Response
+from pydantic import ValidationError
 
+from features.errors import DataError
 from features.event_log import Exposure
+from recsys.filters import Filter
 from recsys.slate import Slate
 from serving.follow import Service
 from serving.live import Live
-from serving.wire import ApiError, answer
+from serving.wire import ApiError, answer, first_fault
 
 VARIANT = "default"
+
+Narrow = Annotated[
+    str | None,
+    Query(max_length=100_000, description=f"JSON: which items may come. {json.dumps(Filter.model_json_schema())}"),
+]
 
 
 def live_of(service: Service) -> Live:
@@ -23,6 +33,19 @@ def live_of(service: Service) -> Live:
         why = service.notes.get("bundle", "the service is starting")
         raise ApiError(503, "no_bundle", f"there is no bundle to serve: {why}", str(service.settings.bundles))
     return service.live
+
+
+def narrowed(live: Live, asked: Filter | str | None) -> Live:
+    """What is served, as far as a filter lets it through: one that was read already, or JSON. Raises ApiError 422."""
+    if asked is None:
+        return live
+    try:
+        return live.only(Filter.model_validate_json(asked) if isinstance(asked, str) else asked)
+    except ValidationError as error:
+        place, reason = first_fault(error)
+        raise ApiError(422, "bad_filter", f"filter {place}: {reason}".replace(" :", ":"), "filter") from None
+    except DataError as error:
+        raise ApiError(422, "bad_filter", str(error), "filter") from None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from features.event_log import Event
 from features.schema import DataConfig, EventRules
 from features.store import FeatureStore
 from recsys.slate import Slate
-from serving.answers import expose, live_of, slate_answer, stage
+from serving.answers import Narrow, expose, live_of, narrowed, slate_answer, stage
 from serving.follow import Service, now_micros
 from serving.items import add_items
 from serving.live import Live, Servable, card
@@ -151,9 +151,11 @@ def _threads(service: Service) -> InThread:
 
 def _add_users(app: FastAPI, service: Service, in_thread: InThread) -> None:
     @app.get("/v1/users/{user_id:path}/recommendations", responses={200: {"model": SlateAnswer}}, tags=["users"])
-    async def recommendations(user_id: str, k: Count = 20, placement: str | None = None) -> Response:
+    async def recommendations(
+        user_id: str, k: Count = 20, placement: str | None = None, filter: Narrow = None
+    ) -> Response:
         """Items for a user, best first. An unknown user gets the most popular ones; `source` says so."""
-        live = live_of(service)
+        live = narrowed(live_of(service), filter)
         checked_id(user_id, "user_id")
         places = live.bundle.data.placements
         where = next(iter(places)) if placement is None else placement

@@ -51,7 +51,7 @@ class Service:
         """Whether the log has events that a store which did not answer has not got."""
         self._missed = False  # such an event since the store began to catch up
         self.notes: dict[str, str] = {}
-        """What is wrong now, by part: bundle, tables, store, items."""
+        """What is wrong now, by part: bundle, tables, store, items, retriever."""
         self.growth = Growth(settings.log, self.notes)
         self._load, self._current, self._events, self._connect = load, current, events, connect
         self._server: RedisServer | None = None
@@ -149,6 +149,9 @@ class Service:
         self.growth.serve(live)
         self._path, self._refused = path, None
         self.notes.pop("bundle", None)
+        self.notes.pop("retriever", None)
+        if bundle.note:
+            self.notes["retriever"] = bundle.note
         logger.info("serving bundle %s from %s", bundle.fingerprint, path)
         trained_on = bundle.data.log
         if trained_on is None or Path(trained_on).resolve() != self.settings.log.resolve():

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from features.event_log import ItemGone, ItemPut
 from features.items_log import keep_media
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, TITLE, VIDEO
-from serving.answers import expose, live_of, slate_answer, stage
+from serving.answers import Narrow, expose, live_of, narrowed, slate_answer, stage
 from serving.follow import Service
 from serving.live import Live, Servable, card
 from serving.query import json_object, media_source
@@ -173,9 +173,11 @@ def add_items(app: FastAPI, service: Service, desk: Desk, in_thread: Callable[..
 
 def _add_similar(app: FastAPI, service: Service, in_thread: Callable[..., Any]) -> None:
     @app.get("/v1/items/{item_id:path}/similar", responses={200: {"model": SimilarAnswer}}, tags=["items"])
-    async def similar(item_id: str, k: Annotated[int, Query(ge=1, le=100, description="how many")] = 20) -> Response:
+    async def similar(
+        item_id: str, k: Annotated[int, Query(ge=1, le=100, description="how many")] = 20, filter: Narrow = None
+    ) -> Response:
         """Items like this one, best first; `near` says in what."""
-        live = live_of(service)
+        live = narrowed(live_of(service), filter)
         _known(service, item_id)
         if (row := live.bundle.catalog.ids.row(item_id)) < 0:
             raise ApiError(404, "not_live_yet", "the item was accepted and is being embedded; ask again", "item_id")

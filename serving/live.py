@@ -15,6 +15,7 @@ from features.spaces import Embedded
 from features.store import FeatureStore, UserState
 from recsys.candidates import Candidates, Floats, Recommender
 from recsys.content_space import ContentSpace
+from recsys.filters import Filter
 from recsys.slate import Slate, item_groups, make_slate
 from serving.wire import ApiError, media_url
 
@@ -59,12 +60,23 @@ class Servable(Protocol):
         """(n,) int64 rows, the most popular first."""
         ...
 
+    @property
+    def note(self) -> str:
+        """What of it works otherwise than it was asked to, "" where nothing does."""
+        ...
+
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
         """The items nearest to each of rows (b,)."""
         ...
 
     def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
         """The items nearest to each of some contents (b, D) of the bundle's space."""
+        ...
+
+    def search_for(
+        self, content: Floats, who: UserStates, k: int, *, weight: float, allow: Bools | None = None
+    ) -> Candidates:
+        """The items nearest to each of some contents (b, D) and to who asks (b states), who counts by `weight`."""
         ...
 
     def grown(self, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> "Servable":
@@ -76,7 +88,8 @@ class Servable(Protocol):
 class Live:
     """Never changed, but for what is hidden: a new bundle is a new Live, put in its place in one assignment.
 
-    available (n,) bool: items that may be shown, the one array that changes under requests, from True to False only.
+    available (n,) bool: items that may be shown, the one array that changes under requests, from True to False only;
+    wanted (n,): those that one request's filter lets through, None without a filter.
     """
 
     bundle: Servable
@@ -84,6 +97,7 @@ class Live:
     groups: Ints
     cards: tuple[dict[str, Any], ...]
     available: Bools
+    wanted: Bools | None = None
 
     @classmethod
     def of(cls, bundle: Servable, store: FeatureStore) -> "Live":
@@ -111,6 +125,14 @@ class Live:
         if (row := self.bundle.catalog.ids.row(item)) >= 0:
             self.available[row] = False
 
+    def only(self, asked: Filter) -> "Live":
+        """For one request: nothing but what its filter lets through. Raises DataError where it cannot be applied."""
+        return replace(self, wanted=asked.mask(self.bundle.catalog))
+
+    def allowed(self) -> Bools:
+        """(n,): what this request may be shown, now: it does not change while it is read."""
+        return self.available.copy() if self.wanted is None else self.available & self.wanted
+
     def rows(self, ids: Iterable[str]) -> Ints:
         """Rows of those items that the bundle knows."""
         rows = self.bundle.catalog.ids.rows(list(ids))
@@ -136,14 +158,14 @@ class Live:
     def recommend(self, states: UserStates, seen: Ints, k: int, trace: dict[str, float]) -> Slate:
         """From the models: user tower, index, reranker."""
         exclude = Ragged(seen, np.zeros(1, np.int64), np.array([len(seen)], dtype=np.int64))
-        recommender, available = self.bundle.recommender, self.available.copy()  # it may change while it is read
+        recommender, allow = self.bundle.recommender, self.allowed()
         return self._fill(
-            lambda wide: recommender.recommend(states, wide, allow=available, exclude=exclude), k, "history", trace
+            lambda wide: recommender.recommend(states, wide, allow=allow, exclude=exclude), k, "history", trace
         )
 
     def popular(self, seen: Ints, k: int, trace: dict[str, float]) -> Slate:
         """The most popular items, for whom nothing is known."""
-        allowed = self.available.copy()
+        allowed = self.allowed()
         allowed[seen] = False
         order = self.bundle.popular
         at = np.flatnonzero(allowed[order])
@@ -154,15 +176,21 @@ class Live:
         """Items like one item, itself and its variants left out."""
         variants = np.flatnonzero(self.groups == self.groups[row])
         exclude = Ragged(variants, np.zeros(1, np.int64), np.array([len(variants)], dtype=np.int64))
-        rows, available = np.array([row], dtype=np.int64), self.available.copy()
+        rows, allow = np.array([row], dtype=np.int64), self.allowed()
         return self._fill(
-            lambda wide: self.bundle.similar(rows, wide, allow=available, exclude=exclude), k, "similar", trace
+            lambda wide: self.bundle.similar(rows, wide, allow=allow, exclude=exclude), k, "similar", trace
         )
 
-    def search(self, vector: Floats, k: int, trace: dict[str, float]) -> Slate:
-        """Items whose content is nearest to a query (1, D)."""
-        allow = self.available & self.bundle.catalog.has_content
-        return self._fill(lambda wide: self.bundle.search(vector, wide, allow=allow), k, "search", trace)
+    def search(
+        self, vector: Floats, k: int, trace: dict[str, float], who: UserStates | None = None, weight: float = 0
+    ) -> Slate:
+        """Items whose content is nearest to a query (1, D), and near to who asks by so much weight."""
+        bundle, allow = self.bundle, self.allowed() & self.bundle.catalog.has_content
+        if who is None or not who.positive.any():
+            return self._fill(lambda wide: bundle.search(vector, wide, allow=allow), k, "search", trace)
+        return self._fill(
+            lambda wide: bundle.search_for(vector, who, wide, weight=weight, allow=allow), k, "search", trace
+        )
 
     def near(self, row: int, slate: Slate) -> list[dict[str, float | None]]:
         """How near each of the items similar to one item is to it, by behaviour and by channel of content."""
@@ -181,7 +209,7 @@ class Live:
                 self.bundle.catalog,
                 self.groups,
                 k,
-                available=self.available,
+                available=self.allowed(),
                 reason=reason,
                 trace=trace,
                 fingerprint=self.bundle.fingerprint,

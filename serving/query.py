@@ -3,13 +3,16 @@
 import base64
 import binascii
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from features.content import Audio, Content, Image, Part, Source, Text, Video
-from serving.wire import ApiError, first_fault
+from recsys.filters import Filter
+from serving.wire import ApiError, Id, first_fault
 
 MAX_VALUES = 100_000
 """Of one JSON body: a body of empty lists would take twenty times its own size in memory."""
@@ -27,10 +30,28 @@ class SearchIn(BaseModel):
     audio: Media = None
     video: Media = None
     k: Annotated[int, Field(ge=1, le=100)] = Field(default=20, description="how many")
+    filter: Filter | None = Field(default=None, description="which items may come; in a form as JSON")
+    user_id: Id | None = Field(default=None, description="who asks: items near to both come first")
+    weight: Annotated[float, Field(ge=0, le=1)] = Field(default=0.3, description="how much the user counts")
 
 
-def parse_query(body: bytes, content_type: str) -> tuple[Content, int]:
-    """What is asked by, and for how many items. Raises ApiError 400 or 422 saying which field is wrong."""
+def query_schema() -> dict[str, Any]:
+    """JSON schema of `SearchIn` in one piece: references would not be found from within the API's description."""
+    schema = SearchIn.model_json_schema()
+    schema["properties"]["filter"]["anyOf"][0] = schema.pop("$defs")["Filter"]
+    return schema
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A search: by what, and the fields that are no content."""
+
+    content: Content
+    sent: SearchIn
+
+
+def parse_query(body: bytes, content_type: str) -> Asked:
+    """What is asked. Raises ApiError 400 or 422 saying which field is wrong."""
     form = content_type.partition(";")[0].strip().lower() == "multipart/form-data"
     sent = _form(body, content_type) if form else json_object(body, "bad_query")
     if unknown := next((name for name in sent if name not in SearchIn.model_fields), None):
@@ -50,7 +71,7 @@ def parse_query(body: bytes, content_type: str) -> tuple[Content, int]:
         parts.append(Video(media_source(asked.video, "video")))
     if not parts:
         raise ApiError(422, "nothing_asked", "give text, image, audio or video to search by", "body")
-    return Content(tuple(parts)), asked.k
+    return Asked(Content(tuple(parts)), asked)
 
 
 def media_source(given: str | bytes, place: str) -> Source:
@@ -90,6 +111,8 @@ def _form(body: bytes, content_type: str) -> dict[str, Any]:
             raise ApiError(422, "bad_query", "is not UTF-8", name[:64]) from None
     if (k := str(fields.get("k", ""))).isdecimal() and len(k) < 10:
         fields["k"] = int(k)
+    with suppress(ValueError, TypeError):  # what is no number or no JSON is refused where fields are checked
+        fields |= {name: orjson.loads(fields[name]) for name in ("filter", "weight") if name in fields}
     return fields
 
 

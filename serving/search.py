@@ -22,10 +22,10 @@ from features.spaces import Embedded, Encoder
 from recsys.content_space import ContentSpace
 from recsys.item_vectors import ItemVectors, embed_items
 from recsys.search import Encoding, Searcher, near_query
-from serving.answers import expose, live_of, slate_answer, stage
+from serving.answers import expose, live_of, narrowed, slate_answer, stage
 from serving.follow import Service
 from serving.live import Live, Servable, by_item
-from serving.query import SearchIn, parse_query
+from serving.query import parse_query, query_schema
 from serving.settings import ServeSettings
 from serving.wire import MAX_BODY_BYTES, ApiError, ErrorAnswer, SearchAnswer, answer, bounded_body
 
@@ -197,7 +197,7 @@ def encoded_with(bundle: Servable) -> tuple[Encoding, ContentSpace]:
 
 def add_search(app: FastAPI, service: Service, desk: Desk, in_thread: Callable[..., Any]) -> None:
     """The route."""
-    schema = {"schema": SearchIn.model_json_schema()}
+    schema = {"schema": query_schema()}
 
     @app.post(
         "/v1/search",
@@ -217,12 +217,14 @@ def add_search(app: FastAPI, service: Service, desk: Desk, in_thread: Callable[.
         """Items that words, a picture, a sound, a video or any mixture of them are near to, best first.
 
         As JSON, media are base64 or https URLs of hosts that the bundle names; as a form, files. What could not be
-        read is told in `query.failed`, and the rest is answered.
+        read is told in `query.failed`, and the rest is answered. With a user, items near to both come first.
         """
         live, trace = live_of(service), dict[str, float]()
         _, space = encoded_with(live.bundle)  # before anything is read
         async with desk.body(request) as body:
-            content, k = await in_thread(parse_query, body, request.headers.get("content-type", ""))
+            asked = await in_thread(parse_query, body, request.headers.get("content-type", ""))
+            content, sent = asked.content, asked.sent
+            live = narrowed(live, sent.filter)
             with stage(trace, "encode"):
                 found = await desk.embed(live, content)
         failed = [{"part": content.parts[each.part].modality, "reason": each.reason[:500]} for each in found.failures]
@@ -231,9 +233,14 @@ def add_search(app: FastAPI, service: Service, desk: Desk, in_thread: Callable[.
             why = "; ".join(f"{each['part']}: {each['reason']}" for each in failed)
             error = {"code": "nothing_read", "message": f"nothing of the query could be read: {why}", "place": "body"}
             return answer({"error": error, **told}, 422)
+        who, degraded = None, []
+        if sent.user_id is not None:
+            with stage(trace, "store"):
+                state, degraded = await in_thread(service.read_user, live, sent.user_id)
+            who = live.states(state, service.now())
         with stage(trace, "rank"):
-            slate = await in_thread(live.search, found.vectors, k, trace)
-        shown = await expose(service, slate, SEARCH)
+            slate = await in_thread(live.search, found.vectors, sent.k, trace, who, sent.weight)
+        shown = await expose(service, slate, SEARCH, degraded=degraded, user_id=sent.user_id or "")
         columns = near_query(space, found, slate.rows)
         return slate_answer(slate, live, shown, by_item(columns, len(slate)), **told)
 

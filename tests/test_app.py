@@ -195,7 +195,10 @@ def test_the_api_is_described(steady: House) -> None:
     api = steady.client.get("/openapi.json").json()
     body = api["paths"]["/v1/search"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}
-    assert set(body["application/json"]["schema"]["properties"]) == {"text", "image", "audio", "video", "k"}
+    fields = body["application/json"]["schema"]["properties"]
+    assert set(fields) == {"text", "image", "audio", "video", "k", "filter", "user_id", "weight"}
+    assert set(fields["filter"]["anyOf"][0]["properties"]) >= {"categories", "price", "published", "columns"}
+    assert "$ref" not in str(body)
 
 
 def test_about(steady: House) -> None:

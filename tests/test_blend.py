@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import zscore
 
 from features.spaces import unit
-from recsys.blend import blended
+from recsys.blend import Question, blended
 from recsys.index import Index
 
 RNG = np.random.default_rng(0)
@@ -16,8 +16,11 @@ USERS = unit(RNG.normal(size=(3, 4)).astype(np.float32))
 
 
 def blend(k=20, weight=0.5, allow=None):
-    by_content, by_behaviour = Index(CONTENTS), Index(VECTORS)
-    return blended(by_content, CONTENTS, ASKED, by_behaviour, VECTORS, USERS, k, weight=weight, allow=allow)
+    questions = (
+        Question(ASKED, 1 - weight, Index(CONTENTS), CONTENTS),
+        Question(USERS, weight, Index(VECTORS), VECTORS),
+    )
+    return blended(questions, k, allow=allow)
 
 
 def test_without_weight_the_question_speaks_alone_and_with_all_of_it_the_user():

@@ -66,9 +66,17 @@ class ToyBundle:
     popular: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     content: ContentSpace | None = None
     manifest: dict[str, Any] = field(default_factory=lambda: {"config": {"encoder": None}})
+    note: str = ""
 
     def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
         return top_k(content @ self.catalog.content.T, k, allow=allow)
+
+    def search_for(
+        self, content: Floats, who: UserStates, k: int, *, weight: float, allow: Bools | None = None
+    ) -> Candidates:
+        liked = who.liked()
+        own = np.stack([near(int(liked.flat[end - 1]), len(self.catalog)) for end in liked.end])
+        return top_k((1 - weight) * (content @ self.catalog.content.T) + weight * own, k, allow=allow)
 
     def grown(self, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> "ToyBundle":
         placed = self.content.place(channels) if self.content and channels else None
