@@ -13,7 +13,7 @@ from experiments.config import RunConfig
 from features.catalog import Catalog
 from features.decoders import Decoders
 from features.embed import EmbedReport, embed, item_contents, item_titles, vectors_of
-from features.encoding import QUICK, open_encoders
+from features.encoding import QUICK, TITLES, open_encoders
 from features.errors import ConfigError
 from features.event_log import events_frame
 from features.ids import IdMap
@@ -26,9 +26,6 @@ from features.tables import label, read_items, read_tables
 
 if TYPE_CHECKING:
     from recsys.content_space import ContentSpace
-
-TITLES = "title"
-"""Channel of titles alone, beside the text that has all words: what people search with."""
 
 
 @dataclass(frozen=True)

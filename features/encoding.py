@@ -68,6 +68,9 @@ EncoderConfig = Annotated[Builtin | Hub | Gemini | OpenAICompatible, Field(discr
 QUICK = "text"
 """Channel that is cheap enough to be computed whenever it is needed; the others are the embedding job's."""
 
+TITLES = "title"
+"""Channel of titles alone, beside the text that has all words: what people search with."""
+
 
 def open_encoders(config: EncoderConfig, decoders: Decoders, limits: Limits, models: Path) -> dict[str, Encoder]:
     """Channel -> encoder; models: folder of exported models. Models load when they are first used.

@@ -9,8 +9,7 @@ import polars as pl
 
 from features.content import Content
 from features.embed import item_contents, item_titles
-from features.encoding import QUICK
-from features.schema import TITLE
+from features.encoding import QUICK, TITLES
 from features.spaces import Embedded, Encoder, SpaceKey
 from recsys.content_space import ContentSpace
 
@@ -48,8 +47,8 @@ def embed_items(space: ContentSpace, encoders: Mapping[str, Encoder], items: pl.
         name: _encoded(encoder, contents) for name, encoder in encoders.items() if _placed(space, name, encoder)
     }
     failed = [_failed(row, content, channels, encoders) for row, content in enumerate(contents)]
-    if TITLE in space.channels and QUICK in encoders:  # the channel of titles is named like their column
-        channels[TITLE] = _encoded(encoders[QUICK], item_titles(items))
+    if TITLES in space.channels and QUICK in encoders:
+        channels[TITLES] = _encoded(encoders[QUICK], item_titles(items))
     return ItemVectors(channels, failed)
 
 
