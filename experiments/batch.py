@@ -1,9 +1,11 @@
 """Slates of all users in one job, for e-mail and for judging offline: parquet shards, streamed, done once each.
 
     part-00017.parquet   user_id, position (from 1), item_id, score, source ("model" or "popular"); best first
-    manifest.json        what the slates are of; written first, so that no two jobs mix in one folder
+    users.parquet        whose slates, in order: shards are cut by it
+    manifest.json        what the slates are of, and until when events count; written before any shard
 
 A killed job goes on where it was when it is run again; several processes or machines share one folder by `part`.
+Users and events stay those of the first run, though the service goes on logging; what is deleted meanwhile is left out.
 """
 
 import json
@@ -26,7 +28,7 @@ from recsys.bundle import Bundle
 from recsys.candidates import Candidates
 from recsys.slate import item_groups
 
-MANIFEST = "manifest.json"
+MANIFEST, USERS = "manifest.json", "users.parquet"
 BLOCK = 256
 """Users whose candidates are held at once."""
 
@@ -65,18 +67,10 @@ def slates_of_all(
     if not 1 <= part[0] <= part[1]:
         raise ConfigError(f"part {part[0]}/{part[1]}: give 1/n to n/n")
     dataset = _dataset(bundle, progress)
-    users = np.argsort(np.array(dataset.users.ids, dtype=object), kind="stable").astype(np.int64)
-    job = {
-        "bundle": bundle.fingerprint,
-        "data_hash": dataset.hash,
-        "placement": place,
-        "k": k,
-        "users": len(users),
-        "shard": shard,
-    }
+    job = {"bundle": bundle.fingerprint, "placement": place, "k": k, "shard": shard}
     try:
-        _claim(out, job)
-        shards = [*range(0, len(users), shard)][part[0] - 1 :: part[1]]
+        until, names = _claim(out, job, dataset)
+        shards = [*range(0, len(names), shard)][part[0] - 1 :: part[1]]
         step = progress(f"slates, part {part[0]} of {part[1]}", len(shards))
         there = written = rows = 0
         for begin in shards:
@@ -84,8 +78,8 @@ def slates_of_all(
             if path.exists():
                 there += 1
             else:
-                chosen = users[begin : begin + shard]
-                frame = _slates(bundle, dataset, chosen, k, places[place].repeats)
+                chosen = names[begin : begin + shard]
+                frame = _slates(bundle, dataset, chosen, until, k, places[place].repeats)
                 _keep(path, frame.write_parquet)
                 written, rows = written + len(chosen), rows + len(frame)
             step(1)
@@ -103,55 +97,69 @@ def _dataset(bundle: Bundle, progress: Begin) -> Dataset:
     return dataset
 
 
-def _slates(bundle: Bundle, dataset: Dataset, users: Ints, k: int, repeats: bool) -> pl.DataFrame:
-    frames = [_block(bundle, dataset, users[at : at + BLOCK], k, repeats) for at in range(0, len(users), BLOCK)]
-    return pl.concat(frames)
+def _slates(bundle: Bundle, dataset: Dataset, names: pl.Series, until: int, k: int, repeats: bool) -> pl.DataFrame:
+    blocks = (names[at : at + BLOCK] for at in range(0, len(names), BLOCK))
+    return pl.concat([_block(bundle, dataset, block, until, k, repeats) for block in blocks])
 
 
-def _block(bundle: Bundle, dataset: Dataset, users: Ints, k: int, repeats: bool) -> pl.DataFrame:
-    states = dataset.events.states(users, np.full(len(users), dataset.events.latest + 1))
-    seen = None if repeats else states.seen_items()
-    groups = item_groups(bundle.catalog)
-    most = int(np.bincount(groups).max(initial=1))  # as many variants of one product may come first
-    found = bundle.recommender.recommend(states, k * min(most, 4), allow=dataset.catalog.available, exclude=seen)
+def _block(bundle: Bundle, dataset: Dataset, names: pl.Series, until: int, k: int, repeats: bool) -> pl.DataFrame:
+    """Variants of one product fall out of a slate: where that leaves it short, more is asked for."""
+    rows = dataset.users.rows(names.to_list())
+    states = dataset.events.states(rows, np.full(len(rows), until))
+    groups, n = item_groups(bundle.catalog), len(bundle.catalog)
     source = np.where(states.liked().lengths > 0, "model", "popular")
-    names = np.array(dataset.users.ids, dtype=object)[users]
-    return _table(found, groups, names, source, np.array(bundle.catalog.ids.ids, dtype=object), k)
+    frames, left, wide = [], np.arange(len(rows)), k
+    while len(left):
+        asked = states[left]
+        seen = None if repeats else asked.seen_items()
+        found = bundle.recommender.recommend(asked, wide, allow=dataset.catalog.available, exclude=seen)
+        table = _table(found, groups, k)
+        table = table.with_columns(pl.Series("which", left[table.get_column("which").to_numpy()]))
+        full = np.bincount(table.get_column("which").to_numpy(), minlength=len(rows))[left] == k
+        done = full | ((found.rows >= 0).sum(axis=1) < wide) | (wide >= n)
+        frames.append(table.filter(pl.col("which").is_in(left[done])))
+        left, wide = left[~done], min(4 * wide, n)
+    table = pl.concat(frames).sort("which", POSITION)
+    which, row = table.get_column("which").to_numpy(), table.get_column("row").to_numpy()
+    return pl.DataFrame(
+        {
+            USER: names[which],
+            POSITION: table.get_column(POSITION).cast(pl.Int32),
+            ITEM: pl.Series(bundle.catalog.ids.ids, dtype=pl.String)[row],
+            "score": table.get_column("score").cast(pl.Float32),
+            "source": pl.Series(source[which].tolist(), dtype=pl.String),
+        }
+    )
 
 
-def _table(
-    found: Candidates, groups: Ints, users: np.ndarray, source: np.ndarray, items: np.ndarray, k: int
-) -> pl.DataFrame:
-    """One row for each place of each slate: the first of every product, k at most."""
+def _table(found: Candidates, groups: Ints, k: int) -> pl.DataFrame:
+    """which, row, score and position of each place of each slate: the first of every product, k at most."""
     which, at = np.nonzero((found.rows >= 0) & np.isfinite(found.scores))
     rows = found.rows[which, at]
     frame = pl.DataFrame({"which": which, "row": rows, "group": groups[rows], "score": found.scores[which, at]})
     frame = frame.unique(("which", "group"), keep="first", maintain_order=True)
     place = pl.int_range(pl.len()).over("which") + 1
-    frame = frame.with_columns(place.alias(POSITION)).filter(pl.col(POSITION) <= k)
-    at_user, at_item = frame.get_column("which").to_numpy(), frame.get_column("row").to_numpy()
-    return pl.DataFrame(
-        {
-            USER: pl.Series(users[at_user].tolist(), dtype=pl.String),
-            POSITION: frame.get_column(POSITION).cast(pl.Int32),
-            ITEM: pl.Series(items[at_item].tolist(), dtype=pl.String),
-            "score": frame.get_column("score").cast(pl.Float32),
-            "source": pl.Series(source[at_user].tolist(), dtype=pl.String),
-        }
-    )
+    return frame.with_columns(place.alias(POSITION)).filter(pl.col(POSITION) <= k)
 
 
-def _claim(out: Path, job: dict[str, Any]) -> None:
-    """Raises ConfigError where the folder is that of another job."""
+def _claim(out: Path, job: dict[str, Any], dataset: Dataset) -> tuple[int, pl.Series]:
+    """Until when (µs) events count, and whose slates: as the first run of the job found them.
+
+    Raises ConfigError where the folder is that of another job.
+    """
     path = out / MANIFEST
     if path.exists():
         there = json.loads(path.read_text())
         if other := {name: there.get(name) for name in job if there.get(name) != job[name]}:
             told = ", ".join(f"{name} {value} there, {job[name]} here" for name, value in other.items())
             raise ConfigError(f"{out}: slates of another job are there ({told}): choose another folder, or remove it")
-        return
+        return there["until"], pl.read_parquet(out / USERS).get_column(USER)
     out.mkdir(parents=True, exist_ok=True)
+    names = pl.DataFrame({USER: pl.Series(sorted(dataset.users.ids), dtype=pl.String)})
+    _keep(out / USERS, names.write_parquet)
+    job = job | {"data_hash": dataset.hash, "users": len(names), "until": dataset.events.latest + 1}
     _keep(path, lambda file: Path(file).write_text(json.dumps(job, indent=1)))
+    return job["until"], names.get_column(USER)
 
 
 def _keep(path: Path, write: Callable[[Path], Any]) -> None:

@@ -178,12 +178,15 @@ def events_frame(folder: Path) -> pl.DataFrame:
 
 
 def item_changes(folder: Path) -> list[ItemPut | ItemGone]:
-    """All changes of items, in log order. Raises LogError when a segment cannot be read."""
+    """All changes of items, by time, then in log order: two services may have written beside each other for a while.
+
+    Raises LogError when a segment cannot be read.
+    """
     changes: list[ItemPut | ItemGone] = []
     for lines in _lines_of(folder, b'{"kind":"item_'):
         records = map(record_of, map(orjson.loads, lines))
         changes += [record for record in records if isinstance(record, ItemPut | ItemGone)]
-    return changes
+    return sorted(changes, key=lambda change: change.timestamp)
 
 
 def _lines_of(folder: Path, begin: bytes) -> Iterator[list[bytes]]:

@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 from features.catalog import Catalog
 from features.errors import DataError
 from features.interactions import Bools
+from features.schema import CATEGORIES
 
 MOST = 10_000
 """Ids or values that one list may have."""
@@ -31,7 +32,8 @@ class Filter(BaseModel):
     items: Names | None = Field(default=None, description="one of these, by id")
     exclude: Names = Field(default=(), description="none of these, by id")
     columns: dict[str, Annotated[tuple[Value, ...], Field(max_length=MOST)]] = Field(
-        default={}, description="a column of the items table -> its value is one of these"
+        default={},
+        description="a column of the items table -> its value, or one of a list, is one of these; times in ISO 8601",
     )
 
     @model_validator(mode="after")
@@ -49,8 +51,7 @@ class Filter(BaseModel):
         """
         keep = np.ones(len(catalog), dtype=np.bool_)
         if self.categories is not None:
-            wanted = [at for at, name in enumerate(catalog.category_names) if name in set(self.categories)]
-            keep &= np.isin(catalog.categories, wanted).any(1)
+            keep &= _equals(catalog, CATEGORIES, self.categories)
         if self.price is not None:
             keep &= _within(catalog.price.astype(np.float64), *self.price, ~np.isnan(catalog.price))
         if self.published is not None:
@@ -93,12 +94,29 @@ def _equals(catalog: Catalog, name: str, values: tuple[Value, ...]) -> Bools:
             "(data.extra_columns keeps further ones)"
         )
     column = catalog.frame.get_column(name)
+    listed = isinstance(column.dtype, pl.List)
     try:
-        if isinstance(column.dtype, pl.List):
-            found = column.list.eval(pl.element().is_in(list(values))).list.any()
-        else:
-            found = column.is_in(list(values))
-    except (pl.exceptions.PolarsError, TypeError) as error:
-        raise DataError(f"filter on column {name!r} of type {column.dtype}: {list(values)[:3]}: {error}") from error
+        # numbers as numbers: 1 and 1.0 are one
+        kind = column.explode().dtype if listed else column.dtype
+        wanted = _as_type(values, pl.Float64() if kind.is_numeric() else kind)
+        inner = pl.element().cast(wanted.dtype).is_in(wanted.implode())
+        found = column.list.eval(inner).list.any() if listed else column.cast(wanted.dtype).is_in(wanted.implode())
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+        why = str(error).partition("\n")[0]
+        raise DataError(f"filter on column {name!r} of type {column.dtype}: {list(values)[:3]}: {why}") from error
     out: Bools = found.fill_null(False).to_numpy()
     return out
+
+
+def _as_type(values: tuple[Value, ...], kind: pl.DataType) -> pl.Series:
+    """Raises TypeError, ValueError, OverflowError or PolarsError where they are not of that type."""
+    needed: dict[type, str] = {pl.Float64: "numbers", pl.Boolean: "true or false"}
+    kinds = {pl.Float64: (int, float), pl.Boolean: (bool,)}.get(type(kind), (str,))
+    if any(not isinstance(v, kinds) or isinstance(v, bool) != (kinds == (bool,)) for v in values):
+        raise TypeError(f"{needed.get(type(kind), 'texts')} are needed")
+    if kinds == (int, float):
+        return pl.Series([float(v) for v in values], dtype=pl.Float64)
+    given = pl.Series(list(values), dtype=pl.Boolean if kinds == (bool,) else pl.String)
+    if isinstance(kind, pl.Datetime):
+        return given.str.to_datetime(time_unit=kind.time_unit, time_zone=kind.time_zone)
+    return given.str.to_date() if isinstance(kind, pl.Date) else given

@@ -7,17 +7,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Literal
+from weakref import ref
 
 import numpy as np
 import polars as pl
 
-from features.encoding import QUICK
+from features.encoding import QUICK, TITLES
 from features.event_log import EventLog, ItemGone, ItemPut
+from features.ids import IdMap
 from features.interactions import Bools
 from features.items_log import ItemChanges
-from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, TITLE, VIDEO
+from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, VIDEO
 from features.tables import check_puts
 from recsys.item_vectors import ItemVectors
 from serving.live import Live, Servable
@@ -38,12 +40,13 @@ Embed = Callable[[Servable, pl.DataFrame], Awaitable[ItemVectors]]
 @dataclass
 class _Known:
     """One item that was put or deleted. order: of its newest change in the log; put: None where it is deleted;
-    paused: not to be tried now; failed: (kind of part, reason) of what could not be read."""
+    paused: not to be tried now; alone: to be tried by itself; failed: (kind of part, reason) of what was not read."""
 
     order: int
     put: ItemPut | None
     waiting: bool = True
     paused: bool = False
+    alone: bool = False
     failed: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -63,7 +66,9 @@ class Growth:
         self._lock = Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
-        self._merging: asyncio.Task[None] | None = None
+        self._merging: Thread | None = None
+        self._recalling = False  # items put before are missing yet
+        self._shown: list[tuple[ref[IdMap], ref[Bools]]] = []  # what is served, and what requests still go on in
         self._retry: asyncio.TimerHandle | None = None
 
     def recall(self) -> None:
@@ -78,10 +83,12 @@ class Growth:
         """Put another bundle in the place of what is served, without what is deleted; what was put is queued anew."""
         with self._lock:
             for name, known in self._known.items():
-                known.waiting, known.paused, known.failed = known.put is not None, False, []
+                known.waiting, known.paused, known.alone, known.failed = known.put is not None, False, False, []
                 if _hidden(known):
                     live.hide(name)
-            self.live = live
+            self._recalling = any(known.waiting for known in self._known.values())
+            self._show(live)
+            self._note()
         self._rouse()
 
     async def accept(self, log: EventLog, change: ItemPut | ItemGone) -> bool:
@@ -94,11 +101,22 @@ class Growth:
             before = self._known.get(change.item_id)
             if before is None or before.order < order:
                 self._known[change.item_id] = known = _Known(order, put, waiting=put is not None)
-                if self.live and _hidden(known):
-                    self.live.hide(change.item_id)
+                if _hidden(known):
+                    self._hide(change.item_id)
                 self._tell(change.item_id)
         self._wake.set()
         return new
+
+    def _show(self, live: Live) -> None:
+        self.live = live
+        self._shown = [shown for shown in self._shown if shown[1]() is not None]
+        self._shown.append((ref(live.bundle.catalog.ids), ref(live.available)))
+
+    def _hide(self, item_id: str) -> None:
+        """Also from requests that began before another bundle came, or this one grew."""
+        for ids, available in ((one(), other()) for one, other in self._shown):
+            if ids is not None and available is not None and (row := ids.row(item_id)) >= 0:
+                available[row] = False
 
     def there(self, item_id: str) -> bool:
         """Whether the item was put, or is of the bundle, and was not deleted since."""
@@ -124,34 +142,30 @@ class Growth:
             with self._lock:
                 live = self.live
                 waiting = [known for known in self._known.values() if known.waiting and not known.paused]
-                puts = [known.put for known in sorted(waiting, key=lambda known: -known.order) if known.put]
+                newest = sorted(waiting, key=lambda known: (known.alone, -known.order))
+                together = sum(not known.alone for known in newest[:BATCH])
+                puts = [known.put for known in newest[: together or 1] if known.put]
+                self._recalling &= bool(waiting)
+                self._note()
             if live is None or not puts:
                 await self._wake.wait()
                 continue
-            await self._take_in(live, puts, embed)
-
-    async def _take_in(self, live: Live, puts: Sequence[ItemPut], embed: Embed) -> None:
-        try:
-            await self._grow(live, puts, embed)
-        except Exception as error:
-            if len(puts) > 1:  # one of them must not keep the others out
-                for put in puts:
-                    await self._take_in(self.live or live, [put], embed)
-                return
-            self._pause(puts[0], str(error) or repr(error))
+            try:
+                await self._grow(live, puts, embed)
+            except Exception as error:
+                self._set_aside(puts, str(error) or repr(error))
 
     async def _grow(self, live: Live, puts: Sequence[ItemPut], embed: Embed) -> None:
         checked = await asyncio.to_thread(check_puts, puts, self._folder, live.bundle.data)
         changed = await asyncio.to_thread(_changed, live.bundle, checked.kept)
-        items, later = checked.kept.filter(changed)[:BATCH], checked.kept.filter(changed)[BATCH:]
+        items = checked.kept.filter(changed)
         failed, bundle = dict[str, list[tuple[str, str]]](), live.bundle
         if len(items):
             vectors = await embed(bundle, items)
             failed = dict(zip(items.get_column(ITEM), vectors.failed, strict=True))
             bundle = await asyncio.to_thread(bundle.grown, items, vectors.channels)
         grown = await asyncio.to_thread(live.grown, bundle, items.get_column(ITEM).to_list())
-        late = set(later.get_column(ITEM))
-        self._replace(live, grown, [put for put in puts if put.item_id not in late], failed)
+        self._replace(live, grown, puts, failed)
         self._merge(bundle)
 
     def _replace(
@@ -172,18 +186,21 @@ class Growth:
                         available[row] = grown.bundle.catalog.available[row]
                 elif row >= len(live.available) or (row >= 0 and _hidden(known)):
                     available[row] = False  # changed again meanwhile
-            self.live = replace(grown, available=available)
+            self._show(replace(grown, available=available))
 
-    def _pause(self, put: ItemPut, why: str) -> None:
-        """Within an `except`."""
+    def _set_aside(self, puts: Sequence[ItemPut], why: str) -> None:
+        """Try several again one by one, after what is put meanwhile: one may have kept the others out. One alone
+        waits a while. Within an `except`."""
         with self._lock:
-            known = self._known[put.item_id]
-            if known.put is not put:
+            tried = [known for put in puts if (known := self._known[put.item_id]).put is put]
+            for known in tried:
+                known.alone = True
+            if len(puts) > 1 or not tried:
                 return
-            if self._broken.get(put.item_id) != why:
-                logger.exception("item %r could not be taken in", put.item_id)
-            known.paused = True
-            self._tell(put.item_id, why)
+            if self._broken.get(puts[0].item_id) != why:
+                logger.exception("item %r could not be taken in", puts[0].item_id)
+            tried[0].paused = True
+            self._tell(puts[0].item_id, why)
         if self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._again)
 
@@ -199,15 +216,21 @@ class Growth:
         self._broken.pop(item_id, None)
         if why:
             self._broken[item_id] = why
+        self._note()
+
+    def _note(self) -> None:
         if first := next(iter(self._broken.items()), None):
             self._notes["items"] = f"{first[0]}: {first[1]}; tried again every {RETRY_SECONDS:g} s"
+        elif self._recalling:
+            self._notes["items"] = "items put before this start or bundle are being embedded"
         else:
             self._notes.pop("items", None)
 
     def _merge(self, bundle: Servable) -> None:
-        """Beside what is put next: building an index can take minutes."""
-        if self._merging is None or self._merging.done():
-            self._merging = asyncio.create_task(_merged(bundle))
+        """Beside what is put next: building an index can take minutes, and the process may end without it."""
+        if self._merging is None or not self._merging.is_alive():
+            self._merging = Thread(target=_merged, args=(bundle,), name="merge", daemon=True)
+            self._merging.start()
 
     def _there(self, item_id: str) -> bool:
         if known := self._known.get(item_id):
@@ -248,17 +271,17 @@ def _changed(bundle: Servable, items: pl.DataFrame) -> Bools:
     changed[known] = ~same.to_numpy()
     media = items.select(pl.any_horizontal(pl.col(IMAGE, AUDIO, VIDEO).is_not_null())).to_series().to_numpy()
     channels = {} if bundle.content is None else bundle.content.channels
-    if others := [channel for name, channel in channels.items() if name not in (QUICK, TITLE)]:
+    if others := [channel for name, channel in channels.items() if name not in (QUICK, TITLES)]:
         changed[known] |= media[known] & ~np.any([channel.present[rows[known]] for channel in others], axis=0)
     return changed
 
 
-async def _merged(bundle: Servable) -> None:
+def _merged(bundle: Servable) -> None:
     from recsys.bundle import Bundle
     from recsys.overlay import merge_large
 
     if isinstance(bundle, Bundle):
         try:
-            await asyncio.to_thread(merge_large, bundle)
+            merge_large(bundle)
         except Exception:  # what is beside the index is found all the same
             logger.exception("the index could not be built anew")

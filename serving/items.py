@@ -1,6 +1,7 @@
 """Items: what one is, what is like it, its picture; and putting and deleting items while the service runs."""
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -164,7 +165,7 @@ def add_items(app: FastAPI, service: Service, desk: Desk, in_thread: Callable[..
             raise ApiError(404, "no_picture", "there is no picture of this item", "item_id")
         content, kind = await in_thread(live.picture, item_id)
         headers = {
-            "Cache-Control": "public, max-age=3600",
+            "Cache-Control": "public, max-age=60",
             "X-Content-Type-Options": "nosniff",
             "Content-Security-Policy": "default-src 'none'",
         }
@@ -177,7 +178,7 @@ def _add_similar(app: FastAPI, service: Service, in_thread: Callable[..., Any]) 
         item_id: str, k: Annotated[int, Query(ge=1, le=100, description="how many")] = 20, filter: Narrow = None
     ) -> Response:
         """Items like this one, best first; `near` says in what."""
-        live = narrowed(live_of(service), filter)
+        live = await in_thread(narrowed, live_of(service), filter)
         _known(service, item_id)
         if (row := live.bundle.catalog.ids.row(item_id)) < 0:
             raise ApiError(404, "not_live_yet", "the item was accepted and is being embedded; ask again", "item_id")
@@ -203,13 +204,17 @@ def _add_changes(app: FastAPI, service: Service, desk: Desk, in_thread: Callable
     )
     async def put(item_id: str, request: Request) -> Response:
         """Add an item, or replace all that is known of it but its events. Accepted means on disk; it is found by its
-        words, pictures and sounds within seconds, and the next training knows it."""
+        words, pictures and sounds within seconds, and the next training knows it. A URL that cannot be fetched then is
+        not tried again: put the item once more."""
         live = live_of(service)
         checked_id(item_id, "item_id")
+        if item_id.endswith("/similar"):
+            raise ApiError(422, "bad_id", "item_id ends in /similar, which asks for what is like another", "item_id")
         async with desk.body(request) as body:
             folder = service.settings.log
             record = await in_thread(parse_item, item_id, body, live.bundle, folder, service.now())
-        new = await service.growth.accept(service.log, record)
+        # the time of its place in the log: others may have been parsed faster
+        new = await service.growth.accept(service.log, replace(record, timestamp=service.now()))
         return answer({"item_id": item_id, "status": "accepted", "new": new}, 202)
 
     @app.delete("/v1/items/{item_id:path}", responses={404: {"model": ErrorAnswer}}, tags=["items"])

@@ -1,6 +1,7 @@
 """Slates of all users in one job: the same as one by one, in shards that survive a kill and come from one bundle."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,7 @@ from experiments.dataset import load_dataset
 from experiments.tracking import NullTracker
 from experiments.train import train
 from features.errors import ConfigError, StoreError
+from features.ids import IdMap
 from features.interactions import Ragged
 from features.progress import silent
 from recsys.bundle import load_bundle
@@ -63,12 +65,15 @@ def test_each_slate_is_what_the_recommender_says_of_that_user_alone(trained, tmp
             state.seen[own],
         )
         seen = None if placement == "again" else mine.seen_items()
-        found = bundle.recommender.recommend(mine, 10, allow=bundle.catalog.available, exclude=seen)
-        expected, products = [], set()
-        for item in [bundle.catalog.ids.ids[r] for r in found.rows[0] if r >= 0]:
-            if groups.get(item, item) not in products:
-                products.add(groups.get(item, item))
-                expected.append(item)
+        for wide in (5, 12):  # more are looked at where variants leave a slate short
+            found = bundle.recommender.recommend(mine, wide, allow=bundle.catalog.available, exclude=seen)
+            expected, products = [], set()
+            for item in [bundle.catalog.ids.ids[r] for r in found.rows[0] if r >= 0]:
+                if groups.get(item, item) not in products:
+                    products.add(groups.get(item, item))
+                    expected.append(item)
+            if len(expected) >= 5:
+                break
         slate = table.filter(pl.col("user_id") == user)
         assert slate.get_column("item_id").to_list() == expected[:5]
         assert slate.get_column("position").to_list() == list(range(1, len(slate) + 1))
@@ -99,6 +104,38 @@ def test_a_killed_job_goes_on_and_parts_share_a_folder(trained, tmp_path, monkey
     assert len(calls) == 3 + 3  # none twice but the one that was killed
     assert read(shared).equals(read(whole))
     assert sorted(path.name for path in shared.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_what_is_logged_meanwhile_is_of_the_next_job(trained, tmp_path, monkeypatch):
+    bundle, dataset = trained
+    slates_of_all(bundle, tmp_path / "before", k=3, shard=8, progress=silent)
+    slates_of_all(bundle, tmp_path / "half", k=3, shard=8, part=(1, 2), progress=silent)
+    events = dataset.events
+    later = replace(
+        events,
+        users=np.append(events.users, events.n_users),
+        items=np.append(events.items, 0),
+        times=np.append(events.times, events.latest + 10),
+        positive=np.append(events.positive, True),
+        seen=np.append(events.seen, True),
+        n_users=events.n_users + 1,
+    )
+    grown = replace(dataset, users=IdMap((*dataset.users.ids, "a new one")), events=later, hash="another")
+    monkeypatch.setattr(batch, "load_dataset", lambda *_: grown)
+    slates_of_all(bundle, tmp_path / "half", k=3, shard=8, part=(2, 2), progress=silent)
+    assert read(tmp_path / "half").equals(read(tmp_path / "before"))
+
+
+def test_many_variants_of_one_product_do_not_leave_slates_short(trained):
+    bundle, dataset = trained
+    frame = bundle.catalog.frame.with_columns(
+        pl.when(pl.col("item_id").is_in(["i0", "i11"])).then("item_id").otherwise(pl.lit("g")).alias("group_id")
+    )
+    three = replace(bundle, catalog=replace(bundle.catalog, frame=frame))
+    names = pl.Series("user_id", sorted(dataset.users.ids))
+    mine = batch._dataset(bundle, silent)
+    table = batch._slates(three, mine, names, mine.events.latest + 1, 3, repeats=True)
+    assert table.group_by("user_id").len().get_column("len").to_list() == [3] * 40
 
 
 def test_another_job_does_not_mix_into_a_folder(trained, tmp_path):

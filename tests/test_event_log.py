@@ -74,18 +74,31 @@ GONE = ItemGone(item_id="x", timestamp=2)
 
 def test_changes_of_items_are_read_beside_events_and_counted_as_none(tmp_path: Path) -> None:
     log = EventLog(tmp_path, segment_bytes=300)
-    for records in ([event(1)], [PUT, exposure(2)], [GONE], [event(3), PUT]):
+    again = replace(PUT, timestamp=3)
+    for records in ([event(1)], [PUT, exposure(2)], [GONE], [event(3), again]):
         log.append_now(records)
     log.close()
     found = read(tmp_path)
     assert (found.damaged, len(found.records)) == ((), 6)
-    assert [r for r in found.records if not isinstance(r, Exposure)] == [event(1), PUT, GONE, event(3), PUT]
-    assert item_changes(tmp_path) == [PUT, GONE, PUT]
+    assert [r for r in found.records if not isinstance(r, Exposure)] == [event(1), PUT, GONE, event(3), again]
+    assert item_changes(tmp_path) == [PUT, GONE, again]
+
     assert events_frame(tmp_path)["event_id"].to_list() == ["e1", "e3"]
     store = MemoryStore(EventRules(positive={"click": None}))
     report = refresh(store, events_frame(tmp_path / "none"), tmp_path, now=4)
     assert (report.log_events, report.damaged, report.items) == (2, 0, 2)
     assert item_changes(tmp_path / "none") == []
+
+
+def test_changes_of_two_services_beside_each_other_are_ordered_by_time(tmp_path: Path) -> None:
+    first, second = EventLog(tmp_path), EventLog(tmp_path)
+    again = replace(PUT, timestamp=3)
+    first.append_now([PUT])
+    second.append_now([GONE])
+    first.append_now([again])
+    first.close()
+    second.close()
+    assert item_changes(tmp_path) == [PUT, GONE, again]
 
 
 def test_a_torn_change_is_set_aside_and_an_unknown_kind_passed_over(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Filters against a catalogue that can be read at a glance."""
 
 from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import polars as pl
@@ -25,13 +26,15 @@ def catalog():
             "item_id": list("abcdef"),
             "title": [None] * 6,
             "description": [None] * 6,
-            "categories": [["red"], ["red", "blue"], ["blue"], [], ["green"], None],
+            "categories": [["red"], ["red", "blue"], ["blue"], [], [*(f"c{n}" for n in range(10)), "green"], None],
             "price": [1.0, 2.0, 3.0, 4.0, 5.0, None],
             "available": [True] * 6,
             "published_at": [0, DAY, 2 * DAY, 3 * DAY, 4 * DAY, None],
             "brand": ["x", "y", "x", None, "z", None],
             "year": [1999, 2000, 2001, 2002, 2003, None],
             "tags": [["new"], [], ["new", "sale"], ["sale"], None, None],
+            "sold": [True, False, True, None, False, False],
+            "day": [date(1970, 1, day) for day in range(1, 7)],
         },
         schema_overrides={"published_at": pl.Datetime("us", "UTC"), "title": pl.String, "description": pl.String},
     )
@@ -58,6 +61,12 @@ def catalog():
         ({"columns": {"brand": ["x"]}}, "ac"),
         ({"columns": {"year": [2000, 2003]}}, "be"),
         ({"columns": {"tags": ["sale"]}}, "cd"),
+        ({"columns": {"year": [2000.0]}}, "b"),
+        ({"columns": {"price": [1, 2.0]}}, "ab"),
+        ({"columns": {"sold": [True]}}, "ac"),
+        ({"columns": {"published_at": ["1970-01-02T00:00:00Z"]}}, "b"),
+        ({"columns": {"day": ["1970-01-03"]}}, "c"),
+        ({"categories": ["c9"]}, "e"),  # the tenth of one item
         ({"columns": {"brand": ["x", "y"], "year": [1999, 2000]}}, "ab"),
         ({"categories": ["blue"], "price": [None, 2.5], "exclude": ["c"]}, "b"),
     ],
@@ -87,8 +96,16 @@ def test_prices_as_python_compares_them(catalog, data):
 def test_a_column_that_is_not_there_or_of_another_type_is_an_error_that_says_so(catalog):
     with pytest.raises(DataError, match=r"column 'colour': the items have none; there are: item_id, .*brand"):
         Filter(columns={"colour": ("red",)}).mask(catalog)
-    with pytest.raises(DataError, match=r"column 'year' of type Int64: \['x'\]"):
-        Filter(columns={"year": ("x",)}).mask(catalog)
+    for name, value, why in (
+        ("year", "x", "numbers are needed"),
+        ("year", True, "numbers are needed"),
+        ("year", 10**400, "int too large"),
+        ("sold", 1, "true or false are needed"),
+        ("brand", 1, "texts are needed"),
+        ("published_at", "yesterday", "could not find an appropriate format"),
+    ):
+        with pytest.raises(DataError, match=rf"column '{name}' of type .*{why}"):
+            Filter.model_construct(columns={name: (value,)}).mask(catalog)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from toy_service import NOW, ToyBundle, ToyShelf, ToyWords, toy_bundle, toy_enco
 
 from features.event_log import ItemGone, ItemPut, read
 from features.items_log import ItemChanges
+from recsys.filters import Filter
 from serving import growth
+from serving.live import Live
 
 
 def put(h: House, item: str, **fields: Any) -> Any:
@@ -280,6 +282,52 @@ def test_an_encoder_that_fails_is_told_and_tried_again(tmp_path: Path, monkeypat
         while h.client.get("/readyz").json()["status"] != "ready":
             assert time.monotonic() < until
             time.sleep(0.01)
+
+
+def test_one_bad_item_does_not_make_all_others_wait_for_a_turn_each(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class Picky(ToyWords):
+        def encode(self, contents: Any, *, task: Any = "document", progress: Any = None) -> Any:
+            if task == "document":
+                asked.append(len(contents))
+            if any("poison" in str(content) for content in contents):
+                raise RuntimeError("no")
+            return super().encode(contents, task=task, progress=progress)
+
+    gate = threading.Event()
+
+    def opened(*given: Any) -> Any:
+        gate.wait(20)
+        return {"text": Picky(given[2])}
+
+    with house(tmp_path, encoders=opened) as h:
+        put(h, "poison", title="poison")
+        for number in range(300):
+            put(h, f"n{number}", title="blue")
+        gate.set()
+        for item in ("n0", "n299"):
+            assert settled(h, item)["status"] == "live"
+        assert state(h, "poison")["status"] in ("embedding", "failed")
+    # pieces of four, and at most one batch of 64 and what was taken first one by one
+    assert len(asked) < 300 / 4 + 64 + 64
+
+
+def test_a_request_that_began_in_an_older_bundle_does_not_show_what_was_deleted_since(tmp_path: Path) -> None:
+    with house(tmp_path) as h:
+        before = h.service.live
+        assert before is not None
+        narrowed = before.only(Filter())
+        h.service.growth.serve(Live.of(with_contents(toy_bundle(tmp_path, fingerprint="toy-2")), before.store))
+        put(h, "sky", title="blue")
+        settled(h, "sky")
+        grown = h.service.live
+        put(h, "sea", title="green")
+        settled(h, "sea")
+        delete(h, "i6")
+        for live in (before, narrowed, grown, h.service.live):
+            assert live is not None
+            assert not live.allowed()[6]
 
 
 def test_a_bundle_without_contents(tmp_path: Path) -> None:

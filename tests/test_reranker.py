@@ -63,9 +63,9 @@ EXPECTED = {
     "similarity_mean": (R2, 2 / 3, -2 / 3),
     "text_similarity": (0, 2 * 5**-0.5, R2 * (2 - 1) * 5**-0.5),  # profile (2, 1) / sqrt 5; item 2 has no text
     "category_share": (2 / 3, 2 / 3, 0),  # main categories of 0, 0, 1: a, a, b
-    # of those who took 0, three, two took 1 and one took 2; nobody took 1 and 2: c / (sqrt(n n') + 10), newest first
-    "neighbours_long": (LONG / (3**0.5 + 10), 2 / (6**0.5 + 10), 0),
-    "neighbours_short": (SHORT / (3**0.5 + 10), 2 / (6**0.5 + 10), 0),
+    # of three who took 0, two took 1 and one took 2; nobody 1 and 2: both / (owners of the other + 200), newest first
+    "neighbours_long": (LONG / (3 + 200), 2 / (2 + 200), 0),
+    "neighbours_short": (SHORT / (3 + 200), 2 / (2 + 200), 0),
     "item_log_count": (np.log1p(1), LOG3, 0),
     "item_log_recent": (np.log1p(1), 0, 0),
     "item_log_newest": (np.log1p(1), 0, 0),
