@@ -5,7 +5,7 @@
     manifest.json        what the slates are of, and until when events count; written before any shard
 
 A killed job goes on where it was when it is run again; several processes or machines share one folder by `part`.
-Users and events stay those of the first run, though the service goes on logging; what is deleted meanwhile is left out.
+Users and events stay those of the first run, though the service goes on logging; what is deleted meanwhile is out.
 """
 
 import json

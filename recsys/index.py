@@ -7,8 +7,10 @@ are allowed are compared one by one.
 
 import json
 import logging
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from features.errors import BundleError, ConfigError, DependencyError
 from features.interactions import Bools, Ints, Ragged
 from features.spaces import SpaceKey, same_space, unit
-from recsys.candidates import Candidates, Floats
+from recsys.candidates import Candidates, Floats, ordered
 from recsys.settings import RetrieverConfig
 
 logger = logging.getLogger("recsys.index")
@@ -43,13 +45,19 @@ import faiss as _faiss  # noqa: E402  (the check explains what an ImportError he
 faiss: Any = _faiss
 """Its type stubs lack half of it."""
 
-NARROW = 20_000
+NARROW = 50_000
 """So many items, all there are or all that a filter leaves, are compared one by one: no structure is faster."""
+
+FEWEST = 1000
+"""So many, too, are compared one by one on a GPU: lists and codes are learned from more."""
 
 MANY = 20
 """Queries for which faiss multiplies matrices: then it is worth to copy what a filter leaves."""
 
-EFFORT = {"hnsw": 128, "ivf-flat": 32, "ivf-pq": 32}
+faiss.cvar.distance_compute_blas_threshold = MANY
+"""faiss 1.15 comes with 128,000: a batch of 64 then takes twelve times as long."""
+
+EFFORT = {"hnsw": 512, "ivf-flat": 64, "ivf-pq": 64}
 """What `RetrieverConfig.effort` is where it is not given."""
 
 LINKS, BUILDING = 32, 80
@@ -57,6 +65,9 @@ LINKS, BUILDING = 32, 80
 
 LIST_SAMPLE = 64
 """Vectors for each list that the lists' centres are learned from."""
+
+COUNTED = 16
+"""Items of a list, about, by which a filter's share of the list is estimated."""
 
 CODE = 4
 """Dimensions that one byte of a compressed vector stands for."""
@@ -94,7 +105,8 @@ class Index:
     @property
     def _structured(self) -> bool:
         """Whether there is more than vectors: what is compared one by one anyway needs no structure."""
-        return self.kind != "exact" and (len(self) > NARROW or self.config.kind.startswith("gpu-"))
+        least = FEWEST if self.config.kind.startswith("gpu-") else NARROW
+        return self.kind != "exact" and len(self) > least
 
     def _place(self, structure: Any) -> None:
         """Put what was built where it is searched: on a GPU where the kind asks for one and there is one."""
@@ -102,7 +114,6 @@ class Index:
         lists = structure.nlist if self.kind.startswith("ivf") and structure is not None else 0
         effort = self.config.effort or EFFORT.get(self.kind, 0)
         self._effort = min(effort, lists) if lists else effort
-        self._most = lists or len(self.vectors)
         self._rescored = self._short is not self.vectors or self.kind == "ivf-pq"
         self._plain = self._parameters(self._effort, None)
         if self.config.kind.startswith("gpu-"):
@@ -113,6 +124,7 @@ class Index:
                 elif lists:
                     structure.nprobe = self._effort
                 self._gpu = faiss.StandardGpuResources()  # lives as long as what lies in it
+                self._turn = Lock()  # faiss: an index on a GPU is searched by one thread at a time
                 self._structure, self._on_gpu = faiss.index_cpu_to_gpu(self._gpu, 0, structure), True
             else:
                 self.note = f"no GPU is here: retriever {self.config.kind} is searched as {self.kind} on the CPU"
@@ -184,29 +196,65 @@ class Index:
             parameters = self._plain if self.kind != "hnsw" else self._parameters(max(self._effort, wide), None)
             scores, rows = self._structure.search(asked, wide, params=parameters)
             found = Candidates(rows, scores)
-        else:
+        elif self.kind == "hnsw":
             # so much more is looked at as the filter leaves less of it
-            effort = min(self._most, int(self._effort * (len(self) / there) ** 0.5) + 1)
+            effort = min(len(self), int(self._effort * (len(self) / there) ** 0.5) + 1)
             bits = np.packbits(allow, bitorder="little")  # kept until faiss has read it
-            chosen = faiss.IDSelectorBitmap(bits)
-            if self.kind == "hnsw":
-                effort = max(effort, wide)
-            scores, rows = self._structure.search(asked, wide, params=self._parameters(effort, chosen))
+            parameters = self._parameters(max(effort, wide), faiss.IDSelectorBitmap(bits))
+            scores, rows = self._structure.search(asked, wide, params=parameters)
             found = Candidates(rows, scores)
+        else:
+            found = self._by_lists(asked, wide, allow, there)
         if self._rescored:
             return self._in_full(queries, found.rows, k)
         found.scores[found.rows < 0] = -np.inf
         return found
 
+    def _by_lists(self, asked: Floats, k: int, allow: Bools, there: int) -> Candidates:
+        """From as many lists, each query's nearest first, as hold enough of what a filter allows.
+
+        A random filter leaves its share of each list, and then about effort * share^-0.75 lists are looked at. Where
+        the lists nearest to a query hold less than that, what is allowed is far off, in many directions: then more of
+        it is looked at as well, by the root of how many times as many lists that takes.
+        """
+        centres, rows, of = self._lists
+        share = there / len(self)
+        nearness = asked @ centres.T  # (b, lists)
+        order = np.argsort(-nearness, axis=1)
+        held = np.cumsum(np.bincount(of[allow[rows]], minlength=len(centres))[order], axis=1)  # of the sample
+        enough = self._effort * len(rows) / len(centres) * share**0.25
+        lists = (held < enough).sum(axis=1)
+        further = np.maximum(1, lists * share**0.75 / self._effort) ** 0.5
+        lists = np.maximum(self._effort, (held < enough * further[:, None]).sum(axis=1) + 1)
+        most = min(int(lists.max()), len(centres))
+        nearness = np.ascontiguousarray(np.take_along_axis(nearness, order[:, :most], 1))
+        order = np.where(np.arange(most) < lists[:, None], order[:, :most], -1)
+        bits = np.packbits(allow, bitorder="little")  # kept until faiss has read it
+        parameters = self._parameters(most, faiss.IDSelectorBitmap(bits))
+        found, at = _empty(len(asked), k), faiss.swig_ptr
+        self._structure.search_preassigned_c(  # faiss's own wrapper takes no parameters
+            *(len(asked), at(asked), k, at(order), at(nearness), at(found.scores), at(found.rows), False, parameters)
+        )
+        return found
+
+    @cached_property
+    def _lists(self) -> tuple[Floats, Ints, Ints]:
+        """Centres (lists, d); rows (s,) of a sample of the items, and the list that each is in (s,)."""
+        n, held = self._structure.nlist, self._structure.invlists
+        step = max(1, len(self) // (COUNTED * n))
+        sizes = [held.list_size(i) for i in range(n)]
+        rows = [faiss.rev_swig_ptr(held.get_ids(i), size)[::step].copy() for i, size in enumerate(sizes) if size]
+        of = np.repeat(np.arange(n), [-(-size // step) for size in sizes])
+        return self._structure.quantizer.reconstruct_n(0, n), np.concatenate(rows), of
+
     def _by_gpu(self, asked: Floats, wide: int, allow: Bools | None, there: int) -> Candidates:
         """A GPU knows no filter: search deeper, and leave out what is not allowed."""
         deeper = wide if allow is None else int(1.5 * wide * len(self) / there) + 1
-        scores, rows = self._structure.search(asked, min(deeper, GPU_MOST, len(self)))
+        with self._turn:
+            scores, rows = self._structure.search(asked, min(deeper, GPU_MOST, len(self)))
         if allow is not None:
             rows[~allow[rows]] = -1
-        scores[rows < 0] = -np.inf
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :wide]
-        return Candidates(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
+        return ordered(rows, scores, wide)
 
     def _in_full(self, queries: Floats, rows: Ints, k: int) -> Candidates:
         """The k best of the rows (b, w) found for each query, by their whole vectors."""
@@ -278,15 +326,9 @@ def without(found: Candidates, exclude: Ragged | None, k: int) -> Candidates:
     if exclude is not None:
         which, items = exclude.pairs()
         width = int(max(rows.max(initial=0), items.max(initial=0))) + 1
-        out = np.isin(np.arange(len(rows))[:, None] * width + rows, which * width + items) & (rows >= 0)
-        scores = np.where(out, -np.inf, scores)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-        rows = np.where(np.isneginf(scores), -1, rows)
-    if (missing := k - rows.shape[1]) > 0:
-        pad = ((0, 0), (0, missing))
-        rows, scores = np.pad(rows, pad, constant_values=-1), np.pad(scores, pad, constant_values=-np.inf)
-    return Candidates(rows[:, :k], scores[:, :k])
+        out = np.isin(np.arange(len(rows))[:, None] * width + rows, which * width + items)
+        return ordered(np.where(out, -1, rows), scores, k)
+    return found if rows.shape[1] == k else ordered(rows, scores, k)
 
 
 def _empty(b: int, k: int) -> Candidates:

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from features.catalog import Catalog
 from features.errors import BundleError, DependencyError
 from features.interactions import DAY, Interactions, Ints, Ragged, UserStates
-from recsys.baselines.neighbours import fit_item_knn
+from recsys.baselines.local_ease import fit_local_ease
 from recsys.baselines.profiles import profile
 from recsys.candidates import Candidates, Floats
 from recsys.metrics import Doubles
@@ -62,9 +62,9 @@ RECENT_EVENTS = 50
 """Newest positive events of a user that similarities are taken with."""
 
 NEIGHBOURS = 200
-"""Items kept of those that go with an item."""
+"""Items that each item is foretold from."""
 
-LONG, SHORT = 0.98, 0.8
+LONG, SHORT = 0.99, 0.8
 """Weight of an event in neighbours_long and neighbours_short against the next one in the history."""
 
 NEGATIVES = 100
@@ -79,7 +79,7 @@ class PairFeatures:
     """Makes the feature matrix of (state, candidate) pairs from arrays fixed at training.
 
     vectors (n, d) item vectors of the towers that found the candidates; statistics of the items; neighbours (n, n)
-    sparse: how much the item of a column goes with that of a row (`ItemKNN`).
+    sparse: how much the item of a column goes with that of a row (`fit_local_ease`).
     """
 
     catalog: Catalog
@@ -90,8 +90,7 @@ class PairFeatures:
     @classmethod
     def of(cls, catalog: Catalog, vectors: Floats, events: Interactions) -> "PairFeatures":
         """From the events of a time. Raises DataError when none is positive."""
-        goes_with = fit_item_knn(events, k=NEIGHBOURS, shrink=10, exponent=0.5)
-        return cls(catalog, vectors, ItemStatistics.of(events), goes_with.similarity)
+        return cls(catalog, vectors, ItemStatistics.of(events), fit_local_ease(events, k=NEIGHBOURS))
 
     @property
     def fitted_until(self) -> int:

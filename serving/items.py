@@ -204,8 +204,8 @@ def _add_changes(app: FastAPI, service: Service, desk: Desk, in_thread: Callable
     )
     async def put(item_id: str, request: Request) -> Response:
         """Add an item, or replace all that is known of it but its events. Accepted means on disk; it is found by its
-        words, pictures and sounds within seconds, and the next training knows it. A URL that cannot be fetched then is
-        not tried again: put the item once more."""
+        words, pictures and sounds within seconds, and the next training knows it. A URL that cannot be fetched
+        then is not tried again: put the item once more."""
         live = live_of(service)
         checked_id(item_id, "item_id")
         if item_id.endswith("/similar"):

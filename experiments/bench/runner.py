@@ -27,6 +27,7 @@ BENCHES: dict[str, str] = {
     "encode": "experiments.bench.encode:run",
     "cold": "experiments.bench.cold:run",
     "train": "experiments.bench.train:run",
+    "retrieval": "experiments.bench.retrieval:run",
     "warm": "experiments.bench.warm:run",
     "ablation": "experiments.bench.ablation:run",
 }
