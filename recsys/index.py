@@ -112,7 +112,7 @@ class Index:
         """Put what was built where it is searched: on a GPU where the kind asks for one and there is one."""
         self._built, self._structure, self._on_gpu = structure, structure, False
         lists = structure.nlist if self.kind.startswith("ivf") and structure is not None else 0
-        effort = self.config.effort or EFFORT.get(self.kind, 0)
+        effort = self.config.effort or max(EFFORT.get(self.kind, 0), lists // 64)  # lists hold ever less of all
         self._effort = min(effort, lists) if lists else effort
         self._rescored = self._short is not self.vectors or self.kind == "ivf-pq"
         self._plain = self._parameters(self._effort, None)
