@@ -19,7 +19,7 @@ BEST = "ivf-flat"
 """Of these at a million items: the bars are its."""
 
 CUTS = {
-    "trained": ({"dimensions": 32, "refine": 6}, {"dimensions": 64, "refine": 3}),
+    "trained": ({"dimensions": 40, "refine": 4}, {"dimensions": 32, "refine": 6}, {"dimensions": 64, "refine": 3}),
     "sampled": (
         {"dimensions": 48, "refine": 75},
         {"dimensions": 64, "refine": 40},
