@@ -156,40 +156,23 @@ class Index:
         if deep == 0 or len(queries) == 0:
             return nothing(len(queries), k)
         if (self._structure is None and not self._rescored) or (there <= NARROW and not self._on_gpu):
-            found = self._one_by_one(queries, deep, allow)
+            found = one_by_one(queries, self.vectors, deep, allow)
             return without(found, exclude, k)
         found = without(self._by_structure(queries, deep, allow, there), exclude, k)
         short = np.flatnonzero((found.rows < 0).any(1))  # as few are left of a filter, or as little was looked at
         if len(short) and there > 0:
             again = without(
-                self._one_by_one(queries[short], deep, allow), None if exclude is None else exclude[short], k
+                one_by_one(queries[short], self.vectors, deep, allow), None if exclude is None else exclude[short], k
             )
             found.rows[short], found.scores[short] = again.rows, again.scores
         return found
-
-    def _one_by_one(self, queries: Floats, k: int, allow: Bools | None) -> Candidates:
-        """Exactly; k <= the number of allowed items."""
-        found = _empty(len(queries), k)
-        if allow is None:
-            _inner_products(queries, self.vectors, found, None)
-            return found
-        rows = np.flatnonzero(allow)
-        if len(queries) < MANY:
-            chosen = faiss.IDSelectorArray(rows)
-            _inner_products(queries, self.vectors, found, chosen)
-            return found
-        _inner_products(queries, self.vectors[rows], found, None)
-        return Candidates(rows[found.rows], found.scores)
 
     def _by_structure(self, queries: Floats, k: int, allow: Bools | None, there: int) -> Candidates:
         """What the structure finds: k of each query or fewer, padded."""
         wide = min(k * self.config.refine, there) if self._rescored else k
         asked = queries if self._short is self.vectors else np.ascontiguousarray(queries[:, : self._short.shape[1]])
         if self._structure is None:  # the first dimensions, one by one
-            found = _empty(len(queries), wide)
-            bits = None if allow is None else np.packbits(allow, bitorder="little")
-            chosen = None if bits is None else faiss.IDSelectorBitmap(bits)
-            _inner_products(asked, self._short, found, chosen)
+            found = one_by_one(asked, self._short, wide, allow)
         elif self._on_gpu:
             found = self._by_gpu(asked, wide, allow, there)
         elif allow is None:
@@ -333,6 +316,33 @@ def without(found: Candidates, exclude: Ragged | None, k: int) -> Candidates:
 
 def _empty(b: int, k: int) -> Candidates:
     return Candidates(np.empty((b, k), dtype=np.int64), np.empty((b, k), dtype=np.float32))
+
+
+def one_by_one(queries: Floats, vectors: Floats, k: int, allow: Bools | None = None) -> Candidates:
+    """The k best of vectors (n, d) for each of queries (b, d), exactly; k <= the number of allowed ones.
+
+    For a few queries the product of matrix and vector is twice as fast as faiss, and for many faiss's of matrices.
+    """
+    n = len(vectors)
+    found = _empty(len(queries), k)
+    if len(queries) < MANY and (allow is None or 2 * int(np.count_nonzero(allow)) > n):
+        for i, query in enumerate(queries):
+            scores = vectors @ query  # (n,)
+            if allow is not None:
+                scores[~allow] = -np.inf
+            best = np.argpartition(scores, n - k)[n - k :]
+            found.rows[i] = best[np.argsort(-scores[best], kind="stable")]
+            found.scores[i] = scores[found.rows[i]]
+        return found
+    if allow is None:
+        _inner_products(queries, vectors, found, None)
+        return found
+    rows = np.flatnonzero(allow)
+    if len(queries) < MANY:
+        _inner_products(queries, vectors, found, faiss.IDSelectorArray(rows))
+        return found
+    _inner_products(queries, vectors[rows], found, None)
+    return Candidates(rows[found.rows], found.scores)
 
 
 def _inner_products(queries: Floats, vectors: Floats, found: Candidates, chosen: Any) -> None:

@@ -12,6 +12,7 @@ from experiments.bench.runner import Bar
 from features.interactions import Bools
 from recsys.candidates import Candidates, Floats
 from recsys.index import NARROW, Index, _inner_products, faiss, nothing
+from recsys.index import one_by_one as exactly
 from recsys.settings import RetrieverConfig
 
 KINDS = ("ivf-flat", "ivf-pq", "hnsw", "exact")
@@ -106,7 +107,7 @@ def cuts(material: Material, n: int) -> Measured:
             index = Index(items, RetrieverConfig.model_validate(cut))
             searches = {
                 "cut": partial(index._by_structure, k=k, allow=None, there=len(items)),
-                "whole": partial(whole._one_by_one, k=k, allow=None),
+                "whole": partial(exactly, vectors=items, k=k),
             }
             taken = milliseconds(searches, singles(users), 3)
             together = milliseconds(searches, batches(users), 3)
