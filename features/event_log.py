@@ -26,6 +26,7 @@ import orjson
 import polars as pl
 
 from features.errors import LogError
+from features.files import sync
 from features.records import Event as Event
 from features.records import Exposure as Exposure
 from features.records import ItemGone as ItemGone
@@ -338,11 +339,7 @@ class EventLog:
         self._fd = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
         self._size = 0
         fcntl.flock(self._fd, fcntl.LOCK_EX)
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(self.folder)
 
     def _abandon(self) -> None:
         """Take back a write that failed. After a failed fsync nobody knows what is on disk: begin another segment."""

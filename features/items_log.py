@@ -15,6 +15,7 @@ import polars as pl
 
 from features.errors import LogError
 from features.event_log import ItemGone, ItemPut, item_changes
+from features.files import sync
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, ITEM, PRICE, VIDEO
 
 MEDIA_FOLDER = "media"
@@ -65,8 +66,8 @@ def keep_media(log: Path, data: bytes) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / name).exists():  # whole, since it was renamed
             _write(folder, name, data)
-        _sync(folder)
-        _sync(log)
+        sync(folder)
+        sync(log)
     except OSError as error:
         raise LogError(f"{folder}: media cannot be written: {error}; nothing was accepted") from error
     return f"{MEDIA_FOLDER}/{name}"
@@ -103,11 +104,3 @@ def _write(folder: Path, name: str, data: bytes) -> None:
     except BaseException:
         Path(part).unlink(missing_ok=True)
         raise
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from features.errors import StoreError
+from features.files import sync
 
 MANIFEST, LOCK = "manifest.json", "lock"
 
@@ -116,11 +117,7 @@ class Shards:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self.folder / name)
-            folder = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync(self.folder)
 
     def _keep(self, names: list[str]) -> None:
         self.write(MANIFEST, json.dumps({"shards": names}, indent=0).encode())

@@ -25,6 +25,7 @@ from safetensors.torch import save_file as save_weights
 
 from features.catalog import Catalog
 from features.errors import BundleError, SpaceError
+from features.files import sync
 from features.ids import IdMap
 from features.interactions import Bools, Ints, Ragged, UserStates
 from features.schema import ITEM, DataConfig
@@ -186,14 +187,14 @@ def save_bundle(
     manifest["fingerprint"] = _fingerprint(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for file in folder.iterdir():
-        _sync(file)
-    _sync(folder)
+        sync(file)
+    sync(folder)
     final = root / str(manifest["fingerprint"])
     if final.exists():  # the same bytes were written before
         shutil.rmtree(folder)
     else:
         folder.rename(final)
-    _sync(root)
+    sync(root)
     return final
 
 
@@ -203,7 +204,7 @@ def publish(bundle: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(bundle.name)
     link.replace(bundle.parent / "current")
-    _sync(bundle.parent)
+    sync(bundle.parent)
 
 
 def current(root: Path) -> Path:
@@ -348,11 +349,3 @@ def _sha256(file: Path) -> str:
 def _digest(file: Path, *version: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

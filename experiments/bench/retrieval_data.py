@@ -65,7 +65,7 @@ class Material:
                 items[begin : begin + CHUNK] = unit(means[of] + noise * deviations[of])
             items.flush()
             np.save(paths[1], components)  # last: it says that both are whole
-        return np.load(paths[0], mmap_mode="r"), np.load(paths[1])
+        return np.load(paths[0], mmap_mode="r", allow_pickle=False), np.load(paths[1], allow_pickle=False)
 
     def _mixture(self) -> tuple[Floats, Floats, Floats]:
         """Weights (c,), means and deviations (c, d)."""
@@ -96,7 +96,7 @@ class Material:
         path = self.folder / f"truth-{n}-{len(self.users)}.npy"
         if not path.is_file():
             np.save(path, Index(np.asarray(self.many(n)[0])).search(self.users, K).rows)
-        rows: Ints = np.load(path)
+        rows: Ints = np.load(path, allow_pickle=False)
         return rows
 
 

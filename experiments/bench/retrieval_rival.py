@@ -50,7 +50,10 @@ def scann(items: Any) -> Callable[[Any], Any]:
 
 def main(name: str, folder: Path) -> None:
     """Build, ask once for each user and round, write down."""
-    items, users = np.load(folder / "items.npy", mmap_mode="r"), np.load(folder / "users.npy")
+    items, users = (
+        np.load(folder / "items.npy", mmap_mode="r", allow_pickle=False),
+        np.load(folder / "users.npy", allow_pickle=False),
+    )
     began = time.process_time()
     search = {"hnswlib": hnswlib, "usearch": usearch, "scann": scann}[name](np.asarray(items))
     seconds = time.process_time() - began
