@@ -172,7 +172,7 @@ class Index:
         wide = min(k * self.config.refine, there) if self._rescored else k
         asked = queries if self._short is self.vectors else np.ascontiguousarray(queries[:, : self._short.shape[1]])
         if self._structure is None:  # the first dimensions, one by one
-            found = one_by_one(asked, self._short, wide, allow)
+            found = one_by_one(asked, self._short, wide, allow, in_order=False)
         elif self._on_gpu:
             found = self._by_gpu(asked, wide, allow, there)
         elif allow is None:
@@ -318,8 +318,12 @@ def _empty(b: int, k: int) -> Candidates:
     return Candidates(np.empty((b, k), dtype=np.int64), np.empty((b, k), dtype=np.float32))
 
 
-def one_by_one(queries: Floats, vectors: Floats, k: int, allow: Bools | None = None) -> Candidates:
+def one_by_one(
+    queries: Floats, vectors: Floats, k: int, allow: Bools | None = None, *, in_order: bool = True
+) -> Candidates:
     """The k best of vectors (n, d) for each of queries (b, d), exactly; k <= the number of allowed ones.
+
+    in_order: whether the best has to come first; what is compared again needs no order.
 
     For a few queries the product of matrix and vector is twice as fast as faiss, and for many faiss's of matrices.
     """
@@ -331,7 +335,7 @@ def one_by_one(queries: Floats, vectors: Floats, k: int, allow: Bools | None = N
             if allow is not None:
                 scores[~allow] = -np.inf
             best = np.argpartition(scores, n - k)[n - k :]
-            found.rows[i] = best[np.argsort(-scores[best], kind="stable")]
+            found.rows[i] = best[np.argsort(-scores[best], kind="stable")] if in_order else best
             found.scores[i] = scores[found.rows[i]]
         return found
     if allow is None:
