@@ -60,7 +60,7 @@ class RetrieverConfig(Strict):
     vectors; gpu-: on a GPU where there is one, else as without it."""
 
     effort: Annotated[int, Field(ge=1)] | None = None
-    """How much is looked at: candidates of a graph (512), lists (64, or a 64th). More finds more, and takes longer."""
+    """How much is looked at: candidates of a graph (512), lists (64, or a 64th). More finds more, but slower."""
 
     dimensions: Annotated[int, Field(ge=1)] | None = None
     """Search the first so many dimensions, then compare in full: for vectors that may be cut (`towers.nested`)."""
