@@ -334,8 +334,11 @@ def one_by_one(
             scores = vectors @ query  # (n,)
             if allow is not None:
                 scores[~allow] = -np.inf
-            best = np.argpartition(scores, n - k)[n - k :]
-            found.rows[i] = best[np.argsort(-scores[best], kind="stable")] if in_order else best
+            if in_order:
+                best = np.argpartition(scores, n - k)[n - k :]
+                found.rows[i] = best[np.argsort(-scores[best], kind="stable")]
+            else:  # by row: what is read again lies in order
+                found.rows[i] = np.flatnonzero(scores >= np.partition(scores, n - k)[n - k])[:k]
             found.scores[i] = scores[found.rows[i]]
         return found
     if allow is None:
