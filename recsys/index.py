@@ -323,7 +323,7 @@ def one_by_one(
 ) -> Candidates:
     """The k best of vectors (n, d) for each of queries (b, d), exactly; k <= the number of allowed ones.
 
-    in_order: whether the best has to come first; what is compared again needs no order.
+    in_order: whether the best has to come first; what is compared again needs no order, and gets no scores.
 
     For a few queries the product of matrix and vector is twice as fast as faiss, and for many faiss's of matrices.
     """
@@ -337,9 +337,9 @@ def one_by_one(
             if in_order:
                 best = np.argpartition(scores, n - k)[n - k :]
                 found.rows[i] = best[np.argsort(-scores[best], kind="stable")]
+                found.scores[i] = scores[found.rows[i]]
             else:  # by row: what is read again lies in order
                 found.rows[i] = np.flatnonzero(scores >= np.partition(scores, n - k)[n - k])[:k]
-            found.scores[i] = scores[found.rows[i]]
         return found
     if allow is None:
         _inner_products(queries, vectors, found, None)

@@ -22,9 +22,9 @@ BEST = "ivf-flat"
 CUTS = {
     "trained": ({"dimensions": 40, "refine": 4}, {"dimensions": 32, "refine": 6}, {"dimensions": 64, "refine": 3}),
     "sampled": (
+        {"dimensions": 32, "refine": 230},
         {"dimensions": 48, "refine": 75},
         {"dimensions": 64, "refine": 40},
-        {"dimensions": 32, "refine": 200},
     ),
 }
 """The first of each is held against the bars; the more items, the deeper the first dimensions must be searched."""
