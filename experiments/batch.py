@@ -9,8 +9,6 @@ Users and events stay those of the first run, though the service goes on logging
 """
 
 import json
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import polars as pl
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, load_dataset, on_top_of
 from features.errors import BundleError, ConfigError, StoreError
+from features.files import put_file
 from features.interactions import Ints
 from features.progress import Begin
 from features.schema import ITEM, POSITION, USER
@@ -80,7 +79,7 @@ def slates_of_all(
             else:
                 chosen = names[begin : begin + shard]
                 frame = _slates(bundle, dataset, chosen, until, k, places[place].repeats)
-                _keep(path, frame.write_parquet)
+                put_file(path, frame.write_parquet)
                 written, rows = written + len(chosen), rows + len(frame)
             step(1)
     except OSError as error:
@@ -156,16 +155,7 @@ def _claim(out: Path, job: dict[str, Any], dataset: Dataset) -> tuple[int, pl.Se
         return there["until"], pl.read_parquet(out / USERS).get_column(USER)
     out.mkdir(parents=True, exist_ok=True)
     names = pl.DataFrame({USER: pl.Series(sorted(dataset.users.ids), dtype=pl.String)})
-    _keep(out / USERS, names.write_parquet)
+    put_file(out / USERS, names.write_parquet)
     job = job | {"data_hash": dataset.hash, "users": len(names), "until": dataset.events.latest + 1}
-    _keep(path, lambda file: Path(file).write_text(json.dumps(job, indent=1)))
+    put_file(path, lambda file: Path(file).write_text(json.dumps(job, indent=1)))
     return job["until"], names.get_column(USER)
-
-
-def _keep(path: Path, write: Callable[[Path], Any]) -> None:
-    """A file that is there whole, or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    write(part)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -1,7 +1,10 @@
 """Files that are there after a crash."""
 
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def sync(path: Path) -> None:
@@ -11,3 +14,18 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def put_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """A file that is on disk, whole, or not at all; `write` is given another name to write to. Raises OSError."""
+    descriptor, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    os.close(descriptor)
+    part = Path(name)
+    try:
+        write(part)
+        sync(part)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync(path.parent)

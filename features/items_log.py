@@ -4,8 +4,6 @@
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ import polars as pl
 
 from features.errors import LogError
 from features.event_log import ItemGone, ItemPut, item_changes
-from features.files import sync
+from features.files import put_file, sync
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, ITEM, PRICE, VIDEO
 
 MEDIA_FOLDER = "media"
@@ -65,8 +63,7 @@ def keep_media(log: Path, data: bytes) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / name).exists():  # whole, since it was renamed
-            _write(folder, name, data)
-        sync(folder)
+            put_file(folder / name, lambda part: part.write_bytes(data))
         sync(log)
     except OSError as error:
         raise LogError(f"{folder}: media cannot be written: {error}; nothing was accepted") from error
@@ -91,16 +88,3 @@ def put_table(puts: Sequence[ItemPut], log: Path, extra: Sequence[str]) -> pl.Da
             for name, values in columns.items()
         ]
     )
-
-
-def _write(folder: Path, name: str, data: bytes) -> None:
-    descriptor, part = tempfile.mkstemp(prefix=".writing-", dir=folder)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, folder / name)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise

@@ -25,6 +25,11 @@ class ContentSpace:
     alignment: Alignment | None
     channels: Mapping[str, Embedded]
 
+    def meets(self, name: str, space: SpaceKey) -> bool:
+        """Whether training placed that channel of the items, or another one in the same space."""
+        known = {self.space} if self.alignment is None else self.alignment.maps.keys()
+        return name in self.channels or space in known
+
     def place(self, channels: Mapping[str, Embedded]) -> Embedded:
         """Contents by what their channels' encoders made of them: (k, D) unit rows, zeros of what says nothing.
 

@@ -1,11 +1,11 @@
 """Filters: which items of a catalogue a request lets through, as the mask that every search takes."""
 
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
 from features.catalog import Catalog
 from features.errors import DataError
@@ -36,12 +36,12 @@ class Filter(BaseModel):
         description="a column of the items table -> its value, or one of a list, is one of these; times in ISO 8601",
     )
 
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        for name, bounds in (("price", self.price), ("published", self.published)):
-            if bounds and None not in bounds and bounds[0] > bounds[1]:  # type: ignore[operator]
-                raise ValueError(f"{name}: [{bounds[0]}, {bounds[1]}] is empty: give the smaller bound first")
-        return self
+    @field_validator("price", "published")
+    @classmethod
+    def _in_order(cls, bounds: tuple[Any, Any] | None) -> tuple[Any, Any] | None:
+        if bounds and None not in bounds and bounds[0] > bounds[1]:
+            raise ValueError(f"[{bounds[0]}, {bounds[1]}] is empty: give the smaller bound first")
+        return bounds
 
     def mask(self, catalog: Catalog) -> Bools:
         """(n,): the items that are let through.

@@ -10,7 +10,7 @@ import polars as pl
 from features.content import Content
 from features.embed import item_contents, item_titles
 from features.encoding import QUICK, TITLES
-from features.spaces import Embedded, Encoder, SpaceKey
+from features.spaces import Embedded, Encoder, nothing
 from recsys.content_space import ContentSpace
 
 
@@ -44,7 +44,7 @@ def embed_items(space: ContentSpace, encoders: Mapping[str, Encoder], items: pl.
     """
     contents = item_contents(items, Path())
     channels = {
-        name: _encoded(encoder, contents) for name, encoder in encoders.items() if _placed(space, name, encoder)
+        name: _encoded(encoder, contents) for name, encoder in encoders.items() if space.meets(name, encoder.space())
     }
     failed = [_failed(row, content, channels, encoders) for row, content in enumerate(contents)]
     if TITLES in space.channels and QUICK in encoders:
@@ -52,20 +52,10 @@ def embed_items(space: ContentSpace, encoders: Mapping[str, Encoder], items: pl.
     return ItemVectors(channels, failed)
 
 
-def _placed(space: ContentSpace, name: str, encoder: Encoder) -> bool:
-    known = {space.space} if space.alignment is None else space.alignment.maps.keys()
-    return name in space.channels or encoder.space() in known
-
-
 def _encoded(encoder: Encoder, contents: Sequence[Content]) -> Embedded:
     if any(part.modality in encoder.modalities for content in contents for part in content.parts):
         return encoder.encode(contents, task="document")
     return nothing(encoder.space(), len(contents))
-
-
-def nothing(space: SpaceKey, m: int) -> Embedded:
-    """Of m contents that say nothing."""
-    return Embedded(space, np.zeros((m, space.dimension), dtype=np.float32), np.zeros(m, dtype=np.bool_))
 
 
 def _failed(

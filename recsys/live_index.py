@@ -7,7 +7,7 @@ import numpy as np
 
 from features.interactions import Bools, Ints, Ragged
 from recsys.candidates import Candidates, Floats, ordered
-from recsys.index import Index, nothing, without
+from recsys.index import Index, nothing, one_by_one, without
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class LiveIndex:
         found = now.index.search(queries, k, allow=inside, exclude=exclude)
         if now.size == 0:
             return found
-        beside = _beside(now, np.asarray(queries, dtype=np.float32), k, allow, exclude)
+        beside = _beside(now, np.ascontiguousarray(queries, dtype=np.float32), k, allow, exclude)
         rows = np.concatenate([found.rows, beside.rows], axis=1)
         scores = np.concatenate([found.scores, beside.scores], axis=1)
         return ordered(rows, scores, k)
@@ -175,10 +175,7 @@ def _beside(now: _State, queries: Floats, k: int, allow: Bools | None, exclude: 
     at = np.flatnonzero(there)
     if len(at) == 0:
         return nothing(len(queries), k)
-    scores = queries @ (now.vectors[: now.size] if len(at) == now.size else now.vectors[at]).T  # (b, f)
+    fresh = now.vectors[: now.size] if len(at) == now.size else now.vectors[at]
     deep = min(k + (0 if exclude is None else int(exclude.lengths.max(initial=0))), len(at))
-    best = np.argpartition(-scores, deep - 1, axis=1)[:, :deep]
-    scores = np.take_along_axis(scores, best, 1)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    scores, best = np.take_along_axis(scores, order, 1), np.take_along_axis(best, order, 1)
-    return without(Candidates(rows[at][best], scores), exclude, k)
+    found = one_by_one(queries, fresh, deep)
+    return without(Candidates(rows[at][found.rows], found.scores), exclude, k)

@@ -13,10 +13,9 @@ from features.catalog import Catalog, Categories
 from features.ids import IdMap
 from features.interactions import Ints
 from features.schema import ITEM
-from features.spaces import Embedded, unit
+from features.spaces import Embedded, nothing, unit
 from recsys.candidates import Floats
 from recsys.content_space import ContentSpace
-from recsys.item_vectors import nothing
 from recsys.live_index import LiveIndex
 from recsys.reranker import PairFeatures, Reranker
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from features.catalog import Catalog
@@ -15,7 +14,7 @@ from features.encoding import EncoderConfig, Gemini, OpenAICompatible, open_enco
 from features.errors import BundleError, ConfigError
 from features.interactions import Bools, Ints
 from features.schema import TITLE
-from features.spaces import Embedded, Encoder, Failure
+from features.spaces import Embedded, Encoder, Failure, nothing
 from recsys.content_space import ContentSpace
 
 if TYPE_CHECKING:
@@ -73,20 +72,13 @@ class Searcher:
         channels = {
             name: encoder.encode([content], task="query")
             for name, encoder in self.encoders.items()
-            if encoder.modalities & kinds and self._meets_items(name, encoder)
+            if encoder.modalities & kinds and self.space.meets(name, encoder.space("query"))
         }
         failures = self._failures(content, channels)
         if not channels:
-            nothing = np.zeros((1, self.space.space.dimension), dtype=np.float32)
-            return Embedded(self.space.space, nothing, np.zeros(1, dtype=np.bool_), failures)
+            return replace(nothing(self.space.space, 1), failures=failures)
         placed = self.space.place(channels)
         return replace(placed, present=placed.present & placed.vectors.any(axis=1), failures=failures)
-
-    def _meets_items(self, name: str, encoder: Encoder) -> bool:
-        """Whether training placed that channel of the items, or another one in the same space."""
-        alignment = self.space.alignment
-        known = {self.space.space} if alignment is None else alignment.maps.keys()
-        return name in self.space.channels or encoder.space("query") in known
 
     def _failures(self, content: Content, channels: Mapping[str, Embedded]) -> tuple[Failure, ...]:
         why: dict[int, str] = {}

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 from uuid import uuid4
@@ -35,10 +35,13 @@ def live_of(service: Service) -> Live:
     return service.live
 
 
-def narrowed(live: Live, asked: Filter | str | None) -> Live:
+async def narrowed(live: Live, asked: Filter | str | None, in_thread: Callable[..., Any]) -> Live:
     """What is served, as far as a filter lets it through: one that was read already, or JSON. Raises ApiError 422."""
-    if asked is None:
-        return live
+    only: Live = live if asked is None else await in_thread(_narrowed, live, asked)
+    return only
+
+
+def _narrowed(live: Live, asked: Filter | str) -> Live:
     try:
         return live.only(Filter.model_validate_json(asked) if isinstance(asked, str) else asked)
     except ValidationError as error:

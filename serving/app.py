@@ -155,7 +155,7 @@ def _add_users(app: FastAPI, service: Service, in_thread: InThread) -> None:
         user_id: str, k: Count = 20, placement: str | None = None, filter: Narrow = None
     ) -> Response:
         """Items for a user, best first. An unknown user gets the most popular ones; `source` says so."""
-        live = await in_thread(narrowed, live_of(service), filter)
+        live = await narrowed(live_of(service), filter, in_thread)
         checked_id(user_id, "user_id")
         places = live.bundle.data.placements
         where = next(iter(places)) if placement is None else placement

@@ -178,7 +178,7 @@ def _add_similar(app: FastAPI, service: Service, in_thread: Callable[..., Any]) 
         item_id: str, k: Annotated[int, Query(ge=1, le=100, description="how many")] = 20, filter: Narrow = None
     ) -> Response:
         """Items like this one, best first; `near` says in what."""
-        live = await in_thread(narrowed, live_of(service), filter)
+        live = await narrowed(live_of(service), filter, in_thread)
         _known(service, item_id)
         if (row := live.bundle.catalog.ids.row(item_id)) < 0:
             raise ApiError(404, "not_live_yet", "the item was accepted and is being embedded; ask again", "item_id")

@@ -224,7 +224,7 @@ def add_search(app: FastAPI, service: Service, desk: Desk, in_thread: Callable[.
         async with desk.body(request) as body:
             asked = await in_thread(parse_query, body, request.headers.get("content-type", ""))
             content, sent = asked.content, asked.sent
-            live = await in_thread(narrowed, live, sent.filter)
+            live = await narrowed(live, sent.filter, in_thread)
             with stage(trace, "encode"):
                 found = await desk.embed(live, content)
         failed = [{"part": content.parts[each.part].modality, "reason": each.reason[:500]} for each in found.failures]
