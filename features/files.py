@@ -1,7 +1,7 @@
 """Files that are there after a crash."""
 
 import os
-import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,7 @@ def sync(path: Path) -> None:
 
 def put_file(path: Path, write: Callable[[Path], Any]) -> None:
     """A file that is on disk, whole, or not at all; `write` is given another name to write to. Raises OSError."""
-    descriptor, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-    os.close(descriptor)
-    part = Path(name)
+    part = path.with_name(f".writing-{os.getpid()}-{threading.get_ident()}-{path.name}")
     try:
         write(part)
         sync(part)

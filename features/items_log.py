@@ -64,6 +64,7 @@ def keep_media(log: Path, data: bytes) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / name).exists():  # whole, since it was renamed
             put_file(folder / name, lambda part: part.write_bytes(data))
+        sync(folder)  # another request may just have renamed it
         sync(log)
     except OSError as error:
         raise LogError(f"{folder}: media cannot be written: {error}; nothing was accepted") from error
