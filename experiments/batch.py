@@ -20,7 +20,7 @@ from experiments.config import RunConfig
 from experiments.dataset import Dataset, load_dataset, on_top_of
 from features.errors import BundleError, ConfigError, StoreError
 from features.files import put_file
-from features.interactions import Ints
+from features.interactions import Ints, UserStates
 from features.progress import Begin
 from features.schema import ITEM, POSITION, USER
 from recsys.bundle import Bundle
@@ -97,24 +97,26 @@ def _dataset(bundle: Bundle, progress: Begin) -> Dataset:
 
 
 def _slates(bundle: Bundle, dataset: Dataset, names: pl.Series, until: int, k: int, repeats: bool) -> pl.DataFrame:
-    blocks = (names[at : at + BLOCK] for at in range(0, len(names), BLOCK))
-    return pl.concat([_block(bundle, dataset, block, until, k, repeats) for block in blocks])
-
-
-def _block(bundle: Bundle, dataset: Dataset, names: pl.Series, until: int, k: int, repeats: bool) -> pl.DataFrame:
-    """Variants of one product fall out of a slate: where that leaves it short, more is asked for."""
-    rows = dataset.users.rows(names.to_list())
+    rows, groups = dataset.users.rows(names.to_list()), item_groups(bundle.catalog)
     states = dataset.events.states(rows, np.full(len(rows), until))
-    groups, n = item_groups(bundle.catalog), len(bundle.catalog)
+    blocks = (slice(at, at + BLOCK) for at in range(0, len(rows), BLOCK))
+    return pl.concat([_block(bundle, dataset, names[at], states[at], groups, k, repeats) for at in blocks])
+
+
+def _block(
+    bundle: Bundle, dataset: Dataset, names: pl.Series, states: UserStates, groups: Ints, k: int, repeats: bool
+) -> pl.DataFrame:
+    """Variants of one product fall out of a slate: where that leaves it short, more is asked for."""
+    n = len(bundle.catalog)
     source = np.where(states.liked().lengths > 0, "model", "popular")
-    frames, left, wide = [], np.arange(len(rows)), k
+    frames, left, wide = [], np.arange(len(states)), k
     while len(left):
         asked = states[left]
         seen = None if repeats else asked.seen_items()
         found = bundle.recommender.recommend(asked, wide, allow=dataset.catalog.available, exclude=seen)
         table = _table(found, groups, k)
         table = table.with_columns(pl.Series("which", left[table.get_column("which").to_numpy()]))
-        full = np.bincount(table.get_column("which").to_numpy(), minlength=len(rows))[left] == k
+        full = np.bincount(table.get_column("which").to_numpy(), minlength=len(states))[left] == k
         done = full | ((found.rows >= 0).sum(axis=1) < wide) | (wide >= n)
         frames.append(table.filter(pl.col("which").is_in(left[done])))
         left, wide = left[~done], min(4 * wide, n)
