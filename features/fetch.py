@@ -30,6 +30,9 @@ PORTS = {"http": 80, "https": 443}
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # RFC 4291; old prefixes elsewhere, which lead inside, count as global too
 _UNICAST = ipaddress.IPv6Network("2000::/3")
+# protocol assignments (Teredo among them), 6to4 and documentation: what is_global says of these depends on the
+# patch release of Python, and no host that answers strangers has such an address
+_NEVER = [ipaddress.ip_network(n) for n in ("192.0.0.0/24", "2001::/23", "2002::/16", "3fff::/20")]
 _MOVED = {301, 302, 303, 307, 308}
 _HEADERS: dict[bytes | str, bytes | str] = {
     "Accept": "*/*",
@@ -51,10 +54,9 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None or ip in _NAT64:
             return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-        inside = [ip.sixtofour, *(ip.teredo or ())]
-        if ip not in _UNICAST or any(not is_public(str(carried)) for carried in inside if carried is not None):
+        if ip not in _UNICAST:
             return False
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NEVER)
 
 
 @dataclass(frozen=True)
