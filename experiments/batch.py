@@ -1,11 +1,12 @@
 """Slates of all users in one job, for e-mail and for judging offline: parquet shards, streamed, done once each.
 
     part-00017.parquet   user_id, position (from 1), item_id, score, source ("model" or "popular"); best first
-    users.parquet        whose slates, in order: shards are cut by it
+    users.parquet        whose slates, in order: shards are cut by it; the manifest, as the file's metadata, with it
     manifest.json        what the slates are of, and until when events count; written before any shard
 
 A killed job goes on where it was when it is run again; several processes or machines share one folder by `part`.
 Users and events stay those of the first run, though the service goes on logging; what is deleted meanwhile is out.
+Of runs that begin at once the first to put users.parquet is the first run, and both files are its own.
 """
 
 import json
@@ -19,7 +20,7 @@ import polars as pl
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, load_dataset, on_top_of
 from features.errors import BundleError, ConfigError, StoreError
-from features.files import put_file
+from features.files import put_file, put_new_file
 from features.interactions import Ints, UserStates
 from features.progress import Begin
 from features.schema import ITEM, POSITION, USER
@@ -148,16 +149,23 @@ def _claim(out: Path, job: dict[str, Any], dataset: Dataset) -> tuple[int, pl.Se
 
     Raises ConfigError where the folder is that of another job.
     """
-    path = out / MANIFEST
-    if path.exists():
-        there = json.loads(path.read_text())
-        if other := {name: there.get(name) for name in job if there.get(name) != job[name]}:
-            told = ", ".join(f"{name} {value} there, {job[name]} here" for name, value in other.items())
-            raise ConfigError(f"{out}: slates of another job are there ({told}): choose another folder, or remove it")
-        return there["until"], pl.read_parquet(out / USERS).get_column(USER)
+    if not (out / MANIFEST).exists():
+        _begin(out, job, dataset)
+    there = json.loads((out / MANIFEST).read_text())
+    if other := {name: there.get(name) for name in job if there.get(name) != job[name]}:
+        told = ", ".join(f"{name} {value} there, {job[name]} here" for name, value in other.items())
+        raise ConfigError(f"{out}: slates of another job are there ({told}): choose another folder, or remove it")
+    return there["until"], pl.read_parquet(out / USERS).get_column(USER)
+
+
+def _begin(out: Path, job: dict[str, Any], dataset: Dataset) -> None:
+    """Users and manifest of this run, or of one that was first. Raises ConfigError where users.parquet is no job's."""
     out.mkdir(parents=True, exist_ok=True)
     names = pl.DataFrame({USER: pl.Series(sorted(dataset.users.ids), dtype=pl.String)})
-    put_file(out / USERS, names.write_parquet)
-    job = job | {"data_hash": dataset.hash, "users": len(names), "until": dataset.events.latest + 1}
-    put_file(path, lambda file: Path(file).write_text(json.dumps(job, indent=1)))
-    return job["until"], names.get_column(USER)
+    manifest = job | {"data_hash": dataset.hash, "users": len(names), "until": dataset.events.latest + 1}
+    told = {MANIFEST: json.dumps(manifest, indent=1)}
+    put_new_file(out / USERS, lambda part: names.write_parquet(part, metadata=told))
+    first = pl.read_parquet_metadata(out / USERS).get(MANIFEST)
+    if first is None:
+        raise ConfigError(f"{out / USERS} is not of slates, and would be lost: choose another folder, or remove it")
+    put_file(out / MANIFEST, lambda part: part.write_text(first))

@@ -22,7 +22,7 @@ from features.progress import Begin
 from features.report import Report
 from features.schema import ITEM, TIME, USER
 from features.sift import repeated_events
-from features.tables import label, read_items, read_tables
+from features.tables import label, read_items, read_tables, weigh
 
 if TYPE_CHECKING:
     from recsys.content_space import ContentSpace
@@ -65,6 +65,7 @@ def load_dataset(config: RunConfig, progress: Begin | None = None) -> Dataset:
     ids = IdMap.shuffled(items.get_column(ITEM), config.seed)
     users = IdMap.shuffled(events.get_column(USER), config.seed)
     positive, seen = label(events, config.data.events)
+    weights = weigh(events, config.data.events)
     rows = ids.rows_of(events.get_column(ITEM))
     known = rows >= 0
     log = Interactions.sort(
@@ -75,6 +76,7 @@ def load_dataset(config: RunConfig, progress: Begin | None = None) -> Dataset:
         seen[known],
         len(users),
         len(ids),
+        None if weights is None else weights[known],
     )
     digest = hashlib.sha256()
     for frame in (items, events):

@@ -7,10 +7,9 @@ import numpy.typing as npt
 import polars as pl
 
 from features.ids import IdMap
-from features.interactions import Bools, Ints
+from features.interactions import Bools, Floats, Ints
 from features.schema import AVAILABLE, CATEGORIES, DESCRIPTION, ITEM, PRICE, PUBLISHED, TITLE
 
-Floats = npt.NDArray[np.float32]
 Categories = npt.NDArray[np.int32]
 
 MAX_CATEGORIES = 8

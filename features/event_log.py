@@ -27,12 +27,7 @@ import polars as pl
 
 from features.errors import LogError
 from features.files import sync
-from features.records import Event as Event
-from features.records import Exposure as Exposure
-from features.records import ItemGone as ItemGone
-from features.records import ItemPut as ItemPut
-from features.records import Record as Record
-from features.records import record_of
+from features.records import ItemGone, ItemPut, Record, record_of
 from features.schema import EVENT, EVENT_ID, ITEM, POSITION, PROPENSITY, REQUEST_ID, TIME, USER, VALUE
 
 SEGMENT_BYTES = 64 << 20

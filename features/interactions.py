@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
 
 DAY = 86_400_000_000
 """One day in µs."""
@@ -113,6 +114,7 @@ class Interactions:
     """The event log as rows, sorted by user, then time, then order in the log (stable).
 
     users, items, times (n,) int64; positive, seen (n,) bool. Every item is of the catalogue: rows 0..n_items-1.
+    weights (n,) float32 above 0: how much each counts in training where it is positive; None: all alike.
     """
 
     users: Ints
@@ -122,20 +124,29 @@ class Interactions:
     seen: Bools
     n_users: int
     n_items: int
+    weights: Floats | None = None
 
     @classmethod
     def sort(
-        cls, users: Ints, items: Ints, times: Ints, positive: Bools, seen: Bools, n_users: int, n_items: int
+        cls,
+        users: Ints,
+        items: Ints,
+        times: Ints,
+        positive: Bools,
+        seen: Bools,
+        n_users: int,
+        n_items: int,
+        weights: Floats | None = None,
     ) -> "Interactions":
         """From arrays in log order; ties in time keep it."""
         order = np.lexsort((times, users))  # lexsort is stable
-        return cls(users[order], items[order], times[order], positive[order], seen[order], n_users, n_items)
+        return cls(users, items, times, positive, seen, n_users, n_items, weights).where(order)
 
     def __len__(self) -> int:
         return len(self.users)
 
-    def where(self, keep: Bools) -> "Interactions":
-        """The events where keep (n,) is True."""
+    def where(self, keep: Bools | Ints) -> "Interactions":
+        """The events where keep (n,) is True, or of these rows in their order."""
         return replace(
             self,
             users=self.users[keep],
@@ -143,6 +154,7 @@ class Interactions:
             times=self.times[keep],
             positive=self.positive[keep],
             seen=self.seen[keep],
+            weights=None if self.weights is None else self.weights[keep],
         )
 
     def before(self, cut: int) -> "Interactions":

@@ -12,8 +12,9 @@ from typing import Any
 import polars as pl
 
 from features.errors import LogError
-from features.event_log import ItemGone, ItemPut, item_changes
+from features.event_log import item_changes
 from features.files import put_file, sync
+from features.records import ItemGone, ItemPut
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, ITEM, PRICE, VIDEO
 
 MEDIA_FOLDER = "media"

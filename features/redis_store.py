@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from features.errors import StoreError
-from features.event_log import Event
+from features.records import Event
 from features.schema import EventRules
 from features.store import (
     HISTORY,

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 USER, ITEM, EVENT, TIME, VALUE = "user_id", "item_id", "event", "timestamp", "value"
 EVENT_ID, REQUEST_ID, POSITION, PROPENSITY = "event_id", "request_id", "position", "propensity"
@@ -28,6 +28,15 @@ class EventRules(Strict):
 
     seen: tuple[str, ...] | None = None
     """Event types after which an item counts as seen; null: all of them."""
+
+    weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Positive event type -> how much such an event counts in training; 1 where it is not named."""
+
+    @model_validator(mode="after")
+    def _of_positive_ones(self) -> "EventRules":
+        if unknown := sorted({*self.weights} - {*self.positive}):
+            raise ValueError(f"weights of {', '.join(unknown)}: only types named in `positive` are learned from")
+        return self
 
 
 class Placement(Strict):

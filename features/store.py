@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from features.event_log import Event
 from features.interactions import Bools, Ints
+from features.records import Event
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
 
 HISTORY = 512

@@ -14,10 +14,10 @@ import polars as pl
 from features import checks, schema
 from features.checks import Fault, Read
 from features.errors import DataError
-from features.event_log import ItemPut
-from features.interactions import Bools
+from features.interactions import Bools, Floats
 from features.items_log import ItemChanges, put_table
 from features.progress import Begin
+from features.records import ItemPut
 from features.report import Report
 from features.scan import LINE, SUFFIXES, find_table, scan
 from features.schema import (
@@ -151,6 +151,14 @@ def label(events: pl.DataFrame, rules: EventRules) -> tuple[Bools, Bools]:
     seen = kind.is_not_null() if rules.seen is None else kind.is_in(list(rules.seen))
     marks = events.select(positive.alias("positive"), seen.alias("seen"))
     return marks.get_column("positive").to_numpy().copy(), marks.get_column("seen").to_numpy().copy()
+
+
+def weigh(events: pl.DataFrame, rules: EventRules) -> Floats | None:
+    """How much each of canonical events counts in training, (n,) float32; None: all alike."""
+    if not rules.weights:
+        return None
+    weights = pl.col(EVENT).replace_strict(rules.weights, default=1.0, return_dtype=pl.Float32)
+    return events.select(weights).to_series().to_numpy().copy()
 
 
 def _read(

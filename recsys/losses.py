@@ -1,6 +1,11 @@
-"""What training minimises: the softmax of one item among all, over unit vectors at a temperature."""
+"""What training minimises: one item above the others, over unit vectors at a temperature.
 
-from collections.abc import Sequence
+The softmax over all items or a uniform sample of them is what the towers are trained with. The two others are what it
+was compared with (docs/results.md): in-batch negatives corrected for how often they are drawn, and gBCE.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,60 +19,128 @@ CHUNK = 512
 MAX_SCALE = 40.0
 """Bound of 1 / temperature: exp(-2 * MAX_SCALE), the smallest term of a softmax of cosines, is a normal float32."""
 
+CALIBRATION = 0.75
+"""t of gBCE: 1 scores as a softmax would, 0 is plain binary cross-entropy."""
 
-def softmax_loss(queries: Tensor, items: Tensor, scale: Tensor, of: Tensor, target: Tensor, negatives: int) -> Tensor:
-    """Mean cross-entropy of p pairs (query, item), over all items or over a sample of them.
 
-    queries (q, d), items (n, d): unit rows; scale: scalar in (0, MAX_SCALE]; of (p,) ascending: the query of each
-    pair, target (p,): its item. Targets of one query share its normaliser, so that a basket of ten costs one row of
-    the softmax. negatives: 0 for all items; else so many are drawn uniformly without replacement, m of them no target
-    of the query: Z = exp(s+) + (n - 1) / m * sum exp(s-)  (sampled softmax of a uniform proposal, Jean et al. 2015; a
-    target drawn as its own negative would count twice).
+@dataclass(frozen=True)
+class Pairs:
+    """p pairs (query, item), each item a target of its query.
+
+    of (p,) int64, ascending: the query; target (p,) int64: the item; weight (p,) float32: how much the pair counts,
+    1 on average over a training.
     """
-    if negatives and negatives < len(items):
-        return _sampled(queries, items, scale, of, target, negatives)
-    loss: Tensor = _Full.apply(queries, items, scale, of, target)  # type: ignore[no-untyped-call]
-    return loss
+
+    of: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+Loss = Callable[[Tensor, Tensor, Tensor, Pairs], Tensor]
+"""queries (q, d), items (n, d): unit rows; scale: scalar in (0, MAX_SCALE]; pairs -> the mean over the pairs."""
+
+
+def softmax_loss(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs, negatives: int = 0) -> Tensor:
+    """Cross-entropy over all items or over a sample of them; see `Loss`.
+
+    Targets of one query share its normaliser, so that a basket of ten costs one row of the softmax. negatives: 0 for
+    all items; else so many are drawn uniformly without replacement, m of them no target of the query:
+    Z = exp(s+) + (n - 1) / m * sum exp(s-)  (sampled softmax of a uniform proposal, Jean et al. 2015; a target drawn
+    as its own negative would count twice).
+    """
+    n = len(items)
+    if not negatives or negatives >= n:
+        loss: Tensor = _Full.apply(queries, items, scale, pairs.of, pairs.target, pairs.weight)  # type: ignore[no-untyped-call]
+        return loss
+    positive = _positive(queries, items, scale, pairs)
+    drawn, out_of, left = _drawn(n, pairs, negatives)
+    others = (negatives - torch.bincount(out_of, minlength=len(queries))).clamp(min=1)
+    among: Tensor = _LogSum.apply(queries, items[drawn], scale, 1.0, out_of, left)  # type: ignore[no-untyped-call]
+    return _above(positive, among + torch.log((n - 1) / others), pairs)
+
+
+def in_batch_loss(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs, frequency: Tensor) -> Tensor:
+    """Softmax over the targets of the batch, each as heavy as it is rare; see `Loss`.
+
+    frequency (n,): share of all training pairs that each item is the target of. An item that is c of the p targets
+    stands for c / (p * frequency) items: Z = exp(s+) + sum of that times exp(s-), over items that are no targets of
+    the query (logQ correction, Yi et al. 2019; the positive without, as it was not drawn).
+    """
+    positive = _positive(queries, items, scale, pairs)
+    drawn, place, count = torch.unique(pairs.target, return_inverse=True, return_counts=True)
+    times = count / (len(pairs.target) * frequency[drawn])
+    among: Tensor = _LogSum.apply(queries, items[drawn], scale, times, pairs.of, place)  # type: ignore[no-untyped-call]
+    return _above(positive, among, pairs)
+
+
+def gbce_loss(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs, negatives: int) -> Tensor:
+    """Binary cross-entropy of each target against uniformly drawn negatives, calibrated for their number; see `Loss`.
+
+    -b * log sigmoid(s+) - sum of log(1 - sigmoid(s-)), where b = a * (t * (1 - 1 / a) + 1 / a), t = CALIBRATION and
+    a = negatives / (n - 1), at most 1 (Petrov & Macdonald 2023, gSASRec). negatives: 0 for all items.
+    """
+    drawn, out_of, left = _drawn(len(items), pairs, negatives or len(items))
+    logits = (queries @ items[drawn].T * scale).index_put((out_of, left), queries.new_tensor(-torch.inf))
+    sampled = min(1.0, len(drawn) / (len(items) - 1))
+    raised = (sampled - 1) * CALIBRATION + 1
+    positive = _positive(queries, items, scale, pairs)
+    losses = raised * functional.softplus(-positive) + functional.softplus(logits).sum(1)[pairs.of]
+    return (losses * pairs.weight).mean()
 
 
 def nested_loss(
-    queries: Tensor, items: Tensor, scale: Tensor, of: Tensor, target: Tensor, negatives: int, nested: Sequence[int]
+    loss: Loss, queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs, nested: Sequence[int]
 ) -> Tensor:
-    """Mean of `softmax_loss` over whole vectors and over their first `nested` coordinates, made unit again.
+    """Mean of a loss over whole vectors and over their first `nested` coordinates, made unit again.
 
     Matryoshka representation learning (Kusupati et al. 2022, arXiv 2205.13147).
     """
-    total = softmax_loss(queries, items, scale, of, target, negatives)
+    total = loss(queries, items, scale, pairs)
     for m in nested:
         cut, table = functional.normalize(queries[:, :m], dim=-1), functional.normalize(items[:, :m], dim=-1)
-        total = total + softmax_loss(cut, table, scale, of, target, negatives)
+        total = total + loss(cut, table, scale, pairs)
     return total / (1 + len(nested))
 
 
-def _sampled(queries: Tensor, items: Tensor, scale: Tensor, of: Tensor, target: Tensor, negatives: int) -> Tensor:
-    n = len(items)
-    positive = (queries[of] * items[target]).sum(-1) * scale  # (p,)
-    drawn = torch.randperm(n, device=items.device)[:negatives]
-    place = torch.full((n,), -1, device=items.device)
-    place[drawn] = torch.arange(negatives, device=items.device)
-    hit = place[target] >= 0
-    among: Tensor = _LogSum.apply(queries, items[drawn], scale, of[hit], place[target[hit]])  # type: ignore[no-untyped-call]
-    others = (negatives - torch.bincount(of[hit], minlength=len(queries))).clamp(min=1)
-    rest = among + torch.log((n - 1) / others)
-    return (torch.logaddexp(positive, rest[of]) - positive).mean()
+def _drawn(n: int, pairs: Pairs, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (m,) of items drawn uniformly; which queries (h,) have which of them (h,) as targets."""
+    device = pairs.of.device
+    drawn = torch.randperm(n, device=device)[:negatives]
+    place = torch.full((n,), -1, device=device)
+    place[drawn] = torch.arange(len(drawn), device=device)
+    hit = place[pairs.target] >= 0
+    return drawn, pairs.of[hit], place[pairs.target[hit]]
+
+
+def _positive(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs) -> Tensor:
+    """Scores s+ of the targets (p,)."""
+    return (queries[pairs.of] * items[pairs.target]).sum(-1) * scale
+
+
+def _above(positive: Tensor, rest: Tensor, pairs: Pairs) -> Tensor:
+    """Mean of log(exp(s+) + exp(rest)) - s+, where rest (q,) is what the others of each query come to."""
+    return ((torch.logaddexp(positive, rest[pairs.of]) - positive) * pairs.weight).mean()
 
 
 class _LogSum(torch.autograd.Function):
-    """Of queries and items (m, d), log sum exp(scale * cosine): (q,). Items that are a query's targets are left out.
+    """Of queries and items (m, d), log sum times * exp(scale * cosine): (q,). A query's targets are left out.
 
     As in `_Full` no maximum is sought, and nothing of (q, m) is kept but the terms.
     """
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, items: Tensor, scale: Tensor, out_of: Tensor, left: Tensor) -> Tensor:
-        """out_of (h,), left (h,): the query that each of h items is left out of, and its row among the m."""
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        items: Tensor,
+        scale: Tensor,
+        times: Tensor | float,
+        out_of: Tensor,
+        left: Tensor,
+    ) -> Tensor:
+        """times: 1, or (m,); out_of (h,), left (h,): the query that each of h items is left out of, and its row."""
         s = float(scale)
-        terms = ((queries * s) @ items.T).sub_(s).exp_()
+        terms = ((queries * s) @ items.T).sub_(s).exp_().mul_(times)
         terms[out_of, left] = 0.0
         z = terms.sum(1)
         ctx.save_for_backward(terms, z, queries, items)
@@ -76,13 +149,13 @@ class _LogSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         """Derivatives by queries, items and scale."""
         terms, z, queries, items = ctx.saved_tensors
         weight = (gradient / z.clamp(min=torch.finfo(z.dtype).tiny))[:, None]  # 0 where every item is left out
         to_queries = (terms @ items) * weight
         to_items = terms.T @ (queries * (weight * ctx.scale))
-        return to_queries * ctx.scale, to_items, (to_queries * queries).sum(), None, None
+        return to_queries * ctx.scale, to_items, (to_queries * queries).sum(), None, None, None
 
 
 class _Full(torch.autograd.Function):
@@ -92,11 +165,13 @@ class _Full(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, items: Tensor, scale: Tensor, of: Tensor, target: Tensor) -> Tensor:
-        """The loss; its derivatives wait for `backward`."""
+    def forward(
+        ctx: Any, queries: Tensor, items: Tensor, scale: Tensor, of: Tensor, target: Tensor, counts: Tensor
+    ) -> Tensor:
+        """The loss; its derivatives wait for `backward`. counts (p,): how much each pair does."""
         s = float(scale)
         scaled, table = queries * s, items.T.contiguous()
-        weight = torch.bincount(of, minlength=len(queries))[:, None].to(queries.dtype)  # pairs of each query
+        weight = torch.bincount(of, counts, minlength=len(queries))[:, None]  # of each query's pairs
         to_queries, to_items, total = torch.empty_like(queries), torch.zeros_like(items), 0.0
         for at in range(0, len(queries), CHUNK):
             part = slice(at, at + CHUNK)
@@ -106,16 +181,16 @@ class _Full(torch.autograd.Function):
             total += float((weight[part] * (z.log() + s)).sum())
             to_queries[part] = (terms @ items) * share
             to_items.addmm_(terms.T, scaled[part] * share)
-        chosen, asked = items[target], queries[of]
+        chosen, asked = items[target] * counts[:, None], queries[of]
         to_queries.index_add_(0, of, chosen, alpha=-1)
-        to_items.index_add_(0, target, asked, alpha=-s)
+        to_items.index_add_(0, target, asked * counts[:, None], alpha=-s)
         total -= s * float((chosen * asked).sum())
         ctx.save_for_backward(to_queries * (s / len(of)), to_items / len(of), (to_queries * queries).sum() / len(of))
         return scale.new_tensor(total / len(of))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         """Derivatives by queries, items and scale."""
         to_queries, to_items, to_scale = ctx.saved_tensors
-        return to_queries * gradient, to_items * gradient, to_scale * gradient, None, None
+        return to_queries * gradient, to_items * gradient, to_scale * gradient, None, None, None

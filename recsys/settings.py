@@ -93,8 +93,14 @@ class TrainingConfig(Strict):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Of AdamW."""
 
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate after the warm-up. The average of weights stands for a fall; cosine falls to zero."""
+
+    loss: Literal["softmax", "in-batch", "gbce"] = "softmax"
+    """softmax and gbce: against `negatives`; in-batch: softmax against the step's other targets (`recsys.losses`)."""
+
     negatives: Annotated[int, Field(ge=0)] = 0
-    """0: softmax over the full catalogue; else over this many uniformly drawn items, shared by a step."""
+    """0: against the full catalogue; else against this many uniformly drawn items, shared by a step."""
 
 
 class RerankerConfig(Strict):

@@ -1,6 +1,7 @@
 """Training of the two towers: every position of every history predicts what its user does next."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from features.interactions import Interactions
 from features.progress import Begin
 from recsys import distributed
 from recsys.candidates import Floats
-from recsys.losses import MAX_SCALE, nested_loss
+from recsys.losses import MAX_SCALE, Loss, Pairs, gbce_loss, in_batch_loss, nested_loss, softmax_loss
 from recsys.settings import TowerConfig, TrainingConfig
 from recsys.statistics import ItemStatistics
 from recsys.towers import START, TwoTowers
@@ -94,7 +95,7 @@ def fit_towers(
     torch.manual_seed(seed)
     rng, own = np.random.default_rng(seed), np.random.default_rng([seed, distributed.rank()])
     model = (start or _fresh(catalog, events, towers, seed)).to(distributed.device())
-    share = distributed.averaged(Share(model, training.negatives))
+    share = distributed.averaged(Share(model, _loss(training, windows, len(catalog))))
     optimizer = _optimizer(model, training)
     average: AveragedModel | None = None
     best, best_state, history = -np.inf, model.state_dict(), []
@@ -107,9 +108,9 @@ def fit_towers(
         if average is None:  # over about one pass, whatever the size of the data
             average = _averaged(model, steps=len(batches))
         for step, batch in enumerate(batches, 1):
-            warm = step / len(batches) if epoch == 1 else 1.0
+            rate = training.learning_rate * share_of_rate(training, epoch - 1 + step / len(batches))
             for group in optimizer.param_groups:
-                group["lr"] = training.learning_rate * warm * group["boost"]
+                group["lr"] = rate * group["boost"]
             loss = share(batch, int(own.integers(2**62)))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -138,10 +139,10 @@ def fit_towers(
 class Share(nn.Module):
     """This process's share of the loss of a step, such that the mean over the processes is that over all pairs."""
 
-    def __init__(self, towers: TwoTowers, negatives: int) -> None:
+    def __init__(self, towers: TwoTowers, loss: Loss) -> None:
         """Around towers whose parameters it shares."""
         super().__init__()
-        self.towers, self.negatives = towers, negatives
+        self.towers, self.loss = towers, loss
 
     def forward(self, batch: Batch, seed: int) -> Tensor:
         """Scalar. seed: of dropout alone; which ids are hidden and which negatives are drawn all processes share."""
@@ -155,11 +156,24 @@ class Share(nn.Module):
             with distributed.own_chance(seed):
                 hidden = self.towers.users(items[on(batch.items)], on(batch.positive), on(batch.waits))
         queries, scale = hidden[on(batch.row), on(batch.column)], self.towers.log_scale.exp().clamp(max=MAX_SCALE)
-        loss = nested_loss(
-            *(queries.float(), items.float(), scale, on(batch.of), on(batch.target)),
-            *(self.negatives, self.towers.config.nested),
-        )
+        pairs = Pairs(on(batch.of), on(batch.target), on(batch.weight))
+        loss = nested_loss(self.loss, queries.float(), items.float(), scale, pairs, self.towers.config.nested)
         return loss * (batch.share * distributed.size())
+
+
+def _loss(training: TrainingConfig, windows: Windows, n: int) -> Loss:
+    if training.loss == "in-batch":
+        counts = np.bincount(windows.target, minlength=n).astype(np.float32)
+        frequency = torch.from_numpy(counts / counts.sum()).to(distributed.device())
+        return partial(in_batch_loss, frequency=frequency)
+    return partial(gbce_loss if training.loss == "gbce" else softmax_loss, negatives=training.negatives)
+
+
+def share_of_rate(training: TrainingConfig, passes: float) -> float:
+    """Of the learning rate, after so many passes: linear in the first, then as configured."""
+    if passes <= 1 or training.schedule == "constant":
+        return min(1.0, passes)
+    return 0.5 + 0.5 * math.cos(math.pi * (passes - 1) / max(1, training.epochs - 1))
 
 
 def _silent(_: TwoTowers) -> dict[str, float]:

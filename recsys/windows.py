@@ -7,6 +7,7 @@ import numpy as np
 
 from features.errors import DataError
 from features.interactions import Bools, Interactions, Ints
+from recsys.candidates import Floats
 from recsys.towers import wait_buckets
 
 
@@ -16,7 +17,8 @@ class Windows:
 
     items, positive, waits (n,) events by user and time, and buckets of the time to the next; offsets (n_users + 1,);
     query (q,) int64 positions in the log after which something is predicted: the last event strictly before a target;
-    of (p,) ascending index into query, target (p,) item rows of positive events: the p pairs.
+    of (p,) ascending index into query, target (p,) item rows of positive events, weight (p,) float32 of mean 1, how
+    much each counts: the p pairs.
     """
 
     items: Ints
@@ -26,6 +28,7 @@ class Windows:
     query: Ints
     of: Ints
     target: Ints
+    weight: Floats
 
     @classmethod
     def build(cls, events: Interactions, since: int | None = None) -> "Windows":
@@ -48,7 +51,9 @@ class Windows:
             raise DataError(f"no user has a positive event after an earlier one among {n}{when}: nothing to train on")
         query, of = np.unique(before[use], return_inverse=True)
         waits = np.append(np.where(log.users[1:] == log.users[:-1], np.diff(log.times), 0), 0)
-        return cls(log.items, log.positive, wait_buckets(waits), offsets, query, of.astype(np.int64), log.items[use])
+        weight = np.ones(len(of), np.float32) if log.weights is None else log.weights[use] / log.weights[use].mean()
+        pairs = of.astype(np.int64), log.items[use], weight
+        return cls(log.items, log.positive, wait_buckets(waits), offsets, query, *pairs)
 
     def batches(
         self, length: int, batch_events: int, rng: np.random.Generator, *, part: int = 0, parts: int = 1
@@ -104,6 +109,7 @@ class Windows:
             column=self.query[q] - starts[group][row],
             of=of,
             target=self.target[pair],
+            weight=self.weight[pair],
             share=share,
         )
 
@@ -113,7 +119,7 @@ class Batch:
     """b windows of up to t events, q queries in them, p pairs.
 
     items, waits (b, t) int64, positive (b, t) bool; row, column (q,) place of each query; of (p,) the query of each
-    pair; target (p,). share: of all pairs of the step, 1 unless several processes share it.
+    pair; target, weight (p,). share: of all pairs of the step, 1 unless several processes share it.
     """
 
     items: Ints
@@ -123,4 +129,5 @@ class Batch:
     column: Ints
     of: Ints
     target: Ints
+    weight: Floats
     share: float

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 
 from features.errors import DataError
-from features.event_log import Exposure
+from features.records import Exposure
 from recsys.filters import Filter
 from recsys.slate import Slate
 from serving.follow import Service

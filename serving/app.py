@@ -14,7 +14,7 @@ from fastapi.responses import Response
 
 from features.encoding import open_encoders
 from features.errors import StoreError
-from features.event_log import Event
+from features.records import Event
 from features.schema import DataConfig, EventRules
 from features.store import FeatureStore
 from recsys.slate import Slate

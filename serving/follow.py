@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 
 from features.errors import LogError, RecsysError, StoreError
-from features.event_log import Event, EventLog
+from features.event_log import EventLog
+from features.records import Event
 from features.redis_server import RedisServer
 from features.redis_store import RedisStore
 from features.refresh import catch_up, refresh

@@ -15,10 +15,11 @@ import numpy as np
 import polars as pl
 
 from features.encoding import QUICK, TITLES
-from features.event_log import EventLog, ItemGone, ItemPut
+from features.event_log import EventLog
 from features.ids import IdMap
 from features.interactions import Bools
 from features.items_log import ItemChanges
+from features.records import ItemGone, ItemPut
 from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, VIDEO
 from features.tables import check_puts
 from recsys.item_vectors import ItemVectors

@@ -12,8 +12,8 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from features.event_log import ItemGone, ItemPut
 from features.items_log import keep_media
+from features.records import ItemGone, ItemPut
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, TITLE, VIDEO
 from serving.answers import Narrow, expose, live_of, narrowed, slate_answer, stage
 from serving.follow import Service

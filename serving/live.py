@@ -186,7 +186,7 @@ class Live:
     ) -> Slate:
         """Items whose content is nearest to a query (1, D), and near to who asks by so much weight."""
         bundle, allow = self.bundle, self.allowed() & self.bundle.catalog.has_content
-        if who is None or not who.positive.any():
+        if who is None:
             return self._fill(lambda wide: bundle.search(vector, wide, allow=allow), k, "search", trace)
         return self._fill(
             lambda wide: bundle.search_for(vector, who, wide, weight=weight, allow=allow), k, "search", trace

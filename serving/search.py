@@ -18,14 +18,16 @@ from features.content import Content, Limits, Text
 from features.decoders import Decoders
 from features.encoding import QUICK, EncoderConfig, open_encoders
 from features.errors import RecsysError
-from features.spaces import Embedded, Encoder
+from features.interactions import UserStates
+from features.spaces import Embedded, Encoder, Floats
 from recsys.content_space import ContentSpace
 from recsys.item_vectors import ItemVectors, embed_items
 from recsys.search import Encoding, Searcher, near_query
+from recsys.slate import Slate
 from serving.answers import expose, live_of, narrowed, slate_answer, stage
 from serving.follow import Service
 from serving.live import Live, Servable, by_item
-from serving.query import parse_query, query_schema
+from serving.query import SearchIn, parse_query, query_schema
 from serving.settings import ServeSettings
 from serving.wire import MAX_BODY_BYTES, ApiError, ErrorAnswer, SearchAnswer, answer, bounded_body
 
@@ -217,7 +219,8 @@ def add_search(app: FastAPI, service: Service, desk: Desk, in_thread: Callable[.
         """Items that words, a picture, a sound, a video or any mixture of them are near to, best first.
 
         As JSON, media are base64 or https URLs of hosts that the bundle names; as a form, files. What could not be
-        read is told in `query.failed`, and the rest is answered. With a user, items near to both come first.
+        read is told in `query.failed`, and the rest is answered. With a user, items near to both come first; where
+        the user's side fails, `degraded` says so and the query alone is answered.
         """
         live, trace = live_of(service), dict[str, float]()
         _, space = encoded_with(live.bundle)  # before anything is read
@@ -239,10 +242,24 @@ def add_search(app: FastAPI, service: Service, desk: Desk, in_thread: Callable[.
                 state, degraded = await in_thread(service.read_user, live, sent.user_id)
             who = live.states(state, service.now())
         with stage(trace, "rank"):
-            slate = await in_thread(live.search, found.vectors, sent.k, trace, who, sent.weight)
-        shown = await expose(service, slate, SEARCH, degraded=degraded, user_id=sent.user_id or "")
+            slate, failing = await in_thread(_slate, live, found.vectors, sent, who, trace)
+        shown = await expose(service, slate, SEARCH, degraded=[*degraded, *failing], user_id=sent.user_id or "")
         columns = near_query(space, found, slate.rows)
         return slate_answer(slate, live, shown, by_item(columns, len(slate)), **told)
+
+
+def _slate(
+    live: Live, vectors: Floats, sent: SearchIn, who: UserStates | None, trace: dict[str, float]
+) -> tuple[Slate, list[str]]:
+    """Items near to the query and to who asks, and what could not be used: by the query alone where they are not
+    known, or their model fails."""
+    if who is None or not who.positive.any():
+        return live.search(vectors, sent.k, trace), []
+    try:
+        return live.search(vectors, sent.k, trace, who, sent.weight), []
+    except Exception:  # a model that fails on one user must not keep the query from being answered
+        logger.exception("the recommender failed for a history of %d items", len(who.times))
+        return live.search(vectors, sent.k, trace), ["recommender"]
 
 
 def _read(content: Content, found: Embedded) -> list[str]:

@@ -20,8 +20,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from features.errors import RecsysError
-from features.event_log import Event
 from features.interactions import DAY
+from features.records import Event
 from features.schema import MAX_ID_BYTES
 
 MAX_BODY_BYTES = 1 << 20

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from toy_service import NOW, RULES, ToyShelf, toy_bundle
 
 from features.errors import StoreError
-from features.event_log import Event, Exposure, events_frame, read
+from features.event_log import events_frame, read
+from features.records import Event, Exposure
 from serving.wire import media_url
 
 

@@ -1,6 +1,8 @@
 """Slates of all users in one job: the same as one by one, in shards that survive a kill and come from one bundle."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -106,10 +108,8 @@ def test_a_killed_job_goes_on_and_parts_share_a_folder(trained, tmp_path, monkey
     assert sorted(path.name for path in shared.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
-def test_what_is_logged_meanwhile_is_of_the_next_job(trained, tmp_path, monkeypatch):
-    bundle, dataset = trained
-    slates_of_all(bundle, tmp_path / "before", k=3, shard=8, progress=silent)
-    slates_of_all(bundle, tmp_path / "half", k=3, shard=8, part=(1, 2), progress=silent)
+def with_a_new_user(dataset):
+    """The same when the service has logged one event more."""
     events = dataset.events
     later = replace(
         events,
@@ -120,10 +120,55 @@ def test_what_is_logged_meanwhile_is_of_the_next_job(trained, tmp_path, monkeypa
         seen=np.append(events.seen, True),
         n_users=events.n_users + 1,
     )
-    grown = replace(dataset, users=IdMap((*dataset.users.ids, "a new one")), events=later, hash="another")
+    return replace(dataset, users=IdMap((*dataset.users.ids, "a new one")), events=later, hash="another")
+
+
+def test_what_is_logged_meanwhile_is_of_the_next_job(trained, tmp_path, monkeypatch):
+    bundle, dataset = trained
+    slates_of_all(bundle, tmp_path / "before", k=3, shard=8, progress=silent)
+    slates_of_all(bundle, tmp_path / "half", k=3, shard=8, part=(1, 2), progress=silent)
+    grown = with_a_new_user(dataset)
     monkeypatch.setattr(batch, "load_dataset", lambda *_: grown)
     slates_of_all(bundle, tmp_path / "half", k=3, shard=8, part=(2, 2), progress=silent)
     assert read(tmp_path / "half").equals(read(tmp_path / "before"))
+
+
+def test_of_two_parts_that_begin_at_once_one_says_whose_slates_and_until_when(trained, tmp_path, monkeypatch):
+    bundle, dataset = trained
+    later = with_a_new_user(dataset)
+    found, both, write = threading.local(), threading.Barrier(2, timeout=60), pl.DataFrame.write_parquet
+    monkeypatch.setattr(batch, "load_dataset", lambda *_: found.dataset)
+
+    def run(folder, mine, part=(1, 1)):
+        found.dataset = mine
+        slates_of_all(bundle, folder, k=3, shard=8, part=part, progress=silent)
+
+    for folder, mine in (("now", dataset), ("then", later)):
+        run(tmp_path / folder, mine)
+
+    def write_both(frame, file, **more):
+        write(frame, file, **more)
+        if file.name.endswith("users.parquet"):
+            both.wait()  # neither found a manifest, and neither has put anything yet
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", write_both)
+    with ThreadPoolExecutor(2) as pool:
+        parts = [pool.submit(run, tmp_path / "once", mine, (i, 2)) for i, mine in ((1, dataset), (2, later))]
+        [part.result() for part in parts]
+    first = json.loads((tmp_path / "once" / "manifest.json").read_text())
+    alone = tmp_path / ("now" if first["until"] == dataset.events.latest + 1 else "then")
+    assert first == json.loads((alone / "manifest.json").read_text())
+    assert pl.read_parquet(tmp_path / "once" / "users.parquet").equals(pl.read_parquet(alone / "users.parquet"))
+    rows = ["user_id", "position"]
+    assert read(tmp_path / "once").select(rows).equals(read(alone).select(rows))
+    assert {path.name for path in (tmp_path / "once").iterdir()} == {path.name for path in alone.iterdir()}
+
+
+def test_a_users_table_that_is_no_jobs_stays(trained, tmp_path):
+    pl.DataFrame({"user_id": ["mine"]}).write_parquet(tmp_path / "users.parquet")
+    with pytest.raises(ConfigError, match=r"users\.parquet is not of slates"):
+        slates_of_all(trained[0], tmp_path, k=3, progress=silent)
+    assert [path.name for path in tmp_path.iterdir()] == ["users.parquet"]
 
 
 def test_many_variants_of_one_product_do_not_leave_slates_short(trained):

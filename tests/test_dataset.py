@@ -10,7 +10,8 @@ from experiments.dataset import embed_catalog, encode, keep_frequent, load_datas
 from features.content import Limits
 from features.encoders import MiniLM
 from features.errors import ConfigError
-from features.event_log import Event, EventLog, events_frame
+from features.event_log import EventLog, events_frame
+from features.records import Event
 
 
 @pytest.fixture
@@ -24,10 +25,10 @@ def load(tmp_path):
     return call
 
 
-def append(tmp_path, *events):
+def append(tmp_path, *events, event="take"):
     log = EventLog(tmp_path / "log")
     log.append_now(
-        [Event(user_id=u, item_id=i, event="take", timestamp=t, event_id=f"{u} {i} {t}") for u, i, t in events]
+        [Event(user_id=u, item_id=i, event=event, timestamp=t, event_id=f"{u} {i} {t}") for u, i, t in events]
     )
     log.close()
 
@@ -71,6 +72,17 @@ def test_what_is_positive_and_seen_comes_from_the_configuration(load, tmp_path):
     dataset = load(data=data | {"events": {"positive": {"buy": None}, "seen": ["buy"]}})
     assert not dataset.events.positive.any()
     assert not dataset.events.seen.any()
+
+
+def test_events_weigh_what_the_configuration_says_in_the_order_of_the_log(load, tmp_path):
+    append(tmp_path, ("u1", "i2", START), event="buy")
+    append(tmp_path, ("u0", "i3", START + 5), ("u1", "i2", START + 7))
+    data = {"source": "folder", "path": str(tmp_path / "data"), "log": str(tmp_path / "log")}
+    rules = {"positive": {"take": None, "buy": None}}
+    assert load(data=data | {"events": rules}).events.weights is None
+    dataset = load(data=data | {"events": rules | {"weights": {"buy": 3.0}}})
+    assert [3.0 if one == ("u1", "i2", START) else 1.0 for one in ids(dataset)] == dataset.events.weights.tolist()
+    assert dataset.events.weights.sum() == len(dataset.events) + 2
 
 
 def test_the_log_of_the_service_joins_the_table(load, tmp_path):

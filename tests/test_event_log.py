@@ -15,17 +15,8 @@ import polars as pl
 import pytest
 
 from features.errors import LogError
-from features.event_log import (
-    Event,
-    EventLog,
-    Exposure,
-    ItemGone,
-    ItemPut,
-    events_frame,
-    item_changes,
-    read,
-    recover,
-)
+from features.event_log import EventLog, events_frame, item_changes, read, recover
+from features.records import Event, Exposure, ItemGone, ItemPut
 from features.refresh import refresh
 from features.schema import EventRules
 from features.store import MemoryStore
@@ -252,7 +243,8 @@ FULL = """
     import resource, sys
     from pathlib import Path
     from features.errors import LogError
-    from features.event_log import Event, EventLog, read
+    from features.event_log import EventLog, read
+    from features.records import Event
     def event(n): return Event(user_id="u", item_id="x" * 200, event="click", timestamp=n, event_id=str(n))
     log = EventLog(Path(sys.argv[1]))
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -288,7 +280,8 @@ def test_a_full_disk_refuses_and_keeps_nothing_half(tmp_path: Path) -> None:
 WRITER = """
     import sys, threading
     from pathlib import Path
-    from features.event_log import Event, EventLog
+    from features.event_log import EventLog
+    from features.records import Event
     log = EventLog(Path(sys.argv[1]), segment_bytes=20_000)
     said = threading.Lock()
     def work(name):

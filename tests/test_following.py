@@ -20,7 +20,8 @@ from toy_service import RULES, ToyShelf, broken, toy_bundle, toy_events, toy_set
 from typer.testing import CliRunner
 
 from features.errors import DataError
-from features.event_log import Event, EventLog, events_frame
+from features.event_log import EventLog, events_frame
+from features.records import Event
 from features.redis_server import RedisServer
 from features.schema import DataConfig, EventRules
 from features.store import MemoryStore

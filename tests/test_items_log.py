@@ -12,8 +12,9 @@ from toy_data import toy_config, write_tables
 from experiments.config import load_config
 from experiments.dataset import load_dataset
 from features.errors import LogError
-from features.event_log import Event, EventLog, ItemGone, ItemPut
+from features.event_log import EventLog
 from features.items_log import ItemChanges, keep_media
+from features.records import Event, ItemGone, ItemPut
 from features.schema import DataConfig, EventRules
 from features.tables import Tables, read_items, read_tables
 

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_service import NOW, ToyBundle, ToyShelf, ToyWords, toy_bundle, toy_encoders, with_contents
 
-from features.event_log import ItemGone, ItemPut, read
+from features.event_log import read
 from features.items_log import ItemChanges
+from features.records import ItemGone, ItemPut
 from recsys.filters import Filter
 from serving import growth
 from serving.live import Live

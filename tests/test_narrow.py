@@ -12,6 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_service import ToyShelf, toy_bundle, with_contents
 
+from features.event_log import read
+from features.records import Exposure
+
 
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
@@ -92,6 +95,26 @@ def test_who_searches_has_a_say_by_weight(steady: House) -> None:
     assert mixed not in (found(steady), found(steady, user_id="ann", weight=1))
     said = steady.post(text="red", user_id="ann").json()
     assert said["user_id"] == "ann"
+
+
+def test_who_searches_has_no_say_where_the_store_or_their_model_fails(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: dict[str, Any] = {"text": "red", "k": 4, "user_id": "ann", "weight": 1}
+    with house(tmp_path) as h:
+        object.__setattr__(h.service.live.bundle.recommender, "broken", True)
+        said = h.post(**asked)
+        assert said.status_code == 200, said.text
+        assert [item["item_id"] for item in said.json()["items"]] == found(h)
+        assert (said.json()["degraded"], said.json()["user_id"]) == (["recommender"], "ann")
+        assert "the recommender failed for a history of 2 items" in caplog.text
+        shown = read(tmp_path / "log").records[-2]
+        assert isinstance(shown, Exposure)
+        assert (shown.placement, list(shown.degraded)) == ("search", ["recommender"])
+        h.store.away = True
+        said = h.post(**asked)
+        assert [item["item_id"] for item in said.json()["items"]] == found(h)
+        assert (said.status_code, said.json()["degraded"]) == (200, ["store"])
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pytest
 from toy_service import NOW, RULES, toy_events
 
 from features.errors import StoreError
-from features.event_log import Event, EventLog
+from features.event_log import EventLog
 from features.interactions import DAY
+from features.records import Event
 from features.refresh import catch_up, item_stats, refresh
 from features.schema import EventRules
 from features.store import HISTORY, MemoryStore, UserPatch, UserState

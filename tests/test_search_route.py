@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from media import picture
 from toy_service import ToyShelf, toy_bundle, with_contents
 
-from features.event_log import Exposure, read
+from features.event_log import read
+from features.records import Exposure
 
 RED_PNG = picture(np.full((8, 8, 3), (255, 0, 0), np.uint8), "PNG")
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features.errors import StoreError
-from features.event_log import Event
+from features.records import Event
 from features.redis_server import RedisServer
 from features.redis_store import RedisStore
 from features.schema import EventRules

@@ -11,12 +11,13 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from rich.console import Console
 
 from features.errors import DataError
 from features.report import Problem
 from features.schema import MAX_ID_BYTES, DataConfig, EventRules
-from features.tables import EVENTS, ITEMS, Tables, check_tables, label, read_tables
+from features.tables import EVENTS, ITEMS, Tables, check_tables, label, read_tables, weigh
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 DAY = datetime(2024, 5, 1, 12, 0, tzinfo=UTC)
@@ -442,6 +443,17 @@ def test_labels() -> None:
     assert seen.tolist() == [False, False, True, True, True, True]
     positive, seen = label(events.head(0), RULES)
     assert positive.shape == seen.shape == (0,)
+
+
+def test_what_events_weigh() -> None:
+    events = pl.DataFrame({"event": ["buy", "rate", "look", None]})
+    assert weigh(events, RULES) is None
+    weights = weigh(events, RULES.model_copy(update={"weights": {"buy": 2.5}}))
+    assert weights is not None
+    assert weights.dtype == np.float32
+    assert weights.tolist() == [2.5, 1.0, 1.0, 1.0]
+    with pytest.raises(ValidationError, match="weights of look, see: only types named in `positive`"):
+        EventRules(positive={"buy": None}, weights={"see": 1, "look": 2})
 
 
 # --- any mixture

@@ -17,7 +17,8 @@ from experiments.splits import SplitConfig, cuts
 from experiments.tracking import NullTracker
 from experiments.train import evaluate_run, train
 from features.errors import DataError
-from features.event_log import Event, EventLog
+from features.event_log import EventLog
+from features.records import Event
 from recsys.bundle import current, load_bundle
 
 CONTENDERS = ["popular", "item-knn", "two towers", "two towers + reranker"]

@@ -8,8 +8,9 @@ import torch
 from toy_data import SMALL, chain, noise, toy_catalog, toy_log
 
 from features.errors import DataError
+from features.interactions import Interactions
 from recsys.settings import TrainingConfig
-from recsys.training import behaviour_vectors, fit_towers
+from recsys.training import behaviour_vectors, fit_towers, share_of_rate
 
 QUICK = TrainingConfig(epochs=3, batch_events=200, learning_rate=0.01)
 
@@ -36,7 +37,10 @@ def test_behaviour_vectors_are_zero_for_items_without_events_and_beyond_the_rank
     assert not vectors[:, 2:].any()  # three users: rank two
 
 
-def test_a_planted_pattern_is_learned():
+@pytest.mark.parametrize(
+    "settings", [{}, {"schedule": "cosine"}, {"loss": "in-batch"}, {"loss": "gbce", "negatives": 8}], ids=str
+)
+def test_a_planted_pattern_is_learned(settings):
     """Everyone walks i -> i + 1 from a start of their own: the next item is certain."""
     events = chain(n_users=80, n_items=20, length=8)
     config = SMALL.model_copy(update={"dimension": 16, "history": 8})
@@ -44,7 +48,7 @@ def test_a_planted_pattern_is_learned():
         toy_catalog(20),
         events,
         config,
-        TrainingConfig(epochs=60, batch_events=200, learning_rate=0.01),
+        TrainingConfig(epochs=60, batch_events=200, learning_rate=0.01, **settings),
         seed=0,
     )
     vectors = fitted.model.item_vectors()
@@ -56,6 +60,34 @@ def test_a_planted_pattern_is_learned():
     assert fitted.epochs == 60
     assert fitted.fitted_until == events.latest
     assert fitted.history[-1]["loss"] < fitted.history[0]["loss"] / 2
+
+
+def test_events_that_weigh_next_to_nothing_are_not_learned_from():
+    """Of two users from the same start one walks on by 1, the other, whose events weigh little, by 7."""
+    one = chain(n_users=60, n_items=20, length=8)
+    start = one.items[one.offsets[one.users]]
+    away = replace(one, users=one.users + 60, items=(start + 7 * (one.items - start)) % 20)
+    columns = ("users", "items", "times", "positive", "seen")
+    weights = np.repeat(np.array([1.0, 1e-4], np.float32), len(one))
+    both = Interactions(
+        *(np.concatenate([getattr(log, name) for log in (one, away)]) for name in columns), 120, 20, weights
+    )
+    config = SMALL.model_copy(update={"dimension": 16, "history": 8})
+    training = TrainingConfig(epochs=40, batch_events=200, learning_rate=0.01)
+    model = fit_towers(toy_catalog(20), both, config, training, seed=0).model
+    last = both.items[both.offsets[1:] - 1]
+    states = both.states(np.arange(120), np.full(120, both.latest + 1))
+    vectors = model.item_vectors()
+    best = (model.user_vectors(states, vectors) @ vectors.T).argmax(1)
+    assert (best == (last + 1) % 20)[:60].mean() > 0.9
+    assert (best == (last + 7) % 20)[60:].mean() < 0.2
+
+
+def test_a_cosine_falls_from_the_warm_up_to_zero():
+    constant, cosine = (TrainingConfig(epochs=5, schedule=name) for name in ("constant", "cosine"))
+    assert [share_of_rate(constant, at) for at in (0.25, 1, 3, 5)] == [0.25, 1, 1, 1]
+    shares = [share_of_rate(cosine, at) for at in (0.25, 1, 2, 3, 4, 5)]
+    np.testing.assert_allclose(shares, [0.25, 1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5, 0], atol=1e-12)
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit():

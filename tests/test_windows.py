@@ -1,6 +1,7 @@
 """Windows against naive loops: each pair of an epoch once, and never the moment of the target itself."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,6 +124,17 @@ def test_processes_share_each_batch_window_by_window(parts, batch_events):
         assert Counter(pairs([share for share in shares if share.share])) == Counter(pairs([whole]))
         borrowed += sum(share.share == 0 for share in shares)
     assert bool(borrowed) == (batch_events == 4)  # one window for two processes: both must take the step
+
+
+def test_a_pair_weighs_as_its_target_and_all_together_one_on_average():
+    weights = np.array([7, 1, 5, 9, 3], dtype=np.float32)
+    log = replace(toy_log([(0, 0, 1), (0, 1, 2), (0, 2, 3, False), (1, 3, 1), (1, 4, 2)]), weights=weights)
+    windows = Windows.build(log)  # what weighs 7 and 9 is a first event, what weighs 5 is not positive
+    assert windows.target.tolist() == [1, 4]
+    assert windows.weight.tolist() == [0.5, 1.5]
+    batches = windows.batches(10, 1, np.random.default_rng(0))
+    assert sorted((batch.target.item(), batch.weight.item()) for batch in batches) == [(1, 0.5), (4, 1.5)]
+    assert Windows.build(replace(log, weights=None)).weight.tolist() == [1.0, 1.0]
 
 
 def test_only_what_comes_after_a_moment_is_predicted_from_all_that_was_before():

@@ -74,6 +74,8 @@ class ToyBundle:
     def search_for(
         self, content: Floats, who: UserStates, k: int, *, weight: float, allow: Bools | None = None
     ) -> Candidates:
+        if self.recommender.broken:
+            raise RuntimeError("this model does not work")
         liked = who.liked()
         own = np.stack([near(int(liked.flat[end - 1]), len(self.catalog)) for end in liked.end])
         return top_k((1 - weight) * (content @ self.catalog.content.T) + weight * own, k, allow=allow)
