@@ -159,7 +159,7 @@ def _claim(out: Path, job: dict[str, Any], dataset: Dataset) -> tuple[int, pl.Se
 
 
 def _begin(out: Path, job: dict[str, Any], dataset: Dataset) -> None:
-    """Users and manifest of this run, or of one that was first. Raises ConfigError where users.parquet is no job's."""
+    """Users and manifest of this run, or of the first one. Raises ConfigError where users.parquet is no job's."""
     out.mkdir(parents=True, exist_ok=True)
     names = pl.DataFrame({USER: pl.Series(sorted(dataset.users.ids), dtype=pl.String)})
     manifest = job | {"data_hash": dataset.hash, "users": len(names), "until": dataset.events.latest + 1}

@@ -91,7 +91,7 @@ class Service:
         self._log = EventLog(self.settings.log)
         for torn in self._log.torn:
             logger.warning("event log: %d half-written bytes of %s were set aside", torn.length, torn.segment)
-        self.growth.recall()
+        self.growth.recall(self.now())
         if self._connect is None:
             if self.settings.redis_url is None:
                 self._server = RedisServer()

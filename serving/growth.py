@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from threading import Lock, Thread
@@ -15,10 +16,11 @@ import numpy as np
 import polars as pl
 
 from features.encoding import QUICK, TITLES
-from features.event_log import EventLog
+from features.errors import LogError
+from features.event_log import EventLog, item_changes
 from features.ids import IdMap
 from features.interactions import Bools
-from features.items_log import ItemChanges
+from features.items_log import ItemChanges, media_in_use, sweep_media
 from features.records import ItemGone, ItemPut
 from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, VIDEO
 from features.tables import check_puts
@@ -71,10 +73,13 @@ class Growth:
         self._recalling = False  # items put before are missing yet
         self._shown: list[tuple[ref[IdMap], ref[Bools]]] = []  # what is served, and what requests still go on in
         self._retry: asyncio.TimerHandle | None = None
+        self._sweep: Callable[[], int] | None = None
 
-    def recall(self) -> None:
-        """Read from the log what was put and deleted before this start. Raises LogError."""
-        changes = ItemChanges.of(self._folder)
+    def recall(self, now: int) -> None:
+        """Read from the log what was put and deleted before this start, which is at `now` (µs). Raises LogError."""
+        logged = item_changes(self._folder)
+        self._sweep = partial(sweep_media, self._folder, media_in_use(logged, now), now)
+        changes = ItemChanges.among(logged)
         self._known = {
             put.item_id: _Known(at - len(changes.puts), put) for at, put in enumerate(changes.puts.values())
         }
@@ -149,6 +154,8 @@ class Growth:
                 self._recalling &= bool(waiting)
                 self._note()
             if live is None or not puts:
+                if live is not None and not self._broken:
+                    self._swept()
                 await self._wake.wait()
                 continue
             try:
@@ -233,6 +240,12 @@ class Growth:
             self._merging = Thread(target=_merged, args=(bundle,), name="merge", daemon=True)
             self._merging.start()
 
+    def _swept(self) -> None:
+        """Once after a start, when all that was put is taken in: until then the bundle may show what was replaced."""
+        sweep, self._sweep = self._sweep, None
+        if sweep is not None:
+            Thread(target=_delete, args=(sweep,), name="sweep", daemon=True).start()
+
     def _there(self, item_id: str) -> bool:
         if known := self._known.get(item_id):
             return known.put is not None
@@ -275,6 +288,14 @@ def _changed(bundle: Servable, items: pl.DataFrame) -> Bools:
     if others := [channel for name, channel in channels.items() if name not in (QUICK, TITLES)]:
         changed[known] |= media[known] & ~np.any([channel.present[rows[known]] for channel in others], axis=0)
     return changed
+
+
+def _delete(sweep: Callable[[], int]) -> None:
+    try:
+        if deleted := sweep():
+            logger.info("%d pictures, sounds and videos that no item has any more were deleted", deleted)
+    except LogError as error:  # they take room, and nothing else: the next start tries again
+        logger.warning("%s", error)
 
 
 def _merged(bundle: Servable) -> None:

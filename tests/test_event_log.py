@@ -14,6 +14,7 @@ from zlib import crc32
 import polars as pl
 import pytest
 
+from features import event_log
 from features.errors import LogError
 from features.event_log import EventLog, events_frame, item_changes, read, recover
 from features.records import Event, Exposure, ItemGone, ItemPut
@@ -322,3 +323,7 @@ def test_kill_9_at_any_moment_loses_nothing_acknowledged(tmp_path: Path) -> None
     assert set(acknowledged) <= set(found)
     assert len(found) == len(set(found))
     assert events_frame(tmp_path / "log")["event_id"].to_list() == found
+
+
+def test_records_come_from_one_place() -> None:
+    assert not {"Event", "Exposure"} & vars(event_log).keys()

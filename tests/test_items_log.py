@@ -1,6 +1,9 @@
 """Items that were put and deleted, as the next training reads them: beside those of the table, or in their place."""
 
+import fcntl
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ from experiments.config import load_config
 from experiments.dataset import load_dataset
 from features.errors import LogError
 from features.event_log import EventLog
-from features.items_log import ItemChanges, keep_media
+from features.interactions import DAY
+from features.items_log import MEDIA_FOLDER, ItemChanges, keep_media, media_in_use, sweep_media
 from features.records import Event, ItemGone, ItemPut
 from features.schema import DataConfig, EventRules
 from features.tables import Tables, read_items, read_tables
@@ -136,6 +140,113 @@ def test_media_that_cannot_be_written_are_refused(tmp_path: Path, monkeypatch: p
     with pytest.raises(LogError, match="no space left; nothing was accepted"):
         keep_media(tmp_path, b"a picture")
     assert list((tmp_path / "media").iterdir()) == []
+
+
+def test_what_a_deleted_item_came_with_is_not_looked_for(tmp_path: Path) -> None:
+    found = tables(tmp_path, put("x", image="media/swept", audio="https://h/a.wav", title="X"), gone("x"))
+    row = next(row for row in found.items.to_dicts() if row["item_id"] == "x")
+    assert (row["title"], row["image"], row["audio"], row["available"]) == ("X", None, "https://h/a.wav", False)
+    assert not [problem for problem in found.report.problems if problem.table == "items"]
+
+
+NOW = 100 * DAY
+
+
+def test_media_are_in_use_until_no_item_has_had_them_for_a_day() -> None:
+    def at(day: float, change: ItemPut | ItemGone) -> ItemPut | ItemGone:
+        return replace(change, timestamp=int(day * DAY))
+
+    changes = [
+        at(0, put("replaced", image="media/1", audio="media/2")),
+        at(0, put("deleted", video="media/3")),
+        at(0, put("stays", image="media/4", video="https://h/media/x")),
+        at(0, put("back", image="media/5")),
+        at(1, gone("back")),
+        at(5, put("replaced", image="media/1", audio="media/6")),
+        at(5, gone("deleted")),
+        at(5, put("back", image="media/5")),
+        at(5, gone("never")),
+    ]
+    all_of_them = {f"media/{number}" for number in range(1, 7)}
+    assert media_in_use(changes, int(5.9 * DAY)) == all_of_them
+    assert media_in_use(changes, int(6.1 * DAY)) == all_of_them - {"media/2", "media/3"}
+
+
+def aged(log: Path, data: bytes, days: float) -> str:
+    """The name of media that were kept so long before NOW."""
+    name = keep_media(log, data)
+    os.utime(log / name, ns=(0, int(NOW - days * DAY) * 1000))
+    return name
+
+
+def test_a_sweep_takes_what_is_old_and_of_no_item_and_nothing_else(tmp_path: Path) -> None:
+    used, old, young = aged(tmp_path, b"used", 9), aged(tmp_path, b"old", 1.1), aged(tmp_path, b"young", 0.9)
+    folder, digest = tmp_path / MEDIA_FOLDER, Path(old).name
+    others = {"notes.txt", digest[:-1], f"{digest}.png", f".{digest}", digest.upper()}
+    for name in (*others, f".writing-7-8-{digest}"):
+        (folder / name).touch()
+        os.utime(folder / name, (0, 0))
+    (folder / ("a" * 64)).mkdir()
+    (folder / ("b" * 64)).symlink_to(tmp_path / used)
+    for link in ("a" * 64, "b" * 64):
+        os.utime(folder / link, (0, 0))
+    (tmp_path / digest).touch()
+    assert sweep_media(tmp_path, {used}, NOW) == 2
+    left = {path.name for path in folder.iterdir()}
+    assert left == others | {Path(used).name, Path(young).name, "a" * 64, "b" * 64}
+    assert (tmp_path / digest).exists()
+    assert sweep_media(tmp_path, {used}, NOW) == 0
+    assert sweep_media(tmp_path / "none", set(), NOW) == 0
+
+
+def once_locking(how: int, before: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something happens just before the first lock of this kind is had."""
+    real, waiting = fcntl.flock, [before]
+
+    def flock(file: Any, kind: int) -> None:
+        if kind == how and waiting:
+            waiting.pop()()
+        real(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_what_is_put_again_while_it_is_swept_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = aged(tmp_path, b"old", 3)
+    once_locking(fcntl.LOCK_EX, lambda: keep_media(tmp_path, b"old"), monkeypatch)
+    assert sweep_media(tmp_path, set(), NOW) == 0
+    assert (tmp_path / name).read_bytes() == b"old"
+    assert aged(tmp_path, b"old", 3) == name
+    once_locking(fcntl.LOCK_SH, lambda: sweep_media(tmp_path, set(), NOW), monkeypatch)
+    assert keep_media(tmp_path, b"old") == name
+    assert (tmp_path / name).read_bytes() == b"old"
+
+
+def test_a_sweep_takes_only_the_file_that_it_has_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = aged(tmp_path, b"old", 3)
+
+    def another() -> None:
+        assert sweep_media(tmp_path, set(), NOW) == 1
+        aged(tmp_path, b"old", 2)  # put again, by another clock
+
+    once_locking(fcntl.LOCK_EX, another, monkeypatch)
+    assert sweep_media(tmp_path, set(), NOW) == 0
+    assert (tmp_path / name).exists()
+
+
+def test_media_that_cannot_be_deleted_do_not_keep_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {aged(tmp_path, data, 3) for data in (b"1", b"2", b"3")}
+    stuck, unlink = tmp_path / min(names), Path.unlink
+
+    def fails(path: Path, **more: Any) -> None:
+        if path == stuck:
+            raise OSError("read-only")
+        unlink(path, **more)
+
+    monkeypatch.setattr(Path, "unlink", fails)
+    with pytest.raises(LogError, match="media: 1 media of no item cannot be deleted: read-only"):
+        sweep_media(tmp_path, set(), NOW)
+    assert list((tmp_path / MEDIA_FOLDER).iterdir()) == [stuck]
 
 
 def test_a_run_reads_them_and_its_hash_tells(tmp_path: Path) -> None:
