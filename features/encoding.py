@@ -19,6 +19,9 @@ class Builtin(Strict):
     multilingual: bool = False
     """Texts by multilingual-e5-small rather than MiniLM."""
 
+    without: tuple[Literal["text", "image", "speech", "sound"], ...] = ()
+    """Kinds of content that are not read, neither of items nor of queries."""
+
 
 class Hub(Strict):
     """A model of several kinds of content in one space, from the Hugging Face hub or a folder."""
@@ -80,7 +83,8 @@ def open_encoders(config: EncoderConfig, decoders: Decoders, limits: Limits, mod
     from features.encoders import Media, builtin
 
     if isinstance(config, Builtin):
-        return builtin(decoders, limits, models, multilingual=config.multilingual)
+        encoders = builtin(decoders, limits, models, multilingual=config.multilingual)
+        return {name: encoder for name, encoder in encoders.items() if name not in config.without}
     media = Media(decoders, limits)
     if isinstance(config, Hub):
         from features.native.local import HubEncoder

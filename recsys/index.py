@@ -339,7 +339,7 @@ def one_by_one(
                 found.rows[i] = best[np.argsort(-scores[best], kind="stable")]
                 found.scores[i] = scores[found.rows[i]]
             else:  # by row: what is read again lies in order
-                found.rows[i] = np.flatnonzero(scores >= np.partition(scores, n - k)[n - k])[:k]
+                found.rows[i] = np.sort(np.argpartition(scores, n - k)[n - k :])
         return found
     if allow is None:
         _inner_products(queries, vectors, found, None)

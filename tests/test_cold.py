@@ -10,7 +10,7 @@ from toy_data import toy_log
 
 from experiments.bench import cold
 from experiments.splits import Targets
-from features.errors import DataError
+from features.errors import ConfigError, DataError
 from features.interactions import Ragged
 from recsys.baselines.content import fit_bridge, fit_tfidf
 from recsys.baselines.profiles import Baseline
@@ -137,3 +137,21 @@ def test_a_cut_after_which_nothing_is_new_is_refused(config, tmp_path):
     (tmp_path / "themes.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(DataError, match="no positive event of a cold item"):
         cold.run(short=True, config=str(tmp_path / "themes.yaml"), cut=0.6)
+
+
+def test_what_a_kind_of_content_adds_is_told_with_its_interval(config, tmp_path):
+    shutil.copytree(config.parent, tmp_path, dirs_exist_ok=True)
+    settings = yaml.safe_load(config.read_text())
+    settings["data"]["path"], settings["cache"] = str(tmp_path), str(tmp_path / "cache")
+    path = tmp_path / "themes.yaml"
+    with pytest.raises(ConfigError, match=r"only of an encoder of kind builtin can image be left out"):
+        cold.run(short=True, config=str(config), without="image")
+    path.write_text(yaml.safe_dump(settings | {"encoder": {"kind": "builtin"}}))
+    with pytest.raises(ConfigError, match=r"without smell: .*'image'"):
+        cold.run(short=True, config=str(path), without="smell")
+    figures = cold.run(short=True, config=str(path), without="sound").figures
+    for among in ("among cold", "among all"):  # no item has a sound: nothing is added
+        whole = figures[f"two towers, {among}: hr_at_10"]
+        assert figures[f"two towers without sound, {among}: hr_at_10"] == whole
+        change = figures[f"two towers - two towers without sound, {among}: by user, 95 %"]
+        assert change == {"mean": 0, "low": 0, "high": 0}

@@ -32,6 +32,12 @@ def test_builtin(opened, tmp_path, multilingual):
     assert not (tmp_path / "models").exists()  # nothing is loaded before it is needed
 
 
+def test_kinds_that_are_not_read(opened):
+    assert list(opened(kind="builtin", without=["image", "speech"])) == ["text", "sound"]
+    with pytest.raises(ValidationError, match="without"):
+        opened(kind="builtin", without=["smell"])
+
+
 def test_each_model_holds_to_the_limits(opened, tmp_path):
     contents = [Content.of(Text("red cat"), Text("a dog and a cat"), Text("late")), Content.of(Image(b"broken"))]
     with FakeEmbeddings(8) as server:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bench.runner import Result
-from experiments.config import load_config
+from experiments.config import RunConfig, load_config
 from experiments.contenders import train_two_stage
 from experiments.dataset import encode, load_dataset
 from experiments.evaluate import as_dict, evaluate
@@ -25,14 +25,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "as configured": {},
     "without ids": {"towers.id": False},
     "without contents": {"towers.content": False},
+    "without texts": {"encoder.without": ("text",)},
+    "without pictures": {"encoder.without": ("image",)},
     "without times": {"towers.times": False},
     "without nested vectors": {"towers.nested": ()},
     "history of 10": {"towers.history": 10},
     "one layer": {"towers.layers": 1},
     "full softmax": {"training.negatives": 0},
     "256 negatives": {"training.negatives": 256},
+    "in-batch negatives": {"training.loss": "in-batch"},
+    "gBCE": {"training.loss": "gbce"},
+    "cosine schedule": {"training.schedule": "cosine"},
 }
 """Name -> what is changed in the configuration."""
+
+
+def variants(settings: RunConfig) -> dict[str, RunConfig]:
+    """The configuration as it is, and each variant that differs from it: without contents none lacks pictures."""
+    there = {
+        name: settings.changed(changes)
+        for name, changes in VARIANTS.items()
+        if settings.encoder is not None or not any(key.startswith("encoder.") for key in changes)
+    }
+    return {name: one for name, one in there.items() if one != settings or not VARIANTS[name]}
 
 
 def run(
@@ -45,17 +60,19 @@ def run(
     settings = load_config(Path(config))
     if short:
         seeds, settings = 1, settings.changed({"training.epochs": 1})
-    names = list(VARIANTS) if only is None else ["as configured", *only.split(",")]
-    if unknown := [name for name in names if name not in VARIANTS]:
-        raise ConfigError(f"no variant {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
-    dataset, splits = windows(settings, load_dataset(settings))[-1]
-    dataset = encode(dataset, settings)
+    chosen = variants(settings)
+    names = list(chosen) if only is None else ["as configured", *only.split(",")]
+    if unknown := [name for name in names if name not in chosen]:
+        raise ConfigError(f"no variant {', '.join(unknown)} of {config}; there are {', '.join(chosen)}")
+    bare, splits = windows(settings, load_dataset(settings))[-1]
+    as_configured = encode(bare, settings)
     place, split = next(iter(splits.items()))
     repeats = settings.data.placements[place].repeats
-    figures: dict[str, Any] = {"data_hash": dataset.hash, "split_hash": split.hash, "seeds": seeds}
+    figures: dict[str, Any] = {"data_hash": bare.hash, "split_hash": split.hash, "seeds": seeds}
     whole: Doubles | None = None
     for name in names:
-        variant, began, users = settings.changed(VARIANTS[name]), time.perf_counter(), []
+        variant, began, users = chosen[name], time.perf_counter(), []
+        dataset = as_configured if variant.encoder == settings.encoder else encode(bare, variant)
         for seed in range(seeds):
             one = variant.model_copy(update={"seed": seed, "reranker": None})
             stage = train_two_stage(one, dataset, splits, lambda line: None, silent)[1].retrieval

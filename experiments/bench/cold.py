@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from experiments.bench.runner import Bar, Result
 from experiments.config import load_config
@@ -20,7 +21,8 @@ from experiments.dataset import encode, keep_frequent, load_dataset
 from experiments.evaluate import DEPTH, K, as_dict, ranked
 from experiments.splits import Targets
 from features.catalog import item_texts
-from features.errors import DataError
+from features.encoding import Builtin
+from features.errors import ConfigError, DataError
 from features.interactions import Bools, Ragged
 from recsys import metrics
 from recsys.baselines.content import ContentBridge, TfidfProfile, fit_bridge, fit_tfidf
@@ -59,17 +61,26 @@ def run(
     seed: int = 0,
     passes: int | None = None,
     cut: float | None = None,
+    without: str | None = None,
 ) -> Result:
     """config: one whose data are there; seed: which items are cold; passes: of the towers, else as configured.
 
-    cut: share of the events, the oldest, that all is fitted on; cold are then the items that come later. short: two
-    passes, 500 events.
+    cut: share of the events, the oldest, that all is fitted on; cold are then the items that come later. without: a
+    kind of content, as image: the towers are fitted once more as if items had none, which tells what it adds. short:
+    two passes, 500 events.
     """
     settings = load_config(Path(config))
+    fitted_on = {OURS: settings}
+    if without is not None:
+        if not isinstance(settings.encoder, Builtin):
+            raise ConfigError(f"{config}: only of an encoder of kind builtin can {without} be left out")
+        try:
+            fitted_on[f"{OURS} without {without}"] = settings.changed({"encoder.without": (without,)})
+        except ValidationError as error:
+            raise ConfigError(f"without {without}: {error.errors()[0]['msg']}") from None
     dataset = load_dataset(settings)
     if cut is None:  # else every item: which ones become frequent, nobody knew
         dataset = keep_frequent(dataset, dataset.events.latest + 1, settings.data.min_train_events)
-    dataset = encode(dataset, settings)
     events, n = dataset.events, len(dataset.catalog)
     rng = np.random.default_rng(seed)
     cold = np.zeros(n, dtype=np.bool_)
@@ -93,29 +104,26 @@ def run(
 
     texts = item_texts(dataset.catalog.frame)
     profile, bridge = fit_tfidf(fit, texts, decay=DECAY), fit_bridge(fit, texts, decay=DECAY, seed=seed)
-    began = time.perf_counter()
-    fitted = fit_towers(
-        dataset.catalog,
-        fit,
-        settings.towers,
-        settings.training,
-        seed=settings.seed,
-        epochs=2 if short else passes or settings.training.epochs,
-    )
-    seconds = time.perf_counter() - began
     contenders: dict[str, Recommender] = {
         PROFILE: profile,
         "content bridge": bridge,
         BOTH: Sum(profile.popularity, profile.fitted_until, bridge, profile, cold),
-        OURS: assemble(fitted.model, fit, settings, dataset.catalog),
     }
+    seconds: dict[str, float] = {}
+    for name, encoded in fitted_on.items():
+        catalog = encode(dataset, encoded).catalog
+        began = time.perf_counter()
+        passes_made = 2 if short else passes or settings.training.epochs
+        fitted = fit_towers(catalog, fit, settings.towers, settings.training, seed=settings.seed, epochs=passes_made)
+        seconds[name] = time.perf_counter() - began
+        contenders[name] = assemble(fitted.model, fit, settings, catalog)
     figures: dict[str, Any] = {
         "items": n,
         "items_cold": int(cold.sum()),
         "events": len(asked),
         "users": len(np.unique(states.users)),
         "data_hash": dataset.hash,
-        "fit_seconds": round(seconds, 1),
+        "fit_seconds": round(seconds[OURS], 1),
     }
     hits: dict[str, dict[str, Doubles]] = {"among cold": {}, "among all": {}}
     for name, contender in contenders.items():
@@ -125,11 +133,11 @@ def run(
     for among, found in hits.items():
         users = {name: metrics.per_user(hit, states.users)[0] for name, hit in found.items()}
         figures[f"{OURS}, {among}: by user, 95 %"] = as_dict(bootstrap(users[OURS], seed=seed))
-        for name in (PROFILE, BOTH):
+        for name in (PROFILE, BOTH, *list(fitted_on)[1:]):
             figures[f"{OURS} - {name}, {among}: by user, 95 %"] = as_dict(
                 paired_bootstrap(users[OURS], users[name], seed=seed)
             )
-    linear = max(hit.mean() for name, hit in hits["among cold"].items() if name != OURS)
+    linear = max(hit.mean() for name, hit in hits["among cold"].items() if name not in fitted_on)
     everywhere = hits["among all"]
     return Result(
         figures,
