@@ -43,7 +43,7 @@ from recsys.settings import TowerConfig
 from recsys.statistics import ItemStatistics
 from recsys.towers import TwoTowers
 
-FORMAT = 5
+FORMAT = 6
 """Rises when an older version could not read what is written."""
 
 MANIFEST, ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT = (

@@ -17,7 +17,7 @@ import numpy as np
 
 from features.errors import BundleError, ConfigError, DependencyError
 from features.interactions import Bools, Ints, Ragged
-from features.spaces import SpaceKey, same_space, unit
+from features.spaces import SpaceKey, same_space
 from recsys.candidates import Candidates, Floats, ordered
 from recsys.settings import RetrieverConfig
 
@@ -100,7 +100,7 @@ class Index:
                 raise ConfigError(
                     f"retriever.dimensions is {config.dimensions}, but vectors have {vectors.shape[1]}: take fewer"
                 )
-            self._short = unit(vectors[:, : config.dimensions])
+            self._short = np.ascontiguousarray(vectors[:, : config.dimensions])
 
     @property
     def _structured(self) -> bool:

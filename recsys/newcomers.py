@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from features.catalog import Catalog, item_texts
-from features.interactions import Bools, Interactions, Ints
+from features.interactions import Interactions, Ints
 from features.spaces import unit
 from recsys.candidates import Floats
 from recsys.index import Index
@@ -18,13 +18,13 @@ FIRST = 10
 PARITY = 4.0
 """Newcomers are lifted to at most this multiple of their number's share of those places."""
 
-USERS = 2000
-"""At most this many users are asked where newcomers would stand."""
-
 FARTHEST = 8.0
 """Length of the longest step: all that is left of an item's own direction is an eighth."""
 
-RIDGE = 2.0
+ASIDE = 4
+"""One in so many coordinates, the last ones, takes what is left of a newcomer's length."""
+
+RIDGE = 4.0
 """Penalty of the regression from contents to vectors, whose features are of length about 1."""
 
 STEPS, TOLERANCE, TINY = 50, 1e-3, 1e-12
@@ -36,11 +36,14 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
 
     A ridge regression from words, contents, categories and numbers to the vectors of the other items says where such
     an item would come to lie (as Gantner et al. 2010, Learning attribute-to-feature mappings for cold-start
-    recommendations). What is predicted lies nearer to the middle than what was learned, and what the towers know of
-    a user's next items they do not know of new ones: these would never be seen. Hence those that nobody has touched
-    and that are available move, all by the same step, FARTHEST at most, towards what users have in common, until they
-    take config.newcomers of the first places of lists, or PARITY times the share of the catalogue that they are,
-    whichever is less. Where they take as much already, they stay.
+    recommendations). The less can be said of an item the shorter is what is predicted, and the lower it should stand:
+    made longer it would be found where nobody is known to want it. It becomes a unit vector by what no user looks at
+    (`_aside`), which leaves its products with users as they are.
+
+    Those are small: what the towers know of a user's next items they do not know of new ones, and these would never
+    be seen. Hence those that nobody has touched and that are available move, all by the same step, FARTHEST at most,
+    towards what users have in common, until they take config.newcomers of the first places of lists, or PARITY times
+    the share of the catalogue that they are, whichever is less. Where they take as much already, they stay.
     """
     vectors = model.item_vectors().copy()
     liked = np.bincount(events.liked().items, minlength=len(catalog))
@@ -48,12 +51,16 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
     most = model.config.newcomers
     if len(unknown) == 0 or most == 0 or not model.config.content:
         return vectors
-    vectors[unknown] = _predicted(content_features(catalog), vectors, known, unknown, liked[known])
+    predicted = _predicted(content_features(catalog), vectors, known, unknown, liked[known])
+    states, asked = model.newest_users(vectors, events, seed=seed)
+    aside = _aside(*predicted.shape, seed)
+    vectors[unknown] = _unit_length(predicted, aside)
     shown, touched = catalog.available, np.bincount(events.items, minlength=len(catalog)) > 0
-    new = np.flatnonzero(shown & ~touched)
-    if len(new):
-        share = min(most, PARITY * len(new) / int(shown.sum()))
-        vectors[new] = _lifted(model, vectors, events, new, shown & touched, share, seed)
+    new = (shown & ~touched)[unknown]
+    if new.any():
+        share = min(most, PARITY * int(new.sum()) / int(shown.sum()))
+        rivals = Index(vectors).search(asked, FIRST, allow=shown & touched, exclude=states.seen_items()).scores
+        vectors[unknown[new]] = _lifted(predicted[new], aside[new], asked, rivals, share)
     return vectors
 
 
@@ -77,7 +84,7 @@ def content_features(catalog: Catalog) -> sp.csr_array:
 
 
 def _predicted(features: sp.csr_array, vectors: Floats, known: Ints, unknown: Ints, events: Ints) -> Floats:
-    """Unit rows for `unknown` by weighted ridge regression with an intercept, from the rows and events of `known`.
+    """Rows for `unknown` by weighted ridge regression with an intercept, from the rows and events of `known`.
 
     By conjugate gradients (Hestenes & Stiefel 1952) for all coordinates at once: ten times as fast as scikit-learn's,
     which takes them one after the other.
@@ -108,22 +115,38 @@ def _predicted(features: sp.csr_array, vectors: Floats, known: Ints, unknown: In
         if (size <= TOLERANCE**2 * begun).all():
             break
         step = left + size / before.clip(min=TINY) * step
-    return unit(features[unknown] @ solved - middle_x @ solved + middle_y)
+    rows: Floats = features[unknown] @ solved - middle_x @ solved + middle_y
+    return rows
 
 
-def _lifted(
-    model: TwoTowers, vectors: Floats, events: Interactions, new: Ints, others: Bools, share: float, seed: int
-) -> Floats:
-    """The new items' vectors, moved as far as they take at most `share` of users' first places from `others`."""
-    users = np.unique(events.liked().users)
-    users = np.sort(np.random.default_rng(seed).permutation(users)[:USERS])
-    states = events.states(users, np.full(len(users), events.latest + 1))
-    asked = model.user_vectors(states, vectors)
+def _aside(n: int, d: int, seed: int) -> Floats:
+    """n unit rows (n, d), at random in the last coordinates, those that users vary least in (`TwoTowers.align`).
+
+    At random, so that what is left of one newcomer's length does not make it alike to the others.
+    """
+    rows = np.zeros((n, d), dtype=np.float32)
+    kept = d - max(1, d // ASIDE)
+    rows[:, kept:] = np.random.default_rng(seed).standard_normal((n, d - kept), dtype=np.float32)
+    return unit(rows)
+
+
+def _unit_length(rows: Floats, aside: Floats) -> Floats:
+    """Unit rows (n, d): of longer rows the direction, and shorter ones with what is left of 1 aside."""
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1)
+    along = (rows * aside).sum(1, keepdims=True)
+    left = np.sqrt(along**2 + (1 - (rows**2).sum(1, keepdims=True)).clip(min=0)) - along
+    return unit(rows + left * aside)  # of length 1 up to rounding
+
+
+def _lifted(predicted: Floats, aside: Floats, asked: Floats, rivals: Floats, share: float) -> Floats:
+    """Unit rows for what was predicted of new items, moved as far as they take at most `share` of the first places.
+
+    asked (b, d): users, whose best others have the scores `rivals` (b, FIRST).
+    """
     common = unit(asked.mean(0, keepdims=True))
-    rivals = Index(vectors).search(asked, FIRST, allow=others, exclude=states.seen_items()).scores
 
     def moved(step: float) -> Floats:
-        return unit(vectors[new] + step * common)
+        return _unit_length(predicted + step * common, aside)
 
     low, high = 0.0, FARTHEST
     for _ in range(14):

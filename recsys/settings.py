@@ -14,7 +14,7 @@ class TowerConfig(Strict):
     """Length of every vector."""
 
     nested: tuple[int, ...] = ()
-    """Fewer dimensions that vectors may be cut to, normalised anew: trained for beside the whole."""
+    """Fewer dimensions that are trained for beside the whole. Vectors may be cut without, too (`TwoTowers.align`)."""
 
     layers: Annotated[int, Field(ge=1)] = 2
     """Transformer layers of the user tower."""
@@ -63,7 +63,7 @@ class RetrieverConfig(Strict):
     """How much is looked at: candidates of a graph (512), lists (64, or a 64th). More finds more, but slower."""
 
     dimensions: Annotated[int, Field(ge=1)] | None = None
-    """Search the first so many dimensions, then compare in full: for vectors that may be cut (`towers.nested`)."""
+    """Search the first so many dimensions, those that users vary most in, then compare in full."""
 
     refine: Annotated[int, Field(ge=1)] = 10
     """Items compared in full for each that is asked for, where cut or compressed vectors were searched."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from features.catalog import Catalog
-from features.interactions import Bools, Ints, UserStates
+from features.interactions import Bools, Interactions, Ints, UserStates
 from recsys.candidates import Floats
 from recsys.dropout import dropout
 from recsys.settings import TowerConfig
@@ -155,8 +155,15 @@ class UserTower(nn.Module):
         return weights / weights.sum(-1, keepdim=True).clamp(min=1e-6) @ vectors
 
 
+USERS = 2000
+"""At most this many users are looked at where it matters what users have in common."""
+
+
 class TwoTowers(nn.Module):
-    """Both towers and the learned temperature: score(user, item) = <user, item> * exp(log_scale)."""
+    """Both towers and the learned temperature: score(user, item) = <user, item> * exp(log_scale).
+
+    What both make is turned by `turn` (d, d), the same for both, so that no product changes; see `align`.
+    """
 
     def __init__(self, catalog: Catalog, statistics: ItemStatistics, config: TowerConfig) -> None:
         """Fresh parameters from torch's global generator: seed it first."""
@@ -165,13 +172,32 @@ class TwoTowers(nn.Module):
         self.items = ItemTower(catalog, statistics, config)
         self.users = UserTower(config)
         self.log_scale = nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
+        self.turn: Tensor
+        self.register_buffer("turn", torch.eye(config.dimension))
 
     @torch.inference_mode()
     def item_vectors(self) -> Floats:
         """(n, d) float32 unit rows."""
         self.eval()
-        vectors: Floats = self.items().cpu().numpy()
+        vectors: Floats = (self.items() @ self.turn).cpu().numpy()
         return vectors
+
+    def align(self, events: Interactions, *, seed: int) -> None:
+        """Turn the space so that users vary most in its first coordinates, and ever less in the later ones.
+
+        Vectors may then be cut anywhere (Matryoshka): of all ways to keep m coordinates this one loses least of the
+        users (principal components, without a mean: products have none).
+        """
+        _, users = self.newest_users(self.item_vectors(), events, seed=seed)
+        _, directions = np.linalg.eigh(users.T.astype(np.float64) @ users)  # ascending
+        self.turn = self.turn @ torch.from_numpy(directions[:, ::-1].astype(np.float32).copy()).to(self.turn.device)
+
+    def newest_users(self, item_vectors: Floats, events: Interactions, *, seed: int) -> tuple[UserStates, Floats]:
+        """States after all events of USERS with a positive one, drawn by the seed, and their vectors (b, d)."""
+        users = np.unique(events.liked().users)
+        users = np.sort(np.random.default_rng(seed).permutation(users)[:USERS])
+        states = events.states(users, np.full(len(users), events.latest + 1))
+        return states, self.user_vectors(states, item_vectors)
 
     @torch.inference_mode()
     def user_vectors(self, states: UserStates, item_vectors: Floats) -> Floats:
@@ -188,8 +214,9 @@ class TwoTowers(nn.Module):
             part = order[start : start + 256]
             rows, positive, waits = histories(states[part], int(lengths[part].max()))
             at, liked, wait = (torch.from_numpy(array).to(device) for array in (rows, positive, waits))
-            hidden = self.users(table[at], liked, wait)
-            out[part] = hidden[torch.arange(len(part)), torch.from_numpy(lengths[part] - 1)].cpu().numpy()
+            hidden = self.users(table[at] @ self.turn.T, liked, wait)
+            last = hidden[torch.arange(len(part)), torch.from_numpy(lengths[part] - 1)]
+            out[part] = (last @ self.turn).cpu().numpy()
         return out
 
 

@@ -133,6 +133,7 @@ def fit_towers(
             break
     model.load_state_dict(best_state)
     model.cpu().eval()
+    model.align(events, seed=seed)
     return FittedTowers(model, events.latest, chosen or len(history), history)
 
 

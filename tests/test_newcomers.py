@@ -31,12 +31,18 @@ def world(share, **more):
     catalog = toy_catalog(ITEMS, categories=[[f"c{row % 3}"] for row in range(ITEMS)], text=text)
     torch.manual_seed(0)
     model = TwoTowers(catalog, ItemStatistics.of(events), config(share, **more))
+    model.align(events, seed=0)
     return model, catalog, events
+
+
+def now(events):
+    """Every user, after all events."""
+    return events.states(np.arange(events.n_users), np.full(events.n_users, events.latest + 1))
 
 
 def shares(vectors, model, events):
     """The new items' share of the first ten places of every user now."""
-    states = events.states(np.arange(events.n_users), np.full(events.n_users, events.latest + 1))
+    states = now(events)
     users = model.user_vectors(states, vectors)
     found = Index(vectors).search(users, 10, exclude=states.seen_items()).rows
     return np.isin(found, NEW).mean()
@@ -75,8 +81,24 @@ def test_new_items_stand_where_a_weighted_ridge_puts_them(monkeypatch):
         centred.T * weights @ centred + newcomers.RIDGE * np.eye(x.shape[1]), centred.T * weights @ (y - middle_y)
     )
     expected = (x[list(NEW)] - middle_x) @ solved + middle_y
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(placed[list(NEW)], expected, atol=0.01)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True).clip(min=1)
+    np.testing.assert_allclose(placed[list(NEW), :6], expected[:, :6], atol=0.01)  # the last quarter makes them unit
+
+
+def test_what_is_left_of_their_length_changes_no_order_and_makes_them_no_more_alike():
+    rng = np.random.default_rng(0)
+    users = rng.normal(size=(500, 16)) * np.where(np.arange(16) < 12, 1.0, 0.01)
+    users = (users / np.linalg.norm(users, axis=1, keepdims=True)).astype(np.float32)
+    rows = (0.1 * rng.normal(size=(200, 16))).astype(np.float32)
+    aside = newcomers._aside(200, 16, seed=0)
+    placed = newcomers._unit_length(rows, aside)
+    np.testing.assert_allclose(np.linalg.norm(placed, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(users @ placed.T, users @ rows.T, atol=0.02)
+    assert abs((placed @ placed.T)[~np.eye(200, dtype=bool)].mean()) < 0.02
+    lengths = np.linalg.norm(3 * rows, axis=1, keepdims=True)
+    assert 0.1 < (lengths > 1).mean() < 0.9
+    placed = newcomers._unit_length(3 * rows, aside)
+    np.testing.assert_allclose(users @ placed.T, users @ (3 * rows / lengths.clip(min=1)).T, atol=0.02)
 
 
 def test_items_with_events_stay_and_all_rows_are_unit():
@@ -102,7 +124,7 @@ def test_an_item_that_is_touched_but_never_liked_is_placed_and_not_lifted():
     touched = toy_log([tuple(row) for row in rows], events.n_users, ITEMS)
     lifted = place_newcomers(model, catalog, events, seed=0)[7]
     placed = place_newcomers(model, catalog, touched, seed=0)[7]
-    states = events.states(np.arange(events.n_users), np.full(events.n_users, events.latest + 1))
+    states = now(events)
     users = model.user_vectors(states, model.item_vectors())
     assert (users @ placed).mean() < (users @ lifted).mean() - 0.01
 
@@ -117,7 +139,7 @@ def test_what_is_not_available_neither_is_lifted_nor_stands_in_the_way():
     gone = np.isin(np.arange(ITEMS), (7, 21, *range(0, 20, 2)))
     catalog = replace(catalog, available=~gone)
     placed = place_newcomers(model, catalog, events, seed=0)
-    states = events.states(np.arange(events.n_users), np.full(events.n_users, events.latest + 1))
+    states = now(events)
     users = model.user_vectors(states, placed)
     found = Index(placed).search(users, 10, allow=~gone, exclude=states.seen_items()).rows
     assert 0.12 < np.isin(found, NEW).mean() <= 0.15

@@ -82,6 +82,38 @@ def test_without_content_only_id_and_popularity_speak():
     np.testing.assert_array_equal(model.item_vectors(), before)
 
 
+def test_the_first_coordinates_are_those_that_users_vary_most_in_and_no_product_changes():
+    log = chain(40, 12, 10)
+    model = perturbed(towers(log))
+    states = log.states(np.arange(40), np.full(40, log.latest + 1))
+
+    def vectors():
+        items = model.item_vectors()
+        return items, model.user_vectors(states, items)
+
+    items, users = vectors()
+    for _ in range(2):  # the second time nothing is left to turn
+        model.align(log, seed=0)
+        turned_items, turned_users = vectors()
+        np.testing.assert_allclose(turned_users @ turned_items.T, users @ items.T, atol=1e-5)
+        moments = turned_users.T @ turned_users
+        np.testing.assert_allclose(moments, np.diag(np.diag(moments)), atol=1e-3)
+        np.testing.assert_allclose(np.diag(moments), np.linalg.eigvalsh(users.T @ users)[::-1], atol=1e-3)
+
+
+def test_the_newest_users_are_those_with_a_positive_event_drawn_by_the_seed(monkeypatch):
+    log = toy_log([(0, 0, 1), (0, 1, 5), (1, 2, 3), (2, 0, 4, False), (3, 5, 2)])
+    model = towers(log)
+    items = model.item_vectors()
+    states, vectors = model.newest_users(items, log, seed=0)
+    assert states.users.tolist() == [0, 1, 3]
+    assert states.as_of.tolist() == [log.latest + 1] * 3
+    np.testing.assert_array_equal(vectors, model.user_vectors(states, items))
+    monkeypatch.setattr("recsys.towers.USERS", 1)
+    drawn = {int(model.newest_users(items, log, seed=seed)[0].users[0]) for seed in range(20)}
+    assert drawn == {0, 1, 3}
+
+
 def history(b=3, t=5, d=8):
     """Random vectors, marks and waits of b histories."""
     vectors = torch.nn.functional.normalize(torch.randn(b, t, d), dim=-1)

@@ -20,11 +20,11 @@ BEST = "ivf-flat"
 """Of these at a million items: the bars are its."""
 
 CUTS = {
-    "trained": ({"dimensions": 40, "refine": 4}, {"dimensions": 32, "refine": 6}, {"dimensions": 64, "refine": 3}),
+    "trained": ({"dimensions": 32, "refine": 3}, {"dimensions": 24, "refine": 5}, {"dimensions": 64, "refine": 2}),
     "sampled": (
-        {"dimensions": 32, "refine": 230},
-        {"dimensions": 48, "refine": 75},
-        {"dimensions": 64, "refine": 40},
+        {"dimensions": 32, "refine": 80},
+        {"dimensions": 48, "refine": 40},
+        {"dimensions": 64, "refine": 20},
     ),
 }
 """The first of each is held against the bars; the more items, the deeper the first dimensions must be searched."""
