@@ -37,6 +37,7 @@ from recsys.candidates import Candidates, Floats
 from recsys.content_space import ContentSpace
 from recsys.index import Index
 from recsys.live_index import LiveIndex
+from recsys.newcomers import known_part
 from recsys.recommender import TwoStage
 from recsys.reranker import PairFeatures, Reranker
 from recsys.settings import TowerConfig
@@ -111,7 +112,8 @@ class Bundle:
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
         """The k items nearest to each of rows (b,), themselves left out unless `exclude` says otherwise."""
         own = Ragged(rows, np.arange(len(rows)), np.arange(1, len(rows) + 1)) if exclude is None else exclude
-        return self.recommender.index.search(self.recommender.vectors[rows], k, allow=allow, exclude=own)
+        asked = known_part(self.recommender.vectors[rows])
+        return self.recommender.index.search(asked, k, allow=allow, exclude=own)
 
     def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
         """The k items nearest to each of some contents (b, m) of the bundle's space; those without any last."""

@@ -64,6 +64,13 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
     return vectors
 
 
+def known_part(vectors: Floats) -> Floats:
+    """Item vectors (b, d) to ask for similar items with: without what makes newcomers of full length (`_aside`)."""
+    asked = vectors.copy()
+    asked[:, _kept(vectors.shape[1]) :] = 0
+    return asked
+
+
 def content_features(catalog: Catalog) -> sp.csr_array:
     """(n, f) sparse float32: what is known of items besides events.
 
@@ -124,10 +131,13 @@ def _aside(n: int, d: int, seed: int) -> Floats:
 
     At random, so that what is left of one newcomer's length does not make it alike to the others.
     """
-    rows = np.zeros((n, d), dtype=np.float32)
-    kept = d - max(1, d // ASIDE)
+    rows, kept = np.zeros((n, d), dtype=np.float32), _kept(d)
     rows[:, kept:] = np.random.default_rng(seed).standard_normal((n, d - kept), dtype=np.float32)
     return unit(rows)
+
+
+def _kept(d: int) -> int:
+    return d - max(1, d // ASIDE)
 
 
 def _unit_length(rows: Floats, aside: Floats) -> Floats:

@@ -9,7 +9,7 @@ from toy_data import START, chain, toy_catalog, toy_log
 
 from recsys import newcomers
 from recsys.index import Index
-from recsys.newcomers import content_features, place_newcomers
+from recsys.newcomers import content_features, known_part, place_newcomers
 from recsys.settings import TowerConfig
 from recsys.statistics import ItemStatistics
 from recsys.towers import TwoTowers
@@ -99,6 +99,13 @@ def test_what_is_left_of_their_length_changes_no_order_and_makes_them_no_more_al
     assert 0.1 < (lengths > 1).mean() < 0.9
     placed = newcomers._unit_length(3 * rows, aside)
     np.testing.assert_allclose(users @ placed.T, users @ (3 * rows / lengths.clip(min=1)).T, atol=0.02)
+
+
+def test_what_makes_newcomers_of_full_length_does_not_ask_for_similar_items():
+    vectors = np.arange(16, dtype=np.float32).reshape(2, 8)
+    kept = vectors.copy()
+    assert known_part(vectors).tolist() == [[0, 1, 2, 3, 4, 5, 0, 0], [8, 9, 10, 11, 12, 13, 0, 0]]
+    np.testing.assert_array_equal(vectors, kept)
 
 
 def test_items_with_events_stay_and_all_rows_are_unit():
