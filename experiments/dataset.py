@@ -154,7 +154,8 @@ def encode(
             named = item_titles(dataset.catalog.frame)
             channels[TITLES] = vectors_of(named, text, cache, limits=limits)
     if QUICK not in encoders and not any(one.present.any() for one in channels.values()):
-        raise ConfigError(f"{cache}: no vectors of {config.encoder.kind} yet; run `recsys embed` first")
+        names = ", ".join(encoders) or "no kind of content"
+        raise ConfigError(f"{cache}: items have no vectors yet by what is read: {names}; run `recsys embed` first")
     if space is None:
         space, content, told = fit_content_space(channels, config.alignment, seed=config.seed, progress=progress)
     else:

@@ -159,7 +159,7 @@ def _kept_again(path: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH)
             os.utime(file.fileno())
             return os.path.samestat(os.fstat(file.fileno()), path.stat())  # not deleted just before
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # of another user: written anew it is our own
         return False
 
 

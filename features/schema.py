@@ -30,7 +30,7 @@ class EventRules(Strict):
     """Event types after which an item counts as seen; null: all of them."""
 
     weights: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """Positive event type -> how much such an event counts in training; 1 where it is not named."""
+    """Positive event type -> how much such an event counts in the towers' loss; 1 where it is not named."""
 
     @model_validator(mode="after")
     def _of_positive_ones(self) -> "EventRules":

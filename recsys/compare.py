@@ -8,6 +8,7 @@ import numpy as np
 from features.errors import BundleError
 from recsys.bundle import MANIFEST, Bundle, current
 from recsys.candidates import Floats
+from recsys.newcomers import known_part
 
 
 def find(root: Path, name: str) -> Path:
@@ -43,7 +44,7 @@ def compare(a: Bundle, b: Bundle, *, k: int = 10, sample: int = 2000, seed: int 
     chosen = np.random.default_rng(seed).permutation(len(common))[:sample]
     names = [common[i] for i in chosen]
     rows = [bundle.catalog.ids.rows(names) for bundle in (a, b)]
-    behaviour = [bundle.recommender.vectors[r] for bundle, r in zip((a, b), rows, strict=True)]
+    behaviour = [known_part(bundle.recommender.vectors[r]) for bundle, r in zip((a, b), rows, strict=True)]
     content = [bundle.catalog.content[r] for bundle, r in zip((a, b), rows, strict=True)]
     said = a.catalog.has_content[rows[0]] & b.catalog.has_content[rows[1]]
     overlap: dict[str, float | None] = {"behaviour": _overlap(behaviour[0], behaviour[1], k), "content": None}

@@ -18,8 +18,8 @@ FIRST = 10
 PARITY = 4.0
 """Newcomers are lifted to at most this multiple of their number's share of those places."""
 
-FARTHEST = 8.0
-"""Length of the longest step: all that is left of an item's own direction is an eighth."""
+SHORTEST, FARTHEST = 1 / 64, 8.0
+"""Lengths of the shortest step that is tried, and of the longest: little of an item's own direction is left by it."""
 
 ASIDE = 4
 """One in so many coordinates, the last ones, takes what is left of a newcomer's length."""
@@ -38,7 +38,7 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
     an item would come to lie (as Gantner et al. 2010, Learning attribute-to-feature mappings for cold-start
     recommendations). The less can be said of an item the shorter is what is predicted, and the lower it should stand:
     made longer it would be found where nobody is known to want it. It becomes a unit vector by what no user looks at
-    (`_aside`), which leaves its products with users as they are.
+    (`_aside`), which hardly changes its products with users.
 
     Those are small: what the towers know of a user's next items they do not know of new ones, and these would never
     be seen. Hence those that nobody has touched and that are available move, all by the same step, FARTHEST at most,
@@ -53,7 +53,7 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
         return vectors
     predicted = _predicted(content_features(catalog), vectors, known, unknown, liked[known])
     states, asked = model.newest_users(vectors, events, seed=seed)
-    aside = _aside(*predicted.shape, seed)
+    aside = _aside(len(unknown), model.config.dimension, seed)
     vectors[unknown] = _unit_length(predicted, aside)
     shown, touched = catalog.available, np.bincount(events.items, minlength=len(catalog)) > 0
     new = (shown & ~touched)[unknown]
@@ -65,10 +65,9 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
 
 
 def known_part(vectors: Floats) -> Floats:
-    """Item vectors (b, d) to ask for similar items with: without what makes newcomers of full length (`_aside`)."""
-    asked = vectors.copy()
-    asked[:, _kept(vectors.shape[1]) :] = 0
-    return asked
+    """Unit rows (b, d) to ask for items similar to items (b, d) with: without what makes newcomers of full length
+    (`_aside`)."""
+    return unit(vectors * (np.arange(vectors.shape[1]) < _kept(vectors.shape[1])))
 
 
 def content_features(catalog: Catalog) -> sp.csr_array:
@@ -144,7 +143,7 @@ def _unit_length(rows: Floats, aside: Floats) -> Floats:
     """Unit rows (n, d): of longer rows the direction, and shorter ones with what is left of 1 aside."""
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1)
     along = (rows * aside).sum(1, keepdims=True)
-    left = np.sqrt(along**2 + (1 - (rows**2).sum(1, keepdims=True)).clip(min=0)) - along
+    left = np.copysign(np.sqrt(along**2 + (1 - (rows**2).sum(1, keepdims=True)).clip(min=0)), along) - along
     return unit(rows + left * aside)  # of length 1 up to rounding
 
 
@@ -158,10 +157,21 @@ def _lifted(predicted: Floats, aside: Floats, asked: Floats, rivals: Floats, sha
     def moved(step: float) -> Floats:
         return _unit_length(predicted + step * common, aside)
 
-    low, high = 0.0, FARTHEST
-    for _ in range(14):
-        step = (low + high) / 2
+    def taken(step: float) -> float:
         theirs = Index(moved(step)).search(asked, FIRST).scores
         first = np.argsort(-np.concatenate([rivals, theirs], axis=1), axis=1, kind="stable")[:, :FIRST]
-        low, high = (step, high) if (first >= FIRST).mean() <= share else (low, step)
+        return float((first >= FIRST).mean())
+
+    # the share rises with the step, and falls again when little else than the step is left of the items
+    steps, shares = np.append(0.0, np.geomspace(SHORTEST, FARTHEST, 20)), list[float]()
+    for step in steps:
+        shares.append(taken(step))
+        if shares[-1] > share:
+            break
+    else:
+        return moved(steps[int(np.argmax(shares))])
+    low, high = (steps[max(0, len(shares) - 2)], steps[len(shares) - 1])
+    for _ in range(8):
+        step = (low + high) / 2
+        low, high = (step, high) if taken(step) <= share else (low, step)
     return moved(low)

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from features.catalog import Catalog, Categories
 from features.ids import IdMap
-from features.interactions import Ints
+from features.interactions import Bools, Ints
 from features.schema import ITEM
 from features.spaces import Embedded, nothing, unit
 from recsys.candidates import Floats
@@ -27,6 +27,9 @@ T = TypeVar("T", bound=np.generic)
 NEAREST = 20
 """Items by content whose behaviour stands for that of an item nobody has touched."""
 
+ROUNDING = 1e-3
+"""What a coordinate of a content vector may differ by when the same content is encoded again."""
+
 FRESH, SHARE = 1000, 0.05
 """An index is built anew when it has more than so many vectors beside it, and more than this share of its items."""
 
@@ -35,8 +38,9 @@ def grown(bundle: "Bundle", items: pl.DataFrame, channels: Mapping[str, Embedded
     """The bundle with m checked items more, or in place of its own.
 
     channels: what the bundle's encoders made of them (`embed_items`), empty where it has no content. Known items keep
-    their rows. Vectors by the towers stay where an item has events; those of others are the mean of what is near by
-    content (`nearby`). Indexes are shared with the bundle given, in which nobody finds rows that it does not have.
+    their rows. Vectors by the towers stay where an item has events, or is as it was; those of others are the mean of
+    what is near by content (`nearby`). Indexes are shared with the bundle given, in which nobody finds rows that it
+    does not have.
     """
     stage, index = bundle.recommender, bundle.recommender.index
     if not isinstance(index, LiveIndex):
@@ -45,7 +49,7 @@ def grown(bundle: "Bundle", items: pl.DataFrame, channels: Mapping[str, Embedded
     catalog, rows = grown_catalog(bundle.catalog, items, placed)
     total = len(catalog)
     popularity = longer(stage.fallback.popularity, total)
-    moved = popularity[rows] == 0
+    moved = (popularity[rows] == 0) & ~_as_it_was(bundle.catalog, catalog, rows)
     placed_at = nearby(bundle, catalog, rows, placed)[moved]
     vectors = put_rows(stage.vectors, total, rows[moved], placed_at)
     reranker = stage.reranker
@@ -133,6 +137,19 @@ def nearby(bundle: "Bundle", catalog: Catalog, rows: Ints, content: Embedded | N
         mean = vectors[alike if len(alike) else of_all].sum(axis=0)
         sums[(first == category) & ~sums.any(axis=1)] = mean
     return unit(sums)
+
+
+def _as_it_was(old: Catalog, new: Catalog, rows: Ints) -> Bools:
+    """(m,): whether items of rows (m,) were there before, with the same categories and what content says the same."""
+    known = np.flatnonzero(rows < len(old))
+    at, width = rows[known], old.categories.shape[1]
+    categories = new.categories[at]
+    alike = (categories[:, :width] == old.categories[at]).all(axis=1) & (categories[:, width:] < 0).all(axis=1)
+    # computed again, vectors differ by rounding
+    alike &= (np.abs(new.content[at] - old.content[at]) < ROUNDING).all(axis=1)
+    out = np.zeros(len(rows), dtype=np.bool_)
+    out[known] = alike
+    return out
 
 
 def longer(values: npt.NDArray[T], total: int, fill: float = 0) -> npt.NDArray[T]:

@@ -94,10 +94,12 @@ class TrainingConfig(Strict):
     """Of AdamW."""
 
     schedule: Literal["constant", "cosine"] = "constant"
-    """Of the learning rate after the warm-up. The average of weights stands for a fall; cosine falls to zero."""
+    """Of the learning rate after the warm-up. The average of weights stands for a fall; cosine falls to zero over
+    `epochs`."""
 
     loss: Literal["softmax", "in-batch", "gbce"] = "softmax"
-    """softmax and gbce: against `negatives`; in-batch: softmax against the step's other targets (`recsys.losses`)."""
+    """softmax and gbce: against `negatives`; in-batch: softmax against the step's other targets, `negatives` are not
+    read (`recsys.losses`)."""
 
     negatives: Annotated[int, Field(ge=0)] = 0
     """0: against the full catalogue; else against this many uniformly drawn items, shared by a step."""

@@ -146,7 +146,8 @@ class Share(nn.Module):
         self.towers, self.loss = towers, loss
 
     def forward(self, batch: Batch, seed: int) -> Tensor:
-        """Scalar. seed: of dropout alone; which ids are hidden and which negatives are drawn all processes share."""
+        """Scalar. seed: of dropout alone; which ids are hidden and which negatives are drawn all processes share
+        (in-batch ones are each process's own)."""
         device = self.towers.log_scale.device
 
         def on(array: np.ndarray) -> Tensor:
@@ -174,7 +175,7 @@ def share_of_rate(training: TrainingConfig, passes: float) -> float:
     """Of the learning rate, after so many passes: linear in the first, then as configured."""
     if passes <= 1 or training.schedule == "constant":
         return min(1.0, passes)
-    return 0.5 + 0.5 * math.cos(math.pi * (passes - 1) / max(1, training.epochs - 1))
+    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (passes - 1) / max(1, training.epochs - 1)))
 
 
 def _silent(_: TwoTowers) -> dict[str, float]:

@@ -41,20 +41,37 @@ def config(tmp_path_factory):
     return path
 
 
+def with_encoder(config, **encoder):
+    return RunConfig.model_validate(load_config(config).model_dump() | {"encoder": encoder})
+
+
 def test_every_variant_is_a_valid_configuration_of_its_own(config):
-    whole = load_config(config)
-    with_contents = RunConfig.model_validate(whole.model_dump() | {"encoder": {"kind": "builtin"}})
-    found = ablation.variants(with_contents)
+    whole = with_encoder(config, kind="builtin")
+    found = ablation.variants(whole, {"text", "image"})
     assert list(found) == list(ablation.VARIANTS)
     for name, variant in found.items():
         assert RunConfig.model_validate(variant.model_dump()) == variant
-        assert (variant == with_contents) == (name == "as configured")
+        assert (variant == whole) == (name == "as configured")
+
+
+def left_out(settings, there):
+    return set(ablation.VARIANTS) - set(ablation.variants(settings, there))
 
 
 def test_what_changes_nothing_is_no_variant(config):
     flat = load_config(config).changed({"towers.nested": (), "training.negatives": 256})
-    left_out = set(ablation.VARIANTS) - set(ablation.variants(flat))
-    assert left_out == {"without texts", "without pictures", "without nested vectors", "256 negatives"}
+    contents = {"without texts", "without pictures"}
+    assert left_out(flat, ()) == contents | {"without nested vectors", "256 negatives"}
+    builtin = with_encoder(config, kind="builtin")
+    assert left_out(builtin, {"text"}) == contents  # without texts nothing would be left, and there are no pictures
+    assert left_out(builtin, {"text", "sound"}) == {"without pictures"}
+    assert left_out(with_encoder(config, kind="clip", model="m", revision="r"), {"content"}) == contents
+
+
+def test_what_is_left_out_already_stays_left_out(config):
+    settings = with_encoder(config, kind="builtin", without=["speech"])
+    found = ablation.variants(settings, {"text", "image"})["without texts"]
+    assert found.encoder.without == ("speech", "text")
 
 
 def test_changes_are_differences_to_the_configuration_over_the_same_seeds(config):

@@ -99,12 +99,33 @@ def test_what_is_left_of_their_length_changes_no_order_and_makes_them_no_more_al
     assert 0.1 < (lengths > 1).mean() < 0.9
     placed = newcomers._unit_length(3 * rows, aside)
     np.testing.assert_allclose(users @ placed.T, users @ (3 * rows / lengths.clip(min=1)).T, atol=0.02)
+    longer = lengths[:, 0] > 1
+    np.testing.assert_allclose(placed[longer], (3 * rows / lengths)[longer], atol=1e-5)
+
+
+def test_the_share_is_reached_though_too_long_a_step_loses_it_again():
+    """Two tastes: moved far, all new items become one item in the middle, which is nobody's first."""
+    rng = np.random.default_rng(0)
+    tastes = np.array([[1, 0.2, 0, 0], [0.2, 1, 0, 0]], np.float32)
+    users = newcomers.unit(tastes.repeat(200, 0) + rng.normal(0, 0.05, (400, 4)).astype(np.float32))
+    predicted = (0.5 * tastes.repeat(10, 0) + rng.normal(0, 0.05, (20, 4))).astype(np.float32)
+    rivals = np.full((400, newcomers.FIRST), 0.9, np.float32) - np.arange(newcomers.FIRST, dtype=np.float32) / 1000
+    aside = newcomers._aside(20, 4, seed=0)
+
+    def taken(rows):
+        return float((np.sort(users @ rows.T)[:, -newcomers.FIRST :] > 0.895).mean())
+
+    far = newcomers._unit_length(predicted + newcomers.FARTHEST * newcomers.unit(users.mean(0, keepdims=True)), aside)
+    assert taken(far) < 0.2
+    assert taken(newcomers._lifted(predicted, aside, users, rivals, 0.3)) > 0.2
+    most = newcomers._lifted(predicted, aside, users, rivals, 1.0)  # never reached: the most there is
+    assert taken(most) > 0.4
 
 
 def test_what_makes_newcomers_of_full_length_does_not_ask_for_similar_items():
-    vectors = np.arange(16, dtype=np.float32).reshape(2, 8)
+    vectors = np.array([[3, 0, 0, 0, 0, 4, 12, 84], [0, 1, 0, 0, 0, 0, 0, 0]], dtype=np.float32)
     kept = vectors.copy()
-    assert known_part(vectors).tolist() == [[0, 1, 2, 3, 4, 5, 0, 0], [8, 9, 10, 11, 12, 13, 0, 0]]
+    np.testing.assert_allclose(known_part(vectors), [[0.6, 0, 0, 0, 0, 0.8, 0, 0], kept[1]], rtol=1e-6)
     np.testing.assert_array_equal(vectors, kept)
 
 

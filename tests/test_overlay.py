@@ -102,6 +102,18 @@ def test_a_new_item_stands_among_its_neighbours_by_content(bundle: Bundle) -> No
     assert (found.rows.tolist(), found.scores[0, 0]) == ([[N + 1]], pytest.approx(1))
 
 
+def test_an_untouched_item_that_is_put_as_it_was_stays_where_training_put_it(bundle: Bundle) -> None:
+    row, name = UNTOUCHED, f"i{UNTOUCHED}"
+    before = bundle.recommender.vectors[row]
+    content, category = bundle.catalog.content[row], [f"c{row % 3}"]
+    dearer = grown(bundle, items(name, price=[9.0], categories=[category]), said(content + 1e-5))
+    np.testing.assert_array_equal(dearer.recommender.vectors[row], before)
+    assert dearer.catalog.price[row] == 9
+    for told, categories in ((np.eye(4)[0], category), (content, ["c0"]), (content, [*category, "more"])):
+        other = grown(bundle, items(name, categories=[categories]), said(told)).recommender.vectors[row]
+        assert not np.allclose(other, before, atol=1e-3)
+
+
 def test_without_content_the_category_says_where_and_without_it_all_items_do(bundle: Bundle) -> None:
     vectors = bundle.recommender.vectors
     new = items("x", "y", "z", categories=[["c1", "c0"], ["never"], None])

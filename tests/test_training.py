@@ -88,6 +88,7 @@ def test_a_cosine_falls_from_the_warm_up_to_zero():
     assert [share_of_rate(constant, at) for at in (0.25, 1, 3, 5)] == [0.25, 1, 1, 1]
     shares = [share_of_rate(cosine, at) for at in (0.25, 1, 2, 3, 4, 5)]
     np.testing.assert_allclose(shares, [0.25, 1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5, 0], atol=1e-12)
+    assert share_of_rate(cosine, 7) == 0  # where more passes are made than configured
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit():

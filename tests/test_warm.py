@@ -40,7 +40,9 @@ def test_weights_go_by_rows_and_names_and_new_items_stand_where_untouched_ones_d
     new = overlay(old, toy_catalog(5, categories=[["a"], ["c"], ["d"], ["b"], ["d"]]))
     events = toy_log([(0, 0, 1), (0, 1, 2), (1, 3, 3)], n_items=5)
     torch.manual_seed(0)
-    fitted = TwoTowers(old, ItemStatistics.of(toy_log([(0, 0, 1), (0, 1, 2)], n_items=3)), SMALL)
+    log = toy_log([(0, 0, 1), (0, 1, 2)], n_items=3)
+    fitted = TwoTowers(old, ItemStatistics.of(log), SMALL)
+    fitted.align(log, seed=0)
     before = copy.deepcopy(fitted.state_dict())
     towers = carry(fitted, old, new, events, SMALL)
     after = towers.state_dict()
@@ -55,7 +57,9 @@ def test_weights_go_by_rows_and_names_and_new_items_stand_where_untouched_ones_d
     with torch.inference_mode():  # a new item without events is what its contents say, as an old one is
         items = towers.items.eval()
         content = items.project(items.content) + items.number(items.numbers) + items.category(items.categories + 1)
-        np.testing.assert_allclose(towers.item_vectors()[4], functional.normalize(content, dim=-1)[4], atol=1e-6)
+        told = functional.normalize(content, dim=-1) @ towers.turn
+        np.testing.assert_allclose(towers.item_vectors()[4], told[4], atol=1e-6)
+        assert not torch.equal(towers.turn, torch.eye(SMALL.dimension))
 
 
 def test_towers_of_another_shape_are_refused():

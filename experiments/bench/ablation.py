@@ -5,6 +5,7 @@ test window as retrieval alone: a user's figure is the mean over the seeds, and 
 """
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,20 @@ from experiments.contenders import train_two_stage
 from experiments.dataset import encode, load_dataset
 from experiments.evaluate import as_dict, evaluate
 from experiments.train import windows
+from features.encoding import TITLES, Builtin
 from features.errors import ConfigError
 from features.progress import silent
 from recsys.bootstrap import bootstrap, paired_bootstrap
 from recsys.metrics import Doubles
 
+WITHOUT = "encoder.without"
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "as configured": {},
     "without ids": {"towers.id": False},
     "without contents": {"towers.content": False},
-    "without texts": {"encoder.without": ("text",)},
-    "without pictures": {"encoder.without": ("image",)},
+    "without texts": {WITHOUT: ("text",)},
+    "without pictures": {WITHOUT: ("image",)},
     "without times": {"towers.times": False},
     "without nested vectors": {"towers.nested": ()},
     "history of 10": {"towers.history": 10},
@@ -40,14 +44,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Name -> what is changed in the configuration."""
 
 
-def variants(settings: RunConfig) -> dict[str, RunConfig]:
-    """The configuration as it is, and each variant that differs from it: without contents none lacks pictures."""
-    there = {
-        name: settings.changed(changes)
-        for name, changes in VARIANTS.items()
-        if settings.encoder is not None or not any(key.startswith("encoder.") for key in changes)
-    }
-    return {name: one for name, one in there.items() if one != settings or not VARIANTS[name]}
+def variants(settings: RunConfig, there: Collection[str]) -> dict[str, RunConfig]:
+    """The configuration as it is, and each variant that differs from it. there: kinds of content that items have."""
+    found = {}
+    for name, changes in VARIANTS.items():
+        left_out = changes.get(WITHOUT, ())
+        if left_out:
+            if not isinstance(settings.encoder, Builtin) or not {*there} - {*left_out} or not {*there} & {*left_out}:
+                continue
+            changes = {WITHOUT: (*settings.encoder.without, *left_out)}
+        one = settings.changed(changes)
+        if one != settings or not changes:
+            found[name] = one
+    return found
 
 
 def run(
@@ -60,12 +69,13 @@ def run(
     settings = load_config(Path(config))
     if short:
         seeds, settings = 1, settings.changed({"training.epochs": 1})
-    chosen = variants(settings)
+    bare, splits = windows(settings, load_dataset(settings))[-1]
+    as_configured = encode(bare, settings)
+    space = as_configured.space
+    chosen = variants(settings, () if space is None else {*space.channels} - {TITLES})
     names = list(chosen) if only is None else ["as configured", *only.split(",")]
     if unknown := [name for name in names if name not in chosen]:
         raise ConfigError(f"no variant {', '.join(unknown)} of {config}; there are {', '.join(chosen)}")
-    bare, splits = windows(settings, load_dataset(settings))[-1]
-    as_configured = encode(bare, settings)
     place, split = next(iter(splits.items()))
     repeats = settings.data.placements[place].repeats
     figures: dict[str, Any] = {"data_hash": bare.hash, "split_hash": split.hash, "seeds": seeds}

@@ -75,7 +75,9 @@ def run(
         if not isinstance(settings.encoder, Builtin):
             raise ConfigError(f"{config}: only of an encoder of kind builtin can {without} be left out")
         try:
-            fitted_on[f"{OURS} without {without}"] = settings.changed({"encoder.without": (without,)})
+            fitted_on[f"{OURS} without {without}"] = settings.changed(
+                {"encoder.without": (*settings.encoder.without, without)}
+            )
         except ValidationError as error:
             raise ConfigError(f"without {without}: {error.errors()[0]['msg']}") from None
     dataset = load_dataset(settings)
