@@ -5,7 +5,7 @@ A run that is killed loses the shard it was at. Decoding while computing is each
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -144,7 +144,8 @@ class _Job:
     ) -> tuple[EncoderReport, tuple[Failure, ...]]:
         space, named = self.encoder.space(), self.named
         vectors = VectorCache(folder_of(self.cache, space), space)
-        with vectors.writing():
+        idle = not (retry or refetch) and self._all_there(vectors)
+        with nullcontext() if idle else vectors.writing():  # of several runs over one cache only one may write
             known = vectors.known(named)
             if retry:
                 known[[failure.row for failure in vectors.failures(named)]] = False
@@ -170,6 +171,12 @@ class _Job:
             seconds=seconds,
         )
         return report, failures
+
+    def _all_there(self, vectors: VectorCache) -> bool:
+        try:
+            return len(self._first_of(~vectors.known(self.named))) == 0
+        except StoreError:  # a damaged shard: what it held is computed again
+            return False
 
     def _first_of(self, wanted: Bools) -> Ints:
         """Rows of wanted contents that say something, the first of those that say the same."""

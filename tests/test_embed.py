@@ -333,6 +333,15 @@ def test_a_second_job_is_told_of_the_first(catalogue, words, tmp_path):
         run(catalogue, tmp_path, words)
 
 
+def test_a_job_with_nothing_to_compute_waits_for_nobody(catalogue, words, tmp_path):
+    run(catalogue, tmp_path, words)
+    with VectorCache(folder_of(tmp_path, words.key), words.key).writing():  # another run, of other items
+        told = run(catalogue, tmp_path, words).encoders[0]
+        assert (told.cached, told.computed, told.changed) == (6, 0, 0)
+        with pytest.raises(StoreError, match="is writing here"):
+            run(catalogue, tmp_path, words, retry=True)
+
+
 def test_a_damaged_shard_is_computed_again(catalogue, words, tmp_path):
     run(catalogue, tmp_path, words, shard=2)
     bad = sorted(tmp_path.glob("*/*.parquet"))[1]
