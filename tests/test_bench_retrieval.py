@@ -61,7 +61,7 @@ def test_a_short_run_measures_every_part_and_trains_once(tmp_path, small, monkey
     }
     monkeypatch.setattr(retrieval_data, "fit_towers", None)  # what is in the cache is not made again
     again = retrieval.run(short=True, config=path, part="cuts")
-    assert again.figures["cuts: sampled, 2000 items, 48 dimensions, refine 75"]["recall_at_100"] == 1
+    assert again.figures["cuts: sampled, 2000 items, 48 dimensions, refine 40"]["recall_at_100"] == 1
     with pytest.raises(ConfigError, match="no part 'speed'"):
         retrieval.run(part="speed")
 
