@@ -111,13 +111,13 @@ def run(
         "content bridge": bridge,
         BOTH: Sum(profile.popularity, profile.fitted_until, bridge, profile, cold),
     }
-    seconds: dict[str, float] = {}
+    made = 2 if short else passes or settings.training.epochs
+    seconds = {}
     for name, encoded in fitted_on.items():
         catalog = encode(dataset, encoded).catalog
         began = time.perf_counter()
-        passes_made = 2 if short else passes or settings.training.epochs
-        fitted = fit_towers(catalog, fit, settings.towers, settings.training, seed=settings.seed, epochs=passes_made)
-        seconds[name] = time.perf_counter() - began
+        fitted = fit_towers(catalog, fit, settings.towers, settings.training, seed=settings.seed, epochs=made)
+        seconds[f"{name}: fit_seconds"] = round(time.perf_counter() - began, 1)
         contenders[name] = assemble(fitted.model, fit, settings, catalog)
     figures: dict[str, Any] = {
         "items": n,
@@ -125,8 +125,7 @@ def run(
         "events": len(asked),
         "users": len(np.unique(states.users)),
         "data_hash": dataset.hash,
-        "fit_seconds": round(seconds[OURS], 1),
-    }
+    } | seconds
     hits: dict[str, dict[str, Doubles]] = {"among cold": {}, "among all": {}}
     for name, contender in contenders.items():
         for among, found in hits.items():
@@ -135,7 +134,7 @@ def run(
     for among, found in hits.items():
         users = {name: metrics.per_user(hit, states.users)[0] for name, hit in found.items()}
         figures[f"{OURS}, {among}: by user, 95 %"] = as_dict(bootstrap(users[OURS], seed=seed))
-        for name in (PROFILE, BOTH, *list(fitted_on)[1:]):
+        for name in (PROFILE, BOTH, *(other for other in fitted_on if other != OURS)):
             figures[f"{OURS} - {name}, {among}: by user, 95 %"] = as_dict(
                 paired_bootstrap(users[OURS], users[name], seed=seed)
             )
