@@ -40,6 +40,10 @@ class TowerConfig(Strict):
     times: bool = True
     """Whether the time to the next event, or to the request, is read."""
 
+    calendar: bool = False
+    """Whether the hour (UTC) and the weekday of the next event, or of the request, are read: where people want other
+    things in the evening, or on Sundays."""
+
     newcomers: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of the first places that items without events are lifted to; 0: they stand where the tower puts them."""
 

@@ -110,7 +110,8 @@ WAITS = 16
 class UserTower(nn.Module):
     """A history of item vectors to a unit vector after each event: a causal transformer (Kang & McAuley 2018).
 
-    What it makes is added to a mean of the positive items in which the newer weigh more, at a learned rate.
+    What it makes is added to a mean of the positive items in which the newer weigh more, at a learned rate, and to
+    what everybody wants at that hour and on that weekday, where the calendar is read.
     """
 
     def __init__(self, config: TowerConfig) -> None:
@@ -123,6 +124,10 @@ class UserTower(nn.Module):
         self.kind = nn.Embedding(2, d)
         for table in (self.position, self.wait, self.kind):
             nn.init.normal_(table.weight, std=0.1 * d**-0.5)
+        if config.calendar:
+            self.hour, self.day = nn.Embedding(24, d), nn.Embedding(7, d)
+            for table in (self.hour, self.day):
+                nn.init.normal_(table.weight, std=0.1 * d**-0.5)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(d)
         nn.init.constant_(self.norm.weight, 0.1)  # the mean of the history speaks first, attention refines it
@@ -130,10 +135,11 @@ class UserTower(nn.Module):
         nn.init.eye_(self.profile.weight)
         self.forget = nn.Parameter(torch.tensor(0.0))
 
-    def forward(self, vectors: Tensor, positive: Tensor, waits: Tensor) -> Tensor:
-        """vectors (b, t, d) unit rows, positive (b, t) bool, waits (b, t) int64 buckets -> (b, t, d) unit rows.
+    def forward(self, vectors: Tensor, positive: Tensor, waits: Tensor, hours: Tensor) -> Tensor:
+        """Vectors (b, t, d) unit rows, positive (b, t) bool, waits, hours (b, t) int64 -> (b, t, d) unit rows.
 
-        Row i says what follows event i, when it follows after waits[i].
+        Row i says what follows event i, when it follows after waits[i] (`wait_buckets`), at hours[i]
+        (`hours_of_week`).
         """
         t, d = vectors.shape[1:]
         x = vectors + self.position.weight[:t] + self.kind(positive.long())
@@ -143,7 +149,10 @@ class UserTower(nn.Module):
         for block in self.blocks:
             x = block(x)
         profile = dropout(self._recent(vectors, positive) * d**0.5, self.config.dropout, self.training)
-        return functional.normalize(self.norm(x) + self.profile(profile), dim=-1)
+        out = self.norm(x) + self.profile(profile)
+        if self.config.calendar:
+            out = out + self.hour(hours % 24) + self.day(hours // 24)
+        return functional.normalize(out, dim=-1)
 
     def _recent(self, vectors: Tensor, positive: Tensor) -> Tensor:
         """Means of the positive items so far (b, t, d), each weighing sigmoid(forget) as much as the next newer."""
@@ -212,16 +221,17 @@ class TwoTowers(nn.Module):
         order = order[np.argsort(lengths[order], kind="stable")]  # like lengths together: less padding
         for start in range(0, len(order), 256):
             part = order[start : start + 256]
-            rows, positive, waits = histories(states[part], int(lengths[part].max()))
-            at, liked, wait = (torch.from_numpy(array).to(device) for array in (rows, positive, waits))
-            hidden = self.users(table[at] @ self.turn.T, liked, wait)
+            read = histories(states[part], int(lengths[part].max()))
+            at, liked, waits, hours = (torch.from_numpy(array).to(device) for array in read)
+            hidden = self.users(table[at] @ self.turn.T, liked, waits, hours)
             last = hidden[torch.arange(len(part)), torch.from_numpy(lengths[part] - 1)]
             out[part] = (last @ self.turn).cpu().numpy()
         return out
 
 
-def histories(states: UserStates, t: int) -> tuple[Ints, Bools, Ints]:
-    """The newest t events of b states: item rows, whether positive, buckets of waits; (b, t) each, left-aligned.
+def histories(states: UserStates, t: int) -> tuple[Ints, Bools, Ints, Ints]:
+    """The newest t events of b states: item rows, whether positive, buckets of the waits and hours of the week until
+    and of the next, or of as_of; (b, t) each, left-aligned.
 
     Padding comes last, where causal attention never sees it.
     """
@@ -231,8 +241,14 @@ def histories(states: UserStates, t: int) -> tuple[Ints, Bools, Ints]:
     inside = np.arange(t) < length[:, None]
     at = np.where(inside, at, 0)
     times = np.where(inside, states.times[at], states.as_of[:, None])
-    waits = np.diff(times, axis=1, append=states.as_of[:, None])
-    return np.where(inside, states.items.flat[at], 0), inside & states.positive[at], wait_buckets(waits)
+    following = np.concatenate([times[:, 1:], states.as_of[:, None]], axis=1)
+    rows = np.where(inside, states.items.flat[at], 0)
+    return rows, inside & states.positive[at], wait_buckets(following - times), hours_of_week(following)
+
+
+def hours_of_week(times: Ints) -> Ints:
+    """0..167, int64 of any shape, of times in µs: whole hours since Thursday, 0 h UTC, when the epoch began."""
+    return times // 3_600_000_000 % (7 * 24)
 
 
 def wait_buckets(waits: Ints) -> Ints:

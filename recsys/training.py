@@ -156,7 +156,9 @@ class Share(nn.Module):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             items = self.towers.items()
             with distributed.own_chance(seed):
-                hidden = self.towers.users(items[on(batch.items)], on(batch.positive), on(batch.waits))
+                hidden = self.towers.users(
+                    items[on(batch.items)], on(batch.positive), on(batch.waits), on(batch.hours)
+                )
         queries, scale = hidden[on(batch.row), on(batch.column)], self.towers.log_scale.exp().clamp(max=MAX_SCALE)
         pairs = Pairs(on(batch.of), on(batch.target), on(batch.weight))
         loss = nested_loss(self.loss, queries.float(), items.float(), scale, pairs, self.towers.config.nested)

@@ -8,14 +8,15 @@ import numpy as np
 from features.errors import DataError
 from features.interactions import Bools, Interactions, Ints
 from recsys.candidates import Floats
-from recsys.towers import wait_buckets
+from recsys.towers import hours_of_week, wait_buckets
 
 
 @dataclass(frozen=True)
 class Windows:
     """Training material: windows of user histories, and what is to be predicted after which event.
 
-    items, positive, waits (n,) events by user and time, and buckets of the time to the next; offsets (n_users + 1,);
+    items, positive, waits, hours (n,) events by user and time, buckets of the time to the next, and the next one's
+    hour of the week; offsets (n_users + 1,);
     query (q,) int64 positions in the log after which something is predicted: the last event strictly before a target;
     of (p,) ascending index into query, target (p,) item rows of positive events, weight (p,) float32 of mean 1, how
     much each counts: the p pairs.
@@ -24,6 +25,7 @@ class Windows:
     items: Ints
     positive: Bools
     waits: Ints
+    hours: Ints
     offsets: Ints
     query: Ints
     of: Ints
@@ -53,7 +55,8 @@ class Windows:
         waits = np.append(np.where(log.users[1:] == log.users[:-1], np.diff(log.times), 0), 0)
         weight = np.ones(len(of), np.float32) if log.weights is None else log.weights[use] / log.weights[use].mean()
         pairs = of.astype(np.int64), log.items[use], weight
-        return cls(log.items, log.positive, wait_buckets(waits), offsets, query, *pairs)
+        inputs = log.items, log.positive, wait_buckets(waits), hours_of_week(log.times + waits)
+        return cls(*inputs, offsets, query, *pairs)
 
     def batches(
         self, length: int, batch_events: int, rng: np.random.Generator, *, part: int = 0, parts: int = 1
@@ -105,6 +108,7 @@ class Windows:
             items=np.where(inside, self.items[at], 0),
             positive=inside & self.positive[at],
             waits=np.where(inside, self.waits[at], 0),
+            hours=np.where(inside, self.hours[at], 0),
             row=row,
             column=self.query[q] - starts[group][row],
             of=of,
@@ -118,13 +122,14 @@ class Windows:
 class Batch:
     """b windows of up to t events, q queries in them, p pairs.
 
-    items, waits (b, t) int64, positive (b, t) bool; row, column (q,) place of each query; of (p,) the query of each
-    pair; target, weight (p,). share: of all pairs of the step, 1 unless several processes share it.
+    items, waits, hours (b, t) int64, positive (b, t) bool; row, column (q,) place of each query; of (p,) the query of
+    each pair; target, weight (p,). share: of all pairs of the step, 1 unless several processes share it.
     """
 
     items: Ints
     positive: Bools
     waits: Ints
+    hours: Ints
     row: Ints
     column: Ints
     of: Ints

@@ -8,10 +8,11 @@ import torch
 from toy_data import SMALL, chain, noise, toy_catalog, toy_log
 
 from recsys.statistics import ItemStatistics
-from recsys.towers import WAITS, TwoTowers, UserTower, histories, numbers, wait_buckets
+from recsys.towers import WAITS, TwoTowers, UserTower, histories, hours_of_week, numbers, wait_buckets
 
-DEEP = SMALL.model_copy(update={"layers": 2, "dropout": 0.5, "id_dropout": 0.5})
+DEEP = SMALL.model_copy(update={"layers": 2, "dropout": 0.5, "id_dropout": 0.5, "calendar": True})
 MINUTE = 60 * 10**6
+HOUR = 60 * MINUTE
 
 
 def towers(events, config=DEEP, *, catalog=None, seed=0):
@@ -115,12 +116,12 @@ def test_the_newest_users_are_those_with_a_positive_event_drawn_by_the_seed(monk
 
 
 def history(b=3, t=5, d=8):
-    """Random vectors, marks and waits of b histories."""
+    """Random vectors, marks, waits and hours of b histories."""
     vectors = torch.nn.functional.normalize(torch.randn(b, t, d), dim=-1)
-    return vectors, torch.rand(b, t) < 0.7, torch.randint(0, WAITS + 1, (b, t))
+    return vectors, torch.rand(b, t) < 0.7, torch.randint(0, WAITS + 1, (b, t)), torch.randint(0, 168, (b, t))
 
 
-@pytest.mark.parametrize("change", ["vector", "positive", "wait"])
+@pytest.mark.parametrize("change", ["vector", "positive", "wait", "hour"])
 def test_what_comes_later_never_changes_an_earlier_output(change):
     torch.manual_seed(0)
     tower = perturbed(UserTower(DEEP)).eval()
@@ -129,16 +130,22 @@ def test_what_comes_later_never_changes_an_earlier_output(change):
         before = tower(*given)
         np.testing.assert_allclose(before.norm(dim=-1), 1, rtol=1e-5)
         for at in range(5):
-            vectors, positive, waits = (x.clone() for x in given)
+            vectors, positive, waits, hours = (x.clone() for x in given)
             if change == "vector":
                 vectors[:, at] = torch.randn(3, 8)
             elif change == "positive":
                 positive[:, at] = ~positive[:, at]
-            else:
+            elif change == "wait":
                 waits[:, at] = (waits[:, at] + 1) % (WAITS + 1)
-            after = tower(vectors, positive, waits)
+            else:
+                hours[:, at] = (hours[:, at] + 1) % 168
+            after = tower(vectors, positive, waits, hours)
             np.testing.assert_allclose(after[:, :at], before[:, :at], atol=1e-6)
-            assert ((after[:, at:] - before[:, at:]).abs().amax(-1) > 1e-4).all()  # and every later one
+            changed = (after[:, at:] - before[:, at:]).abs().amax(-1) > 1e-4
+            assert changed[:, 0].all()
+            assert (
+                changed[:, 1:] == (change != "hour")
+            ).all()  # every later one, but for the hour: it is of the moment
 
 
 def test_what_is_padded_never_changes_what_is_before():
@@ -207,10 +214,33 @@ def test_the_order_and_the_pace_of_a_history_count():
 def test_histories_by_hand():
     log = toy_log([(0, 3, 0), (0, 4, MINUTE, False), (1, 5, 7), (0, 2, 4 * MINUTE)])
     states = log.states(np.array([0, 1, 2, 0]), np.array([11 * MINUTE, 7 + MINUTE, 9, 2 * MINUTE]))
-    rows, positive, waits = histories(states, 2)
+    rows, positive, waits, hours = histories(states, 2)
     assert rows.tolist() == [[4, 2], [5, 0], [0, 0], [3, 4]]  # the newest two, padding last
     assert positive.tolist() == [[False, True], [True, False], [False, False], [True, False]]
     assert waits.tolist() == [[2, 3], [1, 0], [0, 0], [1, 1]]  # 3 and 7 minutes; 1; none; 1 and 1
+    assert not hours.any()
+    late = log.states(np.array([0]), np.array([49 * HOUR]))
+    assert histories(late, 2)[3].tolist() == [
+        [0, 49]
+    ]  # of the event that followed, and of the moment that is asked about
+
+
+def test_hours_of_the_week_by_hand():
+    """1970 began on a Thursday; 2026-11-28 15:10 UTC is a Saturday."""
+    moments = np.array(
+        ["1970-01-01T00:59", "1970-01-08T01:00", "1969-12-31T23:00", "2026-11-28T15:10"], "datetime64[us]"
+    )
+    assert hours_of_week(moments.astype(np.int64)).tolist() == [0, 1, 167, 2 * 24 + 15]
+
+
+def test_the_same_hour_of_another_week_is_the_same():
+    model = perturbed(towers(toy_log([(0, i, i) for i in range(6)]), DEEP.model_copy(update={"times": False})))
+    asked = np.array([30, 30 + 7 * 24, 31, 30 + 24]) * HOUR  # a week later, an hour later, a day later
+    states = toy_log([(0, 1, 0), (0, 2, 1)]).states(np.zeros(4, np.int64), asked)
+    first, week, hour, day = model.user_vectors(states, model.item_vectors())
+    np.testing.assert_allclose(week, first, atol=1e-6)
+    assert not np.allclose(hour, first, atol=1e-3)
+    assert not np.allclose(day, first, atol=1e-3)
 
 
 def test_wait_buckets_by_hand():
@@ -234,10 +264,10 @@ def test_numbers_by_hand():
 def test_every_parameter_has_a_say():
     events = chain(6, 6, 5)
     catalog = replace(rich_catalog(), price=np.arange(6, dtype=np.float32))
-    model = perturbed(towers(events, SMALL, catalog=catalog))
+    model = perturbed(towers(events, SMALL.model_copy(update={"calendar": True}), catalog=catalog))
     items = model.items()
-    _, positive, waits = history(2)
-    queries = model.users(items[torch.tensor([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])], positive, waits)
+    _, *read = history(2)
+    queries = model.users(items[torch.tensor([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])], *read)
     (torch.randn(8) * (queries @ items.T * model.log_scale.exp()).pow(2).sum(0).sum()).sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 

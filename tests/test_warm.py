@@ -86,8 +86,8 @@ def test_one_pass_is_one_step_by_hand_over_what_is_new():
     items = expected.train().items()
     for user, (when, _) in asked.items():
         state = events.states(np.array([user]), np.array([when]))
-        past, positive, waits = (torch.from_numpy(x) for x in histories(state, int(state.items.lengths[0])))
-        hidden.append(expected.users(items[past], positive, waits)[0, -1])
+        past, *read = (torch.from_numpy(x) for x in histories(state, int(state.items.lengths[0])))
+        hidden.append(expected.users(items[past], *read)[0, -1])
     logits = torch.stack(hidden) @ items.T * expected.log_scale.exp()
     functional.cross_entropy(logits, torch.tensor([item for _, item in asked.values()])).backward()
     torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0)

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from toy_data import chain, toy_log
 
 from features.errors import DataError
-from recsys.towers import wait_buckets
+from recsys.towers import hours_of_week, wait_buckets
 from recsys.windows import Windows
+
+HOUR = 3600 * 10**6
 
 
 def numbered(rows, n_users=5):
@@ -58,6 +60,7 @@ def test_every_pair_occurs_exactly_once_in_an_epoch(rows, length, batch_events, 
 @given(events, st.integers(1, 6), st.integers(0, 3))
 def test_windows_hold_their_users_events_in_order(rows, length, seed):
     """Before each query lie events of its user, oldest first, with the time to the next, and nothing else."""
+    rows = [(user, 5 * HOUR * time, positive) for user, time, positive in rows]
     if not naive(rows):
         return
     log = numbered(rows)
@@ -70,6 +73,8 @@ def test_windows_hold_their_users_events_in_order(rows, length, seed):
             assert set(log.users[at - column : at + 1]) == {log.users[at]}
             waits = np.diff(log.times[at - column : at + 2])  # what is predicted follows, so that there is a next
             assert batch.waits[row, : column + 1].tolist() == wait_buckets(waits).tolist()
+            hours = hours_of_week(log.times[at - column + 1 : at + 2])
+            assert batch.hours[row, : column + 1].tolist() == hours.tolist()
             assert batch.positive[row, : column + 1].tolist() == log.positive[at - column : at + 1].tolist()
 
 

@@ -4,6 +4,7 @@ Every variant is fitted anew with each of some seeds, its passes chosen on the v
 test window as retrieval alone: a user's figure is the mean over the seeds, and a difference's interval is over users.
 """
 
+import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -97,4 +98,6 @@ def run(
             whole = mean
         else:
             figures[f"{name}: change of ndcg_at_10"] = as_dict(paired_bootstrap(mean, whole, seed=0))
+        for key in (key for key in figures if key.startswith(name)):  # hours of work: seen as soon as it is done
+            print(f"{key} {figures[key]}", file=sys.stderr, flush=True)
     return Result(figures, [])

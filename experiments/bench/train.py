@@ -82,15 +82,20 @@ class Vectors:
         return top_k(self.users[states.users] @ self.items.T, k, allow=allow, exclude=exclude)
 
 
-def run(*, short: bool = False, config: str = "configs/beauty.yaml", passes: int = 4) -> Result:
-    """At most `passes` of each, or until the configuration's patience ends; short: two over a tenth of the users.
+def run(
+    *, short: bool = False, config: str = "configs/beauty.yaml", passes: int = 4, patience: int | None = None
+) -> Result:
+    """At most `passes` of each, or until it has not become better for `patience` of them (else as configured).
 
-    The seconds each needs to learn are null where patience has not ended it: then its best is not known yet.
+    The seconds each needs to learn are null where patience has not ended it: then its best is not known yet. short:
+    two passes over a tenth of the users.
     """
     settings = load_config(Path(config))
     passes = 2 if short else max(2, passes)
     towers = settings.towers.model_copy(update={"nested": ()})
     training = settings.training.model_copy(update={"negatives": 0, "epochs": passes})
+    if patience is not None:
+        training = training.model_copy(update={"patience": patience})
     dataset, splits = windows(settings, load_dataset(settings))[-1]
     dataset, split = encode(dataset, settings), next(iter(splits.values()))
     fit, validation = split.fit, split.validation
