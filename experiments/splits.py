@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from features.errors import DataError, LeakError
-from features.interactions import Bools, Interactions, Ints, Ragged, UserStates
+from features.interactions import Bools, Interactions, Ints, UserStates
 from features.schema import Strict
 
 
@@ -213,9 +213,7 @@ def leave_last_out(events: Interactions) -> Split:
     def target(back: int) -> Targets:
         at = offsets[users + 1] - back
         held[at] = True
-        states = UserStates(
-            users, log.times[at], Ragged(log.items, offsets[users], at), log.times, log.positive, log.seen
-        )
+        states = log.told(users, log.times[at], offsets[users], at)
         return Targets(states, np.arange(len(users), dtype=np.int64), log.items[at])
 
     validation, test = target(2), target(1)

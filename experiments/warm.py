@@ -33,7 +33,7 @@ def train_from(
     """
     bundle = load_bundle(Path(name) if (Path(name) / MANIFEST).is_file() else find(Path(config.bundles), name))
     check(config, bundle)
-    dataset = load_dataset(config, reporter.steps)
+    dataset = load_dataset(config, reporter.steps, types=bundle.event_types.ids)
     say_dataset(dataset, reporter)
     dataset = on_top_of(bundle.catalog, dataset, config.data.min_train_events)
     since = bundle.recommender.fitted_until

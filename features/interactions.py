@@ -75,7 +75,8 @@ class UserStates:
     """What was known of b users just before `as_of`: their own events strictly before it, oldest first.
 
     users (b,) int64 row of the user, -1 unknown; as_of (b,) int64 µs;
-    items: Ragged of item rows; times (n,) int64 µs and positive, seen (n,) bool lie beside ``items.flat``.
+    items: Ragged of item rows; times (n,) int64 µs, positive, seen (n,) bool and kinds (n,) int64 lie beside
+    ``items.flat``, see `Interactions`.
     """
 
     users: Ints
@@ -84,6 +85,7 @@ class UserStates:
     times: Ints
     positive: Bools
     seen: Bools
+    kinds: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -115,6 +117,7 @@ class Interactions:
 
     users, items, times (n,) int64; positive, seen (n,) bool. Every item is of the catalogue: rows 0..n_items-1.
     weights (n,) float32 above 0: how much each counts in training where it is positive; None: all alike.
+    kinds (n,) int64: the event type of each, 1 + its place in `types`, 0 where it is none of them; None: all alike.
     """
 
     users: Ints
@@ -125,6 +128,8 @@ class Interactions:
     n_users: int
     n_items: int
     weights: Floats | None = None
+    kinds: Ints | None = None
+    types: tuple[str, ...] = ()
 
     @classmethod
     def sort(
@@ -137,10 +142,12 @@ class Interactions:
         n_users: int,
         n_items: int,
         weights: Floats | None = None,
+        kinds: Ints | None = None,
+        types: tuple[str, ...] = (),
     ) -> "Interactions":
         """From arrays in log order; ties in time keep it."""
         order = np.lexsort((times, users))  # lexsort is stable
-        return cls(users, items, times, positive, seen, n_users, n_items, weights).where(order)
+        return cls(users, items, times, positive, seen, n_users, n_items, weights, kinds, types).where(order)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -155,6 +162,7 @@ class Interactions:
             positive=self.positive[keep],
             seen=self.seen[keep],
             weights=None if self.weights is None else self.weights[keep],
+            kinds=None if self.kinds is None else self.kinds[keep],
         )
 
     def before(self, cut: int) -> "Interactions":
@@ -188,6 +196,9 @@ class Interactions:
         width = int(rank.max(initial=0)) + 1
         keys = self.users * width + rank[: len(self)]
         end = np.searchsorted(keys, safe * width + rank[len(self) :], side="left").astype(np.int64)
-        return UserStates(
-            users, as_of, Ragged(self.items, begin, np.where(known, end, 0)), self.times, self.positive, self.seen
-        )
+        return self.told(users, as_of, begin, np.where(known, end, 0))
+
+    def told(self, users: Ints, as_of: Ints, begin: Ints, end: Ints) -> UserStates:
+        """States of users (b,) at as_of (b,) that know the events begin:end (b,) each."""
+        items = Ragged(self.items, begin, end)
+        return UserStates(users, as_of, items, self.times, self.positive, self.seen, self.kinds)

@@ -44,7 +44,7 @@ from recsys.settings import TowerConfig
 from recsys.statistics import ItemStatistics
 from recsys.towers import TwoTowers
 
-FORMAT = 6
+FORMAT = 7
 """Rises when an older version could not read what is written."""
 
 MANIFEST, ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT = (
@@ -92,6 +92,11 @@ class Bundle:
     def data(self) -> DataConfig:
         """What events mean, and which placements there are."""
         return DataConfig.model_validate(self.manifest["config"]["data"])
+
+    @cached_property
+    def event_types(self) -> IdMap:
+        """Types of events that the towers tell apart, in their rows."""
+        return IdMap(self.recommender.towers.types)
 
     @cached_property
     def popular(self) -> Ints:
@@ -176,6 +181,7 @@ def save_bundle(
     manifest = facts | {
         "format": FORMAT,
         "towers": recommender.towers.config.model_dump(),
+        "event_types": list(recommender.towers.types),
         "candidates": recommender.candidates,
         "fitted_until": recommender.fitted_until,
         "statistics_until": statistics.fitted_until,
@@ -269,7 +275,7 @@ def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
     )
     statistics = ItemStatistics(manifest["statistics_until"], *(arrays[f"statistics.{name}"] for name in _STATISTICS))
     weights = load_weights(path / TOWERS)
-    towers = TwoTowers(catalog, statistics, towers_config)
+    towers = TwoTowers(catalog, statistics, towers_config, tuple(manifest["event_types"]))
     towers.load_state_dict(weights)
     towers.eval()
     reranker = None

@@ -114,14 +114,14 @@ class UserTower(nn.Module):
     what everybody wants at that hour and on that weekday, where the calendar is read.
     """
 
-    def __init__(self, config: TowerConfig) -> None:
-        """Parameters for histories up to config.history."""
+    def __init__(self, config: TowerConfig, types: int = 0) -> None:
+        """Parameters for histories up to config.history, whose events are of so many types that are told apart."""
         super().__init__()
         d = config.dimension
         self.config = config
         self.position = nn.Embedding(config.history, d)
         self.wait = nn.Embedding(WAITS + 1, d)
-        self.kind = nn.Embedding(2, d)
+        self.kind = nn.Embedding(2 * (1 + types), d)
         for table in (self.position, self.wait, self.kind):
             nn.init.normal_(table.weight, std=0.1 * d**-0.5)
         if config.calendar:
@@ -135,14 +135,14 @@ class UserTower(nn.Module):
         nn.init.eye_(self.profile.weight)
         self.forget = nn.Parameter(torch.tensor(0.0))
 
-    def forward(self, vectors: Tensor, positive: Tensor, waits: Tensor, hours: Tensor) -> Tensor:
-        """Vectors (b, t, d) unit rows, positive (b, t) bool, waits, hours (b, t) int64 -> (b, t, d) unit rows.
+    def forward(self, vectors: Tensor, positive: Tensor, kinds: Tensor, waits: Tensor, hours: Tensor) -> Tensor:
+        """Vectors (b, t, d) unit rows, positive (b, t) bool, kinds, waits, hours (b, t) int64 -> (b, t, d) unit rows.
 
-        Row i says what follows event i, when it follows after waits[i] (`wait_buckets`), at hours[i]
-        (`hours_of_week`).
+        Row i says what follows event i, of type kinds[i] (`Interactions`), when it follows after waits[i]
+        (`wait_buckets`), at hours[i] (`hours_of_week`).
         """
         t, d = vectors.shape[1:]
-        x = vectors + self.position.weight[:t] + self.kind(positive.long())
+        x = vectors + self.position.weight[:t] + self.kind(2 * kinds + positive)
         if self.config.times:
             x = x + self.wait(waits)
         x = dropout(x * d**0.5, self.config.dropout, self.training)
@@ -174,12 +174,14 @@ class TwoTowers(nn.Module):
     What both make is turned by `turn` (d, d), the same for both, so that no product changes; see `align`.
     """
 
-    def __init__(self, catalog: Catalog, statistics: ItemStatistics, config: TowerConfig) -> None:
-        """Fresh parameters from torch's global generator: seed it first."""
+    def __init__(
+        self, catalog: Catalog, statistics: ItemStatistics, config: TowerConfig, types: tuple[str, ...] = ()
+    ) -> None:
+        """Fresh parameters from torch's global generator: seed it first. types: of events, see `Interactions`."""
         super().__init__()
-        self.config = config
+        self.config, self.types = config, types
         self.items = ItemTower(catalog, statistics, config)
-        self.users = UserTower(config)
+        self.users = UserTower(config, len(types))
         self.log_scale = nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
         self.turn: Tensor
         self.register_buffer("turn", torch.eye(config.dimension))
@@ -222,16 +224,16 @@ class TwoTowers(nn.Module):
         for start in range(0, len(order), 256):
             part = order[start : start + 256]
             read = histories(states[part], int(lengths[part].max()))
-            at, liked, waits, hours = (torch.from_numpy(array).to(device) for array in read)
-            hidden = self.users(table[at] @ self.turn.T, liked, waits, hours)
+            at, *known = (torch.from_numpy(array).to(device) for array in read)
+            hidden = self.users(table[at] @ self.turn.T, *known)
             last = hidden[torch.arange(len(part)), torch.from_numpy(lengths[part] - 1)]
             out[part] = (last @ self.turn).cpu().numpy()
         return out
 
 
-def histories(states: UserStates, t: int) -> tuple[Ints, Bools, Ints, Ints]:
-    """The newest t events of b states: item rows, whether positive, buckets of the waits and hours of the week until
-    and of the next, or of as_of; (b, t) each, left-aligned.
+def histories(states: UserStates, t: int) -> tuple[Ints, Bools, Ints, Ints, Ints]:
+    """The newest t events of b states: item rows, whether positive, kinds, buckets of the waits and hours of the week
+    until and of the next, or of as_of; (b, t) each, left-aligned.
 
     Padding comes last, where causal attention never sees it.
     """
@@ -243,7 +245,8 @@ def histories(states: UserStates, t: int) -> tuple[Ints, Bools, Ints, Ints]:
     times = np.where(inside, states.times[at], states.as_of[:, None])
     following = np.concatenate([times[:, 1:], states.as_of[:, None]], axis=1)
     rows = np.where(inside, states.items.flat[at], 0)
-    return rows, inside & states.positive[at], wait_buckets(following - times), hours_of_week(following)
+    kinds = np.zeros_like(rows) if states.kinds is None else np.where(inside, states.kinds[at], 0)
+    return rows, inside & states.positive[at], kinds, wait_buckets(following - times), hours_of_week(following)
 
 
 def hours_of_week(times: Ints) -> Ints:

@@ -44,7 +44,7 @@ def carry(towers: TwoTowers, old: Catalog, catalog: Catalog, events: Interaction
             raise ConfigError(f"towers.{field} is {mine} and that of the bundle {its}: set it back, or train anew")
     if (mine := catalog.content.shape[1]) != (its := towers.items.content.shape[1]):
         raise ConfigError(f"contents have {mine} dimensions and those of the bundle {its}: train anew")
-    model = TwoTowers(catalog, ItemStatistics.of(events), config)
+    model = TwoTowers(catalog, ItemStatistics.of(events), config, towers.types)
     weights = towers.state_dict()
     ids = torch.zeros_like(model.items.id.weight)
     ids[: len(old)] = weights["items.id.weight"]

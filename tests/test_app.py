@@ -20,6 +20,8 @@ from toy_service import NOW, RULES, ToyShelf, toy_bundle
 from features.errors import StoreError
 from features.event_log import events_frame, read
 from features.records import Event, Exposure
+from features.store import MemoryStore, Status, UserState
+from serving.live import Live
 from serving.wire import media_url
 
 
@@ -284,3 +286,15 @@ def test_slates_are_read_only_views_of_one_bundle(tmp_path: Path) -> None:
         before = h.service.live.bundle.catalog.available.copy()
         h.get("nobody")
         np.testing.assert_array_equal(h.service.live.bundle.catalog.available, before)
+
+
+def test_what_the_towers_read_of_a_user_by_hand(tmp_path: Path) -> None:
+    live = Live.of(toy_bundle(tmp_path), MemoryStore(RULES))
+    names, items = ("rating", "share", "click", "rating"), ("i1", "i2", "gone", "i9")
+    values, times = np.array([3.0, np.nan, np.nan, 4.0]), np.array([1, 2, 3, 4])
+    states = live.states(UserState("ann", items, names, times, values, frozenset(items), Status.PRESENT), now=9)
+    assert states.items.flat.tolist() == [1, 2, 9]  # one is newer than the bundle
+    assert states.kinds.tolist() == [2, 0, 2]  # click and rating are told apart, others are not known
+    assert states.positive.tolist() == [False, False, True]
+    assert states.seen.tolist() == [True, False, True]
+    assert (states.times.tolist(), states.as_of.tolist()) == ([1, 2, 4], [9])

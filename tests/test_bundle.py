@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_data import DAY, noise, toy_catalog, toy_log, toy_stage
+import torch
+from toy_data import DAY, SMALL, noise, toy_catalog, toy_log, toy_stage
 
 from features.errors import BundleError
 from features.interactions import Ragged
 from recsys import bundle as module
 from recsys.bundle import current, load_bundle, publish, save_bundle
+from recsys.towers import TwoTowers
 
 EVENTS = noise()
 FACTS = {
@@ -83,6 +85,21 @@ def test_what_is_loaded_answers_as_what_was_saved(parts, tmp_path, reranked):
     counts = stage.fallback.popularity[bundle.popular]
     assert (np.diff(counts) <= 0).all()
     assert sorted(bundle.popular.tolist()) == list(range(30))
+
+
+def test_types_of_events_are_kept_with_the_towers(parts, tmp_path):
+    stage, catalog, statistics = parts
+    torch.manual_seed(0)
+    told = TwoTowers(catalog, statistics, SMALL, ("look", "take"))
+    stage = replace(stage, towers=told)
+    bundle = load_bundle(save_bundle(tmp_path, catalog, stage, statistics, FACTS))
+    assert bundle.event_types.ids == ("look", "take")
+    log = replace(EVENTS, kinds=1 + EVENTS.items % 2, types=("look", "take"))
+    states = log.states(np.arange(3), np.full(3, log.latest + DAY))
+    users = bundle.recommender.towers.user_vectors(states, stage.vectors)
+    np.testing.assert_array_equal(users, told.user_vectors(states, stage.vectors))
+    others = replace(states, kinds=3 - states.kinds)
+    assert not np.allclose(users, bundle.recommender.towers.user_vectors(others, stage.vectors), atol=1e-4)
 
 
 def test_similar_items_leave_themselves_out(saved):
@@ -188,7 +205,7 @@ def test_an_edited_manifest_is_refused(copy, change):
 @pytest.mark.parametrize("content", ["[]", "7", "null", '"manifest"', "{}"])
 def test_a_manifest_that_is_something_else_is_refused(copy, content):
     (copy / "manifest.json").write_text(content)
-    with pytest.raises(BundleError, match=r"manifest\.json: format None, this version reads 6; train again"):
+    with pytest.raises(BundleError, match=r"manifest\.json: format None, this version reads 7; train again"):
         load_bundle(copy)
 
 

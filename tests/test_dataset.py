@@ -85,6 +85,19 @@ def test_events_weigh_what_the_configuration_says_in_the_order_of_the_log(load, 
     assert dataset.events.weights.sum() == len(dataset.events) + 2
 
 
+def test_events_are_of_the_types_that_there_are(load, tmp_path):
+    assert (load().events.kinds, load().events.types) == (None, ())  # one alone tells nothing
+    append(tmp_path, ("u1", "i2", START), event="buy")
+    append(tmp_path, ("u0", "i3", START + 5))
+    events = load().events
+    assert events.types == ("buy", "take")
+    bought = [one == ("u1", "i2", START) for one in ids(load())]
+    assert events.kinds.tolist() == [1 if one else 2 for one in bought]
+    config = load_config(toy_config(tmp_path), {})
+    assert load_dataset(config, types=("call", "take")).events.kinds.tolist() == [0 if one else 2 for one in bought]
+    assert load_dataset(config, types=()).events.kinds is None
+
+
 def test_the_log_of_the_service_joins_the_table(load, tmp_path):
     before = load()
     append(tmp_path, ("u1", "i2", START), ("someone new", "i3", START + 5), ("u1", "i2", START))

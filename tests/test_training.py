@@ -83,6 +83,29 @@ def test_events_that_weigh_next_to_nothing_are_not_learned_from():
     assert (best == (last + 7) % 20)[60:].mean() < 0.2
 
 
+def test_the_type_of_an_event_says_what_follows():
+    """Some walk on by 1 and take, others by 7 and look: after a single event its type alone tells them apart."""
+    take = chain(n_users=60, n_items=20, length=8)
+    start = take.items[take.offsets[take.users]]
+    look = replace(take, users=take.users + 60, items=(start + 7 * (take.items - start)) % 20)
+    columns = ("users", "items", "times", "positive", "seen")
+    both = Interactions(*(np.concatenate([getattr(log, name) for log in (take, look)]) for name in columns), 120, 20)
+    kinds = np.repeat(np.array([2, 1]), len(take))
+    config = SMALL.model_copy(update={"dimension": 16, "history": 8})
+    training = TrainingConfig(epochs=40, batch_events=200, learning_rate=0.01)
+
+    def share(log):
+        model = fit_towers(toy_catalog(20), log, config, training, seed=0).model
+        first = log.offsets[:-1]
+        states = log.states(np.arange(120), log.times[first] + 1)
+        vectors = model.item_vectors()
+        best = (model.user_vectors(states, vectors) @ vectors.T).argmax(1)
+        return (best == (log.items[first] + np.repeat([1, 7], 60)) % 20).mean()
+
+    assert share(replace(both, kinds=kinds, types=("look", "take"))) > 0.9
+    assert share(both) < 0.7
+
+
 def test_a_cosine_falls_from_the_warm_up_to_zero():
     constant, cosine = (TrainingConfig(epochs=5, schedule=name) for name in ("constant", "cosine"))
     assert [share_of_rate(constant, at) for at in (0.25, 1, 3, 5)] == [0.25, 1, 1, 1]
