@@ -61,6 +61,12 @@ def test_both_are_measured_pass_by_pass(config):
     assert figures[f"ours: {told}"] is figures[f"rectools: {told}"] is None  # nobody's patience ended it
 
 
+def test_patience_ends_it_and_tells_how_long_learning_took(config):
+    figures = run(config=str(config), passes=3, patience=1).figures
+    assert figures["rectools: seconds of each pass"] == [9.0, 2.0]  # the second is no better
+    assert figures["rectools: seconds to 95% of the best ndcg_at_10"] == 9.0
+
+
 def test_the_short_form_takes_two_passes_over_a_tenth_of_the_users(config):
     result = run(config=str(config), short=True)
     assert len(result.figures["ours: seconds of each pass"]) == 2
