@@ -213,7 +213,7 @@ def leave_last_out(events: Interactions) -> Split:
     def target(back: int) -> Targets:
         at = offsets[users + 1] - back
         held[at] = True
-        states = log.told(users, log.times[at], offsets[users], at)
+        states = log.states_at(users, log.times[at], offsets[users], at)
         return Targets(states, np.arange(len(users), dtype=np.int64), log.items[at])
 
     validation, test = target(2), target(1)

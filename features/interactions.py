@@ -196,9 +196,9 @@ class Interactions:
         width = int(rank.max(initial=0)) + 1
         keys = self.users * width + rank[: len(self)]
         end = np.searchsorted(keys, safe * width + rank[len(self) :], side="left").astype(np.int64)
-        return self.told(users, as_of, begin, np.where(known, end, 0))
+        return self.states_at(users, as_of, begin, np.where(known, end, 0))
 
-    def told(self, users: Ints, as_of: Ints, begin: Ints, end: Ints) -> UserStates:
+    def states_at(self, users: Ints, as_of: Ints, begin: Ints, end: Ints) -> UserStates:
         """States of users (b,) at as_of (b,) that know the events begin:end (b,) each."""
         items = Ragged(self.items, begin, end)
         return UserStates(users, as_of, items, self.times, self.positive, self.seen, self.kinds)

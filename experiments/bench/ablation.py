@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without texts": {WITHOUT: ("text",)},
     "without pictures": {WITHOUT: ("image",)},
     "without times": {"towers.times": False},
+    "without calendar": {"towers.calendar": False},
     "without nested vectors": {"towers.nested": ()},
     "history of 10": {"towers.history": 10},
     "one layer": {"towers.layers": 1},
