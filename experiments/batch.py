@@ -91,8 +91,7 @@ def slates_of_all(
 def _dataset(bundle: Bundle, progress: Begin) -> Dataset:
     """The data as it is now, in the bundle's rows; what is newer than the bundle is left out of it."""
     config = RunConfig.model_validate(bundle.manifest["config"])
-    dataset = load_dataset(config, progress, types=bundle.event_types.ids)
-    dataset = on_top_of(bundle.catalog, dataset, int(np.iinfo(np.int64).max))
+    dataset = on_top_of(bundle.catalog, load_dataset(config, progress), int(np.iinfo(np.int64).max))
     if len(dataset.catalog) != len(bundle.catalog):
         raise BundleError(f"{bundle.path}: {len(dataset.catalog)} items where it has {len(bundle.catalog)}")
     return dataset

@@ -52,13 +52,8 @@ class Dataset:
     fitted_until: int = int(np.iinfo(np.int64).min)
 
 
-def load_dataset(
-    config: RunConfig, progress: Begin | None = None, *, types: tuple[str, ...] | None = None
-) -> Dataset:
-    """Read and check the tables and the service's log. The catalogue has no text vectors yet: see `encode`.
-
-    types: of events, that a bundle tells apart; None: all that there are, if they are several.
-    """
+def load_dataset(config: RunConfig, progress: Begin | None = None) -> Dataset:
+    """Read and check the tables and the service's log. The catalogue has no text vectors yet: see `encode`."""
     tables = read_tables(config.data, progress=progress)
     events, twice = tables.events, 0
     if config.data.log is not None and Path(config.data.log).is_dir():
@@ -71,10 +66,8 @@ def load_dataset(
     users = IdMap.shuffled(events.get_column(USER), config.seed)
     positive, seen = label(events, config.data.events)
     weights = weigh(events, config.data.events)
-    if types is None:
-        there = events.get_column(EVENT).unique().sort().to_list()
-        types = tuple(there) if len(there) > 1 else ()
-    kinds = IdMap(types).rows_of(events.get_column(EVENT)) + 1 if types else None
+    names = config.data.events.types
+    types = IdMap(names).rows_of(events.get_column(EVENT)) + 1 if names else None
     rows = ids.rows_of(events.get_column(ITEM))
     known = rows >= 0
     log = Interactions.sort(
@@ -86,8 +79,8 @@ def load_dataset(
         len(users),
         len(ids),
         None if weights is None else weights[known],
-        None if kinds is None else kinds[known],
-        types,
+        None if types is None else types[known],
+        1 + len(names),
     )
     digest = hashlib.sha256()
     for frame in (items, events):

@@ -84,8 +84,9 @@ class Split:
         """16 hex digits that change with any event of any part."""
         digest = hashlib.sha256(f"{self.kind} {self.cut} {self.validation_cut}".encode())
         for log in (self.fit, self.train):
-            for array in (log.users, log.items, log.times, log.positive, log.seen):
-                digest.update(np.ascontiguousarray(array).tobytes())
+            for array in (log.users, log.items, log.times, log.positive, log.seen, log.weights, log.types):
+                if array is not None:
+                    digest.update(np.ascontiguousarray(array).tobytes())
         for targets in (self.validation, self.test):
             states = targets.states
             for array in (states.users, states.as_of, states.items.lengths, targets.state, targets.item):

@@ -33,7 +33,7 @@ def train_from(
     """
     bundle = load_bundle(Path(name) if (Path(name) / MANIFEST).is_file() else find(Path(config.bundles), name))
     check(config, bundle)
-    dataset = load_dataset(config, reporter.steps, types=bundle.event_types.ids)
+    dataset = load_dataset(config, reporter.steps)
     say_dataset(dataset, reporter)
     dataset = on_top_of(bundle.catalog, dataset, config.data.min_train_events)
     since = bundle.recommender.fitted_until
@@ -104,6 +104,12 @@ def check(config: RunConfig, bundle: Bundle) -> None:
         raise ConfigError(
             f"the configuration is of {mine.source} in {mine.path}, and {bundle.path} of {its.source} in {its.path}: "
             "train anew, or go on from a bundle of the same data"
+        )
+    named = [", ".join(data.events.types) or "none" for data in (mine, its)]
+    if named[0] != named[1]:
+        raise ConfigError(
+            f"of types of events to tell apart data.events names {named[0]}, and that of {bundle.path} {named[1]}: "
+            "set it back, or train anew"
         )
     if config.split.kind == "leave-last-out" or bundle.manifest["config"]["split"]["kind"] == "leave-last-out":
         raise ConfigError(

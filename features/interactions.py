@@ -75,7 +75,7 @@ class UserStates:
     """What was known of b users just before `as_of`: their own events strictly before it, oldest first.
 
     users (b,) int64 row of the user, -1 unknown; as_of (b,) int64 µs;
-    items: Ragged of item rows; times (n,) int64 µs, positive, seen (n,) bool and kinds (n,) int64 lie beside
+    items: Ragged of item rows; times (n,) int64 µs, positive, seen (n,) bool and types (n,) int64 lie beside
     ``items.flat``, see `Interactions`.
     """
 
@@ -85,7 +85,7 @@ class UserStates:
     times: Ints
     positive: Bools
     seen: Bools
-    kinds: Ints | None = None
+    types: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -117,7 +117,8 @@ class Interactions:
 
     users, items, times (n,) int64; positive, seen (n,) bool. Every item is of the catalogue: rows 0..n_items-1.
     weights (n,) float32 above 0: how much each counts in training where it is positive; None: all alike.
-    kinds (n,) int64: the event type of each, 1 + its place in `types`, 0 where it is none of them; None: all alike.
+    types (n,) int64, 0..n_types-1: which event type each is of, 1 + its place in `EventRules.types`; 0, as where it
+    is None: one that is not told apart.
     """
 
     users: Ints
@@ -128,8 +129,8 @@ class Interactions:
     n_users: int
     n_items: int
     weights: Floats | None = None
-    kinds: Ints | None = None
-    types: tuple[str, ...] = ()
+    types: Ints | None = None
+    n_types: int = 1
 
     @classmethod
     def sort(
@@ -142,12 +143,12 @@ class Interactions:
         n_users: int,
         n_items: int,
         weights: Floats | None = None,
-        kinds: Ints | None = None,
-        types: tuple[str, ...] = (),
+        types: Ints | None = None,
+        n_types: int = 1,
     ) -> "Interactions":
         """From arrays in log order; ties in time keep it."""
         order = np.lexsort((times, users))  # lexsort is stable
-        return cls(users, items, times, positive, seen, n_users, n_items, weights, kinds, types).where(order)
+        return cls(users, items, times, positive, seen, n_users, n_items, weights, types, n_types).where(order)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -162,7 +163,7 @@ class Interactions:
             positive=self.positive[keep],
             seen=self.seen[keep],
             weights=None if self.weights is None else self.weights[keep],
-            kinds=None if self.kinds is None else self.kinds[keep],
+            types=None if self.types is None else self.types[keep],
         )
 
     def before(self, cut: int) -> "Interactions":
@@ -201,4 +202,4 @@ class Interactions:
     def states_at(self, users: Ints, as_of: Ints, begin: Ints, end: Ints) -> UserStates:
         """States of users (b,) at as_of (b,) that know the events begin:end (b,) each."""
         items = Ragged(self.items, begin, end)
-        return UserStates(users, as_of, items, self.times, self.positive, self.seen, self.kinds)
+        return UserStates(users, as_of, items, self.times, self.positive, self.seen, self.types)

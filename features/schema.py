@@ -32,6 +32,12 @@ class EventRules(Strict):
     weights: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Positive event type -> how much such an event counts in the towers' loss; 1 where it is not named."""
 
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Event types that the user tower tells apart: all that are named here, where they are several."""
+        named = tuple(sorted({*self.positive, *(self.seen or ())}))
+        return named if len(named) > 1 else ()
+
     @model_validator(mode="after")
     def _of_positive_ones(self) -> "EventRules":
         if unknown := sorted({*self.weights} - {*self.positive}):

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from features.ids import IdMap
 from features.interactions import Bools, Ints
 from features.records import Event
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
@@ -65,6 +66,10 @@ class UserState:
         """(h,) bool: the events that are positive for training."""
         least = [rules.positive.get(event, math.inf) for event in self.events]
         return np.array([at is None or value >= at for at, value in zip(least, self.values, strict=True)], dtype=bool)
+
+    def types(self, rules: EventRules) -> Ints:
+        """(h,) int64: of each event its row, see `Interactions`."""
+        return IdMap(rules.types).rows(self.events) + 1
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,6 @@ class Bundle:
         return DataConfig.model_validate(self.manifest["config"]["data"])
 
     @cached_property
-    def event_types(self) -> IdMap:
-        """Types of events that the towers tell apart, in their rows."""
-        return IdMap(self.recommender.towers.types)
-
-    @cached_property
     def popular(self) -> Ints:
         """(n,) int64 rows, the most popular first."""
         return np.argsort(-self.recommender.fallback.popularity, kind="stable").astype(np.int64)
@@ -181,7 +176,6 @@ def save_bundle(
     manifest = facts | {
         "format": FORMAT,
         "towers": recommender.towers.config.model_dump(),
-        "event_types": list(recommender.towers.types),
         "candidates": recommender.candidates,
         "fitted_until": recommender.fitted_until,
         "statistics_until": statistics.fitted_until,
@@ -275,7 +269,7 @@ def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
     )
     statistics = ItemStatistics(manifest["statistics_until"], *(arrays[f"statistics.{name}"] for name in _STATISTICS))
     weights = load_weights(path / TOWERS)
-    towers = TwoTowers(catalog, statistics, towers_config, tuple(manifest["event_types"]))
+    towers = TwoTowers(catalog, statistics, towers_config, len(weights["users.event.weight"]))
     towers.load_state_dict(weights)
     towers.eval()
     reranker = None

@@ -114,20 +114,19 @@ class UserTower(nn.Module):
     what everybody wants at that hour and on that weekday, where the calendar is read.
     """
 
-    def __init__(self, config: TowerConfig, types: int = 0) -> None:
-        """Parameters for histories up to config.history, whose events are of so many types that are told apart."""
+    def __init__(self, config: TowerConfig, n_types: int = 1) -> None:
+        """Parameters for histories up to config.history, of events of n_types: 0, not told apart, and the others."""
         super().__init__()
         d = config.dimension
         self.config = config
         self.position = nn.Embedding(config.history, d)
         self.wait = nn.Embedding(WAITS + 1, d)
-        self.kind = nn.Embedding(2 * (1 + types), d)
+        self.kind = nn.Embedding(2, d)
         for table in (self.position, self.wait, self.kind):
             nn.init.normal_(table.weight, std=0.1 * d**-0.5)
-        if config.calendar:
-            self.hour, self.day = nn.Embedding(24, d), nn.Embedding(7, d)
-            for table in (self.hour, self.day):
-                nn.init.normal_(table.weight, std=0.1 * d**-0.5)
+        # zero until it is learned, so that nothing is made of a type or an hour that has not been seen
+        self.event = nn.Embedding(n_types, d, padding_idx=0, _weight=torch.zeros(n_types, d))
+        self.hour, self.day = (nn.Embedding(n, d, _weight=torch.zeros(n, d)) for n in (24, 7))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(d)
         nn.init.constant_(self.norm.weight, 0.1)  # the mean of the history speaks first, attention refines it
@@ -135,14 +134,14 @@ class UserTower(nn.Module):
         nn.init.eye_(self.profile.weight)
         self.forget = nn.Parameter(torch.tensor(0.0))
 
-    def forward(self, vectors: Tensor, positive: Tensor, kinds: Tensor, waits: Tensor, hours: Tensor) -> Tensor:
-        """Vectors (b, t, d) unit rows, positive (b, t) bool, kinds, waits, hours (b, t) int64 -> (b, t, d) unit rows.
+    def forward(self, vectors: Tensor, positive: Tensor, types: Tensor, waits: Tensor, hours: Tensor) -> Tensor:
+        """Vectors (b, t, d) unit rows, positive (b, t) bool, types, waits, hours (b, t) int64 -> (b, t, d) unit rows.
 
-        Row i says what follows event i, of type kinds[i] (`Interactions`), when it follows after waits[i]
+        Row i says what follows event i, of types[i] (`Interactions`), when it follows after waits[i]
         (`wait_buckets`), at hours[i] (`hours_of_week`).
         """
         t, d = vectors.shape[1:]
-        x = vectors + self.position.weight[:t] + self.kind(2 * kinds + positive)
+        x = vectors + self.position.weight[:t] + self.kind(positive.long()) + self.event(types)
         if self.config.times:
             x = x + self.wait(waits)
         x = dropout(x * d**0.5, self.config.dropout, self.training)
@@ -167,6 +166,9 @@ class UserTower(nn.Module):
 USERS = 2000
 """At most this many users are looked at where it matters what users have in common."""
 
+HOUR, WEEK = 3_600_000_000, 7 * 24
+"""In µs, and in hours."""
+
 
 class TwoTowers(nn.Module):
     """Both towers and the learned temperature: score(user, item) = <user, item> * exp(log_scale).
@@ -174,14 +176,12 @@ class TwoTowers(nn.Module):
     What both make is turned by `turn` (d, d), the same for both, so that no product changes; see `align`.
     """
 
-    def __init__(
-        self, catalog: Catalog, statistics: ItemStatistics, config: TowerConfig, types: tuple[str, ...] = ()
-    ) -> None:
-        """Fresh parameters from torch's global generator: seed it first. types: of events, see `Interactions`."""
+    def __init__(self, catalog: Catalog, statistics: ItemStatistics, config: TowerConfig, n_types: int = 1) -> None:
+        """Fresh parameters from torch's global generator: seed it first. n_types: of events, see `Interactions`."""
         super().__init__()
-        self.config, self.types = config, types
+        self.config = config
         self.items = ItemTower(catalog, statistics, config)
-        self.users = UserTower(config, len(types))
+        self.users = UserTower(config, n_types)
         self.log_scale = nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
         self.turn: Tensor
         self.register_buffer("turn", torch.eye(config.dimension))
@@ -204,10 +204,14 @@ class TwoTowers(nn.Module):
         self.turn = self.turn @ torch.from_numpy(directions[:, ::-1].astype(np.float32).copy()).to(self.turn.device)
 
     def newest_users(self, item_vectors: Floats, events: Interactions, *, seed: int) -> tuple[UserStates, Floats]:
-        """States after all events of USERS with a positive one, drawn by the seed, and their vectors (b, d)."""
-        users = np.unique(events.liked().users)
-        users = np.sort(np.random.default_rng(seed).permutation(users)[:USERS])
-        states = events.states(users, np.full(len(users), events.latest + 1))
+        """States after all events of USERS with a positive one, drawn by the seed, and their vectors (b, d).
+
+        Where the calendar is read each is asked at some hour of the week that follows, so that all hours have a say.
+        """
+        rng = np.random.default_rng(seed)
+        users = np.sort(rng.permutation(np.unique(events.liked().users))[:USERS])
+        later = rng.integers(WEEK, size=len(users)) * HOUR if self.config.calendar else np.zeros(len(users), np.int64)
+        states = events.states(users, events.latest + 1 + later)
         return states, self.user_vectors(states, item_vectors)
 
     @torch.inference_mode()
@@ -232,10 +236,10 @@ class TwoTowers(nn.Module):
 
 
 def histories(states: UserStates, t: int) -> tuple[Ints, Bools, Ints, Ints, Ints]:
-    """The newest t events of b states: item rows, whether positive, kinds, buckets of the waits and hours of the week
-    until and of the next, or of as_of; (b, t) each, left-aligned.
+    """The newest t events of b states: item rows, whether positive, types, buckets of waits, hours; (b, t) each.
 
-    Padding comes last, where causal attention never sees it.
+    Waits last until the next event, or until as_of, whose hour of the week it is. Left-aligned: padding comes last,
+    where causal attention never sees it.
     """
     length = np.minimum(states.items.lengths, t)
     begin = states.items.end - length
@@ -245,13 +249,13 @@ def histories(states: UserStates, t: int) -> tuple[Ints, Bools, Ints, Ints, Ints
     times = np.where(inside, states.times[at], states.as_of[:, None])
     following = np.concatenate([times[:, 1:], states.as_of[:, None]], axis=1)
     rows = np.where(inside, states.items.flat[at], 0)
-    kinds = np.zeros_like(rows) if states.kinds is None else np.where(inside, states.kinds[at], 0)
-    return rows, inside & states.positive[at], kinds, wait_buckets(following - times), hours_of_week(following)
+    types = np.zeros_like(rows) if states.types is None else np.where(inside, states.types[at], 0)
+    return rows, inside & states.positive[at], types, wait_buckets(following - times), hours_of_week(following)
 
 
 def hours_of_week(times: Ints) -> Ints:
     """0..167, int64 of any shape, of times in µs: whole hours since Thursday, 0 h UTC, when the epoch began."""
-    return times // 3_600_000_000 % (7 * 24)
+    return times // HOUR % WEEK
 
 
 def wait_buckets(waits: Ints) -> Ints:

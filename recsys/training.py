@@ -156,7 +156,7 @@ class Share(nn.Module):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             items = self.towers.items()
             with distributed.own_chance(seed):
-                told = (on(array) for array in (batch.positive, batch.kinds, batch.waits, batch.hours))
+                told = (on(array) for array in (batch.positive, batch.types, batch.waits, batch.hours))
                 hidden = self.towers.users(items[on(batch.items)], *told)
         queries, scale = hidden[on(batch.row), on(batch.column)], self.towers.log_scale.exp().clamp(max=MAX_SCALE)
         pairs = Pairs(on(batch.of), on(batch.target), on(batch.weight))
@@ -185,7 +185,7 @@ def _silent(_: TwoTowers) -> dict[str, float]:
 
 
 def _fresh(catalog: Catalog, events: Interactions, towers: TowerConfig, seed: int) -> TwoTowers:
-    model = TwoTowers(catalog, ItemStatistics.of(events), towers, events.types)
+    model = TwoTowers(catalog, ItemStatistics.of(events), towers, events.n_types)
     with torch.no_grad():
         model.items.id.weight.copy_(torch.from_numpy(START * behaviour_vectors(events, towers.dimension, seed)))
     return model

@@ -16,7 +16,7 @@ from recsys.towers import TwoTowers
 PASSES = 1
 """Over the new events."""
 
-SHAPE = ("dimension", "nested", "layers", "heads", "history", "content", "calendar")
+SHAPE = ("dimension", "nested", "layers", "heads", "history", "content")
 """What fitted weights do not allow to change."""
 
 
@@ -44,8 +44,8 @@ def carry(towers: TwoTowers, old: Catalog, catalog: Catalog, events: Interaction
             raise ConfigError(f"towers.{field} is {mine} and that of the bundle {its}: set it back, or train anew")
     if (mine := catalog.content.shape[1]) != (its := towers.items.content.shape[1]):
         raise ConfigError(f"contents have {mine} dimensions and those of the bundle {its}: train anew")
-    model = TwoTowers(catalog, ItemStatistics.of(events), config, towers.types)
     weights = towers.state_dict()
+    model = TwoTowers(catalog, ItemStatistics.of(events), config, len(weights["users.event.weight"]))
     ids = torch.zeros_like(model.items.id.weight)
     ids[: len(old)] = weights["items.id.weight"]
     known = {name: at + 1 for at, name in enumerate(old.category_names)}

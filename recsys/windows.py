@@ -15,7 +15,7 @@ from recsys.towers import hours_of_week, wait_buckets
 class Windows:
     """Training material: windows of user histories, and what is to be predicted after which event.
 
-    items, positive, kinds, waits, hours (n,) events by user and time, buckets of the time to the next, and the next
+    items, positive, types, waits, hours (n,) events by user and time, buckets of the time to the next, and the next
     one's hour of the week; offsets (n_users + 1,);
     query (q,) int64 positions in the log after which something is predicted: the last event strictly before a target;
     of (p,) ascending index into query, target (p,) item rows of positive events, weight (p,) float32 of mean 1, how
@@ -24,7 +24,7 @@ class Windows:
 
     items: Ints
     positive: Bools
-    kinds: Ints
+    types: Ints
     waits: Ints
     hours: Ints
     offsets: Ints
@@ -56,8 +56,8 @@ class Windows:
         waits = np.append(np.where(log.users[1:] == log.users[:-1], np.diff(log.times), 0), 0)
         weight = np.ones(len(of), np.float32) if log.weights is None else log.weights[use] / log.weights[use].mean()
         pairs = of.astype(np.int64), log.items[use], weight
-        kinds = np.zeros_like(log.items) if log.kinds is None else log.kinds
-        inputs = log.items, log.positive, kinds, wait_buckets(waits), hours_of_week(log.times + waits)
+        types = np.zeros_like(log.items) if log.types is None else log.types
+        inputs = log.items, log.positive, types, wait_buckets(waits), hours_of_week(log.times + waits)
         return cls(*inputs, offsets, query, *pairs)
 
     def batches(
@@ -109,7 +109,7 @@ class Windows:
         return Batch(
             items=np.where(inside, self.items[at], 0),
             positive=inside & self.positive[at],
-            kinds=np.where(inside, self.kinds[at], 0),
+            types=np.where(inside, self.types[at], 0),
             waits=np.where(inside, self.waits[at], 0),
             hours=np.where(inside, self.hours[at], 0),
             row=row,
@@ -125,13 +125,13 @@ class Windows:
 class Batch:
     """b windows of up to t events, q queries in them, p pairs.
 
-    items, kinds, waits, hours (b, t) int64, positive (b, t) bool; row, column (q,) place of each query; of (p,) the
+    items, types, waits, hours (b, t) int64, positive (b, t) bool; row, column (q,) place of each query; of (p,) the
     query of each pair; target, weight (p,). share: of all pairs of the step, 1 unless several processes share it.
     """
 
     items: Ints
     positive: Bools
-    kinds: Ints
+    types: Ints
     waits: Ints
     hours: Ints
     row: Ints

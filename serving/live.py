@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 
 from features.catalog import Catalog
-from features.ids import IdMap
 from features.interactions import Bools, Ints, Ragged, UserStates
 from features.schema import CATEGORIES, IMAGE, TITLE, DataConfig
 from features.spaces import Embedded
@@ -49,11 +48,6 @@ class Servable(Protocol):
     @property
     def data(self) -> DataConfig:
         """What the events mean, and which placements there are."""
-        ...
-
-    @property
-    def event_types(self) -> IdMap:
-        """Types of events that its towers tell apart."""
         ...
 
     @property
@@ -159,7 +153,7 @@ class Live:
             times=state.times[known],
             positive=state.positive(rules)[known],
             seen=seen[known],
-            kinds=self.bundle.event_types.rows(state.events)[known] + 1,
+            types=state.types(rules)[known],
         )
 
     def recommend(self, states: UserStates, seen: Ints, k: int, trace: dict[str, float]) -> Slate:

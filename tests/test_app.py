@@ -294,7 +294,7 @@ def test_what_the_towers_read_of_a_user_by_hand(tmp_path: Path) -> None:
     values, times = np.array([3.0, np.nan, np.nan, 4.0]), np.array([1, 2, 3, 4])
     states = live.states(UserState("ann", items, names, times, values, frozenset(items), Status.PRESENT), now=9)
     assert states.items.flat.tolist() == [1, 2, 9]  # one is newer than the bundle
-    assert states.kinds.tolist() == [2, 0, 2]  # click and rating are told apart, others are not known
+    assert states.types.tolist() == [2, 0, 2]  # click and rating are told apart, others are not known
     assert states.positive.tolist() == [False, False, True]
     assert states.seen.tolist() == [True, False, True]
     assert (states.times.tolist(), states.as_of.tolist()) == ([1, 2, 4], [9])

@@ -128,7 +128,7 @@ def test_what_is_logged_meanwhile_is_of_the_next_job(trained, tmp_path, monkeypa
     slates_of_all(bundle, tmp_path / "before", k=3, shard=8, progress=silent)
     slates_of_all(bundle, tmp_path / "half", k=3, shard=8, part=(1, 2), progress=silent)
     grown = with_a_new_user(dataset)
-    monkeypatch.setattr(batch, "load_dataset", lambda *_, **__: grown)
+    monkeypatch.setattr(batch, "load_dataset", lambda *_: grown)
     slates_of_all(bundle, tmp_path / "half", k=3, shard=8, part=(2, 2), progress=silent)
     assert read(tmp_path / "half").equals(read(tmp_path / "before"))
 
@@ -137,7 +137,7 @@ def test_of_two_parts_that_begin_at_once_one_says_whose_slates_and_until_when(tr
     bundle, dataset = trained
     later = with_a_new_user(dataset)
     found, both, write = threading.local(), threading.Barrier(2, timeout=60), pl.DataFrame.write_parquet
-    monkeypatch.setattr(batch, "load_dataset", lambda *_, **__: found.dataset)
+    monkeypatch.setattr(batch, "load_dataset", lambda *_: found.dataset)
 
     def run(folder, mine, part=(1, 1)):
         found.dataset = mine

@@ -87,18 +87,17 @@ def test_what_is_loaded_answers_as_what_was_saved(parts, tmp_path, reranked):
     assert sorted(bundle.popular.tolist()) == list(range(30))
 
 
-def test_types_of_events_are_kept_with_the_towers(parts, tmp_path):
+def test_what_types_of_events_say_is_kept_with_the_towers(parts, tmp_path):
     stage, catalog, statistics = parts
     torch.manual_seed(0)
-    told = TwoTowers(catalog, statistics, SMALL, ("look", "take"))
-    stage = replace(stage, towers=told)
-    bundle = load_bundle(save_bundle(tmp_path, catalog, stage, statistics, FACTS))
-    assert bundle.event_types.ids == ("look", "take")
-    log = replace(EVENTS, kinds=1 + EVENTS.items % 2, types=("look", "take"))
+    told = TwoTowers(catalog, statistics, SMALL, n_types=3)
+    torch.nn.init.normal_(told.users.event.weight)
+    bundle = load_bundle(save_bundle(tmp_path, catalog, replace(stage, towers=told), statistics, FACTS))
+    log = replace(EVENTS, types=1 + EVENTS.items % 2)
     states = log.states(np.arange(3), np.full(3, log.latest + DAY))
     users = bundle.recommender.towers.user_vectors(states, stage.vectors)
     np.testing.assert_array_equal(users, told.user_vectors(states, stage.vectors))
-    others = replace(states, kinds=3 - states.kinds)
+    others = replace(states, types=3 - states.types)
     assert not np.allclose(users, bundle.recommender.towers.user_vectors(others, stage.vectors), atol=1e-4)
 
 

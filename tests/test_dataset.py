@@ -85,17 +85,18 @@ def test_events_weigh_what_the_configuration_says_in_the_order_of_the_log(load, 
     assert dataset.events.weights.sum() == len(dataset.events) + 2
 
 
-def test_events_are_of_the_types_that_there_are(load, tmp_path):
-    assert (load().events.kinds, load().events.types) == (None, ())  # one alone tells nothing
+def test_events_are_of_the_types_that_the_rules_name(load, tmp_path):
     append(tmp_path, ("u1", "i2", START), event="buy")
     append(tmp_path, ("u0", "i3", START + 5))
-    events = load().events
-    assert events.types == ("buy", "take")
-    bought = [one == ("u1", "i2", START) for one in ids(load())]
-    assert events.kinds.tolist() == [1 if one else 2 for one in bought]
-    config = load_config(toy_config(tmp_path), {})
-    assert load_dataset(config, types=("call", "take")).events.kinds.tolist() == [0 if one else 2 for one in bought]
-    assert load_dataset(config, types=()).events.kinds is None
+    append(tmp_path, ("u2", "i3", START + 6), event="tkae")
+    alone = load().events
+    assert (alone.types, alone.n_types) == (None, 1)  # one type tells nothing, and what is not named is no type
+    data = {"source": "folder", "path": str(tmp_path / "data"), "log": str(tmp_path / "log")}
+    rules = {"positive": {"take": None}, "seen": ["take", "buy"]}
+    dataset = load(data=data | {"events": rules})
+    known = {("u1", "i2", START): 1, ("u2", "i3", START + 6): 0}
+    assert dataset.events.types.tolist() == [known.get(one, 2) for one in ids(dataset)]  # buy, take
+    assert dataset.events.n_types == 3
 
 
 def test_the_log_of_the_service_joins_the_table(load, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,10 @@ from recsys.training import fit_towers
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 CASES = {
     "full softmax": ({}, 0),
-    "ids hidden, negatives drawn, contents unused": ({"id_dropout": 0.3, "content": False, "nested": (4,)}, 12),
+    "ids hidden, negatives drawn, contents unused": (
+        {"id_dropout": 0.3, "content": False, "nested": (4,), "calendar": True},
+        12,
+    ),
 }
 BATCH = 60
 
@@ -32,7 +36,7 @@ def fitted(case, batch_events):
     figures = iter([0.1, 0.3, 0.2, 0.1])
     done = fit_towers(
         toy_catalog(30),
-        noise(),
+        replace(log := noise(), types=log.items % 3, n_types=3),
         SMALL.model_copy(update=config),
         TrainingConfig(epochs=9, patience=2, batch_events=batch_events, learning_rate=0.01, negatives=negatives),
         seed=3,
@@ -70,7 +74,8 @@ def test_two_processes_make_what_one_makes_of_the_doubled_batch(shared, number):
     for name, tensor in one.model.state_dict().items():
         if name.endswith("qkv.bias"):  # that of the keys has no say: its gradient is rounding, its steps chance
             weights[name][d : 2 * d] = tensor[d : 2 * d]
-        np.testing.assert_allclose(weights[name], tensor, rtol=1e-3, atol=2e-5, err_msg=name)
+        atol = 2e-4 if name == "turn" else 2e-5  # directions of about the same variance turn by what is rounded
+        np.testing.assert_allclose(weights[name], tensor, rtol=1e-3, atol=atol, err_msg=name)
 
 
 def test_a_run_of_two_processes_is_that_of_one_and_is_written_once(tmp_path):

@@ -96,15 +96,15 @@ def test_states_equal_a_naive_loop(rows, questions):
         assert lists(states.seen_items())[i] == [r[1] for r in mine if r[4]]
 
 
-def test_kinds_go_with_their_events():
-    kinds = np.array([1, 2, 0, 2])
+def test_types_go_with_their_events():
+    types = np.array([1, 2, 0, 2])
     rows = [(1, 0, 5, True, True), (0, 1, 9, True, True), (0, 2, 3, True, True), (1, 3, 2, False, True)]
     plain = log(rows)
     marks = np.array([r[3] for r in rows]), np.array([r[4] for r in rows])
     ints = (np.array(c) for c in list(zip(*rows, strict=True))[:3])
-    told = Interactions.sort(*ints, *marks, 4, 6, kinds=kinds, types=("look", "take"))
-    assert plain.kinds is None
-    assert told.kinds.tolist() == [0, 2, 2, 1]  # by user and time
-    assert told.liked().kinds.tolist() == [0, 2, 1]
-    assert told.liked().types == ("look", "take")
-    assert told.states(np.array([0]), np.array([4])).kinds.tolist() == [0, 2, 2, 1]  # beside the whole log's items
+    told = Interactions.sort(*ints, *marks, 4, 6, types=types, n_types=3)
+    assert plain.types is None
+    assert told.types.tolist() == [0, 2, 2, 1]  # by user and time
+    assert told.liked().types.tolist() == [0, 2, 1]
+    assert told.liked().n_types == 3
+    assert told.states(np.array([0]), np.array([4])).types.tolist() == [0, 2, 2, 1]  # beside the whole log's items

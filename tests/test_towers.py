@@ -17,7 +17,7 @@ HOUR = 60 * MINUTE
 
 def towers(events, config=DEEP, *, catalog=None, seed=0):
     torch.manual_seed(seed)
-    return TwoTowers(catalog or toy_catalog(events.n_items), ItemStatistics.of(events), config, events.types)
+    return TwoTowers(catalog or toy_catalog(events.n_items), ItemStatistics.of(events), config, events.n_types)
 
 
 def perturbed(model):
@@ -85,7 +85,7 @@ def test_without_content_only_id_and_popularity_speak():
 
 def test_the_first_coordinates_are_those_that_users_vary_most_in_and_no_product_changes():
     log = chain(40, 12, 10)
-    model = perturbed(towers(log))
+    model = perturbed(towers(log, SMALL))
     states = log.states(np.arange(40), np.full(40, log.latest + 1))
 
     def vectors():
@@ -104,46 +104,50 @@ def test_the_first_coordinates_are_those_that_users_vary_most_in_and_no_product_
 
 def test_the_newest_users_are_those_with_a_positive_event_drawn_by_the_seed(monkeypatch):
     log = toy_log([(0, 0, 1), (0, 1, 5), (1, 2, 3), (2, 0, 4, False), (3, 5, 2)])
-    model = towers(log)
+    model = towers(log, SMALL)
     items = model.item_vectors()
     states, vectors = model.newest_users(items, log, seed=0)
     assert states.users.tolist() == [0, 1, 3]
     assert states.as_of.tolist() == [log.latest + 1] * 3
     np.testing.assert_array_equal(vectors, model.user_vectors(states, items))
+    weekly = towers(chain(400, 6, 3), DEEP)
+    later = weekly.newest_users(weekly.item_vectors(), chain(400, 6, 3), seed=0)[0].as_of
+    assert 100 < len(set(hours_of_week(later).tolist())) <= 168  # all hours of the week have a say
+    assert (later - later.min()).max() < 168 * HOUR
     monkeypatch.setattr("recsys.towers.USERS", 1)
     drawn = {int(model.newest_users(items, log, seed=seed)[0].users[0]) for seed in range(20)}
     assert drawn == {0, 1, 3}
 
 
 def history(b=3, t=5, d=8):
-    """Random vectors, marks, kinds out of three, waits and hours of b histories."""
+    """Random vectors, marks, types out of three, waits and hours of b histories."""
     vectors = torch.nn.functional.normalize(torch.randn(b, t, d), dim=-1)
     return vectors, torch.rand(b, t) < 0.7, *(torch.randint(0, n, (b, t)) for n in (3, WAITS + 1, 168))
 
 
-@pytest.mark.parametrize("change", ["vector", "positive", "kind", "wait", "hour"])
+@pytest.mark.parametrize("change", ["vector", "positive", "type", "wait", "hour"])
 def test_what_comes_later_never_changes_an_earlier_output(change):
     torch.manual_seed(0)
-    tower = perturbed(UserTower(DEEP, types=2)).eval()
+    tower = perturbed(UserTower(DEEP, n_types=3)).eval()
     given = history()
     with torch.no_grad():
         before = tower(*given)
         np.testing.assert_allclose(before.norm(dim=-1), 1, rtol=1e-5)
         for at in range(5):
-            vectors, positive, kinds, waits, hours = (x.clone() for x in given)
+            vectors, positive, types, waits, hours = (x.clone() for x in given)
             if change == "vector":
                 vectors[:, at] = torch.randn(3, 8)
             elif change == "positive":
                 positive[:, at] = ~positive[:, at]
-            elif change == "kind":
-                kinds[:, at] = (kinds[:, at] + 1) % 3
+            elif change == "type":
+                types[:, at] = (types[:, at] + 1) % 3
             elif change == "wait":
                 waits[:, at] = (waits[:, at] + 1) % (WAITS + 1)
             else:
                 hours[:, at] = (hours[:, at] + 1) % 168
-            after = tower(vectors, positive, kinds, waits, hours)
+            after = tower(vectors, positive, types, waits, hours)
             np.testing.assert_allclose(after[:, :at], before[:, :at], atol=1e-6)
-            changed = (after[:, at:] - before[:, at:]).abs().amax(-1) > 1e-4
+            changed = (after[:, at:] - before[:, at:]).abs().amax(-1) > 1e-5
             assert changed[:, 0].all()
             assert (
                 changed[:, 1:] == (change != "hour")
@@ -152,7 +156,7 @@ def test_what_comes_later_never_changes_an_earlier_output(change):
 
 def test_what_is_padded_never_changes_what_is_before():
     torch.manual_seed(0)
-    tower = perturbed(UserTower(DEEP, types=2)).eval()
+    tower = perturbed(UserTower(DEEP, n_types=3)).eval()
     given = history(2)
     with torch.no_grad():
         np.testing.assert_allclose(tower(*(x[:, :3] for x in given)), tower(*given)[:, :3], atol=1e-5)
@@ -216,13 +220,13 @@ def test_the_order_and_the_pace_of_a_history_count():
 def test_histories_by_hand():
     log = toy_log([(0, 3, 0), (0, 4, MINUTE, False), (1, 5, 7), (0, 2, 4 * MINUTE)])
     states = log.states(np.array([0, 1, 2, 0]), np.array([11 * MINUTE, 7 + MINUTE, 9, 2 * MINUTE]))
-    rows, positive, kinds, waits, hours = histories(states, 2)
+    rows, positive, types, waits, hours = histories(states, 2)
     assert rows.tolist() == [[4, 2], [5, 0], [0, 0], [3, 4]]  # the newest two, padding last
     assert positive.tolist() == [[False, True], [True, False], [False, False], [True, False]]
     assert waits.tolist() == [[2, 3], [1, 0], [0, 0], [1, 1]]  # 3 and 7 minutes; 1; none; 1 and 1
     assert not hours.any()
-    assert not kinds.any()  # nothing is known of types
-    known = replace(states, kinds=np.array([3, 1, 2, 4]))  # by user and time: of items 3, 4, 2 and 5
+    assert not types.any()  # nothing is known of types
+    known = replace(states, types=np.array([3, 1, 2, 4]))  # by user and time: of items 3, 4, 2 and 5
     assert histories(known, 2)[2].tolist() == [[1, 2], [4, 0], [0, 0], [3, 1]]
     late = log.states(np.array([0]), np.array([49 * HOUR]))
     assert histories(late, 2)[4].tolist() == [
@@ -267,7 +271,7 @@ def test_numbers_by_hand():
 
 
 def test_every_parameter_has_a_say():
-    events = replace(chain(6, 6, 5), types=("look", "take"))
+    events = replace(chain(6, 6, 5), n_types=3)
     catalog = replace(rich_catalog(), price=np.arange(6, dtype=np.float32))
     model = perturbed(towers(events, SMALL.model_copy(update={"calendar": True}), catalog=catalog))
     items = model.items()

@@ -90,19 +90,20 @@ def test_the_type_of_an_event_says_what_follows():
     look = replace(take, users=take.users + 60, items=(start + 7 * (take.items - start)) % 20)
     columns = ("users", "items", "times", "positive", "seen")
     both = Interactions(*(np.concatenate([getattr(log, name) for log in (take, look)]) for name in columns), 120, 20)
-    kinds = np.repeat(np.array([2, 1]), len(take))
+    types = np.repeat(np.array([2, 1]), len(take))
     config = SMALL.model_copy(update={"dimension": 16, "history": 8})
     training = TrainingConfig(epochs=40, batch_events=200, learning_rate=0.01)
 
     def share(log):
         model = fit_towers(toy_catalog(20), log, config, training, seed=0).model
+        assert not model.users.event.weight[0].any()  # of what is not told apart nothing is made
         first = log.offsets[:-1]
         states = log.states(np.arange(120), log.times[first] + 1)
         vectors = model.item_vectors()
         best = (model.user_vectors(states, vectors) @ vectors.T).argmax(1)
         return (best == (log.items[first] + np.repeat([1, 7], 60)) % 20).mean()
 
-    assert share(replace(both, kinds=kinds, types=("look", "take"))) > 0.9
+    assert share(replace(both, types=types, n_types=3)) > 0.9
     assert share(both) < 0.7
 
 
@@ -162,11 +163,12 @@ def test_passes_asked_for_are_made():
 
 
 def test_every_parameter_that_has_a_say_is_trained():
-    config = SMALL.model_copy(update={"nested": (4,), "id_dropout": 0.1})
+    config = SMALL.model_copy(update={"nested": (4,), "id_dropout": 0.1, "calendar": True})
+    events = replace(log := noise(), types=log.items % 3, n_types=3)
     catalog = toy_catalog(30, categories=[["a"], ["b"]] * 15, text=np.eye(30, 4, dtype=np.float32))
     catalog = replace(catalog, price=np.arange(30, dtype=np.float32))
     first, second = (
-        dict(fit_towers(catalog, noise(), config, QUICK, seed=0, epochs=n).model.named_parameters()) for n in (1, 2)
+        dict(fit_towers(catalog, events, config, QUICK, seed=0, epochs=n).model.named_parameters()) for n in (1, 2)
     )
     assert [name for name in first if torch.equal(first[name], second[name])] == []
 

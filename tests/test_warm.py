@@ -221,20 +221,15 @@ def test_what_does_not_go_with_the_bundle_is_refused(day, sections, error, told)
         )
 
 
+def test_other_types_of_events_are_refused(day):
+    folder, first, _, _, _ = day
+    events = {"positive": {"take": None}, "seen": ["take", "look"]}
+    config = config_of(folder, data={"source": "folder", "path": str(folder / "data"), "events": events})
+    with pytest.raises(ConfigError, match=r"data.events names look, take, and that of .* none: set it back"):
+        train_from(config, first.fingerprint, NullTracker(), Lines())
+
+
 def test_a_bundle_of_other_data_is_refused(day, tmp_path):
     _, first, _, _, _ = day
     with pytest.raises(ConfigError, match=f"of folder in {tmp_path}/data, and .* of folder in {first.data.path}"):
         train_from(config_of(tmp_path), str(first.path), NullTracker(), Lines())
-
-
-def test_types_of_events_stay_those_of_the_bundle(tmp_path):
-    write_tables(tmp_path / "data")
-    kind = pl.when(pl.int_range(pl.len()) % 3 == 0).then(pl.lit("look")).otherwise(pl.lit("take"))
-    pl.read_csv(tmp_path / "data" / "events.csv").with_columns(event=kind).write_csv(tmp_path / "data" / "events.csv")
-    first, _ = train(config_of(tmp_path), NullTracker(), Lines())
-    grown(tmp_path)  # takes
-    lines = pl.read_csv(tmp_path / "data" / "events.csv")
-    pl.concat([lines, lines.tail(9).with_columns(event=pl.lit("gift"))]).write_csv(tmp_path / "data" / "events.csv")
-    second, _ = train_from(config_of(tmp_path), first.name, NullTracker(), Lines())
-    for path in (first, second):
-        assert load_bundle(path).event_types.ids == ("look", "take")

@@ -65,7 +65,7 @@ def test_windows_hold_their_users_events_in_order(rows, length, seed):
         return
     log = numbered(rows)
     place = {item: at for at, item in enumerate(log.items.tolist())}
-    for batch in Windows.build(replace(log, kinds=log.items)).batches(length, 20, np.random.default_rng(seed)):
+    for batch in Windows.build(replace(log, types=log.items)).batches(length, 20, np.random.default_rng(seed)):
         for row, column in zip(batch.row.tolist(), batch.column.tolist(), strict=True):
             window = batch.items[row, : column + 1].tolist()
             at = place[window[-1]]
@@ -73,7 +73,7 @@ def test_windows_hold_their_users_events_in_order(rows, length, seed):
             assert set(log.users[at - column : at + 1]) == {log.users[at]}
             waits = np.diff(log.times[at - column : at + 2])  # what is predicted follows, so that there is a next
             assert batch.waits[row, : column + 1].tolist() == wait_buckets(waits).tolist()
-            assert batch.kinds[row, : column + 1].tolist() == log.items[at - column : at + 1].tolist()
+            assert batch.types[row, : column + 1].tolist() == log.items[at - column : at + 1].tolist()
             hours = hours_of_week(log.times[at - column + 1 : at + 2])
             assert batch.hours[row, : column + 1].tolist() == hours.tolist()
             assert batch.positive[row, : column + 1].tolist() == log.positive[at - column : at + 1].tolist()

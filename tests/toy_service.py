@@ -67,7 +67,6 @@ class ToyBundle:
     content: ContentSpace | None = None
     manifest: dict[str, Any] = field(default_factory=lambda: {"config": {"encoder": None}})
     note: str = ""
-    event_types: IdMap = IdMap(("click", "rating"))  # noqa: RUF009  # frozen
 
     def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
         return top_k(content @ self.catalog.content.T, k, allow=allow)

@@ -84,21 +84,23 @@ def run(
     whole: Doubles | None = None
     for name in names:
         variant, began, users = chosen[name], time.perf_counter(), []
+        ours: dict[str, Any] = {}
         dataset = as_configured if variant.encoder == settings.encoder else encode(bare, variant)
         for seed in range(seeds):
             one = variant.model_copy(update={"seed": seed, "reranker": None})
             stage = train_two_stage(one, dataset, splits, lambda line: None, silent)[1].retrieval
             judged = evaluate(name, stage, split, dataset.catalog, split.test, repeats=repeats, seconds=0.0)
             users.append(judged.per_user("ndcg"))
-            figures[f"{name}, seed {seed}: ndcg_at_10"] = float(users[-1].mean())
-            figures[f"{name}, seed {seed}: hr_at_10"] = float(judged.per_user("hr").mean())
+            ours[f"{name}, seed {seed}: ndcg_at_10"] = float(users[-1].mean())
+            ours[f"{name}, seed {seed}: hr_at_10"] = float(judged.per_user("hr").mean())
         mean: Doubles = np.mean(users, axis=0)
-        figures[f"{name}: ndcg_at_10"] = as_dict(bootstrap(mean, seed=0))
-        figures[f"{name}: seconds a seed"] = round((time.perf_counter() - began) / seeds, 1)
+        ours[f"{name}: ndcg_at_10"] = as_dict(bootstrap(mean, seed=0))
+        ours[f"{name}: seconds a seed"] = round((time.perf_counter() - began) / seeds, 1)
         if whole is None:
             whole = mean
         else:
-            figures[f"{name}: change of ndcg_at_10"] = as_dict(paired_bootstrap(mean, whole, seed=0))
-        for key in (key for key in figures if key.startswith(name)):  # hours of work: seen as soon as it is done
-            print(f"{key} {figures[key]}", file=sys.stderr, flush=True)
+            ours[f"{name}: change of ndcg_at_10"] = as_dict(paired_bootstrap(mean, whole, seed=0))
+        for key, value in ours.items():  # hours of work: seen as soon as it is done
+            print(f"{key} {value}", file=sys.stderr, flush=True)
+        figures |= ours
     return Result(figures, [])

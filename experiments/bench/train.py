@@ -95,7 +95,7 @@ def run(
     towers = settings.towers.model_copy(update={"nested": ()})
     training = settings.training.model_copy(update={"negatives": 0, "epochs": passes})
     if patience is not None:
-        training = training.model_copy(update={"patience": patience})
+        training = training.model_copy(update={"patience": max(1, patience)})
     dataset, splits = windows(settings, load_dataset(settings))[-1]
     dataset, split = encode(dataset, settings), next(iter(splits.values()))
     fit, validation = split.fit, split.validation
