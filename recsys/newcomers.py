@@ -27,6 +27,12 @@ ASIDE = 4
 RIDGE = 4.0
 """Penalty of the regression from contents to vectors, whose features are of length about 1."""
 
+NEIGHBOURS = 100
+"""Items with most words in common whose vectors also say where a newcomer would lie."""
+
+CELLS = 20_000_000
+"""Pairs of a newcomer and another item that are compared at once."""
+
 STEPS, TOLERANCE, TINY = 50, 1e-3, 1e-12
 """Of conjugate gradients: at most so many, until so little is left; and what stands for nothing in a division."""
 
@@ -36,9 +42,10 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
 
     A ridge regression from words, contents, categories and numbers to the vectors of the other items says where such
     an item would come to lie (as Gantner et al. 2010, Learning attribute-to-feature mappings for cold-start
-    recommendations). The less can be said of an item the shorter is what is predicted, and the lower it should stand:
-    made longer it would be found where nobody is known to want it. It becomes a unit vector by what no user looks at
-    (`_aside`), which hardly changes its products with users.
+    recommendations), and so do its neighbours by words: the mean of both is taken, since rare words that few items
+    share are lost on a regression. The less can be said of an item the shorter is what is predicted, and the lower it
+    should stand: made longer it would be found where nobody is known to want it. It becomes a unit vector by what no
+    user looks at (`_aside`), which hardly changes its products with users.
 
     Those are small: what the towers know of a user's next items they do not know of new ones, and these would never
     be seen. Hence those that nobody has touched and that are available move, all by the same step, FARTHEST at most,
@@ -51,7 +58,10 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
     most = model.config.newcomers
     if len(unknown) == 0 or most == 0 or not model.config.content:
         return vectors
-    predicted = _predicted(content_features(catalog), vectors, known, unknown, liked[known])
+    words = item_words(catalog)
+    regressed = _regressed(content_features(catalog, words), vectors, known, unknown, liked[known])
+    beside = _beside(words, vectors, known, unknown, liked[known], regressed)
+    predicted = np.float32(0.5) * (regressed + beside)
     states, asked = model.newest_users(vectors, events, seed=seed)
     aside = _aside(len(unknown), model.config.dimension, seed)
     vectors[unknown] = _unit_length(predicted, aside)
@@ -70,26 +80,31 @@ def known_part(vectors: Floats) -> Floats:
     return unit(vectors * (np.arange(vectors.shape[1]) < _kept(vectors.shape[1])))
 
 
-def content_features(catalog: Catalog) -> sp.csr_array:
-    """(n, f) sparse float32: what is known of items besides events.
-
-    TF-IDF of words and pairs of words, content vectors, categories and numbers, each block of rows of length 1 or 0,
-    numbers as the item tower reads them.
-    """
+def item_words(catalog: Catalog) -> sp.csr_array:
+    """(n, w) sparse float32: TF-IDF of words and pairs of words that three items have, rows of length 1 or 0."""
     from sklearn.feature_extraction.text import TfidfVectorizer  # a second to import
 
+    words = TfidfVectorizer(dtype=np.float32, ngram_range=(1, 2), min_df=3, sublinear_tf=True)
+    with contextlib.suppress(ValueError):  # sklearn's only sign that there is no such word
+        return sp.csr_array(words.fit_transform(item_texts(catalog.frame)))
+    return sp.csr_array((len(catalog), 0), dtype=np.float32)
+
+
+def content_features(catalog: Catalog, words: sp.csr_array) -> sp.csr_array:
+    """(n, f) sparse float32: what is known of items besides events.
+
+    Content vectors, numbers as the item tower reads them, categories, and words; rows of each but the numbers are of
+    length 1 or 0.
+    """
     n, blocks = len(catalog), [catalog.content, numbers(catalog)]
     row, slot = np.nonzero(catalog.categories >= 0)
     share = (1.0 / np.sqrt((catalog.categories >= 0).sum(1).clip(min=1)))[row].astype(np.float32)
     shape = (n, len(catalog.category_names) + 1)
-    blocks.append(sp.csr_array((share, (row, catalog.categories[row, slot])), shape=shape))
-    words = TfidfVectorizer(dtype=np.float32, ngram_range=(1, 2), min_df=3, sublinear_tf=True)
-    with contextlib.suppress(ValueError):  # sklearn's only sign that there is no word three items share
-        blocks.append(words.fit_transform(item_texts(catalog.frame)))
+    blocks += [sp.csr_array((share, (row, catalog.categories[row, slot])), shape=shape), words]
     return sp.csr_array(sp.hstack([sp.csr_array(block) for block in blocks], dtype=np.float32))
 
 
-def _predicted(features: sp.csr_array, vectors: Floats, known: Ints, unknown: Ints, events: Ints) -> Floats:
+def _regressed(features: sp.csr_array, vectors: Floats, known: Ints, unknown: Ints, events: Ints) -> Floats:
     """Rows for `unknown` by weighted ridge regression with an intercept, from the rows and events of `known`.
 
     By conjugate gradients (Hestenes & Stiefel 1952) for all coordinates at once: ten times as fast as scikit-learn's,
@@ -123,6 +138,27 @@ def _predicted(features: sp.csr_array, vectors: Floats, known: Ints, unknown: In
         step = left + size / before.clip(min=TINY) * step
     rows: Floats = features[unknown] @ solved - middle_x @ solved + middle_y
     return rows
+
+
+def _beside(
+    words: sp.csr_array, vectors: Floats, known: Ints, unknown: Ints, events: Ints, otherwise: Floats
+) -> Floats:
+    """Rows for `unknown`: means of those NEIGHBOURS of `known` whose words are most alike.
+
+    They weigh as the square of the cosine and the root of their events. Rows of `otherwise` where none is shared.
+    """
+    out, theirs, weight = otherwise.copy(), sp.csc_array(words[known].T), np.sqrt(events).astype(np.float32)
+    size = max(1, CELLS // len(known))
+    for at in range(0, len(unknown), size):
+        alike = (words[unknown[at : at + size]] @ theirs).toarray()  # (size, known)
+        if len(known) > NEIGHBOURS:
+            least = np.partition(alike, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS]
+            alike[alike < least[:, None]] = 0
+        alike = alike**2 * weight
+        total = alike.sum(1, keepdims=True)
+        there = total[:, 0] > 0
+        out[at : at + size][there] = (alike[there] / total[there]) @ vectors[known]
+    return out
 
 
 def _aside(n: int, d: int, seed: int) -> Floats:

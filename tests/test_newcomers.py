@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from toy_data import START, chain, toy_catalog, toy_log
 
 from recsys import newcomers
 from recsys.index import Index
-from recsys.newcomers import content_features, known_part, place_newcomers
+from recsys.newcomers import content_features, item_words, known_part, place_newcomers
 from recsys.settings import TowerConfig
 from recsys.statistics import ItemStatistics
 from recsys.towers import TwoTowers
@@ -50,7 +51,7 @@ def shares(vectors, model, events):
 
 def test_features_by_hand():
     catalog = toy_catalog(3, categories=[["a", "b"], ["b"], []], text=[[1, 0], [0, 0], [0, 1]])
-    x = content_features(catalog).toarray()
+    x = content_features(catalog, item_words(catalog)).toarray()
     # content | price and its mark, publication and its mark | a, b, none | "title", which all three have
     half = 0.5**0.5
     np.testing.assert_allclose(
@@ -62,14 +63,36 @@ def test_features_by_hand():
 
 def test_a_catalogue_without_words_has_the_other_features():
     catalog = toy_catalog(2, text=[[1, 0], [0, 1]])  # no word is in three items
-    np.testing.assert_array_equal(content_features(catalog).toarray(), [[1, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0]])
+    words = item_words(catalog)
+    assert words.shape == (2, 0)
+    expected = [[1, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(content_features(catalog, words).toarray(), expected)
+    vectors = np.eye(2, 4, dtype=np.float32)
+    beside = newcomers._beside(words, vectors, np.array([0]), np.array([1]), np.array([3]), vectors[1:])
+    np.testing.assert_array_equal(beside, vectors[1:])
 
 
-def test_new_items_stand_where_a_weighted_ridge_puts_them(monkeypatch):
+def test_neighbours_by_hand(monkeypatch):
+    """Cosines .8, .6 and 0 to the first newcomer; the second shares no word with anybody."""
+    monkeypatch.setattr(newcomers, "NEIGHBOURS", 2)
+    monkeypatch.setattr(newcomers, "CELLS", 1)
+    words = sp.csr_array(np.array([[1, 0, 0], [0.8, 0.6, 0], [0.6, 0.8, 0], [0, 1, 0], [0, 0, 1]], np.float32))
+    vectors = np.eye(5, dtype=np.float32)
+    events, otherwise = np.array([4, 9, 100]), np.full((2, 5), 7, np.float32)
+    found = newcomers._beside(words, vectors, np.array([1, 2, 3]), np.array([0, 4]), events, otherwise)
+    weights = np.array([0.64 * 2, 0.36 * 3])
+    np.testing.assert_allclose(found, [[0, *weights / weights.sum(), 0, 0], [7] * 5], rtol=1e-5)
+    monkeypatch.setattr(newcomers, "NEIGHBOURS", 1)
+    found = newcomers._beside(words, vectors, np.array([1, 2, 3]), np.array([0, 4]), events, otherwise)
+    np.testing.assert_allclose(found[0], vectors[1], rtol=1e-5)
+
+
+def test_new_items_stand_between_what_a_weighted_ridge_says_and_what_their_neighbours_do(monkeypatch):
     monkeypatch.setattr(newcomers, "PARITY", 0.0)  # as near to no lift as 12 halvings come
     model, catalog, events = world(0.2)
     placed = place_newcomers(model, catalog, events, seed=0)
-    x = content_features(catalog).toarray().astype(np.float64)
+    words = item_words(catalog)
+    x = content_features(catalog, words).toarray().astype(np.float64)
     liked = np.bincount(events.liked().items, minlength=ITEMS)
     known = liked > 0
     weights = np.sqrt(liked[known])
@@ -80,7 +103,9 @@ def test_new_items_stand_where_a_weighted_ridge_puts_them(monkeypatch):
     solved = np.linalg.solve(
         centred.T * weights @ centred + newcomers.RIDGE * np.eye(x.shape[1]), centred.T * weights @ (y - middle_y)
     )
-    expected = (x[list(NEW)] - middle_x) @ solved + middle_y
+    regressed = (x[list(NEW)] - middle_x) @ solved + middle_y
+    alike = (words[list(NEW)] @ words[known].T).toarray() ** 2 * np.sqrt(liked[known])
+    expected = (regressed + alike @ y / alike.sum(1, keepdims=True)) / 2
     expected /= np.linalg.norm(expected, axis=1, keepdims=True).clip(min=1)
     np.testing.assert_allclose(placed[list(NEW), :6], expected[:, :6], atol=0.01)  # the last quarter makes them unit
 
