@@ -4,6 +4,7 @@ import contextlib
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.optimize import nnls
 
 from features.catalog import Catalog, item_texts
 from features.interactions import Interactions, Ints
@@ -30,6 +31,12 @@ RIDGE = 4.0
 NEIGHBOURS = 100
 """Items with most words in common whose vectors also say where a newcomer would lie."""
 
+HELD = 5
+"""One in so many of the other items is held out to see what the regression and the neighbours are worth."""
+
+LEAST = 100
+"""Other items that there must be for that: with fewer the regression alone speaks."""
+
 CELLS = 20_000_000
 """Pairs of a newcomer and another item that are compared at once."""
 
@@ -42,10 +49,11 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
 
     A ridge regression from words, contents, categories and numbers to the vectors of the other items says where such
     an item would come to lie (as Gantner et al. 2010, Learning attribute-to-feature mappings for cold-start
-    recommendations), and so do its neighbours by words: the mean of both is taken, since rare words that few items
-    share are lost on a regression. The less can be said of an item the shorter is what is predicted, and the lower it
-    should stand: made longer it would be found where nobody is known to want it. It becomes a unit vector by what no
-    user looks at (`_aside`), which hardly changes its products with users.
+    recommendations), and so do its neighbours by words, since rare words that few items share are lost on a
+    regression: each has as much of a say as foretells other items that are held out (`_predicted`). The less can be
+    said of an item the shorter is what is predicted, and the lower it should stand: made longer it would be found
+    where nobody is known to want it. It becomes a unit vector by what no user looks at (`_aside`), which hardly
+    changes its products with users.
 
     Those are small: what the towers know of a user's next items they do not know of new ones, and these would never
     be seen. Hence those that nobody has touched and that are available move, all by the same step, FARTHEST at most,
@@ -58,11 +66,8 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
     most = model.config.newcomers
     if len(unknown) == 0 or most == 0 or not model.config.content:
         return vectors
-    words = item_words(catalog)
-    regressed = _regressed(content_features(catalog, words), vectors, known, unknown, liked[known])
-    beside = _beside(words, vectors, known, unknown, liked[known], regressed)
-    predicted = np.float32(0.5) * (regressed + beside)
     states, asked = model.newest_users(vectors, events, seed=seed)
+    predicted = _predicted(catalog, vectors, known, unknown, liked, asked, seed=seed)
     aside = _aside(len(unknown), model.config.dimension, seed)
     vectors[unknown] = _unit_length(predicted, aside)
     shown, touched = catalog.available, np.bincount(events.items, minlength=len(catalog)) > 0
@@ -102,6 +107,38 @@ def content_features(catalog: Catalog, words: sp.csr_array) -> sp.csr_array:
     shape = (n, len(catalog.category_names) + 1)
     blocks += [sp.csr_array((share, (row, catalog.categories[row, slot])), shape=shape), words]
     return sp.csr_array(sp.hstack([sp.csr_array(block) for block in blocks], dtype=np.float32))
+
+
+def _predicted(
+    catalog: Catalog, vectors: Floats, known: Ints, unknown: Ints, liked: Ints, asked: Floats, *, seed: int
+) -> Floats:
+    """Rows for `unknown` from those of `known`, as regression and neighbours say. liked (n,): events of each item.
+
+    How much each has to say is what foretells best the products of users `asked` with items that are held out: least
+    squares, an item weighing as the root of its events. Neighbours that foretell nothing have no say.
+    """
+    words = item_words(catalog)
+    features = content_features(catalog, words)
+
+    def both(of: Ints, rows: Ints) -> tuple[Floats, Floats]:
+        regressed = _regressed(features, vectors, of, rows, liked[of])
+        return regressed, _beside(words, vectors, of, rows, liked[of], regressed)
+
+    if len(known) < LEAST:
+        return both(known, unknown)[0]
+    order = np.random.default_rng(seed).permutation(known)
+    held, rest = np.sort(order[: len(order) // HELD]), np.sort(order[len(order) // HELD :])
+    told = np.stack([vectors[held], *both(rest, held)]).astype(np.float64)  # (3, m, d): the truth, and what is said
+    weight = np.sqrt(liked[held])[:, None]
+    middle = (told * weight).sum(1, keepdims=True) / weight.sum()  # (3, 1, d)
+    products = np.einsum("amd,bme,de->ab", (told - middle) * weight, told - middle, asked.T @ asked, optimize=True)
+    root = np.linalg.cholesky(products[1:, 1:] + TINY * np.trace(products) * np.eye(2))
+    says, _ = nnls(root.T, np.linalg.solve(root, products[1:, 0]))
+    regressed, beside = both(known, unknown)
+    if says[1] == 0:
+        return regressed
+    rows = middle[0] + says[0] * (regressed - middle[1]) + says[1] * (beside - middle[2])
+    return np.asarray(rows, dtype=np.float32)
 
 
 def _regressed(features: sp.csr_array, vectors: Floats, known: Ints, unknown: Ints, events: Ints) -> Floats:

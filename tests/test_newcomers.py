@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 import scipy.sparse as sp
 import torch
@@ -87,12 +88,35 @@ def test_neighbours_by_hand(monkeypatch):
     np.testing.assert_allclose(found[0], vectors[1], rtol=1e-5)
 
 
-def test_new_items_stand_between_what_a_weighted_ridge_says_and_what_their_neighbours_do(monkeypatch):
+def test_neighbours_have_a_say_where_they_foretell_what_a_regression_does_not():
+    """Five films of one series each: their vectors are alike, and two words that nobody else has say which it is."""
+    rng = np.random.default_rng(0)
+    series = np.arange(300) // 5
+    catalog = toy_catalog(300)
+    titles = [f"word{row % 7} star{s} moon{s}" for row, s in enumerate(series)]
+    catalog = replace(catalog, frame=catalog.frame.with_columns(title=pl.Series(titles)))
+    vectors = newcomers.unit(rng.normal(size=(60, 8))[series] + 0.3 * rng.normal(size=(300, 8))).astype(np.float32)
+    unknown, asked = np.arange(0, 300, 25), newcomers.unit(rng.normal(size=(500, 8)).astype(np.float32))
+    known, liked = np.setdiff1d(np.arange(300), unknown), np.full(300, 9)
+    words = item_words(catalog)
+    alone = newcomers._regressed(content_features(catalog, words), vectors, known, unknown, liked[known])
+
+    def error(predicted):
+        return ((predicted - vectors[unknown]) ** 2).sum(1).mean()
+
+    predicted = newcomers._predicted(catalog, vectors, known, unknown, liked, asked, seed=0)
+    assert error(predicted) < 0.7 * error(alone)
+    strange = vectors[rng.permutation(300)]  # of what words say nothing
+    alone = newcomers._regressed(content_features(catalog, words), strange, known, unknown, liked[known])
+    predicted = newcomers._predicted(catalog, strange, known, unknown, liked, asked, seed=0)
+    assert np.linalg.norm(predicted, axis=1).mean() < 0.4  # hardly anything is said
+
+
+def test_new_items_stand_where_a_weighted_ridge_puts_them_where_there_are_few_others(monkeypatch):
     monkeypatch.setattr(newcomers, "PARITY", 0.0)  # as near to no lift as 12 halvings come
     model, catalog, events = world(0.2)
     placed = place_newcomers(model, catalog, events, seed=0)
-    words = item_words(catalog)
-    x = content_features(catalog, words).toarray().astype(np.float64)
+    x = content_features(catalog, item_words(catalog)).toarray().astype(np.float64)
     liked = np.bincount(events.liked().items, minlength=ITEMS)
     known = liked > 0
     weights = np.sqrt(liked[known])
@@ -103,9 +127,7 @@ def test_new_items_stand_between_what_a_weighted_ridge_says_and_what_their_neigh
     solved = np.linalg.solve(
         centred.T * weights @ centred + newcomers.RIDGE * np.eye(x.shape[1]), centred.T * weights @ (y - middle_y)
     )
-    regressed = (x[list(NEW)] - middle_x) @ solved + middle_y
-    alike = (words[list(NEW)] @ words[known].T).toarray() ** 2 * np.sqrt(liked[known])
-    expected = (regressed + alike @ y / alike.sum(1, keepdims=True)) / 2
+    expected = (x[list(NEW)] - middle_x) @ solved + middle_y
     expected /= np.linalg.norm(expected, axis=1, keepdims=True).clip(min=1)
     np.testing.assert_allclose(placed[list(NEW), :6], expected[:, :6], atol=0.01)  # the last quarter makes them unit
 
