@@ -9,7 +9,7 @@ from toy_data import toy_config, toy_log, write_tables
 from experiments.bench import train as module
 from experiments.bench.train import Course, Vectors, environment, judge, run
 from experiments.splits import Targets
-from features.errors import DependencyError, RecsysError
+from features.errors import ConfigError, DependencyError, RecsysError
 
 ACTOR = """
 import json, sys
@@ -73,6 +73,12 @@ def test_the_short_form_takes_two_passes_over_a_tenth_of_the_users(config):
     assert len(result.figures["rectools: seconds of each pass"]) == 2
     assert result.figures["ours: positions a pass"] == 4 * 10  # of 40 users with 13 events; two are held out
     assert result.bars == []
+
+
+def test_a_split_by_time_is_refused(config, tmp_path):
+    by_time = toy_config(tmp_path, split={"kind": "time"})
+    with pytest.raises(ConfigError, match=r"split\.kind is time; RecTools can be judged leave-last-out alone"):
+        run(config=str(by_time))
 
 
 def test_last_words_are_told(config, tmp_path):

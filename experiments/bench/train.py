@@ -28,7 +28,7 @@ from experiments.dataset import encode, load_dataset
 from experiments.evaluate import DEPTH, K, ranked
 from experiments.splits import Targets
 from experiments.train import windows
-from features.errors import DependencyError, RecsysError
+from features.errors import ConfigError, DependencyError, RecsysError
 from features.interactions import Bools, Interactions, Ragged, UserStates
 from recsys import metrics
 from recsys.candidates import Candidates, Floats, Recommender, top_k
@@ -88,9 +88,14 @@ def run(
     """At most `passes` of each, or until it has not become better for `patience` of them (else as configured).
 
     The seconds each needs to learn are null where patience has not ended it: then its best is not known yet. short:
-    two passes over a tenth of the users.
+    two passes over a tenth of the users. Raises ConfigError where the split is by time: RecTools' users stand where
+    their last training event put them, and who comes later is unknown to it.
     """
     settings = load_config(Path(config))
+    if settings.split.kind != "leave-last-out":
+        raise ConfigError(
+            f"{config}: split.kind is {settings.split.kind}, and RecTools is judged leave-last-out alone"
+        )
     passes = 2 if short else max(2, passes)
     towers = settings.towers.model_copy(update={"nested": ()})
     training = settings.training.model_copy(update={"negatives": 0, "epochs": passes})
