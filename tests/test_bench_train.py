@@ -77,7 +77,7 @@ def test_the_short_form_takes_two_passes_over_a_tenth_of_the_users(config):
 
 def test_a_split_by_time_is_refused(config, tmp_path):
     by_time = toy_config(tmp_path, split={"kind": "time"})
-    with pytest.raises(ConfigError, match=r"split\.kind is time; RecTools can be judged leave-last-out alone"):
+    with pytest.raises(ConfigError, match=r"split\.kind is time, and RecTools is judged leave-last-out alone"):
         run(config=str(by_time))
 
 
