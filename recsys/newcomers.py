@@ -132,7 +132,7 @@ def _predicted(
     weight = np.sqrt(liked[held])[:, None]
     middle = (told * weight).sum(1, keepdims=True) / weight.sum()  # (3, 1, d)
     products = np.einsum("amd,bme,de->ab", (told - middle) * weight, told - middle, asked.T @ asked, optimize=True)
-    root = np.linalg.cholesky(products[1:, 1:] + TINY * np.trace(products) * np.eye(2))
+    root = np.linalg.cholesky(products[1:, 1:] + TINY * (1 + np.trace(products)) * np.eye(2))
     says, _ = nnls(root.T, np.linalg.solve(root, products[1:, 0]))
     regressed, beside = both(known, unknown)
     if says[1] == 0:

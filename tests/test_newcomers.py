@@ -110,6 +110,9 @@ def test_neighbours_have_a_say_where_they_foretell_what_a_regression_does_not():
     alone = newcomers._regressed(content_features(catalog, words), strange, known, unknown, liked[known])
     predicted = newcomers._predicted(catalog, strange, known, unknown, liked, asked, seed=0)
     assert np.linalg.norm(predicted, axis=1).mean() < 0.4  # hardly anything is said
+    same = np.tile(vectors[:1], (300, 1))
+    predicted = newcomers._predicted(catalog, same, known, unknown, liked, asked, seed=0)
+    np.testing.assert_allclose(predicted, same[unknown], atol=1e-5)
 
 
 def test_new_items_stand_where_a_weighted_ridge_puts_them_where_there_are_few_others(monkeypatch):
