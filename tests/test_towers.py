@@ -149,9 +149,8 @@ def test_what_comes_later_never_changes_an_earlier_output(change):
             np.testing.assert_allclose(after[:, :at], before[:, :at], atol=1e-6)
             changed = (after[:, at:] - before[:, at:]).abs().amax(-1) > 1e-5
             assert changed[:, 0].all()
-            assert (
-                changed[:, 1:] == (change != "hour")
-            ).all()  # every later one, but for the hour: it is of the moment
+            # every later one as well, but for the hour: it is of the moment
+            assert (changed[:, 1:] == (change != "hour")).all()
 
 
 def test_what_is_padded_never_changes_what_is_before():
@@ -229,9 +228,7 @@ def test_histories_by_hand():
     known = replace(states, types=np.array([3, 1, 2, 4]))  # by user and time: of items 3, 4, 2 and 5
     assert histories(known, 2)[2].tolist() == [[1, 2], [4, 0], [0, 0], [3, 1]]
     late = log.states(np.array([0]), np.array([49 * HOUR]))
-    assert histories(late, 2)[4].tolist() == [
-        [0, 49]
-    ]  # of the event that followed, and of the moment that is asked about
+    assert histories(late, 2)[4].tolist() == [[0, 49]]  # of the event that followed, and of the moment asked about
 
 
 def test_hours_of_the_week_by_hand():
