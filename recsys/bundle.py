@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import scipy.sparse as sp
 from safetensors import SafetensorError
@@ -43,8 +44,9 @@ from recsys.reranker import PairFeatures, Reranker
 from recsys.settings import TowerConfig
 from recsys.statistics import ItemStatistics
 from recsys.towers import TwoTowers
+from recsys.words import WIDTH, Words
 
-FORMAT = 7
+FORMAT = 8
 """Rises when an older version could not read what is written."""
 
 MANIFEST, ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT = (
@@ -158,7 +160,8 @@ def save_bundle(
     arrays |= {f"statistics.{name}": getattr(statistics, name) for name in _STATISTICS}
     arrays["popularity"] = recommender.fallback.popularity
     if isinstance(reranker, Reranker):
-        arrays |= {f"neighbours.{name}": getattr(reranker.features.neighbours, name) for name in _SPARSE}
+        read = reranker.features
+        arrays |= _parts("neighbours", read.neighbours) | _parts("words", read.words.rows) | {"idf": read.words.idf}
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / ARRAYS)
     save_weights({name: t.contiguous() for name, t in recommender.towers.state_dict().items()}, folder / TOWERS)
     index = recommender.index
@@ -274,8 +277,10 @@ def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
     towers.eval()
     reranker = None
     if RERANKER in manifest["files"]:
-        neighbours = sp.csr_array(tuple(arrays[f"neighbours.{name}"] for name in _SPARSE), shape=(len(vectors),) * 2)
-        reranker = Reranker.load(path / RERANKER, PairFeatures(catalog, vectors, statistics, neighbours))
+        n = len(vectors)
+        words = Words(_joined("words", arrays, (n, WIDTH)), arrays["idf"])
+        features = PairFeatures(catalog, vectors, statistics, words, _joined("neighbours", arrays, (n, n)))
+        reranker = Reranker.load(path / RERANKER, features)
     fitted_until = manifest["fitted_until"]
     recommender = TwoStage(
         towers=towers,
@@ -287,6 +292,14 @@ def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
         fitted_until=fitted_until,
     )
     return Bundle(path, manifest, catalog, recommender, content, LiveIndex(contents))
+
+
+def _parts(name: str, matrix: sp.csr_array) -> dict[str, npt.NDArray[Any]]:
+    return {f"{name}.{part}": getattr(matrix, part) for part in _SPARSE}
+
+
+def _joined(name: str, arrays: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> sp.csr_array:
+    return sp.csr_array(tuple(arrays[f"{name}.{part}"] for part in _SPARSE), shape=shape)
 
 
 def behaviour_space(weights: Path, dimension: int) -> SpaceKey:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 import scipy.sparse as sp
 
-from features.catalog import Catalog, Categories
+from features.catalog import Catalog, Categories, item_texts
 from features.ids import IdMap
 from features.interactions import Bools, Ints
 from features.schema import ITEM
@@ -54,7 +54,7 @@ def grown(bundle: "Bundle", items: pl.DataFrame, channels: Mapping[str, Embedded
     vectors = put_rows(stage.vectors, total, rows[moved], placed_at)
     reranker = stage.reranker
     if isinstance(reranker, Reranker):
-        reranker = Reranker(reranker.booster, _grown_features(reranker.features, catalog, vectors))
+        reranker = Reranker(reranker.booster, _grown_features(reranker.features, catalog, vectors, rows))
     recommender = replace(
         stage, vectors=vectors, fallback=replace(stage.fallback, popularity=popularity), reranker=reranker
     )
@@ -187,8 +187,11 @@ def _grown_categories(old: Catalog, mine: Catalog, rows: Ints, total: int) -> tu
     return tuple(index), out
 
 
-def _grown_features(features: PairFeatures, catalog: Catalog, vectors: Floats) -> PairFeatures:
-    """Features of pairs over more items: nothing is counted of the new ones, and nothing goes with them."""
+def _grown_features(features: PairFeatures, catalog: Catalog, vectors: Floats, rows: Ints) -> PairFeatures:
+    """Features of pairs over more items: nothing is counted of the new ones, and nothing goes with them.
+
+    rows (m,): those that are new, or in place of others, whose words are read.
+    """
     total, s, old = len(catalog), features.statistics, features.neighbours
     never = np.iinfo(np.int64).min
     statistics = replace(
@@ -200,4 +203,5 @@ def _grown_features(features: PairFeatures, catalog: Catalog, vectors: Floats) -
     )
     indptr = longer(old.indptr, total + 1, old.indptr[-1])
     neighbours = sp.csr_array((old.data, old.indices, indptr), shape=(total, total))
-    return replace(features, catalog=catalog, vectors=vectors, statistics=statistics, neighbours=neighbours)
+    words = features.words.put(total, rows, item_texts(catalog.frame[rows]))
+    return PairFeatures(catalog, vectors, statistics, words, neighbours)

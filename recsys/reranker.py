@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from features.catalog import Catalog
+from features.catalog import Catalog, item_texts
 from features.errors import BundleError, DependencyError
 from features.interactions import DAY, Interactions, Ints, Ragged, UserStates
 from recsys.baselines.local_ease import fit_local_ease
@@ -18,6 +18,7 @@ from recsys.metrics import Doubles
 from recsys.settings import RerankerConfig
 from recsys.statistics import ItemStatistics
 from recsys.tally import Tally
+from recsys.words import Words
 
 try:
     import lightgbm
@@ -33,6 +34,7 @@ FEATURES = (
     "similarity_max",
     "similarity_mean",
     "text_similarity",
+    "word_similarity",
     "category_share",
     "neighbours_long",
     "neighbours_short",
@@ -41,6 +43,7 @@ FEATURES = (
     "item_log_newest",
     "item_trend",
     "item_days_since_last",
+    "item_days_since_published",
     "user_log_history",
     "user_popularity_gap",
     "user_item_log_count",
@@ -78,19 +81,21 @@ The time saved goes into more states and more trees, which are worth more.
 class PairFeatures:
     """Makes the feature matrix of (state, candidate) pairs from arrays fixed at training.
 
-    vectors (n, d) item vectors of the towers that found the candidates; statistics of the items; neighbours (n, n)
-    sparse: how much the item of a column goes with that of a row (`fit_local_ease`).
+    vectors (n, d) item vectors of the towers that found the candidates; statistics and words of the items;
+    neighbours (n, n) sparse: how much the item of a column goes with that of a row (`fit_local_ease`).
     """
 
     catalog: Catalog
     vectors: Floats
     statistics: ItemStatistics
+    words: Words
     neighbours: sp.csr_array
 
     @classmethod
     def of(cls, catalog: Catalog, vectors: Floats, events: Interactions) -> "PairFeatures":
         """From the events of a time. Raises DataError when none is positive."""
-        return cls(catalog, vectors, ItemStatistics.of(events), fit_local_ease(events, k=NEIGHBOURS))
+        words = Words.of(item_texts(catalog.frame))
+        return cls(catalog, vectors, ItemStatistics.of(events), words, fit_local_ease(events, k=NEIGHBOURS))
 
     @property
     def fitted_until(self) -> int:
@@ -106,6 +111,15 @@ class PairFeatures:
         asked = np.arange(len(rows))[:, None] * n + rows
         at = np.searchsorted(key, asked)
         return np.where(np.append(key, -1)[at] == asked, np.append(sums.data, 0.0)[at], 0.0)
+
+    def _ages(self, as_of: Ints, rows: Ints) -> Doubles:
+        """(b, k): days from the publication of items rows (b, k) to the moments as_of (b,), NaN where it is unknown.
+
+        Of what nobody has touched yet, the new is wanted far more often than what lies there for long.
+        """
+        published = self.catalog.published[rows]
+        known = published != np.iinfo(np.int64).min
+        return np.where(known, (as_of[:, None] - np.where(known, published, 0)) / DAY, np.nan)
 
     @cached_property
     def finest(self) -> Ints:
@@ -143,6 +157,7 @@ class PairFeatures:
             filled.max(2),
             np.where(there[:, None, :], filled, 0).sum(2) / count,
             np.einsum("bkm,bm->bk", self.catalog.content[rows], text, optimize=True),
+            self.words.similarity(liked, rows),
             same.sum(2) / count,
             *(self._neighbours(liked, decay, rows) for decay in (LONG, SHORT)),
             popularity,
@@ -150,6 +165,7 @@ class PairFeatures:
             np.log1p(s.newest[rows]),
             np.log1p(s.newest[rows] * (30 / 7)) - recently,
             np.where(s.total[rows] > 0, days, np.nan),
+            self._ages(states.as_of, rows),
             np.log1p(liked.lengths)[:, None],
             popularity - np.where(empty, np.nan, mean_popularity)[:, None],
             *habits(states, rows, self.finest),

@@ -72,9 +72,12 @@ def test_what_is_loaded_answers_as_what_was_saved(parts, tmp_path, reranked):
     assert (bundle.recommender.reranker is not None) == reranked
     assert (bundle.path / "reranker.txt").exists() == reranked
     if reranked:
-        loaded, kept = (one.reranker.features.neighbours for one in (bundle.recommender, stage))
-        assert kept.nnz > 0
-        np.testing.assert_array_equal(loaded.toarray(), kept.toarray())
+        loaded, kept = (one.reranker.features for one in (bundle.recommender, stage))
+        assert kept.neighbours.nnz > 0
+        np.testing.assert_array_equal(loaded.neighbours.toarray(), kept.neighbours.toarray())
+        assert kept.words.rows.nnz > 0
+        assert (loaded.words.rows != kept.words.rows).nnz == 0
+        np.testing.assert_array_equal(loaded.words.idf, kept.words.idf)
     assert bundle.recommender.fitted_until == stage.fitted_until
     assert bundle.catalog.ids == catalog.ids
     assert bundle.catalog.category_names == catalog.category_names
@@ -204,7 +207,7 @@ def test_an_edited_manifest_is_refused(copy, change):
 @pytest.mark.parametrize("content", ["[]", "7", "null", '"manifest"', "{}"])
 def test_a_manifest_that_is_something_else_is_refused(copy, content):
     (copy / "manifest.json").write_text(content)
-    with pytest.raises(BundleError, match=r"manifest\.json: format None, this version reads 7; train again"):
+    with pytest.raises(BundleError, match=r"manifest\.json: format None, this version reads 8; train again"):
         load_bundle(copy)
 
 

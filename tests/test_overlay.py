@@ -143,7 +143,9 @@ def test_known_items_keep_their_row_and_with_events_their_vector(bundle: Bundle)
 def test_everything_is_row_aligned_and_the_old_bundle_as_it_was(bundle: Bundle) -> None:
     asked, wide = states(), np.ones(N, bool)
     before = bundle.recommender.recommend(asked, N, allow=wide)
-    after = grown(grown(bundle, items("x"), said([1, 0, 0, 0])), items("y", "x"), said([0, 1, 0, 0], [0, 0, 1, 0]))
+    once = grown(bundle, items("x", title=["of another kind"]), said([1, 0, 0, 0]))
+    again = items("y", "x", title=["title c1", "title c0"])
+    after = grown(once, again, said([0, 1, 0, 0], [0, 0, 1, 0]))
     total = N + 2
     assert after.catalog.ids.ids[N:] == ("x", "y")
     features = after.recommender.reranker.features  # type: ignore[union-attr]
@@ -156,6 +158,9 @@ def test_everything_is_row_aligned_and_the_old_bundle_as_it_was(bundle: Bundle) 
     assert features.neighbours.shape == (total, total)
     np.testing.assert_array_equal(features.neighbours.toarray()[:N, :N], old.toarray())
     assert features.neighbours.nnz == old.nnz
+    assert features.words.rows.shape[0] == total
+    alike = (features.words.rows @ features.words.rows[[N, N + 1]].T).toarray()
+    assert [alike[N, 0], alike[N + 1, 1]] == pytest.approx([1, 1])  # x in its second words
     assert sorted(after.popular.tolist()) == list(range(total))
     assert after.popular[-3:].tolist() == [UNTOUCHED, N, N + 1]  # nobody took them
     assert after.content is not None

@@ -1,5 +1,7 @@
 """The reranker: every feature by hand, an order that one feature decides, and its file."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from toy_data import DAY, noise, toy_catalog, toy_log
@@ -22,6 +24,7 @@ from recsys.settings import RerankerConfig
 from recsys.tally import DECAY
 
 R2 = 2**-0.5
+UNKNOWN = np.iinfo(np.int64).min
 
 VECTORS = np.array([[1, 0], [0, 1], [R2, R2], [-1, 0]], np.float32)
 TEXT = np.array([[1, 0], [0, 1], [0, 0], [R2, -R2]], np.float32)
@@ -37,6 +40,7 @@ TRAINED = [
 @pytest.fixture(scope="module")
 def features():
     catalog = toy_catalog(4, categories=[["a", "x"], ["b"], ["a"], ["x", "a"]], text=TEXT)
+    catalog = replace(catalog, published=np.array([10 * DAY, UNKNOWN, 120 * DAY, 85 * DAY]))
     return PairFeatures.of(catalog, VECTORS, toy_log(TRAINED, n_items=4))
 
 
@@ -62,6 +66,8 @@ EXPECTED = {
     "similarity_max": (R2, 1, 0),
     "similarity_mean": (R2, 2 / 3, -2 / 3),
     "text_similarity": (0, 2 * 5**-0.5, R2 * (2 - 1) * 5**-0.5),  # profile (2, 1) / sqrt 5; item 2 has no text
+    # all have "title" alone: their numbers and categories are too short for words; a history is one word as well
+    "word_similarity": (1, 1, 1),
     "category_share": (2 / 3, 2 / 3, 0),  # main categories of 0, 0, 1: a, a, b
     # of three who took 0, two took 1 and one took 2; nobody 1 and 2: both / (owners of the other + 200), newest first
     "neighbours_long": (LONG / (3 + 200), 2 / (2 + 200), 0),
@@ -71,6 +77,7 @@ EXPECTED = {
     "item_log_newest": (np.log1p(1), 0, 0),
     "item_trend": (np.log1p(30 / 7) - np.log1p(1), 0, 0),
     "item_days_since_last": (0, 50, np.nan),  # until the statistics end, on day 100
+    "item_days_since_published": (-10, 100, 25),  # until it is asked, on day 110
     "user_log_history": (LOG3, LOG3, LOG3),
     "user_popularity_gap": tuple(x - (2 * LOG3 + LOG2) / 3 for x in (np.log1p(1), LOG3, 0)),
     "user_item_log_count": (0, LOG2, 0),
@@ -101,7 +108,8 @@ def test_of_a_user_without_history_only_the_item_is_known(table):
     assert second["retrieval_rank"] == 1
     assert first["item_log_count"] == pytest.approx(LOG2)
     assert first["item_days_since_last"] == pytest.approx(5)
-    for name in ("text_similarity", "category_share", "user_log_history", "user_item_log_count", "user_item_recency"):
+    assert np.isnan(first["item_days_since_published"])  # of item 1 it is unknown
+    for name in ("text_similarity", "word_similarity", "category_share", "user_log_history", "user_item_log_count", "user_item_recency"):
         assert first[name] == 0
     assert first["user_item_share"] == first["user_log_moments"] == 0
     for name in ("user_item_days_since_last", "user_item_due", "user_repeat_share", "user_days_since_last"):
