@@ -72,22 +72,32 @@ def test_content_finds_what_has_no_events(config):
 
 
 def test_with_a_cut_cold_is_what_comes_later_and_nothing_later_is_fitted_on(config, monkeypatch):
+    """With a reranker the bars are of what would be served."""
+    served = yaml.safe_load(config.read_text()) | {"reranker": {"candidates": 50, "trees": 10}}
+    path = config.with_name("served.yaml")
+    path.write_text(yaml.safe_dump(served))
     fitted = []
-    monkeypatch.setattr(
-        cold, "fit_tfidf", lambda events, *a, **k: fitted.append(events) or fit_tfidf(events, *a, **k)
-    )
-    learn = cold.fit_towers
-    monkeypatch.setattr(
-        cold, "fit_towers", lambda _, events, *a, **k: fitted.append(events) or learn(_, events, *a, **k)
-    )
-    figures = cold.run(short=True, config=str(config), cut=0.3).figures
+
+    def watched(name, events_of):
+        real = getattr(cold, name)
+        monkeypatch.setattr(cold, name, lambda *a, **k: fitted.append(events_of(a).latest) or real(*a, **k))
+
+    watched("fit_tfidf", lambda given: given[0])
+    watched("choose", lambda given: given[1].events)
+    watched("fit_recipe", lambda given: given[2])
+    result = cold.run(short=True, config=str(path), cut=0.3)
     table = pl.read_csv(config.parent / "events.csv").select(
         "item_id", pl.col("timestamp").str.to_datetime(time_zone="UTC")
     )
-    at = np.quantile(table["timestamp"].dt.timestamp("us").to_numpy(), 0.3)
-    early = table.filter(pl.col("timestamp").dt.timestamp("us") < int(at))
-    assert [events.latest < at for events in fitted] == [True, True]
+    times = table["timestamp"].dt.timestamp("us").to_numpy()
+    at = int(np.quantile(times, 0.3))
+    assert fitted == [times[times < at].max()] * 3
+    early = table.filter(pl.col("timestamp").dt.timestamp("us") < at)
+    figures = result.figures
     assert figures["items_cold"] == table["item_id"].n_unique() - early["item_id"].n_unique() > 0
+    linear = max(figures[f"{name}, among cold: hr_at_10"] for name in ("TF-IDF profile", "bridge + TF-IDF"))
+    assert result.bars[0].value == pytest.approx(figures["two towers + reranker, among cold: hr_at_10"] / linear)
+    assert "two towers, among cold: hr_at_10" in figures
 
 
 def test_which_items_are_cold_is_the_seeds(config):

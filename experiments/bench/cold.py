@@ -2,12 +2,13 @@
 
 An event is a user's positive one with a cold item; the history is what else the user did before it, warm items only.
 It is ranked among the cold items, and among all items (those of the history excluded), at most 5,000 events. In the
-other form time decides: all is fitted before a cut, and cold are the items that come after it. The references are
+other form time decides: all is fitted before a cut, and cold are the items that come after it; there is then a window
+to learn an order from as well, so that what would be served is judged, besides retrieval alone. The references are
 linear: the TF-IDF profile, the content bridge, and the sum of both in standard scores.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ import numpy as np
 from pydantic import ValidationError
 
 from experiments.bench.runner import Bar, Result
-from experiments.config import load_config
-from experiments.contenders import assemble
-from experiments.dataset import encode, keep_frequent, load_dataset
+from experiments.config import RunConfig, load_config
+from experiments.contenders import RERANKED, TOWERS, assemble, choose, fit_recipe
+from experiments.dataset import Dataset, encode, keep_frequent, load_dataset
 from experiments.evaluate import DEPTH, K, as_dict, ranked
 from experiments.splits import Targets
+from experiments.train import windows
 from features.catalog import item_texts
 from features.encoding import Builtin
 from features.errors import ConfigError, DataError
 from features.interactions import Bools, Ragged
+from features.progress import silent
 from recsys import metrics
 from recsys.baselines.content import ContentBridge, TfidfProfile, fit_bridge, fit_tfidf
 from recsys.baselines.profiles import Baseline
@@ -33,7 +36,7 @@ from recsys.metrics import Doubles
 from recsys.training import fit_towers
 
 EVENTS, DECAY = 5000, 0.8
-OURS, BOTH, PROFILE = "two towers", "bridge + TF-IDF", "TF-IDF profile"
+BRIDGE, BOTH, PROFILE = "content bridge", "bridge + TF-IDF", "TF-IDF profile"
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,20 @@ def run(
     cut: float | None = None,
     without: str | None = None,
 ) -> Result:
-    """config: one whose data are there; seed: which items are cold; passes: of the towers, else as configured.
+    """config: one whose data are there; seed: which items are cold; passes: of the towers, else as configured, at
+    most so many where there is a window to choose by.
 
     cut: share of the events, the oldest, that all is fitted on; cold are then the items that come later. without: a
     kind of content, as image: the towers are fitted once more as if items had none, which tells what it adds. short:
     two passes, 500 events.
     """
     settings = load_config(Path(config))
-    fitted_on = {OURS: settings}
+    fitted_on = {TOWERS: settings}
     if without is not None:
         if not isinstance(settings.encoder, Builtin):
             raise ConfigError(f"{config}: only of an encoder of kind builtin can {without} be left out")
         try:
-            fitted_on[f"{OURS} without {without}"] = settings.changed(
+            fitted_on[f"{TOWERS} without {without}"] = settings.changed(
                 {"encoder.without": (*settings.encoder.without, without)}
             )
         except ValidationError as error:
@@ -108,17 +112,18 @@ def run(
     profile, bridge = fit_tfidf(fit, texts, decay=DECAY), fit_bridge(fit, texts, decay=DECAY, seed=seed)
     contenders: dict[str, Recommender] = {
         PROFILE: profile,
-        "content bridge": bridge,
+        BRIDGE: bridge,
         BOTH: Sum(profile.popularity, profile.fitted_until, bridge, profile, cold),
     }
     made = 2 if short else passes or settings.training.epochs
     seconds = {}
     for name, encoded in fitted_on.items():
-        catalog = encode(dataset, encoded).catalog
+        ready = encode(dataset, encoded)
         began = time.perf_counter()
-        fitted = fit_towers(catalog, fit, settings.towers, settings.training, seed=settings.seed, epochs=made)
+        one = encoded.changed({"training.epochs": made})
+        contenders |= _fitted(name, one, replace(ready, events=fit), validated=cut is not None)
         seconds[f"{name}: fit_seconds"] = round(time.perf_counter() - began, 1)
-        contenders[name] = assemble(fitted.model, fit, settings, catalog)
+    ours = RERANKED if RERANKED in contenders else TOWERS
     figures: dict[str, Any] = {
         "items": n,
         "items_cold": int(cold.sum()),
@@ -131,27 +136,45 @@ def run(
         for among, found in hits.items():
             found[name] = _hits(contender, targets, cold if among == "among cold" else None)
             figures[f"{name}, {among}: hr_at_10"] = float(found[name].mean())
+    linear = (PROFILE, BRIDGE, BOTH)
     for among, found in hits.items():
         users = {name: metrics.per_user(hit, states.users)[0] for name, hit in found.items()}
-        figures[f"{OURS}, {among}: by user, 95 %"] = as_dict(bootstrap(users[OURS], seed=seed))
-        for name in (PROFILE, BOTH, *(other for other in fitted_on if other != OURS)):
-            figures[f"{OURS} - {name}, {among}: by user, 95 %"] = as_dict(
-                paired_bootstrap(users[OURS], users[name], seed=seed)
+        figures[f"{ours}, {among}: by user, 95 %"] = as_dict(bootstrap(users[ours], seed=seed))
+        for name in (other for other in users if other not in (ours, BRIDGE)):
+            figures[f"{ours} - {name}, {among}: by user, 95 %"] = as_dict(
+                paired_bootstrap(users[ours], users[name], seed=seed)
             )
-    linear = max(hit.mean() for name, hit in hits["among cold"].items() if name not in fitted_on)
+    best = max(hits["among cold"][name].mean() for name in linear)
     everywhere = hits["among all"]
     return Result(
         figures,
         [
-            Bar("among cold, over the best linear", _ratio(hits["among cold"][OURS].mean(), linear), ">=", 1.15),
+            Bar("among cold, over the best linear", _ratio(hits["among cold"][ours].mean(), best), ">=", 1.15),
             Bar(
                 "among all, over the TF-IDF profile",
-                _ratio(everywhere[OURS].mean(), everywhere[PROFILE].mean()),
+                _ratio(everywhere[ours].mean(), everywhere[PROFILE].mean()),
                 ">=",
                 2.0,
             ),
         ],
     )
+
+
+def _fitted(name: str, config: RunConfig, dataset: Dataset, *, validated: bool) -> dict[str, Recommender]:
+    """The towers on all events of the data set; validated: as `recsys train` fits them, and with the reranker."""
+    events = dataset.events
+    if not validated:
+        fitted = fit_towers(
+            dataset.catalog, events, config.towers, config.training, seed=config.seed, epochs=config.training.epochs
+        )
+        return {name: assemble(fitted.model, events, config, dataset.catalog)}
+    every_item = config.changed({"data.min_train_events": 0})
+    window, splits = windows(every_item, dataset)[-1]
+    recipe = choose(config, window, splits, lambda line: None, silent)
+    trained = fit_recipe(config, window, events, recipe, lambda line: None, silent)
+    if recipe.reranker is None:
+        return {name: trained.retrieval}
+    return {name: trained.retrieval, name.replace(TOWERS, RERANKED): trained.recommender}
 
 
 def _hits(contender: Recommender, targets: Targets, allow: Bools | None) -> Doubles:
