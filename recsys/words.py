@@ -13,8 +13,8 @@ from recsys.candidates import Floats
 WIDTH = 2**18
 """Columns that words are hashed to, so that no list of them is kept for the items that come later."""
 
-DECAY = 0.8
-"""Weight of a positive event against the next one: an undecayed profile finds half as many of a user's next items."""
+NEWER = 0.8
+"""Weight of a liked item against the next newer one, as in the TF-IDF profile that the baselines have."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Words:
         order = np.arange(total)
         order[rows] = n + np.arange(len(rows))
         both = sp.csr_array(sp.vstack([self.rows, _weighted(_counts(texts), self.idf)], format="csr"))
-        return Words(both[order], self.idf)
+        return Words(both if (order == np.arange(total)).all() else both[order], self.idf)
 
     def similarity(self, liked: Ragged, rows: Ints) -> Floats:
-        """(b, k): cosines of items rows (b, k) with the sums of b histories, each item weighted DECAY ** age."""
-        tastes = profile(liked, self.rows.shape[0], DECAY) @ self.rows  # (b, WIDTH)
+        """(b, k): cosines of items rows (b, k) with the sums of b histories, each item weighted NEWER ** age."""
+        tastes = profile(liked, self.rows.shape[0], NEWER) @ self.rows  # (b, WIDTH)
         out = np.zeros(rows.shape, dtype=np.float32)
         taste = np.zeros(WIDTH, dtype=np.float32)
         for state in range(len(rows)):  # one after the other: dense, all of them would be a megabyte each

@@ -100,6 +100,13 @@ def test_with_a_cut_cold_is_what_comes_later_and_nothing_later_is_fitted_on(conf
     assert "two towers, among cold: hr_at_10" in figures
 
 
+def test_a_cut_needs_a_window_in_time_to_choose_by(config):
+    path = config.with_name("sequences.yaml")
+    path.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"split": {"kind": "leave-last-out"}}))
+    with pytest.raises(ConfigError, match=r"split\.kind = leave-last-out has no window in time"):
+        cold.run(short=True, config=str(path), cut=0.3)
+
+
 def test_which_items_are_cold_is_the_seeds(config):
     first, other = (cold.run(short=True, config=str(config), seed=seed).figures["events"] for seed in (0, 1))
     assert first != other

@@ -160,7 +160,7 @@ def test_everything_is_row_aligned_and_the_old_bundle_as_it_was(bundle: Bundle) 
     assert features.neighbours.nnz == old.nnz
     assert features.words.rows.shape[0] == total
     alike = (features.words.rows @ features.words.rows[[N, N + 1]].T).toarray()
-    assert [alike[N, 0], alike[N + 1, 1]] == pytest.approx([1, 1])  # x in its second words
+    assert [alike[0, 0], alike[1, 1]] == pytest.approx([1, 1])  # x in its second words, those of i0, and y as i1
     assert sorted(after.popular.tolist()) == list(range(total))
     assert after.popular[-3:].tolist() == [UNTOUCHED, N, N + 1]  # nobody took them
     assert after.content is not None

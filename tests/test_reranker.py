@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
 from toy_data import DAY, noise, toy_catalog, toy_log
 
 from features.errors import BundleError
@@ -22,6 +23,7 @@ from recsys.reranker import (
 )
 from recsys.settings import RerankerConfig
 from recsys.tally import DECAY
+from recsys.words import NEWER
 
 R2 = 2**-0.5
 UNKNOWN = np.iinfo(np.int64).min
@@ -39,7 +41,7 @@ TRAINED = [
 
 @pytest.fixture(scope="module")
 def features():
-    catalog = toy_catalog(4, categories=[["a", "x"], ["b"], ["a"], ["x", "a"]], text=TEXT)
+    catalog = toy_catalog(4, categories=[["aa", "xx"], ["bb"], ["aa"], ["xx", "aa"]], text=TEXT)
     catalog = replace(catalog, published=np.array([10 * DAY, UNKNOWN, 120 * DAY, 85 * DAY]))
     return PairFeatures.of(catalog, VECTORS, toy_log(TRAINED, n_items=4))
 
@@ -59,6 +61,9 @@ def table(features):
 
 LOG3, LOG2 = np.log1p(3), np.log1p(2)
 
+WORDS = TfidfVectorizer().fit_transform(["title aa xx", "title bb", "title aa", "title xx aa"]).toarray()
+LIKED = NEWER * WORDS[0] + WORDS[1]
+
 EXPECTED = {
     "retrieval_score": (0.9, 0.5, 0.25),
     "retrieval_rank": (0, 1, 2),
@@ -66,9 +71,8 @@ EXPECTED = {
     "similarity_max": (R2, 1, 0),
     "similarity_mean": (R2, 2 / 3, -2 / 3),
     "text_similarity": (0, 2 * 5**-0.5, R2 * (2 - 1) * 5**-0.5),  # profile (2, 1) / sqrt 5; item 2 has no text
-    # all have "title" alone: their numbers and categories are too short for words; a history is one word as well
-    "word_similarity": (1, 1, 1),
-    "category_share": (2 / 3, 2 / 3, 0),  # main categories of 0, 0, 1: a, a, b
+    "word_similarity": WORDS[[2, 0, 3]] @ LIKED / np.linalg.norm(LIKED),
+    "category_share": (2 / 3, 2 / 3, 0),  # main categories of 0, 0, 1: aa, aa, bb
     # of three who took 0, two took 1 and one took 2; nobody 1 and 2: both / (owners of the other + 200), newest first
     "neighbours_long": (LONG / (3 + 200), 2 / (2 + 200), 0),
     "neighbours_short": (SHORT / (3 + 200), 2 / (2 + 200), 0),
@@ -82,7 +86,7 @@ EXPECTED = {
     "user_popularity_gap": tuple(x - (2 * LOG3 + LOG2) / 3 for x in (np.log1p(1), LOG3, 0)),
     "user_item_log_count": (0, LOG2, 0),
     "user_item_recency": (0, DECAY + DECAY**2, 0),
-    # finest categories are x, b, a, a and those of the history x, x, b: candidates 2 and 3 share none
+    # finest categories are xx, bb, aa, aa and those of the history xx, xx, bb: candidates 2 and 3 share none
     "user_category_log_count": (0, LOG2, 0),
     "user_category_recency": (0, DECAY + DECAY**2, 0),
     "user_category_days_since_last": (np.nan, 110, np.nan),
@@ -109,7 +113,14 @@ def test_of_a_user_without_history_only_the_item_is_known(table):
     assert first["item_log_count"] == pytest.approx(LOG2)
     assert first["item_days_since_last"] == pytest.approx(5)
     assert np.isnan(first["item_days_since_published"])  # of item 1 it is unknown
-    for name in ("text_similarity", "word_similarity", "category_share", "user_log_history", "user_item_log_count", "user_item_recency"):
+    for name in (
+        "text_similarity",
+        "word_similarity",
+        "category_share",
+        "user_log_history",
+        "user_item_log_count",
+        "user_item_recency",
+    ):
         assert first[name] == 0
     assert first["user_item_share"] == first["user_log_moments"] == 0
     for name in ("user_item_days_since_last", "user_item_due", "user_repeat_share", "user_days_since_last"):
@@ -129,7 +140,7 @@ def test_what_is_due_by_hand(features):
         "user_item_share": (3 / 4, 1 / 4, 0),
         "user_item_days_since_last": (15, 15, np.nan),
         "user_item_due": (15 / 15, np.nan, np.nan),
-        "user_category_log_count": (np.log1p(3), np.log1p(1), np.log1p(1)),  # x, b, and a: of item 3
+        "user_category_log_count": (np.log1p(3), np.log1p(1), np.log1p(1)),  # xx, bb, and aa: of item 3
         "user_category_days_since_last": (15, 15, 44),
         "user_log_moments": (np.log1p(4),) * 3,
         "user_repeat_share": (2 / 5,) * 3,

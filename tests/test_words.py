@@ -6,7 +6,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from toy_data import toy_log
 
 from recsys.baselines.content import fit_tfidf
-from recsys.words import DECAY, WIDTH, Words
+from recsys.words import NEWER, WIDTH, Words
 
 TEXTS = [
     "A shark terrorises a beach town",
@@ -36,7 +36,7 @@ def test_histories_find_items_as_the_profile_does(words):
     liked = LOG.states(np.array([0, 1, 2]), np.full(3, 9)).liked()
     rows = np.array([[5, 4, 3, 2, 1, 0]] * 3)
     found = words.similarity(liked, rows)
-    np.testing.assert_allclose(found, fit_tfidf(LOG, TEXTS, decay=DECAY).scores(liked)[:, ::-1], atol=1e-6)
+    np.testing.assert_allclose(found, fit_tfidf(LOG, TEXTS, decay=NEWER).scores(liked)[:, ::-1], atol=1e-6)
     assert found[0, 1] > found[0, 5] > found[0, 4] > 0  # what came last, what came before, what shares a word
     assert found[0, 3] == 0  # skipped, and in other words
     assert (found[2] == 0).all()

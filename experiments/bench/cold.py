@@ -74,6 +74,10 @@ def run(
     two passes, 500 events.
     """
     settings = load_config(Path(config))
+    if cut is not None and settings.split.kind != "time":
+        raise ConfigError(
+            f"{config}: split.kind = {settings.split.kind} has no window in time to choose by: no --cut"
+        )
     fitted_on = {TOWERS: settings}
     if without is not None:
         if not isinstance(settings.encoder, Builtin):
@@ -161,7 +165,7 @@ def run(
 
 
 def _fitted(name: str, config: RunConfig, dataset: Dataset, *, validated: bool) -> dict[str, Recommender]:
-    """The towers on all events of the data set; validated: as `recsys train` fits them, and with the reranker."""
+    """The towers on all events of the data set; validated: of every item as `recsys train`, and with the reranker."""
     events = dataset.events
     if not validated:
         fitted = fit_towers(
@@ -172,9 +176,10 @@ def _fitted(name: str, config: RunConfig, dataset: Dataset, *, validated: bool) 
     window, splits = windows(every_item, dataset)[-1]
     recipe = choose(config, window, splits, lambda line: None, silent)
     trained = fit_recipe(config, window, events, recipe, lambda line: None, silent)
-    if recipe.reranker is None:
-        return {name: trained.retrieval}
-    return {name: trained.retrieval, name.replace(TOWERS, RERANKED): trained.recommender}
+    found: dict[str, Recommender] = {name: trained.retrieval}
+    if config.reranker is not None:  # where nothing could be learned, retrieval stands under both names
+        found[name.replace(TOWERS, RERANKED)] = trained.recommender
+    return found
 
 
 def _hits(contender: Recommender, targets: Targets, allow: Bools | None) -> Doubles:
