@@ -115,8 +115,8 @@ class PairFeatures:
     def _ages(self, as_of: Ints, rows: Ints) -> Doubles:
         """(b, k): days from the publication of items rows (b, k) to the moments as_of (b,), NaN where it is unknown.
 
-        Of what nobody has touched yet, the new is wanted far more often than what has lain there for long. They end when
-        it is asked for, not with the statistics: what is put tomorrow is new tomorrow.
+        Of what nobody has touched yet, the new is wanted far more often than what has lain there for long. They end
+        when it is asked for, not with the statistics: what is put tomorrow is new tomorrow.
         """
         published = self.catalog.published[rows]
         known = published != np.iinfo(np.int64).min
