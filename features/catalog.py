@@ -15,6 +15,9 @@ Categories = npt.NDArray[np.int32]
 MAX_CATEGORIES = 8
 """Categories kept of one item, the first in its list."""
 
+UNDATED = int(np.iinfo(np.int64).min)
+"""In place of a time of publication that is not known."""
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -22,7 +25,7 @@ class Catalog:
 
     ids: IdMap; frame: the items table in row order, for showing;
     categories (n, c) int32 indexes into category_names, -1 = padding at the end;
-    price (n,) float32, NaN unknown; available (n,) bool; published (n,) int64 µs, smallest int64 unknown;
+    price (n,) float32, NaN unknown; available (n,) bool; published (n,) int64 µs, UNDATED where it is not known;
     content (n, m) float32 unit rows: what there is to see, hear and read; zeros where has_content (n,) is False.
     """
 
@@ -61,15 +64,16 @@ class Catalog:
             category_names=names,
             price=frame.get_column(PRICE).cast(pl.Float32).fill_null(np.nan).to_numpy().copy(),
             available=frame.get_column(AVAILABLE).fill_null(True).to_numpy().copy(),
-            published=frame.get_column(PUBLISHED)
-            .to_physical()
-            .cast(pl.Int64)
-            .fill_null(np.iinfo(np.int64).min)
-            .to_numpy()
-            .copy(),
+            published=frame.get_column(PUBLISHED).to_physical().cast(pl.Int64).fill_null(UNDATED).to_numpy().copy(),
             content=content,
             has_content=has_content,
         )
+
+    @property
+    def dated(self) -> Bools:
+        """(n,): whether it is known when an item was published."""
+        known: Bools = self.published != UNDATED
+        return known
 
     def take(self, rows: Ints) -> "Catalog":
         """The chosen rows, in that order, as a catalogue of its own."""

@@ -56,8 +56,7 @@ class Filter(BaseModel):
             keep &= _within(catalog.price.astype(np.float64), *self.price, ~np.isnan(catalog.price))
         if self.published is not None:
             begin, end = (_micros(moment) for moment in self.published)
-            known = catalog.published != np.iinfo(np.int64).min
-            keep &= _within(catalog.published, begin, None if end is None else end - 1, known)
+            keep &= _within(catalog.published, begin, None if end is None else end - 1, catalog.dated)
         if self.items is not None:
             keep &= _among(catalog, self.items)
         if self.exclude:

@@ -118,9 +118,8 @@ class PairFeatures:
         Of what nobody has touched yet, the new is wanted far more often than what has lain there for long. They end
         when it is asked for, not with the statistics: what is put tomorrow is new tomorrow.
         """
-        published = self.catalog.published[rows]
-        known = published != np.iinfo(np.int64).min
-        return np.where(known, (as_of[:, None] - np.where(known, published, 0)) / DAY, np.nan)
+        days = (as_of[:, None] - self.catalog.published[rows].astype(np.float64)) / DAY
+        return np.where(self.catalog.dated[rows], days, np.nan)
 
     @cached_property
     def finest(self) -> Ints:

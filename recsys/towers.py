@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from features.catalog import Catalog
-from features.interactions import Bools, Interactions, Ints, UserStates
+from features.interactions import Interactions, UserStates
 from recsys.candidates import Floats
 from recsys.dropout import dropout
+from recsys.history import HOUR, WAITS, WEEK, History
 from recsys.settings import TowerConfig
 from recsys.statistics import ItemStatistics
 
@@ -63,8 +64,7 @@ class ItemTower(nn.Module):
 
 def numbers(catalog: Catalog) -> Floats:
     """(n, 4) float32: log price and time of publication, each standardised and 0 where unknown, and whether known."""
-    unknown = np.iinfo(np.int64).min
-    published = np.where(catalog.published == unknown, np.nan, catalog.published.astype(np.float64))
+    published = np.where(catalog.dated, catalog.published.astype(np.float64), np.nan)
     out = np.zeros((len(catalog), 4), dtype=np.float32)
     for at, values in enumerate((np.log1p(catalog.price.astype(np.float64)), published)):
         known = np.isfinite(values)
@@ -103,10 +103,6 @@ class Block(nn.Module):
         return dropout(x, self.dropout, self.training)
 
 
-WAITS = 16
-"""Buckets of the time from an event to the next, or to the moment that is asked about: see `wait_buckets`."""
-
-
 class UserTower(nn.Module):
     """A history of item vectors to a unit vector after each event: a causal transformer (Kang & McAuley 2018).
 
@@ -134,23 +130,22 @@ class UserTower(nn.Module):
         nn.init.eye_(self.profile.weight)
         self.forget = nn.Parameter(torch.tensor(0.0))
 
-    def forward(self, vectors: Tensor, positive: Tensor, types: Tensor, waits: Tensor, hours: Tensor) -> Tensor:
-        """Vectors (b, t, d) unit rows, positive (b, t) bool, types, waits, hours (b, t) int64 -> (b, t, d) unit rows.
+    def forward(self, vectors: Tensor, history: History[Tensor]) -> Tensor:
+        """Vectors (b, t, d), unit rows of the items of a history (b, t) -> (b, t, d) unit rows.
 
-        Row i says what follows event i, of types[i] (`Interactions`), when it follows after waits[i]
-        (`wait_buckets`), at hours[i] (`hours_of_week`).
+        Row i says what follows event i, when it follows after waits[i] at hours[i].
         """
         t, d = vectors.shape[1:]
-        x = vectors + self.position.weight[:t] + self.kind(positive.long()) + self.event(types)
+        x = vectors + self.position.weight[:t] + self.kind(history.positive.long()) + self.event(history.types)
         if self.config.times:
-            x = x + self.wait(waits)
+            x = x + self.wait(history.waits)
         x = dropout(x * d**0.5, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)
-        profile = dropout(self._recent(vectors, positive) * d**0.5, self.config.dropout, self.training)
+        profile = dropout(self._recent(vectors, history.positive) * d**0.5, self.config.dropout, self.training)
         out = self.norm(x) + self.profile(profile)
         if self.config.calendar:
-            out = out + self.hour(hours % 24) + self.day(hours // 24)
+            out = out + self.hour(history.hours % 24) + self.day(history.hours // 24)
         return functional.normalize(out, dim=-1)
 
     def _recent(self, vectors: Tensor, positive: Tensor) -> Tensor:
@@ -165,9 +160,6 @@ class UserTower(nn.Module):
 
 USERS = 2000
 """At most this many users are looked at where it matters what users have in common."""
-
-HOUR, WEEK = 3_600_000_000, 7 * 24
-"""In µs, and in hours."""
 
 
 class TwoTowers(nn.Module):
@@ -227,38 +219,8 @@ class TwoTowers(nn.Module):
         order = order[np.argsort(lengths[order], kind="stable")]  # like lengths together: less padding
         for start in range(0, len(order), 256):
             part = order[start : start + 256]
-            read = histories(states[part], int(lengths[part].max()))
-            at, *known = (torch.from_numpy(array).to(device) for array in read)
-            hidden = self.users(table[at] @ self.turn.T, *known)
+            read = History.newest(states[part], int(lengths[part].max())).on(device)
+            hidden = self.users(table[read.items] @ self.turn.T, read)
             last = hidden[torch.arange(len(part)), torch.from_numpy(lengths[part] - 1)]
             out[part] = (last @ self.turn).cpu().numpy()
         return out
-
-
-def histories(states: UserStates, t: int) -> tuple[Ints, Bools, Ints, Ints, Ints]:
-    """The newest t events of b states: item rows, whether positive, types, buckets of waits, hours; (b, t) each.
-
-    Waits last until the next event, or until as_of, whose hour of the week it is. Left-aligned: padding comes last,
-    where causal attention never sees it.
-    """
-    length = np.minimum(states.items.lengths, t)
-    begin = states.items.end - length
-    at = begin[:, None] + np.arange(t)  # (b, t)
-    inside = np.arange(t) < length[:, None]
-    at = np.where(inside, at, 0)
-    times = np.where(inside, states.times[at], states.as_of[:, None])
-    following = np.concatenate([times[:, 1:], states.as_of[:, None]], axis=1)
-    rows = np.where(inside, states.items.flat[at], 0)
-    types = np.zeros_like(rows) if states.types is None else np.where(inside, states.types[at], 0)
-    return rows, inside & states.positive[at], types, wait_buckets(following - times), hours_of_week(following)
-
-
-def hours_of_week(times: Ints) -> Ints:
-    """0..167, int64 of any shape, of times in µs: whole hours since Thursday, 0 h UTC, when the epoch began."""
-    return times // HOUR % WEEK
-
-
-def wait_buckets(waits: Ints) -> Ints:
-    """Buckets, int64 of any shape, of times in µs: 0 for none, i for up to 2^i - 1 minutes, WAITS for all longer."""
-    minutes = waits.clip(min=0) / 60e6
-    return np.ceil(np.log2(1 + minutes)).astype(np.int64).clip(0, WAITS)

@@ -156,8 +156,8 @@ class Share(nn.Module):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             items = self.towers.items()
             with distributed.own_chance(seed):
-                told = (on(array) for array in (batch.positive, batch.types, batch.waits, batch.hours))
-                hidden = self.towers.users(items[on(batch.items)], *told)
+                history = batch.history.on(device)
+                hidden = self.towers.users(items[history.items], history)
         queries, scale = hidden[on(batch.row), on(batch.column)], self.towers.log_scale.exp().clamp(max=MAX_SCALE)
         pairs = Pairs(on(batch.of), on(batch.target), on(batch.weight))
         loss = nested_loss(self.loss, queries.float(), items.float(), scale, pairs, self.towers.config.nested)

@@ -6,27 +6,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from features.errors import DataError
-from features.interactions import Bools, Interactions, Ints
+from features.interactions import Interactions, Ints
 from recsys.candidates import Floats
-from recsys.towers import hours_of_week, wait_buckets
+from recsys.history import History
 
 
 @dataclass(frozen=True)
 class Windows:
     """Training material: windows of user histories, and what is to be predicted after which event.
 
-    items, positive, types, waits, hours (n,) events by user and time, buckets of the time to the next, and the next
-    one's hour of the week; offsets (n_users + 1,);
+    history: the n events by user and time, each followed by the same user's next; offsets (n_users + 1,);
     query (q,) int64 positions in the log after which something is predicted: the last event strictly before a target;
     of (p,) ascending index into query, target (p,) item rows of positive events, weight (p,) float32 of mean 1, how
     much each counts: the p pairs.
     """
 
-    items: Ints
-    positive: Bools
-    types: Ints
-    waits: Ints
-    hours: Ints
+    history: History[np.ndarray]
     offsets: Ints
     query: Ints
     of: Ints
@@ -53,12 +48,12 @@ class Windows:
             when = "" if since is None else f" since {np.datetime64(since, 'us')} UTC"
             raise DataError(f"no user has a positive event after an earlier one among {n}{when}: nothing to train on")
         query, of = np.unique(before[use], return_inverse=True)
-        waits = np.append(np.where(log.users[1:] == log.users[:-1], np.diff(log.times), 0), 0)
+        following = log.times.copy()  # of its user's last event nothing is predicted
+        following[:-1] = np.where(log.users[1:] == log.users[:-1], log.times[1:], log.times[:-1])
         weight = np.ones(len(of), np.float32) if log.weights is None else log.weights[use] / log.weights[use].mean()
         pairs = of.astype(np.int64), log.items[use], weight
-        types = np.zeros_like(log.items) if log.types is None else log.types
-        inputs = log.items, log.positive, types, wait_buckets(waits), hours_of_week(log.times + waits)
-        return cls(*inputs, offsets, query, *pairs)
+        history = History.of(log.items, log.positive, log.types, log.times, following)
+        return cls(history, offsets, query, *pairs)
 
     def batches(
         self, length: int, batch_events: int, rng: np.random.Generator, *, part: int = 0, parts: int = 1
@@ -67,7 +62,7 @@ class Windows:
 
         parts: processes that share each batch; the part-th of them gets every parts-th window of it.
         """
-        n = len(self.items)
+        n = len(self.history.items)
         sizes = np.diff(self.offsets)
         user = np.repeat(np.arange(len(sizes)), sizes)
         phase: Ints = np.where(sizes > length, rng.integers(0, length, len(sizes)), 0)
@@ -99,7 +94,7 @@ class Windows:
         size = ends[group] - starts[group]
         at = starts[group][:, None] + np.arange(int(size.max()))[None, :]  # (b, t)
         inside = at < ends[group][:, None]
-        at = np.minimum(at, len(self.items) - 1)
+        at = np.minimum(at, len(self.history.items) - 1)
         counts = last[group] - first[group]
         row = np.repeat(np.arange(len(group)), counts)
         q = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[group][row]
@@ -107,11 +102,7 @@ class Windows:
         of = np.repeat(np.arange(len(q)), pairs)
         pair = np.arange(pairs.sum()) - np.repeat(np.cumsum(pairs) - pairs, pairs) + pair_start[q][of]
         return Batch(
-            items=np.where(inside, self.items[at], 0),
-            positive=inside & self.positive[at],
-            types=np.where(inside, self.types[at], 0),
-            waits=np.where(inside, self.waits[at], 0),
-            hours=np.where(inside, self.hours[at], 0),
+            history=self.history.each(lambda values: values[at]).padded(inside),
             row=row,
             column=self.query[q] - starts[group][row],
             of=of,
@@ -125,15 +116,11 @@ class Windows:
 class Batch:
     """b windows of up to t events, q queries in them, p pairs.
 
-    items, types, waits, hours (b, t) int64, positive (b, t) bool; row, column (q,) place of each query; of (p,) the
-    query of each pair; target, weight (p,). share: of all pairs of the step, 1 unless several processes share it.
+    history (b, t); row, column (q,) place of each query; of (p,) the query of each pair; target, weight (p,).
+    share: of all pairs of the step, 1 unless several processes share it.
     """
 
-    items: Ints
-    positive: Bools
-    types: Ints
-    waits: Ints
-    hours: Ints
+    history: History[np.ndarray]
     row: Ints
     column: Ints
     of: Ints

@@ -7,8 +7,9 @@ import pytest
 import torch
 from toy_data import SMALL, chain, noise, toy_catalog, toy_log
 
+from recsys.history import WAITS, History, hours_of_week
 from recsys.statistics import ItemStatistics
-from recsys.towers import WAITS, TwoTowers, UserTower, histories, hours_of_week, numbers, wait_buckets
+from recsys.towers import TwoTowers, UserTower, numbers
 
 DEEP = SMALL.model_copy(update={"layers": 2, "dropout": 0.5, "id_dropout": 0.5, "calendar": True})
 MINUTE = 60 * 10**6
@@ -120,45 +121,44 @@ def test_the_newest_users_are_those_with_a_positive_event_drawn_by_the_seed(monk
 
 
 def history(b=3, t=5, d=8):
-    """Random vectors, marks, types out of three, waits and hours of b histories."""
+    """Random vectors of b histories of items out of six, of three types."""
     vectors = torch.nn.functional.normalize(torch.randn(b, t, d), dim=-1)
-    return vectors, torch.rand(b, t) < 0.7, *(torch.randint(0, n, (b, t)) for n in (3, WAITS + 1, 168))
+    items, types, waits, hours = (torch.randint(0, n, (b, t)) for n in (6, 3, WAITS + 1, 168))
+    return vectors, History(items, torch.rand(b, t) < 0.7, types, waits, hours)
 
 
-@pytest.mark.parametrize("change", ["vector", "positive", "type", "wait", "hour"])
+@pytest.mark.parametrize("change", ["vectors", "positive", "types", "waits", "hours"])
 def test_what_comes_later_never_changes_an_earlier_output(change):
     torch.manual_seed(0)
     tower = perturbed(UserTower(DEEP, n_types=3)).eval()
-    given = history()
+    vectors, read = history()
     with torch.no_grad():
-        before = tower(*given)
+        before = tower(vectors, read)
         np.testing.assert_allclose(before.norm(dim=-1), 1, rtol=1e-5)
         for at in range(5):
-            vectors, positive, types, waits, hours = (x.clone() for x in given)
-            if change == "vector":
-                vectors[:, at] = torch.randn(3, 8)
+            others = {"vectors": vectors, **vars(read)}
+            values = others[change] = others[change].clone()
+            if change == "vectors":
+                values[:, at] = torch.randn(3, 8)
             elif change == "positive":
-                positive[:, at] = ~positive[:, at]
-            elif change == "type":
-                types[:, at] = (types[:, at] + 1) % 3
-            elif change == "wait":
-                waits[:, at] = (waits[:, at] + 1) % (WAITS + 1)
+                values[:, at] = ~values[:, at]
             else:
-                hours[:, at] = (hours[:, at] + 1) % 168
-            after = tower(vectors, positive, types, waits, hours)
+                values[:, at] = (values[:, at] + 1) % {"types": 3, "waits": WAITS + 1, "hours": 168}[change]
+            after = tower(others.pop("vectors"), History(**others))
             np.testing.assert_allclose(after[:, :at], before[:, :at], atol=1e-6)
             changed = (after[:, at:] - before[:, at:]).abs().amax(-1) > 1e-5
             assert changed[:, 0].all()
             # every later one as well, but for the hour: it is of the moment
-            assert (changed[:, 1:] == (change != "hour")).all()
+            assert (changed[:, 1:] == (change != "hours")).all()
 
 
 def test_what_is_padded_never_changes_what_is_before():
     torch.manual_seed(0)
     tower = perturbed(UserTower(DEEP, n_types=3)).eval()
-    given = history(2)
+    vectors, read = history(2)
     with torch.no_grad():
-        np.testing.assert_allclose(tower(*(x[:, :3] for x in given)), tower(*given)[:, :3], atol=1e-5)
+        shorter = tower(vectors[:, :3], read.each(lambda values: values[:, :3]))
+        np.testing.assert_allclose(shorter, tower(vectors, read)[:, :3], atol=1e-5)
 
 
 def test_users_in_a_batch_get_the_vectors_that_they_get_alone():
@@ -216,29 +216,6 @@ def test_the_order_and_the_pace_of_a_history_count():
     assert not np.allclose(vector([(0, 1, 0), (0, 2, MINUTE)], 99 * 10**9), first, atol=1e-3)  # asked much later
 
 
-def test_histories_by_hand():
-    log = toy_log([(0, 3, 0), (0, 4, MINUTE, False), (1, 5, 7), (0, 2, 4 * MINUTE)])
-    states = log.states(np.array([0, 1, 2, 0]), np.array([11 * MINUTE, 7 + MINUTE, 9, 2 * MINUTE]))
-    rows, positive, types, waits, hours = histories(states, 2)
-    assert rows.tolist() == [[4, 2], [5, 0], [0, 0], [3, 4]]  # the newest two, padding last
-    assert positive.tolist() == [[False, True], [True, False], [False, False], [True, False]]
-    assert waits.tolist() == [[2, 3], [1, 0], [0, 0], [1, 1]]  # 3 and 7 minutes; 1; none; 1 and 1
-    assert not hours.any()
-    assert not types.any()  # nothing is known of types
-    known = replace(states, types=np.array([3, 1, 2, 4]))  # by user and time: of items 3, 4, 2 and 5
-    assert histories(known, 2)[2].tolist() == [[1, 2], [4, 0], [0, 0], [3, 1]]
-    late = log.states(np.array([0]), np.array([49 * HOUR]))
-    assert histories(late, 2)[4].tolist() == [[0, 49]]  # of the event that followed, and of the moment asked about
-
-
-def test_hours_of_the_week_by_hand():
-    """1970 began on a Thursday; 2026-11-28 15:10 UTC is a Saturday."""
-    moments = np.array(
-        ["1970-01-01T00:59", "1970-01-08T01:00", "1969-12-31T23:00", "2026-11-28T15:10"], "datetime64[us]"
-    )
-    assert hours_of_week(moments.astype(np.int64)).tolist() == [0, 1, 167, 2 * 24 + 15]
-
-
 def test_the_same_hour_of_another_week_is_the_same():
     model = perturbed(towers(toy_log([(0, i, i) for i in range(6)]), DEEP.model_copy(update={"times": False})))
     asked = np.array([30, 30 + 7 * 24, 31, 30 + 24]) * HOUR  # a week later, an hour later, a day later
@@ -247,12 +224,6 @@ def test_the_same_hour_of_another_week_is_the_same():
     np.testing.assert_allclose(week, first, atol=1e-6)
     assert not np.allclose(hour, first, atol=1e-3)
     assert not np.allclose(day, first, atol=1e-3)
-
-
-def test_wait_buckets_by_hand():
-    """Bucket i holds times above 2^(i-1) - 1 minutes up to 2^i - 1; bucket 0 no time at all."""
-    minutes = np.array([0, -1, 1, 3, 7, 1440, 10**6])
-    assert wait_buckets(minutes * MINUTE).tolist() == [0, 0, 1, 2, 3, 11, WAITS]
 
 
 def test_numbers_by_hand():
@@ -272,8 +243,8 @@ def test_every_parameter_has_a_say():
     catalog = replace(rich_catalog(), price=np.arange(6, dtype=np.float32))
     model = perturbed(towers(events, SMALL.model_copy(update={"calendar": True}), catalog=catalog))
     items = model.items()
-    _, *read = history(2)
-    queries = model.users(items[torch.tensor([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])], *read)
+    read = replace(history(2)[1], items=torch.tensor([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]]))
+    queries = model.users(items[read.items], read)
     (torch.randn(8) * (queries @ items.T * model.log_scale.exp()).pow(2).sum(0).sum()).sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 

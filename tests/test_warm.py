@@ -16,9 +16,10 @@ from experiments.train import train
 from experiments.warm import train_from
 from features.errors import BundleError, ConfigError, DataError, SpaceError
 from recsys.bundle import current, load_bundle
+from recsys.history import History
 from recsys.settings import TrainingConfig
 from recsys.statistics import ItemStatistics
-from recsys.towers import TwoTowers, histories
+from recsys.towers import TwoTowers
 from recsys.training import fit_towers
 from recsys.warm import carry, overlay
 
@@ -86,8 +87,8 @@ def test_one_pass_is_one_step_by_hand_over_what_is_new():
     items = expected.train().items()
     for user, (when, _) in asked.items():
         state = events.states(np.array([user]), np.array([when]))
-        past, *read = (torch.from_numpy(x) for x in histories(state, int(state.items.lengths[0])))
-        hidden.append(expected.users(items[past], *read)[0, -1])
+        past = History.newest(state, int(state.items.lengths[0])).on(items.device)
+        hidden.append(expected.users(items[past.items], past)[0, -1])
     logits = torch.stack(hidden) @ items.T * expected.log_scale.exp()
     functional.cross_entropy(logits, torch.tensor([item for _, item in asked.values()])).backward()
     torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from toy_data import chain, toy_log
 
 from features.errors import DataError
-from recsys.towers import hours_of_week, wait_buckets
+from recsys.history import hours_of_week, wait_buckets
 from recsys.windows import Windows
 
 HOUR = 3600 * 10**6
@@ -25,7 +25,7 @@ def pairs(batches):
     """(query item, target) of every pair in the batches."""
     out = []
     for batch in batches:
-        query = batch.items[batch.row, batch.column]
+        query = batch.history.items[batch.row, batch.column]
         out += zip(query[batch.of].tolist(), batch.target.tolist(), strict=True)
     return out
 
@@ -54,7 +54,7 @@ def test_every_pair_occurs_exactly_once_in_an_epoch(rows, length, batch_events, 
         return
     batches = list(Windows.build(numbered(rows)).batches(length, batch_events, np.random.default_rng(seed)))
     assert Counter(pairs(batches)) == Counter(expected)
-    assert all(batch.items.shape[1] <= length for batch in batches)
+    assert all(batch.history.items.shape[1] <= length for batch in batches)
 
 
 @given(events, st.integers(1, 6), st.integers(0, 3))
@@ -67,16 +67,16 @@ def test_windows_hold_their_users_events_in_order(rows, length, seed):
     place = {item: at for at, item in enumerate(log.items.tolist())}
     for batch in Windows.build(replace(log, types=log.items)).batches(length, 20, np.random.default_rng(seed)):
         for row, column in zip(batch.row.tolist(), batch.column.tolist(), strict=True):
-            window = batch.items[row, : column + 1].tolist()
+            window = batch.history.items[row, : column + 1].tolist()
             at = place[window[-1]]
             assert window == log.items[at - column : at + 1].tolist()
             assert set(log.users[at - column : at + 1]) == {log.users[at]}
             waits = np.diff(log.times[at - column : at + 2])  # what is predicted follows, so that there is a next
-            assert batch.waits[row, : column + 1].tolist() == wait_buckets(waits).tolist()
-            assert batch.types[row, : column + 1].tolist() == log.items[at - column : at + 1].tolist()
+            assert batch.history.waits[row, : column + 1].tolist() == wait_buckets(waits).tolist()
+            assert batch.history.types[row, : column + 1].tolist() == log.items[at - column : at + 1].tolist()
             hours = hours_of_week(log.times[at - column + 1 : at + 2])
-            assert batch.hours[row, : column + 1].tolist() == hours.tolist()
-            assert batch.positive[row, : column + 1].tolist() == log.positive[at - column : at + 1].tolist()
+            assert batch.history.hours[row, : column + 1].tolist() == hours.tolist()
+            assert batch.history.positive[row, : column + 1].tolist() == log.positive[at - column : at + 1].tolist()
 
 
 def test_a_moment_is_never_its_own_input():
@@ -86,28 +86,32 @@ def test_a_moment_is_never_its_own_input():
     assert windows.of.tolist() == [0, 0, 1]
     assert windows.target.tolist() == [2, 3, 4]
     (batch,) = windows.batches(10, 100, np.random.default_rng(0))
-    assert batch.items.tolist() == [[0, 1, 2, 3, 4]]
+    assert batch.history.items.tolist() == [[0, 1, 2, 3, 4]]
     assert batch.column.tolist() == [1, 3]
 
 
 def test_long_histories_are_cut_at_another_place_in_each_epoch():
     windows = Windows.build(toy_log([(0, i, i) for i in range(30)], 1, 30))
     rng = np.random.default_rng(0)
-    starts = {tuple(sorted(b.items[:, 0].tolist())) for _ in range(8) for b in windows.batches(10, 10**6, rng)}
+    starts = {
+        tuple(sorted(b.history.items[:, 0].tolist())) for _ in range(8) for b in windows.batches(10, 10**6, rng)
+    }
     assert len(starts) > 1
 
 
 def test_a_batch_holds_about_the_events_asked_for():
-    sizes = [b.items.size for b in Windows.build(chain(60, 12, 10)).batches(10, 100, np.random.default_rng(0))]
+    sizes = [
+        b.history.items.size for b in Windows.build(chain(60, 12, 10)).batches(10, 100, np.random.default_rng(0))
+    ]
     assert sizes == [100] * 6
-    one = [b.items.size for b in Windows.build(chain(5, 12, 10)).batches(10, 3, np.random.default_rng(0))]
+    one = [b.history.items.size for b in Windows.build(chain(5, 12, 10)).batches(10, 3, np.random.default_rng(0))]
     assert one == [10] * 5  # a window longer than that is a batch of its own
 
 
 def test_the_same_seed_gives_the_same_batches():
     windows = Windows.build(chain(20, 12, 10))
     first, again, other = (
-        [b.items.tolist() for b in windows.batches(4, 30, np.random.default_rng(seed))] for seed in (1, 1, 2)
+        [b.history.items.tolist() for b in windows.batches(4, 30, np.random.default_rng(seed))] for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
@@ -146,7 +150,7 @@ def test_a_pair_weighs_as_its_target_and_all_together_one_on_average():
 def test_only_what_comes_after_a_moment_is_predicted_from_all_that_was_before():
     log = toy_log([(0, 0, 1), (0, 1, 2), (0, 2, 11), (0, 3, 12), (1, 4, 3), (1, 5, 4)])
     (batch,) = Windows.build(log, since=10).batches(10, 100, np.random.default_rng(0))
-    assert batch.items.tolist() == [[0, 1, 2, 3]]
+    assert batch.history.items.tolist() == [[0, 1, 2, 3]]
     assert pairs([batch]) == [(1, 2), (2, 3)]
     with pytest.raises(DataError, match=r"among 6 since 1970-01-01T00:00:00\.000012 UTC: nothing to train on"):
         Windows.build(log, since=12)
