@@ -110,11 +110,12 @@ def _block(
     """Variants of one product fall out of a slate: where that leaves it short, more is asked for."""
     n = len(bundle.catalog)
     source = np.where(states.liked().lengths > 0, "model", "popular")
+    shown = dataset.catalog.available & dataset.catalog.published_by(int(states.as_of[0]))
     frames, left, wide = [], np.arange(len(states)), k
     while len(left):
         asked = states[left]
         seen = None if repeats else asked.seen_items()
-        found = bundle.recommender.recommend(asked, wide, allow=dataset.catalog.available, exclude=seen)
+        found = bundle.recommender.recommend(asked, wide, allow=shown, exclude=seen)
         table = _table(found, groups, k)
         table = table.with_columns(pl.Series("which", left[table.get_column("which").to_numpy()]))
         full = np.bincount(table.get_column("which").to_numpy(), minlength=len(states))[left] == k

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset
-from experiments.evaluate import evaluate
+from experiments.evaluate import headline, in_time
 from experiments.splits import Split, Targets, guard
 from features.catalog import Catalog, item_texts
 from features.interactions import Interactions
@@ -68,12 +68,7 @@ def choose(
     validation = sample_states(split.validation, config.training.validation_states, config.seed)
 
     def validate(model: TwoTowers) -> dict[str, float]:
-        stage = assemble(model, split.fit, config)
-        outcome = evaluate("validation", stage, split, dataset.catalog, validation, repeats=repeats, seconds=0)
-        return {
-            "ndcg_at_10": float(outcome.per_user("ndcg").mean()),
-            "hr_at_10": float(outcome.per_user("hr").mean()),
-        }
+        return headline(assemble(model, split.fit, config), validation, dataset.catalog, repeats=repeats)
 
     selection = fit_towers(
         dataset.catalog,
@@ -179,14 +174,13 @@ def learn_order(config: RunConfig, dataset: Dataset, splits: Mapping[str, Split]
         acquainted = each.validation.states.liked().lengths > 0  # strangers are never given to the reranker
         known = each.validation.where(acquainted[each.validation.state])
         targets = sample_states(known, max(1, config.reranker.groups // len(splits)), config.seed)
-        rows = [np.empty((0, config.reranker.candidates), np.int64)]
-        scores = [np.empty((0, config.reranker.candidates), np.float32)]
-        for at in range(0, len(targets.states), 1024):
-            part = targets.states[at : at + 1024]
-            found = first.retrieve(part, config.reranker.candidates, exclude=None if repeats else part.seen_items())
-            rows.append(found.rows)
-            scores.append(found.scores)
-        candidates = Candidates(np.concatenate(rows), np.concatenate(scores))
+        shape = len(targets.states), config.reranker.candidates
+        candidates = Candidates(np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32))
+        for at, there in in_time(targets.states.as_of, dataset.catalog):
+            part = targets.states[at]
+            seen = None if repeats else part.seen_items()
+            found = first.retrieve(part, config.reranker.candidates, allow=there, exclude=seen)
+            candidates.rows[at], candidates.scores[at] = found.rows, found.scores
         n = len(dataset.catalog)
         asked = np.arange(len(candidates))[:, None] * n + candidates.rows
         relevant = np.isin(asked, targets.state * n + targets.item) & (candidates.rows >= 0)

@@ -1,7 +1,6 @@
 """One honest table: every contender on the same targets, with intervals over users."""
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from rich.table import Table
 
 from experiments.splits import Split, Targets
 from features.catalog import Catalog
-from features.interactions import Bools, Ints
+from features.interactions import DAY, Bools, Ints
 from recsys import metrics
 from recsys.bootstrap import Interval, bootstrap, paired_bootstrap
 from recsys.candidates import Recommender
@@ -70,8 +69,11 @@ def evaluate(
     repeats: bool,
     seconds: float,
 ) -> Outcome:
-    """Rank the full catalogue for every state of `targets`; items seen are excluded unless repeats are allowed."""
-    ranks, rows = ranked(recommender, targets, repeats=repeats)
+    """Rank the full catalogue for every state of `targets`; items seen are excluded unless repeats are allowed.
+
+    The full catalogue is what was published by then (`in_time`).
+    """
+    ranks, rows = ranked(recommender, targets, catalog, repeats=repeats)
     counts = np.bincount(split.train.liked().items, minlength=len(catalog))
     active = np.bincount(split.train.liked().users, minlength=split.train.n_users) > 0
     return Outcome(
@@ -90,21 +92,52 @@ def evaluate(
     )
 
 
+def headline(recommender: Recommender, targets: Targets, catalog: Catalog, *, repeats: bool) -> dict[str, float]:
+    """ndcg_at_10 and hr_at_10, means over users: what passes are chosen by."""
+    ranks, _ = ranked(recommender, targets, catalog, repeats=repeats)
+    figures = {"ndcg_at_10": metrics.ndcg(ranks, K, depth=DEPTH), "hr_at_10": metrics.hit(ranks, K, depth=DEPTH)}
+    return {name: float(metrics.per_user(of, targets.users)[0].mean()) for name, of in figures.items()}
+
+
 def ranked(
-    recommender: Recommender, targets: Targets, *, repeats: bool, allow: Bools | None = None
+    recommender: Recommender, targets: Targets, catalog: Catalog, *, repeats: bool, allow: Bools | None = None
 ) -> tuple[Doubles, Ints]:
     """Ranks (m,) of m targets in lists of DEPTH, inf where not among them, and the first K rows (b, K) of each state.
 
-    allow (n,): what may be listed, None for everything; items seen are left out unless repeats are allowed.
+    allow (n,): what may be listed of what was published by then, None for all of it; items seen are left out unless
+    repeats are allowed.
     """
-    states, ranks, lists = targets.states, np.full(len(targets), np.inf), []
-    first = np.searchsorted(targets.state, np.arange(0, len(states) + BATCH, BATCH))
-    for at, (begin, end) in zip(range(0, len(states), BATCH), itertools.pairwise(first), strict=True):
-        part = states[at : at + BATCH]
-        found = recommender.recommend(part, DEPTH, allow=allow, exclude=None if repeats else part.seen_items())
-        ranks[begin:end] = metrics.target_ranks(found, targets.state[begin:end] - at, targets.item[begin:end])
-        lists.append(found.rows[:, :K])
-    return ranks, np.concatenate(lists)
+    states = targets.states
+    ranks, lists = np.full(len(targets), np.inf), np.full((len(states), K), -1, dtype=np.int64)
+    place = np.full(len(states), -1)
+    for rows, there in in_time(states.as_of, catalog):
+        part = states[rows]
+        found = recommender.recommend(
+            part,
+            DEPTH,
+            allow=there if allow is None else there & allow,
+            exclude=None if repeats else part.seen_items(),
+        )
+        place[rows] = np.arange(len(rows))
+        asked = np.flatnonzero(place[targets.state] >= 0)
+        ranks[asked] = metrics.target_ranks(found, place[targets.state[asked]], targets.item[asked])
+        lists[rows] = found.rows[:, :K]
+        place[rows] = -1
+    return ranks, lists
+
+
+def in_time(as_of: Ints, catalog: Catalog) -> Iterator[tuple[Ints, Bools]]:
+    """Of b states, BATCH at most: their rows, and the items (n,) that there were to recommend when they were asked.
+
+    What is published later nobody could have shown. To the day: an item is there from the beginning of its day on, so
+    that there are not as many parts as moments. What is available today says nothing of then, and is not asked.
+    """
+    day_ends = (as_of // DAY + 1) * DAY - 1
+    edition = np.searchsorted(np.sort(catalog.published), day_ends, side="right")  # number of items
+    order: Ints = np.argsort(edition, kind="stable")
+    for alike in np.split(order, np.flatnonzero(np.diff(edition[order])) + 1):
+        for at in range(0, len(alike), BATCH):
+            yield alike[at : at + BATCH], catalog.published_by(int(day_ends[alike[0]]))
 
 
 def _mean(values: Doubles) -> float:

@@ -75,6 +75,11 @@ class Catalog:
         known: Bools = self.published != UNDATED
         return known
 
+    def published_by(self, moment: int) -> Bools:
+        """(n,): what was published by then (µs), and all of which that is not known."""
+        there: Bools = self.published <= moment  # UNDATED comes before every moment
+        return there
+
     def take(self, rows: Ints) -> "Catalog":
         """The chosen rows, in that order, as a catalogue of its own."""
         return Catalog(

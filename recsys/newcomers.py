@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from scipy.optimize import nnls
 
 from features.catalog import Catalog, item_texts
-from features.interactions import Interactions, Ints
+from features.interactions import Bools, Interactions, Ints
 from features.spaces import unit
 from recsys.candidates import Floats
 from recsys.index import Index
@@ -58,7 +58,8 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
     Those are small: what the towers know of a user's next items they do not know of new ones, and these would never
     be seen. Hence those that nobody has touched and that are available move, all by the same step, FARTHEST at most,
     towards what users have in common, until they take config.newcomers of the first places of lists, or PARITY times
-    the share of the catalogue that they are, whichever is less. Where they take as much already, they stay.
+    the share of the catalogue that they are, whichever is less. Where they take as much already, they stay. Those
+    that are published after the events move with the others, and are not counted: nobody is shown them yet.
     """
     vectors = model.item_vectors().copy()
     liked = np.bincount(events.liked().items, minlength=len(catalog))
@@ -70,12 +71,14 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
     predicted = _predicted(catalog, vectors, known, unknown, liked, asked, seed=seed)
     aside = _aside(len(unknown), model.config.dimension, seed)
     vectors[unknown] = _unit_length(predicted, aside)
-    shown, touched = catalog.available, np.bincount(events.items, minlength=len(catalog)) > 0
-    new = (shown & ~touched)[unknown]
-    if new.any():
-        share = min(most, PARITY * int(new.sum()) / int(shown.sum()))
+    touched = np.bincount(events.items, minlength=len(catalog)) > 0
+    new = (catalog.available & ~touched)[unknown]
+    shown = catalog.available & catalog.published_by(events.latest)
+    counted = shown[unknown[new]]
+    if counted.any():
+        share = min(most, PARITY * int(counted.sum()) / int(shown.sum()))
         rivals = Index(vectors).search(asked, FIRST, allow=shown & touched, exclude=states.seen_items()).scores
-        vectors[unknown[new]] = _lifted(predicted[new], aside[new], asked, rivals, share)
+        vectors[unknown[new]] = _lifted(predicted[new], aside[new], counted, asked, rivals, share)
     return vectors
 
 
@@ -220,10 +223,10 @@ def _unit_length(rows: Floats, aside: Floats) -> Floats:
     return unit(rows + left * aside)  # of length 1 up to rounding
 
 
-def _lifted(predicted: Floats, aside: Floats, asked: Floats, rivals: Floats, share: float) -> Floats:
-    """Unit rows for what was predicted of new items, moved as far as they take at most `share` of the first places.
+def _lifted(predicted: Floats, aside: Floats, counted: Bools, asked: Floats, rivals: Floats, share: float) -> Floats:
+    """Unit rows for what was predicted of m new items, moved as far as they take at most `share` of the first places.
 
-    asked (b, d): users, whose best others have the scores `rivals` (b, FIRST).
+    counted (m,): those that can be shown; asked (b, d): users, whose best others have the scores `rivals` (b, FIRST).
     """
     common = unit(asked.mean(0, keepdims=True))
 
@@ -231,7 +234,7 @@ def _lifted(predicted: Floats, aside: Floats, asked: Floats, rivals: Floats, sha
         return _unit_length(predicted + step * common, aside)
 
     def taken(step: float) -> float:
-        theirs = Index(moved(step)).search(asked, FIRST).scores
+        theirs = Index(moved(step)[counted]).search(asked, FIRST).scores
         first = np.argsort(-np.concatenate([rivals, theirs], axis=1), axis=1, kind="stable")[:, :FIRST]
         return float((first >= FIRST).mean())
 

@@ -19,9 +19,9 @@ from features.schema import DataConfig, EventRules
 from features.store import FeatureStore
 from recsys.slate import Slate
 from serving.answers import Narrow, expose, live_of, narrowed, slate_answer, stage
-from serving.follow import Service, now_micros
+from serving.follow import Service
 from serving.items import add_items
-from serving.live import Live, Servable, card
+from serving.live import Live, Servable, card, now_micros
 from serving.page import add_page
 from serving.search import Desk, Open, add_search
 from serving.settings import ServeSettings

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,15 +17,10 @@ from features.refresh import catch_up, refresh
 from features.schema import DataConfig, EventRules
 from features.store import FeatureStore, Status, UserState, Watermark
 from serving.growth import Growth
-from serving.live import Live, Servable
+from serving.live import Live, Servable, now_micros
 from serving.settings import ServeSettings
 
 logger = logging.getLogger("recsys.serving")
-
-
-def now_micros() -> int:
-    """µs since 1970 UTC."""
-    return time.time_ns() // 1000
 
 
 class Service:
@@ -134,7 +128,7 @@ class Service:
                 return
             bundle = self._load(path)
             store = self._store_for(bundle)
-            live = Live.of(bundle, store)
+            live = Live.of(bundle, store, self.now)
             live.popular(live.rows(()), 1, {})
             live.recommend(live.states(self._example(live), self.now()), live.rows(()), 20, {})  # warm up
         except RecsysError as error:

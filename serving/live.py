@@ -1,6 +1,7 @@
 """What one request works with: a loaded bundle, the store, and the arrays made of them once."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,11 +85,17 @@ class Servable(Protocol):
         ...
 
 
+def now_micros() -> int:
+    """µs since 1970 UTC."""
+    return time.time_ns() // 1000
+
+
 @dataclass(frozen=True)
 class Live:
     """Never changed, but for what is hidden: a new bundle is a new Live, put in its place in one assignment.
 
     available (n,) bool: items that may be shown, the one array that changes under requests, from True to False only;
+    now: tells the time (µs); upcoming: rows of the items that were not published yet when this was made;
     wanted (n,): those that one request's filter lets through, None without a filter.
     """
 
@@ -97,14 +104,17 @@ class Live:
     groups: Ints
     cards: tuple[dict[str, Any], ...]
     available: Bools
+    now: Callable[[], int]
+    upcoming: Ints
     wanted: Bools | None = None
 
     @classmethod
-    def of(cls, bundle: Servable, store: FeatureStore) -> "Live":
+    def of(cls, bundle: Servable, store: FeatureStore, now: Callable[[], int] = now_micros) -> "Live":
         """With the cards (item_id, title, categories, image) of all items made ready."""
         catalog = bundle.catalog
         cards = tuple(_cards(catalog.ids.ids, catalog.frame))
-        return cls(bundle, store, item_groups(catalog), cards, catalog.available.copy())
+        available, upcoming = catalog.available.copy(), np.flatnonzero(~catalog.published_by(now()))
+        return cls(bundle, store, item_groups(catalog), cards, available, now, upcoming)
 
     def grown(self, bundle: Servable, items: Sequence[str]) -> "Live":
         """With a bundle that has grown by these items, or has them anew; what is hidden here is not hidden there."""
@@ -118,6 +128,7 @@ class Live:
             groups=item_groups(catalog),
             cards=tuple(cards),
             available=catalog.available.copy(),
+            upcoming=np.flatnonzero(~catalog.published_by(self.now())),
         )
 
     def hide(self, item: str) -> None:
@@ -131,7 +142,10 @@ class Live:
 
     def allowed(self) -> Bools:
         """(n,): what this request may be shown, now: it does not change while it is read."""
-        return self.available.copy() if self.wanted is None else self.available & self.wanted
+        allowed = self.available.copy() if self.wanted is None else self.available & self.wanted
+        if len(self.upcoming):
+            allowed[self.upcoming] &= self.bundle.catalog.published[self.upcoming] <= self.now()
+        return allowed
 
     def rows(self, ids: Iterable[str]) -> Ints:
         """Rows of those items that the bundle knows."""

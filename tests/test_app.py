@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
+import polars as pl
 import pytest
 from house import HOME, Flaky, House, house
 from hypothesis import given, settings
@@ -21,6 +23,7 @@ from features.errors import StoreError
 from features.event_log import events_frame, read
 from features.records import Event, Exposure
 from features.store import MemoryStore, Status, UserState
+from recsys.filters import Filter
 from serving.live import Live
 from serving.wire import media_url
 
@@ -286,6 +289,28 @@ def test_slates_are_read_only_views_of_one_bundle(tmp_path: Path) -> None:
         before = h.service.live.bundle.catalog.available.copy()
         h.get("nobody")
         np.testing.assert_array_equal(h.service.live.bundle.catalog.available, before)
+
+
+def test_what_is_published_later_is_shown_from_then_on(tmp_path: Path) -> None:
+    now, bundle = [1_000], toy_bundle(tmp_path)
+    published = bundle.catalog.published.copy()
+    published[[1, 2, 3]] = 1_000, 1_001, 1_001  # 3 is not available, whenever
+    bundle = replace(bundle, catalog=replace(bundle.catalog, published=published))
+    live = Live.of(bundle, MemoryStore(RULES), lambda: now[0])
+
+    def shown(live: Live) -> list[int]:
+        return np.flatnonzero(live.allowed()[:5]).tolist()
+
+    everything = live.only(Filter())
+    assert shown(live) == shown(everything) == [0, 1, 4]
+    assert live.popular(np.array([0]), 2, {}).items == ("i1", "i4")
+    now[0] = 1_001
+    assert shown(live) == shown(everything) == [0, 1, 2, 4]
+    again = bundle.catalog.frame[:1].with_columns(published_at=pl.lit(2_000).cast(pl.Datetime("us", "UTC")))
+    grown = live.grown(bundle.grown(again, {}), ["i0"])  # put anew, to be shown later
+    assert shown(grown) == [1, 2, 4]
+    now[0] = 2_000
+    assert shown(grown) == [0, 1, 2, 4]
 
 
 def test_what_the_towers_read_of_a_user_by_hand(tmp_path: Path) -> None:

@@ -27,13 +27,15 @@ from recsys.cli import app
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A bundle over 40 users and 12 items; i4 and i5 are variants of one product, i7 is not to be had."""
+    """40 users, 12 items; i4 and i5 are variants of one product, i7 is not to be had, i8 is published in 2999."""
     folder = tmp_path_factory.mktemp("batch")
     write_tables(folder / "data", length=7)
     path = folder / "data" / "items.csv"
     name = pl.col("item_id")
     pl.read_csv(path).with_columns(
-        pl.when(name.is_in(["i4", "i5"])).then(pl.lit("g")).alias("group_id"), (name != "i7").alias("available")
+        pl.when(name.is_in(["i4", "i5"])).then(pl.lit("g")).alias("group_id"),
+        (name != "i7").alias("available"),
+        pl.when(name == "i8").then(pl.lit("2999-01-01")).alias("published_at"),
     ).write_csv(path)
     config = load_config(toy_config(folder), {})
     bundle, _ = train(config, NullTracker(), Lines())
@@ -68,7 +70,8 @@ def test_each_slate_is_what_the_recommender_says_of_that_user_alone(trained, tmp
         )
         seen = None if placement == "again" else mine.seen_items()
         for wide in (5, 12):  # more are looked at where variants leave a slate short
-            found = bundle.recommender.recommend(mine, wide, allow=bundle.catalog.available, exclude=seen)
+            shown = ~np.isin(bundle.catalog.ids.ids, ["i7", "i8"])
+            found = bundle.recommender.recommend(mine, wide, allow=shown, exclude=seen)
             expected, products = [], set()
             for item in [bundle.catalog.ids.ids[r] for r in found.rows[0] if r >= 0]:
                 if groups.get(item, item) not in products:

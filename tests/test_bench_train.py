@@ -4,10 +4,11 @@ import sys
 
 import numpy as np
 import pytest
-from toy_data import toy_config, toy_log, write_tables
+from toy_data import toy_catalog, toy_config, toy_log, write_tables
 
 from experiments.bench import train as module
-from experiments.bench.train import Course, Vectors, environment, judge, run
+from experiments.bench.train import Course, Vectors, environment, run
+from experiments.evaluate import headline
 from experiments.splits import Targets
 from features.errors import ConfigError, DependencyError, RecsysError
 
@@ -101,7 +102,8 @@ def test_given_vectors_are_judged_as_ours_are():
     items = np.array([[1, 0], [1, 0], [0, 1], [np.nan, np.nan]], np.float32)
     users = np.array([[0.5, 1], [1, 0.5]], np.float32)
     # user 0: item 2 first; user 1: item 0, then 2 (1 is seen, 3 unknown): 1 / log2(3)
-    assert judge(Vectors(users, items), targets) == pytest.approx((1 + 1 / np.log2(3)) / 2)
+    found = headline(Vectors(users, items), targets, toy_catalog(4), repeats=False)
+    assert found["ndcg_at_10"] == pytest.approx((1 + 1 / np.log2(3)) / 2)
 
 
 def test_an_environment_is_made_once_and_a_failure_says_what_failed(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ import yaml
 from toy_data import toy_log
 
 from experiments.bench import cold
-from experiments.splits import Targets
 from features.errors import ConfigError, DataError
 from features.interactions import Ragged
 from recsys.baselines.content import fit_bridge, fit_tfidf
@@ -125,23 +124,6 @@ def test_the_sum_is_of_standard_scores_over_the_cold_items():
     both = cold.Sum(profile.popularity, profile.fitted_until, bridge, profile, mask)
     assert isinstance(both, Baseline)
     np.testing.assert_allclose(both.scores(liked), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_hits_are_counted_among_what_is_allowed():
-    class First:
-        """Everyone gets items 0, 1, 2, … of those that are allowed and not excluded."""
-
-        def recommend(self, states, k, *, allow=None, exclude=None):
-            from recsys.candidates import top_k
-
-            scores = np.tile(-np.arange(30, dtype=np.float32), (len(states), 1))
-            return top_k(scores, k, allow=allow, exclude=exclude)
-
-    log = toy_log([(0, 0, 1), (1, 5, 1)], n_items=30)
-    targets = Targets(log.states(np.array([0, 1, 0]), np.array([9, 9, 9])), np.arange(3), np.array([10, 10, 25]))
-    assert cold._hits(First(), targets, None).tolist() == [1, 1, 0]  # the seen one is left out: place ten
-    mask = np.arange(30) >= 20
-    assert cold._hits(First(), targets, mask).tolist() == [0, 0, 1]
 
 
 def test_a_cut_after_which_nothing_is_new_is_refused(config, tmp_path):

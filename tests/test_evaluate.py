@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from toy_data import toy_catalog, toy_log
 
 from experiments import evaluate as module
-from experiments.evaluate import Comparison, evaluate, join
-from experiments.splits import time_split
+from experiments.evaluate import Comparison, evaluate, headline, in_time, join, ranked
+from experiments.splits import Targets, time_split
+from features.catalog import UNDATED
+from features.interactions import DAY
 from recsys.candidates import Candidates, top_k
 
 ROWS = [
@@ -131,6 +135,46 @@ def test_the_size_of_a_batch_makes_no_difference(catalog, monkeypatch, batch):
     np.testing.assert_array_equal(parts.ranks, whole.ranks)
     for name in ("coverage", "novelty", "diversity", "popularity"):
         assert getattr(parts, name) == pytest.approx(getattr(whole, name))
+
+
+def test_what_is_published_later_is_in_no_list_before_its_day(catalog):
+    day_before, its_day = 3 * DAY - 1, 3 * DAY  # item 0 comes out at noon of day 3; item 1, it is not known when
+    published = np.full(30, 0)
+    published[:2] = 3 * DAY + DAY // 2, UNDATED
+    log = toy_log([(0, 9, 1), (1, 9, 1), (2, 9, 1)], 4, 30)
+    asked = np.array([its_day, day_before, 4 * DAY])
+    targets = Targets(log.states(np.arange(3), asked), np.array([0, 0, 1, 2]), np.array([0, 2, 2, 2]))
+    dated = replace(catalog, published=published)
+    ranks, lists = ranked(InOrder(), targets, dated, repeats=False)
+    assert ranks.tolist() == [1, 3, 2, 3]
+    assert lists[:, :3].tolist() == [[0, 1, 2], [1, 2, 3], [0, 1, 2]]
+    ranks, lists = ranked(InOrder(), targets, dated, repeats=False, allow=np.arange(30) != 1)
+    assert ranks.tolist() == [1, 2, 1, 2]
+
+
+moments = st.integers(0, 6 * DAY)
+
+
+@given(st.lists(moments, max_size=30), st.lists(st.none() | moments, min_size=1, max_size=12), st.integers(1, 4))
+def test_every_state_is_asked_once_about_what_there_was(as_of, published, batch):
+    catalog = toy_catalog(len(published))
+    catalog = replace(catalog, published=np.array([UNDATED if p is None else p for p in published]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BATCH", batch)
+        parts = list(in_time(np.array(as_of, dtype=np.int64), catalog))
+    assert sorted(row for rows, _ in parts for row in rows.tolist()) == list(range(len(as_of)))
+    for rows, there in parts:
+        assert 1 <= len(rows) <= batch
+        for row in rows:
+            assert there.tolist() == [p is None or p // DAY <= as_of[row] // DAY for p in published]
+
+
+def test_the_headline_by_hand(catalog):
+    """User 0: ranks 1 and 3; user 1: rank 2; users weigh alike."""
+    log = toy_log([(0, 9, 1), (1, 9, 1)], 2, 30)
+    targets = Targets(log.states(np.arange(2), np.array([9, 9])), np.array([0, 0, 1]), np.array([0, 2, 1]))
+    found = headline(InOrder(), targets, catalog, repeats=False)
+    assert found == pytest.approx({"ndcg_at_10": ((1 + 0.5) / 2 + 1 / np.log2(3)) / 2, "hr_at_10": 1.0})
 
 
 def test_a_recommender_that_finds_nothing_is_zero(catalog):

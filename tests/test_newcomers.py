@@ -160,15 +160,15 @@ def test_the_share_is_reached_though_too_long_a_step_loses_it_again():
     users = newcomers.unit(tastes.repeat(200, 0) + rng.normal(0, 0.05, (400, 4)).astype(np.float32))
     predicted = (0.5 * tastes.repeat(10, 0) + rng.normal(0, 0.05, (20, 4))).astype(np.float32)
     rivals = np.full((400, newcomers.FIRST), 0.9, np.float32) - np.arange(newcomers.FIRST, dtype=np.float32) / 1000
-    aside = newcomers._aside(20, 4, seed=0)
+    aside, everyone = newcomers._aside(20, 4, seed=0), np.ones(20, dtype=np.bool_)
 
     def taken(rows):
         return float((np.sort(users @ rows.T)[:, -newcomers.FIRST :] > 0.895).mean())
 
     far = newcomers._unit_length(predicted + newcomers.FARTHEST * newcomers.unit(users.mean(0, keepdims=True)), aside)
     assert taken(far) < 0.2
-    assert taken(newcomers._lifted(predicted, aside, users, rivals, 0.3)) > 0.2
-    most = newcomers._lifted(predicted, aside, users, rivals, 1.0)  # never reached: the most there is
+    assert taken(newcomers._lifted(predicted, aside, everyone, users, rivals, 0.3)) > 0.2
+    most = newcomers._lifted(predicted, aside, everyone, users, rivals, 1.0)  # never reached: the most there is
     assert taken(most) > 0.4
 
 
@@ -205,6 +205,23 @@ def test_an_item_that_is_touched_but_never_liked_is_placed_and_not_lifted():
     states = now(events)
     users = model.user_vectors(states, model.item_vectors())
     assert (users @ placed).mean() < (users @ lifted).mean() - 0.01
+
+
+def test_what_is_not_published_yet_moves_with_the_others_and_takes_no_place_of_theirs():
+    model, catalog, events = world(0.15)
+    upcoming = np.isin(np.arange(ITEMS), NEW[1::2])
+    catalog = replace(catalog, published=np.where(upcoming, events.latest + 1, catalog.published))
+    placed = place_newcomers(model, catalog, events, seed=0)
+    states = now(events)
+    users = model.user_vectors(states, placed)
+    found = Index(placed).search(users, 10, allow=~upcoming, exclude=states.seen_items()).rows
+    assert 0.12 < np.isin(found, NEW).mean() <= 0.15
+    common = users.mean(0)
+    unmoved = place_newcomers(model, replace(catalog, available=~np.isin(range(ITEMS), NEW)), events, seed=0)
+    assert ((placed - unmoved)[list(NEW)] @ common > 0.01).all()  # those to come as well
+    later = np.where(np.isin(range(ITEMS), NEW), events.latest + 1, catalog.published)
+    none_yet = place_newcomers(model, replace(catalog, published=later), events, seed=0)
+    np.testing.assert_array_equal(none_yet, unmoved)
 
 
 def test_without_a_share_or_without_contents_the_tower_alone_places_them():

@@ -138,7 +138,10 @@ def run(
     hits: dict[str, dict[str, Doubles]] = {"among cold": {}, "among all": {}}
     for name, contender in contenders.items():
         for among, found in hits.items():
-            found[name] = _hits(contender, targets, cold if among == "among cold" else None)
+            ranks, _ = ranked(
+                contender, targets, dataset.catalog, repeats=False, allow=cold if among == "among cold" else None
+            )
+            found[name] = metrics.hit(ranks, K, depth=DEPTH)
             figures[f"{name}, {among}: hr_at_10"] = float(found[name].mean())
     linear = (PROFILE, BRIDGE, BOTH)
     for among, found in hits.items():
@@ -180,11 +183,6 @@ def _fitted(name: str, config: RunConfig, dataset: Dataset, *, validated: bool) 
     if config.reranker is not None:  # where nothing could be learned, retrieval stands under both names
         found[name.replace(TOWERS, RERANKED)] = trained.recommender
     return found
-
-
-def _hits(contender: Recommender, targets: Targets, allow: Bools | None) -> Doubles:
-    """Whether each target is among the first ten: (m,)."""
-    return metrics.hit(ranked(contender, targets, repeats=False, allow=allow)[0], K, depth=DEPTH)
 
 
 def _ratio(ours: float, theirs: float) -> float:

@@ -25,12 +25,10 @@ from experiments.bench.runner import Bar, Result
 from experiments.config import load_config
 from experiments.contenders import assemble, sample_states
 from experiments.dataset import encode, load_dataset
-from experiments.evaluate import DEPTH, K, ranked
-from experiments.splits import Targets
+from experiments.evaluate import headline
 from experiments.train import windows
 from features.errors import ConfigError, DependencyError, RecsysError
 from features.interactions import Bools, Interactions, Ragged, UserStates
-from recsys import metrics
 from recsys.candidates import Candidates, Floats, Recommender, top_k
 from recsys.towers import TwoTowers
 from recsys.training import fit_towers
@@ -127,19 +125,22 @@ def run(
     }
     ours, theirs = Course(positions=len(material.target)), Course()
 
+    def judged(recommender: Recommender) -> float:
+        return headline(recommender, validation, dataset.catalog, repeats=False)["ndcg_at_10"]
+
     with rival(environment(Path(settings.cache) / "rectools"), told, fit) as one_pass:
 
         def step() -> None:
             seconds, theirs.positions, vectors = one_pass()
             theirs.seconds.append(seconds)
-            theirs.ndcg.append(judge(vectors, validation))
+            theirs.ndcg.append(judged(vectors))
 
         resumed = time.perf_counter()
 
         def validate(model: TwoTowers) -> dict[str, float]:
             nonlocal resumed
             ours.seconds.append(time.perf_counter() - resumed)
-            ours.ndcg.append(judge(assemble(model, fit, settings), validation))
+            ours.ndcg.append(judged(assemble(model, fit, settings)))
             if theirs.waited() < training.patience:  # in turns: what else the machine does slows both
                 step()
             resumed = time.perf_counter()
@@ -163,12 +164,6 @@ def run(
         }
     bars = [] if short else [Bar("positions a second, ours to RecTools'", ratio, ">=", 2.0)]
     return Result(figures | {"ratio": round(ratio, 3)}, bars)
-
-
-def judge(recommender: Recommender, targets: Targets) -> float:
-    """Mean NDCG@10 over users."""
-    ranks, _ = ranked(recommender, targets, repeats=False)
-    return float(metrics.per_user(metrics.ndcg(ranks, K, depth=DEPTH), targets.users)[0].mean())
 
 
 @contextmanager
