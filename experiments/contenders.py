@@ -99,7 +99,7 @@ def fit_recipe(
 ) -> Trained:
     """The recommender on `events`, by what validation decided; again=False keeps the towers that it was decided on.
 
-    The reranker then orders candidates of towers that have seen its window: it reads scores and counts, not ids.
+    The reranker then orders candidates of towers that have seen its window: it knows no item by its id.
     """
     towers = recipe.selection
     if again:
@@ -136,7 +136,6 @@ def train_two_stage(
         vocabulary=dataset,
         towers=trained.towers,  # their negatives too: drawn from the vocabulary
         popularity=trained.retrieval.fallback,
-        normalisation=trained.statistics,
         features=trained.statistics,
     )
     return recipe, trained
@@ -185,6 +184,7 @@ def learn_order(config: RunConfig, dataset: Dataset, splits: Mapping[str, Split]
         asked = np.arange(len(candidates))[:, None] * n + candidates.rows
         relevant = np.isin(asked, targets.state * n + targets.item) & (candidates.rows >= 0)
         lessons.append(Lesson(targets.states, candidates, relevant))
+        guard(split.cut, order=lessons[-1])
     return fit_reranker(features, lessons, config.reranker, seed=config.seed)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,7 @@ class Comparison:
             if not (np.array_equal(first.users, other.users) and np.array_equal(first.items, other.items)):
                 raise ValueError(f"{first.name} and {other.name} were evaluated on different targets")
 
+    @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """One dict a contender: figures, intervals, and the paired difference ours minus it in NDCG@10."""
         ours = next(o for o in self.outcomes if o.name == self.ours)
@@ -230,7 +232,7 @@ class Comparison:
             "events_cold_user": int((~o.warm_user).sum()),
             "events_cold_item": int((~o.warm_item).sum()),
             "ours": self.ours,
-            "rows": _finite(self.rows()),
+            "rows": _finite(self.rows),
         }
 
     def render(self) -> Table:
@@ -247,7 +249,7 @@ class Comparison:
         parts = {"warm": "warm\nHR", "cold_user": "cold-user\nHR", "cold_item": "cold-item\nHR"}
         for column in ("", "HR@10", "NDCG@10", "Δ NDCG@10", *parts.values(), "cover-\nage", "popu-\nlarity", "fit s"):
             table.add_column(column, justify="right" if column else "left")
-        for row in self.rows():
+        for row in self.rows:
             difference = row.get(f"ours_minus_ndcg_at_{K}")
             hits = [row[f"hr_at_{K}_{part}"] for part in parts]
             table.add_row(

@@ -60,7 +60,8 @@ def train(
 ) -> tuple[Path, list[Comparison]]:
     """Train, compare with the baselines on the newest window, fit the same recipe on everything, publish a bundle.
 
-    What is served has seen the tested window too: the table is of the recipe, and the newest events are not wasted.
+    What is served has seen the tested window too: the table is of the recipe, and the newest events are not wasted,
+    nor the items that they made frequent.
     A leave-last-out split serves what it judged. Returns the bundle's folder and one table for each placement.
     Raises any RecsysError; a failed run publishes nothing.
     """
@@ -70,6 +71,7 @@ def train(
     kept = encode(kept, config, reporter.steps)
     if kept.told:
         reporter.say(kept.told)
+    space = kept.space
     first = next(iter(splits.values()))
     if kept.left_out:
         reporter.say(
@@ -91,6 +93,9 @@ def train(
         tables = [compare(config, name, [split], outcomes[name]) for name, split in splits.items()]
         if first.cut is not None:
             reporter.say("the same recipe on all events, to be served")
+            if least := config.data.min_train_events:  # what has become frequent since belongs to it
+                kept = keep_frequent(dataset, dataset.events.latest + 1, least)
+                kept = encode(kept, config, reporter.steps, space=space)
             trained = fit_recipe(
                 config, kept, kept.events, recipe, lambda line: reporter.say(show(line)), reporter.steps
             )
@@ -106,6 +111,8 @@ def train(
         if publish:
             make_current(path)
         record(tracker, tables, figures, path)
+        if recipe.reranker is not None:
+            tracker.metrics({f"importance.{name}": share for name, share in recipe.reranker.importance.items()})
     except BaseException:
         tracker.finish(failed=True)
         raise
@@ -207,7 +214,7 @@ def facts(config: RunConfig, dataset: Dataset, splits: list[Split], tables: list
 def record(tracker: Tracker, tables: list[Comparison], figures: dict[str, Any], bundle: Path) -> None:
     """Final metrics, plots and the bundle."""
     for table in tables:
-        for row in table.rows():
+        for row in table.rows:
             name = "".join(c if c.isalnum() else "_" for c in f"{table.placement}.{row['name']}")
             tracker.metrics({f"{name}.{key}": row[key]["mean"] for key in ("hr_at_10", "ndcg_at_10")})
     for plot, figure in figures.items():

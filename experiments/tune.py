@@ -1,7 +1,8 @@
 """Hyper-parameter search: Optuna proposes settings of the towers, the newest validation window judges them.
 
 TPE (Bergstra et al. 2011) with median pruning (Golovin et al. 2017), by NDCG@10 of the first placement. Nothing of
-the test window is read. Each trial is on disk when it ends: the same search, started again, goes on where it was.
+the test window is read. Each trial is on disk when it ends: the same search, started again, goes on where it was. One
+process at a time: a trial that another has begun is taken for lost.
 """
 
 import hashlib

@@ -39,8 +39,8 @@ def grown(bundle: "Bundle", items: pl.DataFrame, channels: Mapping[str, Embedded
 
     channels: what the bundle's encoders made of them (`embed_items`), empty where it has no content. Known items keep
     their rows. Vectors by the towers stay where an item has events, or is as it was; those of others are the mean of
-    what is near by content (`nearby`). Indexes are shared with the bundle given, in which nobody finds rows that it
-    does not have.
+    what is near by content (`nearby`). Indexes are shared with the bundle given: whoever goes on asking that one says
+    what is allowed (n,), or finds rows that it does not have.
     """
     stage, index = bundle.recommender, bundle.recommender.index
     if not isinstance(index, LiveIndex):

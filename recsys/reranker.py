@@ -70,6 +70,9 @@ NEIGHBOURS = 200
 LONG, SHORT = 0.99, 0.8
 """Weight of an event in neighbours_long and neighbours_short against the next one in the history."""
 
+STATES = 128
+"""Whose features are made at once: with 500 candidates of 768 dimensions they take 200 MB."""
+
 NEGATIVES = 100
 """About this many of a state's candidates that were not taken are learned from, drawn by the seed.
 
@@ -150,31 +153,34 @@ class PairFeatures:
         empty = ~there.any(1)
         mean_popularity = (np.log1p(s.total[known]) * there).sum(1) / count[:, 0]
         filled = np.where(np.isnan(similar), -1.0, similar)
-        columns = (
-            candidates.scores,
-            np.arange(candidates.rows.shape[1]),
-            filled[:, :, -1],
-            filled.max(2),
-            np.where(there[:, None, :], filled, 0).sum(2) / count,
-            np.einsum("bkm,bm->bk", self.catalog.content[rows], text, optimize=True),
-            self.words.similarity(liked, rows),
-            same.sum(2) / count,
-            *(self._neighbours(liked, decay, rows) for decay in (LONG, SHORT)),
-            popularity,
-            recently,
-            np.log1p(s.newest[rows]),
-            np.log1p(s.newest[rows] * (30 / 7)) - recently,
-            np.where(s.total[rows] > 0, days, np.nan),
-            self._ages(states.as_of, rows),
-            np.log1p(liked.lengths)[:, None],
-            popularity - np.where(empty, np.nan, mean_popularity)[:, None],
-            *habits(states, rows, self.finest),
+        columns = {
+            "retrieval_score": candidates.scores,
+            "retrieval_rank": np.arange(candidates.rows.shape[1]),
+            "similarity_last": filled[:, :, -1],
+            "similarity_max": filled.max(2),
+            "similarity_mean": np.where(there[:, None, :], filled, 0).sum(2) / count,
+            "text_similarity": np.einsum("bkm,bm->bk", self.catalog.content[rows], text, optimize=True),
+            "word_similarity": self.words.similarity(liked, rows),
+            "category_share": same.sum(2) / count,
+            "neighbours_long": self._neighbours(liked, LONG, rows),
+            "neighbours_short": self._neighbours(liked, SHORT, rows),
+            "item_log_count": popularity,
+            "item_log_recent": recently,
+            "item_log_newest": np.log1p(s.newest[rows]),
+            "item_trend": np.log1p(s.newest[rows] * (30 / 7)) - recently,
+            "item_days_since_last": np.where(s.total[rows] > 0, days, np.nan),
+            "item_days_since_published": self._ages(states.as_of, rows),
+            "user_log_history": np.log1p(liked.lengths)[:, None],
+            "user_popularity_gap": popularity - np.where(empty, np.nan, mean_popularity)[:, None],
+            **habits(states, rows, self.finest),
+        }
+        return np.stack(
+            [np.broadcast_to(np.asarray(columns[name], np.float32), rows.shape) for name in FEATURES], axis=-1
         )
-        return np.stack([np.broadcast_to(np.asarray(c, np.float32), rows.shape) for c in columns], axis=-1)
 
 
-def habits(states: UserStates, rows: Ints, finest: Ints) -> tuple[Doubles, ...]:
-    """The last twelve of FEATURES from the positive events of b states: arrays (b, k) of pairs and (b, 1) of users.
+def habits(states: UserStates, rows: Ints, finest: Ints) -> dict[str, Doubles]:
+    """Those of FEATURES that the positive events of b states tell by name: arrays (b, k) of pairs, (b, 1) of users.
 
     finest (n,): a category of each item, -1 for none. A moment is all that happened at one time, as a basket; share:
     events with the item for each moment.
@@ -182,24 +188,25 @@ def habits(states: UserStates, rows: Ints, finest: Ints) -> tuple[Doubles, ...]:
     items = Tally.of(states, len(finest))
     categories = Tally.of(states, int(finest.max(initial=0)) + 1, finest)
     of_item = _taken(items, rows, states.as_of)
-    which, times = states.liked_times().pairs()
+    of_category = _taken(categories, finest[rows], states.as_of)
+    liked = states.liked_times()
+    which, times = liked.pairs()
     begins = np.append(True, (which[1:] != which[:-1]) | (times[1:] != times[:-1]))[: len(which)]
     moments = np.bincount(which[begins], minlength=len(rows))[:, None]  # (b, 1)
     events = np.bincount(which, minlength=len(rows))[:, None]
     distinct = np.bincount(items.key // len(finest), minlength=len(rows))[:, None]
-    newest = states.liked_times().tail(1)
-    return (
-        *of_item,
-        *_taken(categories, finest[rows], states.as_of),
-        np.expm1(of_item[0]) / moments.clip(min=1),
-        np.log1p(moments),
-        np.where(events > 0, 1 - distinct / events.clip(min=1), np.nan),
-        np.where(events > 0, (states.as_of[:, None] - newest) / DAY, np.nan),
-    )
+    return {
+        **{f"user_item_{name}": values for name, values in of_item.items()},
+        **{f"user_category_{name}": values for name, values in of_category.items()},
+        "user_item_share": np.expm1(of_item["log_count"]) / moments.clip(min=1),
+        "user_log_moments": np.log1p(moments),
+        "user_repeat_share": np.where(events > 0, 1 - distinct / events.clip(min=1), np.nan),
+        "user_days_since_last": np.where(events > 0, (states.as_of[:, None] - liked.tail(1)) / DAY, np.nan),
+    }
 
 
-def _taken(tally: Tally, kinds: Ints, as_of: Ints) -> tuple[Doubles, Doubles, Doubles, Doubles]:
-    """How often kinds (b, k) were taken (log), by recency, days since, and whether they are due: (b, k) each.
+def _taken(tally: Tally, kinds: Ints, as_of: Ints) -> dict[str, Doubles]:
+    """How often kinds (b, k) were taken, by recency, days since, and whether they are due: (b, k) each.
 
     due: days since the last time over the mean of the days from one to the next, half a day at least.
     """
@@ -210,12 +217,12 @@ def _taken(tally: Tally, kinds: Ints, as_of: Ints) -> tuple[Doubles, Doubles, Do
         return np.append(values, without)[at]
 
     since = (as_of[:, None] - of(tally.last, np.nan)) / DAY
-    return (
-        np.log1p(of(tally.count, 0)),
-        of(tally.recency, 0),
-        since,
-        since / (of(between, np.nan) / DAY).clip(min=0.5),
-    )
+    return {
+        "log_count": np.log1p(of(tally.count, 0)),
+        "recency": of(tally.recency, 0),
+        "days_since_last": since,
+        "due": since / (of(between, np.nan) / DAY).clip(min=0.5),
+    }
 
 
 class Reranker:
@@ -228,9 +235,12 @@ class Reranker:
 
     def score(self, states: UserStates, candidates: Candidates) -> Floats:
         """See `Scorer`."""
-        b, k = candidates.rows.shape
-        matrix = self.features.matrix(states, candidates).reshape(b * k, len(FEATURES))
-        scores = self.booster.predict(matrix, num_threads=1).reshape(b, k).astype(np.float32)
+        scores = np.empty(candidates.rows.shape, dtype=np.float32)
+        for at in range(0, len(states), STATES):
+            part = slice(at, at + STATES)
+            asked = Candidates(candidates.rows[part], candidates.scores[part])
+            matrix = self.features.matrix(states[part], asked).reshape(-1, len(FEATURES))
+            scores[part] = self.booster.predict(matrix, num_threads=1).reshape(asked.rows.shape)
         return np.where(candidates.rows >= 0, scores, -np.inf)
 
     @property
@@ -263,6 +273,11 @@ class Lesson:
     candidates: Candidates
     relevant: np.ndarray
 
+    @property
+    def fitted_until(self) -> int:
+        """µs of the latest event that is learned from: what was taken, was taken at as_of."""
+        return int(self.states.as_of.max(initial=np.iinfo(np.int64).min))
+
 
 def fit_reranker(
     features: PairFeatures, lessons: Sequence[Lesson], config: RerankerConfig, *, seed: int
@@ -273,8 +288,8 @@ def fit_reranker(
     for lesson in lessons:
         rows, scores, relevant = lesson.candidates.rows, lesson.candidates.scores, lesson.relevant
         useful = np.flatnonzero((relevant & (rows >= 0)).any(1))
-        for start in range(0, len(useful), 256):
-            part = useful[start : start + 256]
+        for start in range(0, len(useful), STATES):
+            part = useful[start : start + STATES]
             drawn = rng.random(rows[part].shape) < NEGATIVES / rows.shape[1]
             learned = (rows[part] >= 0) & (relevant[part] | drawn)
             parts.append(features.matrix(lesson.states[part], Candidates(rows[part], scores[part]))[learned])

@@ -29,7 +29,7 @@ class TowerConfig(Strict):
     """Dropout in the user tower, also on its input."""
 
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of items whose id embedding is hidden in a training step, so that content is learned from as well."""
+    """Share of items of which a training step hides id and popularity, so that content is learned from too."""
 
     id: bool = True
     """Whether items have embeddings of their own, beside contents and popularity."""

@@ -1,6 +1,5 @@
 """Training of the two towers: every position of every history predicts what its user does next."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -98,8 +97,7 @@ def fit_towers(
     share = distributed.averaged(Share(model, _loss(training, windows, len(catalog))))
     optimizer = _optimizer(model, training)
     average: AveragedModel | None = None
-    best, best_state, history = -np.inf, model.state_dict(), []
-    chosen = 0
+    best, chosen, kept, history = -np.inf, 0, dict[str, Tensor](), list[dict[str, float]]()
     for epoch in range(1, (epochs or training.epochs) + 1):
         started, losses = time.perf_counter(), []
         model.train()
@@ -128,13 +126,13 @@ def fit_towers(
             report(line)
         if validate is None or line["ndcg_at_10"] > best:
             best, chosen = line.get("ndcg_at_10", best), epoch
-            best_state = copy.deepcopy(average.module.state_dict())
+            kept = {name: values.clone() for name, values in average.module.state_dict().items()}
         elif epoch - chosen >= training.patience:
             break
-    model.load_state_dict(best_state)
+    model.load_state_dict(kept)
     model.cpu().eval()
     model.align(events, seed=seed)
-    return FittedTowers(model, events.latest, chosen or len(history), history)
+    return FittedTowers(model, events.latest, chosen, history)
 
 
 class Share(nn.Module):

@@ -76,7 +76,7 @@ def test_users_are_averaged_first(catalog):
     assert o.per_user("hr").tolist() == [1, 1, 0.5, 0]  # users 0, 1, 2, 3
     expected = [(1 / np.log2(3) + 1 / np.log2(4)) / 2, 1, 0.5, 0]
     np.testing.assert_allclose(o.per_user("ndcg"), expected)
-    (row,) = Comparison("t", "home", "n", ("h",), (o,), "in order", 0).rows()
+    (row,) = Comparison("t", "home", "n", ("h",), (o,), "in order", 0).rows
     assert row["hr_at_10"]["mean"] == pytest.approx(2.5 / 4)  # not 4 / 6, as over events
     assert row["ndcg_at_10"]["mean"] == pytest.approx(np.mean(expected))
     assert row["hr_at_10"]["low"] < 2.5 / 4 < row["hr_at_10"]["high"]
@@ -97,7 +97,7 @@ def test_warm_and_cold_by_hand(catalog):
         (2, 29): 1,
         (3, 12): 0,
     }
-    (row,) = Comparison("t", "home", "n", ("h",), (o,), "in order", 0).rows()
+    (row,) = Comparison("t", "home", "n", ("h",), (o,), "in order", 0).rows
     assert row["hr_at_10_warm"] == 1  # only (1, 0)
     assert row["hr_at_10_cold_user"] == pytest.approx((0.5 + 0) / 2)
     assert row["hr_at_10_cold_item"] == pytest.approx((1 + 0 + 0) / 3)  # users 0, 2, 3
@@ -231,7 +231,7 @@ def test_the_paired_interval_is_ours_minus_theirs():
     users = np.repeat(np.arange(200), 2)
     easy = rng.integers(1, 12, 400).astype(float)
     better, worse = many("better", easy, users), many("worse", easy + 1, users)
-    rows = {r["name"]: r for r in Comparison("t", "home", "n", ("h",), (worse, better), "better", 0).rows()}
+    rows = {r["name"]: r for r in Comparison("t", "home", "n", ("h",), (worse, better), "better", 0).rows}
     difference = rows["worse"]["ours_minus_ndcg_at_10"]
     assert 0 < difference["low"] < difference["mean"] < difference["high"]
     assert difference["mean"] == pytest.approx(
@@ -240,7 +240,7 @@ def test_the_paired_interval_is_ours_minus_theirs():
     wide = rows["better"]["ndcg_at_10"]
     assert difference["high"] - difference["low"] < wide["high"] - wide["low"]  # what is easy for both cancels out
     assert "ours_minus_ndcg_at_10" not in rows["better"]
-    turned = {r["name"]: r for r in Comparison("t", "home", "n", ("h",), (worse, better), "worse", 0).rows()}
+    turned = {r["name"]: r for r in Comparison("t", "home", "n", ("h",), (worse, better), "worse", 0).rows}
     assert turned["better"]["ours_minus_ndcg_at_10"]["high"] < 0
 
 

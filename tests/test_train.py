@@ -20,6 +20,7 @@ from features.errors import DataError
 from features.event_log import EventLog
 from features.records import Event
 from recsys.bundle import current, load_bundle
+from recsys.reranker import FEATURES
 
 CONTENDERS = ["popular", "item-knn", "two towers", "two towers + reranker"]
 
@@ -116,6 +117,7 @@ def test_the_run_is_tracked(done):
     assert {"loss", "ndcg_at_10"} <= epochs[0][1]
     names = {name for values, step in tracker.values if step is None for name in values}
     assert {"home_popular.ndcg_at_10", "again_two_towers___reranker.hr_at_10"} <= names
+    assert {f"importance.{name}" for name in FEATURES} <= names
     assert set(tracker.figures) == {"learning_curve", "ndcg_by_history_length", "popularity_bias"}
     assert tracker.artifacts == [(path, "bundle")]
     assert tracker.finished == [False]
@@ -216,8 +218,16 @@ def test_rare_items_are_left_out_and_it_is_said(done, tmp_path):
     counts = np.bincount(early.items, minlength=events.n_items)
     least = int(np.sort(counts)[5]) + 1
     data = config.data.model_dump()
-    path, _ = run(folder, reporter=reporter, bundles=str(tmp_path), data=data | {"min_train_events": least})
-    assert len(load_bundle(path).catalog) == (counts >= least).sum() < 12
+    path, tables = run(folder, reporter=reporter, bundles=str(tmp_path), data=data | {"min_train_events": least})
+    judged = counts >= least
+    assert judged.sum() < 12
+    assert tables[0].outcomes[0].items.max() < judged.sum()
+    in_all = np.bincount(events.liked().items, minlength=events.n_items)
+    served = load_bundle(path).catalog  # with what became frequent later
+    assert set(served.ids.ids) == {
+        load_dataset(config).catalog.ids.ids[row] for row in np.flatnonzero(in_all >= least)
+    }
+    assert len(served) > judged.sum()
     assert any(
         f"events left out: items with fewer than {least} before the validation window" in line
         for line in reporter.said

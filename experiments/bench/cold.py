@@ -1,9 +1,10 @@
 """Items that nobody has touched: a tenth of them loses all its events, and has to be found by its content.
 
 An event is a user's positive one with a cold item; the history is what else the user did before it, warm items only.
-It is ranked among the cold items, and among all items (those of the history excluded), at most 5,000 events. In the
-other form time decides: all is fitted before a cut, and cold are the items that come after it; there is then a window
-to learn an order from as well, so that what would be served is judged, besides retrieval alone. The references are
+It is ranked among the cold items, and among all items (those of the history excluded), at most 5,000 events. All warm
+events are fitted on, also those after the event asked about: what is told apart are items, not times. In the other
+form time decides: all is fitted before a cut, and cold are the items that come after it; there is then a window to
+learn an order from as well, so that what would be served is judged, besides retrieval alone. The references are
 linear: the TF-IDF profile, the content bridge, and the sum of both in standard scores.
 """
 

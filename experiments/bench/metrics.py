@@ -1,4 +1,4 @@
-"""How fast 100,000 users' lists of 100 candidates are turned into every metric of the evaluation.
+"""How fast 100,000 users' lists of 100 candidates are turned into every metric of `recsys.metrics`.
 
 Figures: seconds of each metric and of all, beside the floor (both arrays read once), and ranx on the same rankings
 where it is installed (without building its dictionaries).

@@ -96,7 +96,7 @@ def run(
         )
     passes = 2 if short else max(2, passes)
     towers = settings.towers.model_copy(update={"nested": ()})
-    training = settings.training.model_copy(update={"negatives": 0, "epochs": passes})
+    training = settings.training.model_copy(update={"loss": "softmax", "negatives": 0, "epochs": passes})
     if patience is not None:
         training = training.model_copy(update={"patience": max(1, patience)})
     dataset, splits = windows(settings, load_dataset(settings))[-1]

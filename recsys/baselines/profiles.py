@@ -22,9 +22,9 @@ _LEAST_WEIGHT = 2.0**-24
 class Baseline(ABC):
     """A fitted baseline: a Recommender whose scores depend on a user's positive events only.
 
-    popularity (n,) float32: positive training events of each item. fitted_until: time (µs) of the latest event seen
-    in fitting. A state whose history gives no item a score (it is empty, or nothing is known of its items) gets
-    the popular order.
+    popularity (n,) float32: positive training events of each item, or of late, as `fit_popular` weighs them.
+    fitted_until: time (µs) of the latest event seen in fitting. A state whose history gives no item a score (it is
+    empty, or nothing is known of its items) gets the popular order.
     """
 
     popularity: Floats
