@@ -176,7 +176,7 @@ def learn_order(config: RunConfig, dataset: Dataset, splits: Mapping[str, Split]
         shape = len(targets.states), config.reranker.candidates
         candidates = Candidates(np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32))
         for at, there in in_time(targets.states.as_of, dataset.catalog):
-            part = targets.states[at]
+            part = targets.states[at].gathered()
             seen = None if repeats else part.seen_items()
             found = first.retrieve(part, config.reranker.candidates, allow=there, exclude=seen)
             candidates.rows[at], candidates.scores[at] = found.rows, found.scores
@@ -184,7 +184,6 @@ def learn_order(config: RunConfig, dataset: Dataset, splits: Mapping[str, Split]
         asked = np.arange(len(candidates))[:, None] * n + candidates.rows
         relevant = np.isin(asked, targets.state * n + targets.item) & (candidates.rows >= 0)
         lessons.append(Lesson(targets.states, candidates, relevant))
-        guard(split.cut, order=lessons[-1])
     return fit_reranker(features, lessons, config.reranker, seed=config.seed)
 
 

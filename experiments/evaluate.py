@@ -112,7 +112,7 @@ def ranked(
     ranks, lists = np.full(len(targets), np.inf), np.full((len(states), K), -1, dtype=np.int64)
     place = np.full(len(states), -1)
     for rows, there in in_time(states.as_of, catalog):
-        part = states[rows]
+        part = states[rows].gathered()
         found = recommender.recommend(
             part,
             DEPTH,

@@ -14,6 +14,7 @@ from experiments.evaluate import Comparison, Outcome, evaluate, join
 from experiments.splits import Split, cuts, guard, leave_last_out, time_split
 from experiments.tracking import Tracker
 from features.errors import ConfigError
+from features.interactions import DAY
 from features.progress import Step
 from recsys.bundle import publish as make_current
 from recsys.bundle import save_bundle
@@ -231,6 +232,8 @@ def say_dataset(dataset: Dataset, reporter: Reporter) -> None:
     if dataset.twice:
         reporter.say(f"{dataset.twice:,} logged events are in the tables already: counted once")
     events = dataset.events
+    if early := int((events.times // DAY < dataset.catalog.published[events.items] // DAY).sum()):
+        reporter.say(f"{early:,} events are older than the publication of their item: as targets they are in no list")
     reporter.say(
         f"{events.n_users:,} users, {events.n_items:,} items, {len(events):,} events, "
         f"{int(events.positive.sum()):,} positive; data {dataset.hash}"

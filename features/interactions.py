@@ -3,6 +3,7 @@
 Times are int64 microseconds since 1970-01-01 UTC everywhere inside.
 """
 
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,11 @@ Floats = npt.NDArray[np.float32]
 
 DAY = 86_400_000_000
 """One day in µs."""
+
+
+def now_micros() -> int:
+    """µs since 1970 UTC."""
+    return time.time_ns() // 1000
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,22 @@ class UserStates:
     def __getitem__(self, index: "slice | Ints") -> "UserStates":
         """A range or chosen rows of the states."""
         return replace(self, users=self.users[index], as_of=self.as_of[index], items=self.items[index])
+
+    def gathered(self) -> "UserStates":
+        """The same states over arrays of their own events alone: what is asked of them costs what they hold, and not
+        what the log holds that they were cut from."""
+        begin, flat = self.items.begin, self.items.flat
+        lengths = self.items.lengths
+        ends = np.cumsum(lengths)
+        at = np.arange(lengths.sum()) + np.repeat(begin - (ends - lengths), lengths)
+        return replace(
+            self,
+            items=Ragged(flat[at], ends - lengths, ends),
+            times=self.times[at],
+            positive=self.positive[at],
+            seen=self.seen[at],
+            types=None if self.types is None else self.types[at],
+        )
 
     def _only(self, keep: Bools, flat: Ints) -> Ragged:
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])

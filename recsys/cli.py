@@ -281,11 +281,11 @@ def features_refresh(
     Example: REDIS_URL=redis://localhost:6379/0 recsys features refresh movielens
     """
     import os
-    import time
     from dataclasses import asdict
 
     from experiments.config import load_config
     from features.errors import ConfigError
+    from features.interactions import now_micros
     from features.redis_store import RedisStore
     from features.refresh import refresh
     from features.tables import read_tables
@@ -300,7 +300,7 @@ def features_refresh(
     folder = log or Path(data.log or "state/log")
     with _reporter() as reporter:
         tables = read_tables(data, progress=reporter.steps).events
-        report = refresh(store, tables, folder, now=time.time_ns() // 1000, progress=reporter.steps)
+        report = refresh(store, tables, folder, now=now_micros(), progress=reporter.steps)
     if as_json:
         _print_json(asdict(report))
         return

@@ -59,7 +59,8 @@ def place_newcomers(model: TwoTowers, catalog: Catalog, events: Interactions, *,
     be seen. Hence those that nobody has touched and that are available move, all by the same step, FARTHEST at most,
     towards what users have in common, until they take config.newcomers of the first places of lists, or PARITY times
     the share of the catalogue that they are, whichever is less. Where they take as much already, they stay. Those
-    that are published after the events move with the others, and are not counted: nobody is shown them yet.
+    that are published after the events move with the others and are not counted, since nobody is shown them yet: how
+    many places they take when they come out is seen to when the towers are next fitted.
     """
     vectors = model.item_vectors().copy()
     liked = np.bincount(events.liked().items, minlength=len(catalog))

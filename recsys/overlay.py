@@ -120,7 +120,8 @@ def nearby(bundle: "Bundle", catalog: Catalog, rows: Ints, content: Embedded | N
     """Vectors (m, d) for items of rows (m,) of a grown catalogue, from those that the bundle had before.
 
     The mean of the NEAREST items by content, each as heavy as its cosine; where there is none, the mean of the items
-    of the same first category; where there is none either, of all.
+    of the same first category; where there is none either, of all. Of length 1, which lifts them as far as training
+    lifts its newcomers (experiments/LOG.md); as short as means are they would be in no list.
     """
     vectors, n = bundle.recommender.vectors, len(bundle.catalog)
     others = np.ones(n, dtype=np.bool_)

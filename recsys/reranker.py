@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from features.catalog import Catalog, item_texts
+from features.catalog import UNDATED, Catalog, item_texts
 from features.errors import BundleError, DependencyError
 from features.interactions import DAY, Interactions, Ints, Ragged, UserStates
 from recsys.baselines.local_ease import fit_local_ease
@@ -121,8 +121,8 @@ class PairFeatures:
         Of what nobody has touched yet, the new is wanted far more often than what has lain there for long. They end
         when it is asked for, not with the statistics: what is put tomorrow is new tomorrow.
         """
-        days = (as_of[:, None] - self.catalog.published[rows].astype(np.float64)) / DAY
-        return np.where(self.catalog.dated[rows], days, np.nan)
+        published = self.catalog.published[rows]
+        return np.where(published == UNDATED, np.nan, (as_of[:, None] - published.astype(np.float64)) / DAY)
 
     @cached_property
     def finest(self) -> Ints:
@@ -273,11 +273,6 @@ class Lesson:
     candidates: Candidates
     relevant: np.ndarray
 
-    @property
-    def fitted_until(self) -> int:
-        """µs of the latest event that is learned from: what was taken, was taken at as_of."""
-        return int(self.states.as_of.max(initial=np.iinfo(np.int64).min))
-
 
 def fit_reranker(
     features: PairFeatures, lessons: Sequence[Lesson], config: RerankerConfig, *, seed: int
@@ -292,7 +287,8 @@ def fit_reranker(
             part = useful[start : start + STATES]
             drawn = rng.random(rows[part].shape) < NEGATIVES / rows.shape[1]
             learned = (rows[part] >= 0) & (relevant[part] | drawn)
-            parts.append(features.matrix(lesson.states[part], Candidates(rows[part], scores[part]))[learned])
+            asked = Candidates(rows[part], scores[part])
+            parts.append(features.matrix(lesson.states[part].gathered(), asked)[learned])
             labels.append(relevant[part][learned])
             sizes.append(learned.sum(1))
     if not parts:

@@ -12,7 +12,7 @@ from features.content import Content, Limits
 from features.decoders import Decoders
 from features.encoding import EncoderConfig, Gemini, OpenAICompatible, open_encoders
 from features.errors import BundleError, ConfigError
-from features.interactions import Bools, Ints
+from features.interactions import Bools, Ints, now_micros
 from features.schema import TITLE
 from features.spaces import Embedded, Encoder, Failure, nothing
 from recsys.content_space import ContentSpace
@@ -145,8 +145,8 @@ def find(bundle: "Bundle", content: Content, k: int) -> Found:
 
 
 def searchable(catalog: Catalog) -> Bools:
-    """(n,): items that a search may find, those that are available and that something is known of."""
-    out: Bools = catalog.available & catalog.has_content
+    """(n,): items that a search may find: available, published by now, and something is known of them."""
+    out: Bools = catalog.available & catalog.has_content & catalog.published_by(now_micros())
     return out
 
 

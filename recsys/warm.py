@@ -16,7 +16,7 @@ from recsys.towers import TwoTowers
 PASSES = 1
 """Over the new events."""
 
-SHAPE = ("dimension", "nested", "layers", "heads", "history", "id", "content", "times")
+SHAPE = ("dimension", "nested", "layers", "heads", "history", "id", "content", "times", "calendar")
 """What fitted weights do not allow to change."""
 
 

@@ -14,6 +14,7 @@ from fastapi.responses import Response
 
 from features.encoding import open_encoders
 from features.errors import StoreError
+from features.interactions import now_micros
 from features.records import Event
 from features.schema import DataConfig, EventRules
 from features.store import FeatureStore
@@ -21,7 +22,7 @@ from recsys.slate import Slate
 from serving.answers import Narrow, expose, live_of, narrowed, slate_answer, stage
 from serving.follow import Service
 from serving.items import add_items
-from serving.live import Live, Servable, card, now_micros
+from serving.live import Live, Servable, card
 from serving.page import add_page
 from serving.search import Desk, Open, add_search
 from serving.settings import ServeSettings

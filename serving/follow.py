@@ -10,6 +10,7 @@ import polars as pl
 
 from features.errors import LogError, RecsysError, StoreError
 from features.event_log import EventLog
+from features.interactions import now_micros
 from features.records import Event
 from features.redis_server import RedisServer
 from features.redis_store import RedisStore
@@ -17,7 +18,7 @@ from features.refresh import catch_up, refresh
 from features.schema import DataConfig, EventRules
 from features.store import FeatureStore, Status, UserState, Watermark
 from serving.growth import Growth
-from serving.live import Live, Servable, now_micros
+from serving.live import Live, Servable
 from serving.settings import ServeSettings
 
 logger = logging.getLogger("recsys.serving")

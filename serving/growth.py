@@ -22,10 +22,11 @@ from features.ids import IdMap
 from features.interactions import Bools
 from features.items_log import ItemChanges, media_in_use, sweep_media
 from features.records import ItemGone, ItemPut
-from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, VIDEO
+from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, PUBLISHED, VIDEO
 from features.tables import check_puts
 from recsys.item_vectors import ItemVectors
 from serving.live import Live, Servable
+from serving.wire import micros
 
 logger = logging.getLogger("recsys.serving")
 
@@ -90,7 +91,7 @@ class Growth:
         with self._lock:
             for name, known in self._known.items():
                 known.waiting, known.paused, known.alone, known.failed = known.put is not None, False, False, []
-                if _hidden(known):
+                if _hidden(known, live.now()):
                     live.hide(name)
             self._recalling = any(known.waiting for known in self._known.values())
             self._show(live)
@@ -107,7 +108,7 @@ class Growth:
             before = self._known.get(change.item_id)
             if before is None or before.order < order:
                 self._known[change.item_id] = known = _Known(order, put, waiting=put is not None)
-                if _hidden(known):
+                if self.live is not None and _hidden(known, self.live.now()):
                     self._hide(change.item_id)
                 self._tell(change.item_id)
         self._wake.set()
@@ -192,7 +193,7 @@ class Growth:
                     self._tell(put.item_id)
                     if row >= 0:
                         available[row] = grown.bundle.catalog.available[row]
-                elif row >= len(live.available) or (row >= 0 and _hidden(known)):
+                elif row >= len(live.available) or (row >= 0 and _hidden(known, live.now())):
                     available[row] = False  # changed again meanwhile
             self._show(replace(grown, available=available))
 
@@ -264,8 +265,12 @@ class Growth:
                 self._loop.call_soon_threadsafe(self._wake.set)
 
 
-def _hidden(known: _Known) -> bool:
-    return known.put is None or known.put.fields.get(AVAILABLE) is False
+def _hidden(known: _Known, now: int) -> bool:
+    """Whether it is not to be shown, even before it is taken in: deleted, not available, or published later (µs)."""
+    if known.put is None or known.put.fields.get(AVAILABLE) is False:
+        return True
+    published = known.put.fields.get(PUBLISHED)
+    return published is not None and micros(published) > now
 
 
 def _changed(bundle: Servable, items: pl.DataFrame) -> Bools:

@@ -1,6 +1,5 @@
 """What one request works with: a loaded bundle, the store, and the arrays made of them once."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from features.catalog import Catalog
-from features.interactions import Bools, Ints, Ragged, UserStates
+from features.interactions import Bools, Ints, Ragged, UserStates, now_micros
 from features.schema import CATEGORIES, IMAGE, TITLE, DataConfig
 from features.spaces import Embedded
 from features.store import FeatureStore, UserState
@@ -83,11 +82,6 @@ class Servable(Protocol):
     def grown(self, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> "Servable":
         """The same with checked items (m rows) more or in place of its own; see `recsys.overlay.grown`."""
         ...
-
-
-def now_micros() -> int:
-    """µs since 1970 UTC."""
-    return time.time_ns() // 1000
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The event log by user and time, and point-in-time states, against a naive loop."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +47,28 @@ def test_ragged_of_nothing():
     empty = Ragged.of([[], []])
     assert empty.tail(2).tolist() == [[-1, -1], [-1, -1]]
     assert not empty.mask(3).any()
+
+
+events_of = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 9), st.booleans(), st.booleans()))
+
+
+@given(events_of, st.lists(st.tuples(st.integers(-1, 3), st.integers(0, 10)), max_size=6), st.booleans())
+def test_gathered_states_say_the_same(rows, asked, typed):
+    events = log(rows, n_users=4)
+    events = replace(events, types=events.items % 3, n_types=3) if typed else events
+    users, as_of = (np.array([one[at] for one in asked], dtype=np.int64) for at in (0, 1))
+    states = events.states(users, as_of)
+    own = states.gathered()
+    assert len(own.times) == len(own.items.flat) == states.items.lengths.sum()
+    for name in ("users", "as_of"):
+        np.testing.assert_array_equal(getattr(own, name), getattr(states, name))
+    assert lists(own.items) == lists(states.items)
+    for part in ("liked", "liked_times", "seen_items"):
+        assert lists(getattr(own, part)()) == lists(getattr(states, part)())
+    for name in ("times", "positive", "seen", *(["types"] if typed else [])):
+        whole = Ragged(getattr(states, name), states.items.begin, states.items.end)
+        assert getattr(own, name).tolist() == whole.pairs()[1].tolist()
+    assert (own.types is None) == (not typed)
 
 
 def test_sort_keeps_log_order_where_times_are_equal():

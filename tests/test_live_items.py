@@ -100,6 +100,22 @@ def test_an_item_put_again_is_replaced_whole(tmp_path: Path) -> None:
         assert "i0" not in everywhere(h)
 
 
+def test_an_item_put_off_is_not_shown_until_then(tmp_path: Path) -> None:
+    with house(tmp_path) as h:
+        later, before = "2999-01-01T00:00:00Z", "2001-01-01T00:00:00Z"
+        put(h, "i0", title="blue", published_at=later)
+        assert "i0" not in everywhere(h)  # before it is taken in
+        settled(h, "i0")
+        put(h, "sky", title="blue", published_at=later)
+        settled(h, "sky")
+        assert not {"i0", "sky"} & everywhere(h)
+        put(h, "i0", title="blue", published_at=before)
+        put(h, "sky", title="blue", published_at=before)
+        settled(h, "i0")
+        settled(h, "sky")
+        assert {"i0", "sky"} <= everywhere(h)
+
+
 def test_a_deleted_item_is_gone_with_the_very_next_answer(tmp_path: Path) -> None:
     with house(tmp_path) as h:
         h.click("eve", "i1")

@@ -151,6 +151,8 @@ def test_hidden_items_are_never_found(available: list[bool], angle: float, k: in
     left = may - set(rows) - ({4, 5} if {4, 5} & set(rows) else set())
     assert not left or max(scores[list(left)]) <= scores[rows[-1]] + 1e-6
     assert searchable(bundle.catalog).tolist() == [a and row != 9 for row, a in enumerate(available)]
+    later = np.where(np.arange(12) < 3, 2**62, bundle.catalog.published)
+    assert not searchable(replace(bundle.catalog, published=later))[:3].any()
 
 
 # The command

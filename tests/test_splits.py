@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_data import DAY, SMALL, START, chain, noise, rows_of, toy_catalog, toy_log
 
+from experiments import contenders
 from experiments.config import RunConfig
 from experiments.contenders import fit_baseline, train_two_stage
 from experiments.dataset import Dataset, keep_frequent
@@ -289,6 +290,29 @@ def test_a_clean_run_passes(dataset, split):
     assert trained.recommender.fitted_until < split.cut
 
 
+def test_the_order_is_learned_from_what_there_was(dataset, split, monkeypatch):
+    """Item 3 comes out on the middle day of the validation window, item 4 after it."""
+    middle = int(np.median(split.validation.states.as_of)) // DAY * DAY
+    published = dataset.catalog.published.copy()
+    published[[3, 4]] = middle, split.cut + DAY
+    dated = replace(dataset, catalog=replace(dataset.catalog, published=published))
+    lessons = []
+    monkeypatch.setattr(contenders, "fit_reranker", lambda features, given, config, *, seed: lessons.extend(given))
+    every = CONFIG.model_copy(update={"reranker": RerankerConfig(candidates=30, trees=2)})
+    contenders.choose(every, dated, {"home": split}, print, lambda what, total: print)
+    (lesson,) = lessons
+    rows, early = lesson.candidates.rows, lesson.states.as_of < middle
+    assert 0 < early.sum() < len(early)
+    assert not (rows == 4).any()
+    assert not (rows[early] == 3).any()
+    assert (rows[~early] == 3).any()
+    taken = {(user, moment, item) for user, moment, _, _, item in questions(split.validation)}
+    states = lesson.states
+    for row, place in zip(*np.nonzero(rows >= 0), strict=True):
+        asked = int(states.users[row]), int(states.as_of[row]), int(rows[row, place])
+        assert lesson.relevant[row, place] == (asked in taken)
+
+
 def test_the_guard_counts_the_cut_itself_as_future():
     log = toy_log([(0, 1, 5), (0, 2, 10)])
     guard(11, statistics=ItemStatistics.of(log))
@@ -336,11 +360,11 @@ def test_a_leak_into_any_baseline_is_caught(dataset, split, name):
 
 
 def test_a_run_on_poisoned_training_events_fails(dataset, split):
-    """One event at the cut in `train`: towers (and by it their negatives), popularity, normalisation, features."""
+    """One event at the cut in `train`: towers (and by it their negatives), popularity, features."""
     leaky = replace(split, train=poisoned(dataset.events, split.cut))
     with pytest.raises(LeakError) as caught:
         train_two_stage(CONFIG, dataset, {"home": leaky}, print, lambda what, total: print)
-    for part in ("towers", "popularity", "normalisation", "features"):
+    for part in ("towers", "popularity", "features"):
         assert f"{part} has seen" in str(caught.value)
     with pytest.raises(LeakError, match="popular has seen"):  # the first thing that a run fits
         contend(CONFIG, dataset, {"home": leaky}, Quiet(), None)

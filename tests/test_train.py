@@ -11,6 +11,7 @@ import pytest
 from toy_data import START, Lines, toy_config, write_tables
 
 from experiments import plots
+from experiments import train as train_module
 from experiments.config import load_config
 from experiments.dataset import load_dataset
 from experiments.splits import SplitConfig, cuts
@@ -232,6 +233,23 @@ def test_rare_items_are_left_out_and_it_is_said(done, tmp_path):
         f"events left out: items with fewer than {least} before the validation window" in line
         for line in reporter.said
     )
+
+
+def test_what_has_become_frequent_is_read_in_the_space_that_was_judged(done, tmp_path, monkeypatch):
+    spaces, real = [], train_module.encode
+
+    def encode(dataset, config, progress=None, *, space=None):
+        spaces.append(space)
+        return real(dataset, config, progress, space=space)
+
+    monkeypatch.setattr(train_module, "encode", encode)
+    data = load_config(toy_config(done[0]), {}).data.model_dump() | {"min_train_events": 2}
+    sections = {"encoder": {"kind": "builtin"}, "bundles": str(tmp_path / "b"), "cache": str(tmp_path / "cache")}
+    path, _ = run(done[0], data=data, **sections)
+    first, second = spaces
+    assert first is None
+    assert second is not None
+    assert load_bundle(path).content.space == second.space
 
 
 @pytest.mark.parametrize("moment", ["popular · home", "epoch 1", "two towers + reranker · again"])

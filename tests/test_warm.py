@@ -63,12 +63,20 @@ def test_weights_go_by_rows_and_names_and_new_items_stand_where_untouched_ones_d
         assert not torch.equal(towers.turn, torch.eye(SMALL.dimension))
 
 
-def test_towers_of_another_shape_are_refused():
+@pytest.mark.parametrize(
+    ("field", "mine"), [("dimension", 16), ("id", False), ("content", False), ("times", False), ("calendar", True)]
+)
+def test_towers_of_another_shape_are_refused(field, mine):
     old = toy_catalog(3)
     fitted = TwoTowers(old, ItemStatistics.of(toy_log([(0, 0, 1)], n_items=3)), SMALL)
-    wider = SMALL.model_copy(update={"dimension": 16})
-    with pytest.raises(ConfigError, match=r"towers\.dimension is 16 and that of the bundle 8"):
-        carry(fitted, old, old, toy_log([(0, 0, 1)], n_items=3), wider)
+    other, its = SMALL.model_copy(update={field: mine}), getattr(SMALL, field)
+    with pytest.raises(ConfigError, match=rf"towers\.{field} is {mine} and that of the bundle {its}"):
+        carry(fitted, old, old, toy_log([(0, 0, 1)], n_items=3), other)
+
+
+def test_contents_of_another_width_are_refused():
+    old = toy_catalog(3)
+    fitted = TwoTowers(old, ItemStatistics.of(toy_log([(0, 0, 1)], n_items=3)), SMALL)
     with pytest.raises(ConfigError, match="contents have 5 dimensions and those of the bundle 1"):
         carry(fitted, old, toy_catalog(3, text=np.eye(3, 5)), toy_log([(0, 0, 1)], n_items=3), SMALL)
 
