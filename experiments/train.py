@@ -72,7 +72,6 @@ def train(
     kept = encode(kept, config, reporter.steps)
     if kept.told:
         reporter.say(kept.told)
-    space = kept.space
     first = next(iter(splits.values()))
     if kept.left_out:
         reporter.say(
@@ -95,8 +94,8 @@ def train(
         if first.cut is not None:
             reporter.say("the same recipe on all events, to be served")
             if least := config.data.min_train_events:  # what has become frequent since belongs to it
-                kept = keep_frequent(dataset, dataset.events.latest + 1, least)
-                kept = encode(kept, config, reporter.steps, space=space)
+                frequent = keep_frequent(dataset, dataset.events.latest + 1, least)
+                kept = encode(frequent, config, reporter.steps, space=kept.space)
             trained = fit_recipe(
                 config, kept, kept.events, recipe, lambda line: reporter.say(show(line)), reporter.steps
             )

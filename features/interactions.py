@@ -52,12 +52,17 @@ class Ragged:
         """The slices of a range or of chosen rows."""
         return Ragged(self.flat, self.begin[index], self.end[index])
 
-    def pairs(self) -> tuple[Ints, Ints]:
-        """(row of the slice, value) of every element, in order: two (sum of lengths,) int64 arrays."""
+    def places(self) -> tuple[Ints, Ints]:
+        """(row of the slice, place in `flat`) of every element, in order: two (sum of lengths,) int64 arrays."""
         lengths = self.lengths
         which = np.repeat(np.arange(len(self), dtype=np.int64), lengths)
         within = np.arange(lengths.sum(), dtype=np.int64) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return which, self.flat[self.begin[which] + within]
+        return which, self.begin[which] + within
+
+    def pairs(self) -> tuple[Ints, Ints]:
+        """(row of the slice, value) of every element, as `places`."""
+        which, at = self.places()
+        return which, self.flat[at]
 
     def tail(self, length: int, fill: int = -1) -> Ints:
         """The last `length` values of each slice, right-aligned, `fill` on the left: (b, length) int64."""
@@ -103,13 +108,11 @@ class UserStates:
     def gathered(self) -> "UserStates":
         """The same states over arrays of their own events alone: what is asked of them costs what they hold, and not
         what the log holds that they were cut from."""
-        begin, flat = self.items.begin, self.items.flat
-        lengths = self.items.lengths
-        ends = np.cumsum(lengths)
-        at = np.arange(lengths.sum()) + np.repeat(begin - (ends - lengths), lengths)
+        _, at = self.items.places()
+        ends = np.cumsum(self.items.lengths)
         return replace(
             self,
-            items=Ragged(flat[at], ends - lengths, ends),
+            items=Ragged(self.items.flat[at], ends - self.items.lengths, ends),
             times=self.times[at],
             positive=self.positive[at],
             seen=self.seen[at],
