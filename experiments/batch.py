@@ -19,9 +19,10 @@ import polars as pl
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, load_dataset, on_top_of
+from features.arrays import Ints
 from features.errors import BundleError, ConfigError, StoreError
 from features.files import put_file, put_new_file
-from features.interactions import Ints, UserStates
+from features.interactions import UserStates
 from features.progress import Begin
 from features.schema import ITEM, POSITION, USER
 from recsys.bundle import Bundle

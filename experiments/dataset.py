@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from experiments.config import RunConfig
+from features.arrays import Ints
 from features.catalog import Catalog
 from features.decoders import Decoders
 from features.embed import EmbedReport, embed, item_contents, item_titles, vectors_of
@@ -17,7 +18,7 @@ from features.encoding import QUICK, TITLES, open_encoders
 from features.errors import ConfigError
 from features.event_log import events_frame
 from features.ids import IdMap
-from features.interactions import Interactions, Ints
+from features.interactions import Interactions
 from features.progress import Begin
 from features.report import Report
 from features.schema import EVENT, ITEM, TIME, USER

@@ -9,12 +9,12 @@ import numpy as np
 from rich.table import Table
 
 from experiments.splits import Split, Targets
+from features.arrays import Bools, Doubles, Ints
 from features.catalog import Catalog
-from features.interactions import DAY, Bools, Ints
+from features.interactions import DAY
 from recsys import metrics
 from recsys.bootstrap import Interval, bootstrap, paired_bootstrap
 from recsys.candidates import Recommender
-from recsys.metrics import Doubles
 
 K = 10
 """Cutoff of the headline figures."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.evaluate import Outcome
-from recsys.metrics import Doubles
+from features.arrays import Doubles
 
 
 def draw(history: list[dict[str, float]], outcomes: Sequence[Outcome]) -> dict[str, Any]:

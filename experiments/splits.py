@@ -8,8 +8,9 @@ from typing import Annotated, Literal, Protocol
 import numpy as np
 from pydantic import Field
 
+from features.arrays import Bools, Ints
 from features.errors import DataError, LeakError
-from features.interactions import Bools, Interactions, Ints, UserStates
+from features.interactions import Interactions, UserStates
 from features.schema import Strict
 
 

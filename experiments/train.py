@@ -11,9 +11,9 @@ from experiments.config import RunConfig
 from experiments.contenders import RERANKED, TOWERS, Recipe, Trained, fit_baseline, fit_recipe, train_two_stage
 from experiments.dataset import Dataset, encode, keep_frequent, load_dataset
 from experiments.evaluate import Comparison, Outcome, evaluate, join
-from experiments.splits import Split, cuts, guard, leave_last_out, time_split
+from experiments.rolling import windows
+from experiments.splits import Split, guard
 from experiments.tracking import Tracker
-from features.errors import ConfigError
 from features.interactions import DAY
 from features.progress import Step
 from recsys.bundle import publish as make_current
@@ -31,29 +31,6 @@ class Reporter(Protocol):
     def steps(self, what: str, total: int) -> Step:
         """A progress bar; call what it returns with the size of each step done."""
         ...
-
-
-def windows(config: RunConfig, dataset: Dataset) -> list[tuple[Dataset, dict[str, Split]]]:
-    """The data set and the split of each placement, for each window; oldest first."""
-    placements = config.data.placements
-    if config.split.kind == "leave-last-out":
-        if config.data.min_train_events:
-            raise ConfigError(
-                f"data.min_train_events = {config.data.min_train_events} needs a cut in time, and split.kind is "
-                "leave-last-out: set it to 0"
-            )
-        split = leave_last_out(dataset.events)
-        return [(dataset, dict.fromkeys(placements, split))]
-    out = []
-    # by the events before the validation window: validation must not know which items it will make frequent
-    for window in cuts(dataset.events, config.split):
-        kept = keep_frequent(dataset, window[0], config.data.min_train_events)
-        splits = {
-            name: time_split(kept.events, window, history=config.split.history, repeats=placement.repeats)
-            for name, placement in placements.items()
-        }
-        out.append((kept, splits))
-    return out
 
 
 def train(

@@ -25,9 +25,10 @@ from rich.text import Text
 from experiments.config import RunConfig
 from experiments.contenders import choose
 from experiments.dataset import Dataset, encode, load_dataset
+from experiments.rolling import windows
 from experiments.splits import Split
 from experiments.tracking import Tracker
-from experiments.train import Reporter, code_version, say_dataset, windows
+from experiments.train import Reporter, code_version, say_dataset
 from features.errors import ConfigError
 from recsys import distributed
 

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from features.arrays import Bools, Floats, Ints
 from features.ids import IdMap
-from features.interactions import Bools, Floats, Ints
 from features.schema import AVAILABLE, CATEGORIES, DESCRIPTION, ITEM, PRICE, PUBLISHED, TITLE
 
 Categories = npt.NDArray[np.int32]

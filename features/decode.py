@@ -15,19 +15,17 @@ from typing import Any, NoReturn
 
 import av
 import numpy as np
-import numpy.typing as npt
 import soundfile
 import soxr
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from features.arrays import Floats
 from features.content import Limits
 from features.errors import ContentError
 from features.formats import SOUNDS, VIDEOS, expect, reading
 from features.pictures import Pixels, scaled, spread
-
-Floats = npt.NDArray[np.float32]
 
 SAMPLE_RATES = (1_000, 768_000)
 """Hz that a sound may be sampled at: a resampler between absurd rates wants absurd filters."""

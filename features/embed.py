@@ -13,11 +13,11 @@ from time import perf_counter
 import numpy as np
 import polars as pl
 
+from features.arrays import Bools, Ints
 from features.catalog import item_texts
 from features.content import Audio, Content, Image, Limits, Part, Source, Text, Video
 from features.digests import Files, Reading, digests, read_of
 from features.errors import StoreError
-from features.interactions import Bools, Ints
 from features.progress import Begin, Step
 from features.schema import AUDIO, IMAGE, TITLE, VIDEO
 from features.spaces import Embedded, Encoder, Failure, SpaceKey

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from features.arrays import Ints
 from features.errors import DataError
 
 
@@ -50,11 +50,11 @@ class IdMap:
         """Row of one id, -1 when unknown."""
         return self._rows.get(external, -1)
 
-    def rows(self, externals: Sequence[str]) -> npt.NDArray[np.int64]:
+    def rows(self, externals: Sequence[str]) -> Ints:
         """Rows (n,) int64 of n ids, -1 where unknown."""
         return np.array([self._rows.get(e, -1) for e in externals], dtype=np.int64)
 
-    def rows_of(self, column: pl.Series) -> npt.NDArray[np.int64]:
+    def rows_of(self, column: pl.Series) -> Ints:
         """Rows (n,) int64 of a string column, -1 where unknown; vectorised for long columns."""
         known = pl.DataFrame({"id": pl.Series(self.ids, dtype=pl.String)}).with_row_index("row")
         return (

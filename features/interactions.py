@@ -7,11 +7,8 @@ import time
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float32]
+from features.arrays import Bools, Floats, Ints
 
 DAY = 86_400_000_000
 """One day in µs."""

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from features.arrays import Bools, Ints
 from features.checks import Fault, Read
 from features.errors import DataError
-from features.interactions import Bools, Ints
 from features.progress import Begin, Step
 from features.report import PLACES, REPAIRED, SET_ASIDE, Count, Problem
 from features.scan import LINE, reading

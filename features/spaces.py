@@ -5,14 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from features.arrays import Bools, Floats
 from features.content import Content, Modality
 from features.errors import SpaceError
-from features.interactions import Bools
 from features.progress import Step
-
-Floats = npt.NDArray[np.float32]
 
 Task = Literal["document", "query", "similarity"]
 """What a content is embedded for. Documents and queries of one model meet each other; similarity is a space apart."""

@@ -14,11 +14,10 @@ from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from features.arrays import Bools, Doubles, Ints
 from features.ids import IdMap
-from features.interactions import Bools, Ints
 from features.records import Event
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
 
@@ -53,7 +52,7 @@ class UserState:
     items: tuple[str, ...]
     events: tuple[str, ...]
     times: Ints
-    values: npt.NDArray[np.float64]
+    values: Doubles
     seen: frozenset[str]
     status: Status
 

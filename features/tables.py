@@ -12,9 +12,9 @@ from pathlib import Path
 import polars as pl
 
 from features import checks, schema
+from features.arrays import Bools, Floats
 from features.checks import Fault, Read
 from features.errors import DataError
-from features.interactions import Bools, Floats
 from features.items_log import ItemChanges, put_table
 from features.progress import Begin
 from features.records import ItemPut

@@ -16,8 +16,8 @@ from typing import TypeVar
 import numpy as np
 import polars as pl
 
+from features.arrays import Bools
 from features.errors import SpaceError, StoreError
-from features.interactions import Bools
 from features.shards import Damaged, Shards
 from features.spaces import Embedded, Failure, SpaceKey, same_space
 

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
+from features.arrays import Bools, Floats, Ints
 from features.errors import SpaceError
-from features.interactions import Bools, Ints
 from features.spaces import Embedded, SpaceKey, same_space, unit
-from recsys.candidates import Floats
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def fuse(channels: Mapping[str, Embedded]) -> Embedded:
     Raises SpaceError when they lie in different spaces.
     """
     first = next(iter(channels.values()))
-    total: npt.NDArray[np.float32] = np.zeros(first.vectors.shape, dtype=np.float32)
+    total: Floats = np.zeros(first.vectors.shape, dtype=np.float32)
     for name, channel in channels.items():
         same_space(channel.space, first.space, f"channel {name}")
         total += unit(channel.vectors)

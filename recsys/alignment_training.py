@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from features.arrays import Bools, Floats, Ints
 from features.errors import DataError
-from features.interactions import Bools, Ints
 from features.progress import Begin
 from features.spaces import SpaceKey, unit
 from recsys.alignment import Alignment, Map, Views
-from recsys.candidates import Floats
 from recsys.correlation import correlate, spectra
 from recsys.settings import AlignmentConfig
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.interactions import Bools
-from recsys.candidates import Candidates, Floats, Retriever, first_of_each, ordered
+from features.arrays import Bools, Floats
+from recsys.candidates import Candidates, Retriever, first_of_each, ordered
 
 DEEP = 5
 """For each item that is asked for, so many are looked up by each question."""

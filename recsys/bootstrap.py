@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from features.arrays import Doubles
 from features.errors import ConfigError, DataError
-
-Doubles = npt.NDArray[np.float64]
 
 _CHUNK = 1 << 21
 """Users drawn at a time over all resamples: 16 MiB of indexes."""

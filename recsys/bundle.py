@@ -24,17 +24,18 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_weights
 from safetensors.torch import save_file as save_weights
 
+from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog
 from features.errors import BundleError, SpaceError
 from features.files import sync
 from features.ids import IdMap
-from features.interactions import Bools, Ints, Ragged, UserStates
+from features.interactions import Ragged, UserStates
 from features.schema import ITEM, DataConfig
 from features.spaces import Embedded, SpaceKey, same_space
 from recsys.alignment import Alignment, Map
 from recsys.baselines.popular import Popular
 from recsys.blend import Question, blended
-from recsys.candidates import Candidates, Floats
+from recsys.candidates import Candidates
 from recsys.content_space import ContentSpace
 from recsys.index import Index
 from recsys.live_index import LiveIndex

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
-from features.interactions import Bools, Ints, Ragged, UserStates
-
-Floats = npt.NDArray[np.float32]
+from features.arrays import Bools, Floats, Ints
+from features.interactions import Ragged, UserStates
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from features.arrays import Floats
 from features.errors import BundleError
 from recsys.bundle import MANIFEST, Bundle, current
-from recsys.candidates import Floats
 from recsys.newcomers import known_part
 
 

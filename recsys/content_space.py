@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from features.arrays import Floats, Ints
 from features.errors import SpaceError
 from features.progress import Begin
 from features.spaces import Embedded, SpaceKey, same_space
@@ -55,16 +56,16 @@ class ContentSpace:
             same = {name: self.alignment.channel(one) for name, one in same.items()}
         return ContentSpace(self.space, self.alignment, same), content
 
-    def near(self, row: int, others: np.ndarray) -> dict[str, list[float | None]]:
+    def near_item(self, row: int, others: Ints) -> dict[str, list[float | None]]:
         """Cosines between an item and others (k,), by channel; None where one of the two has nothing there."""
-        out: dict[str, list[float | None]] = {}
-        for name, channel in self.channels.items():
-            if channel.present[row]:
-                cosines = channel.vectors[others] @ channel.vectors[row]
-                out[name] = [
-                    float(c) if there else None for c, there in zip(cosines, channel.present[others], strict=True)
-                ]
-        return out
+        return {
+            name: _cosines(channel, channel.vectors[row], others) if channel.present[row] else [None] * len(others)
+            for name, channel in self.channels.items()
+        }
+
+    def near_query(self, query: Floats, others: Ints) -> dict[str, list[float | None]]:
+        """Cosines between a query (D,) of this space and items (k,), by channel; None where one has nothing there."""
+        return {name: _cosines(channel, query, others) for name, channel in self.channels.items()}
 
 
 def fit_content_space(
@@ -90,6 +91,11 @@ def fit_content_space(
     best = max(there or channels, key=lambda name: channels[name].present.sum())
     same = {name: one for name, one in (there or channels).items() if one.space == channels[best].space}
     return ContentSpace(channels[best].space, None, same), fuse(same), f"contents: {counts}"
+
+
+def _cosines(channel: Embedded, vector: Floats, rows: Ints) -> list[float | None]:
+    cosines = (channel.vectors[rows] @ vector).tolist()
+    return [cosine if there else None for cosine, there in zip(cosines, channel.present[rows], strict=True)]
 
 
 def _meeting(channels: Mapping[str, Embedded]) -> Mapping[str, Embedded]:

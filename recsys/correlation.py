@@ -12,10 +12,9 @@ import numpy as np
 import scipy.linalg
 from scipy import sparse
 
-from features.interactions import Ints
+from features.arrays import Floats, Ints
 from features.spaces import SpaceKey
 from recsys.alignment import Alignment, Map, Views
-from recsys.candidates import Floats
 
 SMALL = 1e-7
 """Variances below this share of the largest are noise of rounding."""

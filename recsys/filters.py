@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
+from features.arrays import Bools
 from features.catalog import Catalog
 from features.errors import DataError
-from features.interactions import Bools
 from features.schema import CATEGORIES
 
 MOST = 10_000

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.interactions import Bools, Ints, UserStates
+from features.arrays import Bools, Ints
+from features.interactions import UserStates
 
 WAITS = 16
 """Buckets of the time from an event to the next, or to the moment that is asked about: see `wait_buckets`."""

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from features.arrays import Bools, Floats, Ints
 from features.errors import BundleError, ConfigError, DependencyError
-from features.interactions import Bools, Ints, Ragged
+from features.interactions import Ragged
 from features.spaces import SpaceKey, same_space
-from recsys.candidates import Candidates, Floats, ordered
+from recsys.candidates import Candidates, ordered
 from recsys.settings import RetrieverConfig
 
 logger = logging.getLogger("recsys.index")

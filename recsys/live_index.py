@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from features.interactions import Bools, Ints, Ragged
-from recsys.candidates import Candidates, Floats, ordered
+from features.arrays import Bools, Floats, Ints
+from features.interactions import Ragged
+from recsys.candidates import Candidates, ordered
 from recsys.index import Index, nothing, one_by_one, without
 
 

@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from features.arrays import Doubles, Floats, Ints
 from features.errors import ConfigError, DataError
-from features.interactions import Ints
-from recsys.candidates import Candidates, Floats
-
-Doubles = npt.NDArray[np.float64]
+from recsys.candidates import Candidates
 
 _CHUNK = 1 << 21
 """Elements of an intermediate array: 16 MiB in float64, so that a chunk stays near the cache."""

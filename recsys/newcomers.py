@@ -6,10 +6,10 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.optimize import nnls
 
+from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog, item_texts
-from features.interactions import Bools, Interactions, Ints
+from features.interactions import Interactions
 from features.spaces import unit
-from recsys.candidates import Floats
 from recsys.index import Index
 from recsys.towers import TwoTowers, numbers
 

@@ -9,12 +9,11 @@ import numpy.typing as npt
 import polars as pl
 import scipy.sparse as sp
 
+from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog, Categories, item_texts
 from features.ids import IdMap
-from features.interactions import Bools, Ints
 from features.schema import ITEM
 from features.spaces import Embedded, nothing, unit
-from recsys.candidates import Floats
 from recsys.content_space import ContentSpace
 from recsys.live_index import LiveIndex
 from recsys.reranker import PairFeatures, Reranker

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.interactions import Bools, Ragged, UserStates
+from features.arrays import Bools, Floats
+from features.interactions import Ragged, UserStates
 from features.spaces import unit
 from recsys.baselines.popular import Popular
 from recsys.baselines.profiles import profile
-from recsys.candidates import Candidates, Floats, Retriever, Scorer, first_of_each, ordered
+from recsys.candidates import Candidates, Retriever, Scorer, first_of_each, ordered
 from recsys.tally import Tally
 from recsys.towers import TwoTowers
 

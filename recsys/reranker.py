@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
+from features.arrays import Doubles, Floats, Ints
 from features.catalog import UNDATED, Catalog, item_texts
 from features.errors import BundleError, DependencyError
-from features.interactions import DAY, Interactions, Ints, Ragged, UserStates
+from features.interactions import DAY, Interactions, Ragged, UserStates
 from recsys.baselines.local_ease import fit_local_ease
 from recsys.baselines.profiles import profile
-from recsys.candidates import Candidates, Floats
-from recsys.metrics import Doubles
+from recsys.candidates import Candidates
 from recsys.settings import RerankerConfig
 from recsys.statistics import ItemStatistics
 from recsys.tally import Tally

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from features.arrays import Bools
 from features.catalog import Catalog
 from features.content import Content, Limits
 from features.decoders import Decoders
 from features.encoding import EncoderConfig, Gemini, OpenAICompatible, open_encoders
 from features.errors import BundleError, ConfigError
-from features.interactions import Bools, Ints, now_micros
+from features.interactions import now_micros
 from features.schema import TITLE
 from features.spaces import Embedded, Encoder, Failure, nothing
 from recsys.content_space import ContentSpace
@@ -131,7 +132,7 @@ def find(bundle: "Bundle", content: Content, k: int) -> Found:
         return Found(False, failed, [])
     found = bundle.search(query.vectors, k, allow=searchable(bundle.catalog))
     rows = found.rows[0][found.rows[0] >= 0]
-    near = near_query(space, query, rows)
+    near = space.near_query(query.vectors[0], rows)
     items = [
         {
             "item_id": bundle.catalog.ids.ids[row],
@@ -148,16 +149,3 @@ def searchable(catalog: Catalog) -> Bools:
     """(n,): items that a search may find: available, published by now, and something is known of them."""
     out: Bools = catalog.available & catalog.has_content & catalog.published_by(now_micros())
     return out
-
-
-def near_query(space: ContentSpace, query: Embedded, rows: Ints) -> dict[str, list[float | None]]:
-    """Cosines between a query (1, D) and items (k,), by channel of the items; None where one has nothing there."""
-    return {
-        name: [
-            float(cosine) if there else None
-            for cosine, there in zip(
-                channel.vectors[rows] @ query.vectors[0], channel.present[rows].tolist(), strict=True
-            )
-        ]
-        for name, channel in space.channels.items()
-    }

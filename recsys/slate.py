@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from features.arrays import Bools, Doubles, Floats, Ints
 from features.catalog import Catalog
-from features.interactions import Bools, Ints
 from features.schema import GROUP
-from recsys.candidates import Candidates, Floats
+from recsys.candidates import Candidates
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Slate:
     rows: Ints
     positions: Ints
     scores: Floats
-    propensities: npt.NDArray[np.float64]
+    propensities: Doubles
     reasons: tuple[str, ...]
     trace: dict[str, float]
     fingerprint: str

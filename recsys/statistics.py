@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.interactions import DAY, Interactions, Ints
-from recsys.candidates import Floats
+from features.arrays import Floats, Ints
+from features.interactions import DAY, Interactions
 
 
 @dataclass(frozen=True)

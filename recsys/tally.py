@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.interactions import Bools, Ints, Ragged, UserStates
+from features.arrays import Bools, Doubles, Ints
+from features.interactions import Ragged, UserStates
 from recsys.baselines.profiles import ages
-from recsys.metrics import Doubles
 
 DECAY = 0.995
 """Weight of an event in `Tally.recency` against the next one in the history."""

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from features.arrays import Floats
 from features.catalog import Catalog
 from features.interactions import Interactions, UserStates
-from recsys.candidates import Floats
 from recsys.dropout import dropout
 from recsys.history import HOUR, WAITS, WEEK, History
 from recsys.settings import TowerConfig

@@ -13,11 +13,11 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from features.arrays import Floats
 from features.catalog import Catalog
 from features.interactions import Interactions
 from features.progress import Begin
 from recsys import distributed
-from recsys.candidates import Floats
 from recsys.losses import MAX_SCALE, Loss, Pairs, gbce_loss, in_batch_loss, nested_loss, softmax_loss
 from recsys.settings import TowerConfig, TrainingConfig
 from recsys.statistics import ItemStatistics

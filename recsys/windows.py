@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from features.arrays import Floats, Ints
 from features.errors import DataError
-from features.interactions import Interactions, Ints
-from recsys.candidates import Floats
+from features.interactions import Interactions
 from recsys.history import History
 
 

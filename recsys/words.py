@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from features.interactions import Ints, Ragged
+from features.arrays import Floats, Ints
+from features.interactions import Ragged
 from recsys.baselines.profiles import profile
-from recsys.candidates import Floats
 
 WIDTH = 2**18
 """Columns that words are hashed to, so that no list of them is kept for the items that come later."""

@@ -15,11 +15,11 @@ from weakref import ref
 import numpy as np
 import polars as pl
 
+from features.arrays import Bools
 from features.encoding import QUICK, TITLES
 from features.errors import LogError
 from features.event_log import EventLog, item_changes
 from features.ids import IdMap
-from features.interactions import Bools
 from features.items_log import ItemChanges, media_in_use, sweep_media
 from features.records import ItemGone, ItemPut
 from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, PUBLISHED, VIDEO

@@ -8,12 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
+from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog
-from features.interactions import Bools, Ints, Ragged, UserStates, now_micros
+from features.interactions import Ragged, UserStates, now_micros
 from features.schema import CATEGORIES, IMAGE, TITLE, DataConfig
 from features.spaces import Embedded
 from features.store import FeatureStore, UserState
-from recsys.candidates import Candidates, Floats, Recommender
+from recsys.candidates import Candidates, Recommender
 from recsys.content_space import ContentSpace
 from recsys.filters import Filter
 from recsys.slate import Slate, item_groups, make_slate
@@ -204,9 +205,7 @@ class Live:
     def near(self, row: int, slate: Slate) -> list[dict[str, float | None]]:
         """How near each of the items similar to one item is to it, by behaviour and by channel of content."""
         space = self.bundle.content
-        cosines = (
-            {} if space is None else dict.fromkeys(space.channels, [None] * len(slate)) | space.near(row, slate.rows)
-        )
+        cosines = {} if space is None else space.near_item(row, slate.rows)
         return by_item({"behaviour": slate.scores.tolist(), **cosines}, len(slate))
 
     def _fill(self, find: "Finder", k: int, reason: str, trace: dict[str, float]) -> Slate:

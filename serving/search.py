@@ -14,15 +14,16 @@ import polars as pl
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
+from features.arrays import Floats
 from features.content import Content, Limits, Text
 from features.decoders import Decoders
 from features.encoding import QUICK, EncoderConfig, open_encoders
 from features.errors import RecsysError
 from features.interactions import UserStates
-from features.spaces import Embedded, Encoder, Floats
+from features.spaces import Embedded, Encoder
 from recsys.content_space import ContentSpace
 from recsys.item_vectors import ItemVectors, embed_items
-from recsys.search import Encoding, Searcher, near_query
+from recsys.search import Encoding, Searcher
 from recsys.slate import Slate
 from serving.answers import expose, live_of, narrowed, slate_answer, stage
 from serving.follow import Service
@@ -244,7 +245,7 @@ def add_search(app: FastAPI, service: Service, desk: Desk, in_thread: Callable[.
         with stage(trace, "rank"):
             slate, failing = await in_thread(_slate, live, found.vectors, sent, who, trace)
         shown = await expose(service, slate, SEARCH, degraded=[*degraded, *failing], user_id=sent.user_id or "")
-        columns = near_query(space, found, slate.rows)
+        columns = space.near_query(found.vectors[0], slate.rows)
         return slate_answer(slate, live, shown, by_item(columns, len(slate)), **told)
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from media import picture, sound
 from toy_service import ToyEyes, ToyWords, toy_settings
 
+from features.arrays import Floats
 from features.content import Limits
 from features.decoders import Decoders
 from features.encoders.sounds import prepare as prepare_sound
-from features.spaces import Embedded, Encoder, Floats, SpaceKey, Task, unit
+from features.spaces import Embedded, Encoder, SpaceKey, Task, unit
 from features.store import MemoryStore
 from serving.app import create_app
 

@@ -119,11 +119,11 @@ def test_another_catalogue_comes_into_the_same_space(channels, aligned):
 
 def test_in_which_kind_two_items_are_near(channels):
     space, _, _ = fit_content_space(channels, CONFIG, seed=0)
-    near = space.near(0, np.array([1, N - 1]))
+    near = space.near_item(0, np.array([1, N - 1]))
     text, image = (space.channels[name].vectors for name in ("text", "image"))
     assert near["text"] == pytest.approx([float(text[0] @ text[1]), float(text[0] @ text[N - 1])], abs=1e-6)
     assert near["image"] == [pytest.approx(float(image[0] @ image[1]), abs=1e-6), None]
-    assert "image" not in space.near(N - 1, np.array([0]))
+    assert space.near_item(N - 1, np.array([0]))["image"] == [None]
 
 
 def test_a_bundle_keeps_its_space_and_searches_in_it(channels, tmp_path):

@@ -21,9 +21,10 @@ from toy_service import ToyEyes, ToyWords, toy_settings
 from typer.testing import CliRunner
 
 from experiments import dataset
+from features.arrays import Floats
 from features.content import Limits
 from features.decoders import Decoders
-from features.spaces import Encoder, Floats, SpaceKey, unit
+from features.spaces import Encoder, SpaceKey, unit
 from features.store import MemoryStore
 from recsys import cli
 from serving.app import create_app

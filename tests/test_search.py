@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from media import picture
 from toy_data import noise, toy_catalog, toy_stage
-from toy_service import COLOURS, RED, RULES, toy_bundle, with_contents
+from toy_service import RED, RULES, toy_bundle, with_contents
 from typer.testing import CliRunner
 
 from features.content import Content, Image, Limits, Text
@@ -25,7 +25,7 @@ from recsys import cli
 from recsys.alignment import Alignment, Map
 from recsys.bundle import publish, save_bundle
 from recsys.content_space import ContentSpace
-from recsys.search import Encoding, Searcher, near_query, searchable
+from recsys.search import Encoding, Searcher, searchable
 from serving.live import Live
 
 RED_PNG = picture(np.full((8, 8, 3), (255, 0, 0), np.uint8), "PNG")
@@ -112,8 +112,7 @@ def test_an_encoder_that_became_another_is_refused(space: ContentSpace) -> None:
 def test_near_query_is_the_cosine_by_channel(tmp_path: Path) -> None:
     bundle = with_contents(toy_bundle(tmp_path))
     assert bundle.content is not None
-    query = Embedded(COLOURS, RED[None], np.array([True]))
-    near = near_query(bundle.content, query, np.array([0, 11, 2, 9]))
+    near = bundle.content.near_query(RED, np.array([0, 11, 2, 9]))
     assert near["text"] == [1.0, pytest.approx(np.cos(np.radians(88))), pytest.approx(np.cos(np.radians(16))), None]
     assert near["image"] == [0.0, None, 1.0, None]
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from experiments import tune as module
 from experiments.config import load_config
+from experiments.rolling import windows
 from experiments.tracking import MlflowTracker, NullTracker
-from experiments.train import windows
 from experiments.tune import SPACE, tune
 from features.errors import ConfigError
 from recsys import cli

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog
 from features.content import Content, Limits, Modality
 from features.decoders import Decoders
@@ -18,10 +19,10 @@ from features.encoders.pictures import prepare
 from features.encoders.text import embed_texts
 from features.errors import BundleError
 from features.ids import IdMap
-from features.interactions import Bools, Ints, Ragged, UserStates
+from features.interactions import Ragged, UserStates
 from features.progress import Step
 from features.schema import DataConfig, EventRules, Placement
-from features.spaces import Embedded, Encoder, Floats, SpaceKey, Task, unit
+from features.spaces import Embedded, Encoder, SpaceKey, Task, unit
 from recsys.candidates import Candidates, top_k
 from recsys.content_space import ContentSpace
 from recsys.overlay import grown_catalog, grown_space

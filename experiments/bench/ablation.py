@@ -17,12 +17,12 @@ from experiments.config import RunConfig, load_config
 from experiments.contenders import train_two_stage
 from experiments.dataset import encode, load_dataset
 from experiments.evaluate import as_dict, evaluate
-from experiments.train import windows
+from experiments.rolling import windows
+from features.arrays import Doubles
 from features.encoding import TITLES, Builtin
 from features.errors import ConfigError
 from features.progress import silent
 from recsys.bootstrap import bootstrap, paired_bootstrap
-from recsys.metrics import Doubles
 
 WITHOUT = "encoder.without"
 

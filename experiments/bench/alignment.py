@@ -16,18 +16,16 @@ from sklearn.linear_model import Ridge
 
 from experiments.bench.runner import Bar, Result
 from experiments.evaluate import as_dict
+from features.arrays import Doubles, Floats, Ints
 from features.content import Audio, Content, Image, Limits, Text
 from features.decoders import Decoders
 from features.embed import embed, vectors_of
 from features.encoders import builtin
 from features.errors import ConfigError, SourceError
-from features.interactions import Ints
 from features.spaces import Embedded, Encoder, SpaceKey, unit
 from recsys.alignment import Views
 from recsys.alignment_training import fit_alignment
 from recsys.bootstrap import bootstrap, paired_bootstrap
-from recsys.candidates import Floats
-from recsys.metrics import Doubles
 from recsys.settings import AlignmentConfig
 
 FOLDS, SEED, CUT = 5, 0, 64

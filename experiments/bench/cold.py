@@ -21,19 +21,19 @@ from experiments.config import RunConfig, load_config
 from experiments.contenders import RERANKED, TOWERS, assemble, choose, fit_recipe
 from experiments.dataset import Dataset, encode, keep_frequent, load_dataset
 from experiments.evaluate import DEPTH, K, as_dict, ranked
+from experiments.rolling import windows
 from experiments.splits import Targets
-from experiments.train import windows
+from features.arrays import Bools, Doubles, Floats
 from features.catalog import item_texts
 from features.encoding import Builtin
 from features.errors import ConfigError, DataError
-from features.interactions import Bools, Ragged
+from features.interactions import Ragged
 from features.progress import silent
 from recsys import metrics
 from recsys.baselines.content import ContentBridge, TfidfProfile, fit_bridge, fit_tfidf
 from recsys.baselines.profiles import Baseline
 from recsys.bootstrap import bootstrap, paired_bootstrap
-from recsys.candidates import Floats, Recommender
-from recsys.metrics import Doubles
+from recsys.candidates import Recommender
 from recsys.training import fit_towers
 
 EVENTS, DECAY = 5000, 0.8

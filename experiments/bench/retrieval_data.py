@@ -18,9 +18,9 @@ import numpy as np
 
 from experiments.config import RunConfig
 from experiments.dataset import encode, load_dataset
-from features.interactions import Bools, Ints
+from features.arrays import Bools, Floats, Ints
 from features.spaces import SpaceKey, unit
-from recsys.candidates import Candidates, Floats
+from recsys.candidates import Candidates
 from recsys.index import Index
 from recsys.settings import RetrieverConfig
 from recsys.training import fit_towers

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.bench.retrieval_data import K
 from experiments.bench.runner import Bar
-from recsys.candidates import Floats
+from features.arrays import Floats
 from recsys.index import Index
 from recsys.live_index import LiveIndex
 from recsys.settings import RetrieverConfig

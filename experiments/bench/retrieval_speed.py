@@ -9,8 +9,8 @@ import numpy as np
 
 from experiments.bench.retrieval_data import K, Material, milliseconds, one_by_one, recall, shares_allowed
 from experiments.bench.runner import Bar
-from features.interactions import Bools
-from recsys.candidates import Candidates, Floats
+from features.arrays import Bools, Floats
+from recsys.candidates import Candidates
 from recsys.index import NARROW, Index, _inner_products, faiss, nothing
 from recsys.index import one_by_one as exactly
 from recsys.settings import RetrieverConfig

@@ -26,10 +26,11 @@ from experiments.config import load_config
 from experiments.contenders import assemble, sample_states
 from experiments.dataset import encode, load_dataset
 from experiments.evaluate import headline
-from experiments.train import windows
+from experiments.rolling import windows
+from features.arrays import Bools, Floats
 from features.errors import ConfigError, DependencyError, RecsysError
-from features.interactions import Bools, Interactions, Ragged, UserStates
-from recsys.candidates import Candidates, Floats, Recommender, top_k
+from features.interactions import Interactions, Ragged, UserStates
+from recsys.candidates import Candidates, Recommender, top_k
 from recsys.towers import TwoTowers
 from recsys.training import fit_towers
 from recsys.windows import Windows

@@ -13,7 +13,7 @@ from experiments.config import load_config
 from experiments.contenders import assemble
 from experiments.dataset import encode, load_dataset
 from experiments.evaluate import as_dict, evaluate
-from experiments.train import windows
+from experiments.rolling import windows
 from features.errors import ConfigError
 from features.interactions import DAY
 from recsys.bootstrap import paired_bootstrap

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from features.arrays import Floats
 from features.content import Content, Limits, Modality, Part, Source, Text, readable
 from features.decoders import Decoders
 from features.errors import ContentError
 from features.progress import Step
-from features.spaces import Embedded, Failure, Floats, SpaceKey, Task, mean_of_parts, unit
+from features.spaces import Embedded, Failure, SpaceKey, Task, mean_of_parts, unit
 from features.worker import Array, Prepare
 
 Forward = Callable[[list[Array]], Floats]

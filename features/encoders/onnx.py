@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from features.arrays import Floats
 from features.errors import DependencyError, StoreError
-from features.spaces import Floats
 
 
 class Session:

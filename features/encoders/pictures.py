@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from features.arrays import Floats
 from features.content import Limits, Modality
 from features.decode import decode_video
 from features.encoders import onnx
@@ -11,7 +12,7 @@ from features.encoders.frozen import Media, MediaEncoder
 from features.errors import DependencyError
 from features.formats import sniff
 from features.pictures import decode_image, stretched
-from features.spaces import Floats, SpaceKey
+from features.spaces import SpaceKey
 from features.worker import Array
 
 SIDE = 224

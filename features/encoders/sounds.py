@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from features.arrays import Floats
 from features.content import Limits, Modality
 from features.encoders import onnx
 from features.encoders.frozen import Media, MediaEncoder
 from features.encoders.speech import stretch
 from features.errors import DependencyError
-from features.spaces import Floats, SpaceKey
+from features.spaces import SpaceKey
 from features.worker import Array
 
 RATE = 44100

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from features.arrays import Floats
 from features.content import Limits, Modality
 from features.decode import decode_audio, decode_video
 from features.encoders.frozen import THREADS, Media, MediaEncoder
 from features.encoders.text import Reader
 from features.errors import DependencyError
 from features.formats import VIDEOS, sniff
-from features.spaces import Floats
 from features.worker import Array
 
 RATE = 16000

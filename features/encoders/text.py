@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from features.arrays import Floats
 from features.content import Content, Limits, Modality, Text, readable
 from features.errors import DependencyError
 from features.progress import Step
-from features.spaces import Embedded, Failure, Floats, SpaceKey, Task, mean_of_parts, unit
+from features.spaces import Embedded, Failure, SpaceKey, Task, mean_of_parts, unit
 
 Words = Callable[[Sequence[str]], Floats]
 """n texts to vectors (n, d)."""

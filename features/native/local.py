@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from features.arrays import Floats
 from features.content import Content, Limits, Modality
 from features.encoders.frozen import Media
 from features.encoders.speech import stretch
@@ -19,7 +20,7 @@ from features.errors import ConfigError, ContentError, DependencyError, SpaceErr
 from features.native.hub import locate
 from features.pictures import Pixels, decode_image
 from features.progress import Step
-from features.spaces import Embedded, Failure, Floats, SpaceKey, Task, mean_of_parts
+from features.spaces import Embedded, Failure, SpaceKey, Task, mean_of_parts
 
 Family = Literal["siglip", "clip", "clap", "sentence-transformers"]
 

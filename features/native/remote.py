@@ -13,10 +13,11 @@ from typing import Generic, NoReturn, TypeVar
 import httpx2
 import numpy as np
 
+from features.arrays import Floats
 from features.content import Content
 from features.errors import ConfigError, SpaceError
 from features.progress import Step
-from features.spaces import Embedded, Failure, Floats, SpaceKey
+from features.spaces import Embedded, Failure, SpaceKey
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from features.arrays import Floats
 from features.errors import ConfigError, DataError
 from features.interactions import Interactions, Ragged
 from recsys.baselines.profiles import Baseline, counts, profile, user_items
-from recsys.candidates import Floats
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 import numpy as np
 import scipy.sparse as sp
 
+from features.arrays import Floats, Ints
 from features.errors import ConfigError
-from features.interactions import Interactions, Ints
+from features.interactions import Interactions
 from recsys.baselines.neighbours import fit_item_knn
 from recsys.baselines.profiles import user_items
-from recsys.candidates import Floats
 
 _DENSE = 1 << 30
 """Bytes that a dense matrix of pairs may take: its parts are read several times as fast as a sparse one's."""

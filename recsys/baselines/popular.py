@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from features.arrays import Floats
 from features.errors import ConfigError
 from features.interactions import DAY, Interactions, Ragged
 from recsys.baselines.profiles import Baseline, counts
-from recsys.candidates import Floats
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 
+from features.arrays import Bools, Floats, Ints
 from features.errors import DataError
-from features.interactions import Bools, Interactions, Ints, Ragged, UserStates
-from recsys.candidates import Candidates, Floats, top_k
+from features.interactions import Interactions, Ragged, UserStates
+from recsys.candidates import Candidates, top_k
 
 SCORES_AT_ONCE = 1 << 24
 """Dense scores (states x items) held at a time: 64 MiB in float32, under 256 MiB with what sorting them takes."""
@@ -98,5 +98,5 @@ def times_dense(sparse: sp.csr_array, dense: Floats) -> Floats:
         import torch  # a faster product; not at the top, since every command would wait for it
 
         return (torch.from_numpy(sparse.toarray()) @ torch.from_numpy(dense)).numpy()
-    product: npt.NDArray[np.float32] = sparse @ dense
+    product: Floats = sparse @ dense
     return product
