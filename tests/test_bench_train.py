@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from toy_data import toy_catalog, toy_config, toy_log, write_tables
 
+from experiments.bench import environment as making
 from experiments.bench import train as module
-from experiments.bench.train import Course, Vectors, environment, run
+from experiments.bench.environment import environment
+from experiments.bench.train import Course, Vectors, run
 from experiments.evaluate import headline
 from experiments.splits import Targets
 from features.errors import ConfigError, DependencyError, RecsysError
@@ -40,7 +42,7 @@ for line in sys.stdin:
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     write_tables(tmp_path / "data")
-    monkeypatch.setattr(module, "environment", lambda folder: sys.executable)
+    monkeypatch.setattr(module, "environment", lambda folder, *pins: sys.executable)
     (tmp_path / "actor.py").write_text(ACTOR.replace("LAST", "3"))
     monkeypatch.setattr(module, "WORKER", tmp_path / "actor.py")
     training = {"epochs": 9, "batch_events": 256, "learning_rate": 0.01, "patience": 9}
@@ -107,19 +109,18 @@ def test_given_vectors_are_judged_as_ours_are():
 
 
 def test_an_environment_is_made_once_and_a_failure_says_what_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PINS", ("no_such_file.whl",))
+    folder = tmp_path / "rectools"
     with pytest.raises(DependencyError, match=r"pip install .*no_such_file\.whl.* failed"):
-        environment(tmp_path / "rectools")
-    assert not (tmp_path / "rectools" / "installed").exists()
+        environment(folder, "no_such_file.whl")
+    assert not (folder / "installed").exists()
     asked = []
 
     class Done:
         returncode, stderr = 0, ""
 
-    monkeypatch.setattr(module.subprocess, "run", lambda command, **_: asked.append(command) or Done())
-    (tmp_path / "rectools").mkdir(exist_ok=True)
-    assert environment(tmp_path / "rectools") == environment(tmp_path / "rectools")
+    monkeypatch.setattr(making.subprocess, "run", lambda command, **_: asked.append(command) or Done())
+    folder.mkdir(exist_ok=True)
+    assert environment(folder, "one==1") == environment(folder, "one==1")
     assert [command[1:3] for command in asked] == [["-m", "venv"], ["-m", "pip"]]
-    monkeypatch.setattr(module, "PINS", ("another==1",))
-    environment(tmp_path / "rectools")
+    environment(folder, "another==1")
     assert len(asked) == 4

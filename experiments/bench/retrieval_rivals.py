@@ -1,22 +1,18 @@
 """Other libraries on the same items and users, each in an environment of its own, for the record."""
 
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.bench.environment import environment, quietly
 from experiments.bench.retrieval_data import Material, recall
 from features.errors import DependencyError
 
 WORKER = Path(__file__).with_name("retrieval_rival.py")
 PINS = {"scann": "scann==1.4.2", "usearch": "usearch==2.26.6", "hnswlib": "hnswlib==0.8.0"}
 GRAPHS = {"usearch", "hnswlib"}
-
-ONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def rivals(material: Material, n: int) -> dict[str, Any]:
@@ -33,7 +29,7 @@ def rivals(material: Material, n: int) -> dict[str, Any]:
             label = f"{pin}: {count} items"
             try:
                 python = environment(material.folder.parent / rival, pin)
-                _quietly([str(python), "-P", str(WORKER), rival, name])
+                quietly([str(python), "-P", str(WORKER), rival, name])
             except DependencyError as error:
                 figures[label] = {"not_measured": str(error)}
                 continue
@@ -47,19 +43,3 @@ def rivals(material: Material, n: int) -> dict[str, Any]:
                     "build_seconds": round(float(told["seconds"]), 1),
                 }
     return figures
-
-
-def environment(folder: Path, pin: str) -> Path:
-    """The Python of an environment with this package, made when it is not there yet."""
-    python, done = folder / "bin" / "python", folder / "installed"
-    if not (done.is_file() and done.read_text() == pin):
-        _quietly([sys.executable, "-m", "venv", "--clear", str(folder)])
-        _quietly([str(python), "-m", "pip", "install", "--quiet", pin])
-        done.write_text(pin)
-    return python
-
-
-def _quietly(command: list[str]) -> None:
-    seen = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ONE)
-    if seen.returncode:
-        raise DependencyError(f"{' '.join(command)} failed: {seen.stderr.strip()[-300:]}")

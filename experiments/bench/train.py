@@ -8,7 +8,6 @@ waits, kinds of events and contents. Both are judged by our metrics on the same 
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.bench.environment import environment
 from experiments.bench.runner import Bar, Result
 from experiments.config import load_config
 from experiments.contenders import assemble, sample_states
@@ -28,7 +28,7 @@ from experiments.dataset import encode, load_dataset
 from experiments.evaluate import headline
 from experiments.rolling import windows
 from features.arrays import Bools, Floats
-from features.errors import ConfigError, DependencyError, RecsysError
+from features.errors import ConfigError, RecsysError
 from features.interactions import Interactions, Ragged, UserStates
 from recsys.candidates import Candidates, Recommender, top_k
 from recsys.towers import TwoTowers
@@ -36,7 +36,13 @@ from recsys.training import fit_towers
 from recsys.windows import Windows
 
 WORKER = Path(__file__).with_name("sasrec.py")
-PINS = ("rectools[torch]==0.19.0", "numpy==1.26.4", "pandas==2.3.3", "pytorch-lightning==2.5.2")
+PINS = (
+    "rectools[torch]==0.19.0",
+    "numpy==1.26.4",
+    "pandas==2.3.3",
+    "pytorch-lightning==2.5.2",
+    f"torch=={metadata.version('torch')}",
+)
 """RecTools needs numpy 1; torch is of the version that we use ourselves."""
 
 ENOUGH = 0.95
@@ -129,7 +135,7 @@ def run(
     def judged(recommender: Recommender) -> float:
         return headline(recommender, validation, dataset.catalog, repeats=False)["ndcg_at_10"]
 
-    with rival(environment(Path(settings.cache) / "rectools"), told, fit) as one_pass:
+    with rival(environment(Path(settings.cache) / "rectools", *PINS), told, fit) as one_pass:
 
         def step() -> None:
             seconds, theirs.positions, vectors = one_pass()
@@ -209,25 +215,3 @@ def rival(
                 worker.kill()
                 with suppress(BrokenPipeError):  # it had ended by itself, and this would hide why
                     asks.close()
-
-
-def environment(folder: Path) -> Path:
-    """The Python of an environment with RecTools in `folder`, made when it is not there yet.
-
-    pip installs from where it is configured to. Raises DependencyError when it cannot.
-    """
-    python, done = folder / "bin" / "python", folder / "installed"
-    pins = [*PINS, f"torch=={metadata.version('torch')}"]
-    if done.is_file() and done.read_text().split() == pins:
-        return python
-    for command in (
-        [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", *pins],
-    ):
-        seen = subprocess.run(command, capture_output=True, text=True, check=False)
-        if seen.returncode:
-            raise DependencyError(
-                f"no environment with RecTools in {folder}: {' '.join(command)} failed: {seen.stderr.strip()[-500:]}"
-            )
-    done.write_text("\n".join(pins))
-    return python
