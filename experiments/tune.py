@@ -159,7 +159,10 @@ def _fits(config: RunConfig, key: str, value: Any) -> bool:
 
 
 def _study(config: RunConfig, space: dict[str, BaseDistribution], facts: dict[str, str]) -> optuna.Study:
-    """The search of this configuration, space, data and code, with the trials that it has had."""
+    """The search of this configuration, space, data and commit, with the trials that it has had.
+
+    What is not committed is not told apart: a search that went on over other changes would mix them up.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = Path(config.cache) / "tune.sqlite"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +193,7 @@ def _try(
     reporter: Reporter,
 ) -> float:
     """One trial: NDCG@10 of the best pass. Raises TrialPruned when half of the others were better by then."""
-    settings = {key: _short(value) for key, value in trial.params.items()}
+    settings = {key: _short(value, _own(config, key)) for key, value in trial.params.items()}
     tried = config.changed(settings).model_copy(update={"reranker": None})
     trial.set_user_attr("settings", settings)
     tracker.start(f"{config.name} tune", settings, {"trial": str(trial.number)})
@@ -221,9 +224,9 @@ def _try(
     return best
 
 
-def _short(value: Any) -> Any:
-    """Three digits of a number: what is printed is what was tried."""
-    return float(f"{value:.3g}") if isinstance(value, float) else value
+def _short(value: Any, own: Any) -> Any:
+    """Three digits of a number, but for the configuration's own: what is printed is what was tried."""
+    return float(f"{value:.3g}") if isinstance(value, float) and value != own else value
 
 
 def _search(config: RunConfig, study: optuna.Study) -> Search:

@@ -76,8 +76,11 @@ def train_from(
             report=report,
             progress=reporter.steps,
         )
-        order = bundle.recommender.reranker if config.reranker else None
-        recipe = Recipe(fitted, order if isinstance(order, Reranker) else None)
+        order = bundle.recommender.reranker
+        order = order if config.reranker and isinstance(order, Reranker) else None
+        if (order is None) != (config.reranker is None):
+            reporter.say(f"{bundle.path} has no reranker to go on with: what is published is retrieval alone")
+        recipe = Recipe(fitted, order)
         trained = fit_recipe(config, dataset, dataset.events, recipe, report, reporter.steps, again=False)
         path = save_bundle(
             Path(config.bundles),

@@ -139,8 +139,6 @@ def _predicted(
     root = np.linalg.cholesky(products[1:, 1:] + TINY * (1 + np.trace(products)) * np.eye(2))
     says, _ = nnls(root.T, np.linalg.solve(root, products[1:, 0]))
     regressed, beside = both(known, unknown)
-    if says[1] == 0:
-        return regressed
     rows = middle[0] + says[0] * (regressed - middle[1]) + says[1] * (beside - middle[2])
     return np.asarray(rows, dtype=np.float32)
 

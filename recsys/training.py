@@ -56,8 +56,8 @@ def behaviour_vectors(events: Interactions, dimension: int, seed: int) -> Floats
 class FittedTowers:
     """Trained towers and how they came to be.
 
-    fitted_until: µs of the latest event seen; epochs: passes made; history: one dict an epoch (loss, seconds, and
-    what `validate` returned).
+    fitted_until: µs of the latest event seen; epochs: passes that made these weights; history: one dict for each pass
+    that was made (loss, seconds, and what `validate` returned).
     """
 
     model: TwoTowers
@@ -114,6 +114,8 @@ def fit_towers(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+            with torch.no_grad():  # here, since beyond a bound in the loss it would have no gradient to come back by
+                model.log_scale.clamp_(max=math.log(MAX_SCALE))
             average.update_parameters(model)
             losses.append(loss.detach())
             if done:
@@ -156,7 +158,7 @@ class Share(nn.Module):
             with distributed.own_chance(seed):
                 history = batch.history.on(device)
                 hidden = self.towers.users(items[history.items], history)
-        queries, scale = hidden[on(batch.row), on(batch.column)], self.towers.log_scale.exp().clamp(max=MAX_SCALE)
+        queries, scale = hidden[on(batch.row), on(batch.column)], self.towers.log_scale.exp()
         pairs = Pairs(on(batch.of), on(batch.target), on(batch.weight))
         loss = nested_loss(self.loss, queries.float(), items.float(), scale, pairs, self.towers.config.nested)
         return loss * (batch.share * distributed.size())

@@ -58,7 +58,7 @@ def test_both_are_measured_pass_by_pass(config):
     seconds = figures["ours: seconds of each pass"]
     assert len(seconds) == len(figures["ours: ndcg_at_10 after each pass"]) == 3
     (bar,) = result.bars
-    assert bar.value == pytest.approx(figures["ours: positions a second"] / 100, rel=0.01)
+    assert bar.value == pytest.approx(figures["ours: positions a second"] / 100, abs=0.006)  # they are whole numbers
     assert (bar.op, bar.bar) == (">=", 2.0)
     told = "seconds to 95% of the best ndcg_at_10"
     assert figures[f"ours: {told}"] is figures[f"rectools: {told}"] is None  # nobody's patience ended it

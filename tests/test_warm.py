@@ -169,6 +169,16 @@ def test_the_bundle_that_went_on_is_served_and_says_from_where(day):
     assert order.features.statistics.total[-1] == 80
 
 
+def test_a_bundle_without_an_order_goes_on_without_one_and_says_so(tmp_path):
+    write_tables(tmp_path / "data")
+    first, _ = train(config_of(tmp_path, reranker=None), NullTracker(), Lines())
+    grown(tmp_path)
+    lines = Lines()
+    second, _ = train_from(config_of(tmp_path), "current", NullTracker(), lines)
+    assert f"{first} has no reranker to go on with: what is published is retrieval alone" in lines.said
+    assert load_bundle(second).recommender.reranker is None
+
+
 def test_what_is_gone_keeps_its_place_and_is_not_recommended(day):
     _, first, second, _, _ = day
     row = first.catalog.ids.row("i3")

@@ -17,7 +17,7 @@ def environment(folder: Path, *pins: str) -> Path:
     pip installs from where it is configured to. Raises DependencyError when it cannot.
     """
     python, done = folder / "bin" / "python", folder / "installed"
-    if not (done.is_file() and done.read_text().split() == [*pins]):
+    if not (python.is_file() and done.is_file() and done.read_text().split() == [*pins]):
         quietly([sys.executable, "-m", "venv", "--clear", str(folder)])
         quietly([str(python), "-m", "pip", "install", "--quiet", *pins])
         done.write_text("\n".join(pins))
