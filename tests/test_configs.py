@@ -27,12 +27,14 @@ def test_it_loads(path):
 
 
 @shipped
-def test_it_begins_with_its_source_the_date_it_was_checked_and_the_command(path):
+def test_it_begins_with_its_source_the_date_it_was_checked_what_it_reaches_and_the_command(path):
     header = re.match(r"(?:#.*\n)+", path.read_text())
     assert header is not None
     told = header[0].replace("\n#", "")
     assert re.search(r"Checked \d{4}-\d{2}-\d{2}", told)
     assert re.search(r"Command: .*\b(recsys|make) ", told)
+    if path.stem != "folder":  # whose data are yours
+        assert re.search(r"HR@10 / NDCG@10 .*: \.\d{4} / \.\d{4}", told)
 
 
 @shipped
