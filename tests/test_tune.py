@@ -59,6 +59,7 @@ def judged(monkeypatch, curves):
 
 
 def test_the_same_seed_gives_the_same_trials_and_the_first_is_the_configurations_own(config, tmp_path):
+    config = config.changed({"training.learning_rate": 0.012345})  # others have three digits
     first = search(config)
     (tmp_path / "cache" / "tune.sqlite").unlink()
     again = search(config)
@@ -66,7 +67,9 @@ def test_the_same_seed_gives_the_same_trials_and_the_first_is_the_configurations
         (t.number, t.settings, t.ndcg_at_10) for t in again.trials
     ]
     own = next(t for t in first.trials if t.number == 0)
-    assert own.settings == {"towers.dropout": 0.0, "training.learning_rate": 0.01}
+    assert own.settings == {"towers.dropout": 0.0, "training.learning_rate": 0.012345}
+    others = [t.settings["training.learning_rate"] for t in first.trials if t.number]
+    assert others == [float(f"{rate:.3g}") for rate in others]
     assert len({json.dumps(t.settings) for t in first.trials}) == 3
     other = search(config.model_copy(update={"seed": 1}))
     assert {json.dumps(t.settings) for t in other.trials} != {json.dumps(t.settings) for t in first.trials}
