@@ -74,8 +74,9 @@ def test_two_processes_make_what_one_makes_of_the_doubled_batch(shared, number):
     for name, tensor in one.model.state_dict().items():
         if name.endswith("qkv.bias"):  # that of the keys has no say: its gradient is rounding, its steps chance
             weights[name][d : 2 * d] = tensor[d : 2 * d]
-        atol = 2e-4 if name == "turn" else 2e-5  # directions of about the same variance turn by what is rounded
-        np.testing.assert_allclose(weights[name], tensor, rtol=1e-3, atol=atol, err_msg=name)
+        # rounding decides where a gradient is about nothing, and how directions of about the same variance turn; a
+        # step is fifty times as long
+        np.testing.assert_allclose(weights[name], tensor, rtol=1e-3, atol=2e-4, err_msg=name)
 
 
 def test_a_run_of_two_processes_is_that_of_one_and_is_written_once(tmp_path):
