@@ -78,7 +78,7 @@ def train_from(
         )
         order = bundle.recommender.reranker
         order = order if config.reranker and isinstance(order, Reranker) else None
-        if (order is None) != (config.reranker is None):
+        if config.reranker and order is None:
             reporter.say(f"{bundle.path} has no reranker to go on with: what is published is retrieval alone")
         recipe = Recipe(fitted, order)
         trained = fit_recipe(config, dataset, dataset.events, recipe, report, reporter.steps, again=False)
