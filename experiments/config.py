@@ -12,12 +12,12 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from experiments.splits import SplitConfig
-from features.content import Limits
-from features.encoding import Builtin, EncoderConfig
+from features.content.parts import Limits
+from features.content.encoder_config import Builtin, EncoderConfig
 from features.errors import ConfigError
 from features.schema import DataConfig, Strict
 from recsys.baselines import check_baseline
-from recsys.settings import AlignmentConfig, RerankerConfig, RetrieverConfig, TowerConfig, TrainingConfig
+from recsys.config import AlignmentConfig, RerankerConfig, RetrieverConfig, TowerConfig, TrainingConfig
 
 PREFIX = "RECSYS__"
 

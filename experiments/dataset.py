@@ -12,21 +12,21 @@ import polars as pl
 from experiments.config import RunConfig
 from features.arrays import Ints
 from features.catalog import Catalog
-from features.decoders import Decoders
-from features.embed import EmbedReport, embed, item_contents, item_titles, vectors_of
-from features.encoding import QUICK, TITLES, open_encoders
+from features.content.media.decoder_pool import Decoders
+from features.content.embed import EmbedReport, embed, item_contents, item_titles, vectors_of
+from features.content.encoder_config import QUICK, TITLES, open_encoders
 from features.errors import ConfigError
-from features.event_log import events_frame
+from features.log.event_log import events_frame
 from features.ids import IdMap
 from features.interactions import Interactions
 from features.progress import Begin
-from features.report import Report
+from features.tables.report import Report
 from features.schema import EVENT, ITEM, TIME, USER
-from features.sift import repeated_events
-from features.tables import label, read_items, read_tables, weigh
+from features.tables.validate import repeated_events
+from features.tables.read import label, read_items, read_tables, weigh
 
 if TYPE_CHECKING:
-    from recsys.content_space import ContentSpace
+    from recsys.content.content_space import ContentSpace
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ def keep_frequent(dataset: Dataset, cut: int, least: int) -> Dataset:
 def on_top_of(old: Catalog, dataset: Dataset, least: int) -> Dataset:
     """The data set with the items of an older catalogue in its rows, and after them what came to have `least` events.
 
-    See `recsys.warm.overlay`. Contents are as `load_dataset` leaves them.
+    See `recsys.towers.warm_start.overlay`. Contents are as `load_dataset` leaves them.
     """
-    from recsys.warm import overlay  # with torch, as below
+    from recsys.towers.warm_start import overlay  # with torch, as below
 
     counts = np.bincount(dataset.events.liked().items, minlength=dataset.events.n_items)
     wanted = (counts >= least) | (old.ids.rows(dataset.catalog.ids.ids) >= 0)
@@ -140,7 +140,7 @@ def encode(
     `recsys embed` has left in the cache. Raises ConfigError when a native model's are not there yet, and SpaceError
     when these encoders do not lead into the given space.
     """
-    from recsys.content_space import fit_content_space  # with torch, which embedding alone does not need
+    from recsys.content.content_space import fit_content_space  # with torch, which embedding alone does not need
 
     if config.encoder is None:
         return dataset

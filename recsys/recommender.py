@@ -6,12 +6,12 @@ import numpy as np
 
 from features.arrays import Bools, Floats
 from features.interactions import Ragged, UserStates
-from features.spaces import unit
-from recsys.baselines.popular import Popular
-from recsys.baselines.profiles import profile
-from recsys.candidates import Candidates, Retriever, Scorer, first_of_each, ordered
-from recsys.tally import Tally
-from recsys.towers import TwoTowers
+from features.content.spaces import unit
+from recsys.retrieval.popular import Popular
+from recsys.histories import profile
+from recsys.interfaces import Candidates, Retriever, Scorer, first_of_each, ordered
+from recsys.ranking.user_item_counts import Tally
+from recsys.towers.model import TwoTowers
 
 ALWAYS = 0.3
 """Share of the candidates that are near to all a user ever liked. Of MovieLens's next events, .600 are among 500

@@ -12,21 +12,21 @@ import polars as pl
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 
-from features.encoding import open_encoders
+from features.content.encoder_config import open_encoders
 from features.errors import StoreError
 from features.interactions import now_micros
-from features.records import Event
+from features.log.records import Event
 from features.schema import DataConfig, EventRules
-from features.store import FeatureStore
-from recsys.slate import Slate
-from serving.answers import Narrow, expose, live_of, narrowed, slate_answer, stage
-from serving.follow import Service
-from serving.items import add_items
-from serving.live import Live, Servable, card
-from serving.page import add_page
-from serving.search import Desk, Open, add_search
+from features.store.base import FeatureStore
+from recsys.ranking.slate import Slate
+from serving.routes.responses import Narrow, expose, live_of, narrowed, slate_answer, stage
+from serving.state.service import Service
+from serving.routes.items import add_items
+from serving.state.snapshot import Live, Servable, card
+from serving.routes.page import add_page
+from serving.routes.search import Desk, Open, add_search
 from serving.settings import ServeSettings
-from serving.wire import (
+from serving.schemas import (
     ApiError,
     ErrorAnswer,
     EventIn,
@@ -52,21 +52,21 @@ Count = Annotated[int, Query(ge=1, le=100, description="how many")]
 
 
 def _bundle(path: Path) -> Servable:
-    from recsys.bundle import load_bundle
+    from recsys.bundle.io import load_bundle
 
     bundle: Servable = load_bundle(path)
     return bundle
 
 
 def _current(root: Path) -> Path:
-    from recsys.bundle import current
+    from recsys.bundle.io import current
 
     path: Path = current(root)
     return path
 
 
 def _events(data: DataConfig) -> pl.DataFrame:
-    from features.tables import read_tables
+    from features.tables.read import read_tables
 
     return read_tables(data).events
 

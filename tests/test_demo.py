@@ -22,11 +22,11 @@ from typer.testing import CliRunner
 
 from experiments import dataset
 from features.arrays import Floats
-from features.content import Limits
-from features.decoders import Decoders
-from features.spaces import Encoder, SpaceKey, unit
-from features.store import MemoryStore
-from recsys import cli
+from features.content.parts import Limits
+from features.content.media.decoder_pool import Decoders
+from features.content.spaces import Encoder, SpaceKey, unit
+from features.store.base import MemoryStore
+from recsys.cli import main as cli
 from serving.app import create_app
 
 N = 24

@@ -10,14 +10,14 @@ import yaml
 from features.catalog import Catalog
 from features.ids import IdMap
 from features.interactions import DAY, Interactions, Ragged
-from features.tables import ITEMS
+from features.tables.read import ITEMS
 from recsys.baselines import fit_popular
-from recsys.index import Index
+from recsys.retrieval.index import Index
 from recsys.recommender import TwoStage
-from recsys.reranker import Lesson, PairFeatures, fit_reranker
-from recsys.settings import RerankerConfig, TowerConfig
-from recsys.statistics import ItemStatistics
-from recsys.towers import TwoTowers
+from recsys.ranking.reranker import Lesson, PairFeatures, fit_reranker
+from recsys.config import RerankerConfig, TowerConfig
+from recsys.item_statistics import ItemStatistics
+from recsys.towers.model import TwoTowers
 
 START = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * 10**6
 

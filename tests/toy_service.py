@@ -12,20 +12,20 @@ import polars as pl
 
 from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog
-from features.content import Content, Limits, Modality
-from features.decoders import Decoders
-from features.encoders.frozen import Media
-from features.encoders.pictures import prepare
-from features.encoders.text import embed_texts
+from features.content.parts import Content, Limits, Modality
+from features.content.media.decoder_pool import Decoders
+from features.content.encoders.frozen import Media
+from features.content.encoders.images import prepare
+from features.content.encoders.text import embed_texts
 from features.errors import BundleError
 from features.ids import IdMap
 from features.interactions import Ragged, UserStates
 from features.progress import Step
 from features.schema import DataConfig, EventRules, Placement
-from features.spaces import Embedded, Encoder, SpaceKey, Task, unit
-from recsys.candidates import Candidates, top_k
-from recsys.content_space import ContentSpace
-from recsys.overlay import grown_catalog, grown_space
+from features.content.spaces import Embedded, Encoder, SpaceKey, Task, unit
+from recsys.interfaces import Candidates, top_k
+from recsys.content.content_space import ContentSpace
+from recsys.bundle.upsert import grown_catalog, grown_space
 from serving.settings import ServeSettings
 
 RULES = EventRules(positive={"rating": 3.5, "click": None}, seen=("rating", "click"))

@@ -14,15 +14,15 @@ import numpy as np
 
 from experiments.bench.runner import Result
 from experiments.config import RunConfig, load_config
-from experiments.contenders import train_two_stage
+from experiments.pipelines.fit import train_two_stage
 from experiments.dataset import encode, load_dataset
-from experiments.evaluate import as_dict, evaluate
-from experiments.rolling import windows
+from experiments.evaluation.ranking import as_dict, evaluate
+from experiments.pipelines.rolling_windows import windows
 from features.arrays import Doubles
-from features.encoding import TITLES, Builtin
+from features.content.encoder_config import TITLES, Builtin
 from features.errors import ConfigError
 from features.progress import silent
-from recsys.bootstrap import bootstrap, paired_bootstrap
+from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
 
 WITHOUT = "encoder.without"
 

@@ -15,18 +15,18 @@ import polars as pl
 from sklearn.linear_model import Ridge
 
 from experiments.bench.runner import Bar, Result
-from experiments.evaluate import as_dict
+from experiments.evaluation.ranking import as_dict
 from features.arrays import Doubles, Floats, Ints
-from features.content import Audio, Content, Image, Limits, Text
-from features.decoders import Decoders
-from features.embed import embed, vectors_of
-from features.encoders import builtin
+from features.content.parts import Audio, Content, Image, Limits, Text
+from features.content.media.decoder_pool import Decoders
+from features.content.embed import embed, vectors_of
+from features.content.encoders import builtin
 from features.errors import ConfigError, SourceError
-from features.spaces import Embedded, Encoder, SpaceKey, unit
-from recsys.alignment import Views
-from recsys.alignment_training import fit_alignment
-from recsys.bootstrap import bootstrap, paired_bootstrap
-from recsys.settings import AlignmentConfig
+from features.content.spaces import Embedded, Encoder, SpaceKey, unit
+from recsys.content.alignment import Views
+from recsys.content.alignment_training import fit_alignment
+from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
+from recsys.config import AlignmentConfig
 
 FOLDS, SEED, CUT = 5, 0, 64
 CACHE = Path("data/cache")

@@ -18,8 +18,9 @@ from experiments.splits import leave_last_out
 from features.errors import SourceError
 from features.ids import IdMap
 from features.interactions import Interactions
-from recsys import baselines, metrics
-from recsys.candidates import Recommender
+from recsys import baselines
+from recsys.evaluation import metrics
+from recsys.interfaces import Recommender
 
 DEPTH, CUTOFF = 100, 10
 TOLERANCE = 0.02

@@ -26,7 +26,7 @@ BAD = ("unknown item", "null user_id", "timestamp in the future", "value not a f
 CHILD = """
 import json, sys
 from features.schema import DataConfig, EventRules
-from features.tables import read_tables
+from features.tables.read import read_tables
 tables = read_tables(DataConfig(source="folder", path=sys.argv[1], events=EventRules(positive={"purchase": None})))
 try:
     status = open("/proc/self/status").read()

@@ -18,23 +18,23 @@ from pydantic import ValidationError
 
 from experiments.bench.runner import Bar, Result
 from experiments.config import RunConfig, load_config
-from experiments.contenders import RERANKED, TOWERS, assemble, choose, fit_recipe
+from experiments.pipelines.fit import RERANKED, TOWERS, assemble, choose, fit_recipe
 from experiments.dataset import Dataset, encode, keep_frequent, load_dataset
-from experiments.evaluate import DEPTH, K, as_dict, ranked
-from experiments.rolling import windows
+from experiments.evaluation.ranking import DEPTH, K, as_dict, ranked
+from experiments.pipelines.rolling_windows import windows
 from experiments.splits import Targets
 from features.arrays import Bools, Doubles, Floats
 from features.catalog import item_texts
-from features.encoding import Builtin
+from features.content.encoder_config import Builtin
 from features.errors import ConfigError, DataError
 from features.interactions import Ragged
 from features.progress import silent
-from recsys import metrics
+from recsys.evaluation import metrics
 from recsys.baselines.content import ContentBridge, TfidfProfile, fit_bridge, fit_tfidf
-from recsys.baselines.profiles import Baseline
-from recsys.bootstrap import bootstrap, paired_bootstrap
-from recsys.candidates import Recommender
-from recsys.training import fit_towers
+from recsys.histories import Baseline
+from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
+from recsys.interfaces import Recommender
+from recsys.towers.training import fit_towers
 
 EVENTS, DECAY = 5000, 0.8
 BRIDGE, BOTH, PROFILE = "content bridge", "bridge + TF-IDF", "TF-IDF profile"

@@ -16,13 +16,14 @@ import numpy as np
 import polars as pl
 
 from experiments.bench.runner import Bar, Result
-from features.content import Audio, Content, Image, Limits, Text
-from features.decoders import Decoders
-from features.encoders import AiSFX, EfficientNet, Media, MiniLM, Whisper, pictures, sounds, speech
-from features.encoders.frozen import THREADS
+from features.content.parts import Audio, Content, Image, Limits, Text
+from features.content.media.decoder_pool import Decoders
+from features.encoders import AiSFX, EfficientNet, Media, MiniLM, Whisper, sounds, speech
+from features.content.encoders import images as pictures
+from features.content.encoders.frozen import THREADS
 from features.errors import SourceError
-from features.spaces import Encoder
-from features.worker import Array
+from features.content.spaces import Encoder
+from features.content.media.worker import Array
 
 ROUNDS = 5
 ASKED = 0.8

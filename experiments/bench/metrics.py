@@ -1,4 +1,4 @@
-"""How fast 100,000 users' lists of 100 candidates are turned into every metric of `recsys.metrics`.
+"""How fast 100,000 users' lists of 100 candidates are turned into every metric of `recsys.evaluation.metrics`.
 
 Figures: seconds of each metric and of all, beside the floor (both arrays read once), and ranx on the same rankings
 where it is installed (without building its dictionaries).
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from experiments.bench.runner import Bar, Result
-from recsys import metrics
-from recsys.candidates import Candidates
+from recsys.evaluation import metrics
+from recsys.interfaces import Candidates
 
 USERS, ITEMS, DEPTH, CUTOFF, DIM = 100_000, 20_000, 100, 10, 64
 PEER_USERS = 5_000

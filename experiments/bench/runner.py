@@ -27,8 +27,8 @@ BENCHES: dict[str, str] = {
     "encode": "experiments.bench.encode:run",
     "cold": "experiments.bench.cold:run",
     "train": "experiments.bench.train:run",
-    "retrieval": "experiments.bench.retrieval:run",
-    "warm": "experiments.bench.warm:run",
+    "retrieval": "experiments.bench.retrieval.benchmark:run",
+    "warm": "experiments.bench.warm_start:run",
     "ablation": "experiments.bench.ablation:run",
 }
 """Name -> "module:function", imported when it is asked for; function(short: bool, **options) -> Result."""

@@ -20,20 +20,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.bench.environment import environment
+from experiments.bench.peers.environment import environment
 from experiments.bench.runner import Bar, Result
 from experiments.config import load_config
-from experiments.contenders import assemble, sample_states
+from experiments.pipelines.fit import assemble, sample_states
 from experiments.dataset import encode, load_dataset
-from experiments.evaluate import headline
-from experiments.rolling import windows
+from experiments.evaluation.ranking import headline
+from experiments.pipelines.rolling_windows import windows
 from features.arrays import Bools, Floats
 from features.errors import ConfigError, RecsysError
 from features.interactions import Interactions, Ragged, UserStates
-from recsys.candidates import Candidates, Recommender, top_k
-from recsys.towers import TwoTowers
-from recsys.training import fit_towers
-from recsys.windows import Windows
+from recsys.interfaces import Candidates, Recommender, top_k
+from recsys.towers.model import TwoTowers
+from recsys.towers.training import fit_towers
+from recsys.towers.training_batches import Windows
 
 WORKER = Path(__file__).with_name("sasrec.py")
 PINS = (

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 from features.arrays import Floats
 from features.errors import ConfigError
 from features.interactions import Interactions, Ragged
-from recsys.baselines.profiles import Baseline, counts, profile, user_items
+from recsys.histories import Baseline, counts, profile, user_items
 
 if TYPE_CHECKING:
     from implicit.cpu.als import AlternatingLeastSquares

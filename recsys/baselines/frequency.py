@@ -7,7 +7,7 @@ import numpy as np
 from features.arrays import Floats
 from features.errors import ConfigError
 from features.interactions import Interactions, Ragged
-from recsys.baselines.profiles import Baseline, ages, counts
+from recsys.histories import Baseline, ages, counts
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,78 @@
+"""A day later: towers that go on from where they were, against towers fitted anew on everything.
+
+Fitted until a day before the newest window of the split; then until that window, anew and by a warm start with the
+last day's events alone. Both are judged on the events of the window, retrieval only.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.bench.runner import Bar, Result
+from experiments.config import load_config
+from experiments.pipelines.fit import assemble
+from experiments.dataset import encode, load_dataset
+from experiments.evaluation.ranking import as_dict, evaluate
+from experiments.pipelines.rolling_windows import windows
+from features.errors import ConfigError
+from features.interactions import DAY
+from recsys.evaluation.bootstrap import paired_bootstrap
+from recsys.towers.training import FittedTowers, fit_towers
+from recsys.towers.warm_start import PASSES, carry
+
+
+def run(*, short: bool = False, config: str = "configs/complete-journey.yaml") -> Result:
+    """config: one that splits by time, whose data are there; short: two passes in place of the configured ones."""
+    settings = load_config(Path(config)).model_copy(update={"reranker": None})
+    dataset, splits = windows(settings, load_dataset(settings))[-1]
+    dataset = encode(dataset, settings)
+    first = next(iter(splits.values()))
+    if first.cut is None:
+        raise ConfigError(f"{config}: split.kind is leave-last-out, and a warm start needs a split by time")
+    old = first.train.before(first.cut - DAY)
+    passes = 2 if short else settings.training.epochs
+    seconds = {}
+
+    def fit(name: str, **how: Any) -> FittedTowers:
+        began = time.perf_counter()
+        events = old if name == "before" else first.train
+        given = {"seed": settings.seed, "epochs": passes} | how
+        fitted = fit_towers(dataset.catalog, events, settings.towers, settings.training, **given)
+        seconds[name] = time.perf_counter() - began
+        return fitted
+
+    before = fit("before")
+    carried = carry(before.model, dataset.catalog, dataset.catalog, first.train, settings.towers)
+    fitted = {
+        "before": before,
+        "anew": fit("anew"),
+        "warm": fit("warm", start=carried, since=old.latest, epochs=PASSES),
+    }
+    figures: dict[str, Any] = {
+        "events": len(first.train),
+        "events_of_the_last_day": len(first.train) - len(old),
+        "passes": passes,
+        "data_hash": dataset.hash,
+    }
+    figures |= {f"{name}: seconds": round(value, 1) for name, value in seconds.items()}
+    bars = [Bar("seconds, warm over anew", seconds["warm"] / seconds["anew"], "<=", 0.2)]
+    for placement, split in splits.items():
+        repeats = settings.data.placements[placement].repeats
+        users = {}
+        for name, towers in fitted.items():
+            stage = assemble(towers.model, old if name == "before" else first.train, settings)
+            outcome = evaluate(name, stage, split, dataset.catalog, split.test, repeats=repeats, seconds=0)
+            users[name] = outcome.per_user("ndcg")
+            figures[f"{name} · {placement}: ndcg_at_10"] = float(users[name].mean())
+        difference = paired_bootstrap(users["warm"], users["anew"], seed=settings.seed)
+        figures[f"warm - anew · {placement}: ndcg_at_10, 95 %"] = as_dict(difference)
+        bars.append(
+            Bar(
+                f"{placement}: NDCG@10, warm over anew",
+                float(users["warm"].mean() / users["anew"].mean()),
+                ">=",
+                0.98,
+            )
+        )
+        bars.append(Bar(f"{placement}: high end of warm - anew", difference.high, ">=", 0.0))
+    return Result(figures, bars)

@@ -1,0 +1,1 @@
+"""Pipelines: training, warm start, search of settings, slates of all users."""

@@ -1,0 +1,67 @@
+"""Plots of a run. The only file that imports matplotlib."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.evaluation.ranking import Outcome
+from features.arrays import Doubles
+
+
+def draw(history: list[dict[str, float]], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Every plot of a run by name. history: one dict an epoch; outcomes: of one placement."""
+    return {
+        "learning_curve": learning_curve(history),
+        "ndcg_by_history_length": ndcg_by_history(outcomes),
+        "popularity_bias": popularity_bias(outcomes),
+    }
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def learning_curve(history: list[dict[str, float]]) -> Any:
+    """Loss and validation NDCG@10 by epoch."""
+    figure, axes = _axes("Learning curve", "epoch", "loss")
+    epochs = [line["epoch"] for line in history]
+    axes.plot(epochs, [line["loss"] for line in history], color="tab:blue", label="loss")
+    right = axes.twinx()
+    right.set_ylabel("validation NDCG@10")
+    right.plot(epochs, [line.get("ndcg_at_10", np.nan) for line in history], color="tab:orange", label="NDCG@10")
+    return figure
+
+
+def ndcg_by_history(outcomes: Sequence[Outcome]) -> Any:
+    """NDCG@10 of the events whose user had that many positive events before."""
+    figure, axes = _axes("NDCG@10 by history length", "positive events before the target", "NDCG@10")
+    edges = np.array([0, 1, 5, 10, 20, 50, 100, 200, 500, np.inf])
+    for outcome in outcomes:
+        which = np.digitize(outcome.history, edges) - 1
+        values: Doubles = outcome.per_event("ndcg")
+        bins = np.unique(which)
+        axes.plot(
+            [str(int(edges[b])) + "+" for b in bins],
+            [values[which == b].mean() for b in bins],
+            "o-",
+            label=outcome.name,
+        )
+    axes.legend()
+    return figure
+
+
+def popularity_bias(outcomes: Sequence[Outcome]) -> Any:
+    """Mean popularity percentile of what is recommended, against NDCG@10."""
+    figure, axes = _axes("Popularity bias", "mean popularity percentile of the top 10 (.5: none)", "NDCG@10")
+    for outcome in outcomes:
+        y = float(outcome.per_user("ndcg").mean())
+        axes.plot(outcome.popularity, y, "o")
+        axes.annotate(outcome.name, (outcome.popularity, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    return figure

@@ -1,0 +1,1 @@
+"""Contents of items and queries, and their vectors."""

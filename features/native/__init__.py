@@ -1,1 +1,0 @@
-"""Models that embed several kinds of content in one space, behind features.spaces.Encoder."""

@@ -1,0 +1,1 @@
+"""The feature store: what changes per user between trainings."""

@@ -1,0 +1,212 @@
+"""The feature store in Redis (or Valkey); the only file that imports redis.
+
+    recsys:<schema key>:h:<user>   sorted set: packed event -> time (µs); the newest HISTORY of them
+    recsys:<schema key>:s:<user>   set: every item that counts as seen, never trimmed
+    recsys:<schema key>:recent     sorted set: user -> latest event; the newest RECENT_USERS of them
+    recsys:<schema key>:i:<item>   32 bytes: week, month, total, as_of, little-endian int64
+    recsys:<schema key>:watermark  JSON
+
+A sorted set's scores are doubles: exact for µs until the year 2255. Give each product its own database number.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from features.errors import StoreError
+from features.log.records import Event
+from features.schema import EventRules
+from features.store.base import (
+    HISTORY,
+    RECENT_USERS,
+    ItemStats,
+    UserPatch,
+    UserState,
+    Watermark,
+    patches,
+    schema_key,
+    unpack,
+)
+
+T = TypeVar("T")
+
+BULK_SECONDS = 5.0
+BULK_ELEMENTS = 5_000
+"""Values written in one transaction: small enough that a request waiting behind it does not notice."""
+
+
+class Breaker:
+    """After a failure nothing is tried for a while, so that only one answer in it pays for the waiting."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._until = -float("inf")
+
+    def check(self) -> None:
+        """Raises StoreError while it is open."""
+        left = self._until - self._clock()
+        if left > 0:
+            raise StoreError(f"the feature store did not answer; the next try is in {left:.2f} s")
+
+    def trip(self) -> None:
+        """Open it."""
+        self._until = self._clock() + self._seconds
+
+
+class RedisStore:
+    """One server, by URL: redis://, rediss:// or unix://. Nothing is sent before the first call.
+
+    timeout: seconds to wait for an answer; pause: seconds without a try after a failure.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        rules: EventRules,
+        *,
+        timeout: float = 0.05,
+        pause: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.rules = rules
+        self.url = url
+        self._breaker = Breaker(pause, clock)
+        self._client = _client(url, timeout)
+        self._bulk = _client(url, BULK_SECONDS)
+        self._prefix = f"recsys:{schema_key(rules)}:"
+
+    def with_rules(self, rules: EventRules) -> "RedisStore":
+        """The same connections and breaker under the key prefix of other rules."""
+        other = object.__new__(RedisStore)
+        other.__dict__.update(self.__dict__, rules=rules, _prefix=f"recsys:{schema_key(rules)}:")
+        return other
+
+    def _try(self, work: Callable[[], T]) -> T:
+        self._breaker.check()
+        try:
+            return work()
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            self._breaker.trip()
+            raise StoreError(f"the feature store at {self._where} does not answer: {error}") from error
+        except redis.RedisError as error:
+            raise StoreError(f"the feature store at {self._where} refuses: {error}") from error
+
+    @property
+    def _where(self) -> str:
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}"  # without a password
+
+    def read_users(self, ids: Sequence[str]) -> list[UserState]:
+        """See FeatureStore."""
+
+        def work() -> list[Any]:
+            pipe = self._client.pipeline(transaction=False)
+            pipe.exists(self._prefix + "watermark")
+            for user in ids:
+                pipe.zrange(f"{self._prefix}h:{user}", 0, -1, withscores=True)
+                pipe.smembers(f"{self._prefix}s:{user}")
+            return pipe.execute()
+
+        filled, *answers = self._try(work)
+        return [
+            unpack(
+                user,
+                [member.decode() for member, _ in history],
+                [int(at) for _, at in history],
+                [item.decode() for item in seen],
+                filled=bool(filled),
+            )
+            for user, history, seen in zip(ids, answers[::2], answers[1::2], strict=True)
+        ]
+
+    def write_users(self, patches: Iterable[UserPatch]) -> None:
+        """See FeatureStore."""
+        self._write(self._bulk, patches)
+
+    def push(self, events: Sequence[Event]) -> None:
+        """See FeatureStore."""
+        self._write(self._client, patches(events, self.rules))
+
+    def _write(self, client: "redis.Redis", patches: Iterable[UserPatch]) -> None:
+        batch: list[UserPatch] = []
+        size = 0
+        for patch in patches:
+            batch.append(patch)
+            size += len(patch.events) + len(patch.seen)
+            if size >= BULK_ELEMENTS:
+                self._write_batch(client, batch)
+                batch, size = [], 0
+        if batch:
+            self._write_batch(client, batch)
+
+    def _write_batch(self, client: "redis.Redis", batch: Sequence[UserPatch]) -> None:
+        def work() -> None:
+            pipe = client.pipeline(transaction=True)
+            for patch in batch:
+                history = f"{self._prefix}h:{patch.user_id}"
+                pipe.zadd(history, patch.events, lt=True)
+                pipe.zremrangebyrank(history, 0, -HISTORY - 1)
+                if patch.seen:
+                    pipe.sadd(f"{self._prefix}s:{patch.user_id}", *patch.seen)
+            latest = {patch.user_id: max(patch.events.values()) for patch in batch}
+            pipe.zadd(self._prefix + "recent", latest, gt=True)
+            pipe.zremrangebyrank(self._prefix + "recent", 0, -RECENT_USERS - 1)
+            pipe.execute()
+
+        self._try(work)
+
+    def recent_users(self, limit: int) -> list[str]:
+        """See FeatureStore."""
+        found: Any = self._try(lambda: self._client.zrevrange(self._prefix + "recent", 0, limit - 1))
+        return [user.decode() for user in found]
+
+    def read_items(self, ids: Sequence[str], *, stale_before: int = 0) -> ItemStats:
+        """See FeatureStore."""
+        keys = [f"{self._prefix}i:{item}" for item in ids]
+        found: Any = self._try(lambda: self._client.mget(keys)) if keys else []
+        table = np.frombuffer(b"".join(value or bytes(32) for value in found), dtype="<i8").reshape(-1, 4)
+        return ItemStats.of(ids, table.astype(np.int64), stale_before)
+
+    def write_items(self, stats: ItemStats) -> None:
+        """See FeatureStore."""
+        packed = stats.table().astype("<i8").tobytes()
+        pairs = ((f"{self._prefix}i:{item}", packed[32 * i : 32 * i + 32]) for i, item in enumerate(stats.ids))
+        while batch := dict(islice(pairs, BULK_ELEMENTS)):
+            self._try(lambda batch=batch: self._bulk.mset(batch))  # type: ignore[misc]
+
+    def watermark(self) -> Watermark | None:
+        """See FeatureStore."""
+        found: Any = self._try(lambda: self._client.get(self._prefix + "watermark"))
+        return None if found is None else Watermark.from_json(found)
+
+    def move_watermark(self, to: Watermark) -> None:
+        """See FeatureStore."""
+        self._try(lambda: self._client.set(self._prefix + "watermark", to.to_json()))
+
+    def ping(self) -> None:
+        """See FeatureStore."""
+        self._try(self._client.ping)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+        self._bulk.close()
+
+
+def _client(url: str, timeout: float) -> "redis.Redis":
+    # protocol 2 needs no greeting, and no retry means that a dead server costs one time-out, not four
+    return redis.Redis.from_url(
+        url,
+        protocol=2,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        retry=Retry(NoBackoff(), 0),
+        driver_info=None,
+    )

@@ -1,0 +1,143 @@
+"""Fill the feature store from the tables and the log: read what is new, write what it touches, move the watermark.
+
+The watermark moves last, and writing again changes nothing: a refresh that is cut off is simply run again. A store
+that was emptied has no watermark, and is filled from the beginning.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from features.errors import StoreError
+from features.log.event_log import Position, events_frame, read
+from features.interactions import DAY
+from features.progress import Begin
+from features.log.records import Event
+from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
+from features.store.base import HISTORY, FeatureStore, ItemStats, UserPatch, Watermark, pack_rows, patches
+
+STATS_AGE = DAY // 24
+"""Item statistics older than this are made again even when nothing is new: their windows have moved."""
+
+ROWS = 100_000
+"""Events of the tables that are made ready at a time, and the rest of the last one's user."""
+
+
+@dataclass(frozen=True)
+class RefreshReport:
+    """What one refresh wrote. damaged: lines of the log passed over because their checksum is wrong."""
+
+    rebuilt: bool
+    users: int
+    table_events: int
+    log_events: int
+    items: int
+    damaged: int
+
+
+def refresh(
+    store: FeatureStore, tables: pl.DataFrame, log: Path | None, *, now: int, progress: Begin | None = None
+) -> RefreshReport:
+    """Bring the store up to the events table (canonical columns) and the log folder, as of `now` (µs).
+
+    Raises StoreError when the store does not answer, LogError when the log cannot be read.
+    """
+    mark = store.watermark()
+    digest = _digest(tables)
+    users = written = 0
+    if mark is None or mark.tables != digest:
+        step = progress("users to the store", tables.get_column(USER).n_unique()) if progress else None
+        for patch_batch in _table_patches(tables, store.rules):
+            store.write_users(patch_batch)
+            users += len(patch_batch)
+            if step:
+                step(len(patch_batch))
+        written = len(tables)
+    position, pushed, damaged = _replay(store, log, mark.log if mark else {})
+    items, as_of = 0, mark.as_of if mark else 0
+    if written or pushed or now - as_of > STATS_AGE:
+        columns = [ITEM, TIME]
+        both = [tables.select(columns), *([events_frame(log).select(columns)] if log else [])]
+        stats = item_stats(pl.concat(both), now)
+        store.write_items(stats)
+        items, as_of = len(stats.ids), now
+    store.move_watermark(Watermark(position, digest, as_of))
+    return RefreshReport(mark is None, users, written, pushed, items, damaged)
+
+
+def catch_up(store: FeatureStore, log: Path) -> int:
+    """Push what the log has beyond the watermark; the number of events.
+
+    Raises StoreError when the store does not answer, or was emptied and needs a `refresh`.
+    """
+    mark = store.watermark()
+    if mark is None:
+        raise StoreError("the feature store has no watermark: it was emptied and must be refreshed from the tables")
+    position, pushed, _ = _replay(store, log, mark.log)
+    store.move_watermark(Watermark(position, mark.tables, mark.as_of))
+    return pushed
+
+
+def item_stats(events: pl.DataFrame, now: int) -> ItemStats:
+    """Counts of events (columns item_id, timestamp) by item, items sorted; events after now count too."""
+    age = now - pl.col(TIME).to_physical()
+    counted = (
+        events.group_by(ITEM)
+        .agg((age <= 7 * DAY).sum().alias("week"), (age <= 30 * DAY).sum().alias("month"), pl.len().alias("total"))
+        .sort(ITEM)
+    )
+    week, month, total = (counted.get_column(c).cast(pl.Int64).to_numpy() for c in ("week", "month", "total"))
+    ids = counted.get_column(ITEM).to_list()
+    as_of = np.full(len(ids), now, dtype=np.int64)
+    return ItemStats.of(ids, np.stack([week, month, total, as_of], axis=1), stale_before=0)
+
+
+def _digest(tables: pl.DataFrame) -> str:
+    """Hash of what the store keeps of the tables. Equal tables have equal hashes within one version of polars."""
+    rows = tables.select(USER, ITEM, EVENT, TIME, VALUE, EVENT_ID).hash_rows(seed=0)
+    return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
+
+
+def _replay(store: FeatureStore, log: Path | None, since: Position) -> tuple[dict[str, int], int, int]:
+    position, pushed, damaged = dict(since), 0, 0
+    while log is not None and log.is_dir():
+        part = read(log, position)
+        events = [r for r in part.records if isinstance(r, Event)]
+        store.write_users(patches(events, store.rules))
+        pushed += len(events)
+        damaged += len(part.damaged)
+        if part.position == position:
+            break
+        position = part.position
+    return position, pushed, damaged
+
+
+def _table_patches(events: pl.DataFrame, rules: EventRules) -> Iterator[list[UserPatch]]:
+    """Patches of all users, a batch of whole users at a time."""
+    by_user = events.select(USER, ITEM, EVENT, TIME, VALUE, EVENT_ID).sort(USER, maintain_order=True)
+    ends = by_user.group_by(USER, maintain_order=True).len().get_column("len").cum_sum().to_numpy().astype(np.int64)
+    begin = 0
+    while begin < len(by_user):
+        end = int(ends[min(int(np.searchsorted(ends, begin + ROWS)), len(ends) - 1)])
+        yield _patches(by_user.slice(begin, end - begin), rules)
+        begin = end
+
+
+def _patches(events: pl.DataFrame, rules: EventRules) -> list[UserPatch]:
+    is_seen = pl.lit(True) if rules.seen is None else pl.col(EVENT).is_in(list(rules.seen))
+    seen = events.filter(is_seen).group_by(USER).agg(pl.col(ITEM).unique().alias("seen"))
+    by_user = (
+        events.select(USER, TIME, pack_rows().alias("packed"))
+        .sort(TIME, maintain_order=True)
+        .group_by(USER, maintain_order=True)
+        .agg(pl.col("packed").tail(HISTORY), pl.col(TIME).to_physical().tail(HISTORY))
+        .join(seen, on=USER, how="left", maintain_order="left")
+    )
+    return [
+        UserPatch(user, dict(zip(members, times, strict=True)), items or ())
+        for user, members, times, items in by_user.iter_rows()
+    ]

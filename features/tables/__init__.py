@@ -1,0 +1,1 @@
+"""The data contract: tables read, checked row by row, and reported."""

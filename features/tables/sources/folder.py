@@ -1,0 +1,17 @@
+"""Source `folder`: the tables of ``config.path`` are the user's own."""
+
+from pathlib import Path
+
+from features.errors import SourceError
+from features.tables.scan import SUFFIXES, find_table
+from features.schema import DataConfig
+
+
+def verify(config: DataConfig) -> Path:
+    """The folder, when it holds items and events; nothing is written. Raises SourceError otherwise."""
+    folder = Path(config.path)
+    if absent := [name for name in ("items", "events") if find_table(folder, name) is None]:
+        raise SourceError(
+            f"{folder} has no {' and no '.join(absent)} ({' or '.join(SUFFIXES)}); put your tables there"
+        )
+    return folder

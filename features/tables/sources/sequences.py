@@ -1,0 +1,76 @@
+"""Source `sequences`: one line a user, `user item item …` in time order, with no clock times.
+
+Such files are those that S3-Rec (Zhou et al., CIKM 2020) and later papers on sequential recommendation report on.
+"""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+
+from features.errors import SourceError
+from features.schema import CATEGORIES, EVENT, ITEM, TIME, TITLE, USER, DataConfig
+from features.tables.sources.extract import Extract, located
+
+START = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def extract(config: DataConfig) -> Extract:
+    """Events of the file ``config.origin``, event type "interaction".
+
+    Beside it, where there: `<stem>_item2attributes.json` gives categories ("a12"), `<stem>-items.csv` titles and
+    genres. Items are those with an event.
+    """
+    path = located(config, "a file with `user item item …` a line")
+    if not path.is_file():
+        raise SourceError(f"data.origin {path} is a folder; name one of its files, e.g. Beauty.txt")
+    lines = pl.DataFrame({"line": pl.Series(path.read_text(encoding="utf-8").splitlines(), dtype=pl.String)})
+    words = (
+        lines.lazy()
+        .select(pl.col("line").str.strip_chars())
+        .filter(pl.col("line") != "")
+        .select(pl.col("line").str.split(" ").list.eval(pl.element().filter(pl.element() != "")).alias("words"))
+    )
+    short = words.filter(pl.col("words").list.len() < 2).select(pl.col("words").list.join(" ")).head(1).collect()
+    if len(short):
+        raise SourceError(f"{path}: line {short.item()!r} has no item; each line is `user item item …`")
+    seconds = pl.int_ranges(0, pl.col("items").list.len()).alias("second")
+    events = (
+        words.select(pl.col("words").list.first().alias(USER), pl.col("words").list.slice(1).alias("items"))
+        .with_columns(seconds)
+        .explode("items", "second")
+        .select(
+            USER,
+            pl.col("items").alias(ITEM),
+            pl.lit("interaction").alias(EVENT),
+            (pl.lit(START).dt.cast_time_unit("us") + pl.duration(seconds="second")).alias(TIME),
+        )
+    )
+    return Extract(
+        items=_items(path, events),
+        events=events,
+        origin=str(path),
+        terms="as its publisher says; Amazon reviews and MovieLens files: research use, no redistribution",
+        notes=("timestamps are made up: a user's n-th event is n-1 seconds after 2000-01-01T00:00:00Z",),
+    )
+
+
+def _items(path: Path, events: pl.LazyFrame) -> pl.LazyFrame:
+    items = events.select(ITEM).unique(maintain_order=True)
+    attributes, titles = path.with_name(f"{path.stem}_item2attributes.json"), path.with_name(f"{path.stem}-items.csv")
+    categories = pl.lit(None, pl.List(pl.String))
+    title = pl.lit(None, pl.String)
+    if titles.is_file():
+        table = pl.scan_csv(titles, infer_schema=False).select(ITEM, TITLE, pl.col("genres").str.split("|"))
+        items = items.join(table, on=ITEM, how="left", maintain_order="left")
+        title, categories = pl.col(TITLE), pl.col("genres")
+    elif attributes.is_file():
+        told = json.loads(attributes.read_text(encoding="utf-8"))
+        table = pl.LazyFrame(
+            {ITEM: list(told), "attributes": list(told.values())},
+            schema={ITEM: pl.String, "attributes": pl.List(pl.Int64)},
+        ).with_columns(pl.col("attributes").list.eval(pl.format("a{}", pl.element())))
+        items = items.join(table, on=ITEM, how="left", maintain_order="left")
+        categories = pl.col("attributes")
+    return items.select(ITEM, title.alias(TITLE), categories.alias(CATEGORIES))

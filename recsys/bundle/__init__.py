@@ -1,0 +1,1 @@
+"""The bundle: everything a training run hands to the service."""

@@ -1,0 +1,367 @@
+"""A bundle: everything a run leaves for the service, in one immutable, fingerprinted folder.
+
+Written under a temporary name, synced, renamed; read only after every checksum has held. Safetensors, parquet, JSON,
+faiss's and LightGBM's own formats: nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import scipy.sparse as sp
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_weights
+from safetensors.torch import save_file as save_weights
+
+from features.arrays import Bools, Floats, Ints
+from features.catalog import Catalog
+from features.errors import BundleError, SpaceError
+from features.files import sync
+from features.ids import IdMap
+from features.interactions import Ragged, UserStates
+from features.schema import ITEM, DataConfig
+from features.content.spaces import Embedded, SpaceKey, same_space
+from recsys.content.alignment import Alignment, Map
+from recsys.retrieval.popular import Popular
+from recsys.retrieval.fusion import Question, blended
+from recsys.interfaces import Candidates
+from recsys.content.content_space import ContentSpace
+from recsys.retrieval.index import Index
+from recsys.retrieval.mutable_index import LiveIndex
+from recsys.towers.cold_start import known_part
+from recsys.recommender import TwoStage
+from recsys.ranking.reranker import PairFeatures, Reranker
+from recsys.config import TowerConfig
+from recsys.item_statistics import ItemStatistics
+from recsys.towers.model import TwoTowers
+from recsys.ranking.tfidf import WIDTH, Words
+
+FORMAT = 8
+"""Rises when an older version could not read what is written."""
+
+MANIFEST, ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT = (
+    "manifest.json",
+    "items.parquet",
+    "arrays.safetensors",
+    "towers.safetensors",
+    "vectors",
+    "contents",
+    "reranker.txt",
+    "content.safetensors",
+)
+_CATALOG = ("categories", "price", "available", "published", "has_content")
+_STATISTICS = ("total", "recent", "newest", "last")
+_SPARSE = ("data", "indices", "indptr")
+_UNFIT = (
+    *(AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError),
+    *(SafetensorError, SpaceError, pl.exceptions.PolarsError),
+)
+"""What reading raises of parts that are whole, and are not what the manifest says."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle.
+
+    manifest: format, fingerprint, config, hashes of data and split, code version, seed, metrics, and the SHA-256 of
+    every file. content: where the items' contents lie, None where they have none; contents: finds items by
+    `catalog.content`.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    catalog: Catalog
+    recommender: TwoStage
+    content: ContentSpace | None
+    contents: LiveIndex
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over everything in the manifest, and by it over every file."""
+        return str(self.manifest["fingerprint"])
+
+    @cached_property
+    def data(self) -> DataConfig:
+        """What events mean, and which placements there are."""
+        return DataConfig.model_validate(self.manifest["config"]["data"])
+
+    @cached_property
+    def popular(self) -> Ints:
+        """(n,) int64 rows, the most popular first."""
+        return np.argsort(-self.recommender.fallback.popularity, kind="stable").astype(np.int64)
+
+    @property
+    def note(self) -> str:
+        """Why candidates are not found by the kind that was asked for, "" where they are."""
+        return self.contents.note
+
+    def grown(self, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> "Bundle":
+        """With items put since, see `recsys.bundle.upsert.grown`."""
+        from recsys.bundle.upsert import grown
+
+        return grown(self, items, channels)
+
+    def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
+        """The k items nearest to each of rows (b,), themselves left out unless `exclude` says otherwise."""
+        own = Ragged(rows, np.arange(len(rows)), np.arange(1, len(rows) + 1)) if exclude is None else exclude
+        asked = known_part(self.recommender.vectors[rows])
+        return self.recommender.index.search(asked, k, allow=allow, exclude=own)
+
+    def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
+        """The k items nearest to each of some contents (b, m) of the bundle's space; those without any last."""
+        return self.contents.search(content, k, allow=allow)
+
+    def search_for(
+        self, content: Floats, who: UserStates, k: int, *, weight: float, allow: Bools | None = None
+    ) -> Candidates:
+        """The k items near to some contents (b, m) and to who asks (b states); see `blended`."""
+        its = self.recommender
+        users = its.towers.user_vectors(who, its.vectors)
+        questions = (
+            Question(content, 1 - weight, self.contents, self.catalog.content),
+            Question(users, weight, its.index, its.vectors),
+        )
+        return blended(questions, k, allow=allow)
+
+
+def save_bundle(
+    root: Path,
+    catalog: Catalog,
+    recommender: TwoStage,
+    statistics: ItemStatistics,
+    facts: dict[str, Any],
+    content: ContentSpace | None = None,
+) -> Path:
+    """Write a bundle below root and return its folder, named by its fingerprint.
+
+    facts: what the manifest records beside the files (config, hashes, code version, seed, metrics), as plain JSON;
+    content: where the items' contents lie, None where they have none.
+    A crash at any moment leaves at most a folder or link whose name begins with `.writing-`: it is never read, and
+    the next call removes it when the process that made it is gone.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for left in root.glob(".writing-*"):
+        if not Path(f"/proc/{left.name.split('-')[1]}").exists():
+            left.unlink() if left.is_symlink() else shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=f".writing-{os.getpid()}-", dir=root))
+    reranker = recommender.reranker
+    catalog.frame.write_parquet(folder / ITEMS)
+    arrays = {name: getattr(catalog, name) for name in _CATALOG}
+    arrays |= {f"statistics.{name}": getattr(statistics, name) for name in _STATISTICS}
+    arrays["popularity"] = recommender.fallback.popularity
+    if isinstance(reranker, Reranker):
+        read = reranker.features
+        arrays |= _parts("neighbours", read.neighbours) | _parts("words", read.words.rows) | {"idf": read.words.idf}
+    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / ARRAYS)
+    save_weights({name: t.contiguous() for name, t in recommender.towers.state_dict().items()}, folder / TOWERS)
+    index = recommender.index
+    if not isinstance(index, Index):
+        raise TypeError(f"a bundle is saved with the index that was built, given {type(index).__name__}")
+    index.save(folder / VECTORS, behaviour_space(folder / TOWERS, index.dimension))
+    # what is cut is the towers' vectors: of contents every dimension counts
+    whole = index.config.model_copy(update={"dimensions": None})
+    contents = Index(catalog.content, whole)
+    contents.save(folder / CONTENTS, content_space(content, contents.dimension))
+    if content is not None:
+        save_file(_content_arrays(content), folder / CONTENT)
+    if isinstance(reranker, Reranker):
+        reranker.save(folder / RERANKER)
+    manifest = facts | {
+        "format": FORMAT,
+        "towers": recommender.towers.config.model_dump(),
+        "candidates": recommender.candidates,
+        "fitted_until": recommender.fitted_until,
+        "statistics_until": statistics.fitted_until,
+        "category_names": list(catalog.category_names),
+        "content": None if content is None else _content_facts(content),
+        "content_dimension": contents.dimension,
+        "files": {
+            file.name: {"sha256": _sha256(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())
+        },
+    }
+    manifest["fingerprint"] = _fingerprint(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for file in folder.iterdir():
+        sync(file)
+    sync(folder)
+    final = root / str(manifest["fingerprint"])
+    if final.exists():  # the same bytes were written before
+        shutil.rmtree(folder)
+    else:
+        folder.rename(final)
+    sync(root)
+    return final
+
+
+def publish(bundle: Path) -> None:
+    """Point `current` beside the bundle at it, in one step."""
+    link = bundle.parent / f".writing-{os.getpid()}-current"
+    link.unlink(missing_ok=True)
+    link.symlink_to(bundle.name)
+    link.replace(bundle.parent / "current")
+    sync(bundle.parent)
+
+
+def current(root: Path) -> Path:
+    """The folder that root/current points at. Raises BundleError when there is none."""
+    link = root / "current"
+    if not link.is_symlink():
+        raise BundleError(f"{link}: no bundle is published there; run `recsys train CONFIG` first")
+    return root / link.readlink()
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Verify every file and load.
+
+    Raises BundleError naming the file that is missing, truncated, tampered with or of another format.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST}: cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise BundleError(f"{path / MANIFEST}: format {found!r}, this version reads {FORMAT}; train again")
+    if manifest.get("fingerprint") != _fingerprint(manifest):
+        raise BundleError(f"{path / MANIFEST}: does not match its own fingerprint {manifest.get('fingerprint')!r}")
+    try:
+        _verify(path, manifest["files"])
+        return _load(path, manifest)
+    except _UNFIT as error:
+        raise BundleError(f"{path}: its parts do not fit together: {error!r}; train again") from error
+
+
+def _verify(path: Path, files: dict[str, Any]) -> None:
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"{file}: missing, though the manifest lists it")
+        if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+            raise BundleError(
+                f"{file}: {file.stat().st_size} bytes with another SHA-256 than the manifest's "
+                f"({expected['bytes']} bytes): truncated or tampered with; restore it or train again"
+            )
+
+
+def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
+    arrays = load_file(path / ARRAYS)
+    frame = pl.read_parquet(path / ITEMS)
+    towers_config = TowerConfig.model_validate(manifest["towers"])
+    index = Index.load(path / VECTORS, behaviour_space(path / TOWERS, towers_config.dimension))
+    content = None
+    if manifest["content"] is not None:
+        content = _content(manifest["content"], load_file(path / CONTENT))
+    contents = Index.load(path / CONTENTS, content_space(content, manifest["content_dimension"]))
+    vectors = index.vectors
+    catalog = Catalog(
+        ids=IdMap(tuple(frame.get_column(ITEM).to_list())),
+        frame=frame,
+        category_names=tuple(manifest["category_names"]),
+        content=contents.vectors,
+        **{name: arrays[name] for name in _CATALOG},
+    )
+    statistics = ItemStatistics(manifest["statistics_until"], *(arrays[f"statistics.{name}"] for name in _STATISTICS))
+    weights = load_weights(path / TOWERS)
+    towers = TwoTowers(catalog, statistics, towers_config, len(weights["users.event.weight"]))
+    towers.load_state_dict(weights)
+    towers.eval()
+    reranker = None
+    if RERANKER in manifest["files"]:
+        n = len(vectors)
+        words = Words(_joined("words", arrays, (n, WIDTH)), arrays["idf"])
+        features = PairFeatures(catalog, vectors, statistics, words, _joined("neighbours", arrays, (n, n)))
+        reranker = Reranker.load(path / RERANKER, features)
+    fitted_until = manifest["fitted_until"]
+    recommender = TwoStage(
+        towers=towers,
+        vectors=vectors,
+        index=LiveIndex(index),
+        fallback=Popular(arrays["popularity"], fitted_until),
+        reranker=reranker,
+        candidates=manifest["candidates"],
+        fitted_until=fitted_until,
+    )
+    return Bundle(path, manifest, catalog, recommender, content, LiveIndex(contents))
+
+
+def _parts(name: str, matrix: sp.csr_array) -> dict[str, npt.NDArray[Any]]:
+    return {f"{name}.{part}": getattr(matrix, part) for part in _SPARSE}
+
+
+def _joined(name: str, arrays: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> sp.csr_array:
+    return sp.csr_array(tuple(arrays[f"{name}.{part}"] for part in _SPARSE), shape=shape)
+
+
+def behaviour_space(weights: Path, dimension: int) -> SpaceKey:
+    """The space of vectors by the towers whose weights are in a file: no other towers' users may meet them."""
+    return SpaceKey("two towers", _sha256(weights)[:16], dimension)
+
+
+def content_space(content: ContentSpace | None, dimension: int) -> SpaceKey:
+    """The space of `Catalog.content`; one of its own where nothing is known of the items."""
+    return SpaceKey("no contents", "", dimension) if content is None else content.space
+
+
+def _content_facts(content: ContentSpace) -> dict[str, Any]:
+    alignment = content.alignment
+    return {
+        "space": asdict(content.space),
+        "channels": list(content.channels),
+        "maps": [] if alignment is None else [asdict(key) for key in alignment.maps],
+        "nested": [] if alignment is None else list(alignment.nested),
+    }
+
+
+def _content_arrays(content: ContentSpace) -> dict[str, np.ndarray]:
+    """Channels in half precision: they are compared with each other, not searched."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, channel in content.channels.items():
+        arrays[f"channel.{name}"] = channel.vectors.astype(np.float16)
+        arrays[f"present.{name}"] = channel.present
+    for i, one in enumerate(content.alignment.maps.values() if content.alignment else ()):
+        arrays |= {f"map.{i}.mean": one.mean, f"map.{i}.weight": np.ascontiguousarray(one.weight)}
+    return arrays
+
+
+def _content(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> ContentSpace:
+    space, alignment = SpaceKey(**facts["space"]), None
+    if facts["maps"]:
+        maps = {
+            SpaceKey(**key): Map(arrays[f"map.{i}.mean"], arrays[f"map.{i}.weight"])
+            for i, key in enumerate(facts["maps"])
+        }
+        alignment = Alignment(maps, tuple(facts["nested"]))
+        same_space(alignment.space, space, CONTENT)
+    channels = {
+        name: Embedded(space, arrays[f"channel.{name}"].astype(np.float32), arrays[f"present.{name}"])
+        for name in facts["channels"]
+    }
+    return ContentSpace(space, alignment, channels)
+
+
+def _fingerprint(manifest: dict[str, Any]) -> str:
+    body = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _sha256(file: Path) -> str:
+    """Of the file's bytes; read once for each version of a file (place, size and time of change)."""
+    about = file.stat()
+    return _digest(file, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(1024)
+def _digest(file: Path, *version: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

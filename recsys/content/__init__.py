@@ -1,0 +1,1 @@
+"""Content vectors: the shared space of the catalogue's contents."""

@@ -1,0 +1,102 @@
+"""What all baselines share: weighted histories, and turning dense scores into lists in bounded memory."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from features.arrays import Bools, Floats, Ints
+from features.errors import DataError
+from features.interactions import Interactions, Ragged, UserStates
+from recsys.interfaces import Candidates, top_k
+
+SCORES_AT_ONCE = 1 << 24
+"""Dense scores (states x items) held at a time: 64 MiB in float32, under 256 MiB with what sorting them takes."""
+
+_LEAST_WEIGHT = 2.0**-24
+"""Recency weights below float32's resolution beside the newest item's weight of 1 are taken as zero."""
+
+
+@dataclass(frozen=True)
+class Baseline(ABC):
+    """A fitted baseline: a Recommender whose scores depend on a user's positive events only.
+
+    popularity (n,) float32: positive training events of each item, or of late, as `fit_popular` weighs them.
+    fitted_until: time (µs) of the latest event seen in fitting. A state whose history gives no item a score (it is
+    empty, or nothing is known of its items) gets the popular order.
+    """
+
+    popularity: Floats
+    fitted_until: int
+
+    @abstractmethod
+    def scores(self, liked: Ragged) -> Floats:
+        """Scores (b, n) float32, a new array, of all items from b histories of positive items, oldest first."""
+
+    def recommend(
+        self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Candidates:
+        """The best k items for each of b states; see `Recommender`."""
+        liked = states.liked()
+        step = max(1, SCORES_AT_ONCE // len(self.popularity))
+        parts = []
+        for at in range(0, len(states), step):
+            part = slice(at, at + step)
+            scores = self.scores(liked[part])
+            scores[~scores.any(axis=1)] = self.popularity
+            parts.append(top_k(scores, k, allow=allow, exclude=None if exclude is None else exclude[part]))
+        if not parts:
+            return Candidates(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
+        return Candidates(np.concatenate([c.rows for c in parts]), np.concatenate([c.scores for c in parts]))
+
+
+def counts(events: Interactions) -> Floats:
+    """Positive events of each item: (n,) float32. Raises DataError when there is none at all."""
+    liked = events.liked()
+    if len(liked) == 0:
+        raise DataError(
+            f"a baseline was given {len(events)} events and none is positive; "
+            "check events.positive in the data config and the cut of the split"
+        )
+    return np.bincount(liked.items, minlength=events.n_items).astype(np.float32)
+
+
+def user_items(events: Interactions) -> sp.csr_array:
+    """Binary matrix X (users, items) float32 of the positive events, a repeated event once."""
+    liked = events.liked()
+    pairs = np.unique(liked.users * events.n_items + liked.items)
+    users, items = np.divmod(pairs, events.n_items)
+    ones = np.ones(len(pairs), dtype=np.float32)
+    return sp.csr_array((ones, (users, items)), shape=(events.n_users, events.n_items))
+
+
+def ages(liked: Ragged) -> Ints:
+    """Later positive events of the same history, for each event of `liked.pairs()`: the newest is 0."""
+    ends = np.cumsum(liked.lengths)
+    return np.repeat(ends, liked.lengths) - 1 - np.arange(int(ends[-1]) if len(ends) else 0)
+
+
+def profile(liked: Ragged, n_items: int, decay: float) -> sp.csr_array:
+    """Recency-weighted histories (b, n_items) float32: decay ** age of the item's latest event.
+
+    An item counts once however often it was repeated, so that decay = 1 gives the binary rows that the models
+    are fitted on.
+    """
+    which, items = liked.pairs()
+    weights = np.power(decay, ages(liked), dtype=np.float32)
+    keep = weights > _LEAST_WEIGHT
+    keys, weights = (which * n_items + items)[keep], weights[keep]
+    last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]  # histories are oldest first
+    rows, columns = np.divmod(keys[last], n_items)
+    return sp.csr_array((weights[last], (rows, columns)), shape=(len(liked), n_items))
+
+
+def times_dense(sparse: sp.csr_array, dense: Floats) -> Floats:
+    """sparse (b, n) @ dense (n, m) -> (b, m) float32; by BLAS where the sparse matrix is hardly sparse."""
+    if sparse.nnz > 0.02 * np.prod(sparse.shape):
+        import torch  # a faster product; not at the top, since every command would wait for it
+
+        return (torch.from_numpy(sparse.toarray()) @ torch.from_numpy(dense)).numpy()
+    product: Floats = sparse @ dense
+    return product

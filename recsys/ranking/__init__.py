@@ -1,0 +1,1 @@
+"""Ranking: features of (user, item) pairs, the reranker, the slate."""

@@ -1,0 +1,1 @@
+"""Retrieval: nearest-neighbour indexes, filters, and fusion of several queries."""

@@ -1,0 +1,1 @@
+"""The state of a running service: what is served, and what replaces it."""

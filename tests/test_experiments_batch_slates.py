@@ -1,0 +1,213 @@
+"""Slates of all users in one job: the same as one by one, in shards that survive a kill and come from one bundle."""
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+from toy_data import Lines, toy_config, write_tables
+from typer.testing import CliRunner
+
+from experiments.pipelines import batch_slates as batch
+from experiments.pipelines.batch_slates import slates_of_all
+from experiments.config import load_config
+from experiments.dataset import load_dataset
+from experiments.tracking.mlflow import NullTracker
+from experiments.pipelines.train import train
+from features.errors import ConfigError, StoreError
+from features.ids import IdMap
+from features.interactions import Ragged
+from features.progress import silent
+from recsys.bundle.io import load_bundle
+from recsys.cli.main import app
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """40 users, 12 items; i4 and i5 are variants of one product, i7 is not to be had, i8 is published in 2999."""
+    folder = tmp_path_factory.mktemp("batch")
+    write_tables(folder / "data", length=7)
+    path = folder / "data" / "items.csv"
+    name = pl.col("item_id")
+    pl.read_csv(path).with_columns(
+        pl.when(name.is_in(["i4", "i5"])).then(pl.lit("g")).alias("group_id"),
+        (name != "i7").alias("available"),
+        pl.when(name == "i8").then(pl.lit("2999-01-01")).alias("published_at"),
+    ).write_csv(path)
+    config = load_config(toy_config(folder), {})
+    bundle, _ = train(config, NullTracker(), Lines())
+    return load_bundle(bundle), load_dataset(config)
+
+
+def read(folder):
+    return pl.concat([pl.read_parquet(path) for path in sorted(folder.glob("part-*.parquet"))])
+
+
+@pytest.mark.parametrize("placement", ["home", "again"])
+def test_each_slate_is_what_the_recommender_says_of_that_user_alone(trained, tmp_path, placement):
+    bundle, dataset = trained
+    done = slates_of_all(bundle, tmp_path, k=5, placement=placement, shard=16, progress=silent)
+    assert (done.shards, done.there, done.users) == (3, 0, 40)
+    table = read(tmp_path)
+    assert done.rows == len(table)
+    assert table.get_column("user_id").unique(maintain_order=True).to_list() == sorted(dataset.users.ids)
+    groups = {"i4": "g", "i5": "g"}
+    for user in dataset.users.ids:
+        row = dataset.users.row(user)
+        state = dataset.events.states(np.array([row]), np.array([dataset.events.latest + 1]))
+        own = slice(int(state.items.begin[0]), int(state.items.end[0]))
+        rows = bundle.catalog.ids.rows([dataset.catalog.ids.ids[item] for item in state.items.flat[own]])
+        mine = type(state)(
+            state.users,
+            state.as_of,
+            Ragged.of([rows.tolist()]),
+            state.times[own],
+            state.positive[own],
+            state.seen[own],
+        )
+        seen = None if placement == "again" else mine.seen_items()
+        for wide in (5, 12):  # more are looked at where variants leave a slate short
+            shown = ~np.isin(bundle.catalog.ids.ids, ["i7", "i8"])
+            found = bundle.recommender.recommend(mine, wide, allow=shown, exclude=seen)
+            expected, products = [], set()
+            for item in [bundle.catalog.ids.ids[r] for r in found.rows[0] if r >= 0]:
+                if groups.get(item, item) not in products:
+                    products.add(groups.get(item, item))
+                    expected.append(item)
+            if len(expected) >= 5:
+                break
+        slate = table.filter(pl.col("user_id") == user)
+        assert slate.get_column("item_id").to_list() == expected[:5]
+        assert slate.get_column("position").to_list() == list(range(1, len(slate) + 1))
+        assert set(slate.get_column("source")) <= {"model"}
+        assert "i7" not in expected
+
+
+def test_a_killed_job_goes_on_and_parts_share_a_folder(trained, tmp_path, monkeypatch):
+    bundle, _ = trained
+    whole = tmp_path / "whole"
+    slates_of_all(bundle, whole, k=3, shard=8, progress=silent)
+    shared, calls = tmp_path / "shared", []
+    real = batch._slates
+
+    def killed(*given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(batch, "_slates", killed)
+    with pytest.raises(KeyboardInterrupt):
+        slates_of_all(bundle, shared, k=3, shard=8, progress=silent)
+    assert len(list(shared.glob("part-*"))) == 2
+    first = slates_of_all(bundle, shared, k=3, part=(1, 2), shard=8, progress=silent)
+    second = slates_of_all(bundle, shared, k=3, part=(2, 2), shard=8, progress=silent)
+    assert (first.shards, first.there, second.shards, second.there) == (3, 1, 2, 1)
+    assert len(calls) == 3 + 3  # none twice but the one that was killed
+    assert read(shared).equals(read(whole))
+    assert sorted(path.name for path in shared.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def with_a_new_user(dataset):
+    """The same when the service has logged one event more."""
+    events = dataset.events
+    later = replace(
+        events,
+        users=np.append(events.users, events.n_users),
+        items=np.append(events.items, 0),
+        times=np.append(events.times, events.latest + 10),
+        positive=np.append(events.positive, True),
+        seen=np.append(events.seen, True),
+        n_users=events.n_users + 1,
+    )
+    return replace(dataset, users=IdMap((*dataset.users.ids, "a new one")), events=later, hash="another")
+
+
+def test_what_is_logged_meanwhile_is_of_the_next_job(trained, tmp_path, monkeypatch):
+    bundle, dataset = trained
+    slates_of_all(bundle, tmp_path / "before", k=3, shard=8, progress=silent)
+    slates_of_all(bundle, tmp_path / "half", k=3, shard=8, part=(1, 2), progress=silent)
+    grown = with_a_new_user(dataset)
+    monkeypatch.setattr(batch, "load_dataset", lambda *_: grown)
+    slates_of_all(bundle, tmp_path / "half", k=3, shard=8, part=(2, 2), progress=silent)
+    assert read(tmp_path / "half").equals(read(tmp_path / "before"))
+
+
+def test_of_two_parts_that_begin_at_once_one_says_whose_slates_and_until_when(trained, tmp_path, monkeypatch):
+    bundle, dataset = trained
+    later = with_a_new_user(dataset)
+    found, both, write = threading.local(), threading.Barrier(2, timeout=60), pl.DataFrame.write_parquet
+    monkeypatch.setattr(batch, "load_dataset", lambda *_: found.dataset)
+
+    def run(folder, mine, part=(1, 1)):
+        found.dataset = mine
+        slates_of_all(bundle, folder, k=3, shard=8, part=part, progress=silent)
+
+    for folder, mine in (("now", dataset), ("then", later)):
+        run(tmp_path / folder, mine)
+
+    def write_both(frame, file, **more):
+        write(frame, file, **more)
+        if file.name.endswith("users.parquet"):
+            both.wait()  # neither found a manifest, and neither has put anything yet
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", write_both)
+    with ThreadPoolExecutor(2) as pool:
+        parts = [pool.submit(run, tmp_path / "once", mine, (i, 2)) for i, mine in ((1, dataset), (2, later))]
+        [part.result() for part in parts]
+    first = json.loads((tmp_path / "once" / "manifest.json").read_text())
+    alone = tmp_path / ("now" if first["until"] == dataset.events.latest + 1 else "then")
+    assert first == json.loads((alone / "manifest.json").read_text())
+    assert pl.read_parquet(tmp_path / "once" / "users.parquet").equals(pl.read_parquet(alone / "users.parquet"))
+    rows = ["user_id", "position"]
+    assert read(tmp_path / "once").select(rows).equals(read(alone).select(rows))
+    assert {path.name for path in (tmp_path / "once").iterdir()} == {path.name for path in alone.iterdir()}
+
+
+def test_a_users_table_that_is_no_jobs_stays(trained, tmp_path):
+    pl.DataFrame({"user_id": ["mine"]}).write_parquet(tmp_path / "users.parquet")
+    with pytest.raises(ConfigError, match=r"users\.parquet is not of slates"):
+        slates_of_all(trained[0], tmp_path, k=3, progress=silent)
+    assert [path.name for path in tmp_path.iterdir()] == ["users.parquet"]
+
+
+def test_many_variants_of_one_product_do_not_leave_slates_short(trained):
+    bundle, dataset = trained
+    frame = bundle.catalog.frame.with_columns(
+        pl.when(pl.col("item_id").is_in(["i0", "i11"])).then("item_id").otherwise(pl.lit("g")).alias("group_id")
+    )
+    three = replace(bundle, catalog=replace(bundle.catalog, frame=frame))
+    names = pl.Series("user_id", sorted(dataset.users.ids))
+    mine = batch._dataset(bundle, silent)
+    table = batch._slates(three, mine, names, mine.events.latest + 1, 3, repeats=True)
+    assert table.group_by("user_id").len().get_column("len").to_list() == [3] * 40
+
+
+def test_another_job_does_not_mix_into_a_folder(trained, tmp_path):
+    bundle, _ = trained
+    slates_of_all(bundle, tmp_path, k=3, progress=silent)
+    assert json.loads((tmp_path / "manifest.json").read_text())["bundle"] == bundle.fingerprint
+    with pytest.raises(ConfigError, match=r"another job are there \(k 3 there, 4 here\)"):
+        slates_of_all(bundle, tmp_path, k=4, progress=silent)
+    with pytest.raises(ConfigError, match="placement 'nowhere': the bundle has home, again"):
+        slates_of_all(bundle, tmp_path, k=3, placement="nowhere", progress=silent)
+    with pytest.raises(ConfigError, match="part 3/2"):
+        slates_of_all(bundle, tmp_path, k=3, part=(3, 2), progress=silent)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="slates cannot be written"):
+        slates_of_all(bundle, tmp_path / "file" / "in", k=3, progress=silent)
+
+
+def test_by_command(trained, tmp_path):
+    bundle, _ = trained
+    root = str(bundle.path.parent)
+    asked = ["slates", str(tmp_path / "out"), "--bundles", root, "--placement", "again", "--k", "2"]
+    done = CliRunner().invoke(app, [*asked, "--json"])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout.splitlines()[-1])["users"] == 40
+    assert len(read(tmp_path / "out")) == 80
+    done = CliRunner().invoke(app, [*asked, "--part", "one"])
+    assert isinstance(done.exception, ConfigError)

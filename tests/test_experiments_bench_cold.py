@@ -1,0 +1,156 @@
+"""The benchmark of cold items on a catalogue of themes: each user stays with one, and its words give it away."""
+
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from toy_data import toy_log
+
+from experiments.bench import cold
+from features.errors import ConfigError, DataError
+from features.interactions import Ragged
+from recsys.baselines.content import fit_bridge, fit_tfidf
+from recsys.histories import Baseline
+
+THEMES = 4
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("themes")
+    rng = np.random.default_rng(0)
+    items = np.arange(200)
+    pl.DataFrame(
+        {
+            "item_id": [f"i{item}" for item in items],
+            "title": [f"theme{item % THEMES} thing" for item in items],
+            "categories": [f"theme{item % THEMES}" for item in items],
+        }
+    ).write_csv(folder / "items.csv")
+    rows = [
+        (f"u{user}", f"i{user % THEMES + THEMES * item}", "view", f"2024-01-{1 + day:02d}T00:00:00Z")
+        for user in range(60)
+        for day, item in enumerate(rng.permutation(50)[:20])
+    ]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "event", "timestamp"], orient="row").write_csv(
+        folder / "events.csv"
+    )
+    path = folder / "themes.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "name": "themes",
+                "data": {"source": "folder", "path": str(folder), "events": {"positive": {"view": None}}},
+                "encoder": None,
+                "towers": {"dimension": 8, "layers": 1, "history": 20, "dropout": 0.1, "id_dropout": 0.5},
+                "training": {"epochs": 30, "batch_events": 200, "learning_rate": 0.01},
+                "reranker": None,
+            }
+        )
+    )
+    return path
+
+
+def test_content_finds_what_has_no_events(config):
+    result = cold.run(config=str(config))
+    figures = result.figures
+    assert (figures["items"], figures["items_cold"]) == (200, 20)
+    for name in ("TF-IDF profile", "content bridge", "two towers"):  # a theme has fewer than ten cold items
+        assert figures[f"{name}, among cold: hr_at_10"] > 0.95
+    assert figures["TF-IDF profile, among all: hr_at_10"] < 0.5  # and about fifty in all
+    assert [bar.name for bar in result.bars] == [
+        "among cold, over the best linear",
+        "among all, over the TF-IDF profile",
+    ]
+    assert result.bars[0].value == pytest.approx(
+        figures["two towers, among cold: hr_at_10"]
+        / max(figures[f"{name}, among cold: hr_at_10"] for name in ("content bridge", "bridge + TF-IDF"))
+    )
+
+
+def test_with_a_cut_cold_is_what_comes_later_and_nothing_later_is_fitted_on(config, monkeypatch):
+    """With a reranker the bars are of what would be served."""
+    served = yaml.safe_load(config.read_text()) | {"reranker": {"candidates": 50, "trees": 10}}
+    path = config.with_name("served.yaml")
+    path.write_text(yaml.safe_dump(served))
+    fitted = []
+
+    def watched(name, events_of):
+        real = getattr(cold, name)
+        monkeypatch.setattr(cold, name, lambda *a, **k: fitted.append(events_of(a).latest) or real(*a, **k))
+
+    watched("fit_tfidf", lambda given: given[0])
+    watched("choose", lambda given: given[1].events)
+    watched("fit_recipe", lambda given: given[2])
+    result = cold.run(short=True, config=str(path), cut=0.3)
+    table = pl.read_csv(config.parent / "events.csv").select(
+        "item_id", pl.col("timestamp").str.to_datetime(time_zone="UTC")
+    )
+    times = table["timestamp"].dt.timestamp("us").to_numpy()
+    at = int(np.quantile(times, 0.3))
+    assert fitted == [times[times < at].max()] * 3
+    early = table.filter(pl.col("timestamp").dt.timestamp("us") < at)
+    figures = result.figures
+    assert figures["items_cold"] == table["item_id"].n_unique() - early["item_id"].n_unique() > 0
+    linear = max(figures[f"{name}, among cold: hr_at_10"] for name in ("TF-IDF profile", "bridge + TF-IDF"))
+    assert result.bars[0].value == pytest.approx(figures["two towers + reranker, among cold: hr_at_10"] / linear)
+    assert "two towers, among cold: hr_at_10" in figures
+
+
+def test_a_cut_needs_a_window_in_time_to_choose_by(config):
+    path = config.with_name("sequences.yaml")
+    path.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"split": {"kind": "leave-last-out"}}))
+    with pytest.raises(ConfigError, match=r"split\.kind = leave-last-out has no window in time"):
+        cold.run(short=True, config=str(path), cut=0.3)
+
+
+def test_which_items_are_cold_is_the_seeds(config):
+    first, other = (cold.run(short=True, config=str(config), seed=seed).figures["events"] for seed in (0, 1))
+    assert first != other
+
+
+def test_the_sum_is_of_standard_scores_over_the_cold_items():
+    events = toy_log([(0, 0, 1), (0, 1, 2), (1, 1, 3), (1, 2, 4), (2, 0, 5)], n_items=6)
+    texts = ["red cup", "cup tea", "tea pot", "red", "pot lid", "cup pot"]
+    profile, bridge = fit_tfidf(events, texts), fit_bridge(events, texts, dim=2)
+    mask = np.array([False, False, False, True, True, True])
+    liked = Ragged.of([[0, 1], [2]])
+    expected = sum(
+        (scores - scores[:, mask].mean(1, keepdims=True)) / scores[:, mask].std(1, keepdims=True)
+        for scores in (profile.scores(liked), bridge.scores(liked))
+    )
+    both = cold.Sum(profile.popularity, profile.fitted_until, bridge, profile, mask)
+    assert isinstance(both, Baseline)
+    np.testing.assert_allclose(both.scores(liked), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cut_after_which_nothing_is_new_is_refused(config, tmp_path):
+    shutil.copytree(config.parent, tmp_path, dirs_exist_ok=True)
+    first = (tmp_path / "events.csv").read_text()
+    again = "".join(line + "\n" for line in first.splitlines()[1:]).replace("2024-", "2025-")
+    (tmp_path / "events.csv").write_text(first + again)
+    settings = yaml.safe_load(config.read_text())
+    settings["data"]["path"] = str(tmp_path)
+    (tmp_path / "themes.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(DataError, match="no positive event of a cold item"):
+        cold.run(short=True, config=str(tmp_path / "themes.yaml"), cut=0.6)
+
+
+def test_what_a_kind_of_content_adds_is_told_with_its_interval(config, tmp_path):
+    shutil.copytree(config.parent, tmp_path, dirs_exist_ok=True)
+    settings = yaml.safe_load(config.read_text())
+    settings["data"]["path"], settings["cache"] = str(tmp_path), str(tmp_path / "cache")
+    path = tmp_path / "themes.yaml"
+    with pytest.raises(ConfigError, match=r"only of an encoder of kind builtin can image be left out"):
+        cold.run(short=True, config=str(config), without="image")
+    path.write_text(yaml.safe_dump(settings | {"encoder": {"kind": "builtin"}}))
+    with pytest.raises(ConfigError, match=r"without smell: .*'image'"):
+        cold.run(short=True, config=str(path), without="smell")
+    figures = cold.run(short=True, config=str(path), without="sound").figures
+    for among in ("among cold", "among all"):  # no item has a sound: nothing is added
+        whole = figures[f"two towers, {among}: hr_at_10"]
+        assert figures[f"two towers without sound, {among}: hr_at_10"] == whole
+        change = figures[f"two towers - two towers without sound, {among}: by user, 95 %"]
+        assert change == {"mean": 0, "low": 0, "high": 0}

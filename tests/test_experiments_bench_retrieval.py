@@ -1,0 +1,255 @@
+"""The benchmark of retrieval: what it measures on, how it judges, and that filters keep what it asks of them."""
+
+import sys
+
+import numpy as np
+import pytest
+from toy_data import toy_config, write_tables
+
+from experiments.bench.retrieval import benchmark as retrieval
+from experiments.bench.retrieval import vectors as retrieval_data
+from experiments.bench.retrieval import concurrent_updates as retrieval_live
+from experiments.bench.retrieval import peers as retrieval_rivals
+from experiments.bench.retrieval import speed as retrieval_speed
+from experiments.bench.retrieval.vectors import Material, milliseconds, recall, shares_allowed
+from experiments.bench.retrieval.concurrent_updates import Traffic, live
+from features.errors import ConfigError
+from features.content.spaces import unit
+from recsys.retrieval import index as index_module
+from recsys.interfaces import Candidates
+from recsys.retrieval.index import Index
+from recsys.config import RetrieverConfig
+
+
+def clustered(n, seed=0, clusters=20, d=16):
+    """Unit vectors (n, d) around centres, and the cluster (n,) of each."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(clusters, d))
+    of = rng.integers(0, clusters, n)
+    return unit((centres[of] + 0.6 * rng.normal(size=(n, d))).astype(np.float32)), of
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Structures are built for a thousand items, and a short run has two thousand."""
+    monkeypatch.setattr(index_module, "NARROW", 500)
+    monkeypatch.setattr(retrieval, "SHORT", 2000)
+
+
+@pytest.fixture
+def made(tmp_path, small):
+    items, _ = clustered(400)
+    return Material(items, clustered(30, seed=1)[0], tmp_path, seed=0, graph=200)
+
+
+def test_a_short_run_measures_every_part_and_trains_once(tmp_path, small, monkeypatch):
+    write_tables(tmp_path / "data")
+    path = str(toy_config(tmp_path, training={"batch_events": 256}))
+    monkeypatch.setattr(retrieval_speed, "ROUNDS", 1)
+    result = retrieval.run(short=True, config=path)
+    figures = result.figures
+    assert figures["kinds: exact: 2000 items"]["recall_at_100"] == 1
+    for kind in ("ivf-flat", "ivf-pq", "hnsw"):
+        figure = figures[f"kinds: {kind}: 2000 items"]
+        assert 0.5 < figure["recall_at_100"] <= 1
+        assert 0 < figure["p50_ms"] <= figure["p99_ms"]
+        assert figure["bytes_per_item"] > 512
+    assert (
+        figures["kinds: ivf-pq: 2000 items"]["bytes_per_item"] < figures["kinds: hnsw: 2000 items"]["bytes_per_item"]
+    )
+    assert figures["filters: ivf-flat: 0.10% allowed, random"]["full answers"] == 1
+    assert figures["live: errors"] == []
+    assert [bar.name for bar in result.bars if bar.op == "=="] == ["live: errors", "live: wrong rows"]
+    assert {bar.name for bar in result.bars if bar.name.startswith("ivf-flat")} == {
+        f"ivf-flat, worst mask: {name}" for name in ("recall@100", "full answers", "times unfiltered", "times exact")
+    }
+    monkeypatch.setattr(retrieval_data, "fit_towers", None)  # what is in the cache is not made again
+    again = retrieval.run(short=True, config=path, part="cuts")
+    assert again.figures["cuts: sampled, 2000 items, 48 dimensions, refine 40"]["recall_at_100"] == 1
+    with pytest.raises(ConfigError, match="no part 'speed'"):
+        retrieval.run(part="speed")
+
+
+def test_sampled_items_are_unit_vectors_near_the_trained_ones_and_always_the_same(made, tmp_path):
+    items, components = made.many(300)
+    np.testing.assert_allclose(np.linalg.norm(items, axis=1), 1, atol=1e-5)
+    (tmp_path / "again").mkdir()
+    again = Material(made.items, made.users, tmp_path / "again", seed=0, graph=200)
+    np.testing.assert_array_equal(items, again.many(300)[0])
+    nearest = (np.asarray(items) @ made.items.T).max(1)
+    strangers = unit(np.random.default_rng(5).normal(size=(300, 16)).astype(np.float32))
+    assert np.median(nearest) > np.median((strangers @ made.items.T).max(1)) + 0.1
+    assert len(components) == 300
+    assert components.max() < len(made.items) // 32
+
+
+def test_an_index_is_built_once(made, monkeypatch):
+    config = RetrieverConfig(kind="ivf-flat")
+    first, built = made.index(1000, config)
+    assert built["bytes_per_item"] > 2 * 4 * 16
+    monkeypatch.setattr(index_module, "_build", None)
+    second, same = made.index(1000, config)
+    assert same == built
+    found = [index.search(made.users, 5).rows for index in (first, second)]
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(
+        made.truth(1000)[:, :5], Index(np.array(made.many(1000)[0])).search(made.users, 5).rows
+    )
+
+
+def test_recall_is_the_share_of_the_best_and_padding_counts_for_nothing():
+    found = np.array([[1, 2, 3], [4, -1, -1]])
+    assert recall(found, np.array([[3, 9], [4, -1]])) == 0.75  # (1/2 + 1/1) / 2
+
+
+def test_searches_are_timed_in_turns_and_the_first_round_is_left_out(monkeypatch):
+    order, now = [], [0.0]
+
+    def search(name, costs):
+        waits = iter(costs)
+
+        def one(queries):
+            order.append(name)
+            now[0] += next(waits)
+
+        return one
+
+    taken = milliseconds(
+        {"a": search("a", [9, 1, 5, 3]), "b": search("b", [8, 2, 2, 7])}, [np.zeros(1)], 3, lambda: now[0]
+    )
+    assert order == ["a", "b"] * 4
+    assert taken["a"].tolist() == [3000]
+    assert taken["b"].tolist() == [2000]
+
+
+def test_masks_allow_their_share_at_random_by_cluster_and_what_is_far():
+    components = np.arange(1000) % 10
+    nearness = np.arange(1000)[::-1].astype(np.float32)
+    masks = shares_allowed(components, nearness, 0.2, np.random.default_rng(0))
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == {"random": 200, "clusters": 200, "far": 200}
+    assert len(np.unique(components[masks["clusters"]])) == 2
+    assert len(np.unique(components[masks["random"]])) == 10
+    assert np.flatnonzero(masks["far"]).min() == 800
+
+
+@pytest.mark.parametrize("kind", ["ivf-flat", "ivf-pq"])
+@pytest.mark.parametrize("shape", ["random", "clusters", "far"])
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_lists_are_looked_at_until_they_hold_enough_of_what_a_filter_allows(small, kind, shape, share):
+    """Without that, what is allowed lies beyond the nearest lists, and a full answer may still be a bad one."""
+    items, of = clustered(20_000, clusters=200)
+    users = clustered(40, seed=1, clusters=5)[0]
+    index = Index(items, RetrieverConfig(kind=kind, effort=16, refine=20))
+    allow = shares_allowed(of, items @ users.mean(0), share, np.random.default_rng(0))[shape]
+    rows = np.flatnonzero(allow)
+    best = rows[Index(items[rows]).search(users, 50).rows]
+    found = index._by_structure(users, 50, allow, len(rows)).rows
+    assert (found >= 0).all()
+    assert allow[found].all()
+    assert recall(found, best) > 0.9
+
+
+class Answers:
+    """An index that answers with given rows, after something has happened."""
+
+    def __init__(self, rows, meanwhile=lambda: None):
+        self.rows, self.meanwhile = np.array([rows]), meanwhile
+
+    def search(self, queries, k):
+        self.meanwhile()
+        return Candidates(self.rows, np.zeros(self.rows.shape, np.float32))
+
+
+def test_answers_are_judged_by_what_was_there_when_the_search_began():
+    never, items = -np.inf, np.eye(4, dtype=np.float32)
+    put, gone = np.array([1.0, 1.0, never, 1.0]), np.array([never, 2.0, never, never])
+
+    def judged(rows, meanwhile=lambda traffic: None):
+        traffic = Traffic(None, items, items, gone.copy(), put.copy())
+        traffic.index = Answers(rows, lambda: meanwhile(traffic))
+        traffic.search(0)
+        return traffic.wrong
+
+    assert judged([0, 3, -1]) == {"deleted": 0, "unknown": 0, "twice": 0}
+    assert judged([0, 1]) == {"deleted": 1, "unknown": 0, "twice": 0}
+    assert judged([2, 4]) == {"deleted": 0, "unknown": 2, "twice": 0}
+    assert judged([3, 3]) == {"deleted": 0, "unknown": 0, "twice": 1}
+
+    def put_again(traffic):
+        traffic.put[1] = 9.0
+
+    def delete(traffic):
+        traffic.gone[0] = np.inf
+
+    assert judged([1], put_again) == judged([0], delete) == {"deleted": 0, "unknown": 0, "twice": 0}
+
+
+def test_an_index_that_forgets_deletes_and_one_that_fails_are_seen(small, monkeypatch):
+    items = clustered(1200)[0]
+    monkeypatch.setattr(retrieval_live, "DELETES", 1e9)
+    monkeypatch.setattr(retrieval_live.LiveIndex, "delete", lambda self, rows: None)
+    figures, bars = live(items, items[:9], 0.5, swap=9)
+    assert figures["wrong"]["deleted"] > 0
+    assert [bar.holds for bar in bars[:2]] == [True, False]
+
+    def fails(self, *_):
+        raise ValueError("no")
+
+    monkeypatch.setattr(retrieval_live.LiveIndex, "search", fails)
+    figures, bars = live(items, items[:9], 0.2, swap=9)
+    assert figures["errors"][0] == "ValueError: no"
+    assert not bars[0].holds
+
+
+ACTOR = """
+import sys
+from pathlib import Path
+import numpy as np
+name, folder = sys.argv[1], Path(sys.argv[2])
+if name == "usearch":
+    sys.exit("tired")
+items, users = np.load(folder / "items.npy"), np.load(folder / "users.npy")
+rows = np.argsort(-users @ items.T, axis=1)[:, :50]
+np.savez(folder / f"{name}.npz", rows=rows, milliseconds=np.full(len(users), 2.0), seconds=3)
+"""
+
+
+def test_rivals_answer_on_the_same_items_and_one_that_cannot_is_said_to(made, tmp_path, monkeypatch):
+    (tmp_path / "actor.py").write_text(ACTOR)
+    monkeypatch.setattr(retrieval_rivals, "WORKER", tmp_path / "actor.py")
+    monkeypatch.setattr(retrieval_rivals, "environment", lambda folder, pin: sys.executable)
+    figures = retrieval_rivals.rivals(made, 300)
+    assert list(figures) == ["scann==1.4.2: 300 items", "usearch==2.26.6: 200 items", "hnswlib==0.8.0: 200 items"]
+    told = figures["hnswlib==0.8.0: 200 items"]
+    assert told["recall_at_100"] == 0.5
+    assert (told["p99_ms"], told["queries_a_second"], told["build_seconds"]) == (2, 500, 3)
+    assert figures["usearch==2.26.6: 200 items"]["not_measured"].endswith("failed: tired")
+
+
+def test_what_growth_costs_is_a_line_of_logarithms(made, monkeypatch):
+    monkeypatch.setattr(retrieval_speed, "milliseconds", lambda *_: {"ours": np.array([len(sized)])})
+    sized = []
+    of = Material.index
+
+    def index(self, n, config):
+        sized[:] = range(n // 100)  # a hundredth of a millisecond for each item
+        return of(self, n, config)
+
+    monkeypatch.setattr(Material, "index", index)
+    figures = retrieval_speed.sizes(made, "exact", [200, 400, 800])
+    fit = figures["exact: ms = a * items^b"]
+    assert fit["b"] == pytest.approx(1)
+    assert fit["at_1e9"] == pytest.approx(1e7)
+    assert figures["exact: 400 items"]["recall_at_100"] == 1
+
+
+def test_the_best_kind_is_held_against_its_bars(made):
+    figures, bars = retrieval_speed.kinds(made, 1000)
+    assert [bar.name for bar in bars] == [
+        "ivf-flat: recall@100",
+        "ivf-flat: p99 ms",
+        "ivf-flat: throughput over bare faiss, single",
+        "ivf-flat: throughput over bare faiss, batch",
+    ]
+    assert bars[0].value == pytest.approx(figures["ivf-flat: 1000 items"]["recall_at_100"], abs=1e-4)
+    assert "hnsw: 200 items" in figures  # no graph of more

@@ -1,0 +1,114 @@
+"""The runner of benchmarks, and the benchmark of the data check."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from experiments.bench import check, runner
+from experiments.bench.runner import Bar, Result
+from features.errors import ConfigError, RecsysError
+from recsys.cli.main import app
+
+
+def measured(*, short: bool = False, size: int = 1) -> Result:
+    print("a benchmark that prints")
+    return Result(
+        {"size": size, "short": short, "ratio": float("nan")}, [Bar("size", size, "<=", 2), Bar("r", 0.5, ">", 1)]
+    )
+
+
+def unmeasurable(*, short: bool = False) -> Result:
+    raise RecsysError("no data here")
+
+
+@pytest.fixture
+def benches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "BENCHES", {"m": f"{__name__}:measured", "u": f"{__name__}:unmeasurable"})
+
+
+@pytest.mark.parametrize(
+    ("value", "op", "bar", "holds"),
+    [(1, "<=", 1, True), (1, "<", 1, False), (2, ">", 1, True), (1, ">=", 2, False), (0, "==", 0, True)],
+)
+def test_bars(value: float, op: str, bar: float, holds: bool) -> None:
+    assert Bar("b", value, op, bar).to_dict() == {"name": "b", "value": value, "op": op, "bar": bar, "holds": holds}
+
+
+def test_a_bar_never_holds_for_nan_and_knows_its_operators() -> None:
+    assert not any(Bar("b", float("nan"), op, 1.0).holds for op in runner.OPERATORS)
+    with pytest.raises(ConfigError, match="operator '=<' is none of"):
+        Bar("b", 1, "=<", 1)
+
+
+@pytest.mark.usefixtures("benches")
+def test_the_last_line_is_one_json_object() -> None:
+    result = CliRunner().invoke(app, ["bench", "m", "--json", "--short", "--size", "3"])
+    assert result.exit_code == 0, "whatever holds"
+    assert "a benchmark that prints" not in result.stdout
+    done = json.loads(result.stdout.splitlines()[-1])
+    assert done["bench"] == "m"
+    assert done["figures"] == {"size": 3, "short": True, "ratio": None}
+    assert [bar["holds"] for bar in done["bars"]] == [False, False]
+    assert set(done["machine"]) == {"cores", "cpu", "memory_gib", "gpu"}
+    assert done["versions"]["polars"] == pl.__version__
+
+
+@pytest.mark.usefixtures("benches")
+def test_a_table_for_people() -> None:
+    result = CliRunner().invoke(app, ["bench", "m"])
+    assert result.exit_code == 0
+    assert "<= 2" in result.stdout
+
+
+@pytest.mark.usefixtures("benches")
+def test_all_lists_what_could_not_be_measured() -> None:
+    done = runner.run("all", short=True)
+    assert done["figures"]["m"]["size"] == 1
+    assert [bar["name"] for bar in done["bars"]] == ["m: size", "m: r"]
+    assert done["not_measured"] == {"u": "no data here"}
+    with pytest.raises(RecsysError, match="no data here"):
+        runner.run("u")
+
+
+@pytest.mark.usefixtures("benches")
+def test_unknown_names_and_options() -> None:
+    with pytest.raises(ConfigError, match="no benchmark 'x'; there are: m, u, all"):
+        runner.run("x")
+    with pytest.raises(ConfigError, match="has no option 'sise'; there are: short, size"):
+        runner.run("m", sise=1)
+    with pytest.raises(ConfigError, match="take no options"):
+        runner.run("all", size=1)
+
+
+@pytest.mark.usefixtures("benches")
+@pytest.mark.parametrize("options", [["--size"], ["size", "1"], ["--size", "[1"]])
+def test_options_that_are_no_pairs_or_cannot_be_read(options: list[str]) -> None:
+    assert isinstance(CliRunner().invoke(app, ["bench", "m", *options]).exception, ConfigError)
+
+
+def test_every_registered_benchmark_is_there() -> None:
+    import importlib
+
+    for place in runner.BENCHES.values():
+        module, function = place.split(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_check_finds_every_planted_fault() -> None:
+    result = check.run(short=True, rows=20_000)
+    assert result.figures["found"] == result.figures["planted"] == dict.fromkeys(check.BAD, 40)
+    assert result.figures["peak_rss_gib"] > 0.05
+    assert [bar.name for bar in result.bars] == ["planted_faults_miscounted"]
+
+
+def test_its_tables_are_the_same_for_one_seed(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder, seed in zip(folders, (1, 1, 2), strict=True):
+        folder.mkdir()
+        check.make(folder, 1_000, seed)
+    first, same, other = (pl.read_parquet(folder / "events.parquet") for folder in folders)
+    assert first.equals(same)
+    assert not first.equals(other)

@@ -1,0 +1,220 @@
+"""MLflow on SQLite, and training that goes on when MLflow does not."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from mlflow import MlflowClient
+
+from experiments.tracking.plots import learning_curve
+from experiments.tracking.mlflow import MlflowTracker, NullTracker
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy",  # SQLAlchemy 2.1 says so of MLflow's own queries
+    "ignore::ResourceWarning",  # MLflow leaves its SQLite connections to the garbage collector
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+
+
+def run_of(uri, experiment):
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return client, run
+
+
+def test_a_run_is_recorded_and_read_back(uri, tmp_path):
+    bundle = tmp_path / "bundle"
+    (bundle / "deep").mkdir(parents=True)
+    (bundle / "manifest.json").write_text("{}")
+    (bundle / "deep" / "index.faiss").write_bytes(b"1234")
+    (tmp_path / "one.txt").write_text("one")
+    tracker = MlflowTracker(uri)
+    baselines = {"popular 7 days": {"days": 7}, "item-knn": {"k": 5}}
+    tracker.start("toy", {"seed": 0, "towers": {"dimension": 8}, "baselines": baselines}, {"data_hash": "abc"})
+    for epoch in (1, 2, 3):
+        tracker.metrics({"loss": 1 / epoch, "ndcg_at_10": epoch / 10}, epoch)
+    tracker.metrics({"home_two_towers.ndcg_at_10": 0.5})
+    tracker.figure("learning_curve", learning_curve([{"epoch": 1.0, "loss": 2.0}, {"epoch": 2.0, "loss": 1.0}]))
+    tracker.artifact(bundle, "bundle")
+    tracker.artifact(tmp_path / "one.txt")
+    tracker.finish()
+    client, run = run_of(uri, "toy")
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {
+        "seed": "0",
+        "towers.dimension": "8",
+        "baselines.popular_7_days.days": "7",
+        "baselines.item-knn.k": "5",
+    }
+    assert run.data.tags["data_hash"] == "abc"
+    assert run.data.metrics["home_two_towers.ndcg_at_10"] == 0.5
+    history = client.get_metric_history(run.info.run_id, "ndcg_at_10")
+    assert [(m.step, m.value) for m in history] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert {f.path for f in client.list_artifacts(run.info.run_id)} == {"bundle", "one.txt", "learning_curve.png"}
+    assert {f.path for f in client.list_artifacts(run.info.run_id, "bundle")} == {
+        "bundle/manifest.json",
+        "bundle/deep",
+    }
+    kept = client.download_artifacts(run.info.run_id, "bundle/deep/index.faiss", str(tmp_path))
+    with open(kept, "rb") as file:
+        assert file.read() == b"1234"
+    picture = client.download_artifacts(run.info.run_id, "learning_curve.png", str(tmp_path))
+    with open(picture, "rb") as file:
+        assert file.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_more_than_a_hundred_parameters_and_a_second_run_and_a_failed_one(uri):
+    tracker = MlflowTracker(uri)
+    tracker.start("many", {f"p{i}": i for i in range(230)}, {})
+    tracker.finish(failed=True)
+    _, run = run_of(uri, "many")
+    assert run.info.status == "FAILED"
+    assert len(run.data.params) == 230
+    again = MlflowTracker(uri)
+    again.start("many", {}, {})
+    again.finish()
+    client = MlflowClient(uri)
+    assert len(client.search_runs([client.get_experiment_by_name("many").experiment_id])) == 2
+
+
+def test_runs_inside_a_run_and_one_that_was_pruned(uri):
+    tracker = MlflowTracker(uri)
+    tracker.start("search", {}, {})
+    for pruned in (False, True):
+        inside = tracker.nested()
+        inside.start("search", {"pruned": pruned}, {})
+        inside.finish(pruned=pruned)
+    tracker.finish()
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("search").experiment_id])
+    outer = next(run for run in runs if not run.data.params)
+    told = {run.data.params["pruned"]: run for run in runs if run.data.params}
+    assert {name: run.info.status for name, run in told.items()} == {"False": "FINISHED", "True": "KILLED"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in told.values()} == {outer.info.run_id}
+    assert "mlflow.parentRunId" not in outer.data.tags
+
+
+def test_inside_a_run_that_is_not_recorded_nothing_is(uri):
+    assert isinstance(MlflowTracker(uri).nested(), NullTracker)
+
+
+def use(tracker, tmp_path):
+    """Everything that a training does."""
+    (tmp_path / "file").write_text("x")
+    tracker.start("toy", {"a": 1}, {"t": "x"})
+    tracker.metrics({"loss": 1.0}, 1)
+    tracker.figure("learning_curve", learning_curve([{"epoch": 1.0, "loss": 2.0}]))
+    tracker.artifact(tmp_path / "file")
+    tracker.finish()
+
+
+def warnings_of(caplog):
+    return [r.getMessage() for r in caplog.records if r.name == "experiments.tracking.mlflow"]
+
+
+@contextmanager
+def away(kind, uri, tmp_path):
+    """The address of a tracking server that is of no use."""
+    if kind == "locked":
+        holder = sqlite3.connect(tmp_path / "mlflow.db")
+        holder.execute("BEGIN EXCLUSIVE")
+        yield f"{uri}?timeout=0.2"  # SQLite would wait for five seconds
+        holder.close()
+    elif kind == "no database":
+        (tmp_path / "bad.db").write_bytes(b"this is no database, whatever its name says" * 99)
+        yield f"sqlite:///{tmp_path}/bad.db"
+    elif kind == "no scheme":
+        yield "nonsense://x"
+    else:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            if kind == "silent":
+                server.listen()  # and never answers
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("kind", ["refused", "silent", "locked", "no database", "no scheme"])
+def test_a_tracking_server_that_is_of_no_use_costs_one_warning(kind, uri, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with caplog.at_level(logging.WARNING), away(kind, uri, tmp_path) as address:
+        worker = threading.Thread(target=use, args=(MlflowTracker(address), tmp_path), daemon=True)
+        worker.start()
+        worker.join(30)
+        assert not worker.is_alive()
+    (told,) = warnings_of(caplog)
+    assert told.startswith(f"tracking at {address} failed (start: ")
+    assert told.endswith("the run goes on untracked")
+
+
+def test_a_database_that_breaks_in_the_middle_costs_one_warning(uri, tmp_path, caplog):
+    """Locked it would do the same after 20 s, which MLflow waits whatever it is told."""
+    tracker = MlflowTracker(uri)
+    tracker.start("toy", {"a": 1}, {})
+    tracker.metrics({"loss": 3.0}, 1)
+    with sqlite3.connect(tmp_path / "mlflow.db") as other:
+        other.execute("ALTER TABLE metrics RENAME TO away")
+    with caplog.at_level(logging.WARNING):
+        tracker.metrics({"loss": 2.0}, 2)
+        other.execute("ALTER TABLE away RENAME TO metrics")
+        other.close()
+        tracker.metrics({"loss": 1.0}, 3)  # given up: half a curve would look like a whole one
+        tracker.finish()
+    (told,) = warnings_of(caplog)
+    assert "(metrics: " in told
+    client, run = run_of(uri, "toy")
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [1]
+
+
+def test_nothing_is_opened_before_the_start(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    MlflowTracker()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_address_is_the_given_one_or_the_environments(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere.db")
+    assert MlflowTracker()._uri == "sqlite:///elsewhere.db"
+    assert MlflowTracker("sqlite:///here.db")._uri == "sqlite:///here.db"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert MlflowTracker()._uri == "sqlite:///mlflow.db"
+
+
+def test_the_page_of_runs_opens_on_loopback_and_knows_the_experiment(uri, tmp_path):
+    use(MlflowTracker(uri), tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("recsys"), "experiment", "ui", "--port", str(port)]
+    environ = os.environ | {"MLFLOW_TRACKING_URI": uri}
+    page = subprocess.Popen(command, cwd=tmp_path, env=environ, start_new_session=True)  # it starts workers
+    try:
+        base = f"http://127.0.0.1:{port}"
+        for _ in range(300):
+            assert page.poll() is None
+            with contextlib.suppress(httpx.TransportError):
+                assert "<title>MLflow</title>" in httpx.get(base).text
+                break
+            time.sleep(0.2)
+        found = httpx.post(f"{base}/api/2.0/mlflow/experiments/search", json={"max_results": 10}).json()
+        assert "toy" in [experiment["name"] for experiment in found["experiments"]]
+    finally:
+        os.killpg(page.pid, signal.SIGTERM)
+        page.wait(20)
+
+
+def test_a_null_tracker_records_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    use(NullTracker(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,271 @@
+"""A whole run on a tiny data set: what it leaves, that it can be repeated, that the loop closes, that it may die."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from toy_data import START, Lines, toy_config, write_tables
+
+from experiments.tracking import plots
+from experiments.pipelines import train as train_module
+from experiments.config import load_config
+from experiments.dataset import load_dataset
+from experiments.splits import SplitConfig, cuts
+from experiments.tracking.mlflow import NullTracker
+from experiments.pipelines.train import evaluate_run, train
+from features.errors import DataError
+from features.log.event_log import EventLog
+from features.log.records import Event
+from recsys.bundle.io import current, load_bundle
+from recsys.ranking.reranker import FEATURES
+
+CONTENDERS = ["popular", "item-knn", "two towers", "two towers + reranker"]
+
+
+class Recorder(NullTracker):
+    """Keeps what a run tells the tracker."""
+
+    def __init__(self):
+        self.started, self.figures, self.artifacts, self.values, self.finished = None, {}, [], [], []
+
+    def start(self, experiment, parameters, tags):
+        self.started = (experiment, parameters, tags)
+
+    def metrics(self, values, step=None):
+        self.values.append((dict(values), step))
+
+    def artifact(self, path, folder=None):
+        self.artifacts.append((path, folder))
+
+    def figure(self, name, figure):
+        self.figures[name] = figure
+
+    def finish(self, failed=False):
+        self.finished.append(failed)
+
+
+def run(folder, *, tracker=None, reporter=None, environ=None, **sections):
+    config = load_config(toy_config(folder, **sections), environ or {})
+    return train(config, tracker or NullTracker(), reporter or Lines())
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """One run: (folder, bundle, tables, tracker, reporter)."""
+    folder = tmp_path_factory.mktemp("run")
+    write_tables(folder / "data")
+    tracker, reporter = Recorder(), Lines()
+    path, tables = run(folder, tracker=tracker, reporter=reporter)
+    return folder, path, tables, tracker, reporter
+
+
+def test_the_bundle_is_current_and_says_everything_about_the_run(done):
+    folder, path, tables, _, _ = done
+    assert current(folder / "bundles") == path
+    manifest = load_bundle(path).manifest
+    assert manifest["config"]["towers"]["dimension"] == 8
+    placements = manifest["config"]["data"]["placements"]
+    assert list(placements.items()) == [("home", {"repeats": False}), ("again", {"repeats": True})]  # in this order
+    assert manifest["seed"] == 0
+    assert manifest["code_version"].startswith("0.")
+    assert len(manifest["data_hash"]) == len(manifest["split_hash"]) == 16
+    assert manifest["metrics"] == json.loads(json.dumps([t.to_dict() for t in tables]))
+    assert manifest["metrics"][0]["split_hashes"] == [manifest["split_hash"]]
+    rows = manifest["metrics"][0]["rows"]
+    assert [r["name"] for r in rows] == CONTENDERS
+    assert all(0 <= r["ndcg_at_10"]["low"] <= r["ndcg_at_10"]["mean"] for r in rows)
+
+
+def test_there_is_one_table_for_each_placement(done):
+    _, _, tables, _, _ = done
+    assert [t.title for t in tables] == ["toy · home: repeats excluded", "toy · again: repeats allowed"]
+    assert all([o.name for o in t.outcomes] == CONTENDERS for t in tables)
+    assert tables[0].hashes != tables[1].hashes  # what is seen already is no target where repeats are excluded
+    assert tables[0].to_dict()["events"] < tables[1].to_dict()["events"]
+
+
+def test_the_bundle_holds_models_of_the_events_before_the_cut(done):
+    folder, path, _, _, _ = done
+    bundle = load_bundle(path)
+    cut = np.datetime64(bundle.manifest["metrics"][0]["note"].split("before ")[1].removesuffix(" UTC"), "us")
+    times = [
+        np.datetime64(line.split(",")[3].removesuffix("Z"), "us")
+        for line in (folder / "data" / "events.csv").read_text().splitlines()[1:]
+    ]
+    assert bundle.manifest["fitted_until"] == max(times).astype(np.int64)  # judged before the cut, served with all
+    assert bundle.recommender.fallback.popularity.sum() > 0
+    assert sum(t < cut for t in times) < len(times)
+
+
+def test_the_run_is_tracked(done):
+    _, path, _, tracker, _ = done
+    experiment, parameters, tags = tracker.started
+    manifest = load_bundle(path).manifest
+    assert experiment == "toy"
+    assert parameters["training"]["epochs"] == 2
+    assert tags == {
+        "data_hash": manifest["data_hash"],
+        "split_hash": manifest["split_hash"],
+        "code_version": manifest["code_version"],
+        "seed": "0",
+    }
+    epochs = [(step, set(values)) for values, step in tracker.values if step is not None]
+    assert [step for step, _ in epochs] == list(range(1, len(epochs) + 1))
+    assert {"loss", "ndcg_at_10"} <= epochs[0][1]
+    names = {name for values, step in tracker.values if step is None for name in values}
+    assert {"home_popular.ndcg_at_10", "again_two_towers___reranker.hr_at_10"} <= names
+    assert {f"importance.{name}" for name in FEATURES} <= names
+    assert set(tracker.figures) == {"learning_curve", "ndcg_by_history_length", "popularity_bias"}
+    assert tracker.artifacts == [(path, "bundle")]
+    assert tracker.finished == [False]
+
+
+def test_the_run_says_what_it_read_and_fitted(done):
+    said = "\n".join(done[4].said)
+    assert "items: 12 rows read, 12 kept, 0 set aside" in said
+    assert "40 users, 12 items, 520 events, 520 positive" in said
+    for name in CONTENDERS:
+        assert f"{name} · home: NDCG@10" in said
+
+
+def test_the_same_seed_gives_the_same_weights(done, tmp_path):
+    folder, path, tables, _, _ = done
+    hashes = {name: f["sha256"] for name, f in load_bundle(path).manifest["files"].items()}
+    again = load_bundle(run(folder, bundles=str(tmp_path / "again"))[0]).manifest
+    assert {name: f["sha256"] for name, f in again["files"].items()} == hashes
+    figures = [[r["ndcg_at_10"] for r in m["rows"]] for m in again["metrics"]]
+    assert figures == [[r["ndcg_at_10"] for r in t.to_dict()["rows"]] for t in tables]
+    other = load_bundle(run(folder, bundles=str(tmp_path / "other"), seed=1)[0]).manifest
+    assert other["files"]["towers.safetensors"]["sha256"] != hashes["towers.safetensors"]
+
+
+def test_what_people_do_is_trained_on_the_next_time(tmp_path):
+    """The loop closes: events that the service accepted are in the next bundle."""
+    write_tables(tmp_path / "data")
+    first = load_bundle(run(tmp_path)[0])
+    log = EventLog(tmp_path / "log")
+    log.append_now(
+        [
+            Event(user_id=f"new {n}", item_id="i7", event="take", timestamp=START + n, event_id=str(n))
+            for n in range(100)
+        ]
+    )
+    log.close()
+    second = load_bundle(run(tmp_path)[0])
+    assert second.manifest["data_hash"] != first.manifest["data_hash"]
+    assert second.manifest["split_hash"] != first.manifest["split_hash"]
+    counts = [b.recommender.reranker.features.statistics.total[b.catalog.ids.row("i7")] for b in (first, second)]
+    assert counts[1] >= counts[0] + 90  # the cut has moved a little
+    assert current(tmp_path / "bundles") == second.path
+    assert load_bundle(first.path).fingerprint == first.fingerprint  # the old one is kept
+
+
+def test_a_failed_run_publishes_nothing_and_is_tracked_as_failed(done, monkeypatch):
+    folder, path, _, _, _ = done
+    tracker = Recorder()
+    monkeypatch.setattr(plots, "popularity_bias", fail)  # the last thing before a bundle is written
+    with pytest.raises(ZeroDivisionError):
+        run(folder, tracker=tracker)
+    assert tracker.finished == [True]
+    assert current(folder / "bundles") == path
+
+
+def fail(*_):
+    """Raises."""
+    return 1 / 0
+
+
+def test_too_few_events_are_told(tmp_path):
+    write_tables(tmp_path / "data", n_users=1, n_items=3, length=2)
+    with pytest.raises(DataError, match="a time cut needs events before, between and after"):
+        run(tmp_path)
+
+
+def test_leave_last_out_fits_once_and_says_what_it_lets_in(done, tmp_path):
+    folder = done[0]
+    path, tables = run(folder, bundles=str(tmp_path), split={"kind": "leave-last-out"}, reranker=None)
+    assert [t.note for t in tables] == [
+        "leave-last-out: fitted without the last two items of each user; other users' future is let in"
+    ] * 2
+    assert [o.name for o in tables[0].outcomes] == CONTENDERS[:3]
+    assert tables[0].to_dict()["events"] == tables[0].to_dict()["users"] == 40
+    assert load_bundle(path).recommender.reranker is None
+
+
+def test_evaluation_joins_all_windows(done):
+    folder = done[0]
+    before = sorted((folder / "bundles").iterdir())
+    split = SplitConfig(test=0.4, validation=0.3, windows=2).model_dump()
+    reporter = Lines()
+    tables = evaluate_run(load_config(toy_config(folder, split=split), {}), reporter)
+    assert all(len(t.hashes) == 2 and "(2 windows)" in t.note for t in tables)
+    assert [o.name for o in tables[0].outcomes] == CONTENDERS
+    assert "window 2 of 2: 12 items, 0 events left out" in reporter.said
+    assert sorted((folder / "bundles").iterdir()) == before  # nothing is written
+    again = tables[1].to_dict()
+    assert 0.3 * 520 < again["events"] <= 0.4 * 520 + 1
+
+
+def test_rare_items_are_left_out_and_it_is_said(done, tmp_path):
+    folder = done[0]
+    reporter = Lines()
+    config = load_config(toy_config(folder), {})
+    events = load_dataset(config).events
+    early = events.before(cuts(events, config.split)[-1][0]).liked()  # what the validation window adds is its future
+    counts = np.bincount(early.items, minlength=events.n_items)
+    least = int(np.sort(counts)[5]) + 1
+    data = config.data.model_dump()
+    path, tables = run(folder, reporter=reporter, bundles=str(tmp_path), data=data | {"min_train_events": least})
+    judged = counts >= least
+    assert judged.sum() < 12
+    assert tables[0].outcomes[0].items.max() < judged.sum()
+    in_all = np.bincount(events.liked().items, minlength=events.n_items)
+    served = load_bundle(path).catalog  # with what became frequent later
+    assert set(served.ids.ids) == {
+        load_dataset(config).catalog.ids.ids[row] for row in np.flatnonzero(in_all >= least)
+    }
+    assert len(served) > judged.sum()
+    assert any(
+        f"events left out: items with fewer than {least} before the validation window" in line
+        for line in reporter.said
+    )
+
+
+def test_what_has_become_frequent_is_read_in_the_space_that_was_judged(done, tmp_path, monkeypatch):
+    spaces, real = [], train_module.encode
+
+    def encode(dataset, config, progress=None, *, space=None):
+        spaces.append(space)
+        return real(dataset, config, progress, space=space)
+
+    monkeypatch.setattr(train_module, "encode", encode)
+    data = load_config(toy_config(done[0]), {}).data.model_dump() | {"min_train_events": 2}
+    sections = {"encoder": {"kind": "builtin"}, "bundles": str(tmp_path / "b"), "cache": str(tmp_path / "cache")}
+    path, _ = run(done[0], data=data, **sections)
+    first, second = spaces
+    assert first is None
+    assert second is not None
+    assert load_bundle(path).content.space == second.space
+
+
+@pytest.mark.parametrize("moment", ["popular · home", "epoch 1", "two towers + reranker · again"])
+def test_a_killed_training_leaves_the_old_bundle(done, moment):
+    folder, path, _, _, _ = done
+    config = toy_config(folder, seed=5)
+    command = [sys.executable, "-c", "from recsys.cli.main import main; main()", "train", str(config), "--no-track"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, env=env, **pipes) as child:
+        seen = any(moment in line for line in child.stderr)
+        child.send_signal(signal.SIGKILL)
+    assert seen
+    assert child.returncode == -signal.SIGKILL
+    assert current(folder / "bundles") == path
+    assert load_bundle(path).fingerprint == path.name
+    for other in (folder / "bundles").iterdir():
+        if not other.name.startswith(".writing-") and other.name != "current":
+            load_bundle(other)

@@ -1,0 +1,69 @@
+"""The catalogue: rows of the id map, categories as padded indexes, the texts that an encoder reads."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+
+from features.catalog import MAX_CATEGORIES, Catalog, item_texts
+from features.ids import IdMap
+from features.tables.read import ITEMS
+
+ROWS = {
+    "item_id": ["a", "b", "c"],
+    "title": ["A", None, ""],
+    "description": ["About a.", "About b.", None],
+    "image": [None, None, None],
+    "audio": [None, None, None],
+    "video": [None, None, None],
+    "categories": [["y", "x"], None, []],
+    "price": [1.5, None, 0.0],
+    "published_at": [datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), None, datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)],
+    "available": [True, False, True],
+    "group_id": [None, "g", "g"],
+}
+
+
+def items() -> pl.DataFrame:
+    return pl.DataFrame(ROWS, schema=ITEMS)
+
+
+def catalog(*ids: str) -> Catalog:
+    n = len(ids)
+    return Catalog.of(items(), IdMap(ids), np.zeros((n, 2), np.float32), np.zeros(n, np.bool_))
+
+
+def test_rows_follow_the_id_map() -> None:
+    found = catalog("c", "a", "b")
+    assert len(found) == 3
+    assert found.frame["item_id"].to_list() == ["c", "a", "b"]
+    np.testing.assert_array_equal(found.price, np.array([0.0, 1.5, np.nan], np.float32))
+    assert found.available.tolist() == [True, True, False]
+    assert found.published.tolist() == [-1_000_000, 1_000_000, np.iinfo(np.int64).min]
+    assert found.frame["group_id"].to_list() == ["g", None, "g"]
+
+
+def test_categories_are_indexes_padded_at_the_end() -> None:
+    found = catalog("c", "a", "b")
+    assert found.category_names == ("x", "y")
+    assert found.categories.tolist() == [[-1, -1], [1, 0], [-1, -1]]
+    assert found.categories.dtype == np.int32
+
+
+def test_categories_beyond_the_limit_are_the_last_ones() -> None:
+    many = [f"c{i}" for i in range(MAX_CATEGORIES + 2)]
+    frame = items().with_columns(pl.Series("categories", [many, ["c0"], None]))
+    found = Catalog.of(frame, IdMap(("a", "b", "c")), np.zeros((3, 1), np.float32), np.zeros(3, np.bool_))
+    assert found.categories.shape == (3, MAX_CATEGORIES)
+    assert found.category_names == tuple(many[:MAX_CATEGORIES])
+    assert found.categories[0].tolist() == list(range(MAX_CATEGORIES))
+
+
+def test_no_items_at_all() -> None:
+    found = catalog()
+    assert len(found) == 0
+    assert found.categories.shape == (0, 1)
+
+
+def test_texts_are_title_categories_description() -> None:
+    assert item_texts(items()) == ["A. y, x. About a.", "About b.", ""]

@@ -1,0 +1,475 @@
+"""The embedding job: everything is computed once, whatever happens in between, and nothing that has not changed."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from features.content import vector_cache as vectors
+from features.content.parts import Audio, Content, Image, Limits, Text, Video
+from features.content.embed import embed, item_contents, vectors_of
+from features.errors import SpaceError, StoreError
+from features.content.spaces import Embedded, Failure, SpaceKey, unit
+from features.content.vector_cache import VectorCache, folder_of
+
+LIMITS = Limits(media_bytes=1000)
+
+
+def heard(part):
+    """The bytes of a part, or ValueError."""
+    if isinstance(part, Text):
+        return part.text.encode()
+    data = part.source.read_bytes() if isinstance(part.source, Path) else bytes(part.source)
+    if data.startswith(b"bad"):
+        raise ValueError(data.decode())
+    return data
+
+
+class Toy:
+    """The unit mean of a random unit vector for each part; `read` tells each content that was embedded."""
+
+    def __init__(self, *modalities, name="toy", d=4, reader=""):
+        self.modalities = frozenset(modalities)
+        self.reader = reader
+        self.key = SpaceKey(name, "1", d)
+        self.read = []
+        self.before = lambda contents: None
+
+    def space(self, task="document"):
+        return self.key
+
+    def encode(self, contents, *, task="document", progress=None):
+        self.before(contents)
+        out = np.zeros((len(contents), self.key.dimension), dtype=np.float32)
+        failures = []
+        for row, content in enumerate(contents):
+            self.read.append(content)
+            for at, part in enumerate(content.parts):
+                if part.modality in self.modalities:
+                    try:
+                        out[row] += self.vector(part)
+                    except (OSError, ValueError, TypeError) as error:
+                        failures.append(Failure(row, at, str(error)))
+        if progress:
+            progress(len(contents))
+        return Embedded(self.key, unit(out), out.any(axis=1), tuple(failures))
+
+    def vector(self, part):
+        seed = hashlib.sha256(part.modality.encode() + heard(part)).digest()
+        return unit(np.random.default_rng(list(seed)).normal(size=(1, self.key.dimension)))[0]
+
+    def taken(self):
+        """What was embedded since it was last asked."""
+        read, self.read = self.read, []
+        return read
+
+
+@pytest.fixture
+def words():
+    return Toy("text", name="words")
+
+
+@pytest.fixture
+def pictures():
+    return Toy("image", "video", name="pictures")
+
+
+@pytest.fixture
+def catalogue(tmp_path):
+    """Six items with words, and pictures but for the fourth; "old" files, whose time of change is trusted."""
+    folder = tmp_path / "media"
+    folder.mkdir()
+    contents = []
+    for number in range(6):
+        path = folder / f"{number}.jpg"
+        write(path, f"picture {number}")
+        contents.append(Content.of(Text(f"words {number}"), *([Image(path)] if number != 3 else [])))
+    return contents
+
+
+def write(path, text, age=3600):
+    path.write_text(text)
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def run(contents, cache, *encoders, **settings):
+    named = {encoder.key.model: encoder for encoder in encoders}
+    return embed(contents, named, cache, limits=LIMITS, **settings)
+
+
+def got(contents, encoder, cache):
+    return vectors_of(contents, encoder, cache, limits=LIMITS)
+
+
+def same(found, expected):
+    np.testing.assert_array_equal(found.vectors, expected.vectors)
+    np.testing.assert_array_equal(found.present, expected.present)
+    assert found.failures == expected.failures
+    assert found.space == expected.space
+
+
+def test_items_become_contents():
+    items = pl.DataFrame(
+        {
+            "title": ["Lamp", None, None],
+            "categories": [["home", "light"], None, []],
+            "description": ["Bright", None, ""],
+            "image": ["a/b.jpg", "/elsewhere/c.jpg", None],
+            "audio": [None, "https://example.org/s.mp3?k=1", ""],
+            "video": [None, "v.mp4", None],
+        }
+    )
+    assert item_contents(items, Path("/root")) == [
+        Content.of(Text("Lamp. home, light. Bright"), Image(Path("/root/a/b.jpg"))),
+        Content.of(
+            Image(Path("/elsewhere/c.jpg")), Audio("https://example.org/s.mp3?k=1"), Video(Path("/root/v.mp4"))
+        ),
+        Content(),
+    ]
+    bare = items.select("title", "categories", "description")
+    assert [len(content.parts) for content in item_contents(bare, Path())] == [1, 0, 0]
+
+
+def test_a_catalogue_is_embedded_once(catalogue, words, pictures, tmp_path):
+    cache = tmp_path / "cache"
+    report = run(catalogue, cache, words, pictures, shard=2)
+    for told, encoder, readable in zip(report.encoders, (words, pictures), (6, 5), strict=True):
+        assert (told.encoder, told.space) == (encoder.key.model, encoder.key)
+        assert (told.contents, told.readable, told.cached, told.computed) == (6, readable, 0, readable)
+        assert (told.changed, told.failed, told.first, told.damaged) == (0, 0, (), ())
+        assert encoder.taken() == [content for content in catalogue if encoder is words or len(content.parts) == 2]
+        same(got(catalogue, encoder, cache), encoder.encode(catalogue))
+        encoder.taken()
+    again = run(catalogue, cache, words, pictures, shard=2)
+    assert [(told.cached, told.computed) for told in again.encoders] == [(6, 0), (5, 0)]
+    assert (words.taken(), pictures.taken()) == ([], [])
+    assert pl.read_parquet(again.failures).schema == {
+        "encoder": pl.String,
+        "row": pl.Int64,
+        "part": pl.Int32,
+        "reason": pl.String,
+    }
+
+
+def test_only_what_has_changed_is_computed(catalogue, words, pictures, tmp_path):
+    cache = tmp_path / "cache"
+    run(catalogue, cache, words, pictures)
+    words.taken(), pictures.taken()
+    changed = list(catalogue)
+    changed[1] = Content.of(Text("other words"), *catalogue[1].parts[1:])
+    write(catalogue[4].parts[1].source, "PICTURE 4", age=1800)
+    changed += [Content.of(Text("new words"))]
+    changed = changed[::-1]  # places do not matter
+    report = run(changed, cache, words, pictures)
+    assert [(told.cached, told.computed) for told in report.encoders] == [(5, 2), (4, 1)]
+    assert words.taken() == [changed[0], changed[5]]
+    assert pictures.taken() == [changed[2]]
+    for encoder in (words, pictures):
+        same(got(changed, encoder, cache), encoder.encode(changed))
+
+
+def test_what_is_there_twice_is_computed_once(pictures, tmp_path):
+    for name in "ab":
+        write(tmp_path / name, "the same")
+    contents = [Content.of(Image(tmp_path / "a")), Content.of(Text("x"), Image(tmp_path / "b"))] * 3
+    report = run(contents, tmp_path / "cache", pictures, shard=2)
+    told = report.encoders[0]
+    assert (told.readable, told.cached, told.computed) == (6, 0, 1)
+    assert pictures.taken() == contents[:1]
+    same(got(contents, pictures, tmp_path / "cache"), pictures.encode(contents))
+
+
+def test_a_part_that_fails_leaves_the_others_and_is_told_by_its_place(pictures, tmp_path):
+    contents = [
+        Content.of(Image(b"good")),
+        Content.of(Text("x"), Image(b"good"), Text("y"), Image(b"bad one")),
+        Content.of(Image(b"good"), Image(b"bad one")),
+        Content.of(Text("z"), Image(b"bad two")),
+    ]
+    cache = tmp_path / "cache"
+    told = run(contents, cache, pictures, shard=1).encoders[0]
+    failures = (Failure(1, 3, "bad one"), Failure(2, 1, "bad one"), Failure(3, 1, "bad two"))
+    assert (told.readable, told.computed, told.failed, told.first) == (4, 3, 3, failures)
+    found = got(contents, pictures, cache)
+    same(found, pictures.encode(contents))
+    assert found.present.tolist() == [True, True, True, False]
+    pictures.taken()
+    again = run(contents, cache, pictures)
+    assert (again.encoders[0].computed, again.encoders[0].failed) == (0, 3)
+    assert pictures.taken() == []
+    assert pl.read_parquet(again.failures).rows() == [
+        ("pictures", 1, 3, "bad one"),
+        ("pictures", 2, 1, "bad one"),
+        ("pictures", 3, 1, "bad two"),
+    ]
+
+
+def test_what_failed_is_tried_again_when_asked(pictures, tmp_path):
+    url = Content.of(Image("https://example.org/a.jpg"))
+    contents, cache = [Content.of(Image(b"good")), url], tmp_path / "cache"
+    assert run(contents, cache, pictures).encoders[0].failed == 1
+    pictures.taken()
+    pictures.vector = lambda part: np.float32([1, 0, 0, 0])  # the server is there again
+    assert run(contents, cache, pictures).encoders[0].computed == 0
+    told = run(contents, cache, pictures, retry=True).encoders[0]
+    assert (told.cached, told.computed, told.failed) == (1, 1, 0)
+    assert pictures.taken() == [url]
+    assert got(contents, pictures, cache).vectors[1].tolist() == [1, 0, 0, 0]
+    assert run(contents, cache, pictures, retry=True).encoders[0].computed == 0
+
+
+def test_urls_are_fetched_again_when_asked(words, tmp_path):
+    both = Toy("text", "image")
+    both.vector = lambda part: np.float32([1, 0, 0, 0])
+    contents = [Content.of(Text("x")), Content.of(Text("x"), Image("https://example.org/a.jpg")), Content()]
+    run(contents, tmp_path, both, words)
+    both.taken(), words.taken()
+    both.vector = lambda part: np.float32([0, 1, 0, 0])
+    told = run(contents, tmp_path, both, words, refetch=True).encoders
+    assert [(each.cached, each.computed) for each in told] == [(1, 1), (2, 0)]
+    assert (both.taken(), words.taken()) == ([contents[1]], [])
+    assert got(contents, both, tmp_path).vectors.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_a_file_that_was_missing_is_embedded_when_it_comes(pictures, tmp_path):
+    path, cache = tmp_path / "late.jpg", tmp_path / "cache"
+    contents = [Content.of(Image(path))]
+    told = run(contents, cache, pictures).encoders[0]
+    assert (told.computed, told.failed) == (1, 1)
+    assert str(path) in told.first[0].reason
+    write(path, "here")
+    told = run(contents, cache, pictures).encoders[0]
+    assert (told.computed, told.failed) == (1, 0)
+    same(got(contents, pictures, cache), pictures.encode(contents))
+
+
+def test_a_file_that_changes_while_it_is_embedded_is_not_kept(catalogue, pictures, tmp_path):
+    cache = tmp_path / "cache"
+    path = catalogue[2].parts[1].source
+    pictures.before = lambda contents: write(path, "PICTURE 2", age=1800)
+    told = run(catalogue, cache, pictures).encoders[0]
+    assert (told.computed, told.changed) == (4, 1)
+    write(path, "picture 2")
+    assert got(catalogue, pictures, cache).present.tolist() == [True, True, False, False, True, True]
+    pictures.before = lambda contents: None
+    told = run(catalogue, cache, pictures).encoders[0]
+    assert (told.cached, told.computed, told.changed) == (4, 1, 0)
+    same(got(catalogue, pictures, cache), pictures.encode(catalogue))
+
+
+def test_failures_find_their_row_again_when_another_was_not_kept(tmp_path, pictures):
+    path = tmp_path / "a.jpg"
+    write(path, "first")
+    contents = [Content.of(Image(path)), Content.of(Text("x"), Image(b"bad"), Image(b"good"))]
+    pictures.before = lambda contents: write(path, "FIRST", age=1800)
+    told = run(contents, tmp_path / "cache", pictures).encoders[0]
+    assert (told.computed, told.changed, told.first) == (1, 1, (Failure(1, 1, "bad"),))
+
+
+def test_spaces_do_not_mix_and_two_encoders_may_share_one(catalogue, tmp_path):
+    one, other = Toy("text"), Toy("text", name="other")
+    other.vector = lambda part: np.float32([0, 0, 0, 1])
+    sounds = Toy("text", "image")  # another way into the space of the first
+    sounds.vector = lambda part: np.float32([0, 1, 0, 0])
+    embed(catalogue, {"one": one, "other": other, "sounds": sounds}, tmp_path / "cache", limits=LIMITS)
+    expected = Toy("text").encode(catalogue)
+    same(got(catalogue, one, tmp_path / "cache"), expected)
+    for encoder, vector in ((other, [0, 0, 0, 1]), (sounds, [0, 1, 0, 0])):
+        assert got(catalogue, encoder, tmp_path / "cache").vectors.tolist() == [vector] * 6
+    assert len(list((tmp_path / "cache").glob("*/space.json"))) == 2
+
+
+def test_two_readers_of_one_space_do_not_see_each_other_s_vectors(catalogue, tmp_path):
+    tiny, base = Toy("text", reader="tiny"), Toy("text", reader="base")
+    base.vector = lambda part: np.float32([0, 1, 0, 0])
+    run(catalogue, tmp_path, tiny)
+    assert not got(catalogue, base, tmp_path).present.any()
+    told = run(catalogue, tmp_path, base).encoders[0]
+    assert (told.cached, told.computed) == (0, 6)
+    assert got(catalogue, base, tmp_path).vectors.tolist() == [[0, 1, 0, 0]] * 6
+    same(got(catalogue, tiny, tmp_path), Toy("text").encode(catalogue))
+    assert not got(catalogue, Toy("text"), tmp_path).present.any()
+    assert len(list(tmp_path.glob("*/space.json"))) == 1
+
+
+def test_a_folder_of_another_space_is_refused(catalogue, words, pictures, tmp_path):
+    run(catalogue, tmp_path, words)
+    folder_of(tmp_path, words.key).rename(folder_of(tmp_path, pictures.key))
+    with pytest.raises(SpaceError, match="words@1 · 4 l2\n  given: pictures@1 · 4 l2"):
+        run(catalogue, tmp_path, pictures)
+    with pytest.raises(SpaceError, match="words@1 · 4 l2\n  given: pictures@1 · 4 l2"):
+        got(catalogue, pictures, tmp_path)
+
+
+def test_an_encoder_that_stops_keeps_what_was_finished(catalogue, words, tmp_path):
+    def stop(contents):
+        if catalogue[4] in contents:
+            raise SpaceError("the service is away")
+
+    words.before = stop
+    with pytest.raises(SpaceError, match="the service is away"):
+        run(catalogue, tmp_path, words, shard=2)
+    assert got(catalogue, words, tmp_path).present.tolist() == [True] * 4 + [False] * 2
+    words.before = lambda contents: words.taken()
+    told = run(catalogue, tmp_path, words, shard=2).encoders[0]
+    assert (told.cached, told.computed) == (4, 2)
+
+
+def test_a_second_job_is_told_of_the_first(catalogue, words, tmp_path):
+    with (
+        VectorCache(folder_of(tmp_path, words.key), words.key).writing(),
+        pytest.raises(StoreError, match=f"process {os.getpid()} is writing here"),
+    ):
+        run(catalogue, tmp_path, words)
+
+
+def test_a_job_with_nothing_to_compute_waits_for_nobody(catalogue, words, tmp_path):
+    run(catalogue, tmp_path, words)
+    with VectorCache(folder_of(tmp_path, words.key), words.key).writing():  # another run, of other items
+        told = run(catalogue, tmp_path, words).encoders[0]
+        assert (told.cached, told.computed, told.changed) == (6, 0, 0)
+        with pytest.raises(StoreError, match="is writing here"):
+            run(catalogue, tmp_path, words, retry=True)
+
+
+def test_a_damaged_shard_is_computed_again(catalogue, words, tmp_path):
+    run(catalogue, tmp_path, words, shard=2)
+    bad = sorted(tmp_path.glob("*/*.parquet"))[1]
+    bad.write_bytes(bad.read_bytes()[:-1] + b"X")
+    with pytest.raises(StoreError, match=str(bad)):
+        got(catalogue, words, tmp_path)
+    words.taken()
+    told = run(catalogue, tmp_path, words, shard=2).encoders[0]
+    assert (told.cached, told.computed, told.damaged) == (4, 2, (bad.with_suffix(".damaged"),))
+    assert len(words.taken()) == 2
+    same(got(catalogue, words, tmp_path), words.encode(catalogue))
+    assert run(catalogue, tmp_path, words).encoders[0].damaged == ()
+
+
+@pytest.mark.parametrize("contents", [[], [Content()] * 3])
+def test_nothing_is_embedded_where_there_is_nothing(contents, words, tmp_path):
+    told = run(contents, tmp_path, words).encoders[0]
+    assert (told.contents, told.readable, told.cached, told.computed, told.failed) == (len(contents), 0, 0, 0, 0)
+    assert words.taken() == []
+    found = got(contents, words, tmp_path)
+    assert found.vectors.tolist() == [[0, 0, 0, 0]] * len(contents)
+    assert not found.present.any()
+
+
+def test_blank_words_are_not_tried_for_ever(words, tmp_path):
+    words.vector = lambda part: np.zeros(4, dtype=np.float32)
+    assert run([Content.of(Text(" "))], tmp_path, words).encoders[0].computed == 1
+    assert run([Content.of(Text(" "))], tmp_path, words).encoders[0].computed == 0
+    assert not got([Content.of(Text(" "))], words, tmp_path).present.any()
+
+
+def test_progress_counts_contents_then_what_is_computed(catalogue, words, tmp_path):
+    told = []
+
+    def begin(what, many):
+        told.append((what, many))
+        return told.append
+
+    run(catalogue, tmp_path, words, shard=4, progress=begin)
+    assert told == [("files and texts", 6), 6, ("embed words", 6), 4, 2]
+    told.clear()
+    run(catalogue, tmp_path, words, progress=begin)
+    assert told == [("files and texts", 6), 6]
+
+
+MANY = [Content.of(Text(f"words {number}"), Image(f"picture {number}".encode())) for number in range(200)]
+
+JOB = """
+import sys
+sys.path[:0] = ["tests"]
+import time
+from test_embed import MANY, Path, Toy, run
+def before(contents):
+    if len(toy.read) == 0:
+        print("begun", flush=True)
+    time.sleep(0.004)
+    with open(sys.argv[2], "a") as calls:
+        calls.writelines(f"{MANY.index(content)}\\n" for content in contents)
+toy = Toy("text", "image")
+toy.before = before
+run(MANY, Path(sys.argv[1]), toy, shard=2)
+"""
+
+
+def test_killed_at_any_moment_it_computes_nothing_that_was_finished_again(tmp_path):
+    cache, calls = tmp_path / "cache", tmp_path / "calls"
+    toy, moments, kills = Toy("text", "image"), random.Random(0), 0
+    finished = np.zeros(len(MANY), dtype=bool)
+    for _ in range(6):
+        calls.write_text("")
+        with subprocess.Popen([sys.executable, "-c", JOB, cache, calls], stdout=subprocess.PIPE) as job:
+            job.stdout.readline()
+            time.sleep(moments.uniform(0, 0.3))
+            job.send_signal(signal.SIGKILL)
+        done = got(MANY, toy, cache).present  # a reader, before any writer has tidied up
+        asked = [int(line) for line in calls.read_text().split()]
+        assert not finished[asked].any()
+        assert not (finished & ~done).any()
+        assert len(set(asked)) == len(asked)
+        finished = done
+        kills += job.returncode == -signal.SIGKILL
+    assert finished.any()
+    assert kills >= 3
+    with VectorCache(folder_of(cache, toy.key), toy.key).writing():
+        pass  # a kill before a whole shard was named: the next writer takes it in
+    recovered = got(MANY, toy, cache).present
+    assert not (finished & ~recovered).any()
+    assert (recovered & ~finished).sum() in (0, 2)
+    run(MANY, cache, toy)
+    assert toy.taken() == [content for content, done in zip(MANY, recovered, strict=True) if not done]
+    run(MANY, tmp_path / "undisturbed", toy)
+    same(got(MANY, toy, cache), got(MANY, toy, tmp_path / "undisturbed"))
+
+
+class Lazy(Sequence):
+    """Contents that are made when they are asked for."""
+
+    def __len__(self):
+        return 25_000
+
+    def __getitem__(self, row):
+        return Content.of(Text(str(row)))
+
+
+class Quick(Toy):
+    """Vectors of contents that are numbers: nothing is held."""
+
+    def encode(self, contents, *, task="document", progress=None):
+        numbers = np.array([int(content.parts[0].text) for content in contents], dtype=np.float32)
+        out = unit(np.sin(numbers[:, None] + np.arange(self.key.dimension, dtype=np.float32)))
+        return Embedded(self.key, out, np.ones(len(out), dtype=np.bool_))
+
+
+def test_vectors_are_never_all_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(vectors, "SHARD_BYTES", 2**22)
+    quick, lazy = Quick("text", d=512), Lazy()
+    tracemalloc.start()
+    try:
+        told = run(lazy, tmp_path, quick, shard=1024).encoders[0]
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        found = got(lazy, quick, tmp_path)
+        reading = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    size = 25_000 * 512 * 4
+    assert told.computed == 25_000
+    assert peak < size / 2
+    assert size < reading < 1.5 * size
+    rows = [0, 1, 17_777, 24_999]
+    np.testing.assert_array_equal(found.vectors[rows], quick.encode([lazy[row] for row in rows]).vectors)

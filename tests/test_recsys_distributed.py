@@ -1,0 +1,123 @@
+"""Several processes: two real ones that share every step against one that takes it whole."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_data import SMALL, noise, toy_catalog, toy_config, write_tables
+
+from experiments.config import load_config
+from experiments.tracking.mlflow import NullTracker
+from experiments.pipelines.train import train
+from recsys.towers import distributed
+from recsys.bundle.io import current, load_bundle
+from recsys.config import TrainingConfig
+from recsys.towers.training import fit_towers
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+CASES = {
+    "full softmax": ({}, 0),
+    "ids hidden, negatives drawn, contents unused": (
+        {"id_dropout": 0.3, "content": False, "nested": (4,), "calendar": True},
+        12,
+    ),
+}
+BATCH = 60
+
+
+def fitted(case, batch_events):
+    """Towers of a case whose best pass is the second of four, and the lines of their history."""
+    config, negatives = CASES[case]
+    figures = iter([0.1, 0.3, 0.2, 0.1])
+    done = fit_towers(
+        toy_catalog(30),
+        replace(log := noise(), types=log.items % 3, n_types=3),
+        SMALL.model_copy(update=config),
+        TrainingConfig(epochs=9, patience=2, batch_events=batch_events, learning_rate=0.01, negatives=negatives),
+        seed=3,
+        validate=lambda _: {"ndcg_at_10": next(figures)},
+    )
+    return done
+
+
+def work():
+    """What the first of two processes does: fit every case, and keep weights and losses."""
+    folder = Path(sys.argv[1])
+    for number, case in enumerate(CASES):
+        done = fitted(case, BATCH)
+        torch.save(done.model.state_dict(), folder / f"{number}.pt")
+        (folder / f"{number}.json").write_text(json.dumps([done.epochs, [line["loss"] for line in done.history]]))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The folder with what two processes fitted."""
+    folder = tmp_path_factory.mktemp("shared")
+    ran = subprocess.run([*TORCHRUN, __file__, str(folder)], capture_output=True, text=True, timeout=200, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_two_processes_make_what_one_makes_of_the_doubled_batch(shared, number):
+    one = fitted(list(CASES)[number], 2 * BATCH)
+    weights = torch.load(shared / f"{number}.pt", weights_only=True)
+    epochs, losses = json.loads((shared / f"{number}.json").read_text())
+    assert epochs == one.epochs == 2
+    np.testing.assert_allclose(losses, [line["loss"] for line in one.history], rtol=1e-5)
+    d = SMALL.dimension
+    for name, tensor in one.model.state_dict().items():
+        if name.endswith("qkv.bias"):  # that of the keys has no say: its gradient is rounding, its steps chance
+            weights[name][d : 2 * d] = tensor[d : 2 * d]
+        # rounding decides where a gradient is about nothing, and how directions of about the same variance turn; a
+        # step is fifty times as long
+        np.testing.assert_allclose(weights[name], tensor, rtol=1e-3, atol=2e-4, err_msg=name)
+
+
+def test_a_run_of_two_processes_is_that_of_one_and_is_written_once(tmp_path):
+    write_tables(tmp_path / "data")
+    command = [*TORCHRUN, "--no-python", str(Path(sys.executable).with_name("recsys")), "train"]
+    config = toy_config(tmp_path, training={"epochs": 2, "batch_events": 128, "learning_rate": 0.01})
+    ran = subprocess.run(
+        [*command, str(config), "--no-track", "--json"], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)  # of the first process alone
+    assert ran.stderr.count("the same recipe on all events") == 1
+    (folder,) = [path for path in (tmp_path / "bundles").iterdir() if path.name != "current"]
+    assert str(folder) == told["bundle"]
+    assert current(tmp_path / "bundles") == folder
+
+    config = toy_config(tmp_path, training={"epochs": 2, "batch_events": 256, "learning_rate": 0.01})
+    one = load_bundle(train(load_config(config, {}), NullTracker(), Quiet())[0]).recommender
+    np.testing.assert_allclose(load_bundle(folder).recommender.vectors, one.vectors, atol=1e-4)
+
+
+class Quiet:
+    """Says nothing."""
+
+    def say(self, text):
+        """Nothing."""
+
+    def steps(self, what, total):
+        return lambda done: None
+
+
+def test_alone_nothing_is_shared():
+    state = torch.random.get_rng_state()
+    with distributed.own_chance(7):
+        torch.rand(3)
+    assert not torch.equal(state, torch.random.get_rng_state())  # one stream, as if it were not there
+    module = torch.nn.Linear(1, 1)
+    assert distributed.averaged(module) is module
+    assert distributed.agreed("mine") == "mine"
+    assert (distributed.rank(), distributed.size()) == (0, 1)
+
+
+if __name__ == "__main__":
+    distributed.lead_or_help(work)

@@ -1,0 +1,125 @@
+"""Filters against a catalogue that can be read at a glance."""
+
+from dataclasses import replace
+from datetime import date
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from features.catalog import Catalog
+from features.errors import DataError
+from features.ids import IdMap
+from recsys.retrieval.filters import Filter
+
+DAY = 86_400_000_000
+
+
+@pytest.fixture(scope="module")
+def catalog():
+    """Items a to f; f has nothing but its id."""
+    frame = pl.DataFrame(
+        {
+            "item_id": list("abcdef"),
+            "title": [None] * 6,
+            "description": [None] * 6,
+            "categories": [["red"], ["red", "blue"], ["blue"], [], [*(f"c{n}" for n in range(10)), "green"], None],
+            "price": [1.0, 2.0, 3.0, 4.0, 5.0, None],
+            "available": [True] * 6,
+            "published_at": [0, DAY, 2 * DAY, 3 * DAY, 4 * DAY, None],
+            "brand": ["x", "y", "x", None, "z", None],
+            "year": [1999, 2000, 2001, 2002, 2003, None],
+            "tags": [["new"], [], ["new", "sale"], ["sale"], None, None],
+            "sold": [True, False, True, None, False, False],
+            "day": [date(1970, 1, day) for day in range(1, 7)],
+        },
+        schema_overrides={"published_at": pl.Datetime("us", "UTC"), "title": pl.String, "description": pl.String},
+    )
+    return Catalog.of(frame, IdMap(tuple("abcdef")), np.zeros((6, 1), np.float32), np.zeros(6, np.bool_))
+
+
+@pytest.mark.parametrize(
+    ("given_", "left"),
+    [
+        ({}, "abcdef"),
+        ({"categories": ["red"]}, "ab"),
+        ({"categories": ["blue", "green", "no such"]}, "bce"),
+        ({"categories": []}, ""),
+        ({"price": [2, 4]}, "bcd"),
+        ({"price": [None, 2]}, "ab"),
+        ({"price": [4.5, None]}, "e"),
+        ({"price": [None, None]}, "abcde"),
+        ({"published": ["1970-01-02T00:00:00Z", "1970-01-04T00:00:00Z"]}, "bc"),
+        ({"published": ["1970-01-04T01:00:00+01:00", None]}, "de"),
+        ({"published": [None, "1970-01-01T00:00:00Z"]}, ""),
+        ({"items": ["f", "a", "unknown"]}, "af"),
+        ({"items": []}, ""),
+        ({"exclude": ["a", "unknown", "c"]}, "bdef"),
+        ({"columns": {"brand": ["x"]}}, "ac"),
+        ({"columns": {"year": [2000, 2003]}}, "be"),
+        ({"columns": {"tags": ["sale"]}}, "cd"),
+        ({"columns": {"year": [2000.0]}}, "b"),
+        ({"columns": {"price": [1, 2.0]}}, "ab"),
+        ({"columns": {"sold": [True]}}, "ac"),
+        ({"columns": {"published_at": ["1970-01-02T00:00:00Z"]}}, "b"),
+        ({"columns": {"day": ["1970-01-03"]}}, "c"),
+        ({"categories": ["c9"]}, "e"),  # the tenth of one item
+        ({"columns": {"brand": ["x", "y"], "year": [1999, 2000]}}, "ab"),
+        ({"categories": ["blue"], "price": [None, 2.5], "exclude": ["c"]}, "b"),
+    ],
+)
+def test_what_is_let_through(catalog, given_, left):
+    mask = Filter.model_validate(given_).mask(catalog)
+    assert mask.dtype == np.bool_
+    assert "".join(np.array(list("abcdef"))[mask]) == left
+
+
+def test_a_filter_takes_away_what_another_would_and_no_more(catalog):
+    one, other = {"price": [2, None]}, {"columns": {"brand": ["x"]}}
+    both = Filter.model_validate(one | other).mask(catalog)
+    np.testing.assert_array_equal(
+        both, Filter.model_validate(one).mask(catalog) & Filter.model_validate(other).mask(catalog)
+    )
+
+
+@given(data=st.data())
+def test_prices_as_python_compares_them(catalog, data):
+    prices = data.draw(st.lists(st.floats(0, 9, width=32) | st.just(float("nan")), min_size=6, max_size=6))
+    low, high = sorted(data.draw(st.tuples(st.floats(0, 9, width=32), st.floats(0, 9, width=32))))
+    mask = Filter(price=(low, high)).mask(replace(catalog, price=np.array(prices, np.float32)))
+    assert mask.tolist() == [low <= price <= high for price in prices]
+
+
+def test_a_column_that_is_not_there_or_of_another_type_is_an_error_that_says_so(catalog):
+    with pytest.raises(DataError, match=r"column 'colour': the items have none; there are: item_id, .*brand"):
+        Filter(columns={"colour": ("red",)}).mask(catalog)
+    for name, value, why in (
+        ("year", "x", "numbers are needed"),
+        ("year", True, "numbers are needed"),
+        ("year", 10**400, "int too large"),
+        ("sold", 1, "true or false are needed"),
+        ("brand", 1, "texts are needed"),
+        ("published_at", "yesterday", "could not find an appropriate format"),
+    ):
+        with pytest.raises(DataError, match=rf"column '{name}' of type .*{why}"):
+            Filter.model_construct(columns={name: (value,)}).mask(catalog)
+
+
+@pytest.mark.parametrize(
+    ("given_", "why"),
+    [
+        ({"prices": [1, 2]}, "prices"),
+        ({"price": [3, 2]}, "is empty: give the smaller bound first"),
+        ({"price": [1]}, "price"),
+        ({"published": ["2020-01-01", None]}, "published"),
+        ({"published": ["2020-01-02T00:00:00Z", "2020-01-01T00:00:00Z"]}, "is empty"),
+        ({"items": "a"}, "items"),
+        ({"exclude": ["a"] * 10_001}, "exclude"),
+    ],
+)
+def test_what_is_no_filter_is_refused_by_name(given_, why):
+    with pytest.raises(ValidationError, match=why):
+        Filter.model_validate(given_)

@@ -1,0 +1,170 @@
+"""The losses against torch's own and against their formulas: over all items, a sample, a batch, and cut vectors."""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from recsys.towers.losses import CHUNK, MAX_SCALE, Pairs, gbce_loss, in_batch_loss, nested_loss, softmax_loss
+
+SCALE = torch.tensor(7.0)
+OF, TARGET = torch.tensor([0, 0, 1, 2, 3, 4]), torch.tensor([3, 7, 0, 8, 3, 1])
+WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.25, 1.5, 0.75])
+
+
+def case(q=5, n=9, d=4, seed=0):
+    """Unit queries and items."""
+    g = torch.Generator().manual_seed(seed)
+    return tuple(functional.normalize(torch.randn(rows, d, generator=g), dim=-1) for rows in (q, n))
+
+
+def pairs(of=OF, target=TARGET, weight=None):
+    return Pairs(of, target, torch.ones(len(of)) if weight is None else weight)
+
+
+def expected(queries, items, scale, of=OF, target=TARGET, weight=None):
+    losses = functional.cross_entropy((queries @ items.T * scale)[of], target, reduction="none")
+    return (losses if weight is None else losses * weight).mean()
+
+
+def same(loss, told, ours, theirs):
+    """The two losses, and the gradients by what each of them was made of."""
+    assert loss.item() == pytest.approx(told.item(), rel=1e-5)
+    (3 * loss).backward()
+    (3 * told).backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.grad, other.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.5, 7.0, MAX_SCALE])
+def test_full_softmax_and_its_gradients_are_torchs(scale):
+    """Also over several chunks, with queries that have several targets and one that has none."""
+    queries, items = case(q=2 * CHUNK + 3, n=50, d=8)
+    of = torch.arange(1, len(queries)).repeat_interleave(torch.arange(1, len(queries)) % 3 + 1)
+    target = torch.randint(50, (len(of),), generator=torch.Generator().manual_seed(1))
+    weight = torch.rand(len(of), generator=torch.Generator().manual_seed(2)) + 0.1
+    for one in (None, weight):
+        ours, theirs = ([t.clone().requires_grad_() for t in (queries, items, torch.tensor(scale))] for _ in range(2))
+        loss = softmax_loss(*ours, pairs(of, target, one))
+        same(loss, expected(*theirs, of, target, one), ours, theirs)
+
+
+def test_an_item_that_is_opposite_to_everything_still_has_a_loss():
+    queries, items = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0], [-1.0, 0.0]])
+    loss = softmax_loss(queries, items, torch.tensor(MAX_SCALE), pairs(torch.tensor([0]), torch.tensor([1])))
+    assert loss.item() == pytest.approx(np.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 14.0])
+def test_sampled_softmax_comes_near_to_the_full_one(scale):
+    """Also where the target is found and is drawn again and again, as in a small catalogue."""
+    queries, items = case(n=40)
+    of, target = torch.arange(5), torch.tensor([3, 0, 8, 3, 1])
+    queries = functional.normalize(items[target] + 0.3 * queries, dim=-1)
+    torch.manual_seed(0)
+
+    def loss(negatives):
+        return softmax_loss(queries, items, torch.tensor(scale), pairs(of, target), negatives).item()
+
+    full = loss(0)
+    assert np.mean([loss(39) for _ in range(400)]) == pytest.approx(full, rel=0.03)  # all but one
+    assert abs(np.mean([loss(20) for _ in range(200)]) - full) < 0.1 * full + 0.05
+    assert loss(20) != loss(20)  # they are draws
+
+
+def test_sampled_softmax_and_its_gradients_are_those_of_the_formula():
+    """Z = exp(s+) + (n - 1) / m * sum of exp(s-) over the m drawn that are no targets; also where all of them are."""
+    n, drawn = 9, [7, 0, 4, 3]
+    of, target = torch.tensor([0, 0, 1, 2, 3, 3, 3, 3]), torch.tensor([3, 8, 0, 2, 7, 0, 4, 3])
+    weight = torch.linspace(0.3, 1.7, len(of))
+
+    def formula(queries, items, scale):
+        losses = []
+        for q, t in zip(of.tolist(), target.tolist(), strict=True):
+            others = [i for i in drawn if i not in target[of == q].tolist()]
+            rest = sum(torch.exp(queries[q] @ items[i] * scale) for i in others) * ((n - 1) / max(1, len(others)))
+            positive = queries[q] @ items[t] * scale
+            losses.append(torch.log(torch.exp(positive) + rest) - positive)
+        return (torch.stack(losses) * weight).mean()
+
+    queries, items = case(q=4, n=n)
+    ours, theirs = ([x.clone().requires_grad_() for x in (queries, items, SCALE)] for _ in range(2))
+    with drawing(drawn):
+        loss = softmax_loss(*ours, pairs(of, target, weight), len(drawn))
+    same(loss, formula(*theirs), ours, theirs)
+
+
+def drawing(drawn):
+    """torch.randperm begins with these."""
+    return mock.patch.object(
+        torch, "randperm", lambda n, device: torch.tensor([*drawn, *(set(range(n)) - set(drawn))])
+    )
+
+
+def test_in_batch_softmax_and_its_gradients_are_those_of_the_formula():
+    """Each other target of the batch stands for its count / (pairs * frequency) items; a query's own are left out."""
+    frequency = torch.tensor([0.1, 0.05, 0.2, 0.15, 0.1, 0.1, 0.1, 0.15, 0.05])
+    counts = {3: 2, 7: 1, 0: 1, 8: 1, 1: 1}
+
+    def formula(queries, items, scale):
+        losses = []
+        for q, t in zip(OF.tolist(), TARGET.tolist(), strict=True):
+            others = set(counts) - set(TARGET[q == OF].tolist())
+            rest = sum(counts[i] / (6 * frequency[i]) * torch.exp(queries[q] @ items[i] * scale) for i in others)
+            positive = queries[q] @ items[t] * scale
+            losses.append(torch.log(torch.exp(positive) + rest) - positive)
+        return (torch.stack(losses) * WEIGHT).mean()
+
+    ours, theirs = ([x.clone().requires_grad_() for x in (*case(), SCALE)] for _ in range(2))
+    same(in_batch_loss(*ours, pairs(weight=WEIGHT), frequency), formula(*theirs), ours, theirs)
+
+
+def test_in_batch_softmax_comes_near_to_the_full_one():
+    """The correction makes up for batches in which popular items come often: without it the gap is .13."""
+    queries, items = case(q=400, n=40, d=8)
+    frequency = torch.arange(1.0, 41.0) ** -1
+    frequency = frequency / frequency.sum()
+    torch.manual_seed(0)
+    losses, full = [], []
+    for _ in range(50):
+        target = torch.multinomial(frequency, 400, replacement=True)
+        drawn = pairs(torch.arange(400), target)
+        losses.append(in_batch_loss(queries, items, SCALE, drawn, frequency).item())
+        full.append(softmax_loss(queries, items, SCALE, drawn).item())
+    assert np.mean(losses) == pytest.approx(np.mean(full), rel=0.01)
+    flat = in_batch_loss(queries, items, SCALE, drawn, torch.full((40,), 1 / 40)).item()
+    assert abs(flat - full[-1]) > 0.1
+
+
+@pytest.mark.parametrize("drawn", [[7, 0, 4, 3], list(range(9))])
+def test_gbce_and_its_gradients_are_those_of_the_formula(drawn):
+    """b = a (t (1 - 1 / a) + 1 / a); over all items a is 1, and so is b."""
+    a = min(1, len(drawn) / 8)
+    b = a * (0.75 * (1 - 1 / a) + 1 / a)
+
+    def formula(queries, items, scale):
+        losses = []
+        for q, t in zip(OF.tolist(), TARGET.tolist(), strict=True):
+            others = [i for i in drawn if i not in TARGET[q == OF].tolist()]
+            rest = sum(torch.log(1 - torch.sigmoid(queries[q] @ items[i] * scale)) for i in others)
+            losses.append(-b * torch.log(torch.sigmoid(queries[q] @ items[t] * scale)) - rest)
+        return (torch.stack(losses) * WEIGHT).mean()
+
+    ours, theirs = ([x.clone().requires_grad_() for x in (*case(), torch.tensor(2.0))] for _ in range(2))
+    with drawing(drawn):
+        loss = gbce_loss(*ours, pairs(weight=WEIGHT), 0 if len(drawn) == 9 else len(drawn))
+    same(loss, formula(*theirs), ours, theirs)
+
+
+def test_nested_loss_is_the_mean_over_the_cuts():
+    queries, items = case(d=8)
+    cuts = [
+        expected(functional.normalize(queries[:, :m], dim=-1), functional.normalize(items[:, :m], dim=-1), SCALE)
+        for m in (8, 2, 4)
+    ]
+    loss = nested_loss(softmax_loss, queries, items, SCALE, pairs(), (2, 4))
+    assert loss.item() == pytest.approx(float(sum(cuts)) / 3, rel=1e-5)
+    loss = nested_loss(softmax_loss, queries, items, SCALE, pairs(), ())
+    assert loss.item() == pytest.approx(cuts[0].item(), rel=1e-5)

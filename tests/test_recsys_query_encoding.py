@@ -1,0 +1,228 @@
+"""Search by words, pictures and mixtures: the vector, and the command."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_embeddings import POISON, FakeEmbeddings, unit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from media import picture
+from toy_data import noise, toy_catalog, toy_stage
+from toy_service import RED, RULES, toy_bundle, with_contents
+from typer.testing import CliRunner
+
+from features.content.parts import Content, Image, Limits, Text
+from features.content.encoder_config import Builtin, Gemini
+from features.errors import BundleError, ConfigError, ContentError, SpaceError
+from features.content.spaces import Embedded, SpaceKey
+from features.store.base import MemoryStore
+from recsys.cli import main as cli
+from recsys.content.alignment import Alignment, Map
+from recsys.bundle.io import publish, save_bundle
+from recsys.content.content_space import ContentSpace
+from recsys.content.query_encoding import Encoding, Searcher, searchable
+from serving.state.snapshot import Live
+
+RED_PNG = picture(np.full((8, 8, 3), (255, 0, 0), np.uint8), "PNG")
+
+
+# The vector
+
+
+class Fixed:
+    """Says the same of every content; failures as told."""
+
+    def __init__(self, space: SpaceKey, kinds: set[str], vector: Any, why: dict[int, str] | None = None) -> None:
+        self.key, self.modalities, self.vector, self.why = space, frozenset(kinds), vector, why or {}
+        self.asked = 0
+
+    def space(self, task: str = "document") -> SpaceKey:
+        return self.key
+
+    def encode(self, contents: Any, *, task: str = "document", progress: Any = None) -> Embedded:
+        from features.content.spaces import Failure
+
+        self.asked += 1
+        vectors = np.asarray([self.vector], np.float32)
+        return Embedded(self.key, vectors, vectors.any(1), tuple(Failure(0, at, w) for at, w in self.why.items()))
+
+
+WORDY, SEEN, HEARD = SpaceKey("words", "1", 2), SpaceKey("eyes", "1", 3), SpaceKey("ears", "1", 4)
+
+
+def aligned() -> ContentSpace:
+    """Words are turned by 90 degrees, of pictures the last coordinate is dropped."""
+    turn = Map(np.zeros(2, np.float32), np.array([[0, 1], [1, 0]], np.float32))
+    drop = Map(np.zeros(3, np.float32), np.eye(3, 2, dtype=np.float32))
+    alignment = Alignment({WORDY: turn, SEEN: drop}, (2,))
+    items = Embedded(alignment.space, np.eye(2, dtype=np.float32), np.array([True, True]))
+    return ContentSpace(alignment.space, alignment, {"text": items, "image": items})
+
+
+def test_a_mixture_is_the_sum_of_its_channels_in_the_space_of_the_items() -> None:
+    space = aligned()
+    searcher = Searcher(space, {"text": Fixed(WORDY, {"text"}, [1, 0]), "image": Fixed(SEEN, {"image"}, [1, 0, 0])})
+    both = searcher.embed(Content.of(Text("x"), Image(b"y")))
+    np.testing.assert_allclose(both.vectors, [[0.5**0.5, 0.5**0.5]], rtol=1e-6)
+    assert (both.space, both.failures, both.present.tolist()) == (space.space, (), [True])
+    np.testing.assert_allclose(searcher.embed(Content.of(Text("x"))).vectors, [[0, 1]])
+
+
+def test_only_encoders_of_the_parts_kinds_are_asked() -> None:
+    words, eyes = Fixed(WORDY, {"text"}, [1, 0]), Fixed(SEEN, {"image", "video"}, [1, 0, 0])
+    Searcher(aligned(), {"text": words, "image": eyes}).embed(Content.of(Text("x")))
+    assert (words.asked, eyes.asked) == (1, 0)
+
+
+def test_a_channel_that_no_item_has_is_told_and_not_asked() -> None:
+    ears, speech = Fixed(HEARD, {"audio"}, [1, 0, 0, 0]), Fixed(WORDY, {"audio"}, [1, 0])
+    content = Content.of(Text("x"), Image(b"a"))
+    told = Searcher(aligned(), {"text": Fixed(WORDY, {"text"}, [1, 0]), "sound": ears}).embed(content)
+    assert [(f.part, f.reason.partition(":")[0]) for f in told.failures] == [
+        (1, "the items cannot be searched by image")
+    ]
+    alone = Searcher(aligned(), {"sound": ears}).embed(Content.of(content.parts[1]))
+    assert (alone.present.tolist(), len(alone.failures), ears.asked) == ([False], 1, 0)
+    from features.content.parts import Audio
+
+    spoken = Searcher(aligned(), {"sound": ears, "speech": speech}).embed(Content.of(Audio(b"a")))
+    np.testing.assert_allclose(spoken.vectors, [[0, 1]])  # as its words, though no item is spoken
+    assert (spoken.failures, ears.asked) == ((), 0)
+
+
+def test_parts_that_fail_or_say_nothing_are_told_once() -> None:
+    eyes = {"image": Fixed(SEEN, {"image"}, [0, 0, 0], {0: "broken"}), "text": Fixed(WORDY, {"text"}, [0, 0])}
+    told = Searcher(aligned(), eyes).embed(Content.of(Image(b"a"), Text("x")))
+    assert [(f.part, f.reason) for f in told.failures] == [(0, "broken"), (1, "there is nothing in it to search by")]
+    assert told.present.tolist() == [False]
+
+
+@pytest.mark.parametrize("space", [aligned(), ContentSpace(WORDY, None, {"text": aligned().channels["text"]})])
+def test_an_encoder_that_became_another_is_refused(space: ContentSpace) -> None:
+    newer = replace(WORDY, revision="2")
+    with pytest.raises(SpaceError, match="words@2"):
+        Searcher(space, {"text": Fixed(newer, {"text"}, [1, 0])}).embed(Content.of(Text("x")))
+
+
+def test_near_query_is_the_cosine_by_channel(tmp_path: Path) -> None:
+    bundle = with_contents(toy_bundle(tmp_path))
+    assert bundle.content is not None
+    near = bundle.content.near_query(RED, np.array([0, 11, 2, 9]))
+    assert near["text"] == [1.0, pytest.approx(np.cos(np.radians(88))), pytest.approx(np.cos(np.radians(16))), None]
+    assert near["image"] == [0.0, None, 1.0, None]
+
+
+def test_the_encoding_is_what_the_manifest_says() -> None:
+    run = {"encoder": {"kind": "builtin", "multilingual": True}, "limits": {"pixels": 9}, "cache": "c"}
+    assert Encoding.of({"config": run}) == Encoding(Builtin(multilingual=True), Limits(pixels=9), Path("c/models"))
+    assert Encoding.of({"config": run | {"encoder": {"kind": "gemini"}}}) == Encoding(
+        Gemini(kind="gemini"), Limits(pixels=9), Path("c/models")
+    )
+    assert Encoding.of({"config": run | {"encoder": None}}) is None
+    assert Encoding.of({"config": {}}) is None
+    for wrong in ({"encoder": {"kind": "crystal ball"}}, {"limits": {"pixels": 0}}):
+        with pytest.raises(BundleError, match="train again"):
+            Encoding.of({"config": run | wrong})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    available=st.lists(st.booleans(), min_size=12, max_size=12),
+    angle=st.floats(0, 360),
+    k=st.integers(1, 14),
+)
+def test_hidden_items_are_never_found(available: list[bool], angle: float, k: int) -> None:
+    bundle = with_contents(toy_bundle(Path()))
+    bundle = replace(bundle, catalog=replace(bundle.catalog, available=np.array(available)))
+    vector = np.array([[np.cos(np.radians(angle)), np.sin(np.radians(angle)), 0]], np.float32)
+    found = Live.of(bundle, MemoryStore(RULES)).search(vector, k, {})
+    rows = found.rows.tolist()
+    may = {row for row in range(12) if available[row] and row != 9}
+    assert set(rows) <= may
+    assert len(rows) == len(set(rows)) == min(k, len(may) - ({4, 5} <= may))
+    scores = bundle.catalog.content @ vector[0]
+    assert (np.diff(scores[rows]) <= 1e-6).all()
+    left = may - set(rows) - ({4, 5} if {4, 5} & set(rows) else set())
+    assert not left or max(scores[list(left)]) <= scores[rows[-1]] + 1e-6
+    assert searchable(bundle.catalog).tolist() == [a and row != 9 for row, a in enumerate(available)]
+    later = np.where(np.arange(12) < 3, 2**62, bundle.catalog.published)
+    assert not searchable(replace(bundle.catalog, published=later))[:3].any()
+
+
+# The command
+
+
+D = 8
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[FakeEmbeddings]:
+    with FakeEmbeddings(D) as fake:
+        yield fake
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory, service: FakeEmbeddings) -> Path:
+    """A real bundle of 30 items, whose texts were embedded by the service; i7 is hidden, i5 has none."""
+    folder = tmp_path_factory.mktemp("bundles")
+    text = np.stack([unit(f"Title {row}", D) for row in range(30)])
+    text[5] = 0
+    catalog = toy_catalog(30, text=text)
+    catalog.available[7] = False
+    stage, catalog, statistics = toy_stage(noise(), catalog, reranked=False)
+    key = SpaceKey("toy-embed", service.url.partition("://")[2] + "/v1", D, preprocessing=JOINED)
+    space = ContentSpace(key, None, {"content": Embedded(key, text, catalog.has_content)})
+    encoder = {"kind": "openai-compatible", "base_url": f"{service.url}/v1", "model": "toy-embed"}
+    facts = {"config": {"encoder": encoder, "limits": {}, "cache": str(folder / "cache")}}
+    publish(save_bundle(folder, catalog, stage, statistics, facts, space))
+    return folder
+
+
+JOINED = "texts of a content joined by line breaks"
+
+
+def search(bundles: Path, *arguments: str) -> Any:
+    return CliRunner().invoke(cli.app, ["search", "--bundles", str(bundles), *arguments])
+
+
+def test_the_command_finds(bundles: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(RED_PNG)
+    done = search(bundles, "--text", "Title 4", "--image", str(tmp_path / "x.png"), "--k", "40", "--json")
+    assert done.exit_code == 0, done.exception
+    said = json.loads(done.stdout)
+    cosines = {
+        f"i{row}": float(unit(f"Title {row}", D) @ unit("Title 4", D)) for row in range(30) if row not in (5, 7)
+    }
+    assert [i["item_id"] for i in said["items"]] == sorted(cosines, key=lambda item: -cosines[item])
+    assert said["items"][0] == {
+        "item_id": "i4",
+        "title": "Title 4",
+        "score": pytest.approx(1, abs=1e-5),
+        "near": {"content": pytest.approx(1, abs=1e-3)},  # kept in half precision
+    }
+    assert [part for part, _ in said["failed"]] == ["image"]
+    assert done.stderr.startswith("image not read: the items cannot be searched by image")
+
+
+def test_the_command_prints_a_table(bundles: Path) -> None:
+    told = search(bundles, "--text", "Title 4", "--k", "2").stdout
+    assert "Title 4" in told
+    assert "1.000" in told
+    assert "content" in told
+
+
+def test_the_command_refuses(bundles: Path, tmp_path: Path) -> None:
+    assert isinstance(search(bundles).exception, ConfigError)
+    done = search(bundles, "--text", POISON, "--image", str(tmp_path / "absent.png"))
+    assert isinstance(done.exception, ContentError)
+    assert [line.partition(" ")[0] for line in done.stderr.splitlines()] == ["text", "image"]
+    assert isinstance(search(tmp_path, "--text", "x").exception, BundleError)
+    without = tmp_path / "without"
+    stage, catalog, statistics = toy_stage(noise(), toy_catalog(30), reranked=False)
+    publish(save_bundle(without, catalog, stage, statistics, {"config": {"encoder": None}}))
+    assert "train with an encoder" in str(search(without, "--text", "x").exception)

@@ -1,0 +1,316 @@
+"""The reranker: every feature by hand, an order that one feature decides, and its file."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from toy_data import DAY, noise, toy_catalog, toy_log
+
+from features.errors import BundleError
+from recsys.ranking import reranker as module
+from recsys.interfaces import Candidates, Scorer
+from recsys.ranking.reranker import (
+    FEATURES,
+    LONG,
+    NEGATIVES,
+    RECENT_EVENTS,
+    SHORT,
+    Lesson,
+    PairFeatures,
+    Reranker,
+    fit_reranker,
+)
+from recsys.config import RerankerConfig
+from recsys.ranking.user_item_counts import DECAY
+from recsys.ranking.tfidf import NEWER
+
+R2 = 2**-0.5
+UNKNOWN = np.iinfo(np.int64).min
+
+VECTORS = np.array([[1, 0], [0, 1], [R2, R2], [-1, 0]], np.float32)
+TEXT = np.array([[1, 0], [0, 1], [0, 0], [R2, -R2]], np.float32)
+
+TRAINED = [
+    *((user, 0, 50 * DAY) for user in range(3)),  # long ago
+    (0, 1, 95 * DAY),
+    (1, 1, 80 * DAY),
+    (2, 2, 100 * DAY),
+]
+
+
+@pytest.fixture(scope="module")
+def features():
+    catalog = toy_catalog(4, categories=[["aa", "xx"], ["bb"], ["aa"], ["xx", "aa"]], text=TEXT)
+    catalog = replace(catalog, published=np.array([10 * DAY, UNKNOWN, 120 * DAY, 85 * DAY]))
+    return PairFeatures.of(catalog, VECTORS, toy_log(TRAINED, n_items=4))
+
+
+@pytest.fixture(scope="module")
+def table(features):
+    """(state, place) -> feature -> value. State 0 liked 0, 0, 1; state 1 is of a user without any history."""
+    log = toy_log([(0, 0, 10), (0, 0, 20), (0, 3, 25, False), (0, 1, 30), (0, 2, 200 * DAY)], n_items=4)
+    states = log.states(np.array([0, -1]), np.array([110 * DAY, 110 * DAY]))
+    rows = np.array([[2, 0, 3, -1], [1, 3, -1, -1]])
+    scores = np.array([[0.9, 0.5, 0.25, -np.inf], [0.75, 0.5, -np.inf, -np.inf]], np.float32)
+    matrix = features.matrix(states, Candidates(rows, scores))
+    assert matrix.shape == (2, 4, len(FEATURES))
+    assert matrix.dtype == np.float32
+    return lambda state, place: dict(zip(FEATURES, matrix[state, place].tolist(), strict=True))
+
+
+LOG3, LOG2 = np.log1p(3), np.log1p(2)
+
+WORDS = TfidfVectorizer().fit_transform(["title aa xx", "title bb", "title aa", "title xx aa"]).toarray()
+LIKED = NEWER * WORDS[0] + WORDS[1]
+
+EXPECTED = {
+    "retrieval_score": (0.9, 0.5, 0.25),
+    "retrieval_rank": (0, 1, 2),
+    "similarity_last": (R2, 0, 0),  # to item 1
+    "similarity_max": (R2, 1, 0),
+    "similarity_mean": (R2, 2 / 3, -2 / 3),
+    "text_similarity": (0, 2 * 5**-0.5, R2 * (2 - 1) * 5**-0.5),  # profile (2, 1) / sqrt 5; item 2 has no text
+    "word_similarity": WORDS[[2, 0, 3]] @ LIKED / np.linalg.norm(LIKED),
+    "category_share": (2 / 3, 2 / 3, 0),  # main categories of 0, 0, 1: aa, aa, bb
+    # of three who took 0, two took 1 and one took 2; nobody 1 and 2: both / (owners of the other + 200), newest first
+    "neighbours_long": (LONG / (3 + 200), 2 / (2 + 200), 0),
+    "neighbours_short": (SHORT / (3 + 200), 2 / (2 + 200), 0),
+    "item_log_count": (np.log1p(1), LOG3, 0),
+    "item_log_recent": (np.log1p(1), 0, 0),
+    "item_log_newest": (np.log1p(1), 0, 0),
+    "item_trend": (np.log1p(30 / 7) - np.log1p(1), 0, 0),
+    "item_days_since_last": (0, 50, np.nan),  # until the statistics end, on day 100
+    "item_days_since_published": (-10, 100, 25),  # until it is asked, on day 110
+    "user_log_history": (LOG3, LOG3, LOG3),
+    "user_popularity_gap": tuple(x - (2 * LOG3 + LOG2) / 3 for x in (np.log1p(1), LOG3, 0)),
+    "user_item_log_count": (0, LOG2, 0),
+    "user_item_recency": (0, DECAY + DECAY**2, 0),
+    # finest categories are xx, bb, aa, aa and those of the history xx, xx, bb: candidates 2 and 3 share none
+    "user_category_log_count": (0, LOG2, 0),
+    "user_category_recency": (0, DECAY + DECAY**2, 0),
+    "user_category_days_since_last": (np.nan, 110, np.nan),
+    "user_category_due": (np.nan, 110 / 0.5, np.nan),
+    "user_item_share": (0, 2 / 3, 0),
+    "user_item_days_since_last": (np.nan, 110, np.nan),
+    "user_item_due": (np.nan, 110 / 0.5, np.nan),  # 10 µs between its two events count as half a day
+    "user_log_moments": (LOG3, LOG3, LOG3),
+    "user_repeat_share": (1 / 3, 1 / 3, 1 / 3),
+    "user_days_since_last": (110, 110, 110),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_each_feature_by_hand(table, name):
+    found = [table(0, place)[name] for place in range(3)]
+    np.testing.assert_allclose(found, EXPECTED[name], rtol=1e-5, atol=1e-6)
+
+
+def test_of_a_user_without_history_only_the_item_is_known(table):
+    first, second = table(1, 0), table(1, 1)
+    assert first["retrieval_score"] == 0.75
+    assert second["retrieval_rank"] == 1
+    assert first["item_log_count"] == pytest.approx(LOG2)
+    assert first["item_days_since_last"] == pytest.approx(5)
+    assert np.isnan(first["item_days_since_published"])  # of item 1 it is unknown
+    for name in (
+        "text_similarity",
+        "word_similarity",
+        "category_share",
+        "user_log_history",
+        "user_item_log_count",
+        "user_item_recency",
+    ):
+        assert first[name] == 0
+    assert first["user_item_share"] == first["user_log_moments"] == 0
+    for name in ("user_item_days_since_last", "user_item_due", "user_repeat_share", "user_days_since_last"):
+        assert np.isnan(first[name])
+    assert first["similarity_max"] == first["similarity_last"] == -1  # the least there is
+    assert np.isnan(first["user_popularity_gap"])
+
+
+def test_what_is_due_by_hand(features):
+    """Item 0 on days 0, 10 and 30, 1 in the last of these baskets, 3 on day 1, 2 seen on day 40; asked on day 45."""
+    rows = [(1, 0, 0), (1, 0, 10 * DAY), (1, 0, 30 * DAY), (1, 1, 30 * DAY), (1, 2, 40 * DAY, False), (1, 3, DAY)]
+    states = toy_log(rows, n_items=4).states(np.array([1]), np.array([45 * DAY]))
+    matrix = features.matrix(states, Candidates(np.array([[0, 1, 2]]), np.zeros((1, 3), np.float32)))[0]
+    expected = {
+        "user_item_log_count": (np.log1p(3), np.log1p(1), 0),
+        "user_item_recency": (DECAY**4 + DECAY**2 + DECAY, 1, 0),
+        "user_item_share": (3 / 4, 1 / 4, 0),
+        "user_item_days_since_last": (15, 15, np.nan),
+        "user_item_due": (15 / 15, np.nan, np.nan),
+        "user_category_log_count": (np.log1p(3), np.log1p(1), np.log1p(1)),  # xx, bb, and aa: of item 3
+        "user_category_days_since_last": (15, 15, 44),
+        "user_log_moments": (np.log1p(4),) * 3,
+        "user_repeat_share": (2 / 5,) * 3,
+        "user_days_since_last": (15,) * 3,
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(matrix[:, FEATURES.index(name)], values, rtol=1e-6, err_msg=name)
+
+
+def test_items_without_a_category_share_none():
+    catalog = toy_catalog(3, categories=[[], [], ["a"]])
+    log = toy_log([(0, 0, 1)], n_items=3)
+    features = PairFeatures.of(catalog, np.eye(3, dtype=np.float32), log)
+    found = Candidates(np.array([[1, 2]]), np.zeros((1, 2), np.float32))
+    matrix = features.matrix(log.states(np.array([0]), np.array([2])), found)
+    assert matrix[0, :, FEATURES.index("category_share")].tolist() == [0, 0]
+
+
+def test_similarities_look_at_the_newest_events_only_and_counts_at_all(features):
+    old = [(0, 0, t) for t in range(10)]
+    log = toy_log(old + [(0, 1, 100 + t) for t in range(RECENT_EVENTS)], n_items=4)
+    found = Candidates(np.array([[0, 1]]), np.zeros((1, 2), np.float32))
+    matrix = features.matrix(log.states(np.array([0]), np.array([10**6])), found)[0]
+    assert matrix[0, FEATURES.index("similarity_max")] == 0  # to item 1 alone
+    assert matrix[:, FEATURES.index("user_item_log_count")] == pytest.approx(np.log1p([10, RECENT_EVENTS]))
+    assert matrix[:, FEATURES.index("user_log_history")] == pytest.approx([np.log1p(RECENT_EVENTS + 10)] * 2)
+
+
+def test_nothing_after_the_moment_is_read(features):
+    base = toy_log([(0, 0, 10), (0, 1, 30)], n_items=4)
+    later = toy_log([(0, 0, 10), (0, 1, 30), (0, 3, 40), (0, 2, 50)], n_items=4)
+    found = Candidates(np.array([[0, 1, 2, 3]]), np.zeros((1, 4), np.float32))
+    at = np.array([0]), np.array([40])
+    np.testing.assert_array_equal(features.matrix(base.states(*at), found), features.matrix(later.states(*at), found))
+
+
+def toy(n=200, k=10, *, decides, seed=0):
+    """States and candidates of which, in each list, the one with the most of a feature was taken."""
+    rng = np.random.default_rng(seed)
+    events = noise()
+    catalog = toy_catalog(30)
+    vectors = rng.normal(size=(30, 8)).astype(np.float32)
+    features = PairFeatures.of(catalog, vectors, events)
+    states = events.states(rng.integers(0, 60, n), np.full(n, events.latest + 1))
+    rows = np.stack([rng.permutation(30)[:k] for _ in range(n)])
+    found = Candidates(rows, -np.sort(-rng.random((n, k)).astype(np.float32), axis=1))
+    values = features.matrix(states, found)[:, :, FEATURES.index(decides)]
+    return features, states, found, values == values.max(1, keepdims=True), values
+
+
+@pytest.mark.parametrize("decides", ["item_log_count", "similarity_last"])
+def test_the_order_that_one_feature_decides_is_learned(decides):
+    features, states, found, relevant, _ = toy(decides=decides)
+    fitted = fit_reranker(
+        features, [Lesson(states, found, relevant)], RerankerConfig(trees=40, learning_rate=0.2), seed=0
+    )
+    features, states, found, relevant, values = toy(decides=decides, seed=1)
+    reranker = Reranker(fitted.booster, features)
+    scores = reranker.score(states, found)
+    assert isinstance(reranker, Scorer)
+    assert scores.shape == found.rows.shape
+    assert scores.dtype == np.float32
+    best = values[np.arange(len(values)), scores.argmax(1)]
+    assert (best >= np.sort(values, axis=1)[:, -2]).mean() > 0.9  # the best or the second
+    assert max(fitted.importance, key=fitted.importance.get) == decides
+    assert sum(fitted.importance.values()) == pytest.approx(1)
+
+
+def test_padding_is_neither_learned_from_nor_ranked():
+    features, states, found, relevant, _ = toy(decides="item_log_count")
+    rows, scores = found.rows.copy(), found.scores.copy()
+    rows[:, 7:], scores[:, 7:] = -1, -np.inf
+    relevant = relevant.copy()
+    relevant[:, 7:] = True  # nonsense that nobody may read
+    padded = Candidates(rows, scores)
+    config = RerankerConfig(trees=10)
+    fitted = fit_reranker(features, [Lesson(states, padded, relevant)], config, seed=0)
+    short = Candidates(found.rows[:, :7], found.scores[:, :7])
+    other = fit_reranker(features, [Lesson(states, short, relevant[:, :7])], config, seed=0)
+    trees = [r.booster.model_to_string().split("\nparameters:")[0] for r in (fitted, other)]
+    assert trees[0] == trees[1]
+    answer = fitted.score(states, padded)
+    assert np.isneginf(answer[:, 7:]).all()
+    assert np.isfinite(answer[:, :7]).all()
+
+
+def test_nothing_taken_teaches_nothing():
+    features, states, found, relevant, _ = toy(decides="item_log_count")
+    assert fit_reranker(features, [Lesson(states, found, relevant & False)], RerankerConfig(), seed=0) is None
+    rows = np.where(relevant, -1, found.rows)  # what was taken is padding
+    hidden = Candidates(rows, found.scores)
+    assert fit_reranker(features, [Lesson(states, hidden, relevant)], RerankerConfig(), seed=0) is None
+
+
+def test_every_lesson_is_learned_from_and_the_same_lessons_give_the_same_trees():
+    features, states, found, relevant, _ = toy(decides="item_log_count")
+    lesson = Lesson(states, found, relevant)
+    config = RerankerConfig(trees=3)
+    texts = [
+        fit_reranker(features, lessons, config, seed=0).booster.model_to_string()
+        for lessons in ([lesson], [lesson], [lesson, lesson])
+    ]
+    assert texts[0] == texts[1]
+    for text, rows in ((texts[0], 200 * 10), (texts[2], 2 * 200 * 10)):
+        counted = next(line for line in text.splitlines() if line.startswith("leaf_count="))
+        assert sum(int(c) for c in counted.removeprefix("leaf_count=").split()) == rows
+
+
+def test_every_state_is_learned_from_with_its_own_features(monkeypatch):
+    """Also when there are more states than a chunk."""
+    features, states, found, relevant, _ = toy(600, decides="similarity_last")
+
+    class Stop(Exception):
+        pass
+
+    def dataset(data, *, label, group, feature_name):
+        np.testing.assert_array_equal(data, features.matrix(states, found).reshape(6000, -1))
+        np.testing.assert_array_equal(label, relevant.ravel())
+        assert group.tolist() == [10] * 600
+        raise Stop
+
+    monkeypatch.setattr(module.lightgbm, "Dataset", dataset)
+    with pytest.raises(Stop):
+        fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(), seed=0)
+
+
+def test_of_many_candidates_all_that_were_taken_and_some_of_the_others_are_learned_from(monkeypatch):
+    features, states, _, _, _ = toy(50, decides="similarity_last")
+    rng = np.random.default_rng(1)
+    rows = np.tile(np.arange(30), (50, 20))  # 600 candidates
+    found = Candidates(rows, np.zeros(rows.shape, np.float32))
+    relevant = rng.random(rows.shape) < 0.05
+
+    class Stop(Exception):
+        pass
+
+    def dataset(data, *, label, group, feature_name):
+        assert label.sum() == relevant.sum()
+        others = group.sum() - relevant.sum()
+        assert others == pytest.approx(50 * NEGATIVES * 0.95, rel=0.05)
+        ranks = data[: group[0], FEATURES.index("retrieval_rank")]
+        assert (np.diff(ranks) > 0).all()  # they keep the rank they had among all
+        assert set(np.flatnonzero(relevant[0])) == set(ranks[label[: group[0]] > 0].astype(int))
+        raise Stop
+
+    monkeypatch.setattr(module.lightgbm, "Dataset", dataset)
+    with pytest.raises(Stop):
+        fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(), seed=0)
+
+
+def test_its_file_gives_the_same_scores(tmp_path):
+    features, states, found, relevant, _ = toy(decides="item_log_count")
+    fitted = fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(trees=10), seed=0)
+    fitted.save(tmp_path / "reranker.txt")
+    assert (tmp_path / "reranker.txt").read_text().startswith("tree\n")
+    loaded = Reranker.load(tmp_path / "reranker.txt", features)
+    np.testing.assert_array_equal(loaded.score(states, found), fitted.score(states, found))
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"tree\nversion=v4\n", b"\xff\xfe\x00"])
+def test_a_file_that_is_no_model_is_refused_by_name(tmp_path, features, content):
+    (tmp_path / "reranker.txt").write_bytes(content)
+    with pytest.raises(BundleError, match=r"reranker\.txt: not a LightGBM model"):
+        Reranker.load(tmp_path / "reranker.txt", features)
+
+
+def test_a_model_of_other_features_is_refused(tmp_path):
+    features, states, found, relevant, _ = toy(decides="item_log_count")
+    fitted = fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(trees=2), seed=0)
+    text = fitted.booster.model_to_string().replace("retrieval_rank", "phase_of_moon")
+    (tmp_path / "reranker.txt").write_text(text)
+    with pytest.raises(BundleError, match=r"reranker\.txt: its features are .*phase_of_moon.*this version has"):
+        Reranker.load(tmp_path / "reranker.txt", features)

@@ -1,0 +1,325 @@
+"""The service through its API: what it answers, to whom, and what it must never answer."""
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import polars as pl
+import pytest
+from house import HOME, Flaky, House, house
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_service import NOW, RULES, ToyShelf, toy_bundle
+
+from features.errors import StoreError
+from features.log.event_log import events_frame, read
+from features.log.records import Event, Exposure
+from features.store.base import MemoryStore, Status, UserState
+from recsys.retrieval.filters import Filter
+from serving.state.snapshot import Live
+from serving.schemas import media_url
+
+
+def test_a_known_user_gets_what_the_model_says(tmp_path: Path) -> None:
+    with house(tmp_path) as h:
+        said = h.get("ann", 4)
+    # ann liked i1, then i8: nearest to 8 are 7, 9, 6, 10 (the smaller first)
+    assert [i["item_id"] for i in said["items"]] == ["i7", "i9", "i6", "i10"]
+    assert [i["position"] for i in said["items"]] == [1, 2, 3, 4]
+    assert said["items"][0] == {
+        "item_id": "i7",
+        "title": "Item <b>7</b>",
+        "categories": ["odd"],
+        "image": None,
+        "score": pytest.approx(11 / 12),
+        "position": 1,
+        "propensity": 1.0,
+        "reason": "history",
+    }
+    assert (said["source"], said["degraded"], said["variant"], said["bundle"]) == ("model", [], "default", "toy-1")
+    assert (said["user_id"], said["placement"]) == ("ann", "home")
+    assert set(said["trace"]) == {"store", "rank", "log"}
+
+
+def test_unknown_and_unhappy_users_get_popular_items_without_what_they_saw(tmp_path: Path) -> None:
+    with house(tmp_path) as h:
+        nobody, bob = h.get("nobody"), h.get("bob")
+        again = h.get("bob", 4, "again")
+    assert (nobody["source"], nobody["degraded"]) == ("popular", [])
+    assert [i["item_id"] for i in nobody["items"]] == ["i0", "i1", "i2", "i4"]  # i3 is not available
+    assert (bob["source"], [i["item_id"] for i in bob["items"]]) == ("popular", ["i0", "i1", "i4", "i6"])
+    assert [i["item_id"] for i in again["items"]] == ["i0", "i1", "i2", "i4"]
+
+
+def test_variants_are_collapsed_and_the_slate_filled_from_further_down(tmp_path: Path) -> None:
+    with house(tmp_path) as h:
+        h.click("eve", "i6")
+        # nearest to 6: 5 and 7, then 4 (a variant of 5) and 8, then 3 (not available) and 9
+        assert h.items("eve", 3) == ["i5", "i7", "i8"]
+        assert h.items("eve", 100) == ["i5", "i7", "i8", "i9", "i2", "i10", "i1", "i11", "i0"]
+
+
+def test_an_event_changes_the_very_next_answer_and_is_in_the_log(tmp_path: Path) -> None:
+    with house(tmp_path) as h:
+        assert h.get("eve")["source"] == "popular"
+        said = h.click("eve", "i10", request_id="r", position=2, event_id="mine")
+        assert said == {
+            "accepted": 1,
+            "rejected": 0,
+            "degraded": [],
+            "results": [
+                {"status": "accepted", "event_id": "mine", "known_item": True, "reason": None, "place": None}
+            ],
+        }
+        assert h.items("eve", 3) == ["i9", "i11", "i8"]
+        assert h.items("eve", 3, "again") == ["i10", "i9", "i11"]
+        records = read(tmp_path / "log").records
+        past = h.client.get("/v1/users/eve/history").json()
+    assert [type(r) for r in records] == [Exposure, Event, Exposure, Exposure]
+    shown, clicked = records[2], records[1]
+    assert isinstance(shown, Exposure)
+    assert (list(shown.items), shown.placement, shown.user_id) == (["i9", "i11", "i8"], "home", "eve")
+    assert clicked == Event(
+        user_id="eve", item_id="i10", event="click", timestamp=NOW, event_id="mine", request_id="r", position=2
+    )
+    assert events_frame(tmp_path / "log")["event_id"].to_list() == ["mine"]
+    assert (past["total"], past["events"][0]["title"], past["events"][0]["value"]) == (1, "Item <b>10</b>", None)
+
+
+def test_the_next_start_knows_what_happened(tmp_path: Path) -> None:
+    with house(tmp_path) as h:
+        h.click("eve", "i10")
+    with house(tmp_path) as h:
+        assert h.items("eve", 2) == ["i9", "i11"]
+        assert h.client.get("/v1/users?limit=2").json()["users"] == ["eve", "bob"]
+
+
+def test_similar(tmp_path: Path) -> None:
+    with house(tmp_path) as h:
+        said = h.client.get("/v1/items/i4/similar?k=3").json()
+        assert [i["item_id"] for i in said["items"]] == ["i2", "i6", "i1"]  # not i5, its variant, nor i3
+        assert said["placement"] == "similar"
+        shown = read(tmp_path / "log").records[-1]
+        assert isinstance(shown, Exposure)
+        assert shown.item_id == "i4"
+        assert h.client.get("/v1/items/nothing/similar").status_code == 404
+
+
+def test_similar_items_say_in_what_they_are_near(steady: House) -> None:
+    said = steady.client.get("/v1/items/i0/similar?k=4").json()
+    assert [item["item_id"] for item in said["items"]] == ["i1", "i2", "i4", "i6"]
+    near = [item["near"] for item in said["items"]]
+    assert [each["behaviour"] for each in near] == [item["score"] for item in said["items"]]
+    cosines = [np.cos(np.radians(8 * row)) for row in (1, 2, 4, 6)]
+    assert [each["text"] for each in near] == [pytest.approx(c, abs=1e-6) for c in cosines]
+    assert [each["image"] for each in near] == [None, 0.0, 1.0, 0.0]  # i0 and i4 have green pictures
+    of_nothing = steady.client.get("/v1/items/i9/similar?k=1").json()["items"][0]["near"]
+    assert (of_nothing["text"], of_nothing["image"]) == (None, None)
+
+
+def test_a_model_that_fails_later_degrades(tmp_path: Path) -> None:
+    with house(tmp_path) as h:
+        object.__setattr__(h.service.live.bundle.recommender, "broken", True)
+        said = h.get("ann", 3)
+    assert (said["source"], said["degraded"]) == ("popular", ["recommender"])
+    assert [i["item_id"] for i in said["items"]] == ["i0", "i2", "i4"]
+
+
+def test_a_log_that_cannot_be_written_accepts_nothing(tmp_path: Path) -> None:
+    with house(tmp_path) as h:
+        h.service.log.close()
+        sent = {"user_id": "eve", "item_id": "i10", "event": "click"}
+        for said in (h.client.post("/v1/events", json=sent), h.client.get(HOME.format("eve", 2, "home"))):
+            assert (said.status_code, said.json()["error"]["code"]) == (503, "unavailable")
+        assert h.store.read_users(["eve"])[0].items == ()
+
+
+def test_all_routes_share_the_threads(tmp_path: Path) -> None:
+    at_work, most, lock = [0], [0], threading.Lock()
+
+    def slow(*args: Any) -> Any:
+        with lock:
+            at_work[0] += 1
+            most[0] = max(most[0], at_work[0])
+        time.sleep(0.05)
+        with lock:
+            at_work[0] -= 1
+        raise StoreError("away")
+
+    store = Flaky(RULES)
+    with house(tmp_path, store=store, threads=1) as h, ThreadPoolExecutor(6) as pool:
+        store.read_users = store.recent_users = store.push = slow  # type: ignore[method-assign]
+        sent = {"user_id": "eve", "item_id": "i10", "event": "click"}
+        asked = [pool.submit(h.client.get, path) for path in ("/v1/users/ann/history", "/v1/users") * 2]
+        asked += [pool.submit(h.client.post, "/v1/events", json=sent) for _ in range(2)]
+        assert [a.result().json()["degraded"] for a in asked] == [["store"]] * 6
+    assert most[0] == 1
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with house(tmp_path_factory.mktemp("steady")) as h:
+        yield h
+
+
+@pytest.mark.parametrize("image", ["https://example.org/x.png", "http://example.org/x.png", "x.png"])
+def test_the_page_may_show_every_picture_that_is_named(steady: House, image: str) -> None:
+    policy = steady.client.get("/").headers["content-security-policy"]
+    allowed = next(part for part in policy.split("; ") if part.startswith("img-src")).split()[1:]
+    url = media_url("i1", image)
+    assert url is not None
+    assert (f"{urlsplit(url).scheme}:" if "://" in url else "'self'") in allowed
+
+
+@pytest.mark.parametrize("user", ["a/b", "é", "a b", "?", "recommendations", "a/recommendations", "<script>"])
+def test_any_id_travels_in_a_path(steady: House, user: str) -> None:
+    steady.click(user, "i10")
+    assert steady.items(quote(user, safe=""), 1) == ["i9"]
+
+
+def test_openapi_docs_and_page(steady: House) -> None:
+    api = steady.client.get("/openapi.json").json()
+    assert {"/v1/users/{user_id}/recommendations", "/v1/events", "/healthz"} <= set(api["paths"])
+    answer = api["paths"]["/v1/users/{user_id}/recommendations"]["get"]["responses"]["200"]["content"]
+    assert answer["application/json"]["schema"]["$ref"].endswith("SlateAnswer")
+    for path in ("/", "/docs", "/static/page.js", "/static/page.css", "/static/docs.js", "/static/icon.svg"):
+        said = steady.client.get(path)
+        assert said.status_code == 200
+        assert "default-src 'none'" in said.headers["content-security-policy"]
+        assert not re.search(r"""["'`(=]\s*(https?:)?//""", said.text.replace("http://www.w3.org/2000/svg", ""))
+
+
+def test_the_api_is_described(steady: House) -> None:
+    api = steady.client.get("/openapi.json").json()
+    body = api["paths"]["/v1/search"]["post"]["requestBody"]["content"]
+    assert set(body) == {"application/json", "multipart/form-data"}
+    fields = body["application/json"]["schema"]["properties"]
+    assert set(fields) == {"text", "image", "audio", "video", "k", "filter", "user_id", "weight"}
+    assert set(fields["filter"]["anyOf"][0]["properties"]) >= {"categories", "price", "published", "columns"}
+    assert "$ref" not in str(body)
+
+
+def test_about(steady: House) -> None:
+    said = steady.client.get("/v1/about").json()
+    assert said["click"] == {"event": "rating", "value": 3.5}
+    assert said["placements"] == {"home": {"repeats": False}, "again": {"repeats": True}}
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
+
+
+def test_media_serves_pictures_of_the_catalogue_and_nothing_else(tmp_path: Path) -> None:
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    (tables / "a b.png").write_bytes(PNG)
+    (tables / "page.png").write_text("<script>alert(1)</script>")
+    (tmp_path / "outside.png").write_bytes(PNG)
+    (tables / "link.png").symlink_to(tmp_path / "outside.png")
+    os.mkfifo(tables / "pipe.png")
+    images = {
+        0: "a b.png",
+        1: "../outside.png",
+        2: "page.png",
+        3: "link.png",
+        4: str(tmp_path / "outside.png"),
+        5: "/etc/passwd",
+        6: "https://example.org/x.png",
+        7: "absent.png",
+        8: "pipe.png",
+        9: ".",
+        10: "file:///etc/passwd",
+    }
+    with house(tmp_path, shelf=ToyShelf(toy_bundle(tables, images=images))) as h:
+        got = {row: h.client.get(f"/media/i{row}") for row in range(12)}
+        shown = {i["item_id"]: i["image"] for i in h.get("nobody", 20)["items"]}
+        assert h.client.get("/media/..%2F..%2Fetc%2Fpasswd").status_code == 404
+    assert [row for row in got if got[row].status_code == 200] == [0, 4]
+    assert {got[row].status_code for row in got} == {200, 404}
+    assert (got[0].content, got[0].headers["content-type"]) == (PNG, "image/png")
+    assert "max-age" in got[0].headers["cache-control"]
+    assert (shown["i0"], shown["i6"], shown["i11"]) == ("/media/i0", "https://example.org/x.png", None)
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["click", "look", "rating", "ask", "again", "away", "back"]),
+        st.sampled_from(["ann", "eve"]),
+        st.integers(0, 11),
+        st.integers(1, 12),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(actions=ACTIONS)
+def test_no_answer_ever_holds_what_it_must_not(tmp_path_factory: pytest.TempPathFactory, actions: list[Any]) -> None:
+    seen = {"ann": {"i1", "i8"}, "eve": set()}
+    with house(tmp_path_factory.mktemp("any")) as h:
+        for what, user, row, k in actions:
+            if what in ("click", "look", "rating"):
+                h.click(user, f"i{row}", event=what, value=row / 2)
+                seen[user] |= {f"i{row}"} if what != "look" else set()
+            elif what in ("away", "back"):
+                h.store.away = what == "away"
+                h.service.step()
+            else:
+                said = h.get(user, k, "again" if what == "again" else "home")
+                items = [i["item_id"] for i in said["items"]]
+                assert len(items) == len(set(items)) <= k
+                assert "i3" not in items
+                assert not {"i4", "i5"} <= set(items)
+                if what == "ask" and not said["degraded"]:
+                    assert not seen[user] & set(items)
+                    left = {f"i{n}" for n in range(12) if n != 3} - seen[user]
+                    assert len(items) == min(k, len(left) - ({"i4", "i5"} <= left))
+                assert bool(said["degraded"]) == h.store.away
+
+
+def test_slates_are_read_only_views_of_one_bundle(tmp_path: Path) -> None:
+    with house(tmp_path) as h:
+        before = h.service.live.bundle.catalog.available.copy()
+        h.get("nobody")
+        np.testing.assert_array_equal(h.service.live.bundle.catalog.available, before)
+
+
+def test_what_is_published_later_is_shown_from_then_on(tmp_path: Path) -> None:
+    now, bundle = [1_000], toy_bundle(tmp_path)
+    published = bundle.catalog.published.copy()
+    published[[1, 2, 3]] = 1_000, 1_001, 1_001  # 3 is not available, whenever
+    bundle = replace(bundle, catalog=replace(bundle.catalog, published=published))
+    live = Live.of(bundle, MemoryStore(RULES), lambda: now[0])
+
+    def shown(live: Live) -> list[int]:
+        return np.flatnonzero(live.allowed()[:5]).tolist()
+
+    everything = live.only(Filter())
+    assert shown(live) == shown(everything) == [0, 1, 4]
+    assert live.popular(np.array([0]), 2, {}).items == ("i1", "i4")
+    now[0] = 1_001
+    assert shown(live) == shown(everything) == [0, 1, 2, 4]
+    again = bundle.catalog.frame[:1].with_columns(published_at=pl.lit(2_000).cast(pl.Datetime("us", "UTC")))
+    grown = live.grown(bundle.grown(again, {}), ["i0"])  # put anew, to be shown later
+    assert shown(grown) == [1, 2, 4]
+    now[0] = 2_000
+    assert shown(grown) == [0, 1, 2, 4]
+
+
+def test_what_the_towers_read_of_a_user_by_hand(tmp_path: Path) -> None:
+    live = Live.of(toy_bundle(tmp_path), MemoryStore(RULES))
+    names, items = ("rating", "share", "click", "rating"), ("i1", "i2", "gone", "i9")
+    values, times = np.array([3.0, np.nan, np.nan, 4.0]), np.array([1, 2, 3, 4])
+    states = live.states(UserState("ann", items, names, times, values, frozenset(items), Status.PRESENT), now=9)
+    assert states.items.flat.tolist() == [1, 2, 9]  # one is newer than the bundle
+    assert states.types.tolist() == [2, 0, 2]  # click and rating are told apart, others are not known
+    assert states.positive.tolist() == [False, False, True]
+    assert states.seen.tolist() == [True, False, True]
+    assert (states.times.tolist(), states.as_of.tolist()) == ([1, 2, 4], [9])
