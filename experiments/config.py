@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from experiments.splits import SplitConfig
-from features.content.parts import Limits
 from features.content.encoder_config import Builtin, EncoderConfig
+from features.content.parts import Limits
 from features.errors import ConfigError
 from features.schema import DataConfig, Strict
 from recsys.baselines import check_baseline

@@ -12,18 +12,18 @@ import polars as pl
 from experiments.config import RunConfig
 from features.arrays import Ints
 from features.catalog import Catalog
-from features.content.media.decoder_pool import Decoders
 from features.content.embed import EmbedReport, embed, item_contents, item_titles, vectors_of
 from features.content.encoder_config import QUICK, TITLES, open_encoders
+from features.content.media.decoder_pool import Decoders
 from features.errors import ConfigError
-from features.log.event_log import events_frame
 from features.ids import IdMap
 from features.interactions import Interactions
+from features.log.event_log import events_frame
 from features.progress import Begin
-from features.tables.report import Report
 from features.schema import EVENT, ITEM, TIME, USER
-from features.tables.validate import repeated_events
 from features.tables.read import label, read_items, read_tables, weigh
+from features.tables.report import Report
+from features.tables.validate import repeated_events
 
 if TYPE_CHECKING:
     from recsys.content.content_space import ContentSpace

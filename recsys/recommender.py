@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from features.arrays import Bools, Floats
-from features.interactions import Ragged, UserStates
 from features.content.spaces import unit
-from recsys.retrieval.popular import Popular
+from features.interactions import Ragged, UserStates
 from recsys.histories import profile
 from recsys.interfaces import Candidates, Retriever, Scorer, first_of_each, ordered
 from recsys.ranking.user_item_counts import Tally
+from recsys.retrieval.popular import Popular
 from recsys.towers.model import TwoTowers
 
 ALWAYS = 0.3

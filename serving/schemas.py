@@ -12,41 +12,20 @@ from urllib.parse import quote
 from uuid import uuid4
 
 import orjson
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi import Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from features.errors import RecsysError
 from features.interactions import DAY
 from features.log.records import Event
 from features.schema import MAX_ID_BYTES
+from serving.errors import ApiError
 
 MAX_BODY_BYTES = 1 << 20
 MAX_EVENTS = 1000
 MAX_NAME_BYTES = 64
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
-
-
-class ApiError(Exception):
-    """An answer that is no success: HTTP status, a code for programs, a message for people, the place at fault."""
-
-    def __init__(self, status: int, code: str, message: str, place: str = "") -> None:
-        super().__init__(message)
-        self.status, self.code, self.message, self.place = status, code, message, place
-
-    def response(self) -> Response:
-        """The one shape."""
-        return answer({"error": {"code": self.code, "message": self.message, "place": self.place}}, self.status)
-
-
-def answer(content: Any, status: int = 200) -> Response:
-    """JSON bytes; numpy arrays and dataclasses are understood."""
-    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(body, status, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 def fault(text: str, limit: int = MAX_ID_BYTES) -> str:
@@ -217,19 +196,6 @@ class SearchAnswer(SimilarAnswer):
     query: QueryOut
 
 
-class ErrorAnswer(BaseModel):
-    """Every answer that is no success."""
-
-    class Detail(BaseModel):
-        """What went wrong, and where."""
-
-        code: str
-        message: str
-        place: str
-
-    error: Detail
-
-
 async def bounded_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     """The body, read no further than `limit` bytes. Raises ApiError 413, and 400 when it ends before its length."""
     too_large = ApiError(413, "body_too_large", f"a body has at most {limit} bytes here; send less", "body")
@@ -245,13 +211,6 @@ async def bounded_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     except ClientDisconnect:
         raise ApiError(400, "disconnected", "the body ended before its length", "body") from None
     return bytes(body)
-
-
-def first_fault(error: ValidationError) -> tuple[str, str]:
-    """The first field that is wrong, and why."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"])[:MAX_NAME_BYTES].encode(errors="replace").decode()
-    return field, first["msg"].removeprefix("Value error, ")
 
 
 def parse_events(body: bytes, now: int) -> tuple[list[Event | EventResult], int]:
@@ -298,28 +257,8 @@ def _event(raw: Any, index: int, now: int) -> Event | EventResult:
     )
 
 
-def add_errors(app: FastAPI) -> None:
-    """Every error leaves in the one shape."""
-
-    @app.exception_handler(ApiError)
-    async def api(request: Request, error: ApiError) -> Response:
-        return error.response()
-
-    @app.exception_handler(RecsysError)
-    async def ours(request: Request, error: RecsysError) -> Response:
-        return ApiError(503, "unavailable", str(error), type(error).__name__).response()
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
-        return ApiError(422, "bad_parameter", f"{place}: {first['msg']}", place).response()
-
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> Response:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        return ApiError(error.status_code, code, str(error.detail), "path").response()
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        return ApiError(500, "internal", "an error of ours; it is in the service's log", "").response()
+def first_fault(error: ValidationError) -> tuple[str, str]:
+    """The first field that is wrong, and why."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"])[:MAX_NAME_BYTES].encode(errors="replace").decode()
+    return field, first["msg"].removeprefix("Value error, ")

@@ -11,11 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
-from features.content.parts import Content, Limits, Text
-from features.content.media.decoder_pool import Decoders
-from features.content.encoders import Media
+from features.content.encoders.frozen import Media
 from features.content.encoders.gemini import GeminiEncoder
 from features.content.encoders.remote import Patience
+from features.content.media.decoder_pool import Decoders
+from features.content.parts import Content, Limits, Text
 
 KEY = "sk-very-secret-123"
 G = 128

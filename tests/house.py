@@ -16,11 +16,22 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from media import picture
-from toy_service import NOW, RULES, ToyShelf, toy_bundle, toy_encoders, toy_events, toy_settings, with_contents
+from toy_service import (
+    NOW,
+    RULES,
+    ToyShelf,
+    toy_bundle,
+    toy_encoders,
+    toy_events,
+    toy_settings,
+    toy_upsert,
+    with_contents,
+)
 
 from features.errors import StoreError
 from features.schema import DataConfig, EventRules
-from features.store.base import MemoryStore, UserState
+from features.store.base import UserState
+from features.store.memory import MemoryStore
 from serving.app import create_app
 
 HOME = "/v1/users/{}/recommendations?k={}&placement={}"
@@ -117,6 +128,8 @@ def house(
     app = create_app(
         toy_settings(folder, **{"follow_seconds": 3600, **options}),
         load=shelf.load,
+        upsert=toy_upsert,
+        merge=lambda bundle: None,
         current=shelf.current,
         events=events,
         connect=connect,

@@ -14,11 +14,11 @@ from media import picture, sound
 from toy_service import ToyEyes, ToyWords, toy_settings
 
 from features.arrays import Floats
-from features.content.parts import Limits
-from features.content.media.decoder_pool import Decoders
 from features.content.encoders.sounds import prepare as prepare_sound
+from features.content.media.decoder_pool import Decoders
+from features.content.parts import Limits
 from features.content.spaces import Embedded, Encoder, SpaceKey, Task, unit
-from features.store.base import MemoryStore
+from features.store.memory import MemoryStore
 from serving.app import create_app
 
 SHADES = np.random.default_rng(0).integers(0, 256, (40, 8))

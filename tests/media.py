@@ -16,8 +16,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from features.errors import ContentError
 from features.content.media.fetch import read
+from features.errors import ContentError
 
 QUADRANTS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], dtype=np.uint8)
 """Red, green; blue, yellow."""

@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 
 from experiments import dataset
 from features.arrays import Floats
-from features.content.parts import Limits
 from features.content.media.decoder_pool import Decoders
+from features.content.parts import Limits
 from features.content.spaces import Encoder, SpaceKey, unit
-from features.store.base import MemoryStore
+from features.store.memory import MemoryStore
 from recsys.cli import main as cli
 from serving.app import create_app
 

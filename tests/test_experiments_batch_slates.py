@@ -11,12 +11,12 @@ import pytest
 from toy_data import Lines, toy_config, write_tables
 from typer.testing import CliRunner
 
-from experiments.pipelines import batch_slates as batch
-from experiments.pipelines.batch_slates import slates_of_all
 from experiments.config import load_config
 from experiments.dataset import load_dataset
-from experiments.tracking.mlflow import NullTracker
+from experiments.pipelines import batch_slates as batch
+from experiments.pipelines.batch_slates import slates_of_all
 from experiments.pipelines.train import train
+from experiments.tracking.mlflow import NullTracker
 from features.errors import ConfigError, StoreError
 from features.ids import IdMap
 from features.interactions import Ragged

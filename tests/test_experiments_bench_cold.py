@@ -12,7 +12,7 @@ from experiments.bench import cold
 from features.errors import ConfigError, DataError
 from features.interactions import Ragged
 from recsys.baselines.content import fit_bridge, fit_tfidf
-from recsys.histories import Baseline
+from recsys.dense_recommender import Baseline
 
 THEMES = 4
 

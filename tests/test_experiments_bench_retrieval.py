@@ -7,18 +7,18 @@ import pytest
 from toy_data import toy_config, write_tables
 
 from experiments.bench.retrieval import benchmark as retrieval
-from experiments.bench.retrieval import vectors as retrieval_data
 from experiments.bench.retrieval import concurrent_updates as retrieval_live
 from experiments.bench.retrieval import peers as retrieval_rivals
 from experiments.bench.retrieval import speed as retrieval_speed
-from experiments.bench.retrieval.vectors import Material, milliseconds, recall, shares_allowed
+from experiments.bench.retrieval import vectors as retrieval_data
 from experiments.bench.retrieval.concurrent_updates import Traffic, live
-from features.errors import ConfigError
+from experiments.bench.retrieval.vectors import Material, milliseconds, recall, shares_allowed
 from features.content.spaces import unit
-from recsys.retrieval import index as index_module
-from recsys.interfaces import Candidates
-from recsys.retrieval.index import Index
+from features.errors import ConfigError
 from recsys.config import RetrieverConfig
+from recsys.interfaces import Candidates
+from recsys.retrieval import index as index_module
+from recsys.retrieval.index import Index
 
 
 def clustered(n, seed=0, clusters=20, d=16):

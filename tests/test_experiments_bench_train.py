@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from toy_data import toy_catalog, toy_config, toy_log, write_tables
 
-from experiments.bench.peers import environment as making
 from experiments.bench import train as module
+from experiments.bench.peers import environment as making
 from experiments.bench.peers.environment import environment
 from experiments.bench.train import Course, Vectors, run
 from experiments.evaluation.ranking import headline

@@ -7,8 +7,8 @@ from toy_data import START, toy_config, write_tables
 
 from experiments.config import load_config
 from experiments.dataset import embed_catalog, encode, keep_frequent, load_dataset
+from features.content.encoders.text import MiniLM
 from features.content.parts import Limits
-from features.content.encoders import MiniLM
 from features.errors import ConfigError
 from features.log.event_log import EventLog, events_frame
 from features.log.records import Event

@@ -8,18 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_data import DAY, SMALL, START, chain, noise, rows_of, toy_catalog, toy_log
 
-from experiments.pipelines import fit as contenders
 from experiments.config import RunConfig
-from experiments.pipelines.fit import fit_baseline, train_two_stage
 from experiments.dataset import Dataset, keep_frequent
-from experiments.splits import SplitConfig, cuts, guard, leave_last_out, time_split
+from experiments.pipelines import fit as contenders
+from experiments.pipelines.fit import fit_baseline, train_two_stage
 from experiments.pipelines.train import contend
+from experiments.splits import SplitConfig, cuts, guard, leave_last_out, time_split
 from features.errors import DataError, LeakError
 from features.ids import IdMap
 from features.tables.report import Report
-from recsys.ranking.reranker import PairFeatures
 from recsys.config import RerankerConfig, TrainingConfig
 from recsys.item_statistics import ItemStatistics
+from recsys.ranking.pair_features import PairFeatures
 
 FAR = 10**9
 

@@ -17,8 +17,8 @@ import httpx2 as httpx
 import pytest
 from mlflow import MlflowClient
 
-from experiments.tracking.plots import learning_curve
 from experiments.tracking.mlflow import MlflowTracker, NullTracker
+from experiments.tracking.plots import learning_curve
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy",  # SQLAlchemy 2.1 says so of MLflow's own queries

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 from toy_data import START, Lines, toy_config, write_tables
 
-from experiments.tracking import plots
-from experiments.pipelines import train as train_module
 from experiments.config import load_config
 from experiments.dataset import load_dataset
-from experiments.splits import SplitConfig, cuts
-from experiments.tracking.mlflow import NullTracker
+from experiments.pipelines import train as train_module
 from experiments.pipelines.train import evaluate_run, train
+from experiments.splits import SplitConfig, cuts
+from experiments.tracking import plots
+from experiments.tracking.mlflow import NullTracker
 from features.errors import DataError
 from features.log.event_log import EventLog
 from features.log.records import Event
-from recsys.bundle.io import current, load_bundle
-from recsys.ranking.reranker import FEATURES
+from recsys.bundle.io import load_bundle
+from recsys.bundle.registry import current
+from recsys.ranking.pair_features import FEATURES
 
 CONTENDERS = ["popular", "item-knn", "two towers", "two towers + reranker"]
 

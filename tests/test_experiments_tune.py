@@ -11,11 +11,11 @@ from mlflow import MlflowClient
 from toy_data import Lines, toy_config, write_tables
 from typer.testing import CliRunner
 
-from experiments.pipelines import tune as module
 from experiments.config import load_config
+from experiments.pipelines import tune as module
 from experiments.pipelines.rolling_windows import windows
-from experiments.tracking.mlflow import MlflowTracker, NullTracker
 from experiments.pipelines.tune import SPACE, tune
+from experiments.tracking.mlflow import MlflowTracker, NullTracker
 from features.errors import ConfigError
 from recsys.cli import main as cli
 

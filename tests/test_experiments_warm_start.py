@@ -11,14 +11,15 @@ from toy_data import DAY, SMALL, Lines, toy_catalog, toy_config, toy_log, write_
 
 from experiments.config import load_config
 from experiments.dataset import load_dataset
-from experiments.tracking.mlflow import NullTracker
 from experiments.pipelines.train import train
 from experiments.pipelines.warm_start import train_from
+from experiments.tracking.mlflow import NullTracker
 from features.errors import BundleError, ConfigError, DataError, SpaceError
-from recsys.bundle.io import current, load_bundle
-from recsys.towers.history import History
+from recsys.bundle.io import load_bundle
+from recsys.bundle.registry import current
 from recsys.config import TrainingConfig
 from recsys.item_statistics import ItemStatistics
+from recsys.towers.history import History
 from recsys.towers.model import TwoTowers
 from recsys.towers.training import fit_towers
 from recsys.towers.warm_start import carry, overlay

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from features.content.parts import Audio, Content, Image, Limits, Text, Video
 from features.content.digests import Files, Reading, digests
+from features.content.parts import Audio, Content, Image, Limits, Text, Video
 from features.errors import StoreError
 
 WORDS, PICTURES = Reading(frozenset({"text"})), Reading(frozenset({"image", "video"}))

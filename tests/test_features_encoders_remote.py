@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from fake_embeddings import KEY, NOBODY, Clock, FakeEmbeddings, G, gemini, text_part, texts, unit
 
-from features.content.parts import Content, Image, Limits, Text
-from features.errors import ConfigError, SpaceError
 from features.content.encoders.gemini import GeminiEncoder
 from features.content.encoders.openai_compatible import OpenAICompatibleEncoder
 from features.content.encoders.remote import Again, Patience, Ready, Service, embed_all
+from features.content.parts import Content, Image, Limits, Text
 from features.content.spaces import SpaceKey
+from features.errors import ConfigError, SpaceError
 
 D = 8
 

@@ -14,13 +14,13 @@ from zlib import crc32
 import polars as pl
 import pytest
 
-from features.log import event_log
 from features.errors import LogError
+from features.log import event_log
 from features.log.event_log import EventLog, events_frame, item_changes, read, recover
 from features.log.records import Event, Exposure, ItemGone, ItemPut
-from features.store.refresh import refresh
 from features.schema import EventRules
-from features.store.base import MemoryStore
+from features.store.memory import MemoryStore
+from features.store.refresh import refresh
 
 
 def event(number: int, user: str = "u") -> Event:

@@ -15,8 +15,8 @@ from toy_data import toy_config, write_tables
 from experiments.config import load_config
 from experiments.dataset import load_dataset
 from features.errors import LogError
-from features.log.event_log import EventLog
 from features.interactions import DAY
+from features.log.event_log import EventLog
 from features.log.item_changes import MEDIA_FOLDER, ItemChanges, keep_media, media_in_use, sweep_media
 from features.log.records import Event, ItemGone, ItemPut
 from features.schema import DataConfig, EventRules

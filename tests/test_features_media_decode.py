@@ -13,11 +13,11 @@ import pytest
 import soundfile
 from PIL import Image, ImageFile
 
-from features.content.parts import Limits
 from features.content.media.decode import decode_audio, decode_video
-from features.errors import ContentError
 from features.content.media.formats import sniff
 from features.content.media.images import decode_image, spread
+from features.content.parts import Limits
+from features.errors import ContentError
 
 LIMITS = Limits()
 CENTRES = (0, [16, 16, 48, 48], [24, 72, 24, 72])  # of the quarters of media.quadrants()

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from features.content.media import worker as worker_module
-from features.content.parts import Limits
 from features.content.media.decode import decode_audio, decode_video
 from features.content.media.decoder_pool import Decoders
-from features.errors import ContentError, DependencyError
 from features.content.media.images import decode_image
 from features.content.media.worker import TAKEN, Worker
+from features.content.parts import Limits
+from features.errors import ContentError, DependencyError
 
 LIMITS = Limits()
 MIB = 2**20

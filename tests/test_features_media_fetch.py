@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from features.content.media.fetch import Network, is_public, place, read, resolve
 from features.content.parts import Limits
 from features.errors import ContentError
-from features.content.media.fetch import Network, is_public, place, read, resolve
 
 ADDRESSES = {"good.example": ["127.0.0.1"], "inner.example": ["10.0.0.7"], "mixed.example": ["127.0.0.1", "10.0.0.7"]}
 

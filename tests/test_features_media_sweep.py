@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from house import GREEN_PNG, b64, house
 from media import picture
-from test_live_items import put, settled, slow, state
+from test_serving_catalog_updater import put, settled, slow, state
 from toy_service import NOW
 
-from features.log.event_log import EventLog
 from features.interactions import DAY
+from features.log.event_log import EventLog
 from features.log.item_changes import keep_media
 from features.log.records import ItemGone, ItemPut
 

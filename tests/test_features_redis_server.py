@@ -55,7 +55,8 @@ def test_started_again_after_it_was_killed() -> None:
 
 
 def test_dies_with_its_parent() -> None:
-    code = "from features.store.redis_server import RedisServer as R; s = R(); print(s.pid, s.folder, flush=True); input()"
+    code = "from features.store.redis_server import RedisServer\ns = RedisServer()\n"
+    code += "print(s.pid, s.folder, flush=True)\ninput()"
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     assert parent.stdin is not None

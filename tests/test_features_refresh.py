@@ -8,12 +8,13 @@ import pytest
 from toy_service import NOW, RULES, toy_events
 
 from features.errors import StoreError
-from features.log.event_log import EventLog
 from features.interactions import DAY
+from features.log.event_log import EventLog
 from features.log.records import Event
-from features.store.refresh import catch_up, item_stats, refresh
 from features.schema import EventRules
-from features.store.base import HISTORY, MemoryStore, UserPatch, UserState
+from features.store.base import HISTORY, UserPatch, UserState
+from features.store.memory import MemoryStore
+from features.store.refresh import catch_up, item_stats, refresh
 
 
 def append(folder: Path, *events: Event) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from features.errors import DataError
+from features.tables.read import EVENTS, ITEMS
 from features.tables.scan import CONTRACT, KEYS_FROM, LINE, reading, scan
 from features.tables.validate import Raw
-from features.tables.read import EVENTS, ITEMS
 
 
 def lines(path: Path, *late: dict[str, Any], head: dict[str, Any]) -> Path:

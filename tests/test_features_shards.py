@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from features.errors import StoreError
 from features.content.shards import Damaged, Shards
+from features.errors import StoreError
 
 
 class Killed(BaseException):

@@ -20,10 +20,11 @@ from typer.testing import CliRunner
 
 from features.errors import ConfigError, DependencyError, SourceError
 from features.schema import DataConfig, EventRules
+from features.tables.read import read_tables
 from features.tables.sources import SOURCES, get, movielens
 from features.tables.sources.download import download, published_md5
-from features.tables.read import read_tables
-from recsys.cli.main import app, config_path
+from recsys.cli.main import app
+from recsys.cli.options import config_path
 
 DATA = os.environ.get("RECSYS_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="RECSYS_DATA is not set: no real data here")

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from features.errors import SpaceError
 from features.content.spaces import Embedded, Failure, SpaceKey, cut, same_space, unit
+from features.errors import SpaceError
 
 KEY = SpaceKey("m", "r1", 4, "retrieval", "128 tokens")
 OTHERS = [

@@ -11,14 +11,11 @@ from hypothesis import strategies as st
 
 from features.errors import StoreError
 from features.log.records import Event
-from features.store.redis_server import RedisServer
-from features.store.redis import RedisStore
 from features.schema import EventRules
 from features.store.base import (
     HISTORY,
     FeatureStore,
     ItemStats,
-    MemoryStore,
     Status,
     UserPatch,
     Watermark,
@@ -27,6 +24,9 @@ from features.store.base import (
     patches,
     schema_key,
 )
+from features.store.memory import MemoryStore
+from features.store.redis import RedisStore
+from features.store.redis_server import RedisServer
 
 RULES = EventRules(positive={"rating": 3.5, "buy": None}, seen=("rating", "buy"))
 MARK = Watermark({"a.log": 5}, "hash", 7)

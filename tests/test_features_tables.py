@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from features.errors import DataError
-from features.tables.report import Problem
 from features.schema import MAX_ID_BYTES, DataConfig, EventRules
 from features.tables.read import EVENTS, ITEMS, Tables, check_tables, label, read_tables, weigh
+from features.tables.report import Problem
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 DAY = datetime(2024, 5, 1, 12, 0, tzinfo=UTC)

@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 
 from features.content import vector_cache as vectors
-from features.errors import SpaceError, StoreError
 from features.content.spaces import Embedded, Failure, SpaceKey
 from features.content.vector_cache import VectorCache, folder_of
+from features.errors import SpaceError, StoreError
 
 SPACE = SpaceKey("toy", "1", 2, "retrieval", "as it is")
 
@@ -241,7 +241,7 @@ WRITER = """
 import sys
 sys.path[:0] = ["tests"]
 from pathlib import Path
-from test_vectors import SPACE, VectorCache, angle, embedded, named
+from test_features_vector_cache import SPACE, VectorCache, angle, embedded, named
 cache = VectorCache(Path(sys.argv[1]), SPACE)
 with cache.writing():
     for number in range(300):

@@ -7,12 +7,12 @@ import pytest
 import scipy.linalg
 from sklearn.cross_decomposition import CCA
 
-from features.errors import DataError, SpaceError
 from features.content.spaces import Embedded, Failure, SpaceKey, cut, unit
+from features.errors import DataError, SpaceError
+from recsys.config import AlignmentConfig
 from recsys.content.alignment import Alignment, Map, Views, fuse
 from recsys.content.alignment_training import agreement, fit_alignment
 from recsys.content.cca import correlate, spectra
-from recsys.config import AlignmentConfig
 
 TEXT, IMAGE, SOUND = (SpaceKey(name, "1", d) for name, d in (("text", 40), ("image", 60), ("sound", 30)))
 FACTORS = 8

@@ -10,8 +10,8 @@ from experiments.bench.baselines import run as bench
 from features.errors import ConfigError, DataError, SourceError
 from features.interactions import DAY, Interactions, Ragged
 from recsys import baselines
-from recsys.baselines import ease, neighbours
 from recsys import histories as profiles
+from recsys.baselines import ease, neighbours
 from recsys.interfaces import Recommender
 
 USERS, ITEMS = 30, 24

@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_bundle import EVENTS, FACTS
+from test_recsys_bundle_io import EVENTS, FACTS
 from toy_data import toy_catalog, toy_stage
 
-from features.errors import BundleError
 from features.content.spaces import Embedded, SpaceKey
-from recsys.bundle.io import current, load_bundle, publish, save_bundle
-from recsys.bundle.compare import bundles, compare, find
+from features.errors import BundleError
+from recsys.bundle.compare import compare
+from recsys.bundle.io import load_bundle, save_bundle
+from recsys.bundle.registry import bundles, current, find, publish
 from recsys.content.content_space import ContentSpace
 
 N = 30

@@ -17,7 +17,8 @@ from toy_data import DAY, SMALL, noise, toy_catalog, toy_log, toy_stage
 from features.errors import BundleError
 from features.interactions import Ragged
 from recsys.bundle import io as module
-from recsys.bundle.io import current, load_bundle, publish, save_bundle
+from recsys.bundle.io import load_bundle, save_bundle
+from recsys.bundle.registry import current, publish
 from recsys.towers.model import TwoTowers
 
 EVENTS = noise()
@@ -268,7 +269,7 @@ def test_nothing_published_says_what_to_do(tmp_path):
 WRITER = """
 import itertools, os, random, sys, time
 from pathlib import Path
-from test_bundle import EVENTS, FACTS
+from test_recsys_bundle_io import EVENTS, FACTS
 from toy_data import toy_stage
 from recsys.bundle.io import publish, save_bundle
 
@@ -309,7 +310,7 @@ def test_a_kill_at_any_moment_leaves_nothing_that_loads_wrongly(tmp_path, parts)
 STEPPER = """
 import itertools, os, sys
 from pathlib import Path
-from test_bundle import EVENTS, FACTS
+from test_recsys_bundle_io import EVENTS, FACTS
 from toy_data import toy_stage
 from recsys import bundle
 import shutil
@@ -375,12 +376,12 @@ PICKLE = re.compile(
 )
 
 
-PIPES = ("worker.py", "decoders.py")
+PIPES = ("worker.py", "decoder_pool.py")
 """What a process tells its own child goes through no disk; what comes back is not unpickled."""
 
 
 def test_no_pickle_is_read_anywhere():
-    root = Path(module.__file__).parent.parent
+    root = Path(module.__file__).parents[2]
     sources = [p for name in ("features", "recsys", "serving", "experiments") for p in (root / name).rglob("*.py")]
     assert len(sources) > 30
     found = [

@@ -13,10 +13,11 @@ from features.content.parts import Content
 from features.content.spaces import Embedded, SpaceKey, unit
 from features.tables.read import ITEMS
 from recsys.bundle import upsert as overlay
-from recsys.bundle.io import Bundle, load_bundle, save_bundle
+from recsys.bundle.io import load_bundle, save_bundle
+from recsys.bundle.model import Bundle
+from recsys.bundle.upsert import grown, grown_catalog, merge_large
 from recsys.content.content_space import ContentSpace
 from recsys.content.item_encoding import ItemVectors, embed_items
-from recsys.bundle.upsert import grown, grown_catalog, merge_large
 
 SPACE = SpaceKey("words", "1", 4)
 FACTS = {
@@ -149,7 +150,7 @@ def test_everything_is_row_aligned_and_the_old_bundle_as_it_was(bundle: Bundle) 
     total = N + 2
     assert after.catalog.ids.ids[N:] == ("x", "y")
     features = after.recommender.reranker.features  # type: ignore[union-attr]
-    for array in (after.catalog.frame, after.catalog.categories, after.recommender.vectors, features.content.vector_cache):
+    for array in (after.catalog.frame, after.catalog.categories, after.recommender.vectors, features.vectors):
         assert len(array) == total
     s = features.statistics
     assert (s.total[N:].tolist(), s.recent[N:].tolist(), s.newest[N:].tolist()) == ([0, 0], [0, 0], [0, 0])

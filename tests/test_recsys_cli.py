@@ -10,8 +10,9 @@ from toy_data import toy_config, write_tables
 from typer.testing import CliRunner
 
 from features.errors import DataError
+from recsys.bundle.io import load_bundle
+from recsys.bundle.registry import current
 from recsys.cli import main as cli
-from recsys.bundle.io import current, load_bundle
 
 
 def call(*arguments):

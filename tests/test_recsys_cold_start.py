@@ -9,11 +9,11 @@ import scipy.sparse as sp
 import torch
 from toy_data import START, chain, toy_catalog, toy_log
 
-from recsys.towers import cold_start as newcomers
-from recsys.retrieval.index import Index
-from recsys.towers.cold_start import content_features, item_words, known_part, place_newcomers
 from recsys.config import TowerConfig
 from recsys.item_statistics import ItemStatistics
+from recsys.retrieval.index import Index
+from recsys.towers import cold_start as newcomers
+from recsys.towers.cold_start import content_features, item_words, known_part, place_newcomers
 from recsys.towers.model import TwoTowers
 
 ITEMS = 40

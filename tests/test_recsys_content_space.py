@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from test_bundle import EVENTS, FACTS
+from test_recsys_bundle_io import EVENTS, FACTS
 from toy_data import toy_catalog, toy_stage
 
-from features.errors import SpaceError
 from features.content.spaces import Embedded, SpaceKey, unit
+from features.errors import SpaceError
 from recsys.bundle.io import load_bundle, save_bundle
-from recsys.content.content_space import fit_content_space
 from recsys.config import AlignmentConfig
+from recsys.content.content_space import fit_content_space
 
 WORDS, PICTURES, OTHER = (SpaceKey(name, "1", 8) for name in ("words", "pictures", "other"))
 CONFIG = AlignmentConfig(nested=(2, 4), steps=4)

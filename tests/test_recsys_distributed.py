@@ -12,11 +12,12 @@ import torch
 from toy_data import SMALL, noise, toy_catalog, toy_config, write_tables
 
 from experiments.config import load_config
-from experiments.tracking.mlflow import NullTracker
 from experiments.pipelines.train import train
-from recsys.towers import distributed
-from recsys.bundle.io import current, load_bundle
+from experiments.tracking.mlflow import NullTracker
+from recsys.bundle.io import load_bundle
+from recsys.bundle.registry import current
 from recsys.config import TrainingConfig
+from recsys.towers import distributed
 from recsys.towers.training import fit_towers
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.content.spaces import SpaceKey, unit
 from features.errors import BundleError, ConfigError, DependencyError, SpaceError
 from features.interactions import Ragged
-from features.content.spaces import SpaceKey, unit
-from recsys.retrieval import index
+from recsys.config import RetrieverConfig
 from recsys.interfaces import Retriever
+from recsys.retrieval import index
 from recsys.retrieval.index import Index, check_faiss
 from recsys.retrieval.mutable_index import LiveIndex
-from recsys.config import RetrieverConfig
 
 
 def put_late(items):

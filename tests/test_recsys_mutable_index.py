@@ -10,12 +10,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from features.interactions import Ragged
 from features.content.spaces import SpaceKey, unit
+from features.interactions import Ragged
+from recsys.config import RetrieverConfig
 from recsys.retrieval import index
 from recsys.retrieval.index import Index
 from recsys.retrieval.mutable_index import LiveIndex
-from recsys.config import RetrieverConfig
 
 SPACE = SpaceKey("towers", "1", 4)
 CORNERS = np.eye(4, dtype=np.float32)

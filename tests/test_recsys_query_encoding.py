@@ -16,14 +16,15 @@ from toy_data import noise, toy_catalog, toy_stage
 from toy_service import RED, RULES, toy_bundle, with_contents
 from typer.testing import CliRunner
 
-from features.content.parts import Content, Image, Limits, Text
 from features.content.encoder_config import Builtin, Gemini
-from features.errors import BundleError, ConfigError, ContentError, SpaceError
+from features.content.parts import Content, Image, Limits, Text
 from features.content.spaces import Embedded, SpaceKey
-from features.store.base import MemoryStore
+from features.errors import BundleError, ConfigError, ContentError, SpaceError
+from features.store.memory import MemoryStore
+from recsys.bundle.io import save_bundle
+from recsys.bundle.registry import publish
 from recsys.cli import main as cli
 from recsys.content.alignment import Alignment, Map
-from recsys.bundle.io import publish, save_bundle
 from recsys.content.content_space import ContentSpace
 from recsys.content.query_encoding import Encoding, Searcher, searchable
 from serving.state.snapshot import Live

@@ -8,22 +8,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from toy_data import DAY, noise, toy_catalog, toy_log
 
 from features.errors import BundleError
-from recsys.ranking import reranker as module
-from recsys.interfaces import Candidates, Scorer
-from recsys.ranking.reranker import (
-    FEATURES,
-    LONG,
-    NEGATIVES,
-    RECENT_EVENTS,
-    SHORT,
-    Lesson,
-    PairFeatures,
-    Reranker,
-    fit_reranker,
-)
 from recsys.config import RerankerConfig
-from recsys.ranking.user_item_counts import DECAY
+from recsys.interfaces import Candidates, Scorer
+from recsys.ranking import reranker as module
+from recsys.ranking.pair_features import FEATURES, LONG, RECENT_EVENTS, SHORT, PairFeatures
+from recsys.ranking.reranker import NEGATIVES, Lesson, Reranker, fit_reranker
 from recsys.ranking.tfidf import NEWER
+from recsys.ranking.user_item_counts import DECAY
 
 R2 = 2**-0.5
 UNKNOWN = np.iinfo(np.int64).min

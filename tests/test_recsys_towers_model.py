@@ -7,8 +7,8 @@ import pytest
 import torch
 from toy_data import SMALL, chain, noise, toy_catalog, toy_log
 
-from recsys.towers.history import WAITS, History, hours_of_week
 from recsys.item_statistics import ItemStatistics
+from recsys.towers.history import WAITS, History, hours_of_week
 from recsys.towers.model import TwoTowers, UserTower, numbers
 
 DEEP = SMALL.model_copy(update={"layers": 2, "dropout": 0.5, "id_dropout": 0.5, "calendar": True})

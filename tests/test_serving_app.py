@@ -17,15 +17,16 @@ import pytest
 from house import HOME, Flaky, House, house
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_service import NOW, RULES, ToyShelf, toy_bundle
+from toy_service import NOW, RULES, ToyShelf, toy_bundle, toy_upsert
 
 from features.errors import StoreError
 from features.log.event_log import events_frame, read
 from features.log.records import Event, Exposure
-from features.store.base import MemoryStore, Status, UserState
+from features.store.base import Status, UserState
+from features.store.memory import MemoryStore
 from recsys.retrieval.filters import Filter
-from serving.state.snapshot import Live
 from serving.schemas import media_url
+from serving.state.snapshot import Live
 
 
 def test_a_known_user_gets_what_the_model_says(tmp_path: Path) -> None:
@@ -307,7 +308,7 @@ def test_what_is_published_later_is_shown_from_then_on(tmp_path: Path) -> None:
     now[0] = 1_001
     assert shown(live) == shown(everything) == [0, 1, 2, 4]
     again = bundle.catalog.frame[:1].with_columns(published_at=pl.lit(2_000).cast(pl.Datetime("us", "UTC")))
-    grown = live.grown(bundle.grown(again, {}), ["i0"])  # put anew, to be shown later
+    grown = live.grown(toy_upsert(bundle, again, {}), ["i0"])  # put anew, to be shown later
     assert shown(grown) == [1, 2, 4]
     now[0] = 2_000
     assert shown(grown) == [0, 1, 2, 4]

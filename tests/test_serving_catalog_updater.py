@@ -14,7 +14,7 @@ import pytest
 from house import GREEN_PNG, House, b64, endless, house
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_service import NOW, ToyBundle, ToyShelf, ToyWords, toy_bundle, toy_encoders, with_contents
+from toy_service import NOW, ToyBundle, ToyShelf, ToyWords, toy_bundle, toy_encoders, toy_upsert, with_contents
 
 from features.log.event_log import read
 from features.log.item_changes import ItemChanges
@@ -177,7 +177,7 @@ def test_the_order_of_the_log_decides_what_is_embedded_meanwhile(tmp_path: Path)
 
 
 def test_answers_of_the_log_that_come_in_another_order_change_nothing(tmp_path: Path) -> None:
-    growing = growth.Growth(tmp_path, {})
+    growing = growth.Growth(tmp_path, {}, toy_upsert, lambda bundle: None)
 
     class Late:
         """Answers the first record after the second."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from house import GREEN_PNG, Flaky, serving
-from toy_service import RULES, ToyShelf, toy_bundle, toy_encoders, toy_events, toy_settings, with_contents
+from toy_service import RULES, ToyShelf, toy_bundle, toy_encoders, toy_events, toy_settings, toy_upsert, with_contents
 
 from serving.app import create_app
 
@@ -34,6 +34,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Flaky]
     app = create_app(
         toy_settings(folder, follow_seconds=0.05),
         load=shelf.load,
+        upsert=toy_upsert,
+        merge=lambda bundle: None,
         current=shelf.current,
         events=lambda _: toy_events(),
         connect=lambda _: store,

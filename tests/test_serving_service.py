@@ -16,15 +16,15 @@ import polars as pl
 import pytest
 from fastapi.testclient import TestClient
 from house import HOME, Flaky, House, house
-from toy_service import RULES, ToyShelf, broken, toy_bundle, toy_events, toy_settings
+from toy_service import RULES, ToyShelf, broken, toy_bundle, toy_events, toy_settings, toy_upsert
 from typer.testing import CliRunner
 
 from features.errors import DataError
 from features.log.event_log import EventLog, events_frame
 from features.log.records import Event
-from features.store.redis_server import RedisServer
 from features.schema import DataConfig, EventRules
-from features.store.base import MemoryStore
+from features.store.memory import MemoryStore
+from features.store.redis_server import RedisServer
 from recsys.cli import main as cli
 from serving.app import create_app
 
@@ -178,6 +178,8 @@ def test_a_real_server_killed_midway(tmp_path: Path) -> None:
     app = create_app(
         toy_settings(tmp_path, follow_seconds=0.05, store_pause=0.02, store_timeout=2),
         load=shelf.load,
+        upsert=toy_upsert,
+        merge=lambda bundle: None,
         current=shelf.current,
         events=lambda _: toy_events(),
     )

@@ -12,11 +12,12 @@ from features.ids import IdMap
 from features.interactions import DAY, Interactions, Ragged
 from features.tables.read import ITEMS
 from recsys.baselines import fit_popular
-from recsys.retrieval.index import Index
-from recsys.recommender import TwoStage
-from recsys.ranking.reranker import Lesson, PairFeatures, fit_reranker
 from recsys.config import RerankerConfig, TowerConfig
 from recsys.item_statistics import ItemStatistics
+from recsys.ranking.pair_features import PairFeatures
+from recsys.ranking.reranker import Lesson, fit_reranker
+from recsys.recommender import TwoStage
+from recsys.retrieval.index import Index
 from recsys.towers.model import TwoTowers
 
 START = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * 10**6

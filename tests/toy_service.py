@@ -12,20 +12,20 @@ import polars as pl
 
 from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog
-from features.content.parts import Content, Limits, Modality
-from features.content.media.decoder_pool import Decoders
 from features.content.encoders.frozen import Media
 from features.content.encoders.images import prepare
 from features.content.encoders.text import embed_texts
+from features.content.media.decoder_pool import Decoders
+from features.content.parts import Content, Limits, Modality
+from features.content.spaces import Embedded, Encoder, SpaceKey, Task, unit
 from features.errors import BundleError
 from features.ids import IdMap
 from features.interactions import Ragged, UserStates
 from features.progress import Step
 from features.schema import DataConfig, EventRules, Placement
-from features.content.spaces import Embedded, Encoder, SpaceKey, Task, unit
-from recsys.interfaces import Candidates, top_k
-from recsys.content.content_space import ContentSpace
 from recsys.bundle.upsert import grown_catalog, grown_space
+from recsys.content.content_space import ContentSpace
+from recsys.interfaces import Candidates, top_k
 from serving.settings import ServeSettings
 
 RULES = EventRules(positive={"rating": 3.5, "click": None}, seen=("rating", "click"))
@@ -81,20 +81,22 @@ class ToyBundle:
         own = np.stack([near(int(liked.flat[end - 1]), len(self.catalog)) for end in liked.end])
         return top_k((1 - weight) * (content @ self.catalog.content.T) + weight * own, k, allow=allow)
 
-    def grown(self, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> "ToyBundle":
-        placed = self.content.place(channels) if self.content and channels else None
-        catalog, rows = grown_catalog(self.catalog, items, placed)
-        n, total = len(self.catalog), len(catalog)
-        return replace(
-            self,
-            catalog=catalog,
-            recommender=replace(self.recommender, n=total),
-            popular=np.concatenate([self.popular, np.arange(n, total)]),
-            content=self.content and grown_space(self.content, total, rows, channels),
-        )
-
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
         return top_k(np.stack([near(int(r), len(self.catalog)) for r in rows]), k, allow=allow, exclude=exclude)
+
+
+def toy_upsert(bundle: ToyBundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> ToyBundle:
+    """As `recsys.bundle.upsert.grown`."""
+    placed = bundle.content.place(channels) if bundle.content and channels else None
+    catalog, rows = grown_catalog(bundle.catalog, items, placed)
+    n, total = len(bundle.catalog), len(catalog)
+    return replace(
+        bundle,
+        catalog=catalog,
+        recommender=replace(bundle.recommender, n=total),
+        popular=np.concatenate([bundle.popular, np.arange(n, total)]),
+        content=bundle.content and grown_space(bundle.content, total, rows, channels),
+    )
 
 
 def toy_bundle(

@@ -14,9 +14,9 @@ import numpy as np
 
 from experiments.bench.runner import Result
 from experiments.config import RunConfig, load_config
-from experiments.pipelines.fit import train_two_stage
 from experiments.dataset import encode, load_dataset
 from experiments.evaluation.ranking import as_dict, evaluate
+from experiments.pipelines.fit import train_two_stage
 from experiments.pipelines.rolling_windows import windows
 from features.arrays import Doubles
 from features.content.encoder_config import TITLES, Builtin

@@ -17,16 +17,16 @@ from sklearn.linear_model import Ridge
 from experiments.bench.runner import Bar, Result
 from experiments.evaluation.ranking import as_dict
 from features.arrays import Doubles, Floats, Ints
-from features.content.parts import Audio, Content, Image, Limits, Text
-from features.content.media.decoder_pool import Decoders
 from features.content.embed import embed, vectors_of
-from features.content.encoders import builtin
-from features.errors import ConfigError, SourceError
+from features.content.encoder_config import builtin
+from features.content.media.decoder_pool import Decoders
+from features.content.parts import Audio, Content, Image, Limits, Text
 from features.content.spaces import Embedded, Encoder, SpaceKey, unit
+from features.errors import ConfigError, SourceError
+from recsys.config import AlignmentConfig
 from recsys.content.alignment import Views
 from recsys.content.alignment_training import fit_alignment
 from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
-from recsys.config import AlignmentConfig
 
 FOLDS, SEED, CUT = 5, 0, 64
 CACHE = Path("data/cache")

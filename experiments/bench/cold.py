@@ -18,9 +18,9 @@ from pydantic import ValidationError
 
 from experiments.bench.runner import Bar, Result
 from experiments.config import RunConfig, load_config
-from experiments.pipelines.fit import RERANKED, TOWERS, assemble, choose, fit_recipe
 from experiments.dataset import Dataset, encode, keep_frequent, load_dataset
 from experiments.evaluation.ranking import DEPTH, K, as_dict, ranked
+from experiments.pipelines.fit import RERANKED, TOWERS, assemble, choose, fit_recipe
 from experiments.pipelines.rolling_windows import windows
 from experiments.splits import Targets
 from features.arrays import Bools, Doubles, Floats
@@ -29,9 +29,9 @@ from features.content.encoder_config import Builtin
 from features.errors import ConfigError, DataError
 from features.interactions import Ragged
 from features.progress import silent
-from recsys.evaluation import metrics
 from recsys.baselines.content import ContentBridge, TfidfProfile, fit_bridge, fit_tfidf
-from recsys.histories import Baseline
+from recsys.dense_recommender import Baseline
+from recsys.evaluation import metrics
 from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
 from recsys.interfaces import Recommender
 from recsys.towers.training import fit_towers

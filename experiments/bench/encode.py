@@ -16,14 +16,18 @@ import numpy as np
 import polars as pl
 
 from experiments.bench.runner import Bar, Result
-from features.content.parts import Audio, Content, Image, Limits, Text
-from features.content.media.decoder_pool import Decoders
-from features.encoders import AiSFX, EfficientNet, Media, MiniLM, Whisper, sounds, speech
 from features.content.encoders import images as pictures
-from features.content.encoders.frozen import THREADS
-from features.errors import SourceError
-from features.content.spaces import Encoder
+from features.content.encoders import sounds, speech
+from features.content.encoders.frozen import THREADS, Media
+from features.content.encoders.images import EfficientNet
+from features.content.encoders.sounds import AiSFX
+from features.content.encoders.speech import Whisper
+from features.content.encoders.text import MiniLM
+from features.content.media.decoder_pool import Decoders
 from features.content.media.worker import Array
+from features.content.parts import Audio, Content, Image, Limits, Text
+from features.content.spaces import Encoder
+from features.errors import SourceError
 
 ROUNDS = 5
 ASKED = 0.8

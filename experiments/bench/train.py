@@ -23,9 +23,9 @@ import torch
 from experiments.bench.peers.environment import environment
 from experiments.bench.runner import Bar, Result
 from experiments.config import load_config
-from experiments.pipelines.fit import assemble, sample_states
 from experiments.dataset import encode, load_dataset
 from experiments.evaluation.ranking import headline
+from experiments.pipelines.fit import assemble, sample_states
 from experiments.pipelines.rolling_windows import windows
 from features.arrays import Bools, Floats
 from features.errors import ConfigError, RecsysError
@@ -35,7 +35,7 @@ from recsys.towers.model import TwoTowers
 from recsys.towers.training import fit_towers
 from recsys.towers.training_batches import Windows
 
-WORKER = Path(__file__).with_name("sasrec.py")
+WORKER = Path(__file__).parent / "peers" / "sasrec_worker.py"
 PINS = (
     "rectools[torch]==0.19.0",
     "numpy==1.26.4",

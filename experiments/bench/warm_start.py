@@ -10,9 +10,9 @@ from typing import Any
 
 from experiments.bench.runner import Bar, Result
 from experiments.config import load_config
-from experiments.pipelines.fit import assemble
 from experiments.dataset import encode, load_dataset
 from experiments.evaluation.ranking import as_dict, evaluate
+from experiments.pipelines.fit import assemble
 from experiments.pipelines.rolling_windows import windows
 from features.errors import ConfigError
 from features.interactions import DAY

@@ -25,7 +25,7 @@ from features.files import put_file, put_new_file
 from features.interactions import UserStates
 from features.progress import Begin
 from features.schema import ITEM, POSITION, USER
-from recsys.bundle.io import Bundle
+from recsys.bundle.model import Bundle
 from recsys.interfaces import Candidates
 from recsys.ranking.slate import item_groups
 

@@ -13,13 +13,14 @@ from features.catalog import Catalog, item_texts
 from features.interactions import Interactions
 from features.progress import Begin
 from recsys import baselines
-from recsys.histories import Baseline
+from recsys.dense_recommender import Baseline
 from recsys.interfaces import Candidates
+from recsys.item_statistics import ItemStatistics
+from recsys.ranking.pair_features import PairFeatures
+from recsys.ranking.reranker import Lesson, Reranker, fit_reranker
+from recsys.recommender import TwoStage
 from recsys.retrieval.index import Index
 from recsys.towers.cold_start import place_newcomers
-from recsys.recommender import TwoStage
-from recsys.ranking.reranker import Lesson, PairFeatures, Reranker, fit_reranker
-from recsys.item_statistics import ItemStatistics
 from recsys.towers.model import TwoTowers
 from recsys.towers.training import FittedTowers, Report, fit_towers
 

@@ -4,33 +4,21 @@ import subprocess
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from experiments.tracking import plots
 from experiments.config import RunConfig
-from experiments.pipelines.fit import RERANKED, TOWERS, Recipe, Trained, fit_baseline, fit_recipe, train_two_stage
 from experiments.dataset import Dataset, encode, keep_frequent, load_dataset
 from experiments.evaluation.ranking import Comparison, Outcome, evaluate, join
+from experiments.pipelines.fit import RERANKED, TOWERS, Recipe, Trained, fit_baseline, fit_recipe, train_two_stage
 from experiments.pipelines.rolling_windows import windows
 from experiments.splits import Split, guard
+from experiments.tracking import plots
 from experiments.tracking.mlflow import Tracker
+from experiments.tracking.progress import Reporter
 from features.interactions import DAY
-from features.progress import Step
-from recsys.bundle.io import publish as make_current
 from recsys.bundle.io import save_bundle
+from recsys.bundle.registry import publish as make_current
 from recsys.interfaces import Recommender
-
-
-class Reporter(Protocol):
-    """Tells a person how a run goes on."""
-
-    def say(self, text: str) -> None:
-        """One line."""
-        ...
-
-    def steps(self, what: str, total: int) -> Step:
-        """A progress bar; call what it returns with the size of each step done."""
-        ...
 
 
 def train(

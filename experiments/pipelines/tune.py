@@ -23,12 +23,13 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.config import RunConfig
-from experiments.pipelines.fit import choose
 from experiments.dataset import Dataset, encode, load_dataset
+from experiments.pipelines.fit import choose
 from experiments.pipelines.rolling_windows import windows
+from experiments.pipelines.train import code_version, say_dataset
 from experiments.splits import Split
 from experiments.tracking.mlflow import Tracker
-from experiments.pipelines.train import Reporter, code_version, say_dataset
+from experiments.tracking.progress import Reporter
 from features.errors import ConfigError
 from recsys.towers import distributed
 

@@ -7,16 +7,18 @@ import numpy as np
 import torch
 
 from experiments.config import RunConfig
-from experiments.pipelines.fit import RERANKED, TOWERS, Recipe, fit_recipe
 from experiments.dataset import Dataset, encode, load_dataset, on_top_of
 from experiments.evaluation.ranking import Comparison, evaluate
+from experiments.pipelines.fit import RERANKED, TOWERS, Recipe, fit_recipe
+from experiments.pipelines.train import code_version, compare, facts, record, say_dataset, show
 from experiments.splits import Split, targets
 from experiments.tracking.mlflow import Tracker
-from experiments.pipelines.train import Reporter, code_version, compare, facts, record, say_dataset, show
+from experiments.tracking.progress import Reporter
 from features.errors import ConfigError, DataError, SpaceError
-from recsys.bundle.io import MANIFEST, Bundle, load_bundle, save_bundle
-from recsys.bundle.io import publish as make_current
-from recsys.bundle.compare import find
+from recsys.bundle.io import MANIFEST, load_bundle, save_bundle
+from recsys.bundle.model import Bundle
+from recsys.bundle.registry import find
+from recsys.bundle.registry import publish as make_current
 from recsys.ranking.reranker import Reranker
 from recsys.towers.training import fit_towers
 from recsys.towers.warm_start import PASSES, carry

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -16,8 +16,19 @@ from rich.progress import (
 )
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from experiments.pipelines.train import Reporter  # with torch, which most commands do not need
+from features.progress import Step
+
+
+class Reporter(Protocol):
+    """Tells a person how a run goes on."""
+
+    def say(self, text: str) -> None:
+        """One line."""
+        ...
+
+    def steps(self, what: str, total: int) -> Step:
+        """A progress bar; call what it returns with the size of each step done."""
+        ...
 
 
 class Rate(ProgressColumn):
@@ -54,7 +65,7 @@ class Terminal:
 
 
 @contextmanager
-def terminal() -> Iterator["Reporter"]:
+def terminal() -> Iterator[Reporter]:
     """Rate and time left of whatever takes long, as long as it takes."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:

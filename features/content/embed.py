@@ -15,13 +15,13 @@ import polars as pl
 
 from features.arrays import Bools, Ints
 from features.catalog import item_texts
-from features.content.parts import Audio, Content, Image, Limits, Part, Source, Text, Video
 from features.content.digests import Files, Reading, digests, read_of
+from features.content.parts import Audio, Content, Image, Limits, Part, Source, Text, Video
+from features.content.spaces import Embedded, Encoder, Failure, SpaceKey
+from features.content.vector_cache import VectorCache, folder_of
 from features.errors import StoreError
 from features.progress import Begin, Step
 from features.schema import AUDIO, IMAGE, TITLE, VIDEO
-from features.content.spaces import Embedded, Encoder, Failure, SpaceKey
-from features.content.vector_cache import VectorCache, folder_of
 
 FILES, FAILED = "files.sqlite", "failed.parquet"
 

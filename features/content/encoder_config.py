@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from features.content.parts import Limits
 from features.content.media.decoder_pool import Decoders
-from features.schema import Strict
+from features.content.parts import Limits
 from features.content.spaces import Encoder
+from features.schema import Strict
 
 
 class Builtin(Strict):
@@ -75,12 +75,32 @@ TITLES = "title"
 """Channel of titles alone, beside the text that has all words: what people search with."""
 
 
+def builtin(decoders: Decoders, limits: Limits, models: Path, *, multilingual: bool = False) -> dict[str, Encoder]:
+    """Channel -> encoder: text, image, speech, sound. models: folder of exported models.
+
+    Frames of a video go to image, its sound to speech and sound. A model is loaded when it is first needed.
+    """
+    from features.content.encoders.frozen import Media
+    from features.content.encoders.images import EfficientNet
+    from features.content.encoders.sounds import AiSFX
+    from features.content.encoders.speech import Whisper
+    from features.content.encoders.text import MiniLM, MultilingualE5
+
+    media, text = Media(decoders, limits), MultilingualE5(limits) if multilingual else MiniLM(limits)
+    return {
+        "text": text,
+        "image": EfficientNet(media, models),
+        "speech": Whisper(media, text),
+        "sound": AiSFX(media, models),
+    }
+
+
 def open_encoders(config: EncoderConfig, decoders: Decoders, limits: Limits, models: Path) -> dict[str, Encoder]:
     """Channel -> encoder; models: folder of exported models. Models load when they are first used.
 
     Raises ConfigError, SpaceError and DependencyError.
     """
-    from features.content.encoders import Media, builtin
+    from features.content.encoders.frozen import Media
 
     if isinstance(config, Builtin):
         encoders = builtin(decoders, limits, models, multilingual=config.multilingual)

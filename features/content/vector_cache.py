@@ -1,7 +1,8 @@
 """A cache of the vectors of one space on disk, by digest of what was embedded.
 
-space.json tells the space in full, and vectors of another one are refused. The shards (`features.content.shards`) are parquet
-tables of digest, present, failures and vector; a later row takes the place of an earlier one of the same digest.
+space.json tells the space in full, and vectors of another one are refused. The shards (`features.content.shards`)
+are parquet tables of digest, present, failures and vector; a later row takes the place of an earlier one of the same
+digest.
 """
 
 import hashlib
@@ -17,9 +18,9 @@ import numpy as np
 import polars as pl
 
 from features.arrays import Bools
-from features.errors import SpaceError, StoreError
 from features.content.shards import Damaged, Shards
 from features.content.spaces import Embedded, Failure, SpaceKey, same_space
+from features.errors import SpaceError, StoreError
 
 T = TypeVar("T")
 

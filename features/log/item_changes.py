@@ -17,9 +17,9 @@ from typing import Any
 import polars as pl
 
 from features.errors import LogError
-from features.log.event_log import item_changes
 from features.files import put_file, sync
 from features.interactions import DAY
+from features.log.event_log import item_changes
 from features.log.records import ItemGone, ItemPut
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, ITEM, PRICE, VIDEO
 

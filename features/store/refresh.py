@@ -13,10 +13,10 @@ import numpy as np
 import polars as pl
 
 from features.errors import StoreError
-from features.log.event_log import Position, events_frame, read
 from features.interactions import DAY
-from features.progress import Begin
+from features.log.event_log import Position, events_frame, read
 from features.log.records import Event
+from features.progress import Begin
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
 from features.store.base import HISTORY, FeatureStore, ItemStats, UserPatch, Watermark, pack_rows, patches
 

@@ -12,15 +12,11 @@ from pathlib import Path
 import polars as pl
 
 from features import schema
-from features.tables import columns as checks
 from features.arrays import Bools, Floats
-from features.tables.columns import Fault, Read
 from features.errors import DataError
 from features.log.item_changes import ItemChanges, put_table
-from features.progress import Begin
 from features.log.records import ItemPut
-from features.tables.report import Report
-from features.tables.scan import LINE, SUFFIXES, find_table, scan
+from features.progress import Begin
 from features.schema import (
     AVAILABLE,
     CATEGORIES,
@@ -39,6 +35,10 @@ from features.schema import (
     DataConfig,
     EventRules,
 )
+from features.tables import columns as checks
+from features.tables.columns import Fault, Read
+from features.tables.report import Report
+from features.tables.scan import LINE, SUFFIXES, find_table, scan
 from features.tables.validate import MEDIA, REQUIRED, Raw, Sifted, find_media, sift, write_aside
 
 TEXTS = (schema.TITLE, schema.DESCRIPTION)

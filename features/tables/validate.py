@@ -12,12 +12,12 @@ import numpy.typing as npt
 import polars as pl
 
 from features.arrays import Bools, Ints
-from features.tables.columns import Fault, Read
 from features.errors import DataError
 from features.progress import Begin, Step
+from features.schema import AUDIO, EVENT, EVENT_ID, IMAGE, ITEM, TIME, USER, VALUE, VIDEO
+from features.tables.columns import Fault, Read
 from features.tables.report import PLACES, REPAIRED, SET_ASIDE, Count, Problem
 from features.tables.scan import LINE, reading
-from features.schema import AUDIO, EVENT, EVENT_ID, IMAGE, ITEM, TIME, USER, VALUE, VIDEO
 
 REQUIRED = {"items": (ITEM,), "events": (USER, ITEM, EVENT, TIME), "users": (USER,)}
 

@@ -8,8 +8,8 @@ from recsys.baselines.content import fit_bridge, fit_tfidf
 from recsys.baselines.ease import fit_ease
 from recsys.baselines.frequency import fit_frequency
 from recsys.baselines.neighbours import fit_item_knn
+from recsys.dense_recommender import Baseline
 from recsys.retrieval.popular import fit_popular
-from recsys.histories import Baseline
 
 KINDS: dict[str, Callable[..., Baseline]] = {
     "popular": fit_popular,

@@ -10,7 +10,8 @@ from threadpoolctl import threadpool_limits
 from features.arrays import Floats
 from features.errors import ConfigError
 from features.interactions import Interactions, Ragged
-from recsys.histories import Baseline, counts, profile, user_items
+from recsys.dense_recommender import Baseline
+from recsys.histories import counts, profile, user_items
 
 if TYPE_CHECKING:
     from implicit.cpu.als import AlternatingLeastSquares

@@ -8,7 +8,8 @@ import scipy.sparse as sp
 from features.arrays import Floats
 from features.errors import ConfigError, DataError
 from features.interactions import Interactions, Ragged
-from recsys.histories import Baseline, counts, profile, user_items
+from recsys.dense_recommender import Baseline
+from recsys.histories import counts, profile, user_items
 
 
 @dataclass(frozen=True)

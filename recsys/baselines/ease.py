@@ -8,7 +8,8 @@ from scipy.linalg import lapack
 from features.arrays import Floats
 from features.errors import ConfigError, DataError
 from features.interactions import Interactions, Ragged
-from recsys.histories import Baseline, counts, profile, times_dense, user_items
+from recsys.dense_recommender import Baseline
+from recsys.histories import counts, profile, times_dense, user_items
 
 _BLOCK = 512
 """Rows treated at a time, beside the one big matrix."""

@@ -7,7 +7,8 @@ import numpy as np
 from features.arrays import Floats
 from features.errors import ConfigError
 from features.interactions import Interactions, Ragged
-from recsys.histories import Baseline, ages, counts
+from recsys.dense_recommender import Baseline
+from recsys.histories import ages, counts
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,13 @@
 """Two bundles side by side, before one takes the other's place: another space, another training."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from features.arrays import Floats
 from features.errors import BundleError
-from recsys.bundle.io import MANIFEST, Bundle, current
+from recsys.bundle.model import Bundle
 from recsys.towers.cold_start import known_part
-
-
-def find(root: Path, name: str) -> Path:
-    """The folder of a bundle by its fingerprint, the beginning of it, or `current`.
-
-    Raises BundleError when there is none, or several begin so.
-    """
-    if name == "current":
-        return current(root)
-    found = [path for path in bundles(root) if path.name.startswith(name)]
-    if len(found) != 1:
-        there = ", ".join(path.name for path in bundles(root)) or "none"
-        raise BundleError(f"{root}: {len(found)} bundles begin with {name!r}; there are: {there}")
-    return found[0]
-
-
-def bundles(root: Path) -> list[Path]:
-    """Folders of the bundles below root, the oldest first."""
-    folders = [path.parent for path in root.glob(f"[!.]*/{MANIFEST}") if not path.parent.is_symlink()]
-    return sorted(folders, key=lambda folder: ((folder / MANIFEST).stat().st_mtime_ns, folder.name))
 
 
 def compare(a: Bundle, b: Bundle, *, k: int = 10, sample: int = 2000, seed: int = 0) -> dict[str, Any]:

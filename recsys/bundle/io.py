@@ -10,8 +10,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +24,25 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_weights
 from safetensors.torch import save_file as save_weights
 
-from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog
+from features.content.spaces import Embedded, SpaceKey, same_space
 from features.errors import BundleError, SpaceError
 from features.files import sync
 from features.ids import IdMap
-from features.interactions import Ragged, UserStates
-from features.schema import ITEM, DataConfig
-from features.content.spaces import Embedded, SpaceKey, same_space
+from features.schema import ITEM
+from recsys.bundle.model import Bundle
+from recsys.config import TowerConfig
 from recsys.content.alignment import Alignment, Map
-from recsys.retrieval.popular import Popular
-from recsys.retrieval.fusion import Question, blended
-from recsys.interfaces import Candidates
 from recsys.content.content_space import ContentSpace
+from recsys.item_statistics import ItemStatistics
+from recsys.ranking.pair_features import PairFeatures
+from recsys.ranking.reranker import Reranker
+from recsys.ranking.tfidf import WIDTH, Words
+from recsys.recommender import TwoStage
 from recsys.retrieval.index import Index
 from recsys.retrieval.mutable_index import LiveIndex
-from recsys.towers.cold_start import known_part
-from recsys.recommender import TwoStage
-from recsys.ranking.reranker import PairFeatures, Reranker
-from recsys.config import TowerConfig
-from recsys.item_statistics import ItemStatistics
+from recsys.retrieval.popular import Popular
 from recsys.towers.model import TwoTowers
-from recsys.ranking.tfidf import WIDTH, Words
 
 FORMAT = 8
 """Rises when an older version could not read what is written."""
@@ -68,71 +65,6 @@ _UNFIT = (
     *(SafetensorError, SpaceError, pl.exceptions.PolarsError),
 )
 """What reading raises of parts that are whole, and are not what the manifest says."""
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A loaded bundle.
-
-    manifest: format, fingerprint, config, hashes of data and split, code version, seed, metrics, and the SHA-256 of
-    every file. content: where the items' contents lie, None where they have none; contents: finds items by
-    `catalog.content`.
-    """
-
-    path: Path
-    manifest: dict[str, Any]
-    catalog: Catalog
-    recommender: TwoStage
-    content: ContentSpace | None
-    contents: LiveIndex
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits over everything in the manifest, and by it over every file."""
-        return str(self.manifest["fingerprint"])
-
-    @cached_property
-    def data(self) -> DataConfig:
-        """What events mean, and which placements there are."""
-        return DataConfig.model_validate(self.manifest["config"]["data"])
-
-    @cached_property
-    def popular(self) -> Ints:
-        """(n,) int64 rows, the most popular first."""
-        return np.argsort(-self.recommender.fallback.popularity, kind="stable").astype(np.int64)
-
-    @property
-    def note(self) -> str:
-        """Why candidates are not found by the kind that was asked for, "" where they are."""
-        return self.contents.note
-
-    def grown(self, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> "Bundle":
-        """With items put since, see `recsys.bundle.upsert.grown`."""
-        from recsys.bundle.upsert import grown
-
-        return grown(self, items, channels)
-
-    def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
-        """The k items nearest to each of rows (b,), themselves left out unless `exclude` says otherwise."""
-        own = Ragged(rows, np.arange(len(rows)), np.arange(1, len(rows) + 1)) if exclude is None else exclude
-        asked = known_part(self.recommender.vectors[rows])
-        return self.recommender.index.search(asked, k, allow=allow, exclude=own)
-
-    def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
-        """The k items nearest to each of some contents (b, m) of the bundle's space; those without any last."""
-        return self.contents.search(content, k, allow=allow)
-
-    def search_for(
-        self, content: Floats, who: UserStates, k: int, *, weight: float, allow: Bools | None = None
-    ) -> Candidates:
-        """The k items near to some contents (b, m) and to who asks (b states); see `blended`."""
-        its = self.recommender
-        users = its.towers.user_vectors(who, its.vectors)
-        questions = (
-            Question(content, 1 - weight, self.contents, self.catalog.content),
-            Question(users, weight, its.index, its.vectors),
-        )
-        return blended(questions, k, allow=allow)
 
 
 def save_bundle(
@@ -202,23 +134,6 @@ def save_bundle(
         folder.rename(final)
     sync(root)
     return final
-
-
-def publish(bundle: Path) -> None:
-    """Point `current` beside the bundle at it, in one step."""
-    link = bundle.parent / f".writing-{os.getpid()}-current"
-    link.unlink(missing_ok=True)
-    link.symlink_to(bundle.name)
-    link.replace(bundle.parent / "current")
-    sync(bundle.parent)
-
-
-def current(root: Path) -> Path:
-    """The folder that root/current points at. Raises BundleError when there is none."""
-    link = root / "current"
-    if not link.is_symlink():
-        raise BundleError(f"{link}: no bundle is published there; run `recsys train CONFIG` first")
-    return root / link.readlink()
 
 
 def load_bundle(path: Path) -> Bundle:

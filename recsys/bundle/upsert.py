@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +11,14 @@ import scipy.sparse as sp
 
 from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog, Categories, item_texts
+from features.content.spaces import Embedded, nothing, unit
 from features.ids import IdMap
 from features.schema import ITEM
-from features.content.spaces import Embedded, nothing, unit
+from recsys.bundle.model import Bundle
 from recsys.content.content_space import ContentSpace
+from recsys.ranking.pair_features import PairFeatures
+from recsys.ranking.reranker import Reranker
 from recsys.retrieval.mutable_index import LiveIndex
-from recsys.ranking.reranker import PairFeatures, Reranker
-
-if TYPE_CHECKING:
-    from recsys.bundle.io import Bundle
 
 T = TypeVar("T", bound=np.generic)
 
@@ -33,7 +32,7 @@ FRESH, SHARE = 1000, 0.05
 """An index is built anew when it has more than so many vectors beside it, and more than this share of its items."""
 
 
-def grown(bundle: "Bundle", items: pl.DataFrame, channels: Mapping[str, Embedded]) -> "Bundle":
+def grown(bundle: Bundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> Bundle:
     """The bundle with m checked items more, or in place of its own.
 
     channels: what the bundle's encoders made of them (`embed_items`), empty where it has no content. Known items keep
@@ -63,7 +62,7 @@ def grown(bundle: "Bundle", items: pl.DataFrame, channels: Mapping[str, Embedded
     return replace(bundle, catalog=catalog, recommender=recommender, content=content)
 
 
-def merge_large(bundle: "Bundle") -> None:
+def merge_large(bundle: Bundle) -> None:
     """Build anew those indexes of a bundle that have too much beside them; searches and changes go on meanwhile."""
     for index in (bundle.recommender.index, bundle.contents):
         if isinstance(index, LiveIndex) and index.fresh > max(FRESH, SHARE * len(index)):
@@ -115,7 +114,7 @@ def grown_space(old: ContentSpace, total: int, rows: Ints, channels: Mapping[str
     return replace(old, channels=kept)
 
 
-def nearby(bundle: "Bundle", catalog: Catalog, rows: Ints, content: Embedded | None) -> Floats:
+def nearby(bundle: Bundle, catalog: Catalog, rows: Ints, content: Embedded | None) -> Floats:
     """Vectors (m, d) for items of rows (m,) of a grown catalogue, from those that the bundle had before.
 
     The mean of the NEAREST items by content, each as heavy as its cosine; where there is none, the mean of the items

@@ -17,8 +17,8 @@ def bundle_list(root: Path = ROOT) -> None:
     """Every bundle, the oldest first: what it was trained on, which content space, and which one is served."""
     import json
 
-    from recsys.bundle.io import MANIFEST, current
-    from recsys.bundle.compare import bundles
+    from recsys.bundle.io import MANIFEST
+    from recsys.bundle.registry import bundles, current
 
     served = current(root).name if (root / "current").is_symlink() else None
     for folder in bundles(root):
@@ -42,8 +42,9 @@ def bundle_compare(
     """
     import orjson
 
+    from recsys.bundle.compare import compare
     from recsys.bundle.io import load_bundle
-    from recsys.bundle.compare import compare, find
+    from recsys.bundle.registry import find
 
     told = compare(*(load_bundle(find(root, name)) for name in (one, other)))
     if as_json:
@@ -67,8 +68,8 @@ def bundle_compare(
 @bundle_app.command("publish")
 def bundle_publish(name: str = typer.Argument(..., help=ONE), root: Path = ROOT) -> None:
     """Let the service take this bundle, in one step; the one before is kept. Its files are verified first."""
-    from recsys.bundle.io import load_bundle, publish
-    from recsys.bundle.compare import find
+    from recsys.bundle.io import load_bundle
+    from recsys.bundle.registry import find, publish
 
     path = find(root, name)
     load_bundle(path)

@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 
 from features.arrays import Bools, Floats, Ints
-from features.errors import SpaceError
 from features.content.spaces import Embedded, SpaceKey, same_space, unit
+from features.errors import SpaceError
 
 
 @dataclass(frozen=True)

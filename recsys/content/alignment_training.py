@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from features.arrays import Bools, Floats, Ints
+from features.content.spaces import SpaceKey, unit
 from features.errors import DataError
 from features.progress import Begin
-from features.content.spaces import SpaceKey, unit
+from recsys.config import AlignmentConfig
 from recsys.content.alignment import Alignment, Map, Views
 from recsys.content.cca import correlate, spectra
-from recsys.config import AlignmentConfig
 
 Stage = Literal["pairs", "halves"]
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from features.arrays import Floats, Ints
+from features.content.spaces import Embedded, SpaceKey, same_space
 from features.errors import SpaceError
 from features.progress import Begin
-from features.content.spaces import Embedded, SpaceKey, same_space
+from recsys.config import AlignmentConfig
 from recsys.content.alignment import Alignment, Views, fuse
 from recsys.content.alignment_training import LEAST, fit_alignment
-from recsys.config import AlignmentConfig
 
 
 @dataclass(frozen=True)

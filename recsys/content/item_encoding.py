@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.content.parts import Content
 from features.content.embed import item_contents, item_titles
 from features.content.encoder_config import QUICK, TITLES
+from features.content.parts import Content
 from features.content.spaces import Embedded, Encoder, nothing
 from recsys.content.content_space import ContentSpace
 

@@ -9,19 +9,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from features.arrays import Bools
 from features.catalog import Catalog
-from features.content.parts import Content, Limits
-from features.content.media.decoder_pool import Decoders
 from features.content.encoder_config import EncoderConfig, Gemini, OpenAICompatible, open_encoders
-from features.errors import BundleError, ConfigError
-from features.interactions import now_micros
-from features.schema import TITLE
+from features.content.media.decoder_pool import Decoders
+from features.content.parts import Content, Limits
 from features.content.spaces import Embedded, Encoder, Failure, nothing
+from features.errors import BundleError
+from features.interactions import now_micros
 from recsys.content.content_space import ContentSpace
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from recsys.bundle.io import Bundle
+    pass
 
 
 @dataclass(frozen=True)
@@ -93,56 +90,6 @@ class Searcher:
             elif not any(channels[name].vectors.any() for name in readers):
                 why.setdefault(at, "there is nothing in it to search by")
         return tuple(Failure(0, at, reason) for at, reason in sorted(why.items()))
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a query found. read: whether anything of it was; failed: (kind of part, reason); items: best first, each
-    with item_id, title, score, and near: cosine by channel, None where the item has nothing there."""
-
-    read: bool
-    failed: list[tuple[str, str]]
-    items: list[dict[str, Any]]
-
-    def render(self) -> "Table":
-        """For a terminal."""
-        from rich.table import Table
-        from rich.text import Text
-
-        channels = list(self.items[0]["near"]) if self.items else []
-        table = Table("item", "title", "score", *channels)
-        for item in self.items:
-            cosines = ["" if item["near"][name] is None else f"{item['near'][name]:.3f}" for name in channels]
-            table.add_row(Text(item["item_id"]), Text(item["title"] or ""), f"{item['score']:.3f}", *cosines)
-        return table
-
-
-def find(bundle: "Bundle", content: Content, k: int) -> Found:
-    """The k items of a bundle that a content is nearest to, once: encoders are opened for it and closed again.
-
-    Raises ConfigError where the bundle knows of no contents.
-    """
-    encoding, space = Encoding.of(bundle.manifest), bundle.content
-    if encoding is None or space is None:
-        raise ConfigError(f"{bundle.path}: the bundle knows of no contents; train with an encoder")
-    with Decoders() as decoders:
-        query = Searcher(space, encoding.open(decoders)).embed(content)
-    failed = [(str(content.parts[each.part].modality), each.reason) for each in query.failures]
-    if not query.present[0]:
-        return Found(False, failed, [])
-    found = bundle.search(query.vectors, k, allow=searchable(bundle.catalog))
-    rows = found.rows[0][found.rows[0] >= 0]
-    near = space.near_query(query.vectors[0], rows)
-    items = [
-        {
-            "item_id": bundle.catalog.ids.ids[row],
-            "title": bundle.catalog.frame.get_column(TITLE)[row],
-            "score": score,
-            "near": {name: cosines[at] for name, cosines in near.items()},
-        }
-        for at, (row, score) in enumerate(zip(rows.tolist(), found.scores[0].tolist(), strict=False))
-    ]
-    return Found(True, failed, items)
 
 
 def searchable(catalog: Catalog) -> Bools:

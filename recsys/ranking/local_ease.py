@@ -6,8 +6,8 @@ import scipy.sparse as sp
 from features.arrays import Floats, Ints
 from features.errors import ConfigError
 from features.interactions import Interactions
-from recsys.baselines.neighbours import fit_item_knn
 from recsys.histories import user_items
+from recsys.ranking.item_similarity import item_similarity
 
 _DENSE = 1 << 30
 """Bytes that a dense matrix of pairs may take: its parts are read several times as fast as a sparse one's."""
@@ -25,7 +25,7 @@ def fit_local_ease(events: Interactions, *, k: int, regularization: float = 200.
     if regularization <= 0:
         raise ConfigError(f"local EASE with regularization={regularization}: needs > 0")
     n = events.n_items
-    near = fit_item_knn(events, k=k, shrink=10, exponent=0.5).similarity
+    near = item_similarity(events, k=k, shrink=10, exponent=0.5)
     x = user_items(events)
     sparse = (x.T @ x).tocsr()  # (n, n) users with both
     together = sparse.toarray() if 4 * n * n <= _DENSE else sparse

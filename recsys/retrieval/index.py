@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from features.arrays import Bools, Floats, Ints
+from features.content.spaces import SpaceKey, same_space
 from features.errors import BundleError, ConfigError, DependencyError
 from features.interactions import Ragged
-from features.content.spaces import SpaceKey, same_space
-from recsys.interfaces import Candidates, ordered
 from recsys.config import RetrieverConfig
+from recsys.interfaces import Candidates, ordered
 
 logger = logging.getLogger("recsys.retrieval.index")
 

@@ -8,8 +8,8 @@ from scipy.optimize import nnls
 
 from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog, item_texts
-from features.interactions import Interactions
 from features.content.spaces import unit
+from features.interactions import Interactions
 from recsys.retrieval.index import Index
 from recsys.towers.model import TwoTowers, numbers
 

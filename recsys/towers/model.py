@@ -8,10 +8,10 @@ from torch.nn import functional
 from features.arrays import Floats
 from features.catalog import Catalog
 from features.interactions import Interactions, UserStates
-from recsys.towers.dropout import dropout
-from recsys.towers.history import HOUR, WAITS, WEEK, History
 from recsys.config import TowerConfig
 from recsys.item_statistics import ItemStatistics
+from recsys.towers.dropout import dropout
+from recsys.towers.history import HOUR, WAITS, WEEK, History
 
 START = 0.2
 """Length of what ids, contents and categories begin as: short rows turn fast under AdamW's steps of one size."""

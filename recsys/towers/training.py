@@ -17,10 +17,10 @@ from features.arrays import Floats
 from features.catalog import Catalog
 from features.interactions import Interactions
 from features.progress import Begin
-from recsys.towers import distributed
-from recsys.towers.losses import MAX_SCALE, Loss, Pairs, gbce_loss, in_batch_loss, nested_loss, softmax_loss
 from recsys.config import TowerConfig, TrainingConfig
 from recsys.item_statistics import ItemStatistics
+from recsys.towers import distributed
+from recsys.towers.losses import MAX_SCALE, Loss, Pairs, gbce_loss, in_batch_loss, nested_loss, softmax_loss
 from recsys.towers.model import START, TwoTowers
 from recsys.towers.training_batches import Batch, Windows
 
@@ -84,9 +84,9 @@ def fit_towers(
 
     What is validated and kept are weights averaged exponentially over about the last pass (Polyak & Juditsky 1992).
     Without `validate`, make exactly `epochs` passes (or training.epochs). start: towers to go on from, which are
-    changed; since (µs): predict only events after it. Several processes (`recsys.towers.distributed`) each take their share
-    of every step, which is so many times larger. On a GPU the towers compute in bfloat16 (not run on one yet); what
-    is returned is on the CPU. Raises DataError when there is nothing to learn from.
+    changed; since (µs): predict only events after it. Several processes (`recsys.towers.distributed`) each take
+    their share of every step, which is so many times larger. On a GPU the towers compute in bfloat16 (not run on
+    one yet); what is returned is on the CPU. Raises DataError when there is nothing to learn from.
     """
     windows = Windows.build(events, since)
     fit = partial(fit_towers, catalog, events, towers, training, seed=seed, epochs=epochs, start=start, since=since)

@@ -15,24 +15,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from features.log.item_changes import keep_media
 from features.log.records import ItemGone, ItemPut
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, TITLE, VIDEO
+from serving.errors import ApiError, ErrorAnswer, answer
 from serving.routes.responses import Narrow, expose, live_of, narrowed, slate_answer, stage
+from serving.routes.search_query import json_object, media_source
+from serving.schemas import FailedPart, Finite, Id, SimilarAnswer, checked_id, fault, first_fault, micros
+from serving.state.encoder_pool import Desk
 from serving.state.service import Service
 from serving.state.snapshot import Live, Servable, card
-from serving.routes.search_query import json_object, media_source
-from serving.routes.search import Desk
-from serving.schemas import (
-    ApiError,
-    ErrorAnswer,
-    FailedPart,
-    Finite,
-    Id,
-    SimilarAnswer,
-    answer,
-    checked_id,
-    fault,
-    first_fault,
-    micros,
-)
 
 SIMILAR = "similar"
 MAX_TEXT, MAX_LABEL, MAX_LABELS, MAX_URL = 200_000, 1000, 100, 4096

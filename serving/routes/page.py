@@ -5,7 +5,7 @@ from importlib.resources import files
 from fastapi import FastAPI
 from fastapi.responses import Response
 
-from serving.schemas import ApiError
+from serving.errors import ApiError
 
 TYPES = {
     "html": "text/html; charset=utf-8",

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from features.errors import DataError
 from features.log.records import Exposure
-from recsys.retrieval.filters import Filter
 from recsys.ranking.slate import Slate
+from recsys.retrieval.filters import Filter
+from serving.errors import ApiError, answer
+from serving.schemas import first_fault
 from serving.state.service import Service
 from serving.state.snapshot import Live
-from serving.schemas import ApiError, answer, first_fault
 
 VARIANT = "default"
 

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from features.content.parts import Audio, Content, Image, Part, Source, Text, Video
 from recsys.retrieval.filters import Filter
-from serving.schemas import ApiError, Id, first_fault
+from serving.errors import ApiError
+from serving.schemas import Id, first_fault
 
 MAX_VALUES = 100_000
 """Of one JSON body: a body of empty lists would take twenty times its own size in memory."""

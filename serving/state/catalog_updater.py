@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,16 +17,17 @@ import polars as pl
 
 from features.arrays import Bools
 from features.content.encoder_config import QUICK, TITLES
+from features.content.spaces import Embedded
 from features.errors import LogError
-from features.log.event_log import EventLog, item_changes
 from features.ids import IdMap
+from features.log.event_log import EventLog, item_changes
 from features.log.item_changes import ItemChanges, media_in_use, sweep_media
 from features.log.records import ItemGone, ItemPut
 from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, PUBLISHED, VIDEO
 from features.tables.read import check_puts
 from recsys.content.item_encoding import ItemVectors
-from serving.state.snapshot import Live, Servable
 from serving.schemas import micros
+from serving.state.snapshot import Live, Servable
 
 logger = logging.getLogger("recsys.serving")
 
@@ -39,6 +40,9 @@ RETRY_SECONDS = 30.0
 Status = Literal["live", "embedding", "failed"]
 Embed = Callable[[Servable, pl.DataFrame], Awaitable[ItemVectors]]
 """A bundle and m checked items -> their vectors by its encoders, none where it has no content."""
+
+Upsert = Callable[[Servable, pl.DataFrame, Mapping[str, Embedded]], Servable]
+"""A bundle, m checked items, their channels -> the bundle with these items added or replaced."""
 
 
 @dataclass
@@ -60,8 +64,9 @@ class Growth:
     notes: of the service; "items" says what could not be taken in.
     """
 
-    def __init__(self, log: Path, notes: dict[str, str]) -> None:
-        """log: folder of the event log."""
+    def __init__(self, log: Path, notes: dict[str, str], upsert: Upsert, merge: Callable[[Servable], None]) -> None:
+        """log: folder of the event log; upsert, merge: see `Service`."""
+        self._upsert, self._merge_large = upsert, merge
         self.live: Live | None = None
         self._folder, self._notes = log, notes
         self._known: dict[str, _Known] = {}
@@ -172,7 +177,7 @@ class Growth:
         if len(items):
             vectors = await embed(bundle, items)
             failed = dict(zip(items.get_column(ITEM), vectors.failed, strict=True))
-            bundle = await asyncio.to_thread(bundle.grown, items, vectors.channels)
+            bundle = await asyncio.to_thread(self._upsert, bundle, items, vectors.channels)
         grown = await asyncio.to_thread(live.grown, bundle, items.get_column(ITEM).to_list())
         self._replace(live, grown, puts, failed)
         self._merge(bundle)
@@ -238,7 +243,7 @@ class Growth:
     def _merge(self, bundle: Servable) -> None:
         """Beside what is put next: building an index can take minutes, and the process may end without it."""
         if self._merging is None or not self._merging.is_alive():
-            self._merging = Thread(target=_merged, args=(bundle,), name="merge", daemon=True)
+            self._merging = Thread(target=_merged, args=(self._merge_large, bundle), name="merge", daemon=True)
             self._merging.start()
 
     def _swept(self) -> None:
@@ -303,12 +308,8 @@ def _delete(sweep: Callable[[], int]) -> None:
         logger.warning("%s", error)
 
 
-def _merged(bundle: Servable) -> None:
-    from recsys.bundle.io import Bundle
-    from recsys.bundle.upsert import merge_large
-
-    if isinstance(bundle, Bundle):
-        try:
-            merge_large(bundle)
-        except Exception:  # what is beside the index is found all the same
-            logger.exception("the index could not be built anew")
+def _merged(merge: Callable[[Servable], None], bundle: Servable) -> None:
+    try:
+        merge(bundle)
+    except Exception:  # what is beside the index is found all the same
+        logger.exception("the index could not be built anew")

@@ -9,17 +9,17 @@ import numpy as np
 import polars as pl
 
 from features.errors import LogError, RecsysError, StoreError
-from features.log.event_log import EventLog
 from features.interactions import now_micros
+from features.log.event_log import EventLog
 from features.log.records import Event
-from features.store.redis_server import RedisServer
-from features.store.redis import RedisStore
-from features.store.refresh import catch_up, refresh
 from features.schema import DataConfig, EventRules
 from features.store.base import FeatureStore, Status, UserState, Watermark
-from serving.state.catalog_updater import Growth
-from serving.state.snapshot import Live, Servable
+from features.store.redis import RedisStore
+from features.store.redis_server import RedisServer
+from features.store.refresh import catch_up, refresh
 from serving.settings import ServeSettings
+from serving.state.catalog_updater import Growth, Upsert
+from serving.state.snapshot import Live, Servable
 
 logger = logging.getLogger("recsys.serving")
 
@@ -28,7 +28,8 @@ class Service:
     """Opened by `start`, ended by `stop`. growth: what is served, with the items put and deleted since.
 
     load: folder of a bundle -> the bundle, raising BundleError; current: folder of bundles -> the one to serve;
-    events: a bundle's data configuration -> its checked events table; connect: event rules -> the store.
+    events: a bundle's data configuration -> its checked events table; upsert: adds items to a bundle; merge: builds
+    the indexes of a bundle anew where too many items were added; connect: event rules -> the store.
     """
 
     def __init__(
@@ -38,6 +39,8 @@ class Service:
         load: Callable[[Path], Servable],
         current: Callable[[Path], Path],
         events: Callable[[DataConfig], pl.DataFrame],
+        upsert: Upsert,
+        merge: Callable[[Servable], None],
         connect: Callable[[EventRules], FeatureStore] | None = None,
         now: Callable[[], int] = now_micros,
     ) -> None:
@@ -48,7 +51,7 @@ class Service:
         self._missed = False  # such an event since the store began to catch up
         self.notes: dict[str, str] = {}
         """What is wrong now, by part: bundle, tables, store, items, retriever."""
-        self.growth = Growth(settings.log, self.notes)
+        self.growth = Growth(settings.log, self.notes, upsert, merge)
         self._load, self._current, self._events, self._connect = load, current, events, connect
         self._server: RedisServer | None = None
         self._log: EventLog | None = None

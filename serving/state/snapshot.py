@@ -12,19 +12,19 @@ from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog
 from features.interactions import Ragged, UserStates, now_micros
 from features.schema import CATEGORIES, IMAGE, TITLE, DataConfig
-from features.content.spaces import Embedded
 from features.store.base import FeatureStore, UserState
-from recsys.interfaces import Candidates, Recommender
 from recsys.content.content_space import ContentSpace
-from recsys.retrieval.filters import Filter
+from recsys.interfaces import Candidates, Recommender
 from recsys.ranking.slate import Slate, item_groups, make_slate
-from serving.schemas import ApiError, media_url
+from recsys.retrieval.filters import Filter
+from serving.errors import ApiError
+from serving.schemas import media_url
 
 MAX_IMAGE_BYTES = 16 << 20
 
 
 class Servable(Protocol):
-    """What the service needs of a bundle; `recsys.bundle.io.Bundle` is one."""
+    """What the service needs of a bundle; `recsys.bundle.model.Bundle` is one."""
 
     @property
     def fingerprint(self) -> str:
@@ -78,10 +78,6 @@ class Servable(Protocol):
         self, content: Floats, who: UserStates, k: int, *, weight: float, allow: Bools | None = None
     ) -> Candidates:
         """The items nearest to each of some contents (b, D) and to who asks (b states), who counts by `weight`."""
-        ...
-
-    def grown(self, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> "Servable":
-        """The same with checked items (m rows) more or in place of its own; see `recsys.bundle.upsert.grown`."""
         ...
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from experiments.bench.retrieval import speed
-from experiments.bench.retrieval.vectors import Material, material
 from experiments.bench.retrieval.concurrent_updates import SWAP, live
 from experiments.bench.retrieval.peers import rivals
+from experiments.bench.retrieval.vectors import Material, material
 from experiments.bench.runner import Bar, Result
 from experiments.config import load_config
 from features.errors import ConfigError

@@ -17,9 +17,9 @@ import numpy as np
 from experiments.bench.retrieval.vectors import K
 from experiments.bench.runner import Bar
 from features.arrays import Floats
+from recsys.config import RetrieverConfig
 from recsys.retrieval.index import Index
 from recsys.retrieval.mutable_index import LiveIndex
-from recsys.config import RetrieverConfig
 
 THREADS, UPSERTS, DELETES, SWAP = 8, 1000, 10, 5.0
 """Searching threads; rows put and rows deleted a second; seconds between swaps."""

@@ -10,7 +10,7 @@ from experiments.bench.peers.environment import environment, quietly
 from experiments.bench.retrieval.vectors import Material, recall
 from features.errors import DependencyError
 
-WORKER = Path(__file__).with_name("retrieval_rival.py")
+WORKER = Path(__file__).parents[1] / "peers" / "ann_worker.py"
 PINS = {"scann": "scann==1.4.2", "usearch": "usearch==2.26.6", "hnswlib": "hnswlib==0.8.0"}
 GRAPHS = {"usearch", "hnswlib"}
 

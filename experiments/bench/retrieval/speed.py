@@ -10,10 +10,10 @@ import numpy as np
 from experiments.bench.retrieval.vectors import K, Material, milliseconds, one_by_one, recall, shares_allowed
 from experiments.bench.runner import Bar
 from features.arrays import Bools, Floats
+from recsys.config import RetrieverConfig
 from recsys.interfaces import Candidates
 from recsys.retrieval.index import NARROW, Index, _inner_products, faiss, nothing
 from recsys.retrieval.index import one_by_one as exactly
-from recsys.config import RetrieverConfig
 
 KINDS = ("ivf-flat", "ivf-pq", "hnsw", "exact")
 BEST = "ivf-flat"

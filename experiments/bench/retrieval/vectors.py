@@ -20,9 +20,9 @@ from experiments.config import RunConfig
 from experiments.dataset import encode, load_dataset
 from features.arrays import Bools, Floats, Ints
 from features.content.spaces import SpaceKey, unit
+from recsys.config import RetrieverConfig
 from recsys.interfaces import Candidates
 from recsys.retrieval.index import Index
-from recsys.config import RetrieverConfig
 from recsys.towers.training import fit_towers
 
 K = 100

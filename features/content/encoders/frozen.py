@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from features.arrays import Floats
-from features.content.parts import Content, Limits, Modality, Part, Source, Text, readable
 from features.content.media.decoder_pool import Decoders
+from features.content.media.worker import Array, Prepare
+from features.content.parts import Content, Limits, Modality, Part, Source, Text, readable
+from features.content.spaces import Embedded, Failure, SpaceKey, Task, mean_of_parts, unit
 from features.errors import ContentError
 from features.progress import Step
-from features.content.spaces import Embedded, Failure, SpaceKey, Task, mean_of_parts, unit
-from features.content.media.worker import Array, Prepare
 
 Forward = Callable[[list[Array]], Floats]
 """k arrays to k vectors (k, d); a zero row where there was nothing to hear or see in one."""

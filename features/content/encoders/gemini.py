@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from features.content.parts import Content, Limits, Modality, Text, readable
-from features.content.media.decode import decode_audio, decode_video
 from features.content.encoders.frozen import Media
-from features.errors import ConfigError, ContentError, DependencyError, SpaceError
-from features.content.media.formats import sniff
 from features.content.encoders.remote import PATIENT, Patience, Ready, Service, address, asked_to_wait, embed_all
-from features.progress import Step
-from features.content.spaces import Embedded, SpaceKey, Task
+from features.content.media.decode import decode_audio, decode_video
+from features.content.media.formats import sniff
 from features.content.media.worker import Array, Prepared
+from features.content.parts import Content, Limits, Modality, Text, readable
+from features.content.spaces import Embedded, SpaceKey, Task
+from features.errors import ConfigError, ContentError, DependencyError, SpaceError
+from features.progress import Step
 
 MOST_CONTENTS = 100
 MOST_BYTES = 14 * 2**20

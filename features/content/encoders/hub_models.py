@@ -12,15 +12,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from features.arrays import Floats
-from features.content.parts import Content, Limits, Modality
 from features.content.encoders.frozen import Media
+from features.content.encoders.hub import locate
 from features.content.encoders.speech import stretch
 from features.content.encoders.text import sum_texts
-from features.errors import ConfigError, ContentError, DependencyError, SpaceError
-from features.content.encoders.hub import locate
 from features.content.media.images import Pixels, decode_image
-from features.progress import Step
+from features.content.parts import Content, Limits, Modality
 from features.content.spaces import Embedded, Failure, SpaceKey, Task, mean_of_parts
+from features.errors import ConfigError, ContentError, DependencyError, SpaceError
+from features.progress import Step
 
 Family = Literal["siglip", "clip", "clap", "sentence-transformers"]
 

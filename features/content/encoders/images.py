@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 
 from features.arrays import Floats
-from features.content.parts import Limits, Modality
-from features.content.media.decode import decode_video
 from features.content.encoders import onnx
 from features.content.encoders.frozen import Media, MediaEncoder
-from features.errors import DependencyError
+from features.content.media.decode import decode_video
 from features.content.media.formats import sniff
 from features.content.media.images import decode_image, stretched
-from features.content.spaces import SpaceKey
 from features.content.media.worker import Array
+from features.content.parts import Limits, Modality
+from features.content.spaces import SpaceKey
+from features.errors import DependencyError
 
 SIDE = 224
 FRAMES = 8

@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx2
 
-from features.content.parts import Content, Limits, Modality, Text, readable
-from features.errors import SpaceError
 from features.content.encoders.remote import PATIENT, Patience, Ready, Service, address, asked_to_wait, embed_all
-from features.progress import Step
+from features.content.parts import Content, Limits, Modality, Text, readable
 from features.content.spaces import Embedded, SpaceKey, Task
+from features.errors import SpaceError
+from features.progress import Step
 
 MOST_BYTES = 4 * 2**20
 """Text of one request."""

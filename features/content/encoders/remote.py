@@ -15,9 +15,9 @@ import numpy as np
 
 from features.arrays import Floats
 from features.content.parts import Content
+from features.content.spaces import Embedded, Failure, SpaceKey
 from features.errors import ConfigError, SpaceError
 from features.progress import Step
-from features.content.spaces import Embedded, Failure, SpaceKey
 
 T = TypeVar("T")
 R = TypeVar("R")

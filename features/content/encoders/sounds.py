@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from features.arrays import Floats
-from features.content.parts import Limits, Modality
 from features.content.encoders import onnx
 from features.content.encoders.frozen import Media, MediaEncoder
 from features.content.encoders.speech import stretch
-from features.errors import DependencyError
-from features.content.spaces import SpaceKey
 from features.content.media.worker import Array
+from features.content.parts import Limits, Modality
+from features.content.spaces import SpaceKey
+from features.errors import DependencyError
 
 RATE = 44100
 SECONDS = 30.0

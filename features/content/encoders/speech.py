@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from features.arrays import Floats
-from features.content.parts import Limits, Modality
-from features.content.media.decode import decode_audio, decode_video
 from features.content.encoders.frozen import THREADS, Media, MediaEncoder
 from features.content.encoders.text import Reader
-from features.errors import DependencyError
+from features.content.media.decode import decode_audio, decode_video
 from features.content.media.formats import VIDEOS, sniff
 from features.content.media.worker import Array
+from features.content.parts import Limits, Modality
+from features.errors import DependencyError
 
 RATE = 16000
 SECONDS = 30.0

@@ -9,9 +9,9 @@ import numpy as np
 
 from features.arrays import Floats
 from features.content.parts import Content, Limits, Modality, Text, readable
+from features.content.spaces import Embedded, Failure, SpaceKey, Task, mean_of_parts, unit
 from features.errors import DependencyError
 from features.progress import Step
-from features.content.spaces import Embedded, Failure, SpaceKey, Task, mean_of_parts, unit
 
 Words = Callable[[Sequence[str]], Floats]
 """n texts to vectors (n, d)."""

@@ -22,10 +22,10 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from features.arrays import Floats
-from features.content.parts import Limits
-from features.errors import ContentError
 from features.content.media.formats import SOUNDS, VIDEOS, expect, reading
 from features.content.media.images import Pixels, scaled, spread
+from features.content.parts import Limits
+from features.errors import ContentError
 
 SAMPLE_RATES = (1_000, 768_000)
 """Hz that a sound may be sampled at: a resampler between absurd rates wants absurd filters."""

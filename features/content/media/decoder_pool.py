@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import Self
 
 from features.content.media import fetch
+from features.content.media.worker import OUT_OF_MEMORY, NeverTaken, Prepare, Prepared, Read, Worker
 from features.content.parts import Limits, Source
 from features.errors import ContentError, DependencyError
-from features.content.media.worker import OUT_OF_MEMORY, NeverTaken, Prepare, Prepared, Read, Worker
 
 
 class Decoders:

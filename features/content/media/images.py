@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from features.content.media.formats import PICTURES, expect, reading
 from features.content.parts import Limits
 from features.errors import ContentError
-from features.content.media.formats import PICTURES, expect, reading
 
 Pixels = npt.NDArray[np.uint8]
 

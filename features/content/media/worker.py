@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from features.content.media.fetch import place
 from features.content.parts import Limits, Source
 from features.errors import ContentError
-from features.content.media.fetch import place
 
 Array = npt.NDArray[Any]
 Prepared = Array | tuple[Array | None, ...]

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from features.errors import SourceError
-from features.tables.scan import SUFFIXES, find_table
 from features.schema import DataConfig
+from features.tables.scan import SUFFIXES, find_table
 
 
 def verify(config: DataConfig) -> Path:

@@ -1,0 +1,52 @@
+"""`recsys features`: the feature store."""
+
+from pathlib import Path
+
+import typer
+
+from recsys.cli.options import CONFIG, config_path, print_json, progress_bars
+
+features_app = typer.Typer(
+    help="The feature store: what changes per user and item between trainings.", no_args_is_help=True
+)
+
+
+@features_app.command("refresh")
+def features_refresh(
+    name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
+    log: Path | None = typer.Option(None, help="Folder of the event log. [data.log of CONFIG, else state/log]"),
+    as_json: bool = typer.Option(False, "--json", help="Print the report as one line."),
+) -> None:
+    """Fill the feature store at REDIS_URL from the tables and the event log. Running it again changes nothing.
+
+    `recsys serve` does this by itself when it starts.
+    Example: REDIS_URL=redis://localhost:6379/0 recsys features refresh movielens
+    """
+    import os
+    from dataclasses import asdict
+
+    from experiments.config import load_config
+    from features.errors import ConfigError
+    from features.interactions import now_micros
+    from features.store.redis import RedisStore
+    from features.store.refresh import refresh
+    from features.tables.read import read_tables
+
+    if not (url := os.environ.get("REDIS_URL")):
+        raise ConfigError(
+            "REDIS_URL is not set: a store to fill must outlive this command; try redis://localhost:6379/0"
+        )
+    data = load_config(config_path(name)).data
+    store = RedisStore(url, data.events, timeout=1.0)
+    store.ping()
+    folder = log or Path(data.log or "state/log")
+    with progress_bars() as reporter:
+        tables = read_tables(data, progress=reporter.steps).events
+        report = refresh(store, tables, folder, now=now_micros(), progress=reporter.steps)
+    if as_json:
+        print_json(asdict(report))
+        return
+    typer.echo("filled from the beginning" if report.rebuilt else "brought up to date")
+    typer.echo(f"  {report.users:,} users and {report.table_events:,} events of the tables")
+    typer.echo(f"  {report.log_events:,} events of the log, {report.damaged:,} damaged lines passed over")
+    typer.echo(f"  statistics of {report.items:,} items")

@@ -1,0 +1,51 @@
+"""What the command groups share: options, configurations by name, output."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from experiments.evaluation.ranking import Comparison
+    from experiments.tracking.progress import Reporter
+
+CONFIG = "A configuration file, or the name of a shipped one: movielens, complete-journey, beauty, ..."
+
+
+def config_path(name: str) -> Path:
+    """A configuration by file name, or by the name of one that is shipped in configs/."""
+    from features.errors import ConfigError
+
+    shipped = Path(__file__).resolve().parents[2] / "configs"
+    tried = (Path(name), Path("configs") / f"{name}.yaml", shipped / f"{name}.yaml")
+    if found := next((path for path in tried if path.is_file()), None):
+        return found
+    names = {path.stem: path for path in sorted(shipped.glob("*.yaml"))}
+    of = [stem for stem, path in names.items() if f"\n  source: {name}\n" in path.read_text(encoding="utf-8")]
+    meant = f"; {name} is the source of {', '.join(of)}" if of else ""
+    told = ", ".join(names) or "none"
+    raise ConfigError(f"no configuration {name!r}: not a file, and not among the shipped ones: {told}{meant}")
+
+
+def print_json(value: object) -> None:
+    """One line of JSON; numpy values are understood."""
+    import orjson
+
+    typer.echo(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode())
+
+
+def print_tables(tables: "list[Comparison]") -> None:
+    """Tables of an evaluation, one for each placement."""
+    from rich.console import Console
+
+    console = Console(width=max(Console().width, 175))  # narrower would cut the figures off
+    for table in tables:
+        console.print(table.render())
+
+
+def progress_bars() -> "AbstractContextManager[Reporter]":
+    """Progress bars and lines on standard error while a command runs."""
+    from experiments.tracking.progress import terminal
+
+    return terminal()

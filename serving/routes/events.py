@@ -1,0 +1,47 @@
+"""The route of events."""
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from features.log.records import Event
+from serving.errors import ErrorAnswer, answer
+from serving.schemas import EventIn, EventResult, EventsAnswer, bounded_body, parse_events
+from serving.state.service import Service
+from serving.state.snapshot import Live
+from serving.state.thread_pool import InThread
+
+
+def add_events(app: FastAPI, service: Service, in_thread: InThread) -> None:
+    one = EventIn.model_json_schema()
+    body = {"oneOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 1000}]}
+
+    @app.post(
+        "/v1/events",
+        status_code=202,
+        responses={202: {"model": EventsAnswer}, 413: {"model": ErrorAnswer}, 400: {"model": ErrorAnswer}},
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}},
+        tags=["events"],
+    )
+    async def post_events(request: Request) -> Response:
+        """Tell what users did: one event or a list. Accepted means on disk; the very next answer knows of it."""
+        raw = await bounded_body(request)
+        found, good = await in_thread(parse_events, raw, service.now())
+        accepted = [e for e in found if isinstance(e, Event)]
+        degraded: list[str] = []
+        if accepted:
+            await service.log.append(accepted)
+            degraded = await in_thread(service.push, accepted)
+        results = [_result(e, service.live) if isinstance(e, Event) else e for e in found]
+        said = EventsAnswer(
+            accepted=good, rejected=len(found) - good, degraded=degraded, results=results
+        ).model_dump()
+        if accepted:
+            return answer(said, 202)
+        first = results[0]
+        why = {"code": "no_event_accepted", "message": f"{first.place} {first.reason}", "place": first.place}
+        return answer({"error": why, **said}, 422)
+
+
+def _result(event: Event, live: Live | None) -> EventResult:
+    known = None if live is None else event.item_id in live.bundle.catalog.ids
+    return EventResult(status="accepted", event_id=event.event_id, known_item=known)
