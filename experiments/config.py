@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from experiments.splits import SplitConfig
-from features.content.encoder_config import Builtin, EncoderConfig
+from features.content.encoder_config import BuiltinConfig, EncoderConfig
 from features.content.parts import Limits
 from features.errors import ConfigError
 from features.schema import DataConfig, Strict
@@ -30,7 +30,7 @@ class RunConfig(Strict):
 
     data: DataConfig
     split: SplitConfig = SplitConfig()
-    encoder: EncoderConfig | None = Builtin()
+    encoder: EncoderConfig | None = BuiltinConfig()
     """What items are read, seen and heard with; null: ids and categories alone."""
 
     limits: Limits = Limits()

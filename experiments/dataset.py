@@ -12,16 +12,16 @@ import polars as pl
 from experiments.config import RunConfig
 from features.arrays import Ints
 from features.catalog import Catalog
-from features.content.embed import EmbedReport, embed, item_contents, item_titles, vectors_of
-from features.content.encoder_config import QUICK, TITLES, open_encoders
-from features.content.media.decoder_pool import Decoders
+from features.content.embed import EmbedReport, cached_vectors, embed, item_contents, item_titles
+from features.content.encoder_config import TEXT_CHANNEL, TITLE_CHANNEL, open_encoders
+from features.content.media.decoder_pool import DecoderPool
 from features.errors import ConfigError
 from features.ids import IdMap
 from features.interactions import Interactions
 from features.log.event_log import events_frame
-from features.progress import Begin
+from features.progress import StartProgress
 from features.schema import EVENT, ITEM, TIME, USER
-from features.tables.read import label, read_items, read_tables, weigh
+from features.tables.read import event_weights, label_events, read_items, read_tables
 from features.tables.report import Report
 from features.tables.validate import repeated_events
 
@@ -53,8 +53,8 @@ class Dataset:
     fitted_until: int = int(np.iinfo(np.int64).min)
 
 
-def load_dataset(config: RunConfig, progress: Begin | None = None) -> Dataset:
-    """Read and check the tables and the service's log. The catalogue has no text vectors yet: see `encode`."""
+def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Dataset:
+    """Read and check the tables and the service's log. The catalogue has no content vectors yet."""
     tables = read_tables(config.data, progress=progress)
     events, twice = tables.events, 0
     if config.data.log is not None and Path(config.data.log).is_dir():
@@ -65,8 +65,8 @@ def load_dataset(config: RunConfig, progress: Begin | None = None) -> Dataset:
     items = tables.items
     ids = IdMap.shuffled(items.get_column(ITEM), config.seed)
     users = IdMap.shuffled(events.get_column(USER), config.seed)
-    positive, seen = label(events, config.data.events)
-    weights = weigh(events, config.data.events)
+    positive, seen = label_events(events, config.data.events)
+    weights = event_weights(events, config.data.events)
     names = config.data.events.types
     types = IdMap(names).rows_of(events.get_column(EVENT)) + 1 if names else None
     rows = ids.rows_of(events.get_column(ITEM))
@@ -101,25 +101,25 @@ def keep_frequent(dataset: Dataset, cut: int, least: int) -> Dataset:
     if least == 0:
         return dataset
     events, past = dataset.events, dataset.events.before(cut)
-    counts = np.bincount(past.liked().items, minlength=events.n_items)
+    counts = np.bincount(past.positives().items, minlength=events.n_items)
     rows: Ints = np.flatnonzero(counts >= least).astype(np.int64)
-    return replace(_in_rows_of(dataset, dataset.catalog.take(rows)), fitted_until=past.latest)
+    return replace(_with_rows_of(dataset, dataset.catalog.take(rows)), fitted_until=past.latest)
 
 
-def on_top_of(old: Catalog, dataset: Dataset, least: int) -> Dataset:
+def extend_dataset(old: Catalog, dataset: Dataset, least: int) -> Dataset:
     """The data set with the items of an older catalogue in its rows, and after them what came to have `least` events.
 
-    See `recsys.towers.warm_start.overlay`. Contents are as `load_dataset` leaves them.
+    See `recsys.towers.warm_start.extend_catalog`. Contents are as `load_dataset` leaves them.
     """
-    from recsys.towers.warm_start import overlay  # with torch, as below
+    from recsys.towers.warm_start import extend_catalog  # with torch, as below
 
-    counts = np.bincount(dataset.events.liked().items, minlength=dataset.events.n_items)
+    counts = np.bincount(dataset.events.positives().items, minlength=dataset.events.n_items)
     wanted = (counts >= least) | (old.ids.rows(dataset.catalog.ids.ids) >= 0)
-    new = overlay(old, dataset.catalog.take(np.flatnonzero(wanted).astype(np.int64)))
-    return replace(_in_rows_of(dataset, new), fitted_until=dataset.events.latest)
+    new = extend_catalog(old, dataset.catalog.take(np.flatnonzero(wanted).astype(np.int64)))
+    return replace(_with_rows_of(dataset, new), fitted_until=dataset.events.latest)
 
 
-def _in_rows_of(dataset: Dataset, catalog: Catalog) -> Dataset:
+def _with_rows_of(dataset: Dataset, catalog: Catalog) -> Dataset:
     events = dataset.events
     rows = catalog.ids.rows(dataset.catalog.ids.ids)
     kept = events.where(rows[events.items] >= 0)
@@ -131,8 +131,8 @@ def _in_rows_of(dataset: Dataset, catalog: Catalog) -> Dataset:
     )
 
 
-def encode(
-    dataset: Dataset, config: RunConfig, progress: Begin | None = None, *, space: "ContentSpace | None" = None
+def encode_contents(
+    dataset: Dataset, config: RunConfig, progress: StartProgress | None = None, *, space: "ContentSpace | None" = None
 ) -> Dataset:
     """The data set with the content vectors of its items, in the space that fits them, or in the one that is given.
 
@@ -147,18 +147,20 @@ def encode(
     contents = item_contents(dataset.catalog.frame, Path(config.data.path))
     cache, limits = Path(config.cache), config.limits
     channels = {}
-    with Decoders() as decoders:
+    with DecoderPool() as decoders:
         encoders = open_encoders(config.encoder, decoders, limits, cache / "models")
-        if QUICK in encoders:
-            embed(contents, {QUICK: encoders[QUICK]}, cache, limits=limits, progress=progress)
+        if TEXT_CHANNEL in encoders:
+            embed(contents, {TEXT_CHANNEL: encoders[TEXT_CHANNEL]}, cache, limits=limits, progress=progress)
         for name, encoder in encoders.items():
-            channels[name] = vectors_of(contents, encoder, cache, limits=limits)
+            channels[name] = cached_vectors(contents, encoder, cache, limits=limits)
         # titles matter where words have to be brought together with something else
-        if QUICK in encoders and any(one.present.any() for name, one in channels.items() if name != QUICK):
-            text = encoders[QUICK]
+        if TEXT_CHANNEL in encoders and any(
+            one.present.any() for name, one in channels.items() if name != TEXT_CHANNEL
+        ):
+            text = encoders[TEXT_CHANNEL]
             named = item_titles(dataset.catalog.frame)
-            channels[TITLES] = vectors_of(named, text, cache, limits=limits)
-    if QUICK not in encoders and not any(one.present.any() for one in channels.values()):
+            channels[TITLE_CHANNEL] = cached_vectors(named, text, cache, limits=limits)
+    if TEXT_CHANNEL not in encoders and not any(one.present.any() for one in channels.values()):
         names = ", ".join(encoders) or "no kind of content"
         raise ConfigError(f"{cache}: items have no vectors yet by what is read: {names}; run `recsys embed` first")
     if space is None:
@@ -170,7 +172,7 @@ def encode(
 
 
 def embed_catalog(
-    config: RunConfig, *, retry: bool = False, refetch: bool = False, progress: Begin | None = None
+    config: RunConfig, *, retry: bool = False, refetch: bool = False, progress: StartProgress | None = None
 ) -> tuple[EmbedReport, Report]:
     """Embed all that there is of every item, as far as the cache does not have it: what was done, and of what items.
 
@@ -181,10 +183,12 @@ def embed_catalog(
     items, report = read_items(config.data, progress=progress)
     contents = item_contents(items, Path(config.data.path))
     cache = Path(config.cache)
-    with Decoders() as decoders:
+    with DecoderPool() as decoders:
         encoders = open_encoders(config.encoder, decoders, config.limits, cache / "models")
         work = partial(embed, cache=cache, limits=config.limits, retry=retry, refetch=refetch, progress=progress)
-        titles = work(item_titles(items), {TITLES: encoders[QUICK]}) if QUICK in encoders else None
+        titles = (
+            work(item_titles(items), {TITLE_CHANNEL: encoders[TEXT_CHANNEL]}) if TEXT_CHANNEL in encoders else None
+        )
         done = work(contents, encoders)  # last: its failures are those that stay on disk
     if titles is not None:
         done = replace(done, encoders=(*done.encoders, *titles.encoders), seconds=done.seconds + titles.seconds)

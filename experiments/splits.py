@@ -104,7 +104,7 @@ class Fitted(Protocol):
         ...
 
 
-def guard(cut: int | None, **fitted: Fitted) -> None:
+def check_no_leak(cut: int | None, **fitted: Fitted) -> None:
     """Fail the run when something fitted has seen an event at or after the cut.
 
     Raises LeakError naming each such part. A leave-last-out split has no cut and nothing to guard.
@@ -119,7 +119,7 @@ def guard(cut: int | None, **fitted: Fitted) -> None:
         )
 
 
-def cuts(events: Interactions, config: SplitConfig) -> list[tuple[int, int, int]]:
+def window_cuts(events: Interactions, config: SplitConfig) -> list[tuple[int, int, int]]:
     """(validation cut, cut, end) in µs of each window, by quantiles of event times; end is exclusive.
 
     Raises DataError when the events have too few distinct times.
@@ -201,7 +201,7 @@ def leave_last_out(events: Interactions) -> Split:
     The test history includes the validation item (as SASRec and its successors evaluate). Users with fewer than
     three positive events are trained on and not tested. Raises DataError when there are no others.
     """
-    log = events.liked()
+    log = events.positives()
     offsets = log.offsets
     size = np.diff(offsets)
     users = np.flatnonzero(size >= 3)

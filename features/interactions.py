@@ -120,12 +120,12 @@ class UserStates:
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])
         return Ragged(flat[keep], before[self.items.begin], before[self.items.end])
 
-    def liked(self) -> Ragged:
+    def positives(self) -> Ragged:
         """Item rows of the positive events."""
         return self._only(self.positive, self.items.flat)
 
-    def liked_times(self) -> Ragged:
-        """Times (µs) of the positive events, aligned with `liked`."""
+    def positive_times(self) -> Ragged:
+        """Times (µs) of the positive events, aligned with `positives`."""
         return self._only(self.positive, self.times)
 
     def seen_items(self) -> Ragged:
@@ -192,7 +192,7 @@ class Interactions:
         """The events strictly before `cut` (µs)."""
         return self.where(self.times < cut)
 
-    def liked(self) -> "Interactions":
+    def positives(self) -> "Interactions":
         """The positive events."""
         return self.where(self.positive)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 Step = Callable[[int], None]
 """Called with how much a step has done."""
 
-Begin = Callable[[str, int], Step]
+StartProgress = Callable[[str, int], Step]
 """Called with what begins and how much it is in all; gives the function to call at each step."""
 
 

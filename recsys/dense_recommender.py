@@ -14,7 +14,7 @@ SCORES_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
-class Baseline(ABC):
+class DenseRecommender(ABC):
     """A fitted baseline: a Recommender whose scores depend on a user's positive events only.
 
     popularity (n,) float32: positive training events of each item, or of late, as `fit_popular` weighs them.
@@ -26,19 +26,19 @@ class Baseline(ABC):
     fitted_until: int
 
     @abstractmethod
-    def scores(self, liked: Ragged) -> Floats:
+    def scores(self, positives: Ragged) -> Floats:
         """Scores (b, n) float32, a new array, of all items from b histories of positive items, oldest first."""
 
     def recommend(
         self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
     ) -> Candidates:
         """The best k items for each of b states; see `Recommender`."""
-        liked = states.liked()
+        positives = states.positives()
         step = max(1, SCORES_AT_ONCE // len(self.popularity))
         parts = []
         for at in range(0, len(states), step):
             part = slice(at, at + step)
-            scores = self.scores(liked[part])
+            scores = self.scores(positives[part])
             scores[~scores.any(axis=1)] = self.popularity
             parts.append(top_k(scores, k, allow=allow, exclude=None if exclude is None else exclude[part]))
         if not parts:

@@ -7,52 +7,52 @@ from features.arrays import Floats, Ints
 from features.errors import DataError
 from features.interactions import Interactions, Ragged
 
-_LEAST_WEIGHT = 2.0**-24
+_MIN_WEIGHT = 2.0**-24
 """Recency weights below float32's resolution beside the newest item's weight of 1 are taken as zero."""
 
 
-def counts(events: Interactions) -> Floats:
+def positive_counts(events: Interactions) -> Floats:
     """Positive events of each item: (n,) float32. Raises DataError when there is none at all."""
-    liked = events.liked()
-    if len(liked) == 0:
+    positives = events.positives()
+    if len(positives) == 0:
         raise DataError(
             f"a baseline was given {len(events)} events and none is positive; "
             "check events.positive in the data config and the cut of the split"
         )
-    return np.bincount(liked.items, minlength=events.n_items).astype(np.float32)
+    return np.bincount(positives.items, minlength=events.n_items).astype(np.float32)
 
 
-def user_items(events: Interactions) -> sp.csr_array:
+def user_item_matrix(events: Interactions) -> sp.csr_array:
     """Binary matrix X (users, items) float32 of the positive events, a repeated event once."""
-    liked = events.liked()
-    pairs = np.unique(liked.users * events.n_items + liked.items)
+    positives = events.positives()
+    pairs = np.unique(positives.users * events.n_items + positives.items)
     users, items = np.divmod(pairs, events.n_items)
     ones = np.ones(len(pairs), dtype=np.float32)
     return sp.csr_array((ones, (users, items)), shape=(events.n_users, events.n_items))
 
 
-def ages(liked: Ragged) -> Ints:
+def ages(positives: Ragged) -> Ints:
     """Later positive events of the same history, for each event of `liked.pairs()`: the newest is 0."""
-    ends = np.cumsum(liked.lengths)
-    return np.repeat(ends, liked.lengths) - 1 - np.arange(int(ends[-1]) if len(ends) else 0)
+    ends = np.cumsum(positives.lengths)
+    return np.repeat(ends, positives.lengths) - 1 - np.arange(int(ends[-1]) if len(ends) else 0)
 
 
-def profile(liked: Ragged, n_items: int, decay: float) -> sp.csr_array:
+def profile(positives: Ragged, n_items: int, decay: float) -> sp.csr_array:
     """Recency-weighted histories (b, n_items) float32: decay ** age of the item's latest event.
 
     An item counts once however often it was repeated, so that decay = 1 gives the binary rows that the models
     are fitted on.
     """
-    which, items = liked.pairs()
-    weights = np.power(decay, ages(liked), dtype=np.float32)
-    keep = weights > _LEAST_WEIGHT
+    which, items = positives.pairs()
+    weights = np.power(decay, ages(positives), dtype=np.float32)
+    keep = weights > _MIN_WEIGHT
     keys, weights = (which * n_items + items)[keep], weights[keep]
     last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]  # histories are oldest first
     rows, columns = np.divmod(keys[last], n_items)
-    return sp.csr_array((weights[last], (rows, columns)), shape=(len(liked), n_items))
+    return sp.csr_array((weights[last], (rows, columns)), shape=(len(positives), n_items))
 
 
-def times_dense(sparse: sp.csr_array, dense: Floats) -> Floats:
+def multiply_dense(sparse: sp.csr_array, dense: Floats) -> Floats:
     """sparse (b, n) @ dense (n, m) -> (b, m) float32; by BLAS where the sparse matrix is hardly sparse."""
     if sparse.nnz > 0.02 * np.prod(sparse.shape):
         import torch  # a faster product; not at the top, since every command would wait for it

@@ -67,7 +67,7 @@ class Recommender(Protocol):
         ...
 
 
-def ordered(rows: Ints, scores: Floats, k: int) -> Candidates:
+def sort_candidates(rows: Ints, scores: Floats, k: int) -> Candidates:
     """The k of rows (b, w) with the largest scores (b, w), the first of equals first; -inf and -1 become padding."""
     scores = np.where(rows < 0, -np.inf, scores)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -79,7 +79,7 @@ def ordered(rows: Ints, scores: Floats, k: int) -> Candidates:
     return Candidates(rows, scores.astype(np.float32, copy=False))
 
 
-def first_of_each(rows: Ints) -> Bools:
+def first_occurrences(rows: Ints) -> Bools:
     """(b, w): where each of rows (b, w) occurs first in its line; never at padding."""
     order = np.argsort(rows, axis=1, kind="stable")
     there = np.take_along_axis(rows, order, 1)

@@ -24,7 +24,7 @@ class ItemStatistics:
     @classmethod
     def of(cls, events: Interactions) -> "ItemStatistics":
         """From the events of a time."""
-        log = events.liked()
+        log = events.positives()
 
         def count(days: int) -> Ints:
             return np.bincount(log.items[log.times > events.latest - days * DAY], minlength=log.n_items)

@@ -8,18 +8,18 @@ from features.arrays import Bools, Floats
 from features.content.spaces import unit
 from features.interactions import Ragged, UserStates
 from recsys.histories import profile
-from recsys.interfaces import Candidates, Retriever, Scorer, first_of_each, ordered
-from recsys.ranking.user_item_counts import Tally
+from recsys.interfaces import Candidates, Retriever, Scorer, first_occurrences, sort_candidates
+from recsys.ranking.user_item_counts import UserItemCounts
 from recsys.retrieval.popular import Popular
 from recsys.towers.model import TwoTowers
 
-ALWAYS = 0.3
+PROFILE_SHARE = 0.3
 """Share of the candidates that are near to all a user ever liked. Of MovieLens's next events, .600 are among 500
 candidates then, .586 without."""
 
 
 @dataclass(frozen=True)
-class TwoStage:
+class TwoStageRecommender:
     """Candidates by the towers and of the user's own, order by the reranker; without one, the towers' order stands.
 
     vectors (n, d): the items by the towers, and index: what finds them. fallback answers states with no positive
@@ -39,7 +39,7 @@ class TwoStage:
         self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
     ) -> Candidates:
         """The best k items for each of b states; see `Recommender`."""
-        stranger = states.liked().lengths == 0
+        stranger = states.positives().lengths == 0
         if not stranger.any():
             return self._personal(states, k, allow, exclude)
         rows = np.full((len(states), k), -1, dtype=np.int64)
@@ -62,24 +62,24 @@ class TwoStage:
         """
         n = len(self.vectors)
         users = self.towers.user_vectors(states, self.vectors)
-        always = unit(profile(states.liked(), n, 1.0) @ self.vectors)
-        own = Tally.of(states, n).favourites(len(states), k // 2, allow=allow, exclude=exclude)
-        old = self.index.search(always, int(ALWAYS * k), allow=allow, exclude=exclude).rows
+        always = unit(profile(states.positives(), n, 1.0) @ self.vectors)
+        own = UserItemCounts.of(states, n).favourites(len(states), k // 2, allow=allow, exclude=exclude)
+        old = self.index.search(always, int(PROFILE_SHARE * k), allow=allow, exclude=exclude).rows
         new = self.index.search(users, k, allow=allow, exclude=exclude).rows
         rows = np.concatenate([own, old, new], axis=1)  # (b, w)
-        ranks = [np.zeros(own.shape[1]), np.arange(old.shape[1]) / ALWAYS, np.arange(k) / (1 - ALWAYS)]
+        ranks = [np.zeros(own.shape[1]), np.arange(old.shape[1]) / PROFILE_SHARE, np.arange(k) / (1 - PROFILE_SHARE)]
         rows = rows[:, np.argsort(np.concatenate(ranks), kind="stable")]  # own ones, then the two in turn
-        first = first_of_each(rows)
+        first = first_occurrences(rows)
         kept = first & (np.cumsum(first, axis=1) <= k)
         scores = np.einsum("bd,bwd->bw", users, self.vectors[np.maximum(rows, 0)], optimize=True)
-        return ordered(rows, np.where(kept, scores, -np.inf), k)
+        return sort_candidates(rows, np.where(kept, scores, -np.inf), k)
 
     def _personal(self, states: UserStates, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
         if self.reranker is None:
             users = self.towers.user_vectors(states, self.vectors)
             return self.index.search(users, k, allow=allow, exclude=exclude)
         found = self.retrieve(states, max(k, self.candidates), allow=allow, exclude=exclude)
-        return ordered(found.rows, self.reranker.score(states, found), k)
+        return sort_candidates(found.rows, self.reranker.score(states, found), k)
 
     def _popular(self, states: UserStates, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
         return self.fallback.recommend(states, k, allow=allow, exclude=exclude)

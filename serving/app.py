@@ -15,7 +15,7 @@ from features.content.spaces import Embedded
 from features.interactions import now_micros
 from features.schema import DataConfig, EventRules
 from features.store.base import FeatureStore
-from serving.errors import ErrorAnswer, add_errors
+from serving.errors import ErrorResponse, add_errors
 from serving.routes.events import add_events
 from serving.routes.health import add_health
 from serving.routes.items import add_items
@@ -24,30 +24,30 @@ from serving.routes.search import add_search
 from serving.routes.users import add_users
 from serving.settings import ServeSettings
 from serving.state.catalog_updater import Upsert
-from serving.state.encoder_pool import Desk, Open
-from serving.state.service import Service
-from serving.state.snapshot import Servable
+from serving.state.encoder_pool import EncoderPool, OpenEncoders
+from serving.state.service import ServiceState
+from serving.state.snapshot import ServableBundle
 from serving.state.thread_pool import thread_pool
 
 logger = logging.getLogger("recsys.serving")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    422: {"model": ErrorAnswer, "description": "the request cannot be answered"},
-    503: {"model": ErrorAnswer, "description": "no bundle, or the event log cannot be written"},
+    422: {"model": ErrorResponse, "description": "the request cannot be answered"},
+    503: {"model": ErrorResponse, "description": "no bundle, or the event log cannot be written"},
 }
 
 
-def _bundle(path: Path) -> Servable:
+def _bundle(path: Path) -> ServableBundle:
     from recsys.bundle.io import load_bundle
 
-    bundle: Servable = load_bundle(path)
+    bundle: ServableBundle = load_bundle(path)
     return bundle
 
 
 def _current(root: Path) -> Path:
-    from recsys.bundle.registry import current
+    from recsys.bundle.registry import current_bundle
 
-    path: Path = current(root)
+    path: Path = current_bundle(root)
     return path
 
 
@@ -57,53 +57,60 @@ def _events(data: DataConfig) -> pl.DataFrame:
     return read_tables(data).events
 
 
-def _upsert(bundle: Servable, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> Servable:
+def _upsert(bundle: ServableBundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> ServableBundle:
     from recsys.bundle.model import Bundle
-    from recsys.bundle.upsert import grown
+    from recsys.bundle.upsert import upsert_items
 
     assert isinstance(bundle, Bundle)
-    upserted: Servable = grown(bundle, items, channels)
+    upserted: ServableBundle = upsert_items(bundle, items, channels)
     return upserted
 
 
-def _merge(bundle: Servable) -> None:
+def _merge(bundle: ServableBundle) -> None:
     from recsys.bundle.model import Bundle
-    from recsys.bundle.upsert import merge_large
+    from recsys.bundle.upsert import merge_indexes
 
     assert isinstance(bundle, Bundle)
-    merge_large(bundle)
+    merge_indexes(bundle)
 
 
 def create_app(
     settings: ServeSettings,
     *,
-    load: Callable[[Path], Servable] = _bundle,
+    load: Callable[[Path], ServableBundle] = _bundle,
     current: Callable[[Path], Path] = _current,
     events: Callable[[DataConfig], pl.DataFrame] = _events,
     upsert: Upsert = _upsert,
-    merge: Callable[[Servable], None] = _merge,
+    merge: Callable[[ServableBundle], None] = _merge,
     connect: Callable[[EventRules], FeatureStore] | None = None,
     now: Callable[[], int] = now_micros,
-    encoders: Open = open_encoders,
+    encoders: OpenEncoders = open_encoders,
 ) -> FastAPI:
-    """The application, not started yet; encoders: opens those of queries; the others are arguments of `Service`."""
-    service = Service(
-        settings, load=load, current=current, events=events, upsert=upsert, merge=merge, connect=connect, now=now
+    """The application, not started yet. encoders: opens the encoders of queries; the others: see `ServiceState`."""
+    service = ServiceState(
+        settings,
+        load=load,
+        current=current,
+        events=events,
+        upsert=upsert,
+        merge=merge,
+        connect=connect,
+        now=now,
     )
-    desk = Desk(settings, encoders)
+    encoder_pool = EncoderPool(settings, encoders)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        beside = [asyncio.create_task(service.growth.run(desk.embed_items))]
+        beside = [asyncio.create_task(service.catalog_updater.run(encoder_pool.embed_items))]
         if settings.preload:
-            beside.append(asyncio.create_task(desk.keep_ready(service)))
+            beside.append(asyncio.create_task(encoder_pool.keep_ready(service)))
         try:
             yield
         finally:
             for task in beside:
                 task.cancel()
-            await desk.close()
+            await encoder_pool.close()
             await service.stop()
 
     app = FastAPI(
@@ -119,8 +126,8 @@ def create_app(
     add_errors(app)
     in_thread = thread_pool(service)
     add_users(app, service, in_thread)
-    add_items(app, service, desk, in_thread)
-    add_search(app, service, desk, in_thread)
+    add_items(app, service, encoder_pool, in_thread)
+    add_search(app, service, encoder_pool, in_thread)
     add_events(app, service, in_thread)
     add_health(app, service)
     add_page(app)

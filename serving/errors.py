@@ -21,16 +21,18 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         """The one shape."""
-        return answer({"error": {"code": self.code, "message": self.message, "place": self.place}}, self.status)
+        return json_response(
+            {"error": {"code": self.code, "message": self.message, "place": self.place}}, self.status
+        )
 
 
-def answer(content: Any, status: int = 200) -> Response:
+def json_response(content: Any, status: int = 200) -> Response:
     """JSON bytes; numpy arrays and dataclasses are understood."""
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, status, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-class ErrorAnswer(BaseModel):
+class ErrorResponse(BaseModel):
     """Every answer that is no success."""
 
     class Detail(BaseModel):

@@ -28,7 +28,7 @@ MAX_NAME_BYTES = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
 
-def fault(text: str, limit: int = MAX_ID_BYTES) -> str:
+def id_error(text: str, limit: int = MAX_ID_BYTES) -> str:
     """Why a text cannot be an id, "" when it can."""
     if not text:
         return "is empty"
@@ -41,7 +41,7 @@ def fault(text: str, limit: int = MAX_ID_BYTES) -> str:
 
 def checked_id(text: str, place: str) -> str:
     """An id of a path. Raises ApiError 422."""
-    if why := fault(text):
+    if why := id_error(text):
         raise ApiError(422, "bad_id", f"{place} {why}", place)
     return text
 
@@ -54,13 +54,13 @@ def media_url(item_id: str, image: str | None) -> str | None:
 
 
 def _id(text: str) -> str:
-    if why := fault(text):
+    if why := id_error(text):
         raise ValueError(why)
     return text
 
 
 def _name(text: str) -> str:
-    if why := fault(text, MAX_NAME_BYTES):
+    if why := id_error(text, MAX_NAME_BYTES):
         raise ValueError(why)
     return text
 
@@ -122,7 +122,7 @@ class EventResult(BaseModel):
     place: str | None = None
 
 
-class EventsAnswer(BaseModel):
+class EventsResponse(BaseModel):
     """Counts and one result for each event. Accepted events are on disk."""
 
     accepted: int
@@ -156,7 +156,7 @@ class NearItemOut(ItemOut):
     near: Near
 
 
-class SlateAnswer(BaseModel):
+class SlateResponse(BaseModel):
     """Recommendations; `degraded` names what could not be used, and is empty when all is well."""
 
     request_id: str
@@ -170,7 +170,7 @@ class SlateAnswer(BaseModel):
     trace: dict[str, float]
 
 
-class SimilarAnswer(SlateAnswer):
+class SimilarResponse(SlateResponse):
     """Items near to one item."""
 
     items: list[NearItemOut]  # type: ignore[assignment]  # nobody puts plain items into it
@@ -190,7 +190,7 @@ class QueryOut(BaseModel):
     failed: list[FailedPart]
 
 
-class SearchAnswer(SimilarAnswer):
+class SearchResponse(SimilarResponse):
     """Items near to a query."""
 
     query: QueryOut
@@ -239,7 +239,7 @@ def _event(raw: Any, index: int, now: int) -> Event | EventResult:
         # two events of one request without a time happened in the order sent
         at = now + index if sent.timestamp is None else micros(sent.timestamp)
     except ValidationError as error:
-        field, reason = first_fault(error)
+        field, reason = first_error(error)
         return EventResult(status="rejected", reason=reason, place=f"{place}.{field}")
     if at < 0 or at > now + DAY:
         why = "is before 1970" if at < 0 else "is more than a day ahead"
@@ -257,7 +257,7 @@ def _event(raw: Any, index: int, now: int) -> Event | EventResult:
     )
 
 
-def first_fault(error: ValidationError) -> tuple[str, str]:
+def first_error(error: ValidationError) -> tuple[str, str]:
     """The first field that is wrong, and why."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     field = ".".join(str(part) for part in first["loc"])[:MAX_NAME_BYTES].encode(errors="replace").decode()

@@ -13,15 +13,15 @@ import numpy as np
 
 from features.content.encoders.frozen import Media
 from features.content.encoders.gemini import GeminiEncoder
-from features.content.encoders.remote import Patience
-from features.content.media.decoder_pool import Decoders
+from features.content.encoders.remote import RetryPolicy
+from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Content, Limits, Text
 
 KEY = "sk-very-secret-123"
 G = 128
 """The fewest dimensions that Gemini has."""
 
-NOBODY = Media(Decoders(), Limits())
+NOBODY = Media(DecoderPool(), Limits())
 """For contents of words alone: its workers never start."""
 
 POISON = "poison"
@@ -40,7 +40,7 @@ class Clock:
         self.now += seconds
 
     def patience(self, tries=4, seconds=100.0):
-        return Patience(tries, seconds, self.sleep, lambda: self.now, lambda low, high: high)
+        return RetryPolicy(tries, seconds, self.sleep, lambda: self.now, lambda low, high: high)
 
 
 def texts(*words):

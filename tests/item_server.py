@@ -15,7 +15,7 @@ from toy_service import ToyEyes, ToyWords, toy_settings
 
 from features.arrays import Floats
 from features.content.encoders.sounds import prepare as prepare_sound
-from features.content.media.decoder_pool import Decoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Limits
 from features.content.spaces import Embedded, Encoder, SpaceKey, Task, unit
 from features.store.memory import MemoryStore
@@ -67,7 +67,7 @@ class Ears(ToyEyes):
         return np.stack([np.abs(w[: len(w) // 8 * 8]).reshape(8, -1).mean(1) * 255 - 128 for w in waves]).astype("f4")
 
 
-def encoders(config: object, decoders: Decoders, limits: Limits, models: Path) -> dict[str, Encoder]:
+def encoders(config: object, decoders: DecoderPool, limits: Limits, models: Path) -> dict[str, Encoder]:
     """As `open_encoders`."""
     return {"text": Words(limits), "image": Eyes(decoders, limits), "sound": Ears(decoders, limits)}
 

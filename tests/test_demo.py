@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from experiments import dataset
 from features.arrays import Floats
-from features.content.media.decoder_pool import Decoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Limits
 from features.content.spaces import Encoder, SpaceKey, unit
 from features.store.memory import MemoryStore
@@ -57,7 +57,7 @@ class Eyes(ToyEyes):
         return np.stack([f.reshape(224, 8, 28, 3).mean((0, 2, 3)) for f in frames]).astype(np.float32) - 128
 
 
-def encoders(config: object, decoders: Decoders, limits: Limits, models: Path) -> dict[str, Encoder]:
+def encoders(config: object, decoders: DecoderPool, limits: Limits, models: Path) -> dict[str, Encoder]:
     return {"text": Words(limits), "image": Eyes(decoders, limits)}
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from experiments.config import load_config
 from experiments.dataset import load_dataset
 from experiments.pipelines import batch_slates as batch
-from experiments.pipelines.batch_slates import slates_of_all
+from experiments.pipelines.batch_slates import write_slates
 from experiments.pipelines.train import train
 from experiments.tracking.mlflow import NullTracker
 from features.errors import ConfigError, StoreError
@@ -49,7 +49,7 @@ def read(folder):
 @pytest.mark.parametrize("placement", ["home", "again"])
 def test_each_slate_is_what_the_recommender_says_of_that_user_alone(trained, tmp_path, placement):
     bundle, dataset = trained
-    done = slates_of_all(bundle, tmp_path, k=5, placement=placement, shard=16, progress=silent)
+    done = write_slates(bundle, tmp_path, k=5, placement=placement, shard=16, progress=silent)
     assert (done.shards, done.there, done.users) == (3, 0, 40)
     table = read(tmp_path)
     assert done.rows == len(table)
@@ -89,7 +89,7 @@ def test_each_slate_is_what_the_recommender_says_of_that_user_alone(trained, tmp
 def test_a_killed_job_goes_on_and_parts_share_a_folder(trained, tmp_path, monkeypatch):
     bundle, _ = trained
     whole = tmp_path / "whole"
-    slates_of_all(bundle, whole, k=3, shard=8, progress=silent)
+    write_slates(bundle, whole, k=3, shard=8, progress=silent)
     shared, calls = tmp_path / "shared", []
     real = batch._slates
 
@@ -101,10 +101,10 @@ def test_a_killed_job_goes_on_and_parts_share_a_folder(trained, tmp_path, monkey
 
     monkeypatch.setattr(batch, "_slates", killed)
     with pytest.raises(KeyboardInterrupt):
-        slates_of_all(bundle, shared, k=3, shard=8, progress=silent)
+        write_slates(bundle, shared, k=3, shard=8, progress=silent)
     assert len(list(shared.glob("part-*"))) == 2
-    first = slates_of_all(bundle, shared, k=3, part=(1, 2), shard=8, progress=silent)
-    second = slates_of_all(bundle, shared, k=3, part=(2, 2), shard=8, progress=silent)
+    first = write_slates(bundle, shared, k=3, part=(1, 2), shard=8, progress=silent)
+    second = write_slates(bundle, shared, k=3, part=(2, 2), shard=8, progress=silent)
     assert (first.shards, first.there, second.shards, second.there) == (3, 1, 2, 1)
     assert len(calls) == 3 + 3  # none twice but the one that was killed
     assert read(shared).equals(read(whole))
@@ -128,11 +128,11 @@ def with_a_new_user(dataset):
 
 def test_what_is_logged_meanwhile_is_of_the_next_job(trained, tmp_path, monkeypatch):
     bundle, dataset = trained
-    slates_of_all(bundle, tmp_path / "before", k=3, shard=8, progress=silent)
-    slates_of_all(bundle, tmp_path / "half", k=3, shard=8, part=(1, 2), progress=silent)
+    write_slates(bundle, tmp_path / "before", k=3, shard=8, progress=silent)
+    write_slates(bundle, tmp_path / "half", k=3, shard=8, part=(1, 2), progress=silent)
     grown = with_a_new_user(dataset)
     monkeypatch.setattr(batch, "load_dataset", lambda *_: grown)
-    slates_of_all(bundle, tmp_path / "half", k=3, shard=8, part=(2, 2), progress=silent)
+    write_slates(bundle, tmp_path / "half", k=3, shard=8, part=(2, 2), progress=silent)
     assert read(tmp_path / "half").equals(read(tmp_path / "before"))
 
 
@@ -144,7 +144,7 @@ def test_of_two_parts_that_begin_at_once_one_says_whose_slates_and_until_when(tr
 
     def run(folder, mine, part=(1, 1)):
         found.dataset = mine
-        slates_of_all(bundle, folder, k=3, shard=8, part=part, progress=silent)
+        write_slates(bundle, folder, k=3, shard=8, part=part, progress=silent)
 
     for folder, mine in (("now", dataset), ("then", later)):
         run(tmp_path / folder, mine)
@@ -170,7 +170,7 @@ def test_of_two_parts_that_begin_at_once_one_says_whose_slates_and_until_when(tr
 def test_a_users_table_that_is_no_jobs_stays(trained, tmp_path):
     pl.DataFrame({"user_id": ["mine"]}).write_parquet(tmp_path / "users.parquet")
     with pytest.raises(ConfigError, match=r"users\.parquet is not of slates"):
-        slates_of_all(trained[0], tmp_path, k=3, progress=silent)
+        write_slates(trained[0], tmp_path, k=3, progress=silent)
     assert [path.name for path in tmp_path.iterdir()] == ["users.parquet"]
 
 
@@ -188,17 +188,17 @@ def test_many_variants_of_one_product_do_not_leave_slates_short(trained):
 
 def test_another_job_does_not_mix_into_a_folder(trained, tmp_path):
     bundle, _ = trained
-    slates_of_all(bundle, tmp_path, k=3, progress=silent)
+    write_slates(bundle, tmp_path, k=3, progress=silent)
     assert json.loads((tmp_path / "manifest.json").read_text())["bundle"] == bundle.fingerprint
     with pytest.raises(ConfigError, match=r"another job are there \(k 3 there, 4 here\)"):
-        slates_of_all(bundle, tmp_path, k=4, progress=silent)
+        write_slates(bundle, tmp_path, k=4, progress=silent)
     with pytest.raises(ConfigError, match="placement 'nowhere': the bundle has home, again"):
-        slates_of_all(bundle, tmp_path, k=3, placement="nowhere", progress=silent)
+        write_slates(bundle, tmp_path, k=3, placement="nowhere", progress=silent)
     with pytest.raises(ConfigError, match="part 3/2"):
-        slates_of_all(bundle, tmp_path, k=3, part=(3, 2), progress=silent)
+        write_slates(bundle, tmp_path, k=3, part=(3, 2), progress=silent)
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="slates cannot be written"):
-        slates_of_all(bundle, tmp_path / "file" / "in", k=3, progress=silent)
+        write_slates(bundle, tmp_path / "file" / "in", k=3, progress=silent)
 
 
 def test_by_command(trained, tmp_path):

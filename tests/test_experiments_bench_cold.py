@@ -12,7 +12,7 @@ from experiments.bench import cold
 from features.errors import ConfigError, DataError
 from features.interactions import Ragged
 from recsys.baselines.content import fit_bridge, fit_tfidf
-from recsys.dense_recommender import Baseline
+from recsys.dense_recommender import DenseRecommender
 
 THEMES = 4
 
@@ -116,14 +116,14 @@ def test_the_sum_is_of_standard_scores_over_the_cold_items():
     texts = ["red cup", "cup tea", "tea pot", "red", "pot lid", "cup pot"]
     profile, bridge = fit_tfidf(events, texts), fit_bridge(events, texts, dim=2)
     mask = np.array([False, False, False, True, True, True])
-    liked = Ragged.of([[0, 1], [2]])
+    positives = Ragged.of([[0, 1], [2]])
     expected = sum(
         (scores - scores[:, mask].mean(1, keepdims=True)) / scores[:, mask].std(1, keepdims=True)
-        for scores in (profile.scores(liked), bridge.scores(liked))
+        for scores in (profile.scores(positives), bridge.scores(positives))
     )
     both = cold.Sum(profile.popularity, profile.fitted_until, bridge, profile, mask)
-    assert isinstance(both, Baseline)
-    np.testing.assert_allclose(both.scores(liked), expected, rtol=1e-4, atol=1e-5)
+    assert isinstance(both, DenseRecommender)
+    np.testing.assert_allclose(both.scores(positives), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_cut_after_which_nothing_is_new_is_refused(config, tmp_path):

@@ -10,7 +10,7 @@ from experiments.bench import train as module
 from experiments.bench.peers import environment as making
 from experiments.bench.peers.environment import environment
 from experiments.bench.train import Course, Vectors, run
-from experiments.evaluation.ranking import headline
+from experiments.evaluation.ranking import headline_metrics
 from experiments.splits import Targets
 from features.errors import ConfigError, DependencyError, RecsysError
 
@@ -104,7 +104,7 @@ def test_given_vectors_are_judged_as_ours_are():
     items = np.array([[1, 0], [1, 0], [0, 1], [np.nan, np.nan]], np.float32)
     users = np.array([[0.5, 1], [1, 0.5]], np.float32)
     # user 0: item 2 first; user 1: item 0, then 2 (1 is seen, 3 unknown): 1 / log2(3)
-    found = headline(Vectors(users, items), targets, toy_catalog(4), repeats=False)
+    found = headline_metrics(Vectors(users, items), targets, toy_catalog(4), repeats=False)
     assert found["ndcg_at_10"] == pytest.approx((1 + 1 / np.log2(3)) / 2)
 
 

@@ -7,7 +7,7 @@ from toy_data import DAY, toy_config, write_tables
 from experiments.bench import warm_start as warm
 from experiments.config import load_config
 from experiments.dataset import load_dataset
-from experiments.splits import cuts
+from experiments.splits import window_cuts
 
 
 def test_a_warm_start_is_held_against_a_fit_on_everything(tmp_path):
@@ -16,7 +16,7 @@ def test_a_warm_start_is_held_against_a_fit_on_everything(tmp_path):
     result = warm.run(short=True, config=str(path))
     config = load_config(path, {})
     events = load_dataset(config).events
-    times, cut = events.times, cuts(events, config.split)[-1][1]
+    times, cut = events.times, window_cuts(events, config.split)[-1][1]
     figures = result.figures
     assert figures["passes"] == 2
     assert figures["events"] == (times < cut).sum()

@@ -6,7 +6,7 @@ import pytest
 from toy_data import START, toy_config, write_tables
 
 from experiments.config import load_config
-from experiments.dataset import embed_catalog, encode, keep_frequent, load_dataset
+from experiments.dataset import embed_catalog, encode_contents, keep_frequent, load_dataset
 from features.content.encoders.text import MiniLM
 from features.content.parts import Limits
 from features.errors import ConfigError
@@ -159,7 +159,7 @@ def test_items_without_enough_events_before_the_cut_are_left_out(load):
 
 def test_without_an_encoder_there_are_no_texts(load, tmp_path):
     config = load_config(toy_config(tmp_path), {})
-    dataset = encode(load(), config)
+    dataset = encode_contents(load(), config)
     assert not dataset.catalog.has_content.any()
     assert not dataset.catalog.content.any()
     assert not (tmp_path / "cache").exists()
@@ -168,7 +168,7 @@ def test_without_an_encoder_there_are_no_texts(load, tmp_path):
 def test_each_item_gets_the_vector_of_its_own_text(load, tmp_path):
     dataset = load(encoder={"kind": "builtin"})
     config = load_config(toy_config(tmp_path, encoder={"kind": "builtin"}), {})
-    encoded = encode(dataset, config)
+    encoded = encode_contents(dataset, config)
     assert encoded.catalog.has_content.all()
     assert encoded.space.space == MiniLM.key  # texts alone: their encoder's own space
     assert encoded.told == "contents: text of 6"

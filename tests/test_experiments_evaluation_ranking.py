@@ -12,7 +12,14 @@ from rich.console import Console
 from toy_data import toy_catalog, toy_log
 
 from experiments.evaluation import ranking as module
-from experiments.evaluation.ranking import Comparison, evaluate, headline, in_time, join, ranked
+from experiments.evaluation.ranking import (
+    Comparison,
+    evaluate,
+    headline_metrics,
+    join_windows,
+    published_batches,
+    rank_targets,
+)
 from experiments.splits import Targets, time_split
 from features.catalog import UNDATED
 from features.interactions import DAY
@@ -145,10 +152,10 @@ def test_what_is_published_later_is_in_no_list_before_its_day(catalog):
     asked = np.array([its_day, day_before, 4 * DAY])
     targets = Targets(log.states(np.arange(3), asked), np.array([0, 0, 1, 2]), np.array([0, 2, 2, 2]))
     dated = replace(catalog, published=published)
-    ranks, lists = ranked(InOrder(), targets, dated, repeats=False)
+    ranks, lists = rank_targets(InOrder(), targets, dated, repeats=False)
     assert ranks.tolist() == [1, 3, 2, 3]
     assert lists[:, :3].tolist() == [[0, 1, 2], [1, 2, 3], [0, 1, 2]]
-    ranks, lists = ranked(InOrder(), targets, dated, repeats=False, allow=np.arange(30) != 1)
+    ranks, lists = rank_targets(InOrder(), targets, dated, repeats=False, allow=np.arange(30) != 1)
     assert ranks.tolist() == [1, 2, 1, 2]
 
 
@@ -161,7 +168,7 @@ def test_every_state_is_asked_once_about_what_there_was(as_of, published, batch)
     catalog = replace(catalog, published=np.array([UNDATED if p is None else p for p in published]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BATCH", batch)
-        parts = list(in_time(np.array(as_of, dtype=np.int64), catalog))
+        parts = list(published_batches(np.array(as_of, dtype=np.int64), catalog))
     assert sorted(row for rows, _ in parts for row in rows.tolist()) == list(range(len(as_of)))
     for rows, there in parts:
         assert 1 <= len(rows) <= batch
@@ -173,7 +180,7 @@ def test_the_headline_by_hand(catalog):
     """User 0: ranks 1 and 3; user 1: rank 2; users weigh alike."""
     log = toy_log([(0, 9, 1), (1, 9, 1)], 2, 30)
     targets = Targets(log.states(np.arange(2), np.array([9, 9])), np.array([0, 0, 1]), np.array([0, 2, 1]))
-    found = headline(InOrder(), targets, catalog, repeats=False)
+    found = headline_metrics(InOrder(), targets, catalog, repeats=False)
     assert found == pytest.approx({"ndcg_at_10": ((1 + 0.5) / 2 + 1 / np.log2(3)) / 2, "hr_at_10": 1.0})
 
 
@@ -191,7 +198,7 @@ def test_a_recommender_that_finds_nothing_is_zero(catalog):
 def test_windows_are_joined_and_users_averaged_once_over_all(catalog):
     first = outcome_of(catalog, rows=ROWS, window=(3, 6, 12), seconds=1.5)
     second = outcome_of(catalog, rows=ROWS, window=(6, 12, 20), seconds=2.0)
-    both = join([first, second])
+    both = join_windows([first, second])
     assert both.seconds == 3.5
     assert both.ranks.tolist() == [*first.ranks, *second.ranks]
     assert both.coverage == pytest.approx((first.coverage + second.coverage) / 2)
@@ -202,7 +209,7 @@ def test_windows_are_joined_and_users_averaged_once_over_all(catalog):
 
 def test_a_user_of_two_windows_counts_once(catalog):
     o = outcome_of(catalog)
-    both = join([o, replace(o, ranks=np.full(6, np.inf))])
+    both = join_windows([o, replace(o, ranks=np.full(6, np.inf))])
     np.testing.assert_allclose(both.per_user("hr"), o.per_user("hr") / 2)
     assert len(both.per_user("hr")) == 4
 

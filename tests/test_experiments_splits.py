@@ -12,8 +12,8 @@ from experiments.config import RunConfig
 from experiments.dataset import Dataset, keep_frequent
 from experiments.pipelines import fit as contenders
 from experiments.pipelines.fit import fit_baseline, train_two_stage
-from experiments.pipelines.train import contend
-from experiments.splits import SplitConfig, cuts, guard, leave_last_out, time_split
+from experiments.pipelines.train import fit_and_evaluate
+from experiments.splits import SplitConfig, check_no_leak, leave_last_out, time_split, window_cuts
 from features.errors import DataError, LeakError
 from features.ids import IdMap
 from features.tables.report import Report
@@ -28,9 +28,9 @@ event = st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 9), st.bo
 
 def questions(targets):
     """Every target as (user, as_of, seen history, liked history, item), sorted."""
-    seen, liked = rows_of(targets.states.seen_items()), rows_of(targets.states.liked())
+    seen, positives = rows_of(targets.states.seen_items()), rows_of(targets.states.positives())
     return sorted(
-        (int(targets.states.users[s]), int(targets.states.as_of[s]), tuple(seen[s]), tuple(liked[s]), int(i))
+        (int(targets.states.users[s]), int(targets.states.as_of[s]), tuple(seen[s]), tuple(positives[s]), int(i))
         for s, i in zip(targets.state, targets.item, strict=True)
     )
 
@@ -104,7 +104,7 @@ def test_without_repeats_targets_seen_before_are_dropped():
 def test_rolling_windows_tile_the_tested_part():
     times = np.arange(100) * 7
     log = toy_log([(0, 0, int(t)) for t in times])
-    windows = cuts(log, SplitConfig(test=0.4, validation=0.25, windows=4))
+    windows = window_cuts(log, SplitConfig(test=0.4, validation=0.25, windows=4))
     assert [w[1] for w in windows] == [60 * 7, 70 * 7, 80 * 7, 90 * 7]  # the newest 40 % in four parts
     assert [w[2] for w in windows] == [70 * 7, 80 * 7, 90 * 7, 99 * 7 + 1]  # each ends where the next begins
     assert [w[0] for w in windows] == [45 * 7, 52 * 7, 60 * 7, 67 * 7]  # a quarter of what is before the cut
@@ -116,7 +116,7 @@ def test_rolling_windows_tile_the_tested_part():
 
 def test_a_tie_at_the_cut_goes_to_the_test():
     log = toy_log([(0, i % 6, t) for i, t in enumerate([0, 1, 2, 3, 4, 5, 5, 5, 8, 9])])
-    (window,) = cuts(log, SplitConfig(test=0.3, validation=0.2))
+    (window,) = window_cuts(log, SplitConfig(test=0.3, validation=0.2))
     split = time_split(log, window, history="prequential", repeats=True)
     assert window[1] == 5
     assert split.train.latest == 4
@@ -127,7 +127,7 @@ def test_a_tie_at_the_cut_goes_to_the_test():
 def test_a_window_without_events_is_refused(times):
     log = toy_log([(0, 0, t) for t in times])
     with pytest.raises(DataError, match="needs events before, between and after"):
-        cuts(log, SplitConfig())
+        window_cuts(log, SplitConfig())
 
 
 def test_a_window_with_nothing_to_predict_says_why():
@@ -145,7 +145,7 @@ def test_a_window_with_nothing_to_predict_says_why():
 def test_a_refused_window_says_what_to_do():
     log = toy_log([(0, 0, 0)] * 5 + [(0, 0, 1)] * 5)
     with pytest.raises(DataError, match=r"1970-01-01T00:00:00.000001.* of 10 events .*use fewer windows or leave"):
-        cuts(log, SplitConfig(windows=5))
+        window_cuts(log, SplitConfig(windows=5))
 
 
 def test_ties_keep_the_order_of_the_log():
@@ -180,10 +180,10 @@ def test_leave_last_out_by_hand():
     assert split.cut is None
     assert split.validation.users.tolist() == [0, 2]
     assert split.validation.item.tolist() == [3, 4]
-    assert rows_of(split.validation.states.liked()) == [[1, 2], [5]]
+    assert rows_of(split.validation.states.positives()) == [[1, 2], [5]]
     assert split.test.users.tolist() == [0, 2]
     assert split.test.item.tolist() == [4, 3]
-    assert rows_of(split.test.states.liked()) == [[1, 2, 3], [5, 4]]  # with the validation item
+    assert rows_of(split.test.states.positives()) == [[1, 2, 3], [5, 4]]  # with the validation item
     assert "future is let in" in split.note
 
 
@@ -259,7 +259,7 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def split(dataset):
-    (window,) = cuts(dataset.events, SplitConfig(test=0.2, validation=0.3))
+    (window,) = window_cuts(dataset.events, SplitConfig(test=0.2, validation=0.3))
     return time_split(dataset.events, window, history="prequential", repeats=True)
 
 
@@ -285,7 +285,7 @@ class Quiet:
 
 
 def test_a_clean_run_passes(dataset, split):
-    outcomes, _, trained = contend(CONFIG, dataset, {"home": split}, Quiet(), None)
+    outcomes, _, trained = fit_and_evaluate(CONFIG, dataset, {"home": split}, Quiet(), None)
     assert [o.name for o in outcomes["home"]] == ["popular", "item-knn", "two towers", "two towers + reranker"]
     assert trained.recommender.fitted_until < split.cut
 
@@ -299,7 +299,7 @@ def test_the_order_is_learned_from_what_there_was(dataset, split, monkeypatch):
     lessons = []
     monkeypatch.setattr(contenders, "fit_reranker", lambda features, given, config, *, seed: lessons.extend(given))
     every = CONFIG.model_copy(update={"reranker": RerankerConfig(candidates=30, trees=2)})
-    contenders.choose(every, dated, {"home": split}, print, lambda what, total: print)
+    contenders.select_model(every, dated, {"home": split}, print, lambda what, total: print)
     (lesson,) = lessons
     rows, early = lesson.candidates.rows, lesson.states.as_of < middle
     assert 0 < early.sum() < len(early)
@@ -315,16 +315,16 @@ def test_the_order_is_learned_from_what_there_was(dataset, split, monkeypatch):
 
 def test_the_guard_counts_the_cut_itself_as_future():
     log = toy_log([(0, 1, 5), (0, 2, 10)])
-    guard(11, statistics=ItemStatistics.of(log))
-    guard(None, statistics=ItemStatistics.of(log))  # leave-last-out has no cut
+    check_no_leak(11, statistics=ItemStatistics.of(log))
+    check_no_leak(None, statistics=ItemStatistics.of(log))  # leave-last-out has no cut
     with pytest.raises(LeakError, match=r"the cut is 1970-01-01T00:00:00.000010 .*statistics has seen .*000010"):
-        guard(10, statistics=ItemStatistics.of(log))
+        check_no_leak(10, statistics=ItemStatistics.of(log))
 
 
 def test_every_leaking_part_is_named():
     early, late = ItemStatistics.of(toy_log([(0, 1, 5)])), ItemStatistics.of(toy_log([(0, 1, 10)]))
     with pytest.raises(LeakError) as caught:
-        guard(10, features=late, popularity=early, normalisation=late)
+        check_no_leak(10, features=late, popularity=early, normalisation=late)
     assert "features" in str(caught.value)
     assert "normalisation" in str(caught.value)
     assert "popularity" not in str(caught.value)
@@ -333,20 +333,20 @@ def test_every_leaking_part_is_named():
 def test_an_event_that_is_not_positive_leaks_as_well():
     log = toy_log([(0, 1, 5), (0, 2, 10, False)])
     with pytest.raises(LeakError):
-        guard(10, statistics=ItemStatistics.of(log))
+        check_no_leak(10, statistics=ItemStatistics.of(log))
 
 
 def test_a_leak_into_features_is_caught(dataset, split):
     leaky = PairFeatures.of(dataset.catalog, np.zeros((30, 8), np.float32), poisoned(dataset.events, split.cut))
     with pytest.raises(LeakError, match="features has seen"):
-        guard(split.cut, features=leaky)
+        check_no_leak(split.cut, features=leaky)
 
 
 def test_a_leak_into_the_vocabulary_is_caught(dataset, split):
     fine = keep_frequent(dataset, split.cut, 3)
-    guard(split.cut, vocabulary=fine)
+    check_no_leak(split.cut, vocabulary=fine)
     with pytest.raises(LeakError, match="vocabulary has seen"):
-        guard(split.cut, vocabulary=keep_frequent(dataset, split.cut + DAY, 3))
+        check_no_leak(split.cut, vocabulary=keep_frequent(dataset, split.cut + DAY, 3))
 
 
 @pytest.mark.parametrize(
@@ -354,9 +354,11 @@ def test_a_leak_into_the_vocabulary_is_caught(dataset, split):
 )
 def test_a_leak_into_any_baseline_is_caught(dataset, split, name):
     arguments = {"popular 7 days": {"days": 7}}.get(name, {})
-    guard(split.cut, **{name: fit_baseline(name, arguments, dataset, split.train)})
+    check_no_leak(split.cut, **{name: fit_baseline(name, arguments, dataset, split.train)})
     with pytest.raises(LeakError, match=f"{name} has seen"):
-        guard(split.cut, **{name: fit_baseline(name, arguments, dataset, poisoned(dataset.events, split.cut))})
+        check_no_leak(
+            split.cut, **{name: fit_baseline(name, arguments, dataset, poisoned(dataset.events, split.cut))}
+        )
 
 
 def test_a_run_on_poisoned_training_events_fails(dataset, split):
@@ -367,7 +369,7 @@ def test_a_run_on_poisoned_training_events_fails(dataset, split):
     for part in ("towers", "popularity", "features"):
         assert f"{part} has seen" in str(caught.value)
     with pytest.raises(LeakError, match="popular has seen"):  # the first thing that a run fits
-        contend(CONFIG, dataset, {"home": leaky}, Quiet(), None)
+        fit_and_evaluate(CONFIG, dataset, {"home": leaky}, Quiet(), None)
 
 
 @pytest.mark.parametrize("config", [CONFIG, CONFIG.model_copy(update={"reranker": None})], ids=["reranked", "plain"])
@@ -387,8 +389,8 @@ def test_a_run_on_a_vocabulary_of_the_future_fails(dataset, split):
 def test_the_vocabulary_is_of_items_frequent_before_the_cut(dataset):
     cut = START + 30 * DAY
     kept = keep_frequent(dataset, cut, 4)
-    liked = dataset.events.before(cut).liked()
-    frequent = [i for i in range(30) if (liked.items == i).sum() >= 4]
+    positives = dataset.events.before(cut).positives()
+    frequent = [i for i in range(30) if (positives.items == i).sum() >= 4]
     assert 0 < len(frequent) < 30
     assert list(kept.catalog.ids.ids) == [f"i{i}" for i in frequent]
     before = [

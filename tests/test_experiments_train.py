@@ -14,14 +14,14 @@ from experiments.config import load_config
 from experiments.dataset import load_dataset
 from experiments.pipelines import train as train_module
 from experiments.pipelines.train import evaluate_run, train
-from experiments.splits import SplitConfig, cuts
+from experiments.splits import SplitConfig, window_cuts
 from experiments.tracking import plots
 from experiments.tracking.mlflow import NullTracker
 from features.errors import DataError
 from features.log.event_log import EventLog
 from features.log.records import Event
 from recsys.bundle.io import load_bundle
-from recsys.bundle.registry import current
+from recsys.bundle.registry import current_bundle
 from recsys.ranking.pair_features import FEATURES
 
 CONTENDERS = ["popular", "item-knn", "two towers", "two towers + reranker"]
@@ -66,7 +66,7 @@ def done(tmp_path_factory):
 
 def test_the_bundle_is_current_and_says_everything_about_the_run(done):
     folder, path, tables, _, _ = done
-    assert current(folder / "bundles") == path
+    assert current_bundle(folder / "bundles") == path
     manifest = load_bundle(path).manifest
     assert manifest["config"]["towers"]["dimension"] == 8
     placements = manifest["config"]["data"]["placements"]
@@ -161,7 +161,7 @@ def test_what_people_do_is_trained_on_the_next_time(tmp_path):
     assert second.manifest["split_hash"] != first.manifest["split_hash"]
     counts = [b.recommender.reranker.features.statistics.total[b.catalog.ids.row("i7")] for b in (first, second)]
     assert counts[1] >= counts[0] + 90  # the cut has moved a little
-    assert current(tmp_path / "bundles") == second.path
+    assert current_bundle(tmp_path / "bundles") == second.path
     assert load_bundle(first.path).fingerprint == first.fingerprint  # the old one is kept
 
 
@@ -172,7 +172,7 @@ def test_a_failed_run_publishes_nothing_and_is_tracked_as_failed(done, monkeypat
     with pytest.raises(ZeroDivisionError):
         run(folder, tracker=tracker)
     assert tracker.finished == [True]
-    assert current(folder / "bundles") == path
+    assert current_bundle(folder / "bundles") == path
 
 
 def fail(*_):
@@ -216,7 +216,9 @@ def test_rare_items_are_left_out_and_it_is_said(done, tmp_path):
     reporter = Lines()
     config = load_config(toy_config(folder), {})
     events = load_dataset(config).events
-    early = events.before(cuts(events, config.split)[-1][0]).liked()  # what the validation window adds is its future
+    early = events.before(
+        window_cuts(events, config.split)[-1][0]
+    ).positives()  # what the validation window adds is its future
     counts = np.bincount(early.items, minlength=events.n_items)
     least = int(np.sort(counts)[5]) + 1
     data = config.data.model_dump()
@@ -224,7 +226,7 @@ def test_rare_items_are_left_out_and_it_is_said(done, tmp_path):
     judged = counts >= least
     assert judged.sum() < 12
     assert tables[0].outcomes[0].items.max() < judged.sum()
-    in_all = np.bincount(events.liked().items, minlength=events.n_items)
+    in_all = np.bincount(events.positives().items, minlength=events.n_items)
     served = load_bundle(path).catalog  # with what became frequent later
     assert set(served.ids.ids) == {
         load_dataset(config).catalog.ids.ids[row] for row in np.flatnonzero(in_all >= least)
@@ -265,7 +267,7 @@ def test_a_killed_training_leaves_the_old_bundle(done, moment):
         child.send_signal(signal.SIGKILL)
     assert seen
     assert child.returncode == -signal.SIGKILL
-    assert current(folder / "bundles") == path
+    assert current_bundle(folder / "bundles") == path
     assert load_bundle(path).fingerprint == path.name
     for other in (folder / "bundles").iterdir():
         if not other.name.startswith(".writing-") and other.name != "current":

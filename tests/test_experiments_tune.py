@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from experiments.config import load_config
 from experiments.pipelines import tune as module
-from experiments.pipelines.rolling_windows import windows
-from experiments.pipelines.tune import SPACE, tune
+from experiments.pipelines.rolling_windows import evaluation_windows
+from experiments.pipelines.tune import SEARCH_SPACE, tune
 from experiments.tracking.mlflow import MlflowTracker, NullTracker
 from features.errors import ConfigError
 from recsys.cli import main as cli
@@ -81,7 +81,7 @@ def test_test_events_are_never_read(config, monkeypatch):
             raise AssertionError(f"test.{name} was read")
 
     def poisoned(config, dataset):
-        every = windows(config, dataset)
+        every = evaluation_windows(config, dataset)
         for _, splits in every:
             for split in splits.values():
                 object.__setattr__(split, "test", Poison())
@@ -190,7 +190,7 @@ def test_several_processes_are_refused(config, monkeypatch):
 def test_the_space_holds_the_configurations_own_values_and_none_that_do_not_fit(config):
     odd = config.changed({"towers.dimension": 48, "towers.nested": (40,), "training.learning_rate": 0.5})
     space = module._space(odd, ())
-    assert list(space) == list(SPACE)
+    assert list(space) == list(SEARCH_SPACE)
     assert space["towers.dimension"].choices == (48, 64, 128)  # 32 is less than what vectors are cut to
     assert space["training.learning_rate"] == optuna.distributions.FloatDistribution(3e-4, 0.5, log=True)
     assert space["training.negatives"].choices == (0, 256, 1024)

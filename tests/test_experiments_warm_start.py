@@ -16,19 +16,19 @@ from experiments.pipelines.warm_start import train_from
 from experiments.tracking.mlflow import NullTracker
 from features.errors import BundleError, ConfigError, DataError, SpaceError
 from recsys.bundle.io import load_bundle
-from recsys.bundle.registry import current
+from recsys.bundle.registry import current_bundle
 from recsys.config import TrainingConfig
 from recsys.item_statistics import ItemStatistics
 from recsys.towers.history import History
 from recsys.towers.model import TwoTowers
 from recsys.towers.training import fit_towers
-from recsys.towers.warm_start import carry, overlay
+from recsys.towers.warm_start import extend_catalog, transfer_weights
 
 
 def test_old_items_keep_their_rows_new_ones_come_after_and_what_is_gone_is_not_available():
     old = toy_catalog(4, categories=[["a"], ["b"], ["a", "c"], []])
     everything = toy_catalog(6, categories=[["a"], ["x"], ["a", "c"], [], ["y"], ["b"]])
-    both = overlay(old, everything.take(np.array([5, 2, 0, 1])))  # i3 is gone, i5 is new
+    both = extend_catalog(old, everything.take(np.array([5, 2, 0, 1])))  # i3 is gone, i5 is new
     assert both.ids.ids == ("i0", "i1", "i2", "i3", "i5")
     assert both.available.tolist() == [True, True, True, False, True]
     assert both.frame.get_column("item_id").to_list() == list(both.ids.ids)
@@ -39,14 +39,14 @@ def test_old_items_keep_their_rows_new_ones_come_after_and_what_is_gone_is_not_a
 
 def test_weights_go_by_rows_and_names_and_new_items_stand_where_untouched_ones_do():
     old = toy_catalog(3, categories=[["a"], ["c"], ["b"]])
-    new = overlay(old, toy_catalog(5, categories=[["a"], ["c"], ["d"], ["b"], ["d"]]))
+    new = extend_catalog(old, toy_catalog(5, categories=[["a"], ["c"], ["d"], ["b"], ["d"]]))
     events = toy_log([(0, 0, 1), (0, 1, 2), (1, 3, 3)], n_items=5)
     torch.manual_seed(0)
     log = toy_log([(0, 0, 1), (0, 1, 2)], n_items=3)
     fitted = TwoTowers(old, ItemStatistics.of(log), SMALL)
     fitted.align(log, seed=0)
     before = copy.deepcopy(fitted.state_dict())
-    towers = carry(fitted, old, new, events, SMALL)
+    towers = transfer_weights(fitted, old, new, events, SMALL)
     after = towers.state_dict()
     assert torch.equal(after["items.id.weight"][:3], before["items.id.weight"])
     assert not after["items.id.weight"][3:].any()
@@ -72,14 +72,14 @@ def test_towers_of_another_shape_are_refused(field, mine):
     fitted = TwoTowers(old, ItemStatistics.of(toy_log([(0, 0, 1)], n_items=3)), SMALL)
     other, its = SMALL.model_copy(update={field: mine}), getattr(SMALL, field)
     with pytest.raises(ConfigError, match=rf"towers\.{field} is {mine} and that of the bundle {its}"):
-        carry(fitted, old, old, toy_log([(0, 0, 1)], n_items=3), other)
+        transfer_weights(fitted, old, old, toy_log([(0, 0, 1)], n_items=3), other)
 
 
 def test_contents_of_another_width_are_refused():
     old = toy_catalog(3)
     fitted = TwoTowers(old, ItemStatistics.of(toy_log([(0, 0, 1)], n_items=3)), SMALL)
     with pytest.raises(ConfigError, match="contents have 5 dimensions and those of the bundle 1"):
-        carry(fitted, old, toy_catalog(3, text=np.eye(3, 5)), toy_log([(0, 0, 1)], n_items=3), SMALL)
+        transfer_weights(fitted, old, toy_catalog(3, text=np.eye(3, 5)), toy_log([(0, 0, 1)], n_items=3), SMALL)
 
 
 def test_one_pass_is_one_step_by_hand_over_what_is_new():
@@ -160,7 +160,7 @@ def day(tmp_path_factory):
 
 def test_the_bundle_that_went_on_is_served_and_says_from_where(day):
     folder, first, second, _, said = day
-    assert current(folder / "bundles") == second.path
+    assert current_bundle(folder / "bundles") == second.path
     assert second.manifest["from"] == first.fingerprint
     assert second.catalog.ids.ids == (*first.catalog.ids.ids, "i12")
     assert second.recommender.fitted_until == first.recommender.fitted_until + DAY + 2 * 3600 * 10**6
@@ -219,7 +219,7 @@ def test_a_bundle_is_also_named_by_its_folder_and_refused_without_anything_new(d
         train_from(config, str(second.path), NullTracker(), Lines())
     with pytest.raises(BundleError, match="0 bundles begin with 'zz'"):
         train_from(config, "zz", NullTracker(), Lines())
-    assert current(folder / "bundles") == second.path
+    assert current_bundle(folder / "bundles") == second.path
 
 
 @pytest.mark.parametrize(

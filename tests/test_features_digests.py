@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from features.content.digests import Files, Reading, digests
+from features.content.digests import FileDigests, Reading, digests
 from features.content.parts import Audio, Content, Image, Limits, Text, Video
 from features.errors import StoreError
 
@@ -20,7 +20,7 @@ BOTH = Reading(WORDS.modalities | PICTURES.modalities)
 
 @pytest.fixture
 def files(tmp_path):
-    with closing(Files(tmp_path / "index" / "files.sqlite", Limits(media_bytes=100))) as files:
+    with closing(FileDigests(tmp_path / "index" / "files.sqlite", Limits(media_bytes=100))) as files:
         yield files
 
 
@@ -48,7 +48,7 @@ def test_a_file_is_read_once_until_it_changes(files, tmp_path, monkeypatch):
     old(a, b"FIRST", age=1800)
     assert files.digests([a, b]) == expected | {a: hashlib.sha256(b"FIRST").digest()}
     assert read == [a, b, a]
-    with closing(Files(tmp_path / "index" / "files.sqlite", Limits())) as again:
+    with closing(FileDigests(tmp_path / "index" / "files.sqlite", Limits())) as again:
         assert again.digests([b]) == {b: expected[b]}
     assert read == [a, b, a]
 
@@ -127,15 +127,15 @@ def test_a_damaged_index_is_told_with_what_to_do(tmp_path):
     path = tmp_path / "files.sqlite"
     path.write_bytes(b"no database" * 1000)
     with pytest.raises(StoreError, match=r"files\.sqlite.*Where it is damaged, remove it"):
-        Files(path, Limits())
+        FileDigests(path, Limits())
     path.unlink()
-    with closing(Files(path, Limits())) as files:
+    with closing(FileDigests(path, Limits())) as files:
         assert files.digests([]) == {}
 
 
 def test_two_jobs_may_share_the_index(tmp_path):
     path, picture = tmp_path / "files.sqlite", old(tmp_path / "a", b"a")
-    with closing(Files(path, Limits())) as one_job, closing(Files(path, Limits())) as other:
+    with closing(FileDigests(path, Limits())) as one_job, closing(FileDigests(path, Limits())) as other:
         assert one_job.digests([picture]) == other.digests([picture])
     with closing(sqlite3.connect(path)) as index:
         assert index.execute("SELECT count(*) FROM files").fetchall() == [(1,)]

@@ -16,10 +16,10 @@ import polars as pl
 import pytest
 
 from features.content import vector_cache as vectors
-from features.content.embed import embed, item_contents, vectors_of
+from features.content.embed import cached_vectors, embed, item_contents
 from features.content.parts import Audio, Content, Image, Limits, Text, Video
 from features.content.spaces import Embedded, Failure, SpaceKey, unit
-from features.content.vector_cache import VectorCache, folder_of
+from features.content.vector_cache import VectorCache, cache_folder
 from features.errors import SpaceError, StoreError
 
 LIMITS = Limits(media_bytes=1000)
@@ -108,7 +108,7 @@ def run(contents, cache, *encoders, **settings):
 
 
 def got(contents, encoder, cache):
-    return vectors_of(contents, encoder, cache, limits=LIMITS)
+    return cached_vectors(contents, encoder, cache, limits=LIMITS)
 
 
 def same(found, expected):
@@ -304,7 +304,7 @@ def test_two_readers_of_one_space_do_not_see_each_other_s_vectors(catalogue, tmp
 
 def test_a_folder_of_another_space_is_refused(catalogue, words, pictures, tmp_path):
     run(catalogue, tmp_path, words)
-    folder_of(tmp_path, words.key).rename(folder_of(tmp_path, pictures.key))
+    cache_folder(tmp_path, words.key).rename(cache_folder(tmp_path, pictures.key))
     with pytest.raises(SpaceError, match="words@1 · 4 l2\n  given: pictures@1 · 4 l2"):
         run(catalogue, tmp_path, pictures)
     with pytest.raises(SpaceError, match="words@1 · 4 l2\n  given: pictures@1 · 4 l2"):
@@ -327,7 +327,7 @@ def test_an_encoder_that_stops_keeps_what_was_finished(catalogue, words, tmp_pat
 
 def test_a_second_job_is_told_of_the_first(catalogue, words, tmp_path):
     with (
-        VectorCache(folder_of(tmp_path, words.key), words.key).writing(),
+        VectorCache(cache_folder(tmp_path, words.key), words.key).writing(),
         pytest.raises(StoreError, match=f"process {os.getpid()} is writing here"),
     ):
         run(catalogue, tmp_path, words)
@@ -335,7 +335,7 @@ def test_a_second_job_is_told_of_the_first(catalogue, words, tmp_path):
 
 def test_a_job_with_nothing_to_compute_waits_for_nobody(catalogue, words, tmp_path):
     run(catalogue, tmp_path, words)
-    with VectorCache(folder_of(tmp_path, words.key), words.key).writing():  # another run, of other items
+    with VectorCache(cache_folder(tmp_path, words.key), words.key).writing():  # another run, of other items
         told = run(catalogue, tmp_path, words).encoders[0]
         assert (told.cached, told.computed, told.changed) == (6, 0, 0)
         with pytest.raises(StoreError, match="is writing here"):
@@ -425,7 +425,7 @@ def test_killed_at_any_moment_it_computes_nothing_that_was_finished_again(tmp_pa
         kills += job.returncode == -signal.SIGKILL
     assert finished.any()
     assert kills >= 3
-    with VectorCache(folder_of(cache, toy.key), toy.key).writing():
+    with VectorCache(cache_folder(cache, toy.key), toy.key).writing():
         pass  # a kill before a whole shard was named: the next writer takes it in
     recovered = got(MANY, toy, cache).present
     assert not (finished & ~recovered).any()

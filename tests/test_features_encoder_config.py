@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 from test_features_encoders_hub_models import sentences
 
 from features.content.encoder_config import EncoderConfig, open_encoders
-from features.content.media.decoder_pool import Decoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Content, Image, Limits, Text
 from features.errors import ConfigError
 
@@ -17,7 +17,7 @@ LIMITS = Limits(parts=2, text_bytes=10)
 @pytest.fixture
 def opened(tmp_path):
     """Open what a line says."""
-    with Decoders(1) as decoders:
+    with DecoderPool(1) as decoders:
         yield lambda **line: open_encoders(
             TypeAdapter(EncoderConfig).validate_python(line), decoders, LIMITS, tmp_path / "models"
         )

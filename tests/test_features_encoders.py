@@ -21,7 +21,7 @@ from fake_embeddings import FakeEmbeddings
 from PIL import Image as Pillow
 from test_features_encoders_hub_models import sentences
 
-from features.content.encoder_config import builtin
+from features.content.encoder_config import builtin_encoders
 from features.content.encoders import images as pictures
 from features.content.encoders import sounds, speech
 from features.content.encoders.frozen import Media
@@ -31,7 +31,7 @@ from features.content.encoders.openai_compatible import OpenAICompatibleEncoder
 from features.content.encoders.sounds import AiSFX
 from features.content.encoders.speech import Whisper
 from features.content.encoders.text import MiniLM, MultilingualE5
-from features.content.media.decoder_pool import Decoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Audio, Content, Image, Limits, Part, Text, Video
 from features.content.spaces import Encoder, SpaceKey, unit
 from features.errors import DependencyError, StoreError
@@ -77,7 +77,7 @@ class Case:
 
 @pytest.fixture(scope="session")
 def bench():
-    with Decoders(1) as decoders:
+    with DecoderPool(1) as decoders:
         yield Media(decoders, LIMITS)
 
 
@@ -89,7 +89,7 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="session")
 def encoders(bench, models):
     """Channel -> encoder, loaded once."""
-    made = builtin(bench.decoders, LIMITS, models)
+    made = builtin_encoders(bench.decoders, LIMITS, models)
     return made | {"pitch": Pitch(bench, made["text"]), "multilingual": MultilingualE5(LIMITS)}
 
 

@@ -12,7 +12,7 @@ from fake_embeddings import KEY, NOBODY, G, gemini, media_part, text_part, texts
 
 from features.content.encoders.frozen import Media
 from features.content.encoders.gemini import Estimate, GeminiEncoder, Prices
-from features.content.media.decoder_pool import Decoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Audio, Content, Image, Limits, Text, Video
 from features.errors import ConfigError, DependencyError, SpaceError
 
@@ -25,7 +25,7 @@ def wav(seconds):
 
 @pytest.fixture(scope="module")
 def workers():
-    with Decoders(1, read=media.deadly) as decoders:
+    with DecoderPool(1, read=media.deadly) as decoders:
         yield Media(decoders, Limits())
 
 
@@ -114,7 +114,7 @@ def test_files_are_read_in_a_worker_and_one_that_ends_it_is_told(workers, large,
 
 
 def test_the_limits_of_a_content_hold(large, clock):
-    strict = Media(Decoders(), Limits(parts=3, text_bytes=4))
+    strict = Media(DecoderPool(), Limits(parts=3, text_bytes=4))
     embedded = gemini(strict, large, clock).encode([Content.of(*(Text(t) for t in ("a", "words", "", "b")))])
     np.testing.assert_allclose(embedded.vectors[0], unit([text_part("title: none | text: a")], G), atol=1e-6)
     assert [(f.row, f.part) for f in embedded.failures] == [(0, 1), (0, 3)]

@@ -34,7 +34,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from features.content.encoders.frozen import Media
 from features.content.encoders.hub_models import HubEncoder
 from features.content.encoders.hub_models import picture as decode
-from features.content.media.decoder_pool import Decoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Audio, Content, Image, Limits, Text, Video
 from features.content.spaces import unit
 from features.errors import ConfigError, DependencyError, SpaceError
@@ -70,7 +70,7 @@ def tokenizer(longest, **more):
 
 @pytest.fixture(scope="module")
 def workers():
-    with Decoders(1, read=media.deadly) as decoders:
+    with DecoderPool(1, read=media.deadly) as decoders:
         yield Media(decoders, Limits())
 
 

@@ -12,7 +12,7 @@ from fake_embeddings import KEY, NOBODY, Clock, FakeEmbeddings, G, gemini, text_
 
 from features.content.encoders.gemini import GeminiEncoder
 from features.content.encoders.openai_compatible import OpenAICompatibleEncoder
-from features.content.encoders.remote import Again, Patience, Ready, Service, embed_all
+from features.content.encoders.remote import EmbeddingService, PreparedRequest, RetryableError, RetryPolicy, embed_all
 from features.content.parts import Content, Image, Limits, Text
 from features.content.spaces import SpaceKey
 from features.errors import ConfigError, SpaceError
@@ -237,10 +237,12 @@ def test_an_address_that_is_none(url):
 
 def test_jitter_is_full_and_bounded():
     drawn, clock = [], Clock()
-    patience = Patience(12, 1e9, clock.sleep, lambda: clock.now, lambda low, high: drawn.append((low, high)) or 0.0)
+    patience = RetryPolicy(
+        12, 1e9, clock.sleep, lambda: clock.now, lambda low, high: drawn.append((low, high)) or 0.0
+    )
 
     def never():
-        raise Again("no")
+        raise RetryableError("no")
 
     with pytest.raises(SpaceError):
         patience.run("here", never)
@@ -253,13 +255,13 @@ def test_batches_are_bounded_by_count_and_bytes():
 
     def make_ready(content):
         at = int(content.parts[0].text)
-        return Ready(at if sizes[at] else None, (0,), sizes[at])
+        return PreparedRequest(at if sizes[at] else None, (0,), sizes[at])
 
     def send(batch):
         sent.append(list(batch))
         return [[1.0, float(at)] for at in batch]
 
-    service = Service("here", None, Clock().patience(), 1.0)
+    service = EmbeddingService("here", None, Clock().patience(), 1.0)
     embedded = embed_all(
         service,
         SpaceKey("m", "1", 2),

@@ -82,11 +82,11 @@ def test_states_hold_events_strictly_before():
     events = log([(0, 1, 10, 1, 1), (0, 2, 20, 0, 1), (0, 3, 20, 1, 0), (0, 4, 30, 1, 1), (2, 5, 20, 1, 1)])
     states = events.states(np.array([0, 0, 0, 0, 2, 1, -1]), np.array([10, 20, 21, 99, 20, 99, 99]))
     assert lists(states.items) == [[], [1], [1, 2, 3], [1, 2, 3, 4], [], [], []]
-    assert lists(states.liked()) == [[], [1], [1, 3], [1, 3, 4], [], [], []]
-    assert lists(states.liked_times()) == [[], [10], [10, 20], [10, 20, 30], [], [], []]
+    assert lists(states.positives()) == [[], [1], [1, 3], [1, 3, 4], [], [], []]
+    assert lists(states.positive_times()) == [[], [10], [10, 20], [10, 20, 30], [], [], []]
     assert lists(states.seen_items()) == [[], [1], [1, 2], [1, 2, 4], [], [], []]
     part = states[np.array([3, 1])]
-    assert lists(part.liked()) == [[1, 3, 4], [1]]
+    assert lists(part.positives()) == [[1, 3, 4], [1]]
     assert part.as_of.tolist() == [99, 20]
     assert lists(states[2:4].seen_items()) == [[1, 2], [1, 2, 4]]
 
@@ -94,14 +94,14 @@ def test_states_hold_events_strictly_before():
 def test_before_and_liked_filter_events():
     events = log([(0, 1, 10, 1, 1), (0, 2, 20, 0, 1), (1, 3, 15, 1, 1)])
     assert events.before(20).items.tolist() == [1, 3]
-    assert events.liked().items.tolist() == [1, 3]
+    assert events.positives().items.tolist() == [1, 3]
     assert events.latest == 20
     assert events.before(10).latest == np.iinfo(np.int64).min
 
 
 def test_an_empty_log_has_states_without_history():
     states = log([]).states(np.array([0, 3, -1]), np.array([5, 5, 5]))
-    assert lists(states.liked()) == [[], [], []]
+    assert lists(states.positives()) == [[], [], []]
 
 
 event = st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(-3, 6), st.booleans(), st.booleans())
@@ -115,8 +115,8 @@ def test_states_equal_a_naive_loop(rows, questions):
     for i, (user, as_of) in enumerate(questions):
         mine = sorted((r for r in rows if r[0] == user and r[2] < as_of), key=lambda r: r[2])  # sorted is stable
         assert lists(states.items)[i] == [r[1] for r in mine]
-        assert lists(states.liked())[i] == [r[1] for r in mine if r[3]]
-        assert lists(states.liked_times())[i] == [r[2] for r in mine if r[3]]
+        assert lists(states.positives())[i] == [r[1] for r in mine if r[3]]
+        assert lists(states.positive_times())[i] == [r[2] for r in mine if r[3]]
         assert lists(states.seen_items())[i] == [r[1] for r in mine if r[4]]
 
 
@@ -129,6 +129,6 @@ def test_types_go_with_their_events():
     told = Interactions.sort(*ints, *marks, 4, 6, types=types, n_types=3)
     assert plain.types is None
     assert told.types.tolist() == [0, 2, 2, 1]  # by user and time
-    assert told.liked().types.tolist() == [0, 2, 1]
-    assert told.liked().n_types == 3
+    assert told.positives().types.tolist() == [0, 2, 1]
+    assert told.positives().n_types == 3
     assert told.states(np.array([0]), np.array([4])).types.tolist() == [0, 2, 2, 1]  # beside the whole log's items

@@ -18,9 +18,9 @@ import pytest
 
 from features.content.media import worker as worker_module
 from features.content.media.decode import decode_audio, decode_video
-from features.content.media.decoder_pool import Decoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.media.images import decode_image
-from features.content.media.worker import TAKEN, Worker
+from features.content.media.worker import ACCEPTED, Worker
 from features.content.parts import Limits
 from features.errors import ContentError, DependencyError
 
@@ -30,13 +30,13 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def two():
-    with Decoders(2, memory=400 * MIB, seconds=20) as decoders:
+    with DecoderPool(2, memory=400 * MIB, seconds=20) as decoders:
         yield decoders
 
 
 @pytest.fixture(scope="module")
 def strict():
-    with Decoders(1, memory=100 * MIB, seconds=1) as decoders:
+    with DecoderPool(1, memory=100 * MIB, seconds=1) as decoders:
         yield decoders
 
 
@@ -74,7 +74,7 @@ def test_at_most_ahead_in_flight_and_nothing_before_it_is_asked_for():
             taken.append(i)
             yield b"%d" % i
 
-    with Decoders(1) as decoders:
+    with DecoderPool(1) as decoders:
         results = decoders.map(media.obey, sources(), LIMITS, ahead=3)
         assert taken == []
         assert decoders._running == set()
@@ -159,7 +159,7 @@ def test_a_worker_is_limited(two):
 
 
 def test_what_libraries_print_about_a_file_goes_nowhere(capfd):
-    with Decoders(1) as decoders:
+    with DecoderPool(1) as decoders:
         assert told(decoders.map(media.obey, [b"shout at the operator"], LIMITS)) == ["shout at the operator"]
     assert capfd.readouterr() == ("", "")
 
@@ -190,7 +190,7 @@ def test_many_threads_which_end(two):
 
 
 def test_closing_loses_nothing():
-    decoders = Decoders(1)
+    decoders = DecoderPool(1)
     results = decoders.map(media.obey, [b"first", b"sleep 60", b"third", b"fourth"], LIMITS, ahead=3)
     assert bytes(next(results)) == b"first"
     pids = [w.process.pid for w in decoders._running]
@@ -231,14 +231,14 @@ def test_workers_die_with_their_parent(tmp_path):
 def test_workers_that_do_not_start(monkeypatch):
     monkeypatch.setattr(worker_module, "_work", os.abort)  # called with arguments: a TypeError in the child
     with (
-        Decoders(1) as decoders,
+        DecoderPool(1) as decoders,
         pytest.raises(DependencyError, match="does not start: see what it wrote to stderr"),
     ):
         list(decoders.map(media.obey, [b"x"], LIMITS))
 
 
 def test_a_source_is_not_blamed_for_a_worker_that_does_not_start_again(monkeypatch):
-    with Decoders(1) as decoders:
+    with DecoderPool(1) as decoders:
         assert told(decoders.map(media.obey, [b"first"], LIMITS)) == ["first"]
         (worker,) = decoders._running
         worker.process.kill()
@@ -256,7 +256,7 @@ def test_a_system_without_room_for_a_worker(monkeypatch):
 
     monkeypatch.setattr(Worker, "__init__", full)
     with (
-        Decoders(1) as decoders,
+        DecoderPool(1) as decoders,
         pytest.raises(DependencyError, match=r"cannot be started: .*temporarily unavailable"),
     ):
         list(decoders.map(media.obey, [b"x"], LIMITS))
@@ -267,7 +267,7 @@ def liar(*messages, memory=1000):
     made = Worker.__new__(Worker)
     made.memory = memory
     made._pipe, theirs = multiprocessing.Pipe()
-    for message in (TAKEN, *messages):
+    for message in (ACCEPTED, *messages):
         theirs.send_bytes(message if isinstance(message, bytes) else json.dumps(message).encode())
     made.theirs = theirs
     return made
@@ -307,7 +307,7 @@ def test_a_worker_is_not_believed(messages):
 
 
 def test_a_worker_that_hangs_in_the_middle_of_an_answer():
-    with Decoders(1, seconds=0.5) as decoders:
+    with DecoderPool(1, seconds=0.5) as decoders:
         assert told(decoders.map(media.obey, [b"stall", b"next"], LIMITS)) == [
             "5 bytes: not decoded within 0.5 s",
             "next",

@@ -9,7 +9,7 @@ import pytest
 from features.errors import DataError
 from features.tables.read import EVENTS, ITEMS
 from features.tables.scan import CONTRACT, KEYS_FROM, LINE, reading, scan
-from features.tables.validate import Raw
+from features.tables.validate import RawTable
 
 
 def lines(path: Path, *late: dict[str, Any], head: dict[str, Any]) -> Path:
@@ -34,7 +34,7 @@ def test_a_required_column_that_is_nowhere_is_said_with_those_there_are(tmp_path
     late = {"item_id": "z", "event": "buy", "title": 'no "timestamp": here', "extra": {"timestamp": 1}}
     path = lines(tmp_path / "events.jsonl", late, head={"user_id": "u"})
     with pytest.raises(DataError, match=r"no column timestamp, which events needs.*user_id, item_id, event, title"):
-        Raw.of("events", path.name, scan(path))
+        RawTable.of("events", path.name, scan(path))
 
 
 @pytest.mark.parametrize("row", ['a,"b', 'a,"b\nc,d', 'a,x"y\nc,d'])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from features.content.shards import Damaged, Shards
+from features.content.shards import DamagedShard, Shards
 from features.errors import StoreError
 
 
@@ -101,10 +101,10 @@ def test_a_kill_at_any_step_loses_nothing_that_was_added(tmp_path, monkeypatch):
 def test_a_damaged_shard_is_refused_by_name_and_set_aside(shards, hurt):
     one, two = add(shards, b"one", b"two")
     shards.path(one).write_bytes(hurt(b"one"))
-    with pytest.raises(Damaged, match=f"{one}.*recsys embed"):
+    with pytest.raises(DamagedShard, match=f"{one}.*recsys embed"):
         shards.read(one)
     with shards.writing():
-        aside = shards.set_aside(one)
+        aside = shards.rejected(one)
     assert aside.read_bytes() == hurt(b"one")
     assert shards.names() == [two]
     add(shards, b"one")

@@ -21,8 +21,8 @@ from features.store.base import (
     Watermark,
     pack,
     pack_rows,
-    patches,
     schema_key,
+    user_patches,
 )
 from features.store.memory import MemoryStore
 from features.store.redis import RedisStore
@@ -227,7 +227,7 @@ def test_rows_are_packed_as_single_events_are(rows: list[tuple[str, str, int, fl
 def test_a_packed_event_byte_for_byte() -> None:
     assert pack("a", 2.5, "", "buy", 3, 17) == "000003\x1fa\x1f2.5\x1f\x1e17\x1fbuy"
     bought = replace(event("a", 17), event_id="", order=3)
-    assert patches([bought], RULES) == [UserPatch("u", {"000003\x1fa\x1f\x1f\x1e17\x1fbuy": 17}, ("a",))]
+    assert user_patches([bought], RULES) == [UserPatch("u", {"000003\x1fa\x1f\x1f\x1e17\x1fbuy": 17}, ("a",))]
 
 
 def test_a_server_that_is_away_is_tried_once_a_pause() -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from features.errors import DataError
 from features.schema import MAX_ID_BYTES, DataConfig, EventRules
-from features.tables.read import EVENTS, ITEMS, Tables, check_tables, label, read_tables, weigh
+from features.tables.read import EVENTS, ITEMS, Tables, check_tables, event_weights, label_events, read_tables
 from features.tables.report import Problem
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
@@ -60,8 +60,8 @@ def balanced(tables: Tables) -> None:
     """read == kept + set aside, and as many set aside as the problems say."""
     for count in tables.report.counts:
         told = [p.count for p in tables.report.problems if p.table == count.table and p.action == "set aside"]
-        assert count.read == count.kept + count.set_aside
-        assert count.set_aside == sum(told)
+        assert count.read == count.kept + count.rejected
+        assert count.rejected == sum(told)
 
 
 def check(items: Any, events: Any, users: Any = None, *, rules: EventRules = RULES, **more: Any) -> Tables:
@@ -370,8 +370,8 @@ def test_json_lines(tmp_path: Path) -> None:
     assert tables.items["available"].to_list() == [False, True]
     assert tables.items["price"].to_list() == [2.5, None]
     assert tables.events.select("user_id", "item_id", "value").row(0) == ("ü\u2028", "1", 2.0)
-    assert tables.report.counts[1].set_aside == 4
-    aside = pl.read_parquet(tmp_path / "set_aside" / "events.parquet")
+    assert tables.report.counts[1].rejected == 4
+    aside = pl.read_parquet(tmp_path / "rejected" / "events.parquet")
     assert aside["__line__"].to_list() == lines[1:]
 
 
@@ -379,7 +379,7 @@ def test_rows_set_aside_are_written_as_they_came(tmp_path: Path) -> None:
     events = event_lines("u,a,buy,2024-05-01T12:00:00Z,1", "u,zzz,buy,2024-05-01T12:00:00Z,007", ",a,buy,never,")
     folder = write(tmp_path, "item_id\na\n", events)
     tables = read_tables(config(folder), now=NOW)
-    path = folder / "set_aside" / "events.parquet"
+    path = folder / "rejected" / "events.parquet"
     assert tables.report.files == {"events": str(path)}
     assert pl.read_parquet(path).rows() == [
         ("unknown item", 2, "u", "zzz", "buy", "2024-05-01T12:00:00Z", "007"),
@@ -425,7 +425,7 @@ def test_the_report_renders_and_serialises() -> None:
     console.print(tables.report.render())
     assert "note:" in console.export_text()
     told = json.loads(json.dumps(tables.report.to_dict()))
-    assert told["counts"][1] == {"table": "events", "file": "events", "read": 2, "kept": 2, "set_aside": 0}
+    assert told["counts"][1] == {"table": "events", "file": "events", "read": 2, "kept": 2, "rejected": 0}
 
 
 def test_labels() -> None:
@@ -435,20 +435,20 @@ def test_labels() -> None:
             "value": [None, -1.0, 3.5, 3.4, None, 9.0],
         }
     )
-    positive, seen = label(events, RULES)
+    positive, seen = label_events(events, RULES)
     assert positive.tolist() == [True, True, True, False, False, False]
     assert seen.all()
     assert positive.dtype == seen.dtype == np.bool_
-    _, seen = label(events, EventRules(positive={"never": None}, seen=("look", "rate", "other")))
+    _, seen = label_events(events, EventRules(positive={"never": None}, seen=("look", "rate", "other")))
     assert seen.tolist() == [False, False, True, True, True, True]
-    positive, seen = label(events.head(0), RULES)
+    positive, seen = label_events(events.head(0), RULES)
     assert positive.shape == seen.shape == (0,)
 
 
 def test_what_events_weigh() -> None:
     events = pl.DataFrame({"event": ["buy", "rate", "look", None]})
-    assert weigh(events, RULES) is None
-    weights = weigh(events, RULES.model_copy(update={"weights": {"buy": 2.5}}))
+    assert event_weights(events, RULES) is None
+    weights = event_weights(events, RULES.model_copy(update={"weights": {"buy": 2.5}}))
     assert weights is not None
     assert weights.dtype == np.float32
     assert weights.tolist() == [2.5, 1.0, 1.0, 1.0]

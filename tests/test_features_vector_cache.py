@@ -13,7 +13,7 @@ import pytest
 
 from features.content import vector_cache as vectors
 from features.content.spaces import Embedded, Failure, SpaceKey
-from features.content.vector_cache import VectorCache, folder_of
+from features.content.vector_cache import VectorCache, cache_folder
 from features.errors import SpaceError, StoreError
 
 SPACE = SpaceKey("toy", "1", 2, "retrieval", "as it is")
@@ -104,7 +104,7 @@ def test_a_reason_that_is_no_unicode_is_kept_readable(cache):
 )
 def test_another_space_has_another_folder_and_is_refused_here(cache, change):
     other = replace(SPACE, **change)
-    assert folder_of(Path("cache"), other) != folder_of(Path("cache"), SPACE)
+    assert cache_folder(Path("cache"), other) != cache_folder(Path("cache"), SPACE)
     keep(cache, "a", [[1, 0]])
     with pytest.raises(SpaceError) as told:
         VectorCache(cache.folder, other)
@@ -161,9 +161,9 @@ def test_many_small_shards_become_one(cache):
     with cache.writing():
         for number in range(100):
             cache.append(named(number, "same"), embedded([angle(number), angle(-number)]))
-    assert len(shards(cache)) < vectors.SMALL
+    assert len(shards(cache)) < vectors.MIN_MERGED
     rows = sum(len(pl.read_parquet(shard)) for shard in shards(cache))
-    assert 101 <= rows <= 101 + vectors.SMALL  # those of "same" that were replaced went when shards were merged
+    assert 101 <= rows <= 101 + vectors.MIN_MERGED  # those of "same" that were replaced went when shards were merged
     for seen in (cache, VectorCache(cache.folder, SPACE)):
         found = seen.get(named(*range(100), "same"))
         expected = [angle(number) for number in [*range(100), -99]]
@@ -180,7 +180,7 @@ def test_shards_are_merged_up_to_a_size(cache, monkeypatch):
             cache.append(named(*part), embedded([angle(each) for each in part]))
     sizes = [shard.stat().st_size for shard in shards(cache)]
     assert max(sizes) <= 4.5 * size
-    assert sum(each < 2 * size for each in sizes) < vectors.SMALL
+    assert sum(each < 2 * size for each in sizes) < vectors.MIN_MERGED
     expected = [angle(number) for number in range(4000)]
     found = VectorCache(cache.folder, SPACE).get(named(*range(4000)))
     np.testing.assert_array_equal(found.vectors, np.array(expected, dtype=np.float32))
@@ -190,7 +190,7 @@ def test_what_a_crash_left_never_takes_the_place_of_what_came_later(cache):
     keep(cache, ["same", "other"], [[1, 0], [1, 0]])
     left = {shard: shard.read_bytes() for shard in shards(cache)}
     with cache.writing():
-        for number in range(vectors.SMALL):
+        for number in range(vectors.MIN_MERGED):
             cache.append(named("same", number), embedded([[0, 1], angle(number)]))
     assert not left.keys() & set(shards(cache))
     for shard, data in left.items():
@@ -206,7 +206,7 @@ def test_a_reader_of_before_still_reads_when_shards_are_merged(cache):
     reader = VectorCache(cache.folder, SPACE)
     assert reader.known(named("a")).all()
     with cache.writing():
-        for number in range(2 * vectors.SMALL):
+        for number in range(2 * vectors.MIN_MERGED):
             cache.append(named(number), embedded([angle(number)]))
     assert reader.get(named("a")).vectors.tolist() == [[1, 0]]
 

@@ -23,7 +23,7 @@ from features.schema import EventRules
 from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
 from recsys.bundle.io import load_bundle
-from recsys.bundle.upsert import grown
+from recsys.bundle.upsert import upsert_items
 
 OLD = Path(__file__).parent / "fixtures" / "v0_1"
 ANSWERS = json.loads((OLD / "answers.json").read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def test_an_item_is_put_into_the_bundle_as_it_was():
         vectors = np.array([vector], np.float32)
         channels[name] = Embedded(spaces[name], vectors, vectors.any(axis=1))
     states = noise().states(np.array([0, 1, 2, -1]), np.full(4, expected["as_of"]))
-    same(grown(bundle, item, channels).recommender.recommend(states, 8), expected["upserted"])
+    same(upsert_items(bundle, item, channels).recommender.recommend(states, 8), expected["upserted"])
 
 
 def plain(value):

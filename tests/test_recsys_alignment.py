@@ -10,9 +10,9 @@ from sklearn.cross_decomposition import CCA
 from features.content.spaces import Embedded, Failure, SpaceKey, cut, unit
 from features.errors import DataError, SpaceError
 from recsys.config import AlignmentConfig
-from recsys.content.alignment import Alignment, Map, Views, fuse
-from recsys.content.alignment_training import agreement, fit_alignment
-from recsys.content.cca import correlate, spectra
+from recsys.content.alignment import AffineMap, Alignment, Views, fuse
+from recsys.content.alignment_training import cross_channel_mrr, fit_alignment
+from recsys.content.cca import fit_cca, spectra
 
 TEXT, IMAGE, SOUND = (SpaceKey(name, "1", d) for name, d in (("text", 40), ("image", 60), ("sound", 30)))
 FACTORS = 8
@@ -64,7 +64,7 @@ def trained():
 def noise_maps(seed=0):
     rng = np.random.default_rng(seed)
     maps = {
-        key: Map(*(rng.standard_normal(shape).astype(np.float32) for shape in ((d,), (d, 16))))
+        key: AffineMap(*(rng.standard_normal(shape).astype(np.float32) for shape in ((d,), (d, 16))))
         for key, d in ((k, k.dimension) for k in (TEXT, IMAGE, SOUND))
     }
     return Alignment(maps, (4, 16))
@@ -74,18 +74,18 @@ def noise_maps(seed=0):
 
 
 def test_held_out_items_find_themselves_from_any_space(closed, trained):
-    assert agreement(noise_maps(), UNSEEN, HELD) < 0.15  # chance is .05
-    assert agreement(closed, UNSEEN, HELD) > 0.95
-    assert agreement(trained.alignment, UNSEEN, HELD) > 0.95
+    assert cross_channel_mrr(noise_maps(), UNSEEN, HELD) < 0.15  # chance is .05
+    assert cross_channel_mrr(closed, UNSEEN, HELD) > 0.95
+    assert cross_channel_mrr(trained.alignment, UNSEEN, HELD) > 0.95
     shuffled = {**UNSEEN, "image": replace(UNSEEN["image"], items=np.random.default_rng(0).permutation(HELD))}
-    assert agreement(closed, shuffled, HELD) < 0.5  # and not since all look the same
+    assert cross_channel_mrr(closed, shuffled, HELD) < 0.5  # and not since all look the same
 
 
 def test_the_closed_form_is_canonical_correlation():
     """Without shrinkage, against scikit-learn and against the generalised eigenproblem of textbooks."""
     known = spectra({"text": views(TEXT), "sound": views(SOUND)}, N)
     rank = 5
-    alignment = correlate(known, {TEXT: 0.0, SOUND: 0.0}, 0.0, 0.3, (rank,))
+    alignment = fit_cca(known, {TEXT: 0.0, SOUND: 0.0}, 0.0, 0.3, (rank,))
     x, y = (KNOWN[key].astype(np.float64) - KNOWN[key].mean(0, dtype=np.float64) for key in (TEXT, SOUND))
     between = np.zeros((70, 70))
     between[:40, 40:] = x.T @ y
@@ -109,7 +109,7 @@ def test_the_closed_form_is_canonical_correlation():
 
 def test_directions_that_agree_more_weigh_more_by_the_power():
     known = spectra({"text": views(TEXT), "sound": views(SOUND)}, N)
-    plain, weighed = (correlate(known, {TEXT: 0.0, SOUND: 0.0}, power, 0.7, (5,)) for power in (0.0, 1.0))
+    plain, weighed = (fit_cca(known, {TEXT: 0.0, SOUND: 0.0}, power, 0.7, (5,)) for power in (0.0, 1.0))
     scales = np.linalg.norm(weighed.maps[TEXT].weight, axis=0) / np.linalg.norm(plain.maps[TEXT].weight, axis=0)
     a, b = ((KNOWN[key] - plain.maps[key].mean) @ plain.maps[key].weight for key in (TEXT, SOUND))
     agreed = (
@@ -123,7 +123,7 @@ def test_views_of_one_space_agree_in_closed_form():
     x = KNOWN[TEXT].astype(np.float64)
     y = unit(x + 0.1 * np.random.default_rng(3).standard_normal(x.shape))
     known = spectra({"text": views(TEXT), "speech": Views(TEXT, np.arange(N), y)}, N)
-    weight = correlate(known, {TEXT: 0.0}, 1.0, 0.3, (5,)).maps[TEXT].weight
+    weight = fit_cca(known, {TEXT: 0.0}, 1.0, 0.3, (5,)).maps[TEXT].weight
     mean = (x.mean(0) + y.mean(0)) / 2
     x, y = x - mean, y - mean
     values, directions = scipy.linalg.eigh(x.T @ y + y.T @ x, x.T @ x + y.T @ y)
@@ -221,14 +221,14 @@ def test_channels_of_one_space_share_one_map():
     vectors = np.concatenate([KNOWN[TEXT], heard[::2]])
     np.testing.assert_allclose(alignment.maps[TEXT].mean, vectors.mean(0), atol=1e-6)
     spoken = {"speech": UNSEEN["text"], "image": UNSEEN["image"]}
-    assert agreement(alignment, spoken, HELD) > 0.95  # words are words
+    assert cross_channel_mrr(alignment, spoken, HELD) > 0.95  # words are words
 
 
 def test_items_with_gaps_are_learned_from(trained):
     rng = np.random.default_rng(0)
     some = {name: views(v.space, np.sort(rng.permutation(N)[:200])) for name, v in THREE.items()}
     for config in (CLOSED, TRAINED):
-        assert agreement(fit_alignment(some, N, config, seed=0).alignment, UNSEEN, HELD) > 0.9
+        assert cross_channel_mrr(fit_alignment(some, N, config, seed=0).alignment, UNSEEN, HELD) > 0.9
 
 
 @pytest.mark.parametrize("config", [CLOSED, TRAINED], ids=["closed", "trained"])
@@ -240,7 +240,7 @@ def test_a_space_that_hardly_any_item_is_in_spoils_nothing(config, items):
     for each in alignment.maps.values():
         assert np.isfinite(each.weight).all()
     two = {name: UNSEEN[name] for name in ("text", "image")}
-    assert agreement(alignment, two, HELD) > 0.9
+    assert cross_channel_mrr(alignment, two, HELD) > 0.9
     if len(set(items)) == 1:  # nothing can be learned of one sound: it says nothing, rather than anything
         heard = alignment.channel(embedded(SOUND, NEW[SOUND]))
         assert not heard.present.any()
@@ -369,29 +369,31 @@ def plane(degrees):
 
 def test_agreement_by_hand():
     a, b = SpaceKey("a", "1", 2), SpaceKey("b", "1", 2)
-    still = Map(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
+    still = AffineMap(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
     alignment = Alignment({a: still, b: still}, (2,))
     one = Views(a, np.array([0, 1, 2]), plane([0, 90, 180]))
     other = Views(b, np.array([0, 1, 2]), plane([20, 170, 100]))
     # of a: item 0 finds 0 first; 1 (90°) finds 2 (10° off), 0 (70°), 1 (80°): third; 2 (180°) finds 1, then 2
     # of b: item 0 first; 1 (170°) finds 2, then 1; 2 (100°) finds 1, 2 (80°): second
     expected = np.mean([np.mean([1, 1 / 3, 1 / 2]), np.mean([1, 1 / 2, 1 / 2])])
-    assert agreement(alignment, {"a": one, "b": other}, 3) == pytest.approx(expected)
+    assert cross_channel_mrr(alignment, {"a": one, "b": other}, 3) == pytest.approx(expected)
     same = {"a": one, "c": Views(a, one.items, plane([20, 170, 100]))}
-    assert agreement(alignment, same, 3) == pytest.approx(expected)  # words written and spoken find each other too
-    assert agreement(alignment, {"a": one}, 3) == 0
+    assert cross_channel_mrr(alignment, same, 3) == pytest.approx(
+        expected
+    )  # words written and spoken find each other too
+    assert cross_channel_mrr(alignment, {"a": one}, 3) == 0
     fewer = {"a": one, "b": Views(b, np.array([0, 2]), plane([20, 100]))}
     # item 1 has nothing to find; of a: 0 first, 2 first among 20° and 100°; of b, among all of a: 1 and 1/2
-    assert agreement(alignment, fewer, 3) == pytest.approx(np.mean([1, np.mean([1, 1 / 2])]))
+    assert cross_channel_mrr(alignment, fewer, 3) == pytest.approx(np.mean([1, np.mean([1, 1 / 2])]))
     twice = {"a": one, "b": Views(b, np.array([0, 1, 2, 2]), plane([20, 170, 40, 160]))}
     # item 2 is found by the mean of its views, 100°, and asked with each: 40° finds 0, 1, 2; 160° finds itself
     of_b = np.mean([1, 1 / 2, 1 / 3, 1])
-    assert agreement(alignment, twice, 3) == pytest.approx(np.mean([np.mean([1, 1 / 3, 1 / 2]), of_b]))
+    assert cross_channel_mrr(alignment, twice, 3) == pytest.approx(np.mean([np.mean([1, 1 / 3, 1 / 2]), of_b]))
 
 
 def test_what_says_nothing_is_found_in_the_middle():
     a, b = SpaceKey("a", "1", 2), SpaceKey("b", "1", 2)
-    still, blind = (Map(np.zeros(2, np.float32), scale * np.eye(2, dtype=np.float32)) for scale in (1, 0))
+    still, blind = (AffineMap(np.zeros(2, np.float32), scale * np.eye(2, dtype=np.float32)) for scale in (1, 0))
     channels = {"a": Views(a, np.arange(3), plane([0, 90, 180])), "b": Views(b, np.arange(3), plane([0, 90, 180]))}
-    assert agreement(Alignment({a: still, b: still}, (2,)), channels, 3) == 1
-    assert agreement(Alignment({a: still, b: blind}, (2,)), channels, 3) == 0.5
+    assert cross_channel_mrr(Alignment({a: still, b: still}, (2,)), channels, 3) == 1
+    assert cross_channel_mrr(Alignment({a: still, b: blind}, (2,)), channels, 3) == 0.5

@@ -97,7 +97,7 @@ def asked(events):
 def test_is_a_recommender_that_says_what_it_has_seen(fitted, events):
     assert isinstance(fitted, Recommender)
     assert fitted.fitted_until == events.latest
-    assert events.liked().latest < events.latest
+    assert events.positives().latest < events.latest
     assert fitted.popularity.shape == (ITEMS,)
 
 
@@ -133,17 +133,17 @@ def test_an_item_without_training_events_is_no_history(named):
 
 
 def test_only_positive_events_make_a_history(fitted):
-    liked = states([1, 2], [1, 2])
+    positives = states([1, 2], [1, 2])
     mixed = log([0, 0, 0, 1, 1], [1, 7, 2, 1, 2], positive=[1, 0, 1, 1, 1], n_items=ITEMS)
     mixed = mixed.states(np.arange(2), np.full(2, 99))
-    np.testing.assert_array_equal(fitted.recommend(mixed, ITEMS).rows, fitted.recommend(liked, ITEMS).rows)
+    np.testing.assert_array_equal(fitted.recommend(mixed, ITEMS).rows, fitted.recommend(positives, ITEMS).rows)
 
 
 def test_only_positive_events_are_fitted(named, events):
     name, fitted = named
     if name == "popular in the last days":
         return  # its window ends with the latest event of any kind
-    again = FITS[name](events.liked())
+    again = FITS[name](events.positives())
     np.testing.assert_allclose(scores_of(again, [3, 1], []), scores_of(fitted, [3, 1], []), rtol=1e-5, atol=1e-6)
 
 
@@ -206,23 +206,23 @@ def test_texts_must_fit_the_items_and_hold_words(events, fit):
 
 
 def test_profile_weighs_an_item_by_its_latest_event():
-    liked = Ragged.of([[4, 2, 4, 0], [], [1]])
-    got = profiles.profile(liked, 5, 0.5).toarray()
+    positives = Ragged.of([[4, 2, 4, 0], [], [1]])
+    got = profiles.profile(positives, 5, 0.5).toarray()
     # ages: the second 4 is 1 event old (.5), 2 is 2 old (.25), 0 is the newest
     np.testing.assert_array_equal(got, [[1, 0, 0.25, 0, 0.5], [0] * 5, [0, 1, 0, 0, 0]])
     np.testing.assert_array_equal(
-        profiles.profile(liked, 5, 1.0).toarray(), [[1, 0, 1, 0, 1], [0] * 5, [0, 1, 0, 0, 0]]
+        profiles.profile(positives, 5, 1.0).toarray(), [[1, 0, 1, 0, 1], [0] * 5, [0, 1, 0, 0, 0]]
     )
-    assert profiles.ages(liked).tolist() == [3, 2, 1, 0, 0]
+    assert profiles.ages(positives).tolist() == [3, 2, 1, 0, 0]
 
 
 def test_sparse_times_dense_is_the_same_either_way():
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((40, 6)).astype(np.float32)
     for lengths in (0, 30):  # below and above the share at which BLAS takes over
-        liked = Ragged.of([rng.permutation(40)[:lengths].tolist() for _ in range(5)] + [[3]])
-        weights = profiles.profile(liked, 40, 0.9)
-        np.testing.assert_allclose(profiles.times_dense(weights, matrix), weights.toarray() @ matrix, atol=1e-5)
+        positives = Ragged.of([rng.permutation(40)[:lengths].tolist() for _ in range(5)] + [[3]])
+        weights = profiles.profile(positives, 40, 0.9)
+        np.testing.assert_allclose(profiles.multiply_dense(weights, matrix), weights.toarray() @ matrix, atol=1e-5)
 
 
 def test_popular_counts_positive_events_of_the_window():
@@ -274,9 +274,9 @@ def test_item_knn_does_not_depend_on_its_blocks(events, monkeypatch):
 
 def test_ease_equals_its_closed_form(events, monkeypatch):
     monkeypatch.setattr(ease, "_BLOCK", 7)
-    liked = events.liked()
+    positives = events.positives()
     x = np.zeros((USERS, ITEMS))
-    x[liked.users, liked.items] = 1
+    x[positives.users, positives.items] = 1
     p = np.linalg.inv(x.T @ x + 5.0 * np.eye(ITEMS))
     b = -p / np.diag(p)
     np.fill_diagonal(b, 0)
@@ -297,10 +297,10 @@ def test_als_solves_users_from_their_history(events):
     y = fitted.model.item_factors.astype(np.float64)
     assert not y[UNSEEN].any()
     history = [2, 8, 4]
-    liked = y[history]
+    positives = y[history]
     # Hu, Koren & Volinsky, equation 4: (Y'Y + Y'(C - I)Y + reg I) x = Y'C p, with C = alpha on what was liked
-    a = y.T @ y + (7.0 - 1) * liked.T @ liked + 0.3 * np.eye(5)
-    x = np.linalg.solve(a, 7.0 * liked.sum(axis=0))
+    a = y.T @ y + (7.0 - 1) * positives.T @ positives + 0.3 * np.eye(5)
+    x = np.linalg.solve(a, 7.0 * positives.sum(axis=0))
     np.testing.assert_allclose(scores_of(fitted, history)[0], y @ x, rtol=1e-3, atol=1e-4)
 
 

@@ -18,7 +18,7 @@ from features.errors import BundleError
 from features.interactions import Ragged
 from recsys.bundle import io as module
 from recsys.bundle.io import load_bundle, save_bundle
-from recsys.bundle.registry import current, publish
+from recsys.bundle.registry import current_bundle, publish_bundle
 from recsys.towers.model import TwoTowers
 
 EVENTS = noise()
@@ -249,21 +249,21 @@ def test_parts_of_different_models_are_refused(copy):
 def test_publish_switches_current(parts, tmp_path):
     stage, catalog, statistics = parts
     first, second = (save_bundle(tmp_path, catalog, stage, statistics, FACTS | {"seed": seed}) for seed in (0, 1))
-    publish(first)
-    assert current(tmp_path) == first
-    publish(second)
-    assert current(tmp_path) == second
-    assert load_bundle(current(tmp_path)).fingerprint == second.name
+    publish_bundle(first)
+    assert current_bundle(tmp_path) == first
+    publish_bundle(second)
+    assert current_bundle(tmp_path) == second
+    assert load_bundle(current_bundle(tmp_path)).fingerprint == second.name
     assert (tmp_path / "current").readlink() == Path(second.name)  # relative: the folder can be moved
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["current", first.name, second.name])
 
 
 def test_nothing_published_says_what_to_do(tmp_path):
     with pytest.raises(BundleError, match=r"current: no bundle is published there; run `recsys train CONFIG` first"):
-        current(tmp_path)
+        current_bundle(tmp_path)
     (tmp_path / "current").symlink_to("gone")
     with pytest.raises(BundleError, match=r"gone.manifest\.json: cannot be read"):
-        load_bundle(current(tmp_path))
+        load_bundle(current_bundle(tmp_path))
 
 
 WRITER = """
@@ -301,7 +301,7 @@ def test_a_kill_at_any_moment_leaves_nothing_that_loads_wrongly(tmp_path, parts)
     assert len(whole) >= 10
     for folder in whole:
         assert load_bundle(folder).fingerprint == folder.name
-    assert load_bundle(current(tmp_path)).path in whole
+    assert load_bundle(current_bundle(tmp_path)).path in whole
     stage, catalog, statistics = parts
     fresh = save_bundle(tmp_path, catalog, stage, statistics, FACTS)
     assert sorted(tmp_path.iterdir()) == sorted([*whole, fresh, tmp_path / "current"])  # and the rest is gone
@@ -355,7 +355,7 @@ def test_a_kill_before_any_line_leaves_nothing_that_loads_wrongly(tmp_path):
     assert len(whole) > 3  # those killed between renaming and publishing, and the last
     for folder in whole:
         assert load_bundle(folder).fingerprint == folder.name
-    assert load_bundle(current(tmp_path)).path in whole
+    assert load_bundle(current_bundle(tmp_path)).path in whole
 
 
 def test_what_a_living_process_writes_is_left_alone(parts, tmp_path):

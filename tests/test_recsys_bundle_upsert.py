@@ -15,7 +15,7 @@ from features.tables.read import ITEMS
 from recsys.bundle import upsert as overlay
 from recsys.bundle.io import load_bundle, save_bundle
 from recsys.bundle.model import Bundle
-from recsys.bundle.upsert import grown, grown_catalog, merge_large
+from recsys.bundle.upsert import merge_indexes, upsert_catalog, upsert_items
 from recsys.content.content_space import ContentSpace
 from recsys.content.item_encoding import ItemVectors, embed_items
 
@@ -71,7 +71,7 @@ def states(n: int = 4) -> Any:
 def test_categories_keep_their_numbers_and_new_ones_follow() -> None:
     old = toy_catalog(3, categories=[["b"], ["a", "b"], None])
     new = items("x", "i1", categories=[["c", "a", "0"], ["b"]], price=[2.5, None], title=["X", "one"])
-    catalog, rows = grown_catalog(old, new, None)
+    catalog, rows = upsert_catalog(old, new, None)
     assert rows.tolist() == [3, 1]
     assert catalog.ids.ids == ("i0", "i1", "i2", "x")
     assert catalog.category_names == ("a", "b", "0", "c")
@@ -85,14 +85,14 @@ def test_categories_keep_their_numbers_and_new_ones_follow() -> None:
 def test_columns_stay_those_of_the_bundle() -> None:
     old = toy_catalog(2)
     old = replace(old, frame=old.frame.drop("audio").with_columns(size=pl.lit(1, pl.Int32)))
-    catalog, _ = grown_catalog(old, items("x").with_columns(size=pl.lit("7")), None)
+    catalog, _ = upsert_catalog(old, items("x").with_columns(size=pl.lit("7")), None)
     assert catalog.frame.schema == old.frame.schema
     assert catalog.frame["size"].to_list() == [1, 1, 7]
 
 
 def test_a_new_item_stands_among_its_neighbours_by_content(bundle: Bundle) -> None:
     before = bundle.recommender.vectors
-    after = grown(bundle, items("x", "y"), said([1, 0, 0, 0], [3, 4, 0, 0]))
+    after = upsert_items(bundle, items("x", "y"), said([1, 0, 0, 0], [3, 4, 0, 0]))
     near = [i for i in range(N) if i % 4 == 0]  # cosine 1 with x; all others 0
     np.testing.assert_allclose(after.recommender.vectors[N], unit(before[near].mean(0, keepdims=True))[0], atol=1e-6)
     others = [i for i in range(N) if i % 4 == 1]
@@ -107,29 +107,31 @@ def test_an_untouched_item_that_is_put_as_it_was_stays_where_training_put_it(bun
     row, name = UNTOUCHED, f"i{UNTOUCHED}"
     before = bundle.recommender.vectors[row]
     content, category = bundle.catalog.content[row], [f"c{row % 3}"]
-    dearer = grown(bundle, items(name, price=[9.0], categories=[category]), said(content + 1e-5))
+    dearer = upsert_items(bundle, items(name, price=[9.0], categories=[category]), said(content + 1e-5))
     np.testing.assert_array_equal(dearer.recommender.vectors[row], before)
     assert dearer.catalog.price[row] == 9
     for told, categories in ((np.eye(4)[0], category), (content, ["c0"]), (content, [*category, "more"])):
-        other = grown(bundle, items(name, categories=[categories]), said(told)).recommender.vectors[row]
+        other = upsert_items(bundle, items(name, categories=[categories]), said(told)).recommender.vectors[row]
         assert not np.allclose(other, before, atol=1e-3)
 
 
 def test_without_content_the_category_says_where_and_without_it_all_items_do(bundle: Bundle) -> None:
     vectors = bundle.recommender.vectors
     new = items("x", "y", "z", categories=[["c1", "c0"], ["never"], None])
-    after = grown(bundle, new, said([0, 0, 0, 0], [0, 0, 0, 0], [-1, 0, 0, 0]))
+    after = upsert_items(bundle, new, said([0, 0, 0, 0], [0, 0, 0, 0], [-1, 0, 0, 0]))
     np.testing.assert_allclose(after.recommender.vectors[N], unit(vectors[1::3].mean(0, keepdims=True))[0], atol=1e-6)
     for row in (N + 1, N + 2):  # of no known category; with a content that all items are turned away from
         np.testing.assert_allclose(after.recommender.vectors[row], unit(vectors.mean(0, keepdims=True))[0], atol=1e-6)
     assert after.catalog.has_content.tolist()[N:] == [False, False, True]
-    bare = grown(replace(bundle, content=None), items("x", categories=[["c1"]]), {})
+    bare = upsert_items(replace(bundle, content=None), items("x", categories=[["c1"]]), {})
     np.testing.assert_allclose(bare.recommender.vectors[N], unit(vectors[1::3].mean(0, keepdims=True))[0], atol=1e-6)
 
 
 def test_known_items_keep_their_row_and_with_events_their_vector(bundle: Bundle) -> None:
     before = bundle.recommender.vectors
-    after = grown(bundle, items("i2", f"i{UNTOUCHED}", title=["two", "last"]), said([1, 0, 0, 0], [0, 0, 1, 0]))
+    after = upsert_items(
+        bundle, items("i2", f"i{UNTOUCHED}", title=["two", "last"]), said([1, 0, 0, 0], [0, 0, 1, 0])
+    )
     assert (len(after.catalog), after.catalog.ids) == (N, bundle.catalog.ids)
     np.testing.assert_array_equal(after.recommender.vectors[:UNTOUCHED], before[:UNTOUCHED])
     near = [i for i in range(N) if i % 4 == 2 and i != 2]  # i2 is being put: what it was counts no more
@@ -144,9 +146,9 @@ def test_known_items_keep_their_row_and_with_events_their_vector(bundle: Bundle)
 def test_everything_is_row_aligned_and_the_old_bundle_as_it_was(bundle: Bundle) -> None:
     asked, wide = states(), np.ones(N, bool)
     before = bundle.recommender.recommend(asked, N, allow=wide)
-    once = grown(bundle, items("x", title=["of another kind"]), said([1, 0, 0, 0]))
+    once = upsert_items(bundle, items("x", title=["of another kind"]), said([1, 0, 0, 0]))
     again = items("y", "x", title=["title c1", "title c0"])
-    after = grown(once, again, said([0, 1, 0, 0], [0, 0, 1, 0]))
+    after = upsert_items(once, again, said([0, 1, 0, 0], [0, 0, 1, 0]))
     total = N + 2
     assert after.catalog.ids.ids[N:] == ("x", "y")
     features = after.recommender.reranker.features  # type: ignore[union-attr]
@@ -180,7 +182,7 @@ def test_everything_is_row_aligned_and_the_old_bundle_as_it_was(bundle: Bundle) 
 
 
 def test_users_of_new_items_are_answered(bundle: Bundle) -> None:
-    after = grown(bundle, items("x"), said([1, 0, 0, 0]))
+    after = upsert_items(bundle, items("x"), said([1, 0, 0, 0]))
     of_x = toy_log([(0, N, EVENTS.latest)], 1, N + 1).states(np.array([0]), np.array([EVENTS.latest + DAY]))
     found = after.recommender.recommend(of_x, 5, allow=np.ones(N + 1, bool), exclude=of_x.seen_items())
     assert (found.rows >= 0).all()
@@ -189,13 +191,13 @@ def test_users_of_new_items_are_answered(bundle: Bundle) -> None:
 
 def test_an_index_with_too_much_beside_it_is_built_anew(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlay, "FRESH", 2)
-    after = grown(bundle, items("x", "y"), said([1, 1, 0, 0], [0, 1, 1, 0]))
-    merge_large(after)
+    after = upsert_items(bundle, items("x", "y"), said([1, 1, 0, 0], [0, 1, 1, 0]))
+    merge_indexes(after)
     assert after.contents.fresh == 2
-    after = grown(after, items("z"), said([0, 0, 1, 1]))
+    after = upsert_items(after, items("z"), said([0, 0, 1, 1]))
     query = unit(np.array([[0, 0, 1, 1]], np.float32))
     before = after.search(query, 5)
-    merge_large(after)
+    merge_indexes(after)
     assert (after.contents.fresh, after.recommender.index.fresh) == (0, 0)  # type: ignore[attr-defined]
     found = after.search(query, 5)
     np.testing.assert_allclose(found.scores, before.scores, atol=1e-6)

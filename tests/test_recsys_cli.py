@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from features.errors import DataError
 from recsys.bundle.io import load_bundle
-from recsys.bundle.registry import current
+from recsys.bundle.registry import current_bundle
 from recsys.cli import main as cli
 
 
@@ -40,12 +40,12 @@ def test_train_prints_json_that_a_program_reads(folder):
     done = call("train", folder / "toy.yaml", "--json", "--no-track")
     assert done.exit_code == 0
     told = json.loads(done.stdout)
-    assert str(current(folder / "bundles")) == told["bundle"]
+    assert str(current_bundle(folder / "bundles")) == told["bundle"]
     assert [table["title"] for table in told["tables"]] == [
         "toy · home: repeats excluded",
         "toy · again: repeats allowed",
     ]
-    assert told["tables"] == load_bundle(current(folder / "bundles")).manifest["metrics"]
+    assert told["tables"] == load_bundle(current_bundle(folder / "bundles")).manifest["metrics"]
     assert "rows read" in done.stderr  # progress is for people
 
 
@@ -61,8 +61,8 @@ def test_train_goes_on_when_mlflow_is_away(folder, monkeypatch, caplog):
     monkeypatch.setenv("RECSYS__SEED", "3")
     done = call("train", folder / "toy.yaml")
     assert done.exit_code == 0
-    assert load_bundle(current(folder / "bundles")).manifest["seed"] == 3  # the environment overrides the file
-    assert f"bundle {current(folder / 'bundles')} is current" in done.stdout.replace("\n", "")
+    assert load_bundle(current_bundle(folder / "bundles")).manifest["seed"] == 3  # the environment overrides the file
+    assert f"bundle {current_bundle(folder / 'bundles')} is current" in done.stdout.replace("\n", "")
     assert [r.levelname for r in caplog.records if r.name == "experiments.tracking.mlflow"] == ["WARNING"]
 
 

@@ -15,7 +15,7 @@ from experiments.config import load_config
 from experiments.pipelines.train import train
 from experiments.tracking.mlflow import NullTracker
 from recsys.bundle.io import load_bundle
-from recsys.bundle.registry import current
+from recsys.bundle.registry import current_bundle
 from recsys.config import TrainingConfig
 from recsys.towers import distributed
 from recsys.towers.training import fit_towers
@@ -92,7 +92,7 @@ def test_a_run_of_two_processes_is_that_of_one_and_is_written_once(tmp_path):
     assert ran.stderr.count("the same recipe on all events") == 1
     (folder,) = [path for path in (tmp_path / "bundles").iterdir() if path.name != "current"]
     assert str(folder) == told["bundle"]
-    assert current(tmp_path / "bundles") == folder
+    assert current_bundle(tmp_path / "bundles") == folder
 
     config = toy_config(tmp_path, training={"epochs": 2, "batch_events": 256, "learning_rate": 0.01})
     one = load_bundle(train(load_config(config, {}), NullTracker(), Quiet())[0]).recommender
@@ -111,14 +111,14 @@ class Quiet:
 
 def test_alone_nothing_is_shared():
     state = torch.random.get_rng_state()
-    with distributed.own_chance(7):
+    with distributed.process_rng(7):
         torch.rand(3)
     assert not torch.equal(state, torch.random.get_rng_state())  # one stream, as if it were not there
     module = torch.nn.Linear(1, 1)
-    assert distributed.averaged(module) is module
-    assert distributed.agreed("mine") == "mine"
+    assert distributed.data_parallel(module) is module
+    assert distributed.broadcast_value("mine") == "mine"
     assert (distributed.rank(), distributed.size()) == (0, 1)
 
 
 if __name__ == "__main__":
-    distributed.lead_or_help(work)
+    distributed.run_distributed(work)

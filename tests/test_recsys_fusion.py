@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import zscore
 
 from features.content.spaces import unit
-from recsys.retrieval.fusion import Question, blended
+from recsys.retrieval.fusion import WeightedQuery, fused_search
 from recsys.retrieval.index import Index
 
 RNG = np.random.default_rng(0)
@@ -17,10 +17,10 @@ USERS = unit(RNG.normal(size=(3, 4)).astype(np.float32))
 
 def blend(k=20, weight=0.5, allow=None):
     questions = (
-        Question(ASKED, 1 - weight, Index(CONTENTS), CONTENTS),
-        Question(USERS, weight, Index(VECTORS), VECTORS),
+        WeightedQuery(ASKED, 1 - weight, Index(CONTENTS), CONTENTS),
+        WeightedQuery(USERS, weight, Index(VECTORS), VECTORS),
     )
-    return blended(questions, k, allow=allow)
+    return fused_search(questions, k, allow=allow)
 
 
 def test_without_weight_the_question_speaks_alone_and_with_all_of_it_the_user():
@@ -32,9 +32,9 @@ def test_without_weight_the_question_speaks_alone_and_with_all_of_it_the_user():
 def test_between_them_by_hand(weight):
     found = blend(weight=weight)
     for i in range(3):
-        near, liked = CONTENTS @ ASKED[i], VECTORS @ USERS[i]
-        rows = np.union1d(np.argsort(-near)[:100], np.argsort(-liked)[:100])
-        scores = (1 - weight) * zscore(near[rows]) + weight * zscore(liked[rows])
+        near, positives = CONTENTS @ ASKED[i], VECTORS @ USERS[i]
+        rows = np.union1d(np.argsort(-near)[:100], np.argsort(-positives)[:100])
+        scores = (1 - weight) * zscore(near[rows]) + weight * zscore(positives[rows])
         best = np.argsort(-scores)[:20]
         assert found.rows[i].tolist() == rows[best].tolist()
         np.testing.assert_allclose(found.scores[i], scores[best], atol=1e-4)

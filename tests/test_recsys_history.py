@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from toy_data import toy_log
 
-from recsys.towers.history import WAITS, History, hours_of_week, wait_buckets
+from recsys.towers.history import WAIT_BUCKETS, History, hours_of_week, wait_buckets
 
 MINUTE = 60 * 10**6
 HOUR = 60 * MINUTE
@@ -39,4 +39,4 @@ def test_hours_of_the_week_by_hand():
 def test_wait_buckets_by_hand():
     """Bucket i holds times above 2^(i-1) - 1 minutes up to 2^i - 1; bucket 0 no time at all."""
     minutes = np.array([0, -1, 1, 3, 7, 1440, 10**6])
-    assert wait_buckets(minutes * MINUTE).tolist() == [0, 0, 1, 2, 3, 11, WAITS]
+    assert wait_buckets(minutes * MINUTE).tolist() == [0, 0, 1, 2, 3, 11, WAIT_BUCKETS]

@@ -12,13 +12,13 @@ from recsys.config import RetrieverConfig
 from recsys.interfaces import Retriever
 from recsys.retrieval import index
 from recsys.retrieval.index import Index, check_faiss
-from recsys.retrieval.mutable_index import LiveIndex
+from recsys.retrieval.mutable_index import MutableIndex
 
 
 def put_late(items):
     """A live index whose second half of the items came after it was built, some of the first after others."""
     half = (len(items) + 1) // 2
-    live = LiveIndex(Index(items[:half][::-1]))
+    live = MutableIndex(Index(items[:half][::-1]))
     live.upsert(np.arange(half), items[:half])
     live.upsert(np.arange(half, len(items)), items[half:])
     return live
@@ -26,7 +26,7 @@ def put_late(items):
 
 def deleted_and_back(items):
     """A live index that was merged while some items were gone."""
-    live = LiveIndex(Index(items))
+    live = MutableIndex(Index(items))
     live.delete(np.arange(0, len(items), 2))
     live.merge()
     live.upsert(np.arange(0, len(items), 2), items[::2])
@@ -40,7 +40,7 @@ def looked_at_wholly(**how):
 
 EXACT = {
     "exact": Index,
-    "live": lambda items: LiveIndex(Index(items)),
+    "live": lambda items: MutableIndex(Index(items)),
     "put late": put_late,
     "deleted and back": deleted_and_back,
     "hnsw": looked_at_wholly(kind="hnsw"),
@@ -216,7 +216,7 @@ def test_where_there_is_no_gpu_the_same_kind_answers_on_the_cpu_and_says_so(clus
         pytest.skip("there is a GPU")
     assert wanted.note == "no GPU is here: retriever gpu-exact is searched as exact on the CPU"
     np.testing.assert_array_equal(wanted.search(queries, 5).rows, Index(items).search(queries, 5).rows)
-    assert LiveIndex(wanted).note == wanted.note
+    assert MutableIndex(wanted).note == wanted.note
     assert Index(items).note == ""
 
 

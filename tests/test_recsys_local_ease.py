@@ -51,7 +51,7 @@ def test_each_column_is_solved_among_its_own_neighbours(monkeypatch, most):
     events = noise()
     weights = fit_local_ease(events, k=5, regularization=10.0).toarray()
     x = np.zeros((events.n_users, events.n_items))
-    x[events.liked().users, events.liked().items] = 1
+    x[events.positives().users, events.positives().items] = 1
     for item, column in enumerate(weights.T):
         (near,) = np.nonzero(column)
         assert 1 <= len(near) <= 5

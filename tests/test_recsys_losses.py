@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from recsys.towers.losses import CHUNK, MAX_SCALE, Pairs, gbce_loss, in_batch_loss, nested_loss, softmax_loss
+from recsys.towers.losses import (
+    MAX_SCALE,
+    QUERIES_AT_ONCE,
+    Pairs,
+    gbce_loss,
+    in_batch_loss,
+    nested_loss,
+    softmax_loss,
+)
 
 SCALE = torch.tensor(7.0)
 OF, TARGET = torch.tensor([0, 0, 1, 2, 3, 4]), torch.tensor([3, 7, 0, 8, 3, 1])
@@ -41,7 +49,7 @@ def same(loss, told, ours, theirs):
 @pytest.mark.parametrize("scale", [0.5, 7.0, MAX_SCALE])
 def test_full_softmax_and_its_gradients_are_torchs(scale):
     """Also over several chunks, with queries that have several targets and one that has none."""
-    queries, items = case(q=2 * CHUNK + 3, n=50, d=8)
+    queries, items = case(q=2 * QUERIES_AT_ONCE + 3, n=50, d=8)
     of = torch.arange(1, len(queries)).repeat_interleave(torch.arange(1, len(queries)) % 3 + 1)
     target = torch.randint(50, (len(of),), generator=torch.Generator().manual_seed(1))
     weight = torch.rand(len(of), generator=torch.Generator().manual_seed(2)) + 0.1

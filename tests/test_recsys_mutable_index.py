@@ -15,7 +15,7 @@ from features.interactions import Ragged
 from recsys.config import RetrieverConfig
 from recsys.retrieval import index
 from recsys.retrieval.index import Index
-from recsys.retrieval.mutable_index import LiveIndex
+from recsys.retrieval.mutable_index import MutableIndex
 
 SPACE = SpaceKey("towers", "1", 4)
 CORNERS = np.eye(4, dtype=np.float32)
@@ -38,7 +38,7 @@ def at(*rows):
 
 
 def test_what_is_put_is_found_by_the_next_search_and_what_is_deleted_by_none():
-    live = LiveIndex(Index(CORNERS[:2]))
+    live = MutableIndex(Index(CORNERS[:2]))
     assert found(live, [3, 2, 1, 0]) == [0, 1]
     live.upsert(at(3, 2), CORNERS[[2, 3]])
     assert (len(live), live.fresh) == (4, 2)
@@ -53,7 +53,7 @@ def test_what_is_put_is_found_by_the_next_search_and_what_is_deleted_by_none():
 
 
 def test_of_a_row_put_twice_at_once_the_last_counts():
-    live = LiveIndex(Index(CORNERS[:1]))
+    live = MutableIndex(Index(CORNERS[:1]))
     live.upsert(at(5, 5), CORNERS[[1, 2]])
     assert found(live, CORNERS[2], 1) == [5]
     assert live.search(CORNERS[1:2], 2).scores.max() == 0
@@ -61,7 +61,7 @@ def test_of_a_row_put_twice_at_once_the_last_counts():
 
 
 def test_rows_beyond_those_allowed_are_not_found():
-    live = LiveIndex(Index(CORNERS[:2]))
+    live = MutableIndex(Index(CORNERS[:2]))
     live.upsert(at(2, 3), CORNERS[[2, 3]])
     assert found(live, [0, 1, 2, 3], allow=np.ones(2, np.bool_)) == [1, 0]
     assert found(live, [0, 1, 2, 3], allow=np.array([True, False, True])) == [2, 0]
@@ -70,7 +70,7 @@ def test_rows_beyond_those_allowed_are_not_found():
 
 
 def test_a_merge_keeps_what_is_there_and_what_happened_meanwhile(monkeypatch):
-    live = LiveIndex(Index(CORNERS[:3]))
+    live = MutableIndex(Index(CORNERS[:3]))
     live.upsert(at(3), CORNERS[[3]])
     live.delete(at(0))
     building = Index.__init__
@@ -97,14 +97,14 @@ def test_a_merge_keeps_what_is_there_and_what_happened_meanwhile(monkeypatch):
     [([0], [[1, 0, 0]]), ([0, 1], [[1, 0, 0, 0]]), ([0], [[np.nan, 0, 0, 0]]), ([-1], [[1, 0, 0, 0]])],
 )
 def test_what_cannot_be_put_is_refused_and_changes_nothing(rows, vectors):
-    live = LiveIndex(Index(CORNERS))
+    live = MutableIndex(Index(CORNERS))
     with pytest.raises(ValueError, match=r"needed|from 0"):
         live.upsert(at(*rows), np.array(vectors, np.float32))
     assert found(live, [4, 3, 2, 1]) == [0, 1, 2, 3]
 
 
 def test_the_old_index_is_released_when_its_last_search_ends():
-    live = LiveIndex(Index(CORNERS))
+    live = MutableIndex(Index(CORNERS))
     old = live._now
     held = weakref.ref(old.index)
     live.upsert(at(1), CORNERS[[3]])
@@ -119,7 +119,7 @@ def test_the_old_index_is_released_when_its_last_search_ends():
 def test_searches_from_many_threads_never_miss_what_stays_nor_find_what_is_gone(monkeypatch):
     """Row 0 moves between two places all the time and is never absent; odd rows are put and deleted in turn."""
     rng = np.random.default_rng(0)
-    live = LiveIndex(Index(unit(rng.normal(size=(400, 4)).astype(np.float32)), RetrieverConfig(kind="ivf-flat")))
+    live = MutableIndex(Index(unit(rng.normal(size=(400, 4)).astype(np.float32)), RetrieverConfig(kind="ivf-flat")))
     gone = at(*range(1, 400, 2))
     live.delete(gone)
     over, wrong = threading.Event(), []
@@ -165,7 +165,7 @@ class Anything(RuleBasedStateMachine):
         for row, vector in self.items.items():
             flat[row] = vector
         self.built = Index(flat, self.config)
-        self.live = LiveIndex(self.built)
+        self.live = MutableIndex(self.built)
         self.live.delete(np.setdiff1d(np.arange(len(flat)), list(self.items)))
         self.changes: list[tuple[str, np.ndarray, np.ndarray | None]] = []
         self.base = set(self.items)
@@ -205,7 +205,7 @@ class Anything(RuleBasedStateMachine):
 
         with tempfile.TemporaryDirectory() as folder:
             self.built.save(Path(folder) / "a", SPACE)
-            self.live = LiveIndex(Index.load(Path(folder) / "a", SPACE))
+            self.live = MutableIndex(Index.load(Path(folder) / "a", SPACE))
             self.live.delete(np.setdiff1d(np.arange(len(self.built)), list(self.base)))
             for what, rows, vectors in self.changes:
                 if what == "upsert":

@@ -16,18 +16,18 @@ from toy_data import noise, toy_catalog, toy_stage
 from toy_service import RED, RULES, toy_bundle, with_contents
 from typer.testing import CliRunner
 
-from features.content.encoder_config import Builtin, Gemini
+from features.content.encoder_config import BuiltinConfig, GeminiConfig
 from features.content.parts import Content, Image, Limits, Text
 from features.content.spaces import Embedded, SpaceKey
 from features.errors import BundleError, ConfigError, ContentError, SpaceError
 from features.store.memory import MemoryStore
 from recsys.bundle.io import save_bundle
-from recsys.bundle.registry import publish
+from recsys.bundle.registry import publish_bundle
 from recsys.cli import main as cli
-from recsys.content.alignment import Alignment, Map
+from recsys.content.alignment import AffineMap, Alignment
 from recsys.content.content_space import ContentSpace
-from recsys.content.query_encoding import Encoding, Searcher, searchable
-from serving.state.snapshot import Live
+from recsys.content.query_encoding import EncoderSetup, QueryEncoder, searchable
+from serving.state.snapshot import ServingSnapshot
 
 RED_PNG = picture(np.full((8, 8, 3), (255, 0, 0), np.uint8), "PNG")
 
@@ -58,8 +58,8 @@ WORDY, SEEN, HEARD = SpaceKey("words", "1", 2), SpaceKey("eyes", "1", 3), SpaceK
 
 def aligned() -> ContentSpace:
     """Words are turned by 90 degrees, of pictures the last coordinate is dropped."""
-    turn = Map(np.zeros(2, np.float32), np.array([[0, 1], [1, 0]], np.float32))
-    drop = Map(np.zeros(3, np.float32), np.eye(3, 2, dtype=np.float32))
+    turn = AffineMap(np.zeros(2, np.float32), np.array([[0, 1], [1, 0]], np.float32))
+    drop = AffineMap(np.zeros(3, np.float32), np.eye(3, 2, dtype=np.float32))
     alignment = Alignment({WORDY: turn, SEEN: drop}, (2,))
     items = Embedded(alignment.space, np.eye(2, dtype=np.float32), np.array([True, True]))
     return ContentSpace(alignment.space, alignment, {"text": items, "image": items})
@@ -67,7 +67,9 @@ def aligned() -> ContentSpace:
 
 def test_a_mixture_is_the_sum_of_its_channels_in_the_space_of_the_items() -> None:
     space = aligned()
-    searcher = Searcher(space, {"text": Fixed(WORDY, {"text"}, [1, 0]), "image": Fixed(SEEN, {"image"}, [1, 0, 0])})
+    searcher = QueryEncoder(
+        space, {"text": Fixed(WORDY, {"text"}, [1, 0]), "image": Fixed(SEEN, {"image"}, [1, 0, 0])}
+    )
     both = searcher.embed(Content.of(Text("x"), Image(b"y")))
     np.testing.assert_allclose(both.vectors, [[0.5**0.5, 0.5**0.5]], rtol=1e-6)
     assert (both.space, both.failures, both.present.tolist()) == (space.space, (), [True])
@@ -76,29 +78,29 @@ def test_a_mixture_is_the_sum_of_its_channels_in_the_space_of_the_items() -> Non
 
 def test_only_encoders_of_the_parts_kinds_are_asked() -> None:
     words, eyes = Fixed(WORDY, {"text"}, [1, 0]), Fixed(SEEN, {"image", "video"}, [1, 0, 0])
-    Searcher(aligned(), {"text": words, "image": eyes}).embed(Content.of(Text("x")))
+    QueryEncoder(aligned(), {"text": words, "image": eyes}).embed(Content.of(Text("x")))
     assert (words.asked, eyes.asked) == (1, 0)
 
 
 def test_a_channel_that_no_item_has_is_told_and_not_asked() -> None:
     ears, speech = Fixed(HEARD, {"audio"}, [1, 0, 0, 0]), Fixed(WORDY, {"audio"}, [1, 0])
     content = Content.of(Text("x"), Image(b"a"))
-    told = Searcher(aligned(), {"text": Fixed(WORDY, {"text"}, [1, 0]), "sound": ears}).embed(content)
+    told = QueryEncoder(aligned(), {"text": Fixed(WORDY, {"text"}, [1, 0]), "sound": ears}).embed(content)
     assert [(f.part, f.reason.partition(":")[0]) for f in told.failures] == [
         (1, "the items cannot be searched by image")
     ]
-    alone = Searcher(aligned(), {"sound": ears}).embed(Content.of(content.parts[1]))
+    alone = QueryEncoder(aligned(), {"sound": ears}).embed(Content.of(content.parts[1]))
     assert (alone.present.tolist(), len(alone.failures), ears.asked) == ([False], 1, 0)
     from features.content.parts import Audio
 
-    spoken = Searcher(aligned(), {"sound": ears, "speech": speech}).embed(Content.of(Audio(b"a")))
+    spoken = QueryEncoder(aligned(), {"sound": ears, "speech": speech}).embed(Content.of(Audio(b"a")))
     np.testing.assert_allclose(spoken.vectors, [[0, 1]])  # as its words, though no item is spoken
     assert (spoken.failures, ears.asked) == ((), 0)
 
 
 def test_parts_that_fail_or_say_nothing_are_told_once() -> None:
     eyes = {"image": Fixed(SEEN, {"image"}, [0, 0, 0], {0: "broken"}), "text": Fixed(WORDY, {"text"}, [0, 0])}
-    told = Searcher(aligned(), eyes).embed(Content.of(Image(b"a"), Text("x")))
+    told = QueryEncoder(aligned(), eyes).embed(Content.of(Image(b"a"), Text("x")))
     assert [(f.part, f.reason) for f in told.failures] == [(0, "broken"), (1, "there is nothing in it to search by")]
     assert told.present.tolist() == [False]
 
@@ -107,7 +109,7 @@ def test_parts_that_fail_or_say_nothing_are_told_once() -> None:
 def test_an_encoder_that_became_another_is_refused(space: ContentSpace) -> None:
     newer = replace(WORDY, revision="2")
     with pytest.raises(SpaceError, match="words@2"):
-        Searcher(space, {"text": Fixed(newer, {"text"}, [1, 0])}).embed(Content.of(Text("x")))
+        QueryEncoder(space, {"text": Fixed(newer, {"text"}, [1, 0])}).embed(Content.of(Text("x")))
 
 
 def test_near_query_is_the_cosine_by_channel(tmp_path: Path) -> None:
@@ -120,15 +122,17 @@ def test_near_query_is_the_cosine_by_channel(tmp_path: Path) -> None:
 
 def test_the_encoding_is_what_the_manifest_says() -> None:
     run = {"encoder": {"kind": "builtin", "multilingual": True}, "limits": {"pixels": 9}, "cache": "c"}
-    assert Encoding.of({"config": run}) == Encoding(Builtin(multilingual=True), Limits(pixels=9), Path("c/models"))
-    assert Encoding.of({"config": run | {"encoder": {"kind": "gemini"}}}) == Encoding(
-        Gemini(kind="gemini"), Limits(pixels=9), Path("c/models")
+    assert EncoderSetup.of({"config": run}) == EncoderSetup(
+        BuiltinConfig(multilingual=True), Limits(pixels=9), Path("c/models")
     )
-    assert Encoding.of({"config": run | {"encoder": None}}) is None
-    assert Encoding.of({"config": {}}) is None
+    assert EncoderSetup.of({"config": run | {"encoder": {"kind": "gemini"}}}) == EncoderSetup(
+        GeminiConfig(kind="gemini"), Limits(pixels=9), Path("c/models")
+    )
+    assert EncoderSetup.of({"config": run | {"encoder": None}}) is None
+    assert EncoderSetup.of({"config": {}}) is None
     for wrong in ({"encoder": {"kind": "crystal ball"}}, {"limits": {"pixels": 0}}):
         with pytest.raises(BundleError, match="train again"):
-            Encoding.of({"config": run | wrong})
+            EncoderSetup.of({"config": run | wrong})
 
 
 @settings(max_examples=60, deadline=None)
@@ -141,7 +145,7 @@ def test_hidden_items_are_never_found(available: list[bool], angle: float, k: in
     bundle = with_contents(toy_bundle(Path()))
     bundle = replace(bundle, catalog=replace(bundle.catalog, available=np.array(available)))
     vector = np.array([[np.cos(np.radians(angle)), np.sin(np.radians(angle)), 0]], np.float32)
-    found = Live.of(bundle, MemoryStore(RULES)).search(vector, k, {})
+    found = ServingSnapshot.of(bundle, MemoryStore(RULES)).search(vector, k, {})
     rows = found.rows.tolist()
     may = {row for row in range(12) if available[row] and row != 9}
     assert set(rows) <= may
@@ -180,7 +184,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, service: FakeEmbeddings) -
     space = ContentSpace(key, None, {"content": Embedded(key, text, catalog.has_content)})
     encoder = {"kind": "openai-compatible", "base_url": f"{service.url}/v1", "model": "toy-embed"}
     facts = {"config": {"encoder": encoder, "limits": {}, "cache": str(folder / "cache")}}
-    publish(save_bundle(folder, catalog, stage, statistics, facts, space))
+    publish_bundle(save_bundle(folder, catalog, stage, statistics, facts, space))
     return folder
 
 
@@ -225,5 +229,5 @@ def test_the_command_refuses(bundles: Path, tmp_path: Path) -> None:
     assert isinstance(search(tmp_path, "--text", "x").exception, BundleError)
     without = tmp_path / "without"
     stage, catalog, statistics = toy_stage(noise(), toy_catalog(30), reranked=False)
-    publish(save_bundle(without, catalog, stage, statistics, {"config": {"encoder": None}}))
+    publish_bundle(save_bundle(without, catalog, stage, statistics, {"config": {"encoder": None}}))
     assert "train with an encoder" in str(search(without, "--text", "x").exception)

@@ -11,7 +11,7 @@ from toy_data import noise, rows_of, toy_stage
 
 from features.interactions import Ragged
 from recsys.interfaces import Recommender
-from recsys.ranking.user_item_counts import Tally
+from recsys.ranking.user_item_counts import UserItemCounts
 
 EVENTS = noise()
 RERANKED = toy_stage(EVENTS)[0]
@@ -55,11 +55,11 @@ def test_the_reranker_orders_what_retrieval_found_and_no_more():
 
 def expected_candidates(asked, k, **how):
     """Own items, at most half; of those near to the mean of all that was liked 3 in 10, of the nearest 7 in 10."""
-    liked = rows_of(asked.liked())
-    means = np.stack([PLAIN.vectors[sorted(set(rows))].mean(0) for rows in liked])
+    positives = rows_of(asked.positives())
+    means = np.stack([PLAIN.vectors[sorted(set(rows))].mean(0) for rows in positives])
     always = PLAIN.index.search((means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32), 30, **how)
     nearest = PLAIN.recommend(asked, 30, **how)
-    own = Tally.of(asked, 30).favourites(len(asked), k // 2, **how)
+    own = UserItemCounts.of(asked, 30).favourites(len(asked), k // 2, **how)
     for i in range(len(asked)):
         places = [(rank / 0.3, 0, row) for rank, row in enumerate(always.rows[i][: int(0.3 * k)].tolist())]
         places += [(rank / 0.7, 1, row) for rank, row in enumerate(nearest.rows[i][:k].tolist())]
@@ -85,7 +85,7 @@ def test_candidates_are_own_items_and_those_near_to_what_was_always_liked_and_to
 def test_own_items_that_may_not_be_shown_are_no_candidates():
     asked = states([0, 3, 5])
     exclude = asked.seen_items()
-    exclude = Ragged.of([sorted({*e, *o}) for e, o in zip(rows_of(exclude), rows_of(asked.liked()), strict=True)])
+    exclude = Ragged.of([sorted({*e, *o}) for e, o in zip(rows_of(exclude), rows_of(asked.positives()), strict=True)])
     found = PLAIN.retrieve(asked, 10, exclude=exclude)
     for i, expected in enumerate(expected_candidates(asked, 10, exclude=exclude)):
         assert sorted(found.rows[i].tolist()) == sorted(expected)

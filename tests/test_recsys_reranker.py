@@ -11,9 +11,9 @@ from features.errors import BundleError
 from recsys.config import RerankerConfig
 from recsys.interfaces import Candidates, Scorer
 from recsys.ranking import reranker as module
-from recsys.ranking.pair_features import FEATURES, LONG, RECENT_EVENTS, SHORT, PairFeatures
-from recsys.ranking.reranker import NEGATIVES, Lesson, Reranker, fit_reranker
-from recsys.ranking.tfidf import NEWER
+from recsys.ranking.pair_features import FEATURES, LONG_DECAY, RECENT_EVENTS, SHORT_DECAY, PairFeatures
+from recsys.ranking.reranker import NEGATIVES, RankingExamples, Reranker, fit_reranker
+from recsys.ranking.tfidf import DECAY as TFIDF_DECAY
 from recsys.ranking.user_item_counts import DECAY
 
 R2 = 2**-0.5
@@ -53,7 +53,7 @@ def table(features):
 LOG3, LOG2 = np.log1p(3), np.log1p(2)
 
 WORDS = TfidfVectorizer().fit_transform(["title aa xx", "title bb", "title aa", "title xx aa"]).toarray()
-LIKED = NEWER * WORDS[0] + WORDS[1]
+LIKED = TFIDF_DECAY * WORDS[0] + WORDS[1]
 
 EXPECTED = {
     "retrieval_score": (0.9, 0.5, 0.25),
@@ -65,8 +65,8 @@ EXPECTED = {
     "word_similarity": WORDS[[2, 0, 3]] @ LIKED / np.linalg.norm(LIKED),
     "category_share": (2 / 3, 2 / 3, 0),  # main categories of 0, 0, 1: aa, aa, bb
     # of three who took 0, two took 1 and one took 2; nobody 1 and 2: both / (owners of the other + 200), newest first
-    "neighbours_long": (LONG / (3 + 200), 2 / (2 + 200), 0),
-    "neighbours_short": (SHORT / (3 + 200), 2 / (2 + 200), 0),
+    "neighbours_long": (LONG_DECAY / (3 + 200), 2 / (2 + 200), 0),
+    "neighbours_short": (SHORT_DECAY / (3 + 200), 2 / (2 + 200), 0),
     "item_log_count": (np.log1p(1), LOG3, 0),
     "item_log_recent": (np.log1p(1), 0, 0),
     "item_log_newest": (np.log1p(1), 0, 0),
@@ -186,7 +186,7 @@ def toy(n=200, k=10, *, decides, seed=0):
 def test_the_order_that_one_feature_decides_is_learned(decides):
     features, states, found, relevant, _ = toy(decides=decides)
     fitted = fit_reranker(
-        features, [Lesson(states, found, relevant)], RerankerConfig(trees=40, learning_rate=0.2), seed=0
+        features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=40, learning_rate=0.2), seed=0
     )
     features, states, found, relevant, values = toy(decides=decides, seed=1)
     reranker = Reranker(fitted.booster, features)
@@ -208,9 +208,9 @@ def test_padding_is_neither_learned_from_nor_ranked():
     relevant[:, 7:] = True  # nonsense that nobody may read
     padded = Candidates(rows, scores)
     config = RerankerConfig(trees=10)
-    fitted = fit_reranker(features, [Lesson(states, padded, relevant)], config, seed=0)
+    fitted = fit_reranker(features, [RankingExamples(states, padded, relevant)], config, seed=0)
     short = Candidates(found.rows[:, :7], found.scores[:, :7])
-    other = fit_reranker(features, [Lesson(states, short, relevant[:, :7])], config, seed=0)
+    other = fit_reranker(features, [RankingExamples(states, short, relevant[:, :7])], config, seed=0)
     trees = [r.booster.model_to_string().split("\nparameters:")[0] for r in (fitted, other)]
     assert trees[0] == trees[1]
     answer = fitted.score(states, padded)
@@ -220,15 +220,17 @@ def test_padding_is_neither_learned_from_nor_ranked():
 
 def test_nothing_taken_teaches_nothing():
     features, states, found, relevant, _ = toy(decides="item_log_count")
-    assert fit_reranker(features, [Lesson(states, found, relevant & False)], RerankerConfig(), seed=0) is None
+    assert (
+        fit_reranker(features, [RankingExamples(states, found, relevant & False)], RerankerConfig(), seed=0) is None
+    )
     rows = np.where(relevant, -1, found.rows)  # what was taken is padding
     hidden = Candidates(rows, found.scores)
-    assert fit_reranker(features, [Lesson(states, hidden, relevant)], RerankerConfig(), seed=0) is None
+    assert fit_reranker(features, [RankingExamples(states, hidden, relevant)], RerankerConfig(), seed=0) is None
 
 
 def test_every_lesson_is_learned_from_and_the_same_lessons_give_the_same_trees():
     features, states, found, relevant, _ = toy(decides="item_log_count")
-    lesson = Lesson(states, found, relevant)
+    lesson = RankingExamples(states, found, relevant)
     config = RerankerConfig(trees=3)
     texts = [
         fit_reranker(features, lessons, config, seed=0).booster.model_to_string()
@@ -255,7 +257,7 @@ def test_every_state_is_learned_from_with_its_own_features(monkeypatch):
 
     monkeypatch.setattr(module.lightgbm, "Dataset", dataset)
     with pytest.raises(Stop):
-        fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(), seed=0)
+        fit_reranker(features, [RankingExamples(states, found, relevant)], RerankerConfig(), seed=0)
 
 
 def test_of_many_candidates_all_that_were_taken_and_some_of_the_others_are_learned_from(monkeypatch):
@@ -279,12 +281,12 @@ def test_of_many_candidates_all_that_were_taken_and_some_of_the_others_are_learn
 
     monkeypatch.setattr(module.lightgbm, "Dataset", dataset)
     with pytest.raises(Stop):
-        fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(), seed=0)
+        fit_reranker(features, [RankingExamples(states, found, relevant)], RerankerConfig(), seed=0)
 
 
 def test_its_file_gives_the_same_scores(tmp_path):
     features, states, found, relevant, _ = toy(decides="item_log_count")
-    fitted = fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(trees=10), seed=0)
+    fitted = fit_reranker(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=10), seed=0)
     fitted.save(tmp_path / "reranker.txt")
     assert (tmp_path / "reranker.txt").read_text().startswith("tree\n")
     loaded = Reranker.load(tmp_path / "reranker.txt", features)
@@ -300,7 +302,7 @@ def test_a_file_that_is_no_model_is_refused_by_name(tmp_path, features, content)
 
 def test_a_model_of_other_features_is_refused(tmp_path):
     features, states, found, relevant, _ = toy(decides="item_log_count")
-    fitted = fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(trees=2), seed=0)
+    fitted = fit_reranker(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=2), seed=0)
     text = fitted.booster.model_to_string().replace("retrieval_rank", "phase_of_moon")
     (tmp_path / "reranker.txt").write_text(text)
     with pytest.raises(BundleError, match=r"reranker\.txt: its features are .*phase_of_moon.*this version has"):

@@ -6,7 +6,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from toy_data import toy_log
 
 from recsys.baselines.content import fit_tfidf
-from recsys.ranking.tfidf import NEWER, WIDTH, Words
+from recsys.ranking.tfidf import DECAY, WIDTH, TfidfIndex
 
 TEXTS = [
     "A shark terrorises a beach town",
@@ -21,7 +21,7 @@ LOG = toy_log([(0, 0, 1), (0, 4, 2), (0, 2, 3, False), (1, 5, 1), (2, 3, 1)], n_
 
 @pytest.fixture(scope="module")
 def words():
-    return Words.of(TEXTS)
+    return TfidfIndex.of(TEXTS)
 
 
 def test_cosines_of_items_are_those_of_tfidf(words):
@@ -33,10 +33,10 @@ def test_cosines_of_items_are_those_of_tfidf(words):
 
 def test_histories_find_items_as_the_profile_does(words):
     """User 0 liked 0 and then 4; user 2 liked what has no words."""
-    liked = LOG.states(np.array([0, 1, 2]), np.full(3, 9)).liked()
+    positives = LOG.states(np.array([0, 1, 2]), np.full(3, 9)).positives()
     rows = np.array([[5, 4, 3, 2, 1, 0]] * 3)
-    found = words.similarity(liked, rows)
-    np.testing.assert_allclose(found, fit_tfidf(LOG, TEXTS, decay=NEWER).scores(liked)[:, ::-1], atol=1e-6)
+    found = words.similarity(positives, rows)
+    np.testing.assert_allclose(found, fit_tfidf(LOG, TEXTS, decay=DECAY).scores(positives)[:, ::-1], atol=1e-6)
     assert found[0, 1] > found[0, 5] > found[0, 4] > 0  # what came last, what came before, what shares a word
     assert found[0, 3] == 0  # skipped, and in other words
     assert (found[2] == 0).all()
@@ -57,6 +57,6 @@ def test_words_of_items_that_come_later_weigh_as_before(words):
 
 
 def test_without_any_word_nothing_is_alike():
-    bare = Words.of(["", ""])
-    liked = toy_log([(0, 0, 1)], n_items=2).states(np.array([0]), np.array([2])).liked()
-    assert bare.similarity(liked, np.array([[0, 1]])).tolist() == [[0, 0]]
+    bare = TfidfIndex.of(["", ""])
+    positives = toy_log([(0, 0, 1)], n_items=2).states(np.array([0]), np.array([2])).positives()
+    assert bare.similarity(positives, np.array([[0, 1]])).tolist() == [[0, 0]]

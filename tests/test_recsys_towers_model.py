@@ -8,8 +8,8 @@ import torch
 from toy_data import SMALL, chain, noise, toy_catalog, toy_log
 
 from recsys.item_statistics import ItemStatistics
-from recsys.towers.history import WAITS, History, hours_of_week
-from recsys.towers.model import TwoTowers, UserTower, numbers
+from recsys.towers.history import WAIT_BUCKETS, History, hours_of_week
+from recsys.towers.model import TwoTowers, UserTower, numeric_features
 
 DEEP = SMALL.model_copy(update={"layers": 2, "dropout": 0.5, "id_dropout": 0.5, "calendar": True})
 MINUTE = 60 * 10**6
@@ -115,7 +115,7 @@ def test_the_newest_users_are_those_with_a_positive_event_drawn_by_the_seed(monk
     later = weekly.newest_users(weekly.item_vectors(), chain(400, 6, 3), seed=0)[0].as_of
     assert 100 < len(set(hours_of_week(later).tolist())) <= 168  # all hours of the week have a say
     assert (later - later.min()).max() < 168 * HOUR
-    monkeypatch.setattr("recsys.towers.model.USERS", 1)
+    monkeypatch.setattr("recsys.towers.model.MAX_SAMPLED_USERS", 1)
     drawn = {int(model.newest_users(items, log, seed=seed)[0].users[0]) for seed in range(20)}
     assert drawn == {0, 1, 3}
 
@@ -123,7 +123,7 @@ def test_the_newest_users_are_those_with_a_positive_event_drawn_by_the_seed(monk
 def history(b=3, t=5, d=8):
     """Random vectors of b histories of items out of six, of three types."""
     vectors = torch.nn.functional.normalize(torch.randn(b, t, d), dim=-1)
-    items, types, waits, hours = (torch.randint(0, n, (b, t)) for n in (6, 3, WAITS + 1, 168))
+    items, types, waits, hours = (torch.randint(0, n, (b, t)) for n in (6, 3, WAIT_BUCKETS + 1, 168))
     return vectors, History(items, torch.rand(b, t) < 0.7, types, waits, hours)
 
 
@@ -143,7 +143,7 @@ def test_what_comes_later_never_changes_an_earlier_output(change):
             elif change == "positive":
                 values[:, at] = ~values[:, at]
             else:
-                values[:, at] = (values[:, at] + 1) % {"types": 3, "waits": WAITS + 1, "hours": 168}[change]
+                values[:, at] = (values[:, at] + 1) % {"types": 3, "waits": WAIT_BUCKETS + 1, "hours": 168}[change]
             after = tower(others.pop("vectors"), History(**others))
             np.testing.assert_allclose(after[:, :at], before[:, :at], atol=1e-6)
             changed = (after[:, at:] - before[:, at:]).abs().amax(-1) > 1e-5
@@ -167,7 +167,7 @@ def test_users_in_a_batch_get_the_vectors_that_they_get_alone():
     items = model.item_vectors()
     states = events.states(np.arange(300), np.full(300, int(np.quantile(events.times, 0.6))))
     together = model.user_vectors(states, items)
-    lengths = states.liked().lengths
+    lengths = states.positives().lengths
     assert len(set(lengths.tolist())) > 4
     alone = np.concatenate([model.user_vectors(states[i : i + 1], items) for i in range(300)])
     np.testing.assert_allclose(together, alone, atol=2e-5)
@@ -234,8 +234,8 @@ def test_numbers_by_hand():
     )
     root = 2**0.5  # published: mean 50/3, deviation (800/9)^.5
     expected = [[-1, 1, -root / 2, 1], [0, 0, root, 1], [1, 1, -root / 2, 1], [0, 0, 0, 0]]
-    np.testing.assert_allclose(numbers(catalog), expected, atol=1e-5)
-    assert not numbers(toy_catalog(3)).any()
+    np.testing.assert_allclose(numeric_features(catalog), expected, atol=1e-5)
+    assert not numeric_features(toy_catalog(3)).any()
 
 
 def test_every_parameter_has_a_say():

@@ -10,17 +10,17 @@ from toy_data import SMALL, chain, noise, toy_catalog, toy_log
 from features.errors import DataError
 from features.interactions import Interactions
 from recsys.config import TrainingConfig
-from recsys.towers.training import behaviour_vectors, fit_towers, share_of_rate
+from recsys.towers.training import fit_towers, learning_rate_factor, svd_item_vectors
 
 QUICK = TrainingConfig(epochs=3, batch_events=200, learning_rate=0.01)
 
 
 def test_behaviour_vectors_against_numpys_svd():
     events = noise(n_users=50, n_items=20)
-    vectors = behaviour_vectors(events, 6, seed=0)
+    vectors = svd_item_vectors(events, 6, seed=0)
     seen = np.zeros((50, 20))
-    liked = events.liked()
-    seen[liked.users, liked.items] = 1  # once, however often
+    positives = events.positives()
+    seen[positives.users, positives.items] = 1  # once, however often
     scaled = seen / np.sqrt(np.maximum(seen.sum(1, keepdims=True) * seen.sum(0), 1e-9))
     _, s, right = np.linalg.svd(scaled)
     expected = right[:6].T * s[:6]
@@ -31,7 +31,7 @@ def test_behaviour_vectors_against_numpys_svd():
 
 def test_behaviour_vectors_are_zero_for_items_without_events_and_beyond_the_rank():
     events = toy_log([(0, 0, 1), (0, 1, 2), (1, 1, 3), (1, 2, 4), (2, 3, 5, False)], n_users=3, n_items=6)
-    vectors = behaviour_vectors(events, 8, seed=0)
+    vectors = svd_item_vectors(events, 8, seed=0)
     assert vectors.shape == (6, 8)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 1, 1, 0, 0, 0], atol=1e-6)
     assert not vectors[:, 2:].any()  # three users: rank two
@@ -109,10 +109,10 @@ def test_the_type_of_an_event_says_what_follows():
 
 def test_a_cosine_falls_from_the_warm_up_to_zero():
     constant, cosine = (TrainingConfig(epochs=5, schedule=name) for name in ("constant", "cosine"))
-    assert [share_of_rate(constant, at) for at in (0.25, 1, 3, 5)] == [0.25, 1, 1, 1]
-    shares = [share_of_rate(cosine, at) for at in (0.25, 1, 2, 3, 4, 5)]
+    assert [learning_rate_factor(constant, at) for at in (0.25, 1, 3, 5)] == [0.25, 1, 1, 1]
+    shares = [learning_rate_factor(cosine, at) for at in (0.25, 1, 2, 3, 4, 5)]
     np.testing.assert_allclose(shares, [0.25, 1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5, 0], atol=1e-12)
-    assert share_of_rate(cosine, 7) == 0  # where more passes are made than configured
+    assert learning_rate_factor(cosine, 7) == 0  # where more passes are made than configured
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit():

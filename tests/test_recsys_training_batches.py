@@ -11,7 +11,7 @@ from toy_data import chain, toy_log
 
 from features.errors import DataError
 from recsys.towers.history import hours_of_week, wait_buckets
-from recsys.towers.training_batches import Windows
+from recsys.towers.training_batches import TrainingSequences
 
 HOUR = 3600 * 10**6
 
@@ -50,9 +50,9 @@ def test_every_pair_occurs_exactly_once_in_an_epoch(rows, length, batch_events, 
     expected = naive(rows)
     if not expected:
         with pytest.raises(DataError, match="nothing to train on"):
-            Windows.build(numbered(rows))
+            TrainingSequences.build(numbered(rows))
         return
-    batches = list(Windows.build(numbered(rows)).batches(length, batch_events, np.random.default_rng(seed)))
+    batches = list(TrainingSequences.build(numbered(rows)).batches(length, batch_events, np.random.default_rng(seed)))
     assert Counter(pairs(batches)) == Counter(expected)
     assert all(batch.history.items.shape[1] <= length for batch in batches)
 
@@ -65,7 +65,9 @@ def test_windows_hold_their_users_events_in_order(rows, length, seed):
         return
     log = numbered(rows)
     place = {item: at for at, item in enumerate(log.items.tolist())}
-    for batch in Windows.build(replace(log, types=log.items)).batches(length, 20, np.random.default_rng(seed)):
+    for batch in TrainingSequences.build(replace(log, types=log.items)).batches(
+        length, 20, np.random.default_rng(seed)
+    ):
         for row, column in zip(batch.row.tolist(), batch.column.tolist(), strict=True):
             window = batch.history.items[row, : column + 1].tolist()
             at = place[window[-1]]
@@ -81,7 +83,7 @@ def test_windows_hold_their_users_events_in_order(rows, length, seed):
 
 def test_a_moment_is_never_its_own_input():
     log = toy_log([(0, 0, 1), (0, 1, 1), (0, 2, 5), (0, 3, 5), (0, 4, 9)])
-    windows = Windows.build(log)
+    windows = TrainingSequences.build(log)
     assert windows.query.tolist() == [1, 3]  # after the last event of each moment that has a later one
     assert windows.of.tolist() == [0, 0, 1]
     assert windows.target.tolist() == [2, 3, 4]
@@ -91,7 +93,7 @@ def test_a_moment_is_never_its_own_input():
 
 
 def test_long_histories_are_cut_at_another_place_in_each_epoch():
-    windows = Windows.build(toy_log([(0, i, i) for i in range(30)], 1, 30))
+    windows = TrainingSequences.build(toy_log([(0, i, i) for i in range(30)], 1, 30))
     rng = np.random.default_rng(0)
     starts = {
         tuple(sorted(b.history.items[:, 0].tolist())) for _ in range(8) for b in windows.batches(10, 10**6, rng)
@@ -101,15 +103,19 @@ def test_long_histories_are_cut_at_another_place_in_each_epoch():
 
 def test_a_batch_holds_about_the_events_asked_for():
     sizes = [
-        b.history.items.size for b in Windows.build(chain(60, 12, 10)).batches(10, 100, np.random.default_rng(0))
+        b.history.items.size
+        for b in TrainingSequences.build(chain(60, 12, 10)).batches(10, 100, np.random.default_rng(0))
     ]
     assert sizes == [100] * 6
-    one = [b.history.items.size for b in Windows.build(chain(5, 12, 10)).batches(10, 3, np.random.default_rng(0))]
+    one = [
+        b.history.items.size
+        for b in TrainingSequences.build(chain(5, 12, 10)).batches(10, 3, np.random.default_rng(0))
+    ]
     assert one == [10] * 5  # a window longer than that is a batch of its own
 
 
 def test_the_same_seed_gives_the_same_batches():
-    windows = Windows.build(chain(20, 12, 10))
+    windows = TrainingSequences.build(chain(20, 12, 10))
     first, again, other = (
         [b.history.items.tolist() for b in windows.batches(4, 30, np.random.default_rng(seed))] for seed in (1, 1, 2)
     )
@@ -119,7 +125,7 @@ def test_the_same_seed_gives_the_same_batches():
 
 @pytest.mark.parametrize(("parts", "batch_events"), [(2, 12), (3, 12), (2, 4)])
 def test_processes_share_each_batch_window_by_window(parts, batch_events):
-    windows = Windows.build(chain(7, 12, 10))
+    windows = TrainingSequences.build(chain(7, 12, 10))
 
     def batches(part, of):
         return windows.batches(4, batch_events, np.random.default_rng(0), part=part, parts=of)
@@ -139,18 +145,18 @@ def test_processes_share_each_batch_window_by_window(parts, batch_events):
 def test_a_pair_weighs_as_its_target_and_all_together_one_on_average():
     weights = np.array([7, 1, 5, 9, 3], dtype=np.float32)
     log = replace(toy_log([(0, 0, 1), (0, 1, 2), (0, 2, 3, False), (1, 3, 1), (1, 4, 2)]), weights=weights)
-    windows = Windows.build(log)  # what weighs 7 and 9 is a first event, what weighs 5 is not positive
+    windows = TrainingSequences.build(log)  # what weighs 7 and 9 is a first event, what weighs 5 is not positive
     assert windows.target.tolist() == [1, 4]
     assert windows.weight.tolist() == [0.5, 1.5]
     batches = windows.batches(10, 1, np.random.default_rng(0))
     assert sorted((batch.target.item(), batch.weight.item()) for batch in batches) == [(1, 0.5), (4, 1.5)]
-    assert Windows.build(replace(log, weights=None)).weight.tolist() == [1.0, 1.0]
+    assert TrainingSequences.build(replace(log, weights=None)).weight.tolist() == [1.0, 1.0]
 
 
 def test_only_what_comes_after_a_moment_is_predicted_from_all_that_was_before():
     log = toy_log([(0, 0, 1), (0, 1, 2), (0, 2, 11), (0, 3, 12), (1, 4, 3), (1, 5, 4)])
-    (batch,) = Windows.build(log, since=10).batches(10, 100, np.random.default_rng(0))
+    (batch,) = TrainingSequences.build(log, since=10).batches(10, 100, np.random.default_rng(0))
     assert batch.history.items.tolist() == [[0, 1, 2, 3]]
     assert pairs([batch]) == [(1, 2), (2, 3)]
     with pytest.raises(DataError, match=r"among 6 since 1970-01-01T00:00:00\.000012 UTC: nothing to train on"):
-        Windows.build(log, since=12)
+        TrainingSequences.build(log, since=12)

@@ -5,7 +5,7 @@ import pytest
 from toy_data import DAY, noise, rows_of, toy_log
 
 from features.interactions import Ragged
-from recsys.ranking.user_item_counts import DECAY, Tally
+from recsys.ranking.user_item_counts import DECAY, UserItemCounts
 
 LOG = toy_log(
     [
@@ -18,7 +18,7 @@ STATES = LOG.states(np.array([0, 1, 2, -1]), np.full(4, 10 * DAY))  # 1 has no e
 
 
 def test_by_hand():
-    tally = Tally.of(STATES, 5)
+    tally = UserItemCounts.of(STATES, 5)
     assert tally.key.tolist() == [1, 2, 10, 11]  # user 0: 1, 2; user 2: 0, 1
     assert tally.count.tolist() == [1, 3, 1, 1]
     assert tally.recency.tolist() == pytest.approx([DECAY**2, 1 + DECAY + DECAY**3, 1, DECAY])
@@ -28,7 +28,7 @@ def test_by_hand():
 
 def test_by_kind_those_without_one_are_left_out():
     kinds = np.array([1, 0, 0, -1, -1])
-    tally = Tally.of(STATES, 2, kinds)
+    tally = UserItemCounts.of(STATES, 2, kinds)
     assert tally.key.tolist() == [0, 4, 5]  # user 0: kind 0; user 2: kinds 0 and 1
     assert tally.count.tolist() == [4, 1, 1]
     assert tally.recency.tolist() == pytest.approx([1 + DECAY + DECAY**2 + DECAY**3, DECAY, 1])
@@ -38,9 +38,11 @@ def test_by_kind_those_without_one_are_left_out():
 def test_sums_are_those_of_a_plain_loop():
     events = noise()
     states = events.states(np.arange(60)[::-1].copy(), np.full(60, int(np.quantile(events.times, 0.8))))
-    tally = Tally.of(states, 30)
+    tally = UserItemCounts.of(states, 30)
     expected = {}
-    for user, (items, times) in enumerate(zip(rows_of(states.liked()), rows_of(states.liked_times()), strict=True)):
+    for user, (items, times) in enumerate(
+        zip(rows_of(states.positives()), rows_of(states.positive_times()), strict=True)
+    ):
         for age, (item, time) in enumerate(zip(items[::-1], times[::-1], strict=True)):
             count, recency, _, last = expected.get(user * 30 + item, (0, 0.0, None, time))
             expected[user * 30 + item] = (count + 1, recency + DECAY**age, time, last)
@@ -50,14 +52,14 @@ def test_sums_are_those_of_a_plain_loop():
 
 
 def test_an_item_is_found_in_its_own_history_only():
-    tally = Tally.of(STATES, 5)
+    tally = UserItemCounts.of(STATES, 5)
     rows = np.array([[2, 0, -1], [2, 1, 0], [0, 1, 2], [0, -1, -1]])
     none = len(tally.key)
     assert tally.find(rows).tolist() == [[1, none, none], [none] * 3, [2, 3, none], [none] * 3]
 
 
 def test_favourites_are_the_most_recent_and_frequent_of_what_may_be_shown():
-    tally = Tally.of(STATES, 5)
+    tally = UserItemCounts.of(STATES, 5)
     assert tally.favourites(4, 3).tolist() == [[2, 1, -1], [-1] * 3, [0, 1, -1], [-1] * 3]
     assert tally.favourites(4, 1).tolist() == [[2], [-1], [0], [-1]]
     allow = np.array([True, True, False, True, True])
@@ -68,7 +70,7 @@ def test_favourites_are_the_most_recent_and_frequent_of_what_may_be_shown():
 
 def test_nobody_and_nothing():
     for states in (STATES[:0], STATES[np.array([1, 3])]):
-        tally = Tally.of(states, 5)
+        tally = UserItemCounts.of(states, 5)
         assert len(tally.key) == len(tally.recency) == len(tally.last) == 0
         assert tally.favourites(len(states), 2).tolist() == [[-1, -1]] * len(states)
         assert tally.find(np.zeros((len(states), 3), np.int64)).tolist() == [[0] * 3] * len(states)

@@ -26,7 +26,7 @@ from features.store.base import Status, UserState
 from features.store.memory import MemoryStore
 from recsys.retrieval.filters import Filter
 from serving.schemas import media_url
-from serving.state.snapshot import Live
+from serving.state.snapshot import ServingSnapshot
 
 
 def test_a_known_user_gets_what_the_model_says(tmp_path: Path) -> None:
@@ -297,9 +297,9 @@ def test_what_is_published_later_is_shown_from_then_on(tmp_path: Path) -> None:
     published = bundle.catalog.published.copy()
     published[[1, 2, 3]] = 1_000, 1_001, 1_001  # 3 is not available, whenever
     bundle = replace(bundle, catalog=replace(bundle.catalog, published=published))
-    live = Live.of(bundle, MemoryStore(RULES), lambda: now[0])
+    live = ServingSnapshot.of(bundle, MemoryStore(RULES), lambda: now[0])
 
-    def shown(live: Live) -> list[int]:
+    def shown(live: ServingSnapshot) -> list[int]:
         return np.flatnonzero(live.allowed()[:5]).tolist()
 
     everything = live.only(Filter())
@@ -315,7 +315,7 @@ def test_what_is_published_later_is_shown_from_then_on(tmp_path: Path) -> None:
 
 
 def test_what_the_towers_read_of_a_user_by_hand(tmp_path: Path) -> None:
-    live = Live.of(toy_bundle(tmp_path), MemoryStore(RULES))
+    live = ServingSnapshot.of(toy_bundle(tmp_path), MemoryStore(RULES))
     names, items = ("rating", "share", "click", "rating"), ("i1", "i2", "gone", "i9")
     values, times = np.array([3.0, np.nan, np.nan, 4.0]), np.array([1, 2, 3, 4])
     states = live.states(UserState("ann", items, names, times, values, frozenset(items), Status.PRESENT), now=9)

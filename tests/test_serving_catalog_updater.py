@@ -20,8 +20,8 @@ from features.log.event_log import read
 from features.log.item_changes import ItemChanges
 from features.log.records import ItemGone, ItemPut
 from recsys.retrieval.filters import Filter
-from serving.state import catalog_updater as growth
-from serving.state.snapshot import Live
+from serving.state import catalog_updater as catalog_updater
+from serving.state.snapshot import ServingSnapshot
 
 
 def put(h: House, item: str, **fields: Any) -> Any:
@@ -177,7 +177,7 @@ def test_the_order_of_the_log_decides_what_is_embedded_meanwhile(tmp_path: Path)
 
 
 def test_answers_of_the_log_that_come_in_another_order_change_nothing(tmp_path: Path) -> None:
-    growing = growth.Growth(tmp_path, {}, toy_upsert, lambda bundle: None)
+    growing = catalog_updater.CatalogUpdater(tmp_path, {}, toy_upsert, lambda bundle: None)
 
     class Late:
         """Answers the first record after the second."""
@@ -272,7 +272,7 @@ def test_parts_that_cannot_be_read_are_told(tmp_path: Path) -> None:
 
 
 def test_an_encoder_that_fails_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(catalog_updater, "RETRY_SECONDS", 0.05)
     away = threading.Event()
 
     class Away(ToyWords):
@@ -335,7 +335,9 @@ def test_a_request_that_began_in_an_older_bundle_does_not_show_what_was_deleted_
         before = h.service.live
         assert before is not None
         narrowed = before.only(Filter())
-        h.service.growth.serve(Live.of(with_contents(toy_bundle(tmp_path, fingerprint="toy-2")), before.store))
+        h.service.catalog_updater.serve(
+            ServingSnapshot.of(with_contents(toy_bundle(tmp_path, fingerprint="toy-2")), before.store)
+        )
         put(h, "sky", title="blue")
         settled(h, "sky")
         grown = h.service.live

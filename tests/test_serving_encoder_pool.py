@@ -17,7 +17,7 @@ from toy_service import ToyBundle, ToyShelf, ToyWords, toy_bundle, toy_settings,
 from features.content.parts import Limits
 from features.errors import ConfigError, DependencyError, SpaceError
 from serving.errors import ApiError
-from serving.state.encoder_pool import FILE_SECONDS, Desk
+from serving.state.encoder_pool import FILE_SECONDS, EncoderPool
 
 
 def test_without_contents_there_is_no_search(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_query_that_takes_too_long_is_given_up_and_its_encoder_left_to_end(tmp
 
 
 def test_a_slow_machine_elsewhere_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.state.encoder_pool.REMOTE", 2)
+    monkeypatch.setattr("serving.state.encoder_pool.MAX_REMOTE", 2)
     words = Slow()
     shelf = ToyShelf(afar(with_contents(toy_bundle(tmp_path))))
     with house(tmp_path, shelf=shelf, encoders=lambda *_: {"text": words}, search_wait=0.1, search_seconds=0.1) as h:
@@ -212,7 +212,7 @@ def test_a_thread_that_cannot_be_had_keeps_no_turn(tmp_path: Path, monkeypatch: 
 
 
 def test_few_large_bodies_are_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.state.encoder_pool.LARGE", 0)
+    monkeypatch.setattr("serving.state.encoder_pool.MAX_LARGE_BODIES", 0)
     with house(tmp_path, search_wait=0.05) as h:
         small, large = (orjson.dumps({"text": "red"}) + b" " * size for size in (900_000, 1_100_000))
         assert h.client.post("/v1/search", content=small).status_code == 200
@@ -227,7 +227,7 @@ def test_a_body_that_does_not_arrive_is_given_up(tmp_path: Path, monkeypatch: py
         await asyncio.sleep(20)
 
     async def ask() -> None:
-        async with Desk(toy_settings(tmp_path)).body(Request({"type": "http", "headers": []}, receive)):
+        async with EncoderPool(toy_settings(tmp_path)).body(Request({"type": "http", "headers": []}, receive)):
             pytest.fail("a body")
 
     with pytest.raises(ApiError, match="did not arrive") as error:

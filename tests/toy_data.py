@@ -15,8 +15,8 @@ from recsys.baselines import fit_popular
 from recsys.config import RerankerConfig, TowerConfig
 from recsys.item_statistics import ItemStatistics
 from recsys.ranking.pair_features import PairFeatures
-from recsys.ranking.reranker import Lesson, fit_reranker
-from recsys.recommender import TwoStage
+from recsys.ranking.reranker import RankingExamples, fit_reranker
+from recsys.recommender import TwoStageRecommender
 from recsys.retrieval.index import Index
 from recsys.towers.model import TwoTowers
 
@@ -103,9 +103,11 @@ def toy_stage(events, catalog=None, *, reranked=True, config=SMALL, seed=0):
         rng = np.random.default_rng(seed)
         relevant = rng.random(found.rows.shape) < 0.5 / (1 + found.rows.clip(min=0))
         features = PairFeatures.of(catalog, vectors, events)
-        reranker = fit_reranker(features, [Lesson(states, found, relevant)], RerankerConfig(trees=5), seed=seed)
+        reranker = fit_reranker(
+            features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=5), seed=seed
+        )
         assert reranker is not None
-    stage = TwoStage(model, vectors, index, fit_popular(events), reranker, 20, events.latest)
+    stage = TwoStageRecommender(model, vectors, index, fit_popular(events), reranker, 20, events.latest)
     return stage, catalog, statistics
 
 

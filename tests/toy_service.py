@@ -15,7 +15,7 @@ from features.catalog import Catalog
 from features.content.encoders.frozen import Media
 from features.content.encoders.images import prepare
 from features.content.encoders.text import embed_texts
-from features.content.media.decoder_pool import Decoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Content, Limits, Modality
 from features.content.spaces import Embedded, Encoder, SpaceKey, Task, unit
 from features.errors import BundleError
@@ -23,7 +23,7 @@ from features.ids import IdMap
 from features.interactions import Ragged, UserStates
 from features.progress import Step
 from features.schema import DataConfig, EventRules, Placement
-from recsys.bundle.upsert import grown_catalog, grown_space
+from recsys.bundle.upsert import upsert_catalog, upsert_content_space
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates, top_k
 from serving.settings import ServeSettings
@@ -51,8 +51,8 @@ class Nearest:
     ) -> Candidates:
         if self.broken:
             raise RuntimeError("this model does not work")
-        liked = states.liked()
-        scores = np.stack([near(int(liked.flat[liked.end[i] - 1]), self.n) for i in range(len(states))])
+        positives = states.positives()
+        scores = np.stack([near(int(positives.flat[positives.end[i] - 1]), self.n) for i in range(len(states))])
         return top_k(scores, k, allow=allow, exclude=exclude)
 
 
@@ -77,8 +77,8 @@ class ToyBundle:
     ) -> Candidates:
         if self.recommender.broken:
             raise RuntimeError("this model does not work")
-        liked = who.liked()
-        own = np.stack([near(int(liked.flat[end - 1]), len(self.catalog)) for end in liked.end])
+        positives = who.positives()
+        own = np.stack([near(int(positives.flat[end - 1]), len(self.catalog)) for end in positives.end])
         return top_k((1 - weight) * (content @ self.catalog.content.T) + weight * own, k, allow=allow)
 
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
@@ -86,16 +86,16 @@ class ToyBundle:
 
 
 def toy_upsert(bundle: ToyBundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> ToyBundle:
-    """As `recsys.bundle.upsert.grown`."""
+    """As `recsys.bundle.upsert.upsert_items`."""
     placed = bundle.content.place(channels) if bundle.content and channels else None
-    catalog, rows = grown_catalog(bundle.catalog, items, placed)
+    catalog, rows = upsert_catalog(bundle.catalog, items, placed)
     n, total = len(bundle.catalog), len(catalog)
     return replace(
         bundle,
         catalog=catalog,
         recommender=replace(bundle.recommender, n=total),
         popular=np.concatenate([bundle.popular, np.arange(n, total)]),
-        content=bundle.content and grown_space(bundle.content, total, rows, channels),
+        content=bundle.content and upsert_content_space(bundle.content, total, rows, channels),
     )
 
 
@@ -214,7 +214,7 @@ class ToyEyes(ToyWords):
 
     modalities = frozenset({"image", "video"})
 
-    def __init__(self, decoders: Decoders, limits: Limits) -> None:
+    def __init__(self, decoders: DecoderPool, limits: Limits) -> None:
         self.media = Media(decoders, limits)
 
     def encode(
@@ -228,7 +228,7 @@ class ToyEyes(ToyWords):
         return np.stack([frame.mean((0, 1)) for frame in frames]).astype(np.float32)
 
 
-def toy_encoders(config: object, decoders: Decoders, limits: Limits, models: Path) -> dict[str, Encoder]:
+def toy_encoders(config: object, decoders: DecoderPool, limits: Limits, models: Path) -> dict[str, Encoder]:
     """As `open_encoders`."""
     return {"text": ToyWords(limits), "image": ToyEyes(decoders, limits)}
 

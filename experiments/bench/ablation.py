@@ -14,12 +14,12 @@ import numpy as np
 
 from experiments.bench.runner import Result
 from experiments.config import RunConfig, load_config
-from experiments.dataset import encode, load_dataset
-from experiments.evaluation.ranking import as_dict, evaluate
+from experiments.dataset import encode_contents, load_dataset
+from experiments.evaluation.ranking import evaluate, interval_dict
 from experiments.pipelines.fit import train_two_stage
-from experiments.pipelines.rolling_windows import windows
+from experiments.pipelines.rolling_windows import evaluation_windows
 from features.arrays import Doubles
-from features.content.encoder_config import TITLES, Builtin
+from features.content.encoder_config import TITLE_CHANNEL, BuiltinConfig
 from features.errors import ConfigError
 from features.progress import silent
 from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
@@ -52,7 +52,11 @@ def variants(settings: RunConfig, there: Collection[str]) -> dict[str, RunConfig
     for name, changes in VARIANTS.items():
         left_out = changes.get(WITHOUT, ())
         if left_out:
-            if not isinstance(settings.encoder, Builtin) or not {*there} - {*left_out} or not {*there} & {*left_out}:
+            if (
+                not isinstance(settings.encoder, BuiltinConfig)
+                or not {*there} - {*left_out}
+                or not {*there} & {*left_out}
+            ):
                 continue
             changes = {WITHOUT: (*settings.encoder.without, *left_out)}
         one = settings.changed(changes)
@@ -71,10 +75,10 @@ def run(
     settings = load_config(Path(config))
     if short:
         seeds, settings = 1, settings.changed({"training.epochs": 1})
-    bare, splits = windows(settings, load_dataset(settings))[-1]
-    as_configured = encode(bare, settings)
+    bare, splits = evaluation_windows(settings, load_dataset(settings))[-1]
+    as_configured = encode_contents(bare, settings)
     space = as_configured.space
-    chosen = variants(settings, () if space is None else {*space.channels} - {TITLES})
+    chosen = variants(settings, () if space is None else {*space.channels} - {TITLE_CHANNEL})
     names = list(chosen) if only is None else ["as configured", *only.split(",")]
     if unknown := [name for name in names if name not in chosen]:
         raise ConfigError(f"no variant {', '.join(unknown)} of {config}; there are {', '.join(chosen)}")
@@ -85,7 +89,7 @@ def run(
     for name in names:
         variant, began, users = chosen[name], time.perf_counter(), []
         ours: dict[str, Any] = {}
-        dataset = as_configured if variant.encoder == settings.encoder else encode(bare, variant)
+        dataset = as_configured if variant.encoder == settings.encoder else encode_contents(bare, variant)
         for seed in range(seeds):
             one = variant.model_copy(update={"seed": seed, "reranker": None})
             stage = train_two_stage(one, dataset, splits, lambda line: None, silent)[1].retrieval
@@ -94,12 +98,12 @@ def run(
             ours[f"{name}, seed {seed}: ndcg_at_10"] = float(users[-1].mean())
             ours[f"{name}, seed {seed}: hr_at_10"] = float(judged.per_user("hr").mean())
         mean: Doubles = np.mean(users, axis=0)
-        ours[f"{name}: ndcg_at_10"] = as_dict(bootstrap(mean, seed=0))
+        ours[f"{name}: ndcg_at_10"] = interval_dict(bootstrap(mean, seed=0))
         ours[f"{name}: seconds a seed"] = round((time.perf_counter() - began) / seeds, 1)
         if whole is None:
             whole = mean
         else:
-            ours[f"{name}: change of ndcg_at_10"] = as_dict(paired_bootstrap(mean, whole, seed=0))
+            ours[f"{name}: change of ndcg_at_10"] = interval_dict(paired_bootstrap(mean, whole, seed=0))
         for key, value in ours.items():  # hours of work: seen as soon as it is done
             print(f"{key} {value}", file=sys.stderr, flush=True)
         figures |= ours

@@ -15,11 +15,11 @@ import polars as pl
 from sklearn.linear_model import Ridge
 
 from experiments.bench.runner import Bar, Result
-from experiments.evaluation.ranking import as_dict
+from experiments.evaluation.ranking import interval_dict
 from features.arrays import Doubles, Floats, Ints
-from features.content.embed import embed, vectors_of
-from features.content.encoder_config import builtin
-from features.content.media.decoder_pool import Decoders
+from features.content.embed import cached_vectors, embed
+from features.content.encoder_config import builtin_encoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Audio, Content, Image, Limits, Text
 from features.content.spaces import Embedded, Encoder, SpaceKey, unit
 from features.errors import ConfigError, SourceError
@@ -85,10 +85,10 @@ def run(*, short: bool = False, data: str | None = None, train: str | None = Non
         for k in (1, 10):
             a, b = _hits(mine, k), _hits(other, k)
             values[direction, k] = a
-            figures[f"{direction} R@{k}"] = as_dict(bootstrap(a, seed=SEED))
-            figures[f"{direction} R@{k} ridge"] = as_dict(bootstrap(b, seed=SEED))
+            figures[f"{direction} R@{k}"] = interval_dict(bootstrap(a, seed=SEED))
+            figures[f"{direction} R@{k} ridge"] = interval_dict(bootstrap(b, seed=SEED))
             difference = paired_bootstrap(a, b, seed=SEED)
-            figures[f"{direction} R@{k} ours minus ridge"] = as_dict(difference)
+            figures[f"{direction} R@{k} ours minus ridge"] = interval_dict(difference)
             bars.append(Bar(f"{direction} R@{k}: low end of ours minus ridge", difference.low, ">", 0.0))
         kept = float(_hits(small, 10).mean() / _hits(mine, 10).mean())
         figures[f"{direction} R@10 at {CUT} dimensions"] = round(float(_hits(small, 10).mean()), 4)
@@ -97,7 +97,7 @@ def run(*, short: bool = False, data: str | None = None, train: str | None = Non
     for alone in ("text to image", "speech to image"):
         for k in (1, 10):
             difference = paired_bootstrap(values[both, k], values[alone, k], seed=SEED)
-            figures[f"{both} minus {alone} R@{k}"] = as_dict(difference)
+            figures[f"{both} minus {alone} R@{k}"] = interval_dict(difference)
             bars.append(Bar(f"{both} R@{k}: low end of what it adds to {alone}", difference.low, ">", 0.0))
     return Result(figures, bars)
 
@@ -124,8 +124,8 @@ def read(folder: Path) -> Photographs:
         raise SourceError(f"{table}: each photograph needs the same number of captions; there are {counts.unique()}")
     names = captions.get_column("image").to_list()
     limits = Limits()
-    with Decoders(1) as decoders:
-        encoders = builtin(decoders, limits, CACHE / "models")
+    with DecoderPool(1) as decoders:
+        encoders = builtin_encoders(decoders, limits, CACHE / "models")
         texts = [Content.of(Text(text)) for text in captions.explode("caption").get_column("caption")]
         text = _vectors(texts, "text", encoders["text"], limits)
         image = _vectors(
@@ -140,7 +140,7 @@ def read(folder: Path) -> Photographs:
 
 def _vectors(contents: list[Content], name: str, encoder: Encoder, limits: Limits) -> Embedded:
     embed(contents, {name: encoder}, CACHE, limits=limits)
-    found = vectors_of(contents, encoder, CACHE, limits=limits)
+    found = cached_vectors(contents, encoder, CACHE, limits=limits)
     if found.failures:
         raise SourceError(f"{len(found.failures)} of the {name} files cannot be read: {found.failures[0].reason}")
     return found

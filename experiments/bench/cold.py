@@ -18,19 +18,19 @@ from pydantic import ValidationError
 
 from experiments.bench.runner import Bar, Result
 from experiments.config import RunConfig, load_config
-from experiments.dataset import Dataset, encode, keep_frequent, load_dataset
-from experiments.evaluation.ranking import DEPTH, K, as_dict, ranked
-from experiments.pipelines.fit import RERANKED, TOWERS, assemble, choose, fit_recipe
-from experiments.pipelines.rolling_windows import windows
+from experiments.dataset import Dataset, encode_contents, keep_frequent, load_dataset
+from experiments.evaluation.ranking import DEPTH, K, interval_dict, rank_targets
+from experiments.pipelines.fit import RERANKED, TOWERS, build_two_stage, fit_selected, select_model
+from experiments.pipelines.rolling_windows import evaluation_windows
 from experiments.splits import Targets
 from features.arrays import Bools, Doubles, Floats
 from features.catalog import item_texts
-from features.content.encoder_config import Builtin
+from features.content.encoder_config import BuiltinConfig
 from features.errors import ConfigError, DataError
 from features.interactions import Ragged
 from features.progress import silent
 from recsys.baselines.content import ContentBridge, TfidfProfile, fit_bridge, fit_tfidf
-from recsys.dense_recommender import Baseline
+from recsys.dense_recommender import DenseRecommender
 from recsys.evaluation import metrics
 from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
 from recsys.interfaces import Recommender
@@ -41,18 +41,18 @@ BRIDGE, BOTH, PROFILE = "content bridge", "bridge + TF-IDF", "TF-IDF profile"
 
 
 @dataclass(frozen=True)
-class Sum(Baseline):
+class Sum(DenseRecommender):
     """The content bridge and the TF-IDF profile, each in standard scores over the cold items."""
 
     bridge: ContentBridge
     profile: TfidfProfile
     cold: Bools
 
-    def scores(self, liked: Ragged) -> Floats:
+    def scores(self, positives: Ragged) -> Floats:
         """(b, n) float32."""
-        total = np.zeros((len(liked), len(self.cold)), dtype=np.float32)
+        total = np.zeros((len(positives), len(self.cold)), dtype=np.float32)
         for part in (self.bridge, self.profile):
-            scores = part.scores(liked)
+            scores = part.scores(positives)
             among = scores[:, self.cold]
             total += (scores - among.mean(1, keepdims=True)) / among.std(1, keepdims=True).clip(min=1e-9)
         return total
@@ -81,7 +81,7 @@ def run(
         )
     fitted_on = {TOWERS: settings}
     if without is not None:
-        if not isinstance(settings.encoder, Builtin):
+        if not isinstance(settings.encoder, BuiltinConfig):
             raise ConfigError(f"{config}: only of an encoder of kind builtin can {without} be left out")
         try:
             fitted_on[f"{TOWERS} without {without}"] = settings.changed(
@@ -106,7 +106,7 @@ def run(
     asked = np.flatnonzero(events.positive & cold[events.items])
     asked = np.sort(rng.permutation(asked)[: 500 if short else EVENTS])
     states = warm.states(events.users[asked], events.times[asked])
-    asked, states = asked[states.liked().lengths > 0], states[np.flatnonzero(states.liked().lengths > 0)]
+    asked, states = asked[states.positives().lengths > 0], states[np.flatnonzero(states.positives().lengths > 0)]
     if not len(asked):
         raise DataError(
             f"{config}: no positive event of a cold item by a user with a history: another seed or cut has some"
@@ -123,7 +123,7 @@ def run(
     made = 2 if short else passes or settings.training.epochs
     seconds = {}
     for name, encoded in fitted_on.items():
-        ready = encode(dataset, encoded)
+        ready = encode_contents(dataset, encoded)
         began = time.perf_counter()
         one = encoded.changed({"training.epochs": made})
         contenders |= _fitted(name, one, replace(ready, events=fit), validated=cut is not None)
@@ -139,7 +139,7 @@ def run(
     hits: dict[str, dict[str, Doubles]] = {"among cold": {}, "among all": {}}
     for name, contender in contenders.items():
         for among, found in hits.items():
-            ranks, _ = ranked(
+            ranks, _ = rank_targets(
                 contender, targets, dataset.catalog, repeats=False, allow=cold if among == "among cold" else None
             )
             found[name] = metrics.hit(ranks, K, depth=DEPTH)
@@ -147,9 +147,9 @@ def run(
     linear = (PROFILE, BRIDGE, BOTH)
     for among, found in hits.items():
         users = {name: metrics.per_user(hit, states.users)[0] for name, hit in found.items()}
-        figures[f"{ours}, {among}: by user, 95 %"] = as_dict(bootstrap(users[ours], seed=seed))
+        figures[f"{ours}, {among}: by user, 95 %"] = interval_dict(bootstrap(users[ours], seed=seed))
         for name in (other for other in users if other not in (ours, BRIDGE)):
-            figures[f"{ours} - {name}, {among}: by user, 95 %"] = as_dict(
+            figures[f"{ours} - {name}, {among}: by user, 95 %"] = interval_dict(
                 paired_bootstrap(users[ours], users[name], seed=seed)
             )
     best = max(hits["among cold"][name].mean() for name in linear)
@@ -175,11 +175,11 @@ def _fitted(name: str, config: RunConfig, dataset: Dataset, *, validated: bool) 
         fitted = fit_towers(
             dataset.catalog, events, config.towers, config.training, seed=config.seed, epochs=config.training.epochs
         )
-        return {name: assemble(fitted.model, events, config, dataset.catalog)}
+        return {name: build_two_stage(fitted.model, events, config, dataset.catalog)}
     every_item = config.changed({"data.min_train_events": 0})
-    window, splits = windows(every_item, dataset)[-1]
-    recipe = choose(config, window, splits, lambda line: None, silent)
-    trained = fit_recipe(config, window, events, recipe, lambda line: None, silent)
+    window, splits = evaluation_windows(every_item, dataset)[-1]
+    recipe = select_model(config, window, splits, lambda line: None, silent)
+    trained = fit_selected(config, window, events, recipe, lambda line: None, silent)
     found: dict[str, Recommender] = {name: trained.retrieval}
     if config.reranker is not None:  # where nothing could be learned, retrieval stands under both names
         found[name.replace(TOWERS, RERANKED)] = trained.recommender

@@ -23,7 +23,7 @@ from features.content.encoders.images import EfficientNet
 from features.content.encoders.sounds import AiSFX
 from features.content.encoders.speech import Whisper
 from features.content.encoders.text import MiniLM
-from features.content.media.decoder_pool import Decoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.media.worker import Array
 from features.content.parts import Audio, Content, Image, Limits, Text
 from features.content.spaces import Encoder
@@ -47,7 +47,7 @@ def run(*, short: bool = False, data: str | None = None) -> Result:
     limits, text = Limits(), MiniLM(Limits())
     figures: dict[str, Any] = {}
     bars = []
-    with Decoders(1) as decoders:
+    with DecoderPool(1) as decoders:
         media = Media(decoders, limits)
         image, words, sound = EfficientNet(media, MODELS), Whisper(media, text), AiSFX(media, MODELS)
         seen = [a for path in shown for a in pictures.prepare(path.read_bytes(), limits)]

@@ -23,17 +23,17 @@ import torch
 from experiments.bench.peers.environment import environment
 from experiments.bench.runner import Bar, Result
 from experiments.config import load_config
-from experiments.dataset import encode, load_dataset
-from experiments.evaluation.ranking import headline
-from experiments.pipelines.fit import assemble, sample_states
-from experiments.pipelines.rolling_windows import windows
+from experiments.dataset import encode_contents, load_dataset
+from experiments.evaluation.ranking import headline_metrics
+from experiments.pipelines.fit import build_two_stage, sample_states
+from experiments.pipelines.rolling_windows import evaluation_windows
 from features.arrays import Bools, Floats
 from features.errors import ConfigError, RecsysError
 from features.interactions import Interactions, Ragged, UserStates
 from recsys.interfaces import Candidates, Recommender, top_k
 from recsys.towers.model import TwoTowers
 from recsys.towers.training import fit_towers
-from recsys.towers.training_batches import Windows
+from recsys.towers.training_batches import TrainingSequences
 
 WORKER = Path(__file__).parent / "peers" / "sasrec_worker.py"
 PINS = (
@@ -106,16 +106,16 @@ def run(
     training = settings.training.model_copy(update={"loss": "softmax", "negatives": 0, "epochs": passes})
     if patience is not None:
         training = training.model_copy(update={"patience": max(1, patience)})
-    dataset, splits = windows(settings, load_dataset(settings))[-1]
-    dataset, split = encode(dataset, settings), next(iter(splits.values()))
+    dataset, splits = evaluation_windows(settings, load_dataset(settings))[-1]
+    dataset, split = encode_contents(dataset, settings), next(iter(splits.values()))
     fit, validation = split.fit, split.validation
     if short:
         fit = fit.where(fit.users % 10 == 0)
         validation = validation.where(validation.users % 10 == 0)
     validation = sample_states(validation, training.validation_states, settings.seed)
-    material = Windows.build(fit)
+    material = TrainingSequences.build(fit)
     steps = sum(1 for _ in material.batches(towers.history, training.batch_events, np.random.default_rng(0)))
-    sequences = int((fit.liked().offsets[1:] - fit.liked().offsets[:-1] >= 2).sum())
+    sequences = int((fit.positives().offsets[1:] - fit.positives().offsets[:-1] >= 2).sum())
     told = {
         "threads": torch.get_num_threads(),
         "seed": settings.seed,
@@ -133,7 +133,7 @@ def run(
     ours, theirs = Course(positions=len(material.target)), Course()
 
     def judged(recommender: Recommender) -> float:
-        return headline(recommender, validation, dataset.catalog, repeats=False)["ndcg_at_10"]
+        return headline_metrics(recommender, validation, dataset.catalog, repeats=False)["ndcg_at_10"]
 
     with rival(environment(Path(settings.cache) / "rectools", *PINS), told, fit) as one_pass:
 
@@ -147,7 +147,7 @@ def run(
         def validate(model: TwoTowers) -> dict[str, float]:
             nonlocal resumed
             ours.seconds.append(time.perf_counter() - resumed)
-            ours.ndcg.append(judged(assemble(model, fit, settings)))
+            ours.ndcg.append(judged(build_two_stage(model, fit, settings)))
             if theirs.waited() < training.patience:  # in turns: what else the machine does slows both
                 step()
             resumed = time.perf_counter()
@@ -181,7 +181,7 @@ def rival(
 
     Raises RecsysError with its last words when it ends by itself.
     """
-    log = events.liked()
+    log = events.positives()
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile("w+") as words:
         folder = Path(name)
         (folder / "settings.json").write_text(json.dumps(told))

@@ -10,22 +10,22 @@ from typing import Any
 
 from experiments.bench.runner import Bar, Result
 from experiments.config import load_config
-from experiments.dataset import encode, load_dataset
-from experiments.evaluation.ranking import as_dict, evaluate
-from experiments.pipelines.fit import assemble
-from experiments.pipelines.rolling_windows import windows
+from experiments.dataset import encode_contents, load_dataset
+from experiments.evaluation.ranking import evaluate, interval_dict
+from experiments.pipelines.fit import build_two_stage
+from experiments.pipelines.rolling_windows import evaluation_windows
 from features.errors import ConfigError
 from features.interactions import DAY
 from recsys.evaluation.bootstrap import paired_bootstrap
 from recsys.towers.training import FittedTowers, fit_towers
-from recsys.towers.warm_start import PASSES, carry
+from recsys.towers.warm_start import PASSES, transfer_weights
 
 
 def run(*, short: bool = False, config: str = "configs/complete-journey.yaml") -> Result:
     """config: one that splits by time, whose data are there; short: two passes in place of the configured ones."""
     settings = load_config(Path(config)).model_copy(update={"reranker": None})
-    dataset, splits = windows(settings, load_dataset(settings))[-1]
-    dataset = encode(dataset, settings)
+    dataset, splits = evaluation_windows(settings, load_dataset(settings))[-1]
+    dataset = encode_contents(dataset, settings)
     first = next(iter(splits.values()))
     if first.cut is None:
         raise ConfigError(f"{config}: split.kind is leave-last-out, and a warm start needs a split by time")
@@ -42,7 +42,7 @@ def run(*, short: bool = False, config: str = "configs/complete-journey.yaml") -
         return fitted
 
     before = fit("before")
-    carried = carry(before.model, dataset.catalog, dataset.catalog, first.train, settings.towers)
+    carried = transfer_weights(before.model, dataset.catalog, dataset.catalog, first.train, settings.towers)
     fitted = {
         "before": before,
         "anew": fit("anew"),
@@ -60,12 +60,12 @@ def run(*, short: bool = False, config: str = "configs/complete-journey.yaml") -
         repeats = settings.data.placements[placement].repeats
         users = {}
         for name, towers in fitted.items():
-            stage = assemble(towers.model, old if name == "before" else first.train, settings)
+            stage = build_two_stage(towers.model, old if name == "before" else first.train, settings)
             outcome = evaluate(name, stage, split, dataset.catalog, split.test, repeats=repeats, seconds=0)
             users[name] = outcome.per_user("ndcg")
             figures[f"{name} · {placement}: ndcg_at_10"] = float(users[name].mean())
         difference = paired_bootstrap(users["warm"], users["anew"], seed=settings.seed)
-        figures[f"warm - anew · {placement}: ndcg_at_10, 95 %"] = as_dict(difference)
+        figures[f"warm - anew · {placement}: ndcg_at_10, 95 %"] = interval_dict(difference)
         bars.append(
             Bar(
                 f"{placement}: NDCG@10, warm over anew",

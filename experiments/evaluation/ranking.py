@@ -72,11 +72,11 @@ def evaluate(
 ) -> Outcome:
     """Rank the full catalogue for every state of `targets`; items seen are excluded unless repeats are allowed.
 
-    The full catalogue is what was published by then (`in_time`).
+    The full catalogue is what was published by then (`published_batches`).
     """
-    ranks, rows = ranked(recommender, targets, catalog, repeats=repeats)
-    counts = np.bincount(split.train.liked().items, minlength=len(catalog))
-    active = np.bincount(split.train.liked().users, minlength=split.train.n_users) > 0
+    ranks, rows = rank_targets(recommender, targets, catalog, repeats=repeats)
+    counts = np.bincount(split.train.positives().items, minlength=len(catalog))
+    active = np.bincount(split.train.positives().users, minlength=split.train.n_users) > 0
     return Outcome(
         name=name,
         ranks=ranks,
@@ -84,7 +84,7 @@ def evaluate(
         items=targets.item,
         warm_user=active[targets.users],
         warm_item=counts[targets.item] > 0,
-        history=targets.states.liked().lengths[targets.state],
+        history=targets.states.positives().lengths[targets.state],
         seconds=seconds,
         coverage=metrics.coverage(rows, len(catalog)),
         novelty=_mean(metrics.novelty(rows, counts)),
@@ -93,14 +93,16 @@ def evaluate(
     )
 
 
-def headline(recommender: Recommender, targets: Targets, catalog: Catalog, *, repeats: bool) -> dict[str, float]:
+def headline_metrics(
+    recommender: Recommender, targets: Targets, catalog: Catalog, *, repeats: bool
+) -> dict[str, float]:
     """ndcg_at_10 and hr_at_10, means over users: what passes are chosen by."""
-    ranks, _ = ranked(recommender, targets, catalog, repeats=repeats)
+    ranks, _ = rank_targets(recommender, targets, catalog, repeats=repeats)
     figures = {"ndcg_at_10": metrics.ndcg(ranks, K, depth=DEPTH), "hr_at_10": metrics.hit(ranks, K, depth=DEPTH)}
     return {name: float(metrics.per_user(of, targets.users)[0].mean()) for name, of in figures.items()}
 
 
-def ranked(
+def rank_targets(
     recommender: Recommender, targets: Targets, catalog: Catalog, *, repeats: bool, allow: Bools | None = None
 ) -> tuple[Doubles, Ints]:
     """Ranks (m,) of m targets in lists of DEPTH, inf where not among them, and the first K rows (b, K) of each state.
@@ -111,7 +113,7 @@ def ranked(
     states = targets.states
     ranks, lists = np.full(len(targets), np.inf), np.full((len(states), K), -1, dtype=np.int64)
     place = np.full(len(states), -1)
-    for rows, there in in_time(states.as_of, catalog):
+    for rows, there in published_batches(states.as_of, catalog):
         part = states[rows].gathered()
         found = recommender.recommend(
             part,
@@ -127,7 +129,7 @@ def ranked(
     return ranks, lists
 
 
-def in_time(as_of: Ints, catalog: Catalog) -> Iterator[tuple[Ints, Bools]]:
+def published_batches(as_of: Ints, catalog: Catalog) -> Iterator[tuple[Ints, Bools]]:
     """Of b states, BATCH at most: their rows, and the items (n,) that there were to recommend when they were asked.
 
     What is published later nobody could have shown. To the day: an item is there from the beginning of its day on, so
@@ -145,7 +147,7 @@ def _mean(values: Doubles) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def join(windows: Sequence[Outcome]) -> Outcome:
+def join_windows(windows: Sequence[Outcome]) -> Outcome:
     """One contender's windows as one outcome: targets side by side, so that users are averaged once over all."""
     first = windows[0]
 
@@ -197,10 +199,10 @@ class Comparison:
         for o in self.outcomes:
             row: dict[str, Any] = {"name": o.name}
             for metric in ("hr", "ndcg"):
-                row[f"{metric}_at_{K}"] = as_dict(bootstrap(o.per_user(metric), seed=self.seed))
+                row[f"{metric}_at_{K}"] = interval_dict(bootstrap(o.per_user(metric), seed=self.seed))
             if o is not ours:
                 difference = paired_bootstrap(ours.per_user("ndcg"), o.per_user("ndcg"), seed=self.seed)
-                row[f"ours_minus_ndcg_at_{K}"] = as_dict(difference)
+                row[f"ours_minus_ndcg_at_{K}"] = interval_dict(difference)
             row |= {
                 f"mrr_at_{K}": float(o.per_user("mrr").mean()),
                 "coverage": o.coverage,
@@ -274,7 +276,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def as_dict(i: Interval) -> dict[str, float]:
+def interval_dict(i: Interval) -> dict[str, float]:
     """Plain values of an interval."""
     return {"mean": i.mean, "low": i.low, "high": i.high}
 

@@ -18,19 +18,19 @@ import numpy as np
 import polars as pl
 
 from experiments.config import RunConfig
-from experiments.dataset import Dataset, load_dataset, on_top_of
+from experiments.dataset import Dataset, extend_dataset, load_dataset
 from features.arrays import Ints
 from features.errors import BundleError, ConfigError, StoreError
 from features.files import put_file, put_new_file
 from features.interactions import UserStates
-from features.progress import Begin
+from features.progress import StartProgress
 from features.schema import ITEM, POSITION, USER
 from recsys.bundle.model import Bundle
 from recsys.interfaces import Candidates
 from recsys.ranking.slate import item_groups
 
 MANIFEST, USERS = "manifest.json", "users.parquet"
-BLOCK = 256
+USERS_AT_ONCE = 256
 """Users whose candidates are held at once."""
 
 
@@ -45,7 +45,7 @@ class BatchReport:
     rows: int
 
 
-def slates_of_all(
+def write_slates(
     bundle: Bundle,
     out: Path,
     *,
@@ -53,7 +53,7 @@ def slates_of_all(
     placement: str | None = None,
     part: tuple[int, int] = (1, 1),
     shard: int = 4096,
-    progress: Begin,
+    progress: StartProgress,
 ) -> BatchReport:
     """Write the k best items of every user of the tables and the log, as known now, `shard` users in each file.
 
@@ -89,10 +89,10 @@ def slates_of_all(
     return BatchReport(out, len(shards), there, written, rows)
 
 
-def _dataset(bundle: Bundle, progress: Begin) -> Dataset:
+def _dataset(bundle: Bundle, progress: StartProgress) -> Dataset:
     """The data as it is now, in the bundle's rows; what is newer than the bundle is left out of it."""
     config = RunConfig.model_validate(bundle.manifest["config"])
-    dataset = on_top_of(bundle.catalog, load_dataset(config, progress), int(np.iinfo(np.int64).max))
+    dataset = extend_dataset(bundle.catalog, load_dataset(config, progress), int(np.iinfo(np.int64).max))
     if len(dataset.catalog) != len(bundle.catalog):
         raise BundleError(f"{bundle.path}: {len(dataset.catalog)} items where it has {len(bundle.catalog)}")
     return dataset
@@ -101,7 +101,7 @@ def _dataset(bundle: Bundle, progress: Begin) -> Dataset:
 def _slates(bundle: Bundle, dataset: Dataset, names: pl.Series, until: int, k: int, repeats: bool) -> pl.DataFrame:
     rows, groups = dataset.users.rows(names.to_list()), item_groups(bundle.catalog)
     states = dataset.events.states(rows, np.full(len(rows), until))
-    blocks = (slice(at, at + BLOCK) for at in range(0, len(rows), BLOCK))
+    blocks = (slice(at, at + USERS_AT_ONCE) for at in range(0, len(rows), USERS_AT_ONCE))
     return pl.concat([_block(bundle, dataset, names[at], states[at], groups, k, repeats) for at in blocks])
 
 
@@ -110,7 +110,7 @@ def _block(
 ) -> pl.DataFrame:
     """Variants of one product fall out of a slate: where that leaves it short, more is asked for."""
     n = len(bundle.catalog)
-    source = np.where(states.liked().lengths > 0, "model", "popular")
+    source = np.where(states.positives().lengths > 0, "model", "popular")
     shown = dataset.catalog.available & dataset.catalog.published_by(int(states.as_of[0]))
     frames, left, wide = [], np.arange(len(states)), k
     while len(left):

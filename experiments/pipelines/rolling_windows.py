@@ -2,11 +2,11 @@
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, keep_frequent
-from experiments.splits import Split, cuts, leave_last_out, time_split
+from experiments.splits import Split, leave_last_out, time_split, window_cuts
 from features.errors import ConfigError
 
 
-def windows(config: RunConfig, dataset: Dataset) -> list[tuple[Dataset, dict[str, Split]]]:
+def evaluation_windows(config: RunConfig, dataset: Dataset) -> list[tuple[Dataset, dict[str, Split]]]:
     """The data set and the split of each placement, for each window; oldest first.
 
     Raises ConfigError when items are to be frequent before a cut and there is none, and DataError when the events
@@ -23,7 +23,7 @@ def windows(config: RunConfig, dataset: Dataset) -> list[tuple[Dataset, dict[str
         return [(dataset, dict.fromkeys(placements, split))]
     out = []
     # by the events before the validation window: validation must not know which items it will make frequent
-    for window in cuts(dataset.events, config.split):
+    for window in window_cuts(dataset.events, config.split):
         kept = keep_frequent(dataset, window[0], config.data.min_train_events)
         splits = {
             name: time_split(kept.events, window, history=config.split.history, repeats=placement.repeats)

@@ -7,17 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import RunConfig
-from experiments.dataset import Dataset, encode, keep_frequent, load_dataset
-from experiments.evaluation.ranking import Comparison, Outcome, evaluate, join
-from experiments.pipelines.fit import RERANKED, TOWERS, Recipe, Trained, fit_baseline, fit_recipe, train_two_stage
-from experiments.pipelines.rolling_windows import windows
-from experiments.splits import Split, guard
+from experiments.dataset import Dataset, encode_contents, keep_frequent, load_dataset
+from experiments.evaluation.ranking import Comparison, Outcome, evaluate, join_windows
+from experiments.pipelines.fit import (
+    RERANKED,
+    TOWERS,
+    FittedRecommender,
+    SelectedModel,
+    fit_baseline,
+    fit_selected,
+    train_two_stage,
+)
+from experiments.pipelines.rolling_windows import evaluation_windows
+from experiments.splits import Split, check_no_leak
 from experiments.tracking import plots
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
 from features.interactions import DAY
 from recsys.bundle.io import save_bundle
-from recsys.bundle.registry import publish as make_current
+from recsys.bundle.registry import publish_bundle
 from recsys.interfaces import Recommender
 
 
@@ -32,9 +40,9 @@ def train(
     Raises any RecsysError; a failed run publishes nothing.
     """
     dataset = load_dataset(config, reporter.steps)
-    say_dataset(dataset, reporter)
-    kept, splits = windows(config, dataset)[-1]
-    kept = encode(kept, config, reporter.steps)
+    report_dataset(dataset, reporter)
+    kept, splits = evaluation_windows(config, dataset)[-1]
+    kept = encode_contents(kept, config, reporter.steps)
     if kept.told:
         reporter.say(kept.told)
     first = next(iter(splits.values()))
@@ -54,15 +62,15 @@ def train(
         },
     )
     try:
-        outcomes, recipe, trained = contend(config, kept, splits, reporter, tracker)
-        tables = [compare(config, name, [split], outcomes[name]) for name, split in splits.items()]
+        outcomes, recipe, trained = fit_and_evaluate(config, kept, splits, reporter, tracker)
+        tables = [comparison(config, name, [split], outcomes[name]) for name, split in splits.items()]
         if first.cut is not None:
             reporter.say("the same recipe on all events, to be served")
             if least := config.data.min_train_events:  # what has become frequent since belongs to it
                 frequent = keep_frequent(dataset, dataset.events.latest + 1, least)
-                kept = encode(frequent, config, reporter.steps, space=kept.space)
-            trained = fit_recipe(
-                config, kept, kept.events, recipe, lambda line: reporter.say(show(line)), reporter.steps
+                kept = encode_contents(frequent, config, reporter.steps, space=kept.space)
+            trained = fit_selected(
+                config, kept, kept.events, recipe, lambda line: reporter.say(format_line(line)), reporter.steps
             )
         figures = plots.draw(recipe.selection.history, tables[0].outcomes)
         path = save_bundle(
@@ -70,12 +78,12 @@ def train(
             kept.catalog,
             trained.recommender,
             trained.statistics,
-            facts(config, dataset, [first], tables),
+            manifest_facts(config, dataset, [first], tables),
             kept.space,
         )
         if publish:
-            make_current(path)
-        record(tracker, tables, figures, path)
+            publish_bundle(path)
+        record_run(tracker, tables, figures, path)
         if recipe.reranker is not None:
             tracker.metrics({f"importance.{name}": share for name, share in recipe.reranker.importance.items()})
     except BaseException:
@@ -88,25 +96,27 @@ def train(
 def evaluate_run(config: RunConfig, reporter: Reporter) -> list[Comparison]:
     """Every baseline and the two towers, fitted anew in every window: one table for each placement."""
     dataset = load_dataset(config, reporter.steps)
-    say_dataset(dataset, reporter)
-    every = windows(config, dataset)
+    report_dataset(dataset, reporter)
+    every = evaluation_windows(config, dataset)
     gathered: dict[str, list[list[Outcome]]] = {name: [] for name in config.data.placements}
     for number, (kept, splits) in enumerate(every, 1):
         reporter.say(
             f"window {number} of {len(every)}: {len(kept.catalog):,} items, {kept.left_out:,} events left out"
         )
-        kept = encode(kept, config, reporter.steps)
-        for name, outcomes in contend(config, kept, splits, reporter, None)[0].items():
+        kept = encode_contents(kept, config, reporter.steps)
+        for name, outcomes in fit_and_evaluate(config, kept, splits, reporter, None)[0].items():
             gathered[name].append(outcomes)
     return [
-        compare(config, name, [splits[name] for _, splits in every], [join(w) for w in zip(*parts, strict=True)])
+        comparison(
+            config, name, [splits[name] for _, splits in every], [join_windows(w) for w in zip(*parts, strict=True)]
+        )
         for name, parts in gathered.items()
     ]
 
 
-def contend(
+def fit_and_evaluate(
     config: RunConfig, dataset: Dataset, splits: dict[str, Split], reporter: Reporter, tracker: Tracker | None
-) -> tuple[dict[str, list[Outcome]], Recipe, Trained]:
+) -> tuple[dict[str, list[Outcome]], SelectedModel, FittedRecommender]:
     """Fit every baseline and the real recommender once; evaluate each in every placement."""
     outcomes: dict[str, list[Outcome]] = {name: [] for name in splits}
     first = next(iter(splits.values()))
@@ -125,12 +135,12 @@ def contend(
     for name, arguments in config.baselines.items():
         started = time.perf_counter()
         baseline = fit_baseline(name, arguments, dataset, first.train)
-        guard(first.cut, **{name: baseline})
+        check_no_leak(first.cut, **{name: baseline})
         judge(name, baseline, time.perf_counter() - started)
         done(1)
 
     def report(line: dict[str, float]) -> None:
-        reporter.say(show(line))
+        reporter.say(format_line(line))
         if tracker and "ndcg_at_10" in line:  # the fit that is validated; the one after repeats its passes
             tracker.metrics(line, int(line["epoch"]))
 
@@ -144,12 +154,12 @@ def contend(
     return outcomes, recipe, trained
 
 
-def show(values: dict[str, float]) -> str:
+def format_line(values: dict[str, float]) -> str:
     """A pass of training as one line."""
     return "  ".join(f"{key} {value:.4g}" for key, value in values.items())
 
 
-def compare(config: RunConfig, placement: str, splits: list[Split], outcomes: list[Outcome]) -> Comparison:
+def comparison(config: RunConfig, placement: str, splits: list[Split], outcomes: list[Outcome]) -> Comparison:
     """The table of one placement."""
     repeats = "repeats allowed" if config.data.placements[placement].repeats else "repeats excluded"
     several = f" ({len(splits)} windows)" if len(splits) > 1 else ""
@@ -164,7 +174,9 @@ def compare(config: RunConfig, placement: str, splits: list[Split], outcomes: li
     )
 
 
-def facts(config: RunConfig, dataset: Dataset, splits: list[Split], tables: list[Comparison]) -> dict[str, Any]:
+def manifest_facts(
+    config: RunConfig, dataset: Dataset, splits: list[Split], tables: list[Comparison]
+) -> dict[str, Any]:
     """What the manifest of the bundle records."""
     return {
         "config": config.model_dump(mode="json"),
@@ -176,7 +188,7 @@ def facts(config: RunConfig, dataset: Dataset, splits: list[Split], tables: list
     }
 
 
-def record(tracker: Tracker, tables: list[Comparison], figures: dict[str, Any], bundle: Path) -> None:
+def record_run(tracker: Tracker, tables: list[Comparison], figures: dict[str, Any], bundle: Path) -> None:
     """Final metrics, plots and the bundle."""
     for table in tables:
         for row in table.rows:
@@ -187,10 +199,10 @@ def record(tracker: Tracker, tables: list[Comparison], figures: dict[str, Any], 
     tracker.artifact(bundle, "bundle")
 
 
-def say_dataset(dataset: Dataset, reporter: Reporter) -> None:
+def report_dataset(dataset: Dataset, reporter: Reporter) -> None:
     """What was read, and what was not used."""
     for count in dataset.report.counts:
-        reporter.say(f"{count.table}: {count.read:,} rows read, {count.kept:,} kept, {count.set_aside:,} set aside")
+        reporter.say(f"{count.table}: {count.read:,} rows read, {count.kept:,} kept, {count.rejected:,} rejected")
     if dataset.unknown:
         reporter.say(f"{dataset.unknown:,} logged events are of items that the tables do not have: left out")
     if dataset.twice:

@@ -23,17 +23,17 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.config import RunConfig
-from experiments.dataset import Dataset, encode, load_dataset
-from experiments.pipelines.fit import choose
-from experiments.pipelines.rolling_windows import windows
-from experiments.pipelines.train import code_version, say_dataset
+from experiments.dataset import Dataset, encode_contents, load_dataset
+from experiments.pipelines.fit import select_model
+from experiments.pipelines.rolling_windows import evaluation_windows
+from experiments.pipelines.train import code_version, report_dataset
 from experiments.splits import Split
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
 from features.errors import ConfigError
 from recsys.towers import distributed
 
-SPACE: dict[str, BaseDistribution] = {
+SEARCH_SPACE: dict[str, BaseDistribution] = {
     "towers.dimension": CategoricalDistribution((32, 64, 128)),
     "towers.layers": IntDistribution(1, 3),
     "towers.dropout": FloatDistribution(0.0, 0.6),
@@ -48,7 +48,7 @@ SPACE: dict[str, BaseDistribution] = {
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 Settings = dict[str, Any]
-"""Key of SPACE -> value."""
+"""Key of SEARCH_SPACE -> value."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,16 @@ def tune(
 ) -> Search:
     """Try settings until there are `trials` of them, those of earlier calls among them, or time is up.
 
-    only: keys of SPACE, empty for all. No trial begins after `minutes`. Each trial is a run inside the search's own.
-    Raises ConfigError for an unknown key or among several processes, and what a training raises.
+    only: keys of SEARCH_SPACE, empty for all. No trial begins after `minutes`. Each trial is a run inside the search's
+    own. Raises ConfigError for an unknown key or among several processes, and what a training raises.
     """
     if distributed.size() > 1:  # those that help would wait in the middle of a trial that is pruned
         raise ConfigError("a search runs in one process: start it without torchrun")
     space = _space(config, only)
     dataset = load_dataset(config, reporter.steps)
-    say_dataset(dataset, reporter)
-    dataset, splits = windows(config, dataset)[-1]
-    dataset = encode(dataset, config, reporter.steps)
+    report_dataset(dataset, reporter)
+    dataset, splits = evaluation_windows(config, dataset)[-1]
+    dataset = encode_contents(dataset, config, reporter.steps)
     name, split = next(iter(splits.items()))
     facts = {"data_hash": dataset.hash, "code_version": code_version(), "seed": str(config.seed)}
     study = _study(config, space, facts)
@@ -132,11 +132,11 @@ def tune(
 
 
 def _space(config: RunConfig, only: Sequence[str]) -> dict[str, BaseDistribution]:
-    if unknown := [key for key in only if key not in SPACE]:
-        raise ConfigError(f"no setting {unknown[0]!r} is searched; there are: {', '.join(SPACE)}")
+    if unknown := [key for key in only if key not in SEARCH_SPACE]:
+        raise ConfigError(f"no setting {unknown[0]!r} is searched; there are: {', '.join(SEARCH_SPACE)}")
     out: dict[str, BaseDistribution] = {}
-    for key in only or SPACE:
-        kind, own = SPACE[key], _own(config, key)
+    for key in only or SEARCH_SPACE:
+        kind, own = SEARCH_SPACE[key], _configured(config, key)
         if isinstance(kind, CategoricalDistribution):
             others = (choice for choice in kind.choices if choice != own and _fits(config, key, choice))
             out[key] = CategoricalDistribution((own, *others))
@@ -145,7 +145,7 @@ def _space(config: RunConfig, only: Sequence[str]) -> dict[str, BaseDistribution
     return out
 
 
-def _own(config: RunConfig, key: str) -> Any:
+def _configured(config: RunConfig, key: str) -> Any:
     section, name = key.split(".")
     return getattr(getattr(config, section), name)
 
@@ -181,7 +181,7 @@ def _study(config: RunConfig, space: dict[str, BaseDistribution], facts: dict[st
         study.enqueue_trial(lost.params)
     # a sampler that begins again would propose again what it has proposed
     study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
-    study.enqueue_trial({key: _own(config, key) for key in space}, skip_if_exists=True)
+    study.enqueue_trial({key: _configured(config, key) for key in space}, skip_if_exists=True)
     return study
 
 
@@ -194,7 +194,7 @@ def _try(
     reporter: Reporter,
 ) -> float:
     """One trial: NDCG@10 of the best pass. Raises TrialPruned when half of the others were better by then."""
-    settings = {key: _short(value, _own(config, key)) for key, value in trial.params.items()}
+    settings = {key: _short(value, _configured(config, key)) for key, value in trial.params.items()}
     tried = config.changed(settings).model_copy(update={"reranker": None})
     trial.set_user_attr("settings", settings)
     tracker.start(f"{config.name} tune", settings, {"trial": str(trial.number)})
@@ -209,7 +209,7 @@ def _try(
             raise optuna.TrialPruned
 
     try:
-        choose(tried, dataset, splits, report, reporter.steps)
+        select_model(tried, dataset, splits, report, reporter.steps)
     except optuna.TrialPruned:
         tracker.finish(pruned=True)
         raise

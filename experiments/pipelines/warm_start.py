@@ -7,21 +7,27 @@ import numpy as np
 import torch
 
 from experiments.config import RunConfig
-from experiments.dataset import Dataset, encode, load_dataset, on_top_of
+from experiments.dataset import Dataset, encode_contents, extend_dataset, load_dataset
 from experiments.evaluation.ranking import Comparison, evaluate
-from experiments.pipelines.fit import RERANKED, TOWERS, Recipe, fit_recipe
-from experiments.pipelines.train import code_version, compare, facts, record, say_dataset, show
+from experiments.pipelines.fit import RERANKED, TOWERS, SelectedModel, fit_selected
+from experiments.pipelines.train import (
+    code_version,
+    comparison,
+    format_line,
+    manifest_facts,
+    record_run,
+    report_dataset,
+)
 from experiments.splits import Split, targets
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
 from features.errors import ConfigError, DataError, SpaceError
 from recsys.bundle.io import MANIFEST, load_bundle, save_bundle
 from recsys.bundle.model import Bundle
-from recsys.bundle.registry import find
-from recsys.bundle.registry import publish as make_current
+from recsys.bundle.registry import find_bundle, publish_bundle
 from recsys.ranking.reranker import Reranker
 from recsys.towers.training import fit_towers
-from recsys.towers.warm_start import PASSES, carry
+from recsys.towers.warm_start import PASSES, transfer_weights
 
 
 def train_from(
@@ -33,11 +39,11 @@ def train_from(
     new events, none of which it had seen. Returns the new bundle's folder and one table for each placement that had
     something to predict. Raises any RecsysError; a failed run publishes nothing.
     """
-    bundle = load_bundle(Path(name) if (Path(name) / MANIFEST).is_file() else find(Path(config.bundles), name))
+    bundle = load_bundle(Path(name) if (Path(name) / MANIFEST).is_file() else find_bundle(Path(config.bundles), name))
     check(config, bundle)
     dataset = load_dataset(config, reporter.steps)
-    say_dataset(dataset, reporter)
-    dataset = on_top_of(bundle.catalog, dataset, config.data.min_train_events)
+    report_dataset(dataset, reporter)
+    dataset = extend_dataset(bundle.catalog, dataset, config.data.min_train_events)
     since = bundle.recommender.fitted_until
     new = dataset.events.times > since
     if not (new & dataset.events.positive).any():
@@ -47,7 +53,7 @@ def train_from(
         )
     added = len(dataset.catalog) - len(bundle.catalog)
     reporter.say(f"{int(new.sum()):,} events and {added:,} items since {np.datetime64(since, 'us')} UTC")
-    dataset = encode(dataset, config, reporter.steps, space=bundle.content)
+    dataset = encode_contents(dataset, config, reporter.steps, space=bundle.content)
     tracker.start(
         config.name,
         config.model_dump(),
@@ -60,12 +66,14 @@ def train_from(
     )
 
     def report(line: dict[str, float]) -> None:
-        reporter.say(show(line))
+        reporter.say(format_line(line))
 
     try:
         splits, tables = judge(config, bundle, dataset, reporter)
         torch.manual_seed(config.seed)  # categories that are new begin at random
-        towers = carry(bundle.recommender.towers, bundle.catalog, dataset.catalog, dataset.events, config.towers)
+        towers = transfer_weights(
+            bundle.recommender.towers, bundle.catalog, dataset.catalog, dataset.events, config.towers
+        )
         fitted = fit_towers(
             dataset.catalog,
             dataset.events,
@@ -82,19 +90,19 @@ def train_from(
         order = order if config.reranker and isinstance(order, Reranker) else None
         if config.reranker and order is None:
             reporter.say(f"{bundle.path} has no reranker to go on with: what is published is retrieval alone")
-        recipe = Recipe(fitted, order)
-        trained = fit_recipe(config, dataset, dataset.events, recipe, report, reporter.steps, again=False)
+        recipe = SelectedModel(fitted, order)
+        trained = fit_selected(config, dataset, dataset.events, recipe, report, reporter.steps, again=False)
         path = save_bundle(
             Path(config.bundles),
             dataset.catalog,
             trained.recommender,
             trained.statistics,
-            facts(config, dataset, splits, tables) | {"from": bundle.fingerprint},
+            manifest_facts(config, dataset, splits, tables) | {"from": bundle.fingerprint},
             dataset.space,
         )
         if publish:
-            make_current(path)
-        record(tracker, tables, {}, path)
+            publish_bundle(path)
+        record_run(tracker, tables, {}, path)
     except BaseException:
         tracker.finish(failed=True)
         raise
@@ -149,6 +157,6 @@ def judge(
             ours, bundle.recommender, split, bundle.catalog, asked, repeats=placement.repeats, seconds=0
         )
         splits.append(split)
-        tables.append(replace(compare(config, name, [split], [outcome]), ours=ours))
+        tables.append(replace(comparison(config, name, [split], [outcome]), ours=ours))
         reporter.say(f"the bundle before · {name}: NDCG@10 {outcome.per_user('ndcg').mean():.4f} on {len(asked):,}")
     return splits, tables

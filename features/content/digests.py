@@ -29,7 +29,7 @@ class Reading(NamedTuple):
     reader: str = ""
 
 
-class Files:
+class FileDigests:
     """SHA-256 of files, remembered in a SQLite file by path, size and time of change."""
 
     def __init__(self, index: Path, limits: Limits) -> None:
@@ -101,12 +101,14 @@ class Files:
             ) from error
 
 
-def read_of(content: Content, modalities: Collection[Modality]) -> list[int]:
+def parts_read(content: Content, modalities: Collection[Modality]) -> list[int]:
     """Places of the parts that an encoder of these modalities reads."""
     return [at for at, part in enumerate(content.parts) if part.modality in modalities]
 
 
-def digests(contents: Sequence[Content], readings: Collection[Reading], files: Files) -> dict[Reading, pl.Series]:
+def digests(
+    contents: Sequence[Content], readings: Collection[Reading], files: FileDigests
+) -> dict[Reading, pl.Series]:
     """What is read of each content: (n,) Binary of 32 bytes, null where there is nothing.
 
     Order counts, and so do the modalities and the reader: two encoders of one space need not agree on a part. A file
@@ -126,7 +128,7 @@ def digests(contents: Sequence[Content], readings: Collection[Reading], files: F
         begin = hashlib.sha256(" ".join(told).encode() + b"\n")
         made: list[bytes | None] = []
         for content, identities in zip(contents, parts, strict=True):
-            whole, places = begin.copy(), read_of(content, reading.modalities)
+            whole, places = begin.copy(), parts_read(content, reading.modalities)
             whole.update(b"".join(identities[at] for at in places))
             made.append(whole.digest() if places else None)
         out[reading] = pl.Series("digest", made, dtype=pl.Binary)

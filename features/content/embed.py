@@ -15,20 +15,20 @@ import polars as pl
 
 from features.arrays import Bools, Ints
 from features.catalog import item_texts
-from features.content.digests import Files, Reading, digests, read_of
+from features.content.digests import FileDigests, Reading, digests, parts_read
 from features.content.parts import Audio, Content, Image, Limits, Part, Source, Text, Video
 from features.content.spaces import Embedded, Encoder, Failure, SpaceKey
-from features.content.vector_cache import VectorCache, folder_of
+from features.content.vector_cache import VectorCache, cache_folder
 from features.errors import StoreError
-from features.progress import Begin, Step
+from features.progress import StartProgress, Step
 from features.schema import AUDIO, IMAGE, TITLE, VIDEO
 
 FILES, FAILED = "files.sqlite", "failed.parquet"
 
-BLOCK = 1024
+CONTENTS_AT_ONCE = 1024
 """Contents identified at once; after each block the index of files is on disk."""
 
-FIRST = 5
+SHOWN_FAILURES = 5
 """Failures that a report shows; the table has all."""
 
 
@@ -93,7 +93,7 @@ def embed(
     shard: int = 512,
     retry: bool = False,
     refetch: bool = False,
-    progress: Begin | None = None,
+    progress: StartProgress | None = None,
 ) -> EmbedReport:
     """Compute what the cache lacks. Contents are taken one by one as they are needed, `shard` of them at a time.
 
@@ -101,7 +101,7 @@ def embed(
     again what is behind URLs. Raises StoreError and SpaceError; what was finished before is kept.
     """
     began = perf_counter()
-    with closing(Files(cache / FILES, limits)) as files:
+    with closing(FileDigests(cache / FILES, limits)) as files:
         step = progress("files and texts", len(contents)) if progress else None
         readings = {name: _reading(encoder) for name, encoder in encoders.items()}
         named = _identify(contents, set(readings.values()), files, step)
@@ -116,15 +116,15 @@ def embed(
     return EmbedReport(tuple(reports), seconds, cache / FAILED)
 
 
-def vectors_of(contents: Sequence[Content], encoder: Encoder, cache: Path, *, limits: Limits) -> Embedded:
+def cached_vectors(contents: Sequence[Content], encoder: Encoder, cache: Path, *, limits: Limits) -> Embedded:
     """What the cache has of an encoder's vectors of contents, row by row.
 
     Raises StoreError when a shard is damaged.
     """
     space, reading = encoder.space(), _reading(encoder)
-    with closing(Files(cache / FILES, limits)) as files:
+    with closing(FileDigests(cache / FILES, limits)) as files:
         named = _identify(contents, {reading}, files)[reading]
-    found = VectorCache(folder_of(cache, space), space).get(named)
+    found = VectorCache(cache_folder(cache, space), space).get(named)
     return replace(found, failures=_placed(found.failures, contents, reading))
 
 
@@ -136,14 +136,14 @@ class _Job:
     encoder: Encoder
     contents: Sequence[Content]
     named: pl.Series
-    files: Files
+    files: FileDigests
     cache: Path
 
     def run(
-        self, shard: int, retry: bool, refetch: bool, progress: Begin | None
+        self, shard: int, retry: bool, refetch: bool, progress: StartProgress | None
     ) -> tuple[EncoderReport, tuple[Failure, ...]]:
         space, named = self.encoder.space(), self.named
-        vectors = VectorCache(folder_of(self.cache, space), space)
+        vectors = VectorCache(cache_folder(self.cache, space), space)
         idle = not (retry or refetch) and self._all_there(vectors)
         with nullcontext() if idle else vectors.writing():  # of several runs over one cache only one may write
             known = vectors.known(named)
@@ -166,7 +166,7 @@ class _Job:
             computed=computed,
             changed=len(rows) - computed,
             failed=len(failures),
-            first=failures[:FIRST],
+            first=failures[:SHOWN_FAILURES],
             damaged=vectors.damaged,
             seconds=seconds,
         )
@@ -186,7 +186,7 @@ class _Job:
 
     def _from_urls(self) -> Bools:
         modalities = self.encoder.modalities
-        sources = ([getattr(c.parts[at], "source", None) for at in read_of(c, modalities)] for c in self.contents)
+        sources = ([getattr(c.parts[at], "source", None) for at in parts_read(c, modalities)] for c in self.contents)
         return np.array([any(isinstance(source, str) for source in of_one) for of_one in sources], dtype=np.bool_)
 
     def _shard(self, rows: Ints, vectors: VectorCache, step: Step | None) -> int:
@@ -197,7 +197,7 @@ class _Job:
         same = digests(batch, [reading], self.files)[reading].eq_missing(before).to_numpy()
         place = np.cumsum(same) - 1
         failures = [
-            Failure(int(place[f.row]), read_of(batch[f.row], reading.modalities).index(f.part), f.reason)
+            Failure(int(place[f.row]), parts_read(batch[f.row], reading.modalities).index(f.part), f.reason)
             for f in embedded.failures
             if same[f.row]
         ]
@@ -211,12 +211,12 @@ def _reading(encoder: Encoder) -> Reading:
 
 
 def _identify(
-    contents: Sequence[Content], readings: Collection[Reading], files: Files, step: Step | None = None
+    contents: Sequence[Content], readings: Collection[Reading], files: FileDigests, step: Step | None = None
 ) -> dict[Reading, pl.Series]:
     """Digests (n,) of all contents for each of some readings."""
     named = {reading: [pl.Series("digest", [], dtype=pl.Binary)] for reading in readings}
-    for start in range(0, len(contents), BLOCK):
-        block = [contents[row] for row in range(start, min(start + BLOCK, len(contents)))]
+    for start in range(0, len(contents), CONTENTS_AT_ONCE):
+        block = [contents[row] for row in range(start, min(start + CONTENTS_AT_ONCE, len(contents)))]
         for reading, found in digests(block, readings, files).items():
             named[reading].append(found)
         if step:
@@ -226,7 +226,7 @@ def _identify(
 
 def _placed(failures: Sequence[Failure], contents: Sequence[Content], reading: Reading) -> tuple[Failure, ...]:
     """Failures by place in the content. The cache counts only parts that are read: others may lie between them."""
-    return tuple(replace(f, part=read_of(contents[f.row], reading.modalities)[f.part]) for f in failures)
+    return tuple(replace(f, part=parts_read(contents[f.row], reading.modalities)[f.part]) for f in failures)
 
 
 def _source(value: str, root: Path) -> Source:

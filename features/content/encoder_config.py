@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from features.content.media.decoder_pool import Decoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Limits
 from features.content.spaces import Encoder
 from features.schema import Strict
 
 
-class Builtin(Strict):
+class BuiltinConfig(Strict):
     """The encoders that work with no network: one for each kind of content, aligned on the catalogue's own items."""
 
     kind: Literal["builtin"] = "builtin"
@@ -23,7 +23,7 @@ class Builtin(Strict):
     """Kinds of content that are not read, neither of items nor of queries."""
 
 
-class Hub(Strict):
+class HubConfig(Strict):
     """A model of several kinds of content in one space, from the Hugging Face hub or a folder."""
 
     kind: Literal["siglip", "clip", "clap", "sentence-transformers"]
@@ -38,7 +38,7 @@ class Hub(Strict):
     """Cut to so many coordinates, where the model was trained for it."""
 
 
-class Gemini(Strict):
+class GeminiConfig(Strict):
     """Gemini Embedding through Google's API; the key is in GEMINI_API_KEY."""
 
     kind: Literal["gemini"]
@@ -52,7 +52,7 @@ class Gemini(Strict):
     """Dollars that one process may spend, by estimates made before anything is sent."""
 
 
-class OpenAICompatible(Strict):
+class OpenAICompatibleConfig(Strict):
     """Texts by any server that speaks POST /embeddings as OpenAI does; a key, where needed, in OPENAI_API_KEY."""
 
     kind: Literal["openai-compatible"]
@@ -66,16 +66,20 @@ class OpenAICompatible(Strict):
     """Asked of the server; null: what the model has."""
 
 
-EncoderConfig = Annotated[Builtin | Hub | Gemini | OpenAICompatible, Field(discriminator="kind")]
+EncoderConfig = Annotated[
+    BuiltinConfig | HubConfig | GeminiConfig | OpenAICompatibleConfig, Field(discriminator="kind")
+]
 
-QUICK = "text"
+TEXT_CHANNEL = "text"
 """Channel that is cheap enough to be computed whenever it is needed; the others are the embedding job's."""
 
-TITLES = "title"
+TITLE_CHANNEL = "title"
 """Channel of titles alone, beside the text that has all words: what people search with."""
 
 
-def builtin(decoders: Decoders, limits: Limits, models: Path, *, multilingual: bool = False) -> dict[str, Encoder]:
+def builtin_encoders(
+    decoders: DecoderPool, limits: Limits, models: Path, *, multilingual: bool = False
+) -> dict[str, Encoder]:
     """Channel -> encoder: text, image, speech, sound. models: folder of exported models.
 
     Frames of a video go to image, its sound to speech and sound. A model is loaded when it is first needed.
@@ -95,23 +99,23 @@ def builtin(decoders: Decoders, limits: Limits, models: Path, *, multilingual: b
     }
 
 
-def open_encoders(config: EncoderConfig, decoders: Decoders, limits: Limits, models: Path) -> dict[str, Encoder]:
+def open_encoders(config: EncoderConfig, decoders: DecoderPool, limits: Limits, models: Path) -> dict[str, Encoder]:
     """Channel -> encoder; models: folder of exported models. Models load when they are first used.
 
     Raises ConfigError, SpaceError and DependencyError.
     """
     from features.content.encoders.frozen import Media
 
-    if isinstance(config, Builtin):
-        encoders = builtin(decoders, limits, models, multilingual=config.multilingual)
+    if isinstance(config, BuiltinConfig):
+        encoders = builtin_encoders(decoders, limits, models, multilingual=config.multilingual)
         return {name: encoder for name, encoder in encoders.items() if name not in config.without}
     media = Media(decoders, limits)
-    if isinstance(config, Hub):
+    if isinstance(config, HubConfig):
         from features.content.encoders.hub_models import HubEncoder
 
         hub = HubEncoder(media, config.model, config.revision, family=config.kind, dimension=config.dimension)
         return {"content": hub}
-    if isinstance(config, Gemini):
+    if isinstance(config, GeminiConfig):
         from features.content.encoders.gemini import GeminiEncoder
 
         gemini = GeminiEncoder(media, config.model, config.dimension, spend_at_most=config.spend_at_most)

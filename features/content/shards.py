@@ -25,7 +25,7 @@ from features.files import sync
 MANIFEST, LOCK = "manifest.json", "lock"
 
 
-class Damaged(StoreError):
+class DamagedShard(StoreError):
     """A shard whose bytes are not those of its name."""
 
 
@@ -60,7 +60,7 @@ class Shards:
         path = self.path(name)
         data = _bytes(path)
         if hashlib.sha256(data).hexdigest() != name:
-            raise Damaged(
+            raise DamagedShard(
                 f"{path}: damaged, its bytes are not those of its name. The next `recsys embed` sets it aside and "
                 "computes its vectors again"
             )
@@ -99,7 +99,7 @@ class Shards:
                     self.path(old).unlink(missing_ok=True)
         return name
 
-    def set_aside(self, name: str) -> Path:
+    def rejected(self, name: str) -> Path:
         """Take a damaged shard, or one that is gone, off the list, and give its new place."""
         self._keep([other for other in self.names() if other != name])
         aside = self.path(name).with_suffix(".damaged")

@@ -71,7 +71,7 @@ class Embedded:
     failures: tuple[Failure, ...] = ()
 
 
-def nothing(space: SpaceKey, n: int) -> Embedded:
+def absent(space: SpaceKey, n: int) -> Embedded:
     """Of n contents that say nothing."""
     return Embedded(space, np.zeros((n, space.dimension), dtype=np.float32), np.zeros(n, dtype=np.bool_))
 

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from features.arrays import Bools
-from features.content.shards import Damaged, Shards
+from features.content.shards import DamagedShard, Shards
 from features.content.spaces import Embedded, Failure, SpaceKey, same_space
 from features.errors import SpaceError, StoreError
 
@@ -32,10 +32,10 @@ SPACE = "space.json"
 SHARD_BYTES = 32 * 2**20
 """Size up to which shards are merged."""
 
-SMALL = 16
+MIN_MERGED = 16
 """So many shards below half of that size are merged."""
 
-TRIES = 20
+MAX_TRIES = 20
 """How often a reader looks again when shards are merged under its eyes."""
 
 _FAILED = {"row": pl.UInt32, "part": pl.Int32, "reason": pl.String}
@@ -43,7 +43,7 @@ _FAILURES = pl.List(pl.Struct({"part": pl.Int32, "reason": pl.String}))
 _INDEX = pl.Schema({"digest": pl.Binary(), "failures": _FAILURES, "shard": pl.UInt32(), "row": pl.UInt32()})
 
 
-def folder_of(cache: Path, space: SpaceKey) -> Path:
+def cache_folder(cache: Path, space: SpaceKey) -> Path:
     """The folder of a space in a cache of many."""
     return cache / hashlib.sha256(json.dumps(asdict(space)).encode()).hexdigest()[:16]
 
@@ -94,8 +94,8 @@ class VectorCache:
             for name in self._files.names():
                 try:
                     self._held[name] = self._read(name, ["digest", "failures"])
-                except (Damaged, FileNotFoundError):
-                    damaged.append(self._files.set_aside(name))
+                except (DamagedShard, FileNotFoundError):
+                    damaged.append(self._files.rejected(name))
             self.damaged = tuple(damaged)
             self._writing = True
             try:
@@ -153,7 +153,7 @@ class VectorCache:
 
     def _steady(self, look: Callable[[], T]) -> T:
         """What is seen when no shard goes away, merged with others, while it is looked for."""
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             try:
                 return look()
             except FileNotFoundError as error:
@@ -200,7 +200,7 @@ class VectorCache:
         """Of many small shards one, with their rows that count."""
         sizes = {name: self._files.path(name).stat().st_size for name in self._held or {}}
         small = sorted((name for name in sizes if sizes[name] < SHARD_BYTES / 2), key=lambda name: sizes[name])
-        if len(small) < SMALL:
+        if len(small) < MIN_MERGED:
             return
         fit = np.cumsum([sizes[name] for name in small]) <= SHARD_BYTES
         chosen = {name for name, fits in zip(small, fit, strict=True) if fits}

@@ -40,7 +40,7 @@ Position = Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class Damage:
+class DamagedBytes:
     """Bytes of a segment that are no record: a damaged line, or a torn end."""
 
     segment: str
@@ -54,7 +54,7 @@ class LogRead:
 
     records: list[Record]
     position: dict[str, int]
-    damaged: tuple[Damage, ...]
+    damaged: tuple[DamagedBytes, ...]
 
 
 def _line(record: Record) -> bytes:
@@ -120,18 +120,18 @@ def read(folder: Path, since: Position | None = None, *, limit: int = READ_BYTES
     """
     position = dict(since or {})
     records: list[Record] = []
-    damage: list[Damage] = []
+    damage: list[DamagedBytes] = []
     budget = limit
     try:
         for path in _segments(folder):
             for payloads, end, bad in _chunks(path, position.get(path.name, 0), limit):
-                damage += [Damage(path.name, at, length) for at, length in bad]
+                damage += [DamagedBytes(path.name, at, length) for at, length in bad]
                 for payload in payloads:
                     record = record_of(orjson.loads(payload))
                     if record is not None:
                         records.append(record)
                     else:
-                        damage.append(Damage(path.name, end, len(payload)))
+                        damage.append(DamagedBytes(path.name, end, len(payload)))
                 budget -= end - position.get(path.name, 0)
                 position[path.name] = end
                 if budget <= 0:
@@ -196,7 +196,7 @@ def _lines_of(folder: Path, begin: bytes) -> Iterator[list[bytes]]:
         raise LogError(f"the event log in {folder} cannot be read: {error}") from error
 
 
-def recover(folder: Path) -> tuple[Damage, ...]:
+def recover(folder: Path) -> tuple[DamagedBytes, ...]:
     """Cut half-written ends off the segments that no living process writes; each is kept in a .torn file.
 
     Raises LogError when the folder cannot be written.
@@ -224,7 +224,7 @@ def recover(folder: Path) -> tuple[Damage, ...]:
                         os.fsync(aside.fileno())
                     file.truncate(end)
                     os.fsync(file.fileno())
-                    torn.append(Damage(path.name, end, size - end))
+                    torn.append(DamagedBytes(path.name, end, size - end))
     except OSError as error:
         raise LogError(f"the event log in {folder} cannot be recovered: {error}") from error
     return tuple(torn)

@@ -27,7 +27,7 @@ MEDIA_FOLDER = "media"
 _WRITTEN = re.compile(r"(\.writing-\d+-\d+-)?[0-9a-f]{64}")
 """Names of files in it that are ours: whole, or left of a write that a crash ended."""
 
-KEPT = DAY
+RETENTION = DAY
 """For so long (µs) media stay that no item has any more: a request has kept them and is yet to log its record, or a
 training has read the log and is yet to read them; one that comes to them later does without, as the next will."""
 
@@ -79,7 +79,7 @@ def keep_media(log: Path, data: bytes) -> str:
     folder, name = log / MEDIA_FOLDER, hashlib.sha256(data).hexdigest()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not _kept_again(folder / name):  # whole, since it was renamed
+        if not _refreshed(folder / name):  # whole, since it was renamed
             put_file(folder / name, lambda part: part.write_bytes(data))
         sync(folder)  # another request may just have renamed it
         sync(log)
@@ -93,8 +93,8 @@ def media_in_use(changes: Sequence[ItemPut | ItemGone], now: int) -> frozenset[s
 
     changes: all of the log, the oldest first.
     """
-    before = ItemChanges.among(change for change in changes if change.timestamp < now - KEPT)
-    since = (put for put in changes if isinstance(put, ItemPut) and put.timestamp >= now - KEPT)
+    before = ItemChanges.among(change for change in changes if change.timestamp < now - RETENTION)
+    since = (put for put in changes if isinstance(put, ItemPut) and put.timestamp >= now - RETENTION)
     return frozenset(name for put in (*before.puts.values(), *since) for name in _media(put).values())
 
 
@@ -105,7 +105,7 @@ def sweep_media(log: Path, in_use: Collection[str], now: int) -> int:
     however long ago `now` was: whoever puts what is there already makes it young, under a lock of the file, before
     the record that names it is logged. Raises LogError where some could not be deleted; the others were.
     """
-    folder, before, done = log / MEDIA_FOLDER, (now - KEPT) / 1e6, 0
+    folder, before, done = log / MEDIA_FOLDER, (now - RETENTION) / 1e6, 0
     faults: list[OSError] = []
     try:
         ours = [path for path in folder.iterdir() if _WRITTEN.fullmatch(path.name)] if folder.is_dir() else []
@@ -126,7 +126,7 @@ def sweep_media(log: Path, in_use: Collection[str], now: int) -> int:
     return done
 
 
-def put_table(puts: Sequence[ItemPut], log: Path, extra: Sequence[str]) -> pl.DataFrame:
+def item_put_table(puts: Sequence[ItemPut], log: Path, extra: Sequence[str]) -> pl.DataFrame:
     """The items as they were put, media as absolute paths or URLs: a table that is still to be checked.
 
     extra: columns besides those of the contract.
@@ -152,7 +152,7 @@ def _media(put: ItemPut) -> dict[str, str]:
     return {name: value for name, value in named.items() if value.startswith(f"{MEDIA_FOLDER}/")}
 
 
-def _kept_again(path: Path) -> bool:
+def _refreshed(path: Path) -> bool:
     """Whether media are there, which are young from now on. Raises OSError."""
     try:
         with path.open("rb") as file:

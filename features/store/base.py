@@ -138,7 +138,7 @@ class FeatureStore(Protocol):
         """The states of these users, in one round trip."""
         ...
 
-    def write_users(self, patches: Iterable[UserPatch]) -> None:
+    def write_users(self, user_patches: Iterable[UserPatch]) -> None:
         """Add to users. Writing again, or in another order, changes nothing."""
         ...
 
@@ -203,7 +203,7 @@ def pack_rows() -> pl.Expr:
     )
 
 
-def patches(events: Iterable[Event], rules: EventRules) -> list[UserPatch]:
+def user_patches(events: Iterable[Event], rules: EventRules) -> list[UserPatch]:
     """Accepted events by user, users in order of first appearance."""
     packed: dict[str, dict[str, int]] = {}
     seen: dict[str, dict[str, None]] = {}

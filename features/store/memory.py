@@ -15,9 +15,9 @@ from features.store.base import (
     UserPatch,
     UserState,
     Watermark,
-    patches,
     schema_key,
     unpack,
+    user_patches,
 )
 
 
@@ -50,10 +50,10 @@ class MemoryStore:
                 states.append(unpack(user, members, times, self._seen.get(user, ()), filled=filled))
             return states
 
-    def write_users(self, patches: Iterable[UserPatch]) -> None:
+    def write_users(self, user_patches: Iterable[UserPatch]) -> None:
         """See FeatureStore."""
         with self._lock:
-            for patch in patches:
+            for patch in user_patches:
                 mine = self._events.setdefault(patch.user_id, {})
                 for member, at in patch.events.items():
                     mine[member] = min(at, mine.get(member, at))
@@ -63,7 +63,7 @@ class MemoryStore:
 
     def push(self, events: Sequence[Event]) -> None:
         """See FeatureStore."""
-        self.write_users(patches(events, self.rules))
+        self.write_users(user_patches(events, self.rules))
 
     def recent_users(self, limit: int) -> list[str]:
         """See FeatureStore."""

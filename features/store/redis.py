@@ -29,9 +29,9 @@ from features.store.base import (
     UserPatch,
     UserState,
     Watermark,
-    patches,
     schema_key,
     unpack,
+    user_patches,
 )
 
 T = TypeVar("T")
@@ -126,18 +126,18 @@ class RedisStore:
             for user, history, seen in zip(ids, answers[::2], answers[1::2], strict=True)
         ]
 
-    def write_users(self, patches: Iterable[UserPatch]) -> None:
+    def write_users(self, user_patches: Iterable[UserPatch]) -> None:
         """See FeatureStore."""
-        self._write(self._bulk, patches)
+        self._write(self._bulk, user_patches)
 
     def push(self, events: Sequence[Event]) -> None:
         """See FeatureStore."""
-        self._write(self._client, patches(events, self.rules))
+        self._write(self._client, user_patches(events, self.rules))
 
-    def _write(self, client: "redis.Redis", patches: Iterable[UserPatch]) -> None:
+    def _write(self, client: "redis.Redis", user_patches: Iterable[UserPatch]) -> None:
         batch: list[UserPatch] = []
         size = 0
-        for patch in patches:
+        for patch in user_patches:
             batch.append(patch)
             size += len(patch.events) + len(patch.seen)
             if size >= BULK_ELEMENTS:

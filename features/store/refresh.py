@@ -16,9 +16,9 @@ from features.errors import StoreError
 from features.interactions import DAY
 from features.log.event_log import Position, events_frame, read
 from features.log.records import Event
-from features.progress import Begin
+from features.progress import StartProgress
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
-from features.store.base import HISTORY, FeatureStore, ItemStats, UserPatch, Watermark, pack_rows, patches
+from features.store.base import HISTORY, FeatureStore, ItemStats, UserPatch, Watermark, pack_rows, user_patches
 
 STATS_AGE = DAY // 24
 """Item statistics older than this are made again even when nothing is new: their windows have moved."""
@@ -40,7 +40,7 @@ class RefreshReport:
 
 
 def refresh(
-    store: FeatureStore, tables: pl.DataFrame, log: Path | None, *, now: int, progress: Begin | None = None
+    store: FeatureStore, tables: pl.DataFrame, log: Path | None, *, now: int, progress: StartProgress | None = None
 ) -> RefreshReport:
     """Bring the store up to the events table (canonical columns) and the log folder, as of `now` (µs).
 
@@ -107,7 +107,7 @@ def _replay(store: FeatureStore, log: Path | None, since: Position) -> tuple[dic
     while log is not None and log.is_dir():
         part = read(log, position)
         events = [r for r in part.records if isinstance(r, Event)]
-        store.write_users(patches(events, store.rules))
+        store.write_users(user_patches(events, store.rules))
         pushed += len(events)
         damaged += len(part.damaged)
         if part.position == position:

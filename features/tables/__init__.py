@@ -1,5 +1,13 @@
 """The data contract: tables read, checked row by row, and reported."""
 
-from features.tables.read import Tables, check_puts, check_tables, label, read_items, read_tables, weigh
+from features.tables.read import (
+    Tables,
+    check_item_puts,
+    check_tables,
+    event_weights,
+    label_events,
+    read_items,
+    read_tables,
+)
 
-__all__ = ["Tables", "check_puts", "check_tables", "label", "read_items", "read_tables", "weigh"]
+__all__ = ["Tables", "check_item_puts", "check_tables", "event_weights", "label_events", "read_items", "read_tables"]

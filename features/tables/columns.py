@@ -14,7 +14,7 @@ from features.schema import MAX_ID_BYTES
 
 UTC = pl.Datetime("us", "UTC")
 
-WHOLE = 2**53
+MAX_EXACT_INTEGER = 2**53
 """Whole numbers from here on are not exact as float64."""
 
 EPOCHS = {
@@ -34,7 +34,7 @@ CONTROL = "[\\x00-\\x1f\\x7f-\\x9f]"
 
 
 @dataclass(frozen=True)
-class Fault:
+class Violation:
     """A way in which a field can be wrong. `found` is True where it is; never null.
 
     The row is set aside, or, where `repaired`, kept with a null in place of the field.
@@ -47,33 +47,33 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Read:
+class ColumnRule:
     """One column: its canonical value and its faults, the first that holds names the reason."""
 
     value: pl.Expr
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[Violation, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def also(self, fault: Fault, *, first: bool = False) -> "Read":
+    def also(self, fault: Violation, *, first: bool = False) -> "ColumnRule":
         """The same with one more fault, looked for after the others or first."""
         return replace(self, faults=(fault, *self.faults) if first else (*self.faults, fault))
 
 
-def identifier(place: str, name: str, dtype: pl.DataType, *, required: bool) -> Read:
+def identifier(place: str, name: str, dtype: pl.DataType, *, required: bool) -> ColumnRule:
     """An id as text. Whole floats (an integer column that once held a null) are read as integers, and it is said."""
     raw = pl.col(name)
     notes: tuple[str, ...] = ()
-    faults: list[Fault] = []
+    faults: list[Violation] = []
     if dtype.is_integer() or isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
         value = raw if isinstance(dtype, pl.String) else raw.cast(pl.String)
     elif dtype == pl.Null:
         value = raw.cast(pl.String)
     elif dtype.is_float():
-        whole = raw.is_finite() & (raw == raw.round()) & (raw.abs() < WHOLE)
+        whole = raw.is_finite() & (raw == raw.round()) & (raw.abs() < MAX_EXACT_INTEGER)
         value = pl.when(whole).then(raw).cast(pl.Int64, strict=False).cast(pl.String)
         notes = (f"{place}: {name} is a float column; 1.0 is read as '1'. Store ids as integers or text.",)
         faults.append(
-            Fault(
+            Violation(
                 f"{name} not a whole number",
                 "store ids as integers or text",
                 raw.is_not_null() & ~whole.fill_null(True),
@@ -83,11 +83,11 @@ def identifier(place: str, name: str, dtype: pl.DataType, *, required: bool) -> 
         raise DataError(f"{place}: {name} has type {dtype}; ids are text or integers: cast the column")
     empty = value.is_null() | (value.str.len_bytes() == 0)
     if required:
-        faults.append(Fault(f"null {name}", f"give every row a {name}", empty))
+        faults.append(Violation(f"null {name}", f"give every row a {name}", empty))
     else:
         value = pl.when(~empty).then(value)
     faults.append(
-        Fault(
+        Violation(
             f"{name} too long",
             f"ids have at most {MAX_ID_BYTES} bytes in UTF-8: use a shorter key",
             (value.str.len_bytes() > MAX_ID_BYTES).fill_null(False),
@@ -95,18 +95,18 @@ def identifier(place: str, name: str, dtype: pl.DataType, *, required: bool) -> 
     )
     if not (dtype.is_numeric() or dtype == pl.Null):
         control = value.str.contains(CONTROL).fill_null(False)
-        faults.append(Fault(f"{name} with control characters", "strip control characters from ids", control))
-    return Read(value, tuple(faults), notes)
+        faults.append(Violation(f"{name} with control characters", "strip control characters from ids", control))
+    return ColumnRule(value, tuple(faults), notes)
 
 
-def text(place: str, name: str, dtype: pl.DataType, *, required: bool = False) -> Read:
+def text(place: str, name: str, dtype: pl.DataType, *, required: bool = False) -> ColumnRule:
     """Free text; "" is null. Required: a null sets the row aside."""
     if dtype.is_nested() or isinstance(dtype, pl.Binary):
         raise DataError(f"{place}: {name} has type {dtype}; it must be text: cast the column")
     raw = pl.col(name).cast(pl.String)
     empty = raw.is_null() | (raw.str.len_bytes() == 0)
-    faults = (Fault(f"null {name}", f"give every row its {name}", empty),) if required else ()
-    return Read(raw if required else pl.when(~empty).then(raw), faults)
+    faults = (Violation(f"null {name}", f"give every row its {name}", empty),) if required else ()
+    return ColumnRule(raw if required else pl.when(~empty).then(raw), faults)
 
 
 def number(
@@ -117,7 +117,7 @@ def number(
     allowed: Callable[[pl.Expr], pl.Expr] | None = None,
     rule: str = "a finite number",
     repaired: bool = True,
-) -> Read:
+) -> ColumnRule:
     """A finite number that `allowed` holds for; null is fine."""
     if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.String, pl.Null)):
         raise DataError(f"{place}: {name} has type {dtype}; it must be a number: cast the column")
@@ -130,11 +130,11 @@ def number(
     if allowed is not None:
         good &= allowed(value).fill_null(False)
     kept = pl.when(good).then(value) if repaired else value
-    fault = Fault(f"{name} not {rule}", f"write {rule}, or leave the field empty", given & ~good, repaired)
-    return Read(kept, (fault,))
+    fault = Violation(f"{name} not {rule}", f"write {rule}, or leave the field empty", given & ~good, repaired)
+    return ColumnRule(kept, (fault,))
 
 
-def flag(place: str, name: str, dtype: pl.DataType) -> Read:
+def flag(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
     """True or false; null is true."""
     raw = pl.col(name)
     if dtype == pl.String:
@@ -151,10 +151,12 @@ def flag(place: str, name: str, dtype: pl.DataType) -> Read:
     else:
         raise DataError(f"{place}: {name} has type {dtype}; it must be true or false: cast the column")
     advice = "write true or false; the item is taken as available"
-    return Read(value.fill_null(True), (Fault(f"{name} not true or false", advice, bad.fill_null(False), True),))
+    return ColumnRule(
+        value.fill_null(True), (Violation(f"{name} not true or false", advice, bad.fill_null(False), True),)
+    )
 
 
-def labels(place: str, name: str, dtype: pl.DataType) -> Read:
+def labels(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
     """A list of words: a list column, or text with "|" between them, or a JSON array as text."""
     raw = pl.col(name)
     if isinstance(dtype, pl.List) and not dtype.inner.is_nested():
@@ -179,7 +181,7 @@ def labels(place: str, name: str, dtype: pl.DataType) -> Read:
             f"{place}: {name} has type {dtype}; it must be a list of text, or text with '|' between: cast it"
         )
     clean = words.list.eval(pl.element().str.strip_chars())
-    return Read(clean.list.eval(pl.element().filter(pl.element().str.len_bytes() > 0)))
+    return ColumnRule(clean.list.eval(pl.element().filter(pl.element().str.len_bytes() > 0)))
 
 
 def epoch(dtype: pl.DataType, name: str) -> pl.Expr | None:
@@ -201,7 +203,7 @@ def moment(
     now: datetime | None,
     repaired: bool,
     dates: bool = False,
-) -> Read:
+) -> ColumnRule:
     """An instant, as microseconds UTC.
 
     Zoned datetimes, ISO 8601 text with an offset, or numbers since 1970 whose `median` tells the unit.
@@ -259,14 +261,14 @@ def moment(
         raise DataError(f"{place}: {name} has type {dtype}; it must be a zoned datetime, ISO 8601 text or an epoch")
     wrong = f"write {name} as ISO 8601 with an offset, e.g. 2024-05-01T12:00:00Z"
     faults = [
-        Fault(f"{name} without zone", wrong, naive, repaired),
-        Fault(f"{name} not parseable", wrong, value.is_null() & ~missing & ~naive, repaired),
+        Violation(f"{name} without zone", wrong, naive, repaired),
+        Violation(f"{name} not parseable", wrong, value.is_null() & ~missing & ~naive, repaired),
     ]
     if not repaired:
-        faults.insert(0, Fault(f"null {name}", f"give every event its {name}", missing))
+        faults.insert(0, Violation(f"null {name}", f"give every event its {name}", missing))
     if now is not None:
         late = (value > pl.lit(now).cast(UTC)).fill_null(False)
         faults.append(
-            Fault(f"{name} in the future", f"later than {now:%Y-%m-%dT%H:%M:%SZ}: check clock and unit", late)
+            Violation(f"{name} in the future", f"later than {now:%Y-%m-%dT%H:%M:%SZ}: check clock and unit", late)
         )
-    return Read(value, tuple(faults), notes)
+    return ColumnRule(value, tuple(faults), notes)

@@ -14,9 +14,9 @@ import polars as pl
 from features import schema
 from features.arrays import Bools, Floats
 from features.errors import DataError
-from features.log.item_changes import ItemChanges, put_table
+from features.log.item_changes import ItemChanges, item_put_table
 from features.log.records import ItemPut
-from features.progress import Begin
+from features.progress import StartProgress
 from features.schema import (
     AVAILABLE,
     CATEGORIES,
@@ -36,10 +36,10 @@ from features.schema import (
     EventRules,
 )
 from features.tables import columns as checks
-from features.tables.columns import Fault, Read
+from features.tables.columns import ColumnRule, Violation
 from features.tables.report import Report
 from features.tables.scan import LINE, SUFFIXES, find_table, scan
-from features.tables.validate import MEDIA, REQUIRED, Raw, Sifted, find_media, sift, write_aside
+from features.tables.validate import MEDIA, REQUIRED, RawTable, Validated, find_media, validate, write_rejected
 
 TEXTS = (schema.TITLE, schema.DESCRIPTION)
 
@@ -80,11 +80,11 @@ class Tables:
     report: Report
 
 
-def read_tables(config: DataConfig, *, now: datetime | None = None, progress: Begin | None = None) -> Tables:
+def read_tables(config: DataConfig, *, now: datetime | None = None, progress: StartProgress | None = None) -> Tables:
     """Read and check the tables in the folder ``config.path``: items.*, events.* and, where there, users.*.
 
     Items that were put or deleted, as the log in ``config.log`` says, are joined to the items table.
-    Rows set aside are written to ``<path>/set_aside/<table>.parquet``. now: the latest possible time of an event
+    Rows set aside are written to ``<path>/rejected/<table>.parquet``. now: the latest possible time of an event
     (default: the clock). Raises DataError when a file or column is missing or nothing usable is left.
     """
     folder = Path(config.path)
@@ -96,18 +96,20 @@ def read_tables(config: DataConfig, *, now: datetime | None = None, progress: Be
             f"Run `recsys data get` for source {config.source!r}, or set data.path to your own tables"
         )
     raws = [
-        Raw.of(name, path.name, scan(path, config.extra_columns)) for name, path in paths.items() if path is not None
+        RawTable.of(name, path.name, scan(path, config.extra_columns))
+        for name, path in paths.items()
+        if path is not None
     ]
-    return _read(raws, config, folder, folder / "set_aside", now, progress)
+    return _read(raws, config, folder, folder / "rejected", now, progress)
 
 
-def read_items(config: DataConfig, *, progress: Begin | None = None) -> tuple[pl.DataFrame, Report]:
+def read_items(config: DataConfig, *, progress: StartProgress | None = None) -> tuple[pl.DataFrame, Report]:
     """The items alone, checked as `read_tables` does, and what was found. Raises DataError."""
     folder = Path(config.path)
     if (path := find_table(folder, "items")) is None:
         raise DataError(f"{folder}: no file of items ({' or '.join(SUFFIXES)}); run `recsys data get` first")
-    raw = Raw.of("items", path.name, scan(path, config.extra_columns))
-    tables = _read([raw], config, folder, folder / "set_aside", None, progress)
+    raw = RawTable.of("items", path.name, scan(path, config.extra_columns))
+    tables = _read([raw], config, folder, folder / "rejected", None, progress)
     return tables.items, tables.report
 
 
@@ -118,26 +120,26 @@ def check_tables(
     config: DataConfig,
     *,
     media_root: Path | None = None,
-    set_aside: Path | None = None,
+    rejected: Path | None = None,
     now: datetime | None = None,
 ) -> Tables:
     """Check tables that are LazyFrames already.
 
     media_root: folder that relative media paths start from, None: files are not looked for;
-    set_aside: folder for the rows set aside, None: they are only counted. Raises as `read_tables`.
+    rejected: folder for the rows set aside, None: they are only counted. Raises as `read_tables`.
     """
     given = zip(REQUIRED, (items, events, users), strict=True)
-    raws = [Raw.of(name, name, frame) for name, frame in given if frame is not None]
-    return _read(raws, config, media_root, set_aside, now, None)
+    raws = [RawTable.of(name, name, frame) for name, frame in given if frame is not None]
+    return _read(raws, config, media_root, rejected, now, None)
 
 
-def check_puts(puts: Sequence[ItemPut], log: Path, config: DataConfig) -> Sifted:
+def check_item_puts(puts: Sequence[ItemPut], log: Path, config: DataConfig) -> Validated:
     """Items that were put, checked as rows of the items table are. log: the folder that their records are in."""
-    raw = Raw.of("items", "event log", put_table(puts, log, config.extra_columns).lazy())
-    return sift(raw, _plan(raw, config, None, datetime.now(UTC)))
+    raw = RawTable.of("items", "event log", item_put_table(puts, log, config.extra_columns).lazy())
+    return validate(raw, _column_rules(raw, config, None, datetime.now(UTC)))
 
 
-def label(events: pl.DataFrame, rules: EventRules) -> tuple[Bools, Bools]:
+def label_events(events: pl.DataFrame, rules: EventRules) -> tuple[Bools, Bools]:
     """What canonical events mean: (positive (n,) bool, seen (n,) bool).
 
     Positive: the type is named in ``rules.positive`` and the value reaches its threshold (null: any value, also
@@ -154,7 +156,7 @@ def label(events: pl.DataFrame, rules: EventRules) -> tuple[Bools, Bools]:
     return marks.get_column("positive").to_numpy().copy(), marks.get_column("seen").to_numpy().copy()
 
 
-def weigh(events: pl.DataFrame, rules: EventRules) -> Floats | None:
+def event_weights(events: pl.DataFrame, rules: EventRules) -> Floats | None:
     """How much each of canonical events counts in training, (n,) float32; None: all alike."""
     if not rules.weights:
         return None
@@ -163,27 +165,27 @@ def weigh(events: pl.DataFrame, rules: EventRules) -> Floats | None:
 
 
 def _read(
-    raws: list[Raw],
+    raws: list[RawTable],
     config: DataConfig,
     media_root: Path | None,
-    set_aside: Path | None,
+    rejected: Path | None,
     now: datetime | None,
-    progress: Begin | None,
+    progress: StartProgress | None,
 ) -> Tables:
-    done: dict[str, Sifted] = {}
+    done: dict[str, Validated] = {}
     notes: list[str] = []
     files: dict[str, str] = {}
     log = None if config.log is None else Path(config.log)
     changes = None if log is None else ItemChanges.of(log)
-    logged = check_puts(list(changes.puts.values()), log, config) if log and changes and changes.puts else None
+    logged = check_item_puts(list(changes.puts.values()), log, config) if log and changes and changes.puts else None
     for raw in raws:
         known = _ids(done["items"], logged) if raw.name == "events" else None
-        reads = _plan(raw, config, known, now or datetime.now(UTC))
+        reads = _column_rules(raw, config, known, now or datetime.now(UTC))
         notes += [note for read in reads.values() for note in read.notes]
         notes += _undeclared(raw, reads)
-        done[raw.name] = sifted = sift(raw, reads, progress)
-        if set_aside is not None:
-            files |= write_aside(sifted, set_aside, notes)
+        done[raw.name] = sifted = validate(raw, reads, progress)
+        if rejected is not None:
+            files |= write_rejected(sifted, rejected, notes)
         if len(sifted.kept) == 0 and raw.name != "users":
             raise _nothing_left(sifted)
     counted = [*done.values(), *([logged] if logged else [])]
@@ -204,7 +206,7 @@ def _read(
     return Tables(items, events, done["users"].kept if "users" in done else None, report)
 
 
-def _ids(items: Sifted, logged: Sifted | None) -> pl.Series:
+def _ids(items: Validated, logged: Validated | None) -> pl.Series:
     ids = items.kept.get_column(ITEM)
     return ids if logged is None else pl.concat([ids, logged.kept.get_column(ITEM)])
 
@@ -223,7 +225,7 @@ def _changed(items: pl.DataFrame, puts: pl.DataFrame, gone: Collection[str]) -> 
     return both.with_columns(pl.col(AVAILABLE) & ~deleted), notes
 
 
-def _plan(raw: Raw, config: DataConfig, known: pl.Series | None, now: datetime) -> dict[str, Read]:
+def _column_rules(raw: RawTable, config: DataConfig, known: pl.Series | None, now: datetime) -> dict[str, ColumnRule]:
     """How each column of a table is read: name -> Read, in canonical order."""
     canonical = CANONICAL[raw.name]
     reads = {name: _column(raw, name, kind, now) for name, kind in canonical.items()}
@@ -232,19 +234,19 @@ def _plan(raw: Raw, config: DataConfig, known: pl.Series | None, now: datetime) 
     if raw.name == "items":
         raw.require(config.extra_columns, "data.extra_columns names")
     further = config.extra_columns if raw.name == "items" else raw.columns if raw.name == "users" else ()
-    reads |= {name: Read(pl.col(name)) for name in further if name not in reads}
+    reads |= {name: ColumnRule(pl.col(name)) for name in further if name not in reads}
     if LINE in raw.types:
         line, first = pl.col(LINE), next(iter(reads))
         broken = ~line.str.starts_with("{") | line.str.json_path_match("$").is_null()
         reads[first] = reads[first].also(
-            Fault("not a JSON object", "write one JSON object a line", broken), first=True
+            Violation("not a JSON object", "write one JSON object a line", broken), first=True
         )
     return reads
 
 
-def _column(raw: Raw, name: str, kind: pl.DataType, now: datetime) -> Read:
+def _column(raw: RawTable, name: str, kind: pl.DataType, now: datetime) -> ColumnRule:
     if name not in raw.types:
-        return Read(pl.lit(True) if name == AVAILABLE else pl.lit(None, kind))
+        return ColumnRule(pl.lit(True) if name == AVAILABLE else pl.lit(None, kind))
     at = (raw.file, name, raw.types[name])
     required = name in REQUIRED[raw.name]
     match name:
@@ -262,7 +264,7 @@ def _column(raw: Raw, name: str, kind: pl.DataType, now: datetime) -> Read:
         case schema.POSITION:
             rule = "a whole number of 0 or more"
             read = checks.number(*at, allowed=lambda v: v.is_between(0, 2**31 - 1) & (v == v.floor()), rule=rule)
-            return Read(read.value.cast(pl.Int32), read.faults)
+            return ColumnRule(read.value.cast(pl.Int32), read.faults)
         case schema.PROPENSITY:
             return checks.number(*at, allowed=lambda v: (v > 0) & (v <= 1), rule="in (0, 1]")
         case schema.AVAILABLE:
@@ -273,18 +275,18 @@ def _column(raw: Raw, name: str, kind: pl.DataType, now: datetime) -> Read:
             return checks.text(*at, required=required)
 
 
-def _unknown(value: pl.Expr, known: pl.Series) -> Fault:
+def _unknown(value: pl.Expr, known: pl.Series) -> Violation:
     advice = "add the item to items, or leave its events out; ids must be written alike in both (1 is not 1.0)"
-    return Fault("unknown item", advice, (~value.is_in(known.implode())).fill_null(False))
+    return Violation("unknown item", advice, (~value.is_in(known.implode())).fill_null(False))
 
 
-def _median(raw: Raw, name: str) -> float | None:
+def _median(raw: RawTable, name: str) -> float | None:
     """Median of the plain numbers in a time column; it tells seconds from milliseconds."""
     since = checks.epoch(raw.types[name], name)
     return None if since is None else raw.collect(since.median().alias("median")).item()
 
 
-def _undeclared(raw: Raw, reads: dict[str, Read]) -> list[str]:
+def _undeclared(raw: RawTable, reads: dict[str, ColumnRule]) -> list[str]:
     names = [name for name in raw.columns if name not in reads]
     if not names:
         return []
@@ -302,7 +304,7 @@ def _unnamed_types(events: pl.DataFrame, rules: EventRules) -> list[str]:
     return notes + ([f"event types in data.events that no event has: {', '.join(never)}"] if never else [])
 
 
-def _nothing_left(sifted: Sifted) -> DataError:
+def _nothing_left(sifted: Validated) -> DataError:
     count = sifted.count
     if count.read == 0:
         return DataError(f"{count.file}: no rows; at least one of {count.table} is needed")

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-SET_ASIDE, REPAIRED = "set aside", "repaired"
+REJECTED, REPAIRED = "set aside", "repaired"
 
 PLACES = 3
 """Places named of each problem, the first ones."""
@@ -15,13 +15,13 @@ PLACES = 3
 
 @dataclass(frozen=True)
 class Count:
-    """Rows of one table: read == kept + set_aside, always."""
+    """Rows of one table: read == kept + rejected, always."""
 
     table: str
     file: str
     read: int
     kept: int
-    set_aside: int
+    rejected: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Report:
         """For a rich console."""
         counts = Table("table", "file", *(_right(c) for c in ("read", "kept", "set aside")), title="rows")
         for c in self.counts:
-            counts.add_row(c.table, Text(c.file), f"{c.read:,}", f"{c.kept:,}", f"{c.set_aside:,}")
+            counts.add_row(c.table, Text(c.file), f"{c.read:,}", f"{c.kept:,}", f"{c.rejected:,}")
         parts: list[Table | Text] = [counts]
         if self.problems:
             found = Table(

@@ -13,15 +13,15 @@ import polars as pl
 
 from features.arrays import Bools, Ints
 from features.errors import DataError
-from features.progress import Begin, Step
+from features.progress import StartProgress, Step
 from features.schema import AUDIO, EVENT, EVENT_ID, IMAGE, ITEM, TIME, USER, VALUE, VIDEO
-from features.tables.columns import Fault, Read
-from features.tables.report import PLACES, REPAIRED, SET_ASIDE, Count, Problem
+from features.tables.columns import ColumnRule, Violation
+from features.tables.report import PLACES, REJECTED, REPAIRED, Count, Problem
 from features.tables.scan import LINE, reading
 
 REQUIRED = {"items": (ITEM,), "events": (USER, ITEM, EVENT, TIME), "users": (USER,)}
 
-SAME = (USER, ITEM, EVENT, TIME, VALUE)
+IDENTITY = (USER, ITEM, EVENT, TIME, VALUE)
 """Events without an event_id that agree in all of these are one event."""
 
 MEDIA = (IMAGE, AUDIO, VIDEO)
@@ -30,7 +30,7 @@ Codes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawTable:
     """A table as it came: its name in the contract, its file for messages, its rows, the types of its columns."""
 
     name: str
@@ -39,7 +39,7 @@ class Raw:
     types: dict[str, pl.DataType]
 
     @classmethod
-    def of(cls, name: str, file: str, rows: pl.LazyFrame) -> "Raw":
+    def of(cls, name: str, file: str, rows: pl.LazyFrame) -> "RawTable":
         with reading(file):
             raw = cls(name, file, rows, dict(rows.collect_schema()))
         raw.require(REQUIRED[name], f"{name} needs")
@@ -60,7 +60,7 @@ class Raw:
                 f"The columns there are: {', '.join(self.columns)}{hint}"
             )
 
-    def collect(self, *columns: pl.Expr, progress: Begin | None = None) -> pl.DataFrame:
+    def collect(self, *columns: pl.Expr, progress: StartProgress | None = None) -> pl.DataFrame:
         with reading(self.file):
             rows = self.rows.select(columns)
             if progress is not None:
@@ -75,7 +75,7 @@ def _count(step: Step, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 @dataclass(frozen=True)
-class Sifted:
+class Validated:
     """kept: the good rows; codes (read,) uint8: 0 where a row is kept; aside: the others as they came."""
 
     kept: pl.DataFrame
@@ -85,7 +85,7 @@ class Sifted:
     aside: pl.DataFrame
 
 
-def sift(raw: Raw, reads: dict[str, Read], progress: Begin | None = None) -> Sifted:
+def validate(raw: RawTable, reads: dict[str, ColumnRule], progress: StartProgress | None = None) -> Validated:
     """One pass over the rows: values, the first fault of each row, the fields repaired; then duplicates."""
     fatal = [fault for read in reads.values() for fault in read.faults if not fault.repaired]
     mended = [fault for read in reads.values() for fault in read.faults if fault.repaired]
@@ -108,23 +108,23 @@ def sift(raw: Raw, reads: dict[str, Read], progress: Begin | None = None) -> Sif
     repeated = repeated_events(frame, good) if raw.name == "events" else _repeated(frame, frame.columns[:1], good)
     codes[repeated] = len(fatal) + 1
     duplicate = "duplicate event" if raw.name == "events" else f"duplicate {next(iter(reads))}"
-    fatal.append(Fault(duplicate, "the first is kept; write each only once", pl.lit(False)))
+    fatal.append(Violation(duplicate, "the first is kept; write each only once", pl.lit(False)))
 
     problems = []
     for k, fault in enumerate(fatal):
-        problems += _problem(raw.name, raw.file, fault, SET_ASIDE, np.flatnonzero(codes == k + 1))
+        problems += _problem(raw.name, raw.file, fault, REJECTED, np.flatnonzero(codes == k + 1))
     for fault, mark in zip(mended, marks, strict=True):
         problems += _problem(raw.name, raw.file, fault, REPAIRED, np.flatnonzero(mark & (codes == 0)))
     bad = np.flatnonzero(codes)
     if len(bad) == 0:
-        return Sifted(frame, codes, Count(raw.name, raw.file, len(frame), len(frame), 0), problems, pl.DataFrame())
+        return Validated(frame, codes, Count(raw.name, raw.file, len(frame), len(frame), 0), problems, pl.DataFrame())
     reasons = np.array([fault.reason for fault in fatal])[codes[bad] - 1]
     kept = frame.filter(pl.Series(codes == 0))
     count = Count(raw.name, raw.file, len(frame), len(kept), len(bad))
-    return Sifted(kept, codes, count, problems, _originals(raw, bad, reasons))
+    return Validated(kept, codes, count, problems, _rejected_rows(raw, bad, reasons))
 
 
-def _problem(table: str, file: str, fault: Fault, action: str, rows: Ints) -> list[Problem]:
+def _problem(table: str, file: str, fault: Violation, action: str, rows: Ints) -> list[Problem]:
     if len(rows) == 0:
         return []
     places = tuple(f"{file} row {row + 1}" for row in rows[:PLACES])
@@ -135,9 +135,9 @@ def repeated_events(events: pl.DataFrame, good: Bools) -> Bools:
     """(n,) bool: the good rows that repeat an earlier good one. An event_id, where given, decides within its user."""
     ids = events.get_column(EVENT_ID)
     if ids.null_count() == len(ids):
-        return _repeated(events, SAME, good)
+        return _repeated(events, IDENTITY, good)
     named = ids.is_not_null().to_numpy()
-    return _repeated(events, (USER, EVENT_ID), good & named) | _repeated(events, SAME, good & ~named)
+    return _repeated(events, (USER, EVENT_ID), good & named) | _repeated(events, IDENTITY, good & ~named)
 
 
 def _repeated(frame: pl.DataFrame, keys: Sequence[str], among: Bools) -> Bools:
@@ -158,7 +158,7 @@ def _repeated(frame: pl.DataFrame, keys: Sequence[str], among: Bools) -> Bools:
     return out
 
 
-def _originals(raw: Raw, rows: Ints, reasons: npt.NDArray[np.str_]) -> pl.DataFrame:
+def _rejected_rows(raw: RawTable, rows: Ints, reasons: npt.NDArray[np.str_]) -> pl.DataFrame:
     """The rows set aside as they came: reason, row (from 1), every field as text."""
     why = pl.DataFrame({"row": rows + 1, "reason": pl.Series(reasons.tolist(), dtype=pl.String)})
     taken = {"row": "row_original", "reason": "reason_original"}
@@ -176,11 +176,11 @@ def _as_text(name: str, kind: pl.DataType) -> pl.Expr:
     return column.cast(pl.String, strict=False)
 
 
-def write_aside(sifted: Sifted, folder: Path, notes: list[str]) -> dict[str, str]:
+def write_rejected(sifted: Validated, folder: Path, notes: list[str]) -> dict[str, str]:
     """Write, or remove what an earlier check left; a folder that cannot be written is said, not fatal."""
     path = folder / f"{sifted.count.table}.parquet"
     try:
-        if sifted.count.set_aside == 0:
+        if sifted.count.rejected == 0:
             path.unlink(missing_ok=True)
             return {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def write_aside(sifted: Sifted, folder: Path, notes: list[str]) -> dict[str, str
     return {sifted.count.table: str(path)}
 
 
-def find_media(sifted: Sifted, root: Path) -> tuple[pl.DataFrame, list[Problem]]:
+def find_media(sifted: Validated, root: Path) -> tuple[pl.DataFrame, list[Problem]]:
     """Paths whose file is not there become null. Folders are listed once each; URLs are taken as they are."""
     items, problems = sifted.kept, []
     for name in MEDIA:
@@ -204,7 +204,7 @@ def find_media(sifted: Sifted, root: Path) -> tuple[pl.DataFrame, list[Problem]]
         paths = items.select(pl.col(name).filter(local).unique()).to_series().to_list()
         missing = column.is_in(pl.Series(_not_there(root, paths), dtype=pl.String).implode())
         missing = missing.fill_null(False)
-        fault = Fault(f"missing file in {name}", f"relative paths start from {root}", pl.lit(False))
+        fault = Violation(f"missing file in {name}", f"relative paths start from {root}", pl.lit(False))
         problems += _problem(
             "items", sifted.count.file, fault, REPAIRED, np.flatnonzero(sifted.codes == 0)[missing.to_numpy()]
         )

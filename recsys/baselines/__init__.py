@@ -8,10 +8,10 @@ from recsys.baselines.content import fit_bridge, fit_tfidf
 from recsys.baselines.ease import fit_ease
 from recsys.baselines.frequency import fit_frequency
 from recsys.baselines.neighbours import fit_item_knn
-from recsys.dense_recommender import Baseline
+from recsys.dense_recommender import DenseRecommender
 from recsys.retrieval.popular import fit_popular
 
-KINDS: dict[str, Callable[..., Baseline]] = {
+KINDS: dict[str, Callable[..., DenseRecommender]] = {
     "popular": fit_popular,
     "item-knn": fit_item_knn,
     "ease": fit_ease,

@@ -10,8 +10,8 @@ from threadpoolctl import threadpool_limits
 from features.arrays import Floats
 from features.errors import ConfigError
 from features.interactions import Interactions, Ragged
-from recsys.dense_recommender import Baseline
-from recsys.histories import counts, profile, user_items
+from recsys.dense_recommender import DenseRecommender
+from recsys.histories import positive_counts, profile, user_item_matrix
 
 if TYPE_CHECKING:
     from implicit.cpu.als import AlternatingLeastSquares
@@ -23,18 +23,18 @@ def _one_pool() -> threadpool_limits:
 
 
 @dataclass(frozen=True)
-class ImplicitALS(Baseline):
+class ImplicitALS(DenseRecommender):
     """model: fitted, with item factors (n, f) float32; its own user factors are not used."""
 
     model: "AlternatingLeastSquares"
 
-    def scores(self, liked: Ragged) -> Floats:
+    def scores(self, positives: Ragged) -> Floats:
         """Dot products of item factors with user factors solved for these histories: (b, n) float32."""
         import torch  # a faster product; not at the top, since every command would wait for it
 
-        history = profile(liked, len(self.popularity), 1.0)
+        history = profile(positives, len(self.popularity), 1.0)
         with _one_pool():
-            users = self.model.recalculate_user(np.arange(len(liked)), sp.csr_matrix(history))
+            users = self.model.recalculate_user(np.arange(len(positives)), sp.csr_matrix(history))
         return (torch.from_numpy(users) @ torch.from_numpy(self.model.item_factors).T).numpy()
 
 
@@ -59,10 +59,10 @@ def fit_als(
             f"ALS with factors={factors}, regularization={regularization}, alpha={alpha}, iterations={iterations}: "
             "needs factors >= 1, regularization >= 0, alpha > 0, iterations >= 1"
         )
-    popularity = counts(events)
+    popularity = positive_counts(events)
     with _one_pool():
         model = AlternatingLeastSquares(
             factors=factors, regularization=regularization, alpha=alpha, iterations=iterations, random_state=seed
         )
-        model.fit(sp.csr_matrix(user_items(events)), show_progress=False)
+        model.fit(sp.csr_matrix(user_item_matrix(events)), show_progress=False)
     return ImplicitALS(popularity, events.latest, model)

@@ -8,20 +8,20 @@ import scipy.sparse as sp
 from features.arrays import Floats
 from features.errors import ConfigError, DataError
 from features.interactions import Interactions, Ragged
-from recsys.dense_recommender import Baseline
-from recsys.histories import counts, profile, user_items
+from recsys.dense_recommender import DenseRecommender
+from recsys.histories import positive_counts, profile, user_item_matrix
 
 
 @dataclass(frozen=True)
-class TfidfProfile(Baseline):
+class TfidfProfile(DenseRecommender):
     """terms (n, v) sparse float32, unit rows or zero."""
 
     terms: sp.csr_array
     decay: float
 
-    def scores(self, liked: Ragged) -> Floats:
+    def scores(self, positives: Ragged) -> Floats:
         """Cosine of each item's text with the sum of the history's, weighted decay ** age: (b, n) float32."""
-        tastes = profile(liked, len(self.popularity), self.decay) @ self.terms  # (b, v)
+        tastes = profile(positives, len(self.popularity), self.decay) @ self.terms  # (b, v)
         lengths = np.sqrt(tastes.power(2).sum(axis=1))[:, None]
         scores: Floats = (tastes @ self.terms.T).toarray()
         np.divide(scores, lengths, out=scores, where=lengths > 0)
@@ -29,7 +29,7 @@ class TfidfProfile(Baseline):
 
 
 @dataclass(frozen=True)
-class ContentBridge(Baseline):
+class ContentBridge(DenseRecommender):
     """behaviour (n, d) and predicted (n, d) float32: an item as its users see it, and as its content suggests.
 
     Where an item has no behaviour its row of `behaviour` is the predicted one.
@@ -39,9 +39,9 @@ class ContentBridge(Baseline):
     predicted: Floats
     decay: float
 
-    def scores(self, liked: Ragged) -> Floats:
+    def scores(self, positives: Ragged) -> Floats:
         """Dot product of the history's behaviour vectors, weighted decay ** age, with predicted ones: (b, n)."""
-        users: Floats = profile(liked, len(self.popularity), self.decay) @ self.behaviour  # (b, d)
+        users: Floats = profile(positives, len(self.popularity), self.decay) @ self.behaviour  # (b, d)
         return users @ self.predicted.T
 
 
@@ -52,7 +52,7 @@ def fit_tfidf(events: Interactions, texts: list[str], *, decay: float = 0.8) -> 
     popularity is fitted on events. Raises DataError on a wrong number of texts, no words, or no positive events.
     """
     _check_decay(decay)
-    return TfidfProfile(counts(events), events.latest, _tfidf(texts, events.n_items), decay)
+    return TfidfProfile(positive_counts(events), events.latest, _tfidf(texts, events.n_items), decay)
 
 
 def fit_bridge(
@@ -73,10 +73,10 @@ def fit_bridge(
     _check_decay(decay)
     if dim < 1 or ridge <= 0:
         raise ConfigError(f"content bridge with dim={dim}, ridge={ridge}: needs dim >= 1, ridge > 0")
-    popularity = counts(events)
+    popularity = positive_counts(events)
     terms = _tfidf(texts, events.n_items)
     warm = popularity > 0
-    x = user_items(events)[:, warm]
+    x = user_item_matrix(events)[:, warm]
     x = sp.diags_array(np.maximum(x.sum(axis=1), 1.0) ** -0.25) @ x @ sp.diags_array(x.sum(axis=0) ** -0.25)
     dim = min(dim, *x.shape)
     svd = TruncatedSVD(dim, n_iter=7, random_state=seed).fit(x)

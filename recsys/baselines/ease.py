@@ -8,23 +8,23 @@ from scipy.linalg import lapack
 from features.arrays import Floats
 from features.errors import ConfigError, DataError
 from features.interactions import Interactions, Ragged
-from recsys.dense_recommender import Baseline
-from recsys.histories import counts, profile, times_dense, user_items
+from recsys.dense_recommender import DenseRecommender
+from recsys.histories import multiply_dense, positive_counts, profile, user_item_matrix
 
 _BLOCK = 512
 """Rows treated at a time, beside the one big matrix."""
 
 
 @dataclass(frozen=True)
-class Ease(Baseline):
+class Ease(DenseRecommender):
     """weights (n, n) float32, zero diagonal: row = item of the history, column = item scored."""
 
     weights: Floats
     decay: float
 
-    def scores(self, liked: Ragged) -> Floats:
+    def scores(self, positives: Ragged) -> Floats:
         """Sum over the history of decay ** age times weight: (b, n) float32."""
-        return times_dense(profile(liked, len(self.popularity), self.decay), self.weights)
+        return multiply_dense(profile(positives, len(self.popularity), self.decay), self.weights)
 
 
 def fit_ease(
@@ -46,8 +46,8 @@ def fit_ease(
         )
     if regularization <= 0 or not 0 < decay <= 1:
         raise ConfigError(f"EASE with regularization={regularization}, decay={decay}: needs > 0 and 0 < decay <= 1")
-    popularity = counts(events)
-    x = user_items(events)
+    popularity = positive_counts(events)
+    x = user_item_matrix(events)
     by_item = x.T.tocsr()
     matrix = np.empty((n, n), dtype=np.float32)
     for at in range(0, n, _BLOCK):

@@ -7,22 +7,22 @@ import numpy as np
 from features.arrays import Floats
 from features.errors import ConfigError
 from features.interactions import Interactions, Ragged
-from recsys.dense_recommender import Baseline
-from recsys.histories import ages, counts
+from recsys.dense_recommender import DenseRecommender
+from recsys.histories import ages, positive_counts
 
 
 @dataclass(frozen=True)
-class Frequency(Baseline):
+class Frequency(DenseRecommender):
     """Own items first, by count, then recency; all others below them by popularity."""
 
     decay: float
 
-    def scores(self, liked: Ragged) -> Floats:
+    def scores(self, positives: Ragged) -> Floats:
         """Own items: count + a recency below 1; others: popularity scaled into [0, 1); (b, n) float32."""
-        scores = np.tile(self.popularity / (self.popularity.max() + 1), (len(liked), 1))
-        which, items = liked.pairs()
+        scores = np.tile(self.popularity / (self.popularity.max() + 1), (len(positives), 1))
+        which, items = positives.pairs()
         keys, group, count = np.unique(which * len(self.popularity) + items, return_inverse=True, return_counts=True)
-        recency = np.bincount(group, weights=np.power(self.decay, ages(liked)), minlength=len(keys))
+        recency = np.bincount(group, weights=np.power(self.decay, ages(positives)), minlength=len(keys))
         own = count + recency * (1 - self.decay)  # the weights of any history sum to less than 1 / (1 - decay)
         scores[np.divmod(keys, len(self.popularity))] = own
         return scores
@@ -36,4 +36,4 @@ def fit_frequency(events: Interactions, *, decay: float = 0.99) -> Frequency:
     """
     if not 0 < decay < 1:
         raise ConfigError(f"frequency with decay={decay}: needs 0 < decay < 1")
-    return Frequency(counts(events), events.latest, decay)
+    return Frequency(positive_counts(events), events.latest, decay)

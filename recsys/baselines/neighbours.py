@@ -7,21 +7,21 @@ import scipy.sparse as sp
 from features.arrays import Floats
 from features.errors import ConfigError
 from features.interactions import Interactions, Ragged
-from recsys.dense_recommender import Baseline
-from recsys.histories import counts, profile
+from recsys.dense_recommender import DenseRecommender
+from recsys.histories import positive_counts, profile
 from recsys.ranking.item_similarity import item_similarity
 
 
 @dataclass(frozen=True)
-class ItemKNN(Baseline):
+class ItemKNN(DenseRecommender):
     """similarity (n, n) sparse: row = item of the history, column = item scored, the best k of each row."""
 
     similarity: sp.csr_array
     decay: float
 
-    def scores(self, liked: Ragged) -> Floats:
+    def scores(self, positives: Ragged) -> Floats:
         """Sum over the history of decay ** age times similarity: (b, n) float32."""
-        weights = profile(liked, len(self.popularity), self.decay)
+        weights = profile(positives, len(self.popularity), self.decay)
         scores: Floats = (weights @ self.similarity).toarray()
         return scores
 
@@ -39,4 +39,4 @@ def fit_item_knn(
             "needs k >= 1, shrink >= 0, 0 <= exponent <= 1, 0 < decay <= 1"
         )
     similarity = item_similarity(events, k=k, shrink=shrink, exponent=exponent)
-    return ItemKNN(counts(events), events.latest, similarity, decay)
+    return ItemKNN(positive_counts(events), events.latest, similarity, decay)

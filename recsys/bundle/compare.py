@@ -7,10 +7,10 @@ import numpy as np
 from features.arrays import Floats
 from features.errors import BundleError
 from recsys.bundle.model import Bundle
-from recsys.towers.cold_start import known_part
+from recsys.towers.cold_start import informative_part
 
 
-def compare(a: Bundle, b: Bundle, *, k: int = 10, sample: int = 2000, seed: int = 0) -> dict[str, Any]:
+def compare_bundles(a: Bundle, b: Bundle, *, k: int = 10, sample: int = 2000, seed: int = 0) -> dict[str, Any]:
     """What would change with b in a's place.
 
     items: in a, in b, in both; overlap: mean share of the k nearest items that stay the same, among at most `sample`
@@ -23,7 +23,7 @@ def compare(a: Bundle, b: Bundle, *, k: int = 10, sample: int = 2000, seed: int 
     chosen = np.random.default_rng(seed).permutation(len(common))[:sample]
     names = [common[i] for i in chosen]
     rows = [bundle.catalog.ids.rows(names) for bundle in (a, b)]
-    behaviour = [known_part(bundle.recommender.vectors[r]) for bundle, r in zip((a, b), rows, strict=True)]
+    behaviour = [informative_part(bundle.recommender.vectors[r]) for bundle, r in zip((a, b), rows, strict=True)]
     content = [bundle.catalog.content[r] for bundle, r in zip((a, b), rows, strict=True)]
     said = a.catalog.has_content[rows[0]] & b.catalog.has_content[rows[1]]
     overlap: dict[str, float | None] = {"behaviour": _overlap(behaviour[0], behaviour[1], k), "content": None}

@@ -32,15 +32,15 @@ from features.ids import IdMap
 from features.schema import ITEM
 from recsys.bundle.model import Bundle
 from recsys.config import TowerConfig
-from recsys.content.alignment import Alignment, Map
+from recsys.content.alignment import AffineMap, Alignment
 from recsys.content.content_space import ContentSpace
 from recsys.item_statistics import ItemStatistics
 from recsys.ranking.pair_features import PairFeatures
 from recsys.ranking.reranker import Reranker
-from recsys.ranking.tfidf import WIDTH, Words
-from recsys.recommender import TwoStage
+from recsys.ranking.tfidf import WIDTH, TfidfIndex
+from recsys.recommender import TwoStageRecommender
 from recsys.retrieval.index import Index
-from recsys.retrieval.mutable_index import LiveIndex
+from recsys.retrieval.mutable_index import MutableIndex
 from recsys.retrieval.popular import Popular
 from recsys.towers.model import TwoTowers
 
@@ -60,7 +60,7 @@ MANIFEST, ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT = (
 _CATALOG = ("categories", "price", "available", "published", "has_content")
 _STATISTICS = ("total", "recent", "newest", "last")
 _SPARSE = ("data", "indices", "indptr")
-_UNFIT = (
+_READ_ERRORS = (
     *(AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError),
     *(SafetensorError, SpaceError, pl.exceptions.PolarsError),
 )
@@ -70,7 +70,7 @@ _UNFIT = (
 def save_bundle(
     root: Path,
     catalog: Catalog,
-    recommender: TwoStage,
+    recommender: TwoStageRecommender,
     statistics: ItemStatistics,
     facts: dict[str, Any],
     content: ContentSpace | None = None,
@@ -94,7 +94,11 @@ def save_bundle(
     arrays["popularity"] = recommender.fallback.popularity
     if isinstance(reranker, Reranker):
         read = reranker.features
-        arrays |= _parts("neighbours", read.neighbours) | _parts("words", read.words.rows) | {"idf": read.words.idf}
+        arrays |= (
+            _sparse_arrays("neighbours", read.neighbours)
+            | _sparse_arrays("words", read.words.rows)
+            | {"idf": read.words.idf}
+        )
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / ARRAYS)
     save_weights({name: t.contiguous() for name, t in recommender.towers.state_dict().items()}, folder / TOWERS)
     index = recommender.index
@@ -153,7 +157,7 @@ def load_bundle(path: Path) -> Bundle:
     try:
         _verify(path, manifest["files"])
         return _load(path, manifest)
-    except _UNFIT as error:
+    except _READ_ERRORS as error:
         raise BundleError(f"{path}: its parts do not fit together: {error!r}; train again") from error
 
 
@@ -176,7 +180,7 @@ def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
     index = Index.load(path / VECTORS, behaviour_space(path / TOWERS, towers_config.dimension))
     content = None
     if manifest["content"] is not None:
-        content = _content(manifest["content"], load_file(path / CONTENT))
+        content = _load_content(manifest["content"], load_file(path / CONTENT))
     contents = Index.load(path / CONTENTS, content_space(content, manifest["content_dimension"]))
     vectors = index.vectors
     catalog = Catalog(
@@ -194,27 +198,27 @@ def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
     reranker = None
     if RERANKER in manifest["files"]:
         n = len(vectors)
-        words = Words(_joined("words", arrays, (n, WIDTH)), arrays["idf"])
-        features = PairFeatures(catalog, vectors, statistics, words, _joined("neighbours", arrays, (n, n)))
+        words = TfidfIndex(_sparse_matrix("words", arrays, (n, WIDTH)), arrays["idf"])
+        features = PairFeatures(catalog, vectors, statistics, words, _sparse_matrix("neighbours", arrays, (n, n)))
         reranker = Reranker.load(path / RERANKER, features)
     fitted_until = manifest["fitted_until"]
-    recommender = TwoStage(
+    recommender = TwoStageRecommender(
         towers=towers,
         vectors=vectors,
-        index=LiveIndex(index),
+        index=MutableIndex(index),
         fallback=Popular(arrays["popularity"], fitted_until),
         reranker=reranker,
         candidates=manifest["candidates"],
         fitted_until=fitted_until,
     )
-    return Bundle(path, manifest, catalog, recommender, content, LiveIndex(contents))
+    return Bundle(path, manifest, catalog, recommender, content, MutableIndex(contents))
 
 
-def _parts(name: str, matrix: sp.csr_array) -> dict[str, npt.NDArray[Any]]:
+def _sparse_arrays(name: str, matrix: sp.csr_array) -> dict[str, npt.NDArray[Any]]:
     return {f"{name}.{part}": getattr(matrix, part) for part in _SPARSE}
 
 
-def _joined(name: str, arrays: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> sp.csr_array:
+def _sparse_matrix(name: str, arrays: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> sp.csr_array:
     return sp.csr_array(tuple(arrays[f"{name}.{part}"] for part in _SPARSE), shape=shape)
 
 
@@ -249,11 +253,11 @@ def _content_arrays(content: ContentSpace) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _content(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> ContentSpace:
+def _load_content(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> ContentSpace:
     space, alignment = SpaceKey(**facts["space"]), None
     if facts["maps"]:
         maps = {
-            SpaceKey(**key): Map(arrays[f"map.{i}.mean"], arrays[f"map.{i}.weight"])
+            SpaceKey(**key): AffineMap(arrays[f"map.{i}.mean"], arrays[f"map.{i}.weight"])
             for i, key in enumerate(facts["maps"])
         }
         alignment = Alignment(maps, tuple(facts["nested"]))
@@ -273,10 +277,10 @@ def _fingerprint(manifest: dict[str, Any]) -> str:
 def _sha256(file: Path) -> str:
     """Of the file's bytes; read once for each version of a file (place, size and time of change)."""
     about = file.stat()
-    return _digest(file, about.st_ino, about.st_size, about.st_mtime_ns)
+    return _sha256_of_version(file, about.st_ino, about.st_size, about.st_mtime_ns)
 
 
 @lru_cache(1024)
-def _digest(file: Path, *version: int) -> str:
+def _sha256_of_version(file: Path, *version: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

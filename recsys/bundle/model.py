@@ -13,10 +13,10 @@ from features.interactions import Ragged, UserStates
 from features.schema import DataConfig
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates
-from recsys.recommender import TwoStage
-from recsys.retrieval.fusion import Question, blended
-from recsys.retrieval.mutable_index import LiveIndex
-from recsys.towers.cold_start import known_part
+from recsys.recommender import TwoStageRecommender
+from recsys.retrieval.fusion import WeightedQuery, fused_search
+from recsys.retrieval.mutable_index import MutableIndex
+from recsys.towers.cold_start import informative_part
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Bundle:
     path: Path
     manifest: dict[str, Any]
     catalog: Catalog
-    recommender: TwoStage
+    recommender: TwoStageRecommender
     content: ContentSpace | None
-    contents: LiveIndex
+    contents: MutableIndex
 
     @property
     def fingerprint(self) -> str:
@@ -58,7 +58,7 @@ class Bundle:
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
         """The k items nearest to each of rows (b,), themselves left out unless `exclude` says otherwise."""
         own = Ragged(rows, np.arange(len(rows)), np.arange(1, len(rows) + 1)) if exclude is None else exclude
-        asked = known_part(self.recommender.vectors[rows])
+        asked = informative_part(self.recommender.vectors[rows])
         return self.recommender.index.search(asked, k, allow=allow, exclude=own)
 
     def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
@@ -68,11 +68,11 @@ class Bundle:
     def search_for(
         self, content: Floats, who: UserStates, k: int, *, weight: float, allow: Bools | None = None
     ) -> Candidates:
-        """The k items near to some contents (b, m) and to who asks (b states); see `blended`."""
+        """The k items near to some contents (b, m) and to who asks (b states); see `fused_search`."""
         its = self.recommender
         users = its.towers.user_vectors(who, its.vectors)
         questions = (
-            Question(content, 1 - weight, self.contents, self.catalog.content),
-            Question(users, weight, its.index, its.vectors),
+            WeightedQuery(content, 1 - weight, self.contents, self.catalog.content),
+            WeightedQuery(users, weight, its.index, its.vectors),
         )
-        return blended(questions, k, allow=allow)
+        return fused_search(questions, k, allow=allow)

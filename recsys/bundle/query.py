@@ -5,16 +5,16 @@ from typing import Any
 
 from rich.table import Table
 
-from features.content.media.decoder_pool import Decoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Content
 from features.errors import ConfigError
 from features.schema import TITLE
 from recsys.bundle.model import Bundle
-from recsys.content.query_encoding import Encoding, Searcher, searchable
+from recsys.content.query_encoding import EncoderSetup, QueryEncoder, searchable
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a query found. read: whether anything of it was; failed: (kind of part, reason); items: best first, each
     with item_id, title, score, and near: cosine by channel, None where the item has nothing there."""
 
@@ -35,19 +35,19 @@ class Found:
         return table
 
 
-def find(bundle: Bundle, content: Content, k: int) -> Found:
+def search_bundle(bundle: Bundle, content: Content, k: int) -> SearchResult:
     """The k items of a bundle that a content is nearest to, once: encoders are opened for it and closed again.
 
     Raises ConfigError where the bundle knows of no contents.
     """
-    encoding, space = Encoding.of(bundle.manifest), bundle.content
+    encoding, space = EncoderSetup.of(bundle.manifest), bundle.content
     if encoding is None or space is None:
         raise ConfigError(f"{bundle.path}: the bundle knows of no contents; train with an encoder")
-    with Decoders() as decoders:
-        query = Searcher(space, encoding.open(decoders)).embed(content)
+    with DecoderPool() as decoders:
+        query = QueryEncoder(space, encoding.open(decoders)).embed(content)
     failed = [(str(content.parts[each.part].modality), each.reason) for each in query.failures]
     if not query.present[0]:
-        return Found(False, failed, [])
+        return SearchResult(False, failed, [])
     found = bundle.search(query.vectors, k, allow=searchable(bundle.catalog))
     rows = found.rows[0][found.rows[0] >= 0]
     near = space.near_query(query.vectors[0], rows)
@@ -60,4 +60,4 @@ def find(bundle: Bundle, content: Content, k: int) -> Found:
         }
         for at, (row, score) in enumerate(zip(rows.tolist(), found.scores[0].tolist(), strict=False))
     ]
-    return Found(True, failed, items)
+    return SearchResult(True, failed, items)

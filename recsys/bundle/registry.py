@@ -8,7 +8,7 @@ from features.files import sync
 from recsys.bundle.io import MANIFEST
 
 
-def publish(bundle: Path) -> None:
+def publish_bundle(bundle: Path) -> None:
     """Point `current` beside the bundle at it, in one step."""
     link = bundle.parent / f".writing-{os.getpid()}-current"
     link.unlink(missing_ok=True)
@@ -17,7 +17,7 @@ def publish(bundle: Path) -> None:
     sync(bundle.parent)
 
 
-def current(root: Path) -> Path:
+def current_bundle(root: Path) -> Path:
     """The folder that root/current points at. Raises BundleError when there is none."""
     link = root / "current"
     if not link.is_symlink():
@@ -25,21 +25,21 @@ def current(root: Path) -> Path:
     return root / link.readlink()
 
 
-def find(root: Path, name: str) -> Path:
+def find_bundle(root: Path, name: str) -> Path:
     """The folder of a bundle by its fingerprint, the beginning of it, or `current`.
 
     Raises BundleError when there is none, or several begin so.
     """
     if name == "current":
-        return current(root)
-    found = [path for path in bundles(root) if path.name.startswith(name)]
+        return current_bundle(root)
+    found = [path for path in list_bundles(root) if path.name.startswith(name)]
     if len(found) != 1:
-        there = ", ".join(path.name for path in bundles(root)) or "none"
+        there = ", ".join(path.name for path in list_bundles(root)) or "none"
         raise BundleError(f"{root}: {len(found)} bundles begin with {name!r}; there are: {there}")
     return found[0]
 
 
-def bundles(root: Path) -> list[Path]:
+def list_bundles(root: Path) -> list[Path]:
     """Folders of the bundles below root, the oldest first."""
     folders = [path.parent for path in root.glob(f"[!.]*/{MANIFEST}") if not path.parent.is_symlink()]
     return sorted(folders, key=lambda folder: ((folder / MANIFEST).stat().st_mtime_ns, folder.name))

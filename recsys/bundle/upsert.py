@@ -11,14 +11,14 @@ import scipy.sparse as sp
 
 from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog, Categories, item_texts
-from features.content.spaces import Embedded, nothing, unit
+from features.content.spaces import Embedded, absent, unit
 from features.ids import IdMap
 from features.schema import ITEM
 from recsys.bundle.model import Bundle
 from recsys.content.content_space import ContentSpace
 from recsys.ranking.pair_features import PairFeatures
 from recsys.ranking.reranker import Reranker
-from recsys.retrieval.mutable_index import LiveIndex
+from recsys.retrieval.mutable_index import MutableIndex
 
 T = TypeVar("T", bound=np.generic)
 
@@ -28,48 +28,48 @@ NEAREST = 20
 ROUNDING = 1e-3
 """What a coordinate of a content vector may differ by when the same content is encoded again."""
 
-FRESH, SHARE = 1000, 0.05
+MAX_FRESH, MAX_FRESH_SHARE = 1000, 0.05
 """An index is built anew when it has more than so many vectors beside it, and more than this share of its items."""
 
 
-def grown(bundle: Bundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> Bundle:
+def upsert_items(bundle: Bundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> Bundle:
     """The bundle with m checked items more, or in place of its own.
 
     channels: what the bundle's encoders made of them (`embed_items`), empty where it has no content. Known items keep
     their rows. Vectors by the towers stay where an item has events, or is as it was; those of others are the mean of
-    what is near by content (`nearby`). Indexes are shared with the bundle given: whoever goes on asking that one says
-    what is allowed (n,), or finds rows that it does not have.
+    what is near by content (`neighbour_vectors`). Indexes are shared with the bundle given: whoever goes on asking
+    that one says what is allowed (n,), or finds rows that it does not have.
     """
     stage, index = bundle.recommender, bundle.recommender.index
-    if not isinstance(index, LiveIndex):
+    if not isinstance(index, MutableIndex):
         raise TypeError(f"items are put into the index of a loaded bundle, given {type(index).__name__}")
     placed = bundle.content.place(channels) if bundle.content is not None and channels else None
-    catalog, rows = grown_catalog(bundle.catalog, items, placed)
+    catalog, rows = upsert_catalog(bundle.catalog, items, placed)
     total = len(catalog)
-    popularity = longer(stage.fallback.popularity, total)
-    moved = (popularity[rows] == 0) & ~_as_it_was(bundle.catalog, catalog, rows)
-    placed_at = nearby(bundle, catalog, rows, placed)[moved]
-    vectors = put_rows(stage.vectors, total, rows[moved], placed_at)
+    popularity = extended(stage.fallback.popularity, total)
+    moved = (popularity[rows] == 0) & ~_unchanged(bundle.catalog, catalog, rows)
+    placed_at = neighbour_vectors(bundle, catalog, rows, placed)[moved]
+    vectors = with_rows(stage.vectors, total, rows[moved], placed_at)
     reranker = stage.reranker
     if isinstance(reranker, Reranker):
-        reranker = Reranker(reranker.booster, _grown_features(reranker.features, catalog, vectors, rows))
+        reranker = Reranker(reranker.booster, _upsert_features(reranker.features, catalog, vectors, rows))
     recommender = replace(
         stage, vectors=vectors, fallback=replace(stage.fallback, popularity=popularity), reranker=reranker
     )
-    content = None if bundle.content is None else grown_space(bundle.content, total, rows, channels)
+    content = None if bundle.content is None else upsert_content_space(bundle.content, total, rows, channels)
     index.upsert(rows[moved], placed_at)  # last, when nothing can fail any more
     bundle.contents.upsert(rows, catalog.content[rows])
     return replace(bundle, catalog=catalog, recommender=recommender, content=content)
 
 
-def merge_large(bundle: Bundle) -> None:
+def merge_indexes(bundle: Bundle) -> None:
     """Build anew those indexes of a bundle that have too much beside them; searches and changes go on meanwhile."""
     for index in (bundle.recommender.index, bundle.contents):
-        if isinstance(index, LiveIndex) and index.fresh > max(FRESH, SHARE * len(index)):
+        if isinstance(index, MutableIndex) and index.fresh > max(MAX_FRESH, MAX_FRESH_SHARE * len(index)):
             index.merge()
 
 
-def grown_catalog(old: Catalog, items: pl.DataFrame, content: Embedded | None) -> tuple[Catalog, Ints]:
+def upsert_catalog(old: Catalog, items: pl.DataFrame, content: Embedded | None) -> tuple[Catalog, Ints]:
     """The catalogue with m items more, or in place of its own, and their rows (m,) in it.
 
     content: (m, D) in the space of old.content; None: they have none. Categories keep their numbers, new ones follow.
@@ -84,37 +84,37 @@ def grown_catalog(old: Catalog, items: pl.DataFrame, content: Embedded | None) -
     present = np.zeros(m, np.bool_) if content is None else content.present
     shown = _in_columns_of(old.frame, items)
     mine = Catalog.of(shown, IdMap(tuple(names)), vectors, present)
-    category_names, categories = _grown_categories(old, mine, rows, total)
-    order = put_rows(np.arange(n), total, rows, n + np.arange(m))
+    category_names, categories = _upsert_categories(old, mine, rows, total)
+    order = with_rows(np.arange(n), total, rows, n + np.arange(m))
     catalog = Catalog(
         ids=ids,
         frame=pl.concat([old.frame, shown])[order],
         categories=categories,
         category_names=category_names,
-        price=put_rows(old.price, total, rows, mine.price),
-        available=put_rows(old.available, total, rows, mine.available),
-        published=put_rows(old.published, total, rows, mine.published),
-        content=put_rows(old.content, total, rows, mine.content),
-        has_content=put_rows(old.has_content, total, rows, mine.has_content),
+        price=with_rows(old.price, total, rows, mine.price),
+        available=with_rows(old.available, total, rows, mine.available),
+        published=with_rows(old.published, total, rows, mine.published),
+        content=with_rows(old.content, total, rows, mine.content),
+        has_content=with_rows(old.has_content, total, rows, mine.has_content),
     )
     return catalog, rows
 
 
-def grown_space(old: ContentSpace, total: int, rows: Ints, channels: Mapping[str, Embedded]) -> ContentSpace:
+def upsert_content_space(old: ContentSpace, total: int, rows: Ints, channels: Mapping[str, Embedded]) -> ContentSpace:
     """The space around a catalogue of `total` items, rows (m,) of which have these channels, in encoders' spaces."""
     kept = {}
     for name, channel in old.channels.items():
         mine = channels.get(name)
         if mine is None:
-            mine = nothing(old.space, len(rows))
+            mine = absent(old.space, len(rows))
         elif old.alignment is not None:
             mine = old.alignment.channel(mine)
-        vectors = put_rows(channel.vectors, total, rows, mine.vectors)
-        kept[name] = Embedded(old.space, vectors, put_rows(channel.present, total, rows, mine.present))
+        vectors = with_rows(channel.vectors, total, rows, mine.vectors)
+        kept[name] = Embedded(old.space, vectors, with_rows(channel.present, total, rows, mine.present))
     return replace(old, channels=kept)
 
 
-def nearby(bundle: Bundle, catalog: Catalog, rows: Ints, content: Embedded | None) -> Floats:
+def neighbour_vectors(bundle: Bundle, catalog: Catalog, rows: Ints, content: Embedded | None) -> Floats:
     """Vectors (m, d) for items of rows (m,) of a grown catalogue, from those that the bundle had before.
 
     The mean of the NEAREST items by content, each as heavy as its cosine; where there is none, the mean of the items
@@ -138,7 +138,7 @@ def nearby(bundle: Bundle, catalog: Catalog, rows: Ints, content: Embedded | Non
     return unit(sums)
 
 
-def _as_it_was(old: Catalog, new: Catalog, rows: Ints) -> Bools:
+def _unchanged(old: Catalog, new: Catalog, rows: Ints) -> Bools:
     """(m,): whether items of rows (m,) were there before, with the same categories and what content says the same."""
     known = np.flatnonzero(rows < len(old))
     at, width = rows[known], old.categories.shape[1]
@@ -151,16 +151,16 @@ def _as_it_was(old: Catalog, new: Catalog, rows: Ints) -> Bools:
     return out
 
 
-def longer(values: npt.NDArray[T], total: int, fill: float = 0) -> npt.NDArray[T]:
+def extended(values: npt.NDArray[T], total: int, fill: float = 0) -> npt.NDArray[T]:
     """(total, ...): the values (n, ...), then `fill`."""
     out = np.empty((total, *values.shape[1:]), dtype=values.dtype)
     out[: len(values)], out[len(values) :] = values, fill
     return out
 
 
-def put_rows(values: npt.NDArray[T], total: int, rows: Ints, new: npt.NDArray[T]) -> npt.NDArray[T]:
+def with_rows(values: npt.NDArray[T], total: int, rows: Ints, new: npt.NDArray[T]) -> npt.NDArray[T]:
     """(total, ...): the values (n, ...), with new ones (m, ...) in rows (m,)."""
-    out = longer(values, total)
+    out = extended(values, total)
     out[rows] = new
     return out
 
@@ -173,7 +173,7 @@ def _in_columns_of(frame: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _grown_categories(old: Catalog, mine: Catalog, rows: Ints, total: int) -> tuple[tuple[str, ...], Categories]:
+def _upsert_categories(old: Catalog, mine: Catalog, rows: Ints, total: int) -> tuple[tuple[str, ...], Categories]:
     index = {name: at for at, name in enumerate(old.category_names)}
     for name in mine.category_names:
         index.setdefault(name, len(index))
@@ -186,7 +186,7 @@ def _grown_categories(old: Catalog, mine: Catalog, rows: Ints, total: int) -> tu
     return tuple(index), out
 
 
-def _grown_features(features: PairFeatures, catalog: Catalog, vectors: Floats, rows: Ints) -> PairFeatures:
+def _upsert_features(features: PairFeatures, catalog: Catalog, vectors: Floats, rows: Ints) -> PairFeatures:
     """Features of pairs over more items: nothing is counted of the new ones, and nothing goes with them.
 
     rows (m,): those that are new, or in place of others, whose words are read.
@@ -195,12 +195,12 @@ def _grown_features(features: PairFeatures, catalog: Catalog, vectors: Floats, r
     never = np.iinfo(np.int64).min
     statistics = replace(
         s,
-        total=longer(s.total, total),
-        recent=longer(s.recent, total),
-        newest=longer(s.newest, total),
-        last=longer(s.last, total, never),
+        total=extended(s.total, total),
+        recent=extended(s.recent, total),
+        newest=extended(s.newest, total),
+        last=extended(s.last, total, never),
     )
-    indptr = longer(old.indptr, total + 1, old.indptr[-1])
+    indptr = extended(old.indptr, total + 1, old.indptr[-1])
     neighbours = sp.csr_array((old.data, old.indices, indptr), shape=(total, total))
     words = features.words.put(total, rows, item_texts(catalog.frame[rows]))
     return PairFeatures(catalog, vectors, statistics, words, neighbours)

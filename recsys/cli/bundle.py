@@ -18,10 +18,10 @@ def bundle_list(root: Path = ROOT) -> None:
     import json
 
     from recsys.bundle.io import MANIFEST
-    from recsys.bundle.registry import bundles, current
+    from recsys.bundle.registry import current_bundle, list_bundles
 
-    served = current(root).name if (root / "current").is_symlink() else None
-    for folder in bundles(root):
+    served = current_bundle(root).name if (root / "current").is_symlink() else None
+    for folder in list_bundles(root):
         told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         space = (told.get("content") or {}).get("space")
         name = "no contents" if space is None else f"{space['model']}@{space['revision']} · {space['dimension']}"
@@ -42,11 +42,11 @@ def bundle_compare(
     """
     import orjson
 
-    from recsys.bundle.compare import compare
+    from recsys.bundle.compare import compare_bundles
     from recsys.bundle.io import load_bundle
-    from recsys.bundle.registry import find
+    from recsys.bundle.registry import find_bundle
 
-    told = compare(*(load_bundle(find(root, name)) for name in (one, other)))
+    told = compare_bundles(*(load_bundle(find_bundle(root, name)) for name in (one, other)))
     if as_json:
         typer.echo(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode())
         return
@@ -69,9 +69,9 @@ def bundle_compare(
 def bundle_publish(name: str = typer.Argument(..., help=ONE), root: Path = ROOT) -> None:
     """Let the service take this bundle, in one step; the one before is kept. Its files are verified first."""
     from recsys.bundle.io import load_bundle
-    from recsys.bundle.registry import find, publish
+    from recsys.bundle.registry import find_bundle, publish_bundle
 
-    path = find(root, name)
+    path = find_bundle(root, name)
     load_bundle(path)
-    publish(path)
+    publish_bundle(path)
     typer.echo(f"bundle {path} is current")

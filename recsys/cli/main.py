@@ -40,9 +40,9 @@ def main() -> None:
     try:
         # Schedulers set WORLD_SIZE too; only torchrun sets TORCHELASTIC_RUN_ID.
         if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from recsys.towers.distributed import lead_or_help
+            from recsys.towers.distributed import run_distributed
 
-            lead_or_help(app)
+            run_distributed(app)
         else:
             app()
     except RecsysError as error:

@@ -74,14 +74,14 @@ def search(
     from features.content.parts import Audio, Content, Image, Part, Text, Video
     from features.errors import ConfigError, ContentError
     from recsys.bundle.io import load_bundle
-    from recsys.bundle.query import find
-    from recsys.bundle.registry import current
+    from recsys.bundle.query import search_bundle
+    from recsys.bundle.registry import current_bundle
 
     kinds: list[tuple[Callable[[Any], Part], object]] = [(Text, text), (Image, image), (Audio, audio), (Video, video)]
     content = Content(tuple(kind(given) for kind, given in kinds if given is not None))
     if not content.parts:
         raise ConfigError("nothing to search by: give --text, --image, --audio or --video")
-    found = find(load_bundle(current(bundles)), content, k)
+    found = search_bundle(load_bundle(current_bundle(bundles)), content, k)
     for part, reason in found.failed:
         typer.echo(f"{part} not read: {reason}", err=True)
     if not found.read:

@@ -59,18 +59,18 @@ def slates(
     """
     from dataclasses import asdict
 
-    from experiments.pipelines.batch_slates import slates_of_all
+    from experiments.pipelines.batch_slates import write_slates
     from features.errors import ConfigError
     from recsys.bundle.io import load_bundle
-    from recsys.bundle.registry import find
+    from recsys.bundle.registry import find_bundle
 
     share = part.split("/")
     if len(share) != 2 or not all(text.isdecimal() for text in share):
         raise ConfigError(f"--part {part}: give I/N, e.g. 1/4 to 4/4")
     numbered = int(share[0]), int(share[1])
-    chosen = load_bundle(find(bundles, bundle))
+    chosen = load_bundle(find_bundle(bundles, bundle))
     with progress_bars() as reporter:
-        done = slates_of_all(chosen, out, k=k, placement=placement, part=numbered, progress=reporter.steps)
+        done = write_slates(chosen, out, k=k, placement=placement, part=numbered, progress=reporter.steps)
     if as_json:
         print_json(asdict(done) | {"folder": str(done.folder)})
         return

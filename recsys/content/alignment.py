@@ -42,7 +42,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class Map:
+class AffineMap:
     """(x - mean) @ weight; mean (d,), weight (d, D), float32. Its first coordinates matter most: Matryoshka."""
 
     mean: Floats
@@ -60,7 +60,7 @@ class Alignment:
     maps: by the space they map from; nested: dimensions that its vectors may be cut to.
     """
 
-    maps: Mapping[SpaceKey, Map]
+    maps: Mapping[SpaceKey, AffineMap]
     nested: tuple[int, ...]
 
     @property

@@ -18,17 +18,17 @@ from torch.nn import functional
 from features.arrays import Bools, Floats, Ints
 from features.content.spaces import SpaceKey, unit
 from features.errors import DataError
-from features.progress import Begin
+from features.progress import StartProgress
 from recsys.config import AlignmentConfig
-from recsys.content.alignment import Alignment, Map, Views
-from recsys.content.cca import correlate, spectra
+from recsys.content.alignment import AffineMap, Alignment, Views
+from recsys.content.cca import fit_cca, spectra
 
 Stage = Literal["pairs", "halves"]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Of the closed form: shrinkage of each space, power and within as in `correlate`."""
+class ClosedFormSettings:
+    """Of the closed form: shrinkage of each space, power and within as in `fit_cca`."""
 
     shrinkage: dict[SpaceKey, float]
     power: float
@@ -40,65 +40,72 @@ class FittedAlignment:
     """alignment; the closed form's settings chosen on held-out items; mean loss of each stage's last quarter."""
 
     alignment: Alignment
-    chosen: Settings
+    chosen: ClosedFormSettings
     losses: dict[str, float]
 
 
 def fit_alignment(
-    channels: Mapping[str, Views], n: int, config: AlignmentConfig, *, seed: int, progress: Begin | None = None
+    channels: Mapping[str, Views],
+    n: int,
+    config: AlignmentConfig,
+    *,
+    seed: int,
+    progress: StartProgress | None = None,
 ) -> FittedAlignment:
     """Fit on the views of n items. Raises DataError when too few items have two channels to agree."""
     paired = sum(np.bincount(np.unique(v.items), minlength=n) for v in channels.values())
-    if (found := int((np.asarray(paired) >= 2).sum())) < LEAST:
+    if (found := int((np.asarray(paired) >= 2).sum())) < MIN_PAIRED_ITEMS:
         raise DataError(
             f"the alignment learns from items that have two of {', '.join(channels)}; {found} do, at least "
-            f"{LEAST} are needed: give items texts and pictures or sounds, or embed them first"
+            f"{MIN_PAIRED_ITEMS} are needed: give items texts and pictures or sounds, or embed them first"
         )
     channels = {name: views for name, views in channels.items() if len(views.items)}
-    chosen = _choose(channels, n, config, np.random.default_rng(seed))
-    start = correlate(spectra(channels, n), chosen.shrinkage, chosen.power, chosen.within, config.nested)
+    chosen = _select_settings(channels, n, config, np.random.default_rng(seed))
+    start = fit_cca(spectra(channels, n), chosen.shrinkage, chosen.power, chosen.within, config.nested)
     if config.steps == 0:
         return FittedAlignment(start, chosen, {})
-    learner = _Learner(start, channels, n, config, seed)
+    learner = _Trainer(start, channels, n, config, seed)
     losses = {stage: learner.learn(stage, progress) for stage in ("pairs", "halves")}
     return FittedAlignment(learner.alignment(), chosen, losses)
 
 
-LEAST = 20
+MIN_PAIRED_ITEMS = 20
 """Items with two channels that there must be."""
 
-POOL = 5000
+MAX_TUNING_ITEMS = 5000
 """Most items that settings are chosen on."""
 
 
-def _choose(channels: Mapping[str, Views], n: int, config: AlignmentConfig, rng: np.random.Generator) -> Settings:
+def _select_settings(
+    channels: Mapping[str, Views], n: int, config: AlignmentConfig, rng: np.random.Generator
+) -> ClosedFormSettings:
     """Settings of the closed form by how well held-out items find themselves from one channel to another.
 
     A fifth of the items is held out, five times; one setting is changed at a time, spaces in turn.
     """
-    use = rng.permutation(n)[:POOL]
+    use = rng.permutation(n)[:MAX_TUNING_ITEMS]
     folds = []
     for held in np.array_split(use, 5):
         fit, test = np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.bool_)
         fit[use], test[held] = True, True
         fit[held] = False
-        known = spectra(_part(channels, fit), int(fit.sum()))
-        asked = {name: views for name, views in _part(channels, test).items() if views.space in known}
+        known = spectra(_restrict(channels, fit), int(fit.sum()))
+        asked = {name: views for name, views in _restrict(channels, test).items() if views.space in known}
         folds.append((known, asked, len(held)))
 
-    def quality(s: Settings) -> float:
+    def quality(s: ClosedFormSettings) -> float:
         found = [
-            agreement(correlate(known, s.shrinkage, s.power, s.within, config.nested), test, m)
+            cross_channel_mrr(fit_cca(known, s.shrinkage, s.power, s.within, config.nested), test, m)
             for known, test, m in folds
         ]
         return float(np.mean(found))
 
-    def better(best: Settings, alternatives: list[Settings]) -> Settings:
+    def better(best: ClosedFormSettings, alternatives: list[ClosedFormSettings]) -> ClosedFormSettings:
         return max([best, *(s for s in alternatives if s != best)], key=quality)  # the first of equals
 
     keys = list(dict.fromkeys(v.space for v in channels.values()))
     middle = config.shrinkage[len(config.shrinkage) // 2]
-    best = Settings(dict.fromkeys(keys, middle), config.power[0], config.within[0])
+    best = ClosedFormSettings(dict.fromkeys(keys, middle), config.power[0], config.within[0])
     for key in keys:
         best = better(best, [replace(best, shrinkage={**best.shrinkage, key: v}) for v in config.shrinkage])
     best = better(best, [replace(best, power=v) for v in config.power])
@@ -106,12 +113,12 @@ def _choose(channels: Mapping[str, Views], n: int, config: AlignmentConfig, rng:
     return best
 
 
-def _part(channels: Mapping[str, Views], keep: Bools) -> dict[str, Views]:
+def _restrict(channels: Mapping[str, Views], keep: Bools) -> dict[str, Views]:
     parts = {name: views.where(keep) for name, views in channels.items()}
     return {name: views for name, views in parts.items() if len(views.items)}
 
 
-def agreement(alignment: Alignment, channels: Mapping[str, Views], n: int) -> float:
+def cross_channel_mrr(alignment: Alignment, channels: Mapping[str, Views], n: int) -> float:
     """Mean reciprocal rank of an item by its channel b, asked with each of its views in channel a, over pairs (a, b).
 
     Ties are at mid-rank.
@@ -134,7 +141,7 @@ def agreement(alignment: Alignment, channels: Mapping[str, Views], n: int) -> fl
     return float(np.mean(out)) if out else 0.0
 
 
-class _Learner:
+class _Trainer:
     """The maps as parameters, and the views of each item as a table that a step draws from."""
 
     def __init__(
@@ -153,10 +160,10 @@ class _Learner:
         self._rng = np.random.default_rng(seed)
 
     def alignment(self) -> Alignment:
-        maps = {key: Map(self._mean[key].numpy(), w.detach().numpy().copy()) for key, w in self._weight.items()}
+        maps = {key: AffineMap(self._mean[key].numpy(), w.detach().numpy().copy()) for key, w in self._weight.items()}
         return Alignment(maps, self._nested)
 
-    def learn(self, stage: Stage, progress: Begin | None) -> float:
+    def learn(self, stage: Stage, progress: StartProgress | None) -> float:
         """One stage; its weights become the mean over its second half. The mean loss of the last quarter."""
         per_pass = max(1, len(self._items) // self._config.batch)
         steps = max(self._config.steps, self._config.passes * per_pass)

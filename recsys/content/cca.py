@@ -14,12 +14,12 @@ from scipy import sparse
 
 from features.arrays import Floats, Ints
 from features.content.spaces import SpaceKey
-from recsys.content.alignment import Alignment, Map, Views
+from recsys.content.alignment import AffineMap, Alignment, Views
 
-SMALL = 1e-7
+RELATIVE_NOISE = 1e-7
 """Variances below this share of the largest are noise of rounding."""
 
-NONE = 1e-12
+ABSOLUTE_NOISE = 1e-12
 """Variances below this are none: a space whose few views are all the same has no directions, and maps to zeros."""
 
 
@@ -47,11 +47,11 @@ class Spectrum:
         # few views of many dimensions lie in a subspace: the smaller of the two products finds it
         if len(x) < x.shape[1]:
             values, left = np.linalg.eigh(x @ x.T)
-            keep = values > max(SMALL * values[-1], NONE * len(x))
+            keep = values > max(RELATIVE_NOISE * values[-1], ABSOLUTE_NOISE * len(x))
             directions = x.T @ left[:, keep] / np.sqrt(values[keep])
         else:
             values, directions = np.linalg.eigh(x.T @ x)
-            keep = values > max(SMALL * values[-1], NONE * len(x))
+            keep = values > max(RELATIVE_NOISE * values[-1], ABSOLUTE_NOISE * len(x))
             directions = directions[:, keep]
         x = x @ directions
         owner = sparse.csr_array((np.ones(len(x)), (items, np.arange(len(x)))), shape=(n, len(x)))
@@ -68,7 +68,7 @@ def spectra(channels: Mapping[str, Views], n: int) -> dict[SpaceKey, Spectrum]:
     return {key: Spectrum.of([v for v in channels.values() if v.space == key], n) for key in spaces}
 
 
-def correlate(
+def fit_cca(
     known: Mapping[SpaceKey, Spectrum],
     shrinkage: Mapping[SpaceKey, float],
     power: float,
@@ -108,5 +108,5 @@ def correlate(
         weight[:, :rank] = spectrum.directions @ rows
         # of mean length 1 over the views: what is learned later begins at one scale
         weight /= np.sqrt((rows * (spectrum.square @ rows)).sum() / spectrum.counts.sum()) or 1.0
-        maps[key] = Map(spectrum.mean.astype(np.float32), weight.astype(np.float32))
+        maps[key] = AffineMap(spectrum.mean.astype(np.float32), weight.astype(np.float32))
     return Alignment(maps, nested)

@@ -8,10 +8,10 @@ import numpy as np
 from features.arrays import Floats, Ints
 from features.content.spaces import Embedded, SpaceKey, same_space
 from features.errors import SpaceError
-from features.progress import Begin
+from features.progress import StartProgress
 from recsys.config import AlignmentConfig
 from recsys.content.alignment import Alignment, Views, fuse
-from recsys.content.alignment_training import LEAST, fit_alignment
+from recsys.content.alignment_training import MIN_PAIRED_ITEMS, fit_alignment
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,19 @@ class ContentSpace:
 
 
 def fit_content_space(
-    channels: Mapping[str, Embedded], config: AlignmentConfig, *, seed: int, progress: Begin | None = None
+    channels: Mapping[str, Embedded], config: AlignmentConfig, *, seed: int, progress: StartProgress | None = None
 ) -> tuple[ContentSpace, Embedded, str]:
     """The space of n items, their vectors in it, and a line that says how it came to be.
 
     channels: name -> what its encoder made of the items. Where they lie in one space, that is it. Several are aligned
-    on the items that are in more than one; a space that fewer than LEAST such items are in is left out. Where that
-    leaves nothing to align, the space that most items are in is used.
+    on the items that are in more than one; a space that fewer than MIN_PAIRED_ITEMS such items are in is left out.
+    Where that leaves nothing to align, the space that most items are in is used.
     """
     there = {name: one for name, one in channels.items() if one.present.any()}
     counts = ", ".join(f"{name} of {one.present.sum():,}" for name, one in there.items()) or "nothing"
-    meeting = _meeting(there)
+    meeting = _alignable(there)
     if few := [name for name in there if name not in meeting]:
-        counts += f"; {', '.join(few)} left out: at least {LEAST} items need it beside another kind"
+        counts += f"; {', '.join(few)} left out: at least {MIN_PAIRED_ITEMS} items need it beside another kind"
     if len({one.space for one in meeting.values()}) > 1:
         n = len(next(iter(meeting.values())).present)
         views = {name: Views.of(one) for name, one in meeting.items()}
@@ -98,8 +98,8 @@ def _cosines(channel: Embedded, vector: Floats, rows: Ints) -> list[float | None
     return [cosine if there else None for cosine, there in zip(cosines, channel.present[rows], strict=True)]
 
 
-def _meeting(channels: Mapping[str, Embedded]) -> Mapping[str, Embedded]:
-    """Those of spaces that meet another one in at least LEAST items; those of one space where none does.
+def _alignable(channels: Mapping[str, Embedded]) -> Mapping[str, Embedded]:
+    """Those of spaces that meet another one in at least MIN_PAIRED_ITEMS items; those of one space where none does.
 
     A map of fewer would put their items anywhere, and the other channels of these items with them.
     """
@@ -111,7 +111,7 @@ def _meeting(channels: Mapping[str, Embedded]) -> Mapping[str, Embedded]:
         several = np.sum(list(within.values()), axis=0) > 1
         met = {key: (int((mine & several).sum()), int(mine.sum()), str(key)) for key, mine in within.items()}
         rarest = min(met, key=lambda key: met[key])
-        if met[rarest][0] >= LEAST:
+        if met[rarest][0] >= MIN_PAIRED_ITEMS:
             break
         channels = {name: one for name, one in channels.items() if one.space != rarest}
     return channels

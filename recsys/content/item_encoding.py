@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 
 from features.content.embed import item_contents, item_titles
-from features.content.encoder_config import QUICK, TITLES
+from features.content.encoder_config import TEXT_CHANNEL, TITLE_CHANNEL
 from features.content.parts import Content
-from features.content.spaces import Embedded, Encoder, nothing
+from features.content.spaces import Embedded, Encoder, absent
 from recsys.content.content_space import ContentSpace
 
 
@@ -47,15 +47,15 @@ def embed_items(space: ContentSpace, encoders: Mapping[str, Encoder], items: pl.
         name: _encoded(encoder, contents) for name, encoder in encoders.items() if space.meets(name, encoder.space())
     }
     failed = [_failed(row, content, channels, encoders) for row, content in enumerate(contents)]
-    if TITLES in space.channels and QUICK in encoders:
-        channels[TITLES] = _encoded(encoders[QUICK], item_titles(items))
+    if TITLE_CHANNEL in space.channels and TEXT_CHANNEL in encoders:
+        channels[TITLE_CHANNEL] = _encoded(encoders[TEXT_CHANNEL], item_titles(items))
     return ItemVectors(channels, failed)
 
 
 def _encoded(encoder: Encoder, contents: Sequence[Content]) -> Embedded:
     if any(part.modality in encoder.modalities for content in contents for part in content.parts):
         return encoder.encode(contents, task="document")
-    return nothing(encoder.space(), len(contents))
+    return absent(encoder.space(), len(contents))
 
 
 def _failed(

@@ -9,10 +9,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from features.arrays import Bools
 from features.catalog import Catalog
-from features.content.encoder_config import EncoderConfig, Gemini, OpenAICompatible, open_encoders
-from features.content.media.decoder_pool import Decoders
+from features.content.encoder_config import EncoderConfig, GeminiConfig, OpenAICompatibleConfig, open_encoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Content, Limits
-from features.content.spaces import Embedded, Encoder, Failure, nothing
+from features.content.spaces import Embedded, Encoder, Failure, absent
 from features.errors import BundleError
 from features.interactions import now_micros
 from recsys.content.content_space import ContentSpace
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Encoding:
+class EncoderSetup:
     """What a bundle's contents were encoded with, as its queries have to be; models: folder of exported models."""
 
     config: EncoderConfig
@@ -30,7 +30,7 @@ class Encoding:
     models: Path
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any]) -> "Encoding | None":
+    def of(cls, manifest: Mapping[str, Any]) -> "EncoderSetup | None":
         """As a bundle's manifest says; None where it was trained without an encoder. Raises BundleError."""
         run = manifest["config"]
         if run.get("encoder") is None:
@@ -46,15 +46,15 @@ class Encoding:
     @property
     def remote(self) -> bool:
         """Whether another machine encodes."""
-        return isinstance(self.config, Gemini | OpenAICompatible)
+        return isinstance(self.config, GeminiConfig | OpenAICompatibleConfig)
 
-    def open(self, decoders: Decoders) -> dict[str, Encoder]:
+    def open(self, decoders: DecoderPool) -> dict[str, Encoder]:
         """Channel -> encoder; see `open_encoders`."""
         return open_encoders(self.config, decoders, self.limits, self.models)
 
 
 @dataclass(frozen=True)
-class Searcher:
+class QueryEncoder:
     """Makes vectors of queries. encoders: channel -> encoder."""
 
     space: ContentSpace
@@ -74,7 +74,7 @@ class Searcher:
         }
         failures = self._failures(content, channels)
         if not channels:
-            return replace(nothing(self.space.space, 1), failures=failures)
+            return replace(absent(self.space.space, 1), failures=failures)
         placed = self.space.place(channels)
         return replace(placed, present=placed.present & placed.vectors.any(axis=1), failures=failures)
 

@@ -5,9 +5,9 @@ import scipy.sparse as sp
 
 from features.arrays import Floats
 from features.interactions import Interactions
-from recsys.histories import counts, user_items
+from recsys.histories import positive_counts, user_item_matrix
 
-CROWD = 10
+MAX_TIES = 10
 """Times k neighbours of an item are kept at most for the sake of ties."""
 
 
@@ -26,8 +26,8 @@ def item_similarity(events: Interactions, *, k: int, shrink: float, exponent: fl
     neighbours.
     Raises DataError without positive events.
     """
-    counts(events)
-    x = user_items(events)  # (users, n)
+    positive_counts(events)
+    x = user_item_matrix(events)  # (users, n)
     owners = np.maximum(x.sum(axis=0), 1.0)  # (n,)
     left, right = (owners**exponent).astype(np.float32), (owners ** (1 - exponent)).astype(np.float32)
     by_item = x.T.tocsr()
@@ -39,7 +39,7 @@ def item_similarity(events: Interactions, *, k: int, shrink: float, exponent: fl
         block.data /= left[at + i] * right[block.indices] + np.float32(shrink)
         block.data[block.indices == at + i] = 0
         least = _kth_largest(block, k)[i]
-        crowded = np.bincount(i[block.data >= least], minlength=block.shape[0])[i] > CROWD * k
+        crowded = np.bincount(i[block.data >= least], minlength=block.shape[0])[i] > MAX_TIES * k
         block.data[(block.data < least) | (crowded & (block.data == least))] = 0
         block.eliminate_zeros()
         blocks.append(block)

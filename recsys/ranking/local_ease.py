@@ -6,10 +6,10 @@ import scipy.sparse as sp
 from features.arrays import Floats, Ints
 from features.errors import ConfigError
 from features.interactions import Interactions
-from recsys.histories import user_items
+from recsys.histories import user_item_matrix
 from recsys.ranking.item_similarity import item_similarity
 
-_DENSE = 1 << 30
+_MAX_DENSE_BYTES = 1 << 30
 """Bytes that a dense matrix of pairs may take: its parts are read several times as fast as a sparse one's."""
 
 
@@ -26,13 +26,13 @@ def fit_local_ease(events: Interactions, *, k: int, regularization: float = 200.
         raise ConfigError(f"local EASE with regularization={regularization}: needs > 0")
     n = events.n_items
     near = item_similarity(events, k=k, shrink=10, exponent=0.5)
-    x = user_items(events)
+    x = user_item_matrix(events)
     sparse = (x.T @ x).tocsr()  # (n, n) users with both
-    together = sparse.toarray() if 4 * n * n <= _DENSE else sparse
+    together = sparse.toarray() if 4 * n * n <= _MAX_DENSE_BYTES else sparse
     columns, rows = [], []
     for item in range(n):
         chosen = _nearest(near, item, k)
-        pairs = _part(together, np.append(chosen, item))
+        pairs = _submatrix(together, np.append(chosen, item))
         pairs[np.diag_indices(len(pairs))] += np.float32(regularization)
         columns.append(np.linalg.solve(pairs[:-1, :-1], pairs[:-1, -1]))
         rows.append(chosen)
@@ -48,7 +48,7 @@ def _nearest(near: sp.csr_array, item: int, k: int) -> Ints:
     return nearest
 
 
-def _part(pairs: sp.csr_array | Floats, rows: Ints) -> Floats:
+def _submatrix(pairs: sp.csr_array | Floats, rows: Ints) -> Floats:
     """The (r, r) part of a matrix, a new array."""
     if isinstance(pairs, np.ndarray):
         return pairs[np.ix_(rows, rows)]

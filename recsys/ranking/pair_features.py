@@ -13,8 +13,8 @@ from recsys.histories import profile
 from recsys.interfaces import Candidates
 from recsys.item_statistics import ItemStatistics
 from recsys.ranking.local_ease import fit_local_ease
-from recsys.ranking.tfidf import Words
-from recsys.ranking.user_item_counts import Tally
+from recsys.ranking.tfidf import TfidfIndex
+from recsys.ranking.user_item_counts import UserItemCounts
 
 FEATURES = (
     "retrieval_score",
@@ -59,7 +59,7 @@ NEIGHBOURS = 200
 """Items that each item is foretold from."""
 
 
-LONG, SHORT = 0.99, 0.8
+LONG_DECAY, SHORT_DECAY = 0.99, 0.8
 """Weight of an event in neighbours_long and neighbours_short against the next one in the history."""
 
 
@@ -74,13 +74,13 @@ class PairFeatures:
     catalog: Catalog
     vectors: Floats
     statistics: ItemStatistics
-    words: Words
+    words: TfidfIndex
     neighbours: sp.csr_array
 
     @classmethod
     def of(cls, catalog: Catalog, vectors: Floats, events: Interactions) -> "PairFeatures":
         """From the events of a time. Raises DataError when none is positive."""
-        words = Words.of(item_texts(catalog.frame))
+        words = TfidfIndex.of(item_texts(catalog.frame))
         return cls(catalog, vectors, ItemStatistics.of(events), words, fit_local_ease(events, k=NEIGHBOURS))
 
     @property
@@ -88,10 +88,10 @@ class PairFeatures:
         """µs of the latest event that the features have seen."""
         return self.statistics.fitted_until
 
-    def _neighbours(self, liked: Ragged, decay: float, rows: Ints) -> Doubles:
+    def _neighbours(self, positives: Ragged, decay: float, rows: Ints) -> Doubles:
         """(b, k): sums over b histories of decay ** age times how much the items of rows (b, k) go with theirs."""
         n = len(self.vectors)
-        sums = sp.csr_array(profile(liked, n, decay) @ self.neighbours)
+        sums = sp.csr_array(profile(positives, n, decay) @ self.neighbours)
         sums.sort_indices()
         key = np.repeat(np.arange(len(rows)), np.diff(sums.indptr)) * n + sums.indices
         asked = np.arange(len(rows))[:, None] * n + rows
@@ -116,9 +116,9 @@ class PairFeatures:
 
     def matrix(self, states: UserStates, candidates: Candidates) -> Floats:
         """(b, k, len(FEATURES)) float32; NaN where a feature does not exist; padding rows are meaningless."""
-        s, liked = self.statistics, states.liked()
+        s, positives = self.statistics, states.positives()
         rows = np.maximum(candidates.rows, 0)  # (b, k)
-        recent = liked.tail(RECENT_EVENTS)  # (b, h), right-aligned
+        recent = positives.tail(RECENT_EVENTS)  # (b, h), right-aligned
         there = recent >= 0
         known = np.maximum(recent, 0)
         count = there.sum(1).clip(min=1)[:, None]
@@ -143,37 +143,37 @@ class PairFeatures:
             "similarity_max": filled.max(2),
             "similarity_mean": np.where(there[:, None, :], filled, 0).sum(2) / count,
             "text_similarity": np.einsum("bkm,bm->bk", self.catalog.content[rows], text, optimize=True),
-            "word_similarity": self.words.similarity(liked, rows),
+            "word_similarity": self.words.similarity(positives, rows),
             "category_share": same.sum(2) / count,
-            "neighbours_long": self._neighbours(liked, LONG, rows),
-            "neighbours_short": self._neighbours(liked, SHORT, rows),
+            "neighbours_long": self._neighbours(positives, LONG_DECAY, rows),
+            "neighbours_short": self._neighbours(positives, SHORT_DECAY, rows),
             "item_log_count": popularity,
             "item_log_recent": recently,
             "item_log_newest": np.log1p(s.newest[rows]),
             "item_trend": np.log1p(s.newest[rows] * (30 / 7)) - recently,
             "item_days_since_last": np.where(s.total[rows] > 0, days, np.nan),
             "item_days_since_published": self._ages(states.as_of, rows),
-            "user_log_history": np.log1p(liked.lengths)[:, None],
+            "user_log_history": np.log1p(positives.lengths)[:, None],
             "user_popularity_gap": popularity - np.where(empty, np.nan, mean_popularity)[:, None],
-            **habits(states, rows, self.finest),
+            **repeat_consumption_features(states, rows, self.finest),
         }
         return np.stack(
             [np.broadcast_to(np.asarray(columns[name], np.float32), rows.shape) for name in FEATURES], axis=-1
         )
 
 
-def habits(states: UserStates, rows: Ints, finest: Ints) -> dict[str, Doubles]:
+def repeat_consumption_features(states: UserStates, rows: Ints, finest: Ints) -> dict[str, Doubles]:
     """Those of FEATURES that the positive events of b states tell by name: arrays (b, k) of pairs, (b, 1) of users.
 
     finest (n,): a category of each item, -1 for none. A moment is all that happened at one time, as a basket; share:
     events with the item for each moment.
     """
-    items = Tally.of(states, len(finest))
-    categories = Tally.of(states, int(finest.max(initial=0)) + 1, finest)
+    items = UserItemCounts.of(states, len(finest))
+    categories = UserItemCounts.of(states, int(finest.max(initial=0)) + 1, finest)
     of_item = _taken(items, rows, states.as_of)
     of_category = _taken(categories, finest[rows], states.as_of)
-    liked = states.liked_times()
-    which, times = liked.pairs()
+    positives = states.positive_times()
+    which, times = positives.pairs()
     begins = np.append(True, (which[1:] != which[:-1]) | (times[1:] != times[:-1]))[: len(which)]
     moments = np.bincount(which[begins], minlength=len(rows))[:, None]  # (b, 1)
     events = np.bincount(which, minlength=len(rows))[:, None]
@@ -184,11 +184,11 @@ def habits(states: UserStates, rows: Ints, finest: Ints) -> dict[str, Doubles]:
         "user_item_share": np.expm1(of_item["log_count"]) / moments.clip(min=1),
         "user_log_moments": np.log1p(moments),
         "user_repeat_share": np.where(events > 0, 1 - distinct / events.clip(min=1), np.nan),
-        "user_days_since_last": np.where(events > 0, (states.as_of[:, None] - liked.tail(1)) / DAY, np.nan),
+        "user_days_since_last": np.where(events > 0, (states.as_of[:, None] - positives.tail(1)) / DAY, np.nan),
     }
 
 
-def _taken(tally: Tally, kinds: Ints, as_of: Ints) -> dict[str, Doubles]:
+def _taken(tally: UserItemCounts, kinds: Ints, as_of: Ints) -> dict[str, Doubles]:
     """How often kinds (b, k) were taken, by recency, days since, and whether they are due: (b, k) each.
 
     due: days since the last time over the mean of the days from one to the next, half a day at least.

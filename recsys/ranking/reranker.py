@@ -21,7 +21,7 @@ except OSError as error:  # the wheel links the system's OpenMP, which slim imag
     ) from error
 
 
-STATES = 128
+STATES_AT_ONCE = 128
 """Whose features are made at once: with 500 candidates of 768 dimensions they take 200 MB."""
 
 NEGATIVES = 100
@@ -42,8 +42,8 @@ class Reranker:
     def score(self, states: UserStates, candidates: Candidates) -> Floats:
         """See `Scorer`."""
         scores = np.empty(candidates.rows.shape, dtype=np.float32)
-        for at in range(0, len(states), STATES):
-            part = slice(at, at + STATES)
+        for at in range(0, len(states), STATES_AT_ONCE):
+            part = slice(at, at + STATES_AT_ONCE)
             asked = Candidates(candidates.rows[part], candidates.scores[part])
             matrix = self.features.matrix(states[part], asked).reshape(-1, len(FEATURES))
             scores[part] = self.booster.predict(matrix, num_threads=1).reshape(asked.rows.shape)
@@ -72,7 +72,7 @@ class Reranker:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class RankingExamples:
     """Candidates of b states, and which of them were taken: relevant (b, k) bool."""
 
     states: UserStates
@@ -81,7 +81,7 @@ class Lesson:
 
 
 def fit_reranker(
-    features: PairFeatures, lessons: Sequence[Lesson], config: RerankerConfig, *, seed: int
+    features: PairFeatures, lessons: Sequence[RankingExamples], config: RerankerConfig, *, seed: int
 ) -> Reranker | None:
     """Fit on what was taken. None when nothing was: only states with a relevant candidate teach an order."""
     rng = np.random.default_rng(seed)
@@ -89,8 +89,8 @@ def fit_reranker(
     for lesson in lessons:
         rows, scores, relevant = lesson.candidates.rows, lesson.candidates.scores, lesson.relevant
         useful = np.flatnonzero((relevant & (rows >= 0)).any(1))
-        for start in range(0, len(useful), STATES):
-            part = useful[start : start + STATES]
+        for start in range(0, len(useful), STATES_AT_ONCE):
+            part = useful[start : start + STATES_AT_ONCE]
             drawn = rng.random(rows[part].shape) < NEGATIVES / rows.shape[1]
             learned = (rows[part] >= 0) & (relevant[part] | drawn)
             asked = Candidates(rows[part], scores[part])

@@ -1,4 +1,4 @@
-"""Words of items: TF-IDF rows, which know exact words where a content vector only knows what they mean."""
+"""TfidfIndex of items: TF-IDF rows, which know exact words where a content vector only knows what they mean."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,36 +13,36 @@ from recsys.histories import profile
 WIDTH = 2**18
 """Columns that words are hashed to, so that no list of them is kept for the items that come later."""
 
-NEWER = 0.8
+DECAY = 0.8
 """Weight of a liked item against the next newer one, as in the TF-IDF profile that the baselines have."""
 
 
 @dataclass(frozen=True)
-class Words:
+class TfidfIndex:
     """rows (n, WIDTH) sparse float32, of length 1, or 0 where an item has no word; idf (WIDTH,) float32: weights."""
 
     rows: sp.csr_array
     idf: Floats
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> "Words":
+    def of(cls, texts: Sequence[str]) -> "TfidfIndex":
         """Of n items, which also say how rare a word is."""
         counts = _counts(texts)
         items_with = np.bincount(counts.indices, minlength=WIDTH)
         idf = (1 + np.log((1 + len(texts)) / (1 + items_with))).astype(np.float32)  # as scikit-learn's
         return cls(_weighted(counts, idf), idf)
 
-    def put(self, total: int, rows: Ints, texts: Sequence[str]) -> "Words":
+    def put(self, total: int, rows: Ints, texts: Sequence[str]) -> "TfidfIndex":
         """Of `total` items, of which rows (m,) have these texts: new ones, or in place of their own."""
         n = self.rows.shape[0]
         order = np.arange(total)
         order[rows] = n + np.arange(len(rows))
         both = sp.csr_array(sp.vstack([self.rows, _weighted(_counts(texts), self.idf)], format="csr"))
-        return Words(both if (order == np.arange(total)).all() else both[order], self.idf)
+        return TfidfIndex(both if (order == np.arange(total)).all() else both[order], self.idf)
 
-    def similarity(self, liked: Ragged, rows: Ints) -> Floats:
+    def similarity(self, positives: Ragged, rows: Ints) -> Floats:
         """(b, k): cosines of items rows (b, k) with the sums of b histories, each item weighted NEWER ** age."""
-        tastes = profile(liked, self.rows.shape[0], NEWER) @ self.rows  # (b, WIDTH)
+        tastes = profile(positives, self.rows.shape[0], DECAY) @ self.rows  # (b, WIDTH)
         out = np.zeros(rows.shape, dtype=np.float32)
         taste = np.zeros(WIDTH, dtype=np.float32)
         for state in range(len(rows)):  # one after the other: dense, all of them would be a megabyte each

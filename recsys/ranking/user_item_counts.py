@@ -9,11 +9,11 @@ from features.interactions import Ragged, UserStates
 from recsys.histories import ages
 
 DECAY = 0.995
-"""Weight of an event in `Tally.recency` against the next one in the history."""
+"""Weight of an event in `UserItemCounts.recency` against the next one in the history."""
 
 
 @dataclass(frozen=True)
-class Tally:
+class UserItemCounts:
     """One entry for each (history, kind of item) pair of b histories of positive events, ordered by it.
 
     key (m,) int64: history * width + kind; the rest (m,) float64. count: events; recency: the sum of DECAY ** age,
@@ -28,17 +28,17 @@ class Tally:
     last: Doubles
 
     @classmethod
-    def of(cls, states: UserStates, width: int, kinds: Ints | None = None) -> "Tally":
+    def of(cls, states: UserStates, width: int, kinds: Ints | None = None) -> "UserItemCounts":
         """From the positive events of b states. kinds (n,): of each item, below width, -1 for none; None: itself."""
-        liked = states.liked()
-        which, items = liked.pairs()
+        positives = states.positives()
+        which, items = positives.pairs()
         kind = items if kinds is None else kinds[items]
         order = np.argsort(which * width + kind, kind="stable")  # histories are oldest first: so is each pair's run
         order = order[kind[order] >= 0]
-        ordered, times = (which * width + kind)[order], states.liked_times().pairs()[1][order].astype(np.float64)
+        ordered, times = (which * width + kind)[order], states.positive_times().pairs()[1][order].astype(np.float64)
         start = np.flatnonzero(np.diff(ordered, prepend=-1))
         size = np.diff(start, append=len(ordered))
-        weights = np.power(DECAY, ages(liked))[order]
+        weights = np.power(DECAY, ages(positives))[order]
         recency = np.add.reduceat(weights, start) if len(start) else np.zeros(0)
         return cls(width, ordered[start], size.astype(np.float64), recency, times[start], times[start + size - 1])
 

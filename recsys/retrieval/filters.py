@@ -12,10 +12,10 @@ from features.catalog import Catalog
 from features.errors import DataError
 from features.schema import CATEGORIES
 
-MOST = 10_000
+MAX_VALUES = 10_000
 """Ids or values that one list may have."""
 
-Names = Annotated[tuple[str, ...], Field(max_length=MOST)]
+Names = Annotated[tuple[str, ...], Field(max_length=MAX_VALUES)]
 Value = str | bool | int | float
 
 
@@ -31,7 +31,7 @@ class Filter(BaseModel):
     )
     items: Names | None = Field(default=None, description="one of these, by id")
     exclude: Names = Field(default=(), description="none of these, by id")
-    columns: dict[str, Annotated[tuple[Value, ...], Field(max_length=MOST)]] = Field(
+    columns: dict[str, Annotated[tuple[Value, ...], Field(max_length=MAX_VALUES)]] = Field(
         default={},
         description="a column of the items table -> its value, or one of a list, is one of these; times in ISO 8601",
     )
@@ -51,18 +51,18 @@ class Filter(BaseModel):
         """
         keep = np.ones(len(catalog), dtype=np.bool_)
         if self.categories is not None:
-            keep &= _equals(catalog, CATEGORIES, self.categories)
+            keep &= _equals_any(catalog, CATEGORIES, self.categories)
         if self.price is not None:
             keep &= _within(catalog.price.astype(np.float64), *self.price, ~np.isnan(catalog.price))
         if self.published is not None:
             begin, end = (_micros(moment) for moment in self.published)
             keep &= _within(catalog.published, begin, None if end is None else end - 1, catalog.dated)
         if self.items is not None:
-            keep &= _among(catalog, self.items)
+            keep &= _has_id(catalog, self.items)
         if self.exclude:
-            keep &= ~_among(catalog, self.exclude)
+            keep &= ~_has_id(catalog, self.exclude)
         for name, values in self.columns.items():
-            keep &= _equals(catalog, name, values)
+            keep &= _equals_any(catalog, name, values)
         return keep
 
 
@@ -79,14 +79,14 @@ def _micros(moment: datetime | None) -> int | None:
     return None if moment is None else round(moment.timestamp() * 1e6)
 
 
-def _among(catalog: Catalog, ids: tuple[str, ...]) -> Bools:
+def _has_id(catalog: Catalog, ids: tuple[str, ...]) -> Bools:
     out = np.zeros(len(catalog), dtype=np.bool_)
     rows = catalog.ids.rows(ids)
     out[rows[rows >= 0]] = True
     return out
 
 
-def _equals(catalog: Catalog, name: str, values: tuple[Value, ...]) -> Bools:
+def _equals_any(catalog: Catalog, name: str, values: tuple[Value, ...]) -> Bools:
     if name not in catalog.frame.columns:
         raise DataError(
             f"filter on column {name!r}: the items have none; there are: {', '.join(catalog.frame.columns)} "

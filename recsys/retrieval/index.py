@@ -20,7 +20,7 @@ from features.content.spaces import SpaceKey, same_space
 from features.errors import BundleError, ConfigError, DependencyError
 from features.interactions import Ragged
 from recsys.config import RetrieverConfig
-from recsys.interfaces import Candidates, ordered
+from recsys.interfaces import Candidates, sort_candidates
 
 logger = logging.getLogger("recsys.retrieval.index")
 
@@ -46,34 +46,34 @@ import faiss as _faiss  # noqa: E402  (the check explains what an ImportError he
 faiss: Any = _faiss
 """Its type stubs lack half of it."""
 
-NARROW = 50_000
+BRUTE_FORCE_MAX = 50_000
 """So many items, all there are or all that a filter leaves, are compared one by one: no structure is faster."""
 
-FEWEST = 1000
+GPU_BRUTE_FORCE_MAX = 1000
 """So many, too, are compared one by one on a GPU: lists and codes are learned from more."""
 
-MANY = 20
+MATRIX_BATCH = 20
 """Queries for which faiss multiplies matrices: then it is worth to copy what a filter leaves."""
 
-faiss.cvar.distance_compute_blas_threshold = MANY
+faiss.cvar.distance_compute_blas_threshold = MATRIX_BATCH
 """faiss 1.15 comes with 128,000: a batch of 64 then takes twelve times as long."""
 
-EFFORT = {"hnsw": 512, "ivf-flat": 64, "ivf-pq": 64}
+DEFAULT_EFFORT = {"hnsw": 512, "ivf-flat": 64, "ivf-pq": 64}
 """What `RetrieverConfig.effort` is where it is not given."""
 
-LINKS, BUILDING = 32, 80
+GRAPH_LINKS, GRAPH_BUILD_CANDIDATES = 32, 80
 """Of a graph: neighbours of each item, and candidates looked at while it is built."""
 
-LIST_SAMPLE = 64
+TRAINING_VECTORS_PER_LIST = 64
 """Vectors for each list that the lists' centres are learned from."""
 
-COUNTED = 16
+SAMPLE_PER_LIST = 16
 """Items of a list, about, by which a filter's share of the list is estimated."""
 
-CODE = 4
+DIMENSIONS_PER_BYTE = 4
 """Dimensions that one byte of a compressed vector stands for."""
 
-GPU_MOST = 2048
+GPU_MAX_RESULTS = 2048
 """Results that faiss gives on a GPU at most."""
 
 
@@ -106,14 +106,16 @@ class Index:
     @property
     def _structured(self) -> bool:
         """Whether there is more than vectors: what is compared one by one anyway needs no structure."""
-        least = FEWEST if self.config.kind.startswith("gpu-") else NARROW
+        least = GPU_BRUTE_FORCE_MAX if self.config.kind.startswith("gpu-") else BRUTE_FORCE_MAX
         return self.kind != "exact" and len(self) > least
 
     def _place(self, structure: Any) -> None:
         """Put what was built where it is searched: on a GPU where the kind asks for one and there is one."""
         self._built, self._structure, self._on_gpu = structure, structure, False
         lists = structure.nlist if self.kind.startswith("ivf") and structure is not None else 0
-        effort = self.config.effort or max(EFFORT.get(self.kind, 0), lists // 64)  # lists hold ever less of all
+        effort = self.config.effort or max(
+            DEFAULT_EFFORT.get(self.kind, 0), lists // 64
+        )  # lists hold ever less of all
         self._effort = min(effort, lists) if lists else effort
         self._rescored = self._short is not self.vectors or self.kind == "ivf-pq"
         self._plain = self._parameters(self._effort, None)
@@ -155,15 +157,15 @@ class Index:
         extra = 0 if exclude is None else int(exclude.lengths.max(initial=0))
         deep = min(k + extra, there)
         if deep == 0 or len(queries) == 0:
-            return nothing(len(queries), k)
-        if (self._structure is None and not self._rescored) or (there <= NARROW and not self._on_gpu):
-            found = one_by_one(queries, self.vectors, deep, allow)
-            return without(found, exclude, k)
-        found = without(self._by_structure(queries, deep, allow, there), exclude, k)
+            return empty_candidates(len(queries), k)
+        if (self._structure is None and not self._rescored) or (there <= BRUTE_FORCE_MAX and not self._on_gpu):
+            found = brute_force(queries, self.vectors, deep, allow)
+            return drop_excluded(found, exclude, k)
+        found = drop_excluded(self._by_structure(queries, deep, allow, there), exclude, k)
         short = np.flatnonzero((found.rows < 0).any(1))  # as few are left of a filter, or as little was looked at
         if len(short) and there > 0:
-            again = without(
-                one_by_one(queries[short], self.vectors, deep, allow), None if exclude is None else exclude[short], k
+            again = drop_excluded(
+                brute_force(queries[short], self.vectors, deep, allow), None if exclude is None else exclude[short], k
             )
             found.rows[short], found.scores[short] = again.rows, again.scores
         return found
@@ -173,7 +175,7 @@ class Index:
         wide = min(k * self.config.refine, there) if self._rescored else k
         asked = queries if self._short is self.vectors else np.ascontiguousarray(queries[:, : self._short.shape[1]])
         if self._structure is None:  # the first dimensions, one by one
-            found = one_by_one(asked, self._short, wide, allow, in_order=False)
+            found = brute_force(asked, self._short, wide, allow, in_order=False)
         elif self._on_gpu:
             found = self._by_gpu(asked, wide, allow, there)
         elif allow is None:
@@ -225,7 +227,7 @@ class Index:
     def _lists(self) -> tuple[Floats, Ints, Ints]:
         """Centres (lists, d); rows (s,) of a sample of the items, and the list that each is in (s,)."""
         n, held = self._structure.nlist, self._structure.invlists
-        step = max(1, len(self) // (COUNTED * n))
+        step = max(1, len(self) // (SAMPLE_PER_LIST * n))
         sizes = [held.list_size(i) for i in range(n)]
         rows = [faiss.rev_swig_ptr(held.get_ids(i), size)[::step].copy() for i, size in enumerate(sizes) if size]
         of = np.repeat(np.arange(n), [-(-size // step) for size in sizes])
@@ -235,10 +237,10 @@ class Index:
         """A GPU knows no filter: search deeper, and leave out what is not allowed."""
         deeper = wide if allow is None else int(1.5 * wide * len(self) / there) + 1
         with self._turn:
-            scores, rows = self._structure.search(asked, min(deeper, GPU_MOST, len(self)))
+            scores, rows = self._structure.search(asked, min(deeper, GPU_MAX_RESULTS, len(self)))
         if allow is not None:
             rows[~allow[rows]] = -1
-        return ordered(rows, scores, wide)
+        return sort_candidates(rows, scores, wide)
 
     def _in_full(self, queries: Floats, rows: Ints, k: int) -> Candidates:
         """The k best of the rows (b, w) found for each query, by their whole vectors."""
@@ -299,27 +301,27 @@ class Index:
         return self
 
 
-def nothing(b: int, k: int) -> Candidates:
+def empty_candidates(b: int, k: int) -> Candidates:
     """Padding alone."""
     return Candidates(np.full((b, k), -1, dtype=np.int64), np.full((b, k), -np.inf, dtype=np.float32))
 
 
-def without(found: Candidates, exclude: Ragged | None, k: int) -> Candidates:
+def drop_excluded(found: Candidates, exclude: Ragged | None, k: int) -> Candidates:
     """The k first of what was found that are not excluded, padded."""
     rows, scores = found.rows, found.scores
     if exclude is not None:
         which, items = exclude.pairs()
         width = int(max(rows.max(initial=0), items.max(initial=0))) + 1
         out = np.isin(np.arange(len(rows))[:, None] * width + rows, which * width + items)
-        return ordered(np.where(out, -1, rows), scores, k)
-    return found if rows.shape[1] == k else ordered(rows, scores, k)
+        return sort_candidates(np.where(out, -1, rows), scores, k)
+    return found if rows.shape[1] == k else sort_candidates(rows, scores, k)
 
 
 def _empty(b: int, k: int) -> Candidates:
     return Candidates(np.empty((b, k), dtype=np.int64), np.empty((b, k), dtype=np.float32))
 
 
-def one_by_one(
+def brute_force(
     queries: Floats, vectors: Floats, k: int, allow: Bools | None = None, *, in_order: bool = True
 ) -> Candidates:
     """The k best of vectors (n, d) for each of queries (b, d), exactly; k <= the number of allowed ones.
@@ -330,7 +332,7 @@ def one_by_one(
     """
     n = len(vectors)
     found = _empty(len(queries), k)
-    if len(queries) < MANY and (allow is None or 2 * int(np.count_nonzero(allow)) > n):
+    if len(queries) < MATRIX_BATCH and (allow is None or 2 * int(np.count_nonzero(allow)) > n):
         for i, query in enumerate(queries):
             scores = vectors @ query  # (n,)
             if allow is not None:
@@ -346,7 +348,7 @@ def one_by_one(
         _inner_products(queries, vectors, found, None)
         return found
     rows = np.flatnonzero(allow)
-    if len(queries) < MANY:
+    if len(queries) < MATRIX_BATCH:
         _inner_products(queries, vectors, found, faiss.IDSelectorArray(rows))
         return found
     _inner_products(queries, vectors[rows], found, None)
@@ -365,8 +367,8 @@ def _inner_products(queries: Floats, vectors: Floats, found: Candidates, chosen:
 def _build(kind: str, vectors: Floats, seed: int) -> Any:
     n, d = vectors.shape
     if kind == "hnsw":
-        graph = faiss.IndexHNSWFlat(d, LINKS, faiss.METRIC_INNER_PRODUCT)
-        graph.hnsw.efConstruction = BUILDING
+        graph = faiss.IndexHNSWFlat(d, GRAPH_LINKS, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = GRAPH_BUILD_CANDIDATES
         graph.add(vectors)
         return graph
     lists = max(1, min(int(2 ** np.round(np.log2(4 * np.sqrt(max(n, 1))))), n // 40))
@@ -375,12 +377,12 @@ def _build(kind: str, vectors: Floats, seed: int) -> Any:
         index = faiss.IndexIVFFlat(centres, d, lists, faiss.METRIC_INNER_PRODUCT)
     else:
         bits = 8 if n >= 256 * 39 else 4  # faiss learns a code of b bits from at least 39 * 2^b vectors
-        pieces = next(pieces for pieces in range(max(1, d // CODE), 0, -1) if d % pieces == 0)
+        pieces = next(pieces for pieces in range(max(1, d // DIMENSIONS_PER_BYTE), 0, -1) if d % pieces == 0)
         index = faiss.IndexIVFPQ(centres, d, lists, pieces, bits, faiss.METRIC_INNER_PRODUCT)
         index.pq.cp.seed = seed
-    index.cp.seed, index.cp.max_points_per_centroid = seed, LIST_SAMPLE
+    index.cp.seed, index.cp.max_points_per_centroid = seed, TRAINING_VECTORS_PER_LIST
     index.cp.min_points_per_centroid = 1
-    sample = np.random.default_rng(seed).permutation(n)[: max(LIST_SAMPLE * lists, 256 * 256)]
+    sample = np.random.default_rng(seed).permutation(n)[: max(TRAINING_VECTORS_PER_LIST * lists, 256 * 256)]
     index.train(np.ascontiguousarray(vectors[np.sort(sample)]))
     index.add(vectors)
     return index

@@ -7,8 +7,8 @@ import numpy as np
 
 from features.arrays import Bools, Floats, Ints
 from features.interactions import Ragged
-from recsys.interfaces import Candidates, ordered
-from recsys.retrieval.index import Index, nothing, one_by_one, without
+from recsys.interfaces import Candidates, sort_candidates
+from recsys.retrieval.index import Index, brute_force, drop_excluded, empty_candidates
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class _State:
         return alive
 
 
-class LiveIndex:
+class MutableIndex:
     """A `Retriever` whose rows are put and deleted by one thread or many, while any number search.
 
     A search sees what had been put and deleted when it began, all of it and nothing else. What is replaced is let go
@@ -130,10 +130,10 @@ class LiveIndex:
         found = now.index.search(queries, k, allow=inside, exclude=exclude)
         if now.size == 0:
             return found
-        beside = _beside(now, np.ascontiguousarray(queries, dtype=np.float32), k, allow, exclude)
+        beside = _search_fresh(now, np.ascontiguousarray(queries, dtype=np.float32), k, allow, exclude)
         rows = np.concatenate([found.rows, beside.rows], axis=1)
         scores = np.concatenate([found.scores, beside.scores], axis=1)
-        return ordered(rows, scores, k)
+        return sort_candidates(rows, scores, k)
 
     def merge(self) -> None:
         """Build a big index of all that is there, and put it in the place of the old one; searches and changes go on
@@ -166,7 +166,7 @@ class LiveIndex:
         return replace(now, stale=stale, there=there)
 
 
-def _beside(now: _State, queries: Floats, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
+def _search_fresh(now: _State, queries: Floats, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
     """The best of what was put since, compared one by one."""
     rows, there = now.rows[: now.size], now.there
     if allow is not None:
@@ -175,8 +175,8 @@ def _beside(now: _State, queries: Floats, k: int, allow: Bools | None, exclude: 
         there[inside] &= allow[rows[inside]]
     at = np.flatnonzero(there)
     if len(at) == 0:
-        return nothing(len(queries), k)
+        return empty_candidates(len(queries), k)
     fresh = now.vectors[: now.size] if len(at) == now.size else now.vectors[at]
     deep = min(k + (0 if exclude is None else int(exclude.lengths.max(initial=0))), len(at))
-    found = one_by_one(queries, fresh, deep)
-    return without(Candidates(rows[at][found.rows], found.scores), exclude, k)
+    found = brute_force(queries, fresh, deep)
+    return drop_excluded(Candidates(rows[at][found.rows], found.scores), exclude, k)

@@ -7,17 +7,17 @@ import numpy as np
 from features.arrays import Floats
 from features.errors import ConfigError
 from features.interactions import DAY, Interactions, Ragged
-from recsys.dense_recommender import Baseline
-from recsys.histories import counts
+from recsys.dense_recommender import DenseRecommender
+from recsys.histories import positive_counts
 
 
 @dataclass(frozen=True)
-class Popular(Baseline):
+class Popular(DenseRecommender):
     """The same order for everyone."""
 
-    def scores(self, liked: Ragged) -> Floats:
+    def scores(self, positives: Ragged) -> Floats:
         """popularity, for each state: (b, n) float32."""
-        return np.repeat(self.popularity[None, :], len(liked), axis=0)
+        return np.repeat(self.popularity[None, :], len(positives), axis=0)
 
 
 def fit_popular(events: Interactions, *, days: float | None = None) -> Popular:
@@ -28,9 +28,9 @@ def fit_popular(events: Interactions, *, days: float | None = None) -> Popular:
     DataError without positive events, ConfigError unless days > 0.
     """
     if days is None:
-        return Popular(counts(events), events.latest)
+        return Popular(positive_counts(events), events.latest)
     if not days > 0:
         raise ConfigError(f"popular in the last {days} days: days must be above 0")
-    recent = counts(events.where(events.times > events.latest - int(days * DAY)))
-    ever = counts(events)
+    recent = positive_counts(events.where(events.times > events.latest - int(days * DAY)))
+    ever = positive_counts(events)
     return Popular(recent + ever / (ever.max() + 1), events.latest)

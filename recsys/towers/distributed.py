@@ -32,8 +32,8 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else CPU
 
 
-def lead_or_help(work: Callable[[], None]) -> None:
-    """Do `work` in the first process; in every other one what it calls for by `together`, until it is done.
+def run_distributed(work: Callable[[], None]) -> None:
+    """Do `work` in the first process; in every other one what it calls for by `broadcast_call`, until it is done.
 
     A failure in any process ends that one, and torchrun ends the others.
     """
@@ -49,7 +49,7 @@ def lead_or_help(work: Callable[[], None]) -> None:
         except SystemExit as end:  # how commands end, well or not
             if end.code:
                 raise
-        agreed(None)
+        broadcast_value(None)
     else:
         while (call := _next_call()) is not None:
             call()
@@ -58,19 +58,19 @@ def lead_or_help(work: Callable[[], None]) -> None:
 
 def _next_call() -> Any:
     try:
-        return agreed(None)
+        return broadcast_value(None)
     except RuntimeError:  # the first process is gone, and has said why
         distributed.destroy_process_group()
         raise SystemExit(1) from None
 
 
-def together(call: Callable[[], Any]) -> None:
+def broadcast_call(call: Callable[[], Any]) -> None:
     """Let the other processes begin a call, where this is the first one, which goes on with its own."""
     if size() > 1 and rank() == 0:
-        agreed(call)
+        broadcast_value(call)
 
 
-def agreed(value: Any) -> Any:
+def broadcast_value(value: Any) -> Any:
     """The first process's value, in every process."""
     box = [value]
     if size() > 1:
@@ -85,7 +85,7 @@ def mean(values: Tensor) -> Tensor:
     return values / size()
 
 
-def averaged(module: nn.Module) -> nn.Module:
+def data_parallel(module: nn.Module) -> nn.Module:
     """The module with gradients that are the mean over the processes."""
     if size() == 1:
         return module
@@ -93,7 +93,7 @@ def averaged(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def own_chance(seed: int) -> Iterator[None]:
+def process_rng(seed: int) -> Iterator[None]:
     """Random numbers of this process alone; outside of this all processes draw the same ones."""
     if size() == 1:
         yield

@@ -11,7 +11,7 @@ from torch import Tensor
 from features.arrays import Bools, Ints
 from features.interactions import UserStates
 
-WAITS = 16
+WAIT_BUCKETS = 16
 """Buckets of the time from an event to the next, or to the moment that is asked about: see `wait_buckets`."""
 
 HOUR, WEEK = 3_600_000_000, 7 * 24
@@ -75,4 +75,4 @@ def hours_of_week(times: Ints) -> Ints:
 def wait_buckets(waits: Ints) -> Ints:
     """Buckets, int64 of any shape, of times in µs: 0 for none, i for up to 2^i - 1 minutes, WAITS for all longer."""
     minutes = waits.clip(min=0) / 60e6
-    return np.ceil(np.log2(1 + minutes)).astype(np.int64).clip(0, WAITS)
+    return np.ceil(np.log2(1 + minutes)).astype(np.int64).clip(0, WAIT_BUCKETS)

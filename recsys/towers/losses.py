@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-CHUNK = 512
+QUERIES_AT_ONCE = 512
 """Queries whose logits are in memory at once: with 12,000 items 25 MB."""
 
 MAX_SCALE = 40.0
@@ -50,13 +50,13 @@ def softmax_loss(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs, ne
     """
     n = len(items)
     if not negatives or negatives >= n:
-        loss: Tensor = _Full.apply(queries, items, scale, pairs.of, pairs.target, pairs.weight)  # type: ignore[no-untyped-call]
+        loss: Tensor = _FullSoftmax.apply(queries, items, scale, pairs.of, pairs.target, pairs.weight)  # type: ignore[no-untyped-call]
         return loss
     positive = _positive(queries, items, scale, pairs)
-    drawn, out_of, left = _drawn(n, pairs, negatives)
+    drawn, out_of, left = _draw_negatives(n, pairs, negatives)
     others = (negatives - torch.bincount(out_of, minlength=len(queries))).clamp(min=1)
     among: Tensor = _LogSum.apply(queries, items[drawn], scale, 1.0, out_of, left)  # type: ignore[no-untyped-call]
-    return _above(positive, among + torch.log((n - 1) / others), pairs)
+    return _cross_entropy(positive, among + torch.log((n - 1) / others), pairs)
 
 
 def in_batch_loss(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs, frequency: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def in_batch_loss(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs, f
     drawn, place, count = torch.unique(pairs.target, return_inverse=True, return_counts=True)
     times = count / (len(pairs.target) * frequency[drawn])
     among: Tensor = _LogSum.apply(queries, items[drawn], scale, times, pairs.of, place)  # type: ignore[no-untyped-call]
-    return _above(positive, among, pairs)
+    return _cross_entropy(positive, among, pairs)
 
 
 def gbce_loss(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs, negatives: int) -> Tensor:
@@ -79,7 +79,7 @@ def gbce_loss(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs, negat
     -b * log sigmoid(s+) - sum of log(1 - sigmoid(s-)), where b = a * (t * (1 - 1 / a) + 1 / a), t = CALIBRATION and
     a = negatives / (n - 1), at most 1 (Petrov & Macdonald 2023, gSASRec). negatives: 0 for all items.
     """
-    drawn, out_of, left = _drawn(len(items), pairs, negatives or len(items))
+    drawn, out_of, left = _draw_negatives(len(items), pairs, negatives or len(items))
     logits = (queries @ items[drawn].T * scale).index_put((out_of, left), queries.new_tensor(-torch.inf))
     sampled = min(1.0, len(drawn) / (len(items) - 1))
     raised = (sampled - 1) * CALIBRATION + 1
@@ -102,7 +102,7 @@ def nested_loss(
     return total / (1 + len(nested))
 
 
-def _drawn(n: int, pairs: Pairs, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
+def _draw_negatives(n: int, pairs: Pairs, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (m,) of items drawn uniformly; which queries (h,) have which of them (h,) as targets."""
     device = pairs.of.device
     drawn = torch.randperm(n, device=device)[:negatives]
@@ -117,7 +117,7 @@ def _positive(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs) -> Te
     return (queries[pairs.of] * items[pairs.target]).sum(-1) * scale
 
 
-def _above(positive: Tensor, rest: Tensor, pairs: Pairs) -> Tensor:
+def _cross_entropy(positive: Tensor, rest: Tensor, pairs: Pairs) -> Tensor:
     """Mean of log(exp(s+) + exp(rest)) - s+, where rest (q,) is what the others of each query come to."""
     return ((torch.logaddexp(positive, rest[pairs.of]) - positive) * pairs.weight).mean()
 
@@ -125,7 +125,7 @@ def _above(positive: Tensor, rest: Tensor, pairs: Pairs) -> Tensor:
 class _LogSum(torch.autograd.Function):
     """Of queries and items (m, d), log sum times * exp(scale * cosine): (q,). A query's targets are left out.
 
-    As in `_Full` no maximum is sought, and nothing of (q, m) is kept but the terms.
+    As in `_FullSoftmax` no maximum is sought, and nothing of (q, m) is kept but the terms.
     """
 
     @staticmethod
@@ -158,7 +158,7 @@ class _LogSum(torch.autograd.Function):
         return to_queries * ctx.scale, to_items, (to_queries * queries).sum(), None, None, None
 
 
-class _Full(torch.autograd.Function):
+class _FullSoftmax(torch.autograd.Function):
     """The softmax over all items, with its gradient in the same sweep: (q, n) is never in memory.
 
     Cosines are bounded, so no maximum is sought: exp(scale * (cosine - 1)) neither overflows nor vanishes.
@@ -173,8 +173,8 @@ class _Full(torch.autograd.Function):
         scaled, table = queries * s, items.T.contiguous()
         weight = torch.bincount(of, counts, minlength=len(queries))[:, None]  # of each query's pairs
         to_queries, to_items, total = torch.empty_like(queries), torch.zeros_like(items), 0.0
-        for at in range(0, len(queries), CHUNK):
-            part = slice(at, at + CHUNK)
+        for at in range(0, len(queries), QUERIES_AT_ONCE):
+            part = slice(at, at + QUERIES_AT_ONCE)
             terms = torch.exp_((scaled[part] @ table).sub_(s))  # (CHUNK, n)
             z = terms.sum(1, keepdim=True)
             share = weight[part] / z

@@ -11,9 +11,9 @@ from features.interactions import Interactions, UserStates
 from recsys.config import TowerConfig
 from recsys.item_statistics import ItemStatistics
 from recsys.towers.dropout import dropout
-from recsys.towers.history import HOUR, WAITS, WEEK, History
+from recsys.towers.history import HOUR, WAIT_BUCKETS, WEEK, History
 
-START = 0.2
+INITIAL_LENGTH = 0.2
 """Length of what ids, contents and categories begin as: short rows turn fast under AdamW's steps of one size."""
 
 
@@ -37,7 +37,7 @@ class ItemTower(nn.Module):
         self.register_buffer("known", torch.from_numpy((statistics.total > 0).astype(np.float32)), persistent=False)
         self.register_buffer("counts", torch.from_numpy(statistics.logs()), persistent=False)
         self.register_buffer("content", torch.from_numpy(catalog.content), persistent=False)
-        self.register_buffer("numbers", torch.from_numpy(numbers(catalog)), persistent=False)
+        self.register_buffer("numbers", torch.from_numpy(numeric_features(catalog)), persistent=False)
         self.register_buffer("categories", torch.from_numpy(catalog.categories.astype(np.int64)), persistent=False)
         self.id = nn.Embedding(len(catalog), d)
         self.popularity = nn.Linear(self.counts.shape[1], d, bias=False)
@@ -45,9 +45,9 @@ class ItemTower(nn.Module):
         self.number = nn.Linear(self.numbers.shape[1], d, bias=False)
         self.category = nn.EmbeddingBag(len(catalog.category_names) + 1, d, mode="mean", padding_idx=0)
         for table in (self.id, self.project, self.category):  # of unit rows, so that each begins as long as START
-            nn.init.normal_(table.weight, std=START * d**-0.5)
+            nn.init.normal_(table.weight, std=INITIAL_LENGTH * d**-0.5)
         for table in (self.popularity, self.number):
-            nn.init.normal_(table.weight, std=0.3 * START * d**-0.5)
+            nn.init.normal_(table.weight, std=0.3 * INITIAL_LENGTH * d**-0.5)
         nn.init.zeros_(self.category.weight[0])
 
     def forward(self) -> Tensor:
@@ -62,7 +62,7 @@ class ItemTower(nn.Module):
         return functional.normalize(x, dim=-1)
 
 
-def numbers(catalog: Catalog) -> Floats:
+def numeric_features(catalog: Catalog) -> Floats:
     """(n, 4) float32: log price and time of publication, each standardised and 0 where unknown, and whether known."""
     published = np.where(catalog.dated, catalog.published.astype(np.float64), np.nan)
     out = np.zeros((len(catalog), 4), dtype=np.float32)
@@ -116,7 +116,7 @@ class UserTower(nn.Module):
         d = config.dimension
         self.config = config
         self.position = nn.Embedding(config.history, d)
-        self.wait = nn.Embedding(WAITS + 1, d)
+        self.wait = nn.Embedding(WAIT_BUCKETS + 1, d)
         self.kind = nn.Embedding(2, d)
         for table in (self.position, self.wait, self.kind):
             nn.init.normal_(table.weight, std=0.1 * d**-0.5)
@@ -158,7 +158,7 @@ class UserTower(nn.Module):
         return weights / weights.sum(-1, keepdim=True).clamp(min=1e-6) @ vectors
 
 
-USERS = 2000
+MAX_SAMPLED_USERS = 2000
 """At most this many users are looked at where it matters what users have in common."""
 
 
@@ -201,7 +201,7 @@ class TwoTowers(nn.Module):
         Where the calendar is read each is asked at some hour of the week that follows, so that all hours have a say.
         """
         rng = np.random.default_rng(seed)
-        users = np.sort(rng.permutation(np.unique(events.liked().users))[:USERS])
+        users = np.sort(rng.permutation(np.unique(events.positives().users))[:MAX_SAMPLED_USERS])
         later = rng.integers(WEEK, size=len(users)) * HOUR if self.config.calendar else np.zeros(len(users), np.int64)
         states = events.states(users, events.latest + 1 + later)
         return states, self.user_vectors(states, item_vectors)
@@ -215,7 +215,7 @@ class TwoTowers(nn.Module):
         out = np.zeros((len(states), self.config.dimension), dtype=np.float32)
         device = self.log_scale.device
         table = torch.from_numpy(item_vectors).to(device)
-        order = np.flatnonzero(states.liked().lengths > 0)
+        order = np.flatnonzero(states.positives().lengths > 0)
         order = order[np.argsort(lengths[order], kind="stable")]  # like lengths together: less padding
         for start in range(0, len(order), 256):
             part = order[start : start + 256]

@@ -16,19 +16,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from features.arrays import Floats
 from features.catalog import Catalog
 from features.interactions import Interactions
-from features.progress import Begin
+from features.progress import StartProgress
 from recsys.config import TowerConfig, TrainingConfig
 from recsys.item_statistics import ItemStatistics
 from recsys.towers import distributed
 from recsys.towers.losses import MAX_SCALE, Loss, Pairs, gbce_loss, in_batch_loss, nested_loss, softmax_loss
-from recsys.towers.model import START, TwoTowers
-from recsys.towers.training_batches import Batch, Windows
+from recsys.towers.model import INITIAL_LENGTH, TwoTowers
+from recsys.towers.training_batches import Batch, TrainingSequences
 
 Report = Callable[[dict[str, float]], Any]
 """Gets a line of figures an epoch."""
 
 
-def behaviour_vectors(events: Interactions, dimension: int, seed: int) -> Floats:
+def svd_item_vectors(events: Interactions, dimension: int, seed: int) -> Floats:
     """Where id embeddings start: item vectors (n, dimension) float32 of a truncated SVD of who took what.
 
     PureSVD (Cremonesi, Koren & Turrin 2010) on rows and columns scaled by the square root of their counts. Rows are
@@ -37,7 +37,7 @@ def behaviour_vectors(events: Interactions, dimension: int, seed: int) -> Floats
     from sklearn.preprocessing import normalize  # a second to import, which every command would pay
     from sklearn.utils.extmath import randomized_svd
 
-    log = events.liked()
+    log = events.positives()
     pairs = np.unique(log.users * log.n_items + log.items)
     users, items = np.divmod(pairs, log.n_items)
     active, popular = np.bincount(users, minlength=log.n_users), np.bincount(items, minlength=log.n_items)
@@ -76,7 +76,7 @@ def fit_towers(
     validate: Callable[[TwoTowers], dict[str, float]] | None = None,
     epochs: int | None = None,
     report: Report | None = None,
-    progress: Begin | None = None,
+    progress: StartProgress | None = None,
     start: TwoTowers | None = None,
     since: int | None = None,
 ) -> FittedTowers:
@@ -88,13 +88,13 @@ def fit_towers(
     their share of every step, which is so many times larger. On a GPU the towers compute in bfloat16 (not run on
     one yet); what is returned is on the CPU. Raises DataError when there is nothing to learn from.
     """
-    windows = Windows.build(events, since)
+    windows = TrainingSequences.build(events, since)
     fit = partial(fit_towers, catalog, events, towers, training, seed=seed, epochs=epochs, start=start, since=since)
-    distributed.together(partial(fit, validate=validate and _silent))
+    distributed.broadcast_call(partial(fit, validate=validate and _validate_nothing))
     torch.manual_seed(seed)
     rng, own = np.random.default_rng(seed), np.random.default_rng([seed, distributed.rank()])
-    model = (start or _fresh(catalog, events, towers, seed)).to(distributed.device())
-    share = distributed.averaged(Share(model, _loss(training, windows, len(catalog))))
+    model = (start or _new_towers(catalog, events, towers, seed)).to(distributed.device())
+    share = distributed.data_parallel(ProcessLoss(model, _loss(training, windows, len(catalog))))
     optimizer = _optimizer(model, training)
     average: AveragedModel | None = None
     best, chosen, kept, history = -np.inf, 0, dict[str, Tensor](), list[dict[str, float]]()
@@ -104,9 +104,9 @@ def fit_towers(
         batches = list(_batches(windows, towers, training, rng))
         done = progress(f"pass {epoch}", sum(len(batch.target) for batch in batches)) if progress else None
         if average is None:  # over about one pass, whatever the size of the data
-            average = _averaged(model, steps=len(batches))
+            average = _averaged_model(model, steps=len(batches))
         for step, batch in enumerate(batches, 1):
-            rate = training.learning_rate * share_of_rate(training, epoch - 1 + step / len(batches))
+            rate = training.learning_rate * learning_rate_factor(training, epoch - 1 + step / len(batches))
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["boost"]
             loss = share(batch, int(own.integers(2**62)))
@@ -122,7 +122,7 @@ def fit_towers(
                 done(len(batch.target))
         loss_of_pass = float(distributed.mean(torch.stack(losses).mean()))
         line = {"epoch": float(epoch), "loss": loss_of_pass, "seconds": time.perf_counter() - started}
-        line |= distributed.agreed(validate(cast(TwoTowers, average.module))) if validate else {}
+        line |= distributed.broadcast_value(validate(cast(TwoTowers, average.module))) if validate else {}
         history.append(line)
         if report:
             report(line)
@@ -137,7 +137,7 @@ def fit_towers(
     return FittedTowers(model, events.latest, chosen, history)
 
 
-class Share(nn.Module):
+class ProcessLoss(nn.Module):
     """This process's share of the loss of a step, such that the mean over the processes is that over all pairs."""
 
     def __init__(self, towers: TwoTowers, loss: Loss) -> None:
@@ -155,7 +155,7 @@ class Share(nn.Module):
 
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             items = self.towers.items()
-            with distributed.own_chance(seed):
+            with distributed.process_rng(seed):
                 history = batch.history.on(device)
                 hidden = self.towers.users(items[history.items], history)
         queries, scale = hidden[on(batch.row), on(batch.column)], self.towers.log_scale.exp()
@@ -164,7 +164,7 @@ class Share(nn.Module):
         return loss * (batch.share * distributed.size())
 
 
-def _loss(training: TrainingConfig, windows: Windows, n: int) -> Loss:
+def _loss(training: TrainingConfig, windows: TrainingSequences, n: int) -> Loss:
     if training.loss == "in-batch":
         counts = np.bincount(windows.target, minlength=n).astype(np.float32)
         frequency = torch.from_numpy(counts / counts.sum()).to(distributed.device())
@@ -172,33 +172,35 @@ def _loss(training: TrainingConfig, windows: Windows, n: int) -> Loss:
     return partial(gbce_loss if training.loss == "gbce" else softmax_loss, negatives=training.negatives)
 
 
-def share_of_rate(training: TrainingConfig, passes: float) -> float:
+def learning_rate_factor(training: TrainingConfig, passes: float) -> float:
     """Of the learning rate, after so many passes: linear in the first, then as configured."""
     if passes <= 1 or training.schedule == "constant":
         return min(1.0, passes)
     return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (passes - 1) / max(1, training.epochs - 1)))
 
 
-def _silent(_: TwoTowers) -> dict[str, float]:
+def _validate_nothing(_: TwoTowers) -> dict[str, float]:
     """What helping processes validate with: the first one's figures hold."""
     return {}
 
 
-def _fresh(catalog: Catalog, events: Interactions, towers: TowerConfig, seed: int) -> TwoTowers:
+def _new_towers(catalog: Catalog, events: Interactions, towers: TowerConfig, seed: int) -> TwoTowers:
     model = TwoTowers(catalog, ItemStatistics.of(events), towers, events.n_types)
     with torch.no_grad():
-        model.items.id.weight.copy_(torch.from_numpy(START * behaviour_vectors(events, towers.dimension, seed)))
+        model.items.id.weight.copy_(
+            torch.from_numpy(INITIAL_LENGTH * svd_item_vectors(events, towers.dimension, seed))
+        )
     return model
 
 
 def _batches(
-    windows: Windows, towers: TowerConfig, training: TrainingConfig, rng: np.random.Generator
+    windows: TrainingSequences, towers: TowerConfig, training: TrainingConfig, rng: np.random.Generator
 ) -> Iterator[Batch]:
     rank, size = distributed.rank(), distributed.size()
     return windows.batches(towers.history, training.batch_events * size, rng, part=rank, parts=size)
 
 
-def _averaged(model: TwoTowers, steps: int) -> AveragedModel:
+def _averaged_model(model: TwoTowers, steps: int) -> AveragedModel:
     smooth = get_ema_multi_avg_fn(1 - 1 / (1 + steps))  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=smooth)
 

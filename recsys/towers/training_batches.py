@@ -12,7 +12,7 @@ from recsys.towers.history import History
 
 
 @dataclass(frozen=True)
-class Windows:
+class TrainingSequences:
     """Training material: windows of user histories, and what is to be predicted after which event.
 
     history: the n events by user and time, each followed by the same user's next; offsets (n_users + 1,);
@@ -29,7 +29,7 @@ class Windows:
     weight: Floats
 
     @classmethod
-    def build(cls, events: Interactions, since: int | None = None) -> "Windows":
+    def build(cls, events: Interactions, since: int | None = None) -> "TrainingSequences":
         """From training events. An event at the same moment as its target is never its input.
 
         since (µs): only events after it are targets. Raises DataError when no user has a positive event, after that,

@@ -16,11 +16,11 @@ from recsys.towers.model import TwoTowers
 PASSES = 1
 """Over the new events."""
 
-SHAPE = ("dimension", "nested", "layers", "heads", "history", "id", "content", "times", "calendar")
+FIXED_SETTINGS = ("dimension", "nested", "layers", "heads", "history", "id", "content", "times", "calendar")
 """What fitted weights do not allow to change."""
 
 
-def overlay(old: Catalog, new: Catalog) -> Catalog:
+def extend_catalog(old: Catalog, new: Catalog) -> Catalog:
     """The items of a new catalogue in the rows that the old one gave them; those that it lacks come after.
 
     What the new one no longer has keeps its row and is not available. Contents are zeros until they are encoded anew.
@@ -32,13 +32,15 @@ def overlay(old: Catalog, new: Catalog) -> Catalog:
     return Catalog.of(frame, ids, np.zeros((len(ids), 1), np.float32), np.zeros(len(ids), np.bool_))
 
 
-def carry(towers: TwoTowers, old: Catalog, catalog: Catalog, events: Interactions, config: TowerConfig) -> TwoTowers:
+def transfer_weights(
+    towers: TwoTowers, old: Catalog, catalog: Catalog, events: Interactions, config: TowerConfig
+) -> TwoTowers:
     """Towers of a catalogue that begins with the rows of the old one, with what the fitted ones have learned.
 
     New items begin where an item without events stands, categories by their names. Raises ConfigError where the
     configuration is of towers of another shape.
     """
-    for field in SHAPE:
+    for field in FIXED_SETTINGS:
         mine, its = getattr(config, field), getattr(towers.config, field)
         if mine != its:
             raise ConfigError(f"towers.{field} is {mine} and that of the bundle {its}: set it back, or train anew")

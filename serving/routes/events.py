@@ -4,21 +4,21 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from features.log.records import Event
-from serving.errors import ErrorAnswer, answer
-from serving.schemas import EventIn, EventResult, EventsAnswer, bounded_body, parse_events
-from serving.state.service import Service
-from serving.state.snapshot import Live
+from serving.errors import ErrorResponse, json_response
+from serving.schemas import EventIn, EventResult, EventsResponse, bounded_body, parse_events
+from serving.state.service import ServiceState
+from serving.state.snapshot import ServingSnapshot
 from serving.state.thread_pool import InThread
 
 
-def add_events(app: FastAPI, service: Service, in_thread: InThread) -> None:
+def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     one = EventIn.model_json_schema()
     body = {"oneOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 1000}]}
 
     @app.post(
         "/v1/events",
         status_code=202,
-        responses={202: {"model": EventsAnswer}, 413: {"model": ErrorAnswer}, 400: {"model": ErrorAnswer}},
+        responses={202: {"model": EventsResponse}, 413: {"model": ErrorResponse}, 400: {"model": ErrorResponse}},
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}},
         tags=["events"],
     )
@@ -32,16 +32,16 @@ def add_events(app: FastAPI, service: Service, in_thread: InThread) -> None:
             await service.log.append(accepted)
             degraded = await in_thread(service.push, accepted)
         results = [_result(e, service.live) if isinstance(e, Event) else e for e in found]
-        said = EventsAnswer(
+        said = EventsResponse(
             accepted=good, rejected=len(found) - good, degraded=degraded, results=results
         ).model_dump()
         if accepted:
-            return answer(said, 202)
+            return json_response(said, 202)
         first = results[0]
         why = {"code": "no_event_accepted", "message": f"{first.place} {first.reason}", "place": first.place}
-        return answer({"error": why, **said}, 422)
+        return json_response({"error": why, **said}, 422)
 
 
-def _result(event: Event, live: Live | None) -> EventResult:
+def _result(event: Event, live: ServingSnapshot | None) -> EventResult:
     known = None if live is None else event.item_id in live.bundle.catalog.ids
     return EventResult(status="accepted", event_id=event.event_id, known_item=known)

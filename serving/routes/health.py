@@ -3,16 +3,16 @@
 from fastapi import FastAPI
 from fastapi.responses import Response
 
-from serving.errors import answer
-from serving.routes.responses import live_of
-from serving.state.service import Service
+from serving.errors import json_response
+from serving.routes.responses import snapshot_of
+from serving.state.service import ServiceState
 
 
-def add_health(app: FastAPI, service: Service) -> None:
+def add_health(app: FastAPI, service: ServiceState) -> None:
     @app.get("/healthz", tags=["state"])
     async def healthz() -> Response:
         """The process is up."""
-        return answer({"status": "up"})
+        return json_response({"status": "up"})
 
     @app.get("/readyz", tags=["state"])
     async def readyz() -> Response:
@@ -22,15 +22,15 @@ def add_health(app: FastAPI, service: Service) -> None:
         notes = {**service.notes, **({"log": fault} if fault else {})}
         status = "unready" if not ready else "degraded" if notes or service.behind else "ready"
         bundle = live.bundle.fingerprint if live else None
-        return answer({"status": status, "bundle": bundle, "notes": notes}, 200 if ready else 503)
+        return json_response({"status": status, "bundle": bundle, "notes": notes}, 200 if ready else 503)
 
     @app.get("/v1/about", tags=["state"])
     async def about() -> Response:
         """What is served: the bundle, the placements, the event of a click on the page, whether there is search."""
-        live = live_of(service)
+        live = snapshot_of(service)
         data = live.bundle.data
         event, least = next(iter(data.events.positive.items()), ("click", None))
-        return answer(
+        return json_response(
             {
                 "bundle": live.bundle.fingerprint,
                 "items": len(live.cards),

@@ -15,13 +15,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from features.log.item_changes import keep_media
 from features.log.records import ItemGone, ItemPut
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, TITLE, VIDEO
-from serving.errors import ApiError, ErrorAnswer, answer
-from serving.routes.responses import Narrow, expose, live_of, narrowed, slate_answer, stage
+from serving.errors import ApiError, ErrorResponse, json_response
+from serving.routes.responses import FilterParameter, log_exposure, slate_response, snapshot_of, timed, with_filter
 from serving.routes.search_query import json_object, media_source
-from serving.schemas import FailedPart, Finite, Id, SimilarAnswer, checked_id, fault, first_fault, micros
-from serving.state.encoder_pool import Desk
-from serving.state.service import Service
-from serving.state.snapshot import Live, Servable, card
+from serving.schemas import FailedPart, Finite, Id, SimilarResponse, checked_id, first_error, id_error, micros
+from serving.state.encoder_pool import EncoderPool
+from serving.state.service import ServiceState
+from serving.state.snapshot import ServableBundle, ServingSnapshot, card
 
 SIMILAR = "similar"
 MAX_TEXT, MAX_LABEL, MAX_LABELS, MAX_URL = 200_000, 1000, 100, 4096
@@ -57,7 +57,7 @@ class ItemIn(BaseModel):
     video: Media = None
 
 
-class ItemAccepted(BaseModel):
+class ItemAcceptedResponse(BaseModel):
     """It is on disk, and found within seconds; new: whether the item was not known."""
 
     item_id: str
@@ -65,7 +65,7 @@ class ItemAccepted(BaseModel):
     new: bool
 
 
-class ItemAnswer(BaseModel):
+class ItemResponse(BaseModel):
     """status: live, embedding (what was put is not found yet) or failed; failed: parts that could not be read."""
 
     item_id: str
@@ -77,7 +77,7 @@ class ItemAnswer(BaseModel):
     failed: list[FailedPart]
 
 
-def parse_item(item_id: str, body: bytes, bundle: Servable, log: Path, now: int) -> ItemPut:
+def parse_item(item_id: str, body: bytes, bundle: ServableBundle, log: Path, now: int) -> ItemPut:
     """The record of an item put, its media on disk. Raises ApiError 400 or 422 saying which field is wrong."""
     sent = json_object(body, "bad_item")
     further = [name for name in bundle.data.extra_columns if name not in ItemIn.model_fields]
@@ -87,7 +87,7 @@ def parse_item(item_id: str, body: bytes, bundle: Servable, log: Path, now: int)
     try:
         item = ItemIn.model_validate({name: sent[name] for name in sent if name not in further})
     except ValidationError as error:
-        place, reason = first_fault(error)
+        place, reason = first_error(error)
         raise ApiError(422, "bad_item", f"{place}: {reason}", place) from None
     frame, values = bundle.catalog.frame, item.model_dump(exclude_none=True)
     values |= {name: _fitting(name, sent[name], frame) for name in further if sent.get(name) is not None}
@@ -107,7 +107,7 @@ def _media(given: str, place: str, hosts: Collection[str]) -> str | bytes:
         host, port = parts.hostname or "", parts.port or 443
     except ValueError:
         raise ApiError(422, "bad_media", f"{place} is no URL that can be read", place) from None
-    if why := fault(given, MAX_URL):
+    if why := id_error(given, MAX_URL):
         raise ApiError(422, "bad_media", f"{place} {why}", place)
     named, listed = f"[{host}]" if ":" in host else host, {entry.lower() for entry in hosts}
     if parts.username is not None or not {f"{named}:{port}", *([named] if port == 443 else [])} & listed:
@@ -128,29 +128,29 @@ def _fitting(name: str, value: Any, frame: pl.DataFrame) -> Any:
     return value
 
 
-def add_items(app: FastAPI, service: Service, desk: Desk, in_thread: Callable[..., Any]) -> None:
+def add_items(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in_thread: Callable[..., Any]) -> None:
     """The routes."""
     _add_similar(app, service, in_thread)
-    _add_changes(app, service, desk, in_thread)
+    _add_changes(app, service, encoder_pool, in_thread)
 
     @app.get(
         "/v1/items/{item_id:path}",
-        responses={200: {"model": ItemAnswer}, 404: {"model": ErrorAnswer}},
+        responses={200: {"model": ItemResponse}, 404: {"model": ErrorResponse}},
         tags=["items"],
     )
     async def item(item_id: str) -> Response:
         """An item's card, and whether what was put of it last is found yet."""
-        live = live_of(service)
+        live = snapshot_of(service)
         _known(service, item_id)
-        put, status, failed = service.growth.state(item_id)
+        put, status, failed = service.catalog_updater.state(item_id)
         told = {"status": status, "failed": [{"part": part, "reason": reason[:500]} for part, reason in failed]}
-        return answer(_shown(live, item_id, put) | told)
+        return json_response(_shown(live, item_id, put) | told)
 
     @app.get("/media/{item_id:path}", tags=["items"])
     async def media(item_id: str) -> Response:
         """An item's own picture, as the catalogue names it."""
-        live = live_of(service)
-        if not service.growth.there(item_id):
+        live = snapshot_of(service)
+        if not service.catalog_updater.there(item_id):
             raise ApiError(404, "no_picture", "there is no picture of this item", "item_id")
         content, kind = await in_thread(live.picture, item_id)
         headers = {
@@ -161,28 +161,35 @@ def add_items(app: FastAPI, service: Service, desk: Desk, in_thread: Callable[..
         return Response(content, media_type=kind, headers=headers)
 
 
-def _add_similar(app: FastAPI, service: Service, in_thread: Callable[..., Any]) -> None:
-    @app.get("/v1/items/{item_id:path}/similar", responses={200: {"model": SimilarAnswer}}, tags=["items"])
+def _add_similar(app: FastAPI, service: ServiceState, in_thread: Callable[..., Any]) -> None:
+    @app.get("/v1/items/{item_id:path}/similar", responses={200: {"model": SimilarResponse}}, tags=["items"])
     async def similar(
-        item_id: str, k: Annotated[int, Query(ge=1, le=100, description="how many")] = 20, filter: Narrow = None
+        item_id: str,
+        k: Annotated[int, Query(ge=1, le=100, description="how many")] = 20,
+        filter: FilterParameter = None,
     ) -> Response:
         """Items like this one, best first; `near` says in what."""
-        live = await narrowed(live_of(service), filter, in_thread)
+        live = await with_filter(snapshot_of(service), filter, in_thread)
         _known(service, item_id)
         if (row := live.bundle.catalog.ids.row(item_id)) < 0:
             raise ApiError(404, "not_live_yet", "the item was accepted and is being embedded; ask again", "item_id")
         trace: dict[str, float] = {}
-        with stage(trace, "rank"):
+        with timed(trace, "rank"):
             slate = await in_thread(live.similar, row, k, trace)
-        shown = await expose(service, slate, SIMILAR, item_id=item_id)
-        return slate_answer(slate, live, shown, live.near(row, slate))
+        shown = await log_exposure(service, slate, SIMILAR, item_id=item_id)
+        return slate_response(slate, live, shown, live.near(row, slate))
 
 
-def _add_changes(app: FastAPI, service: Service, desk: Desk, in_thread: Callable[..., Any]) -> None:
+def _add_changes(
+    app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in_thread: Callable[..., Any]
+) -> None:
     @app.put(
         "/v1/items/{item_id:path}",
         status_code=202,
-        responses={202: {"model": ItemAccepted}, **{code: {"model": ErrorAnswer} for code in (400, 408, 413)}},
+        responses={
+            202: {"model": ItemAcceptedResponse},
+            **{code: {"model": ErrorResponse} for code in (400, 408, 413)},
+        },
         openapi_extra={
             "requestBody": {
                 "required": True,
@@ -195,34 +202,34 @@ def _add_changes(app: FastAPI, service: Service, desk: Desk, in_thread: Callable
         """Add an item, or replace all that is known of it but its events. Accepted means on disk; it is found by its
         words, pictures and sounds within seconds, and the next training knows it. A URL that cannot be fetched
         then is not tried again: put the item once more."""
-        live = live_of(service)
+        live = snapshot_of(service)
         checked_id(item_id, "item_id")
         if item_id.endswith("/similar"):
             raise ApiError(422, "bad_id", "item_id ends in /similar, which asks for what is like another", "item_id")
-        async with desk.body(request) as body:
+        async with encoder_pool.body(request) as body:
             folder = service.settings.log
             record = await in_thread(parse_item, item_id, body, live.bundle, folder, service.now())
         # the time of its place in the log: others may have been parsed faster
-        new = await service.growth.accept(service.log, replace(record, timestamp=service.now()))
-        return answer({"item_id": item_id, "status": "accepted", "new": new}, 202)
+        new = await service.catalog_updater.accept(service.log, replace(record, timestamp=service.now()))
+        return json_response({"item_id": item_id, "status": "accepted", "new": new}, 202)
 
-    @app.delete("/v1/items/{item_id:path}", responses={404: {"model": ErrorAnswer}}, tags=["items"])
+    @app.delete("/v1/items/{item_id:path}", responses={404: {"model": ErrorResponse}}, tags=["items"])
     async def delete(item_id: str) -> Response:
         """Show an item no more, from the very next answer on, until it is put again."""
-        live_of(service)
+        snapshot_of(service)
         _known(service, item_id)
-        await service.growth.accept(service.log, ItemGone(item_id=item_id, timestamp=service.now()))
-        return answer({"item_id": item_id, "status": "deleted"})
+        await service.catalog_updater.accept(service.log, ItemGone(item_id=item_id, timestamp=service.now()))
+        return json_response({"item_id": item_id, "status": "deleted"})
 
 
-def _known(service: Service, item_id: str) -> None:
+def _known(service: ServiceState, item_id: str) -> None:
     """Raises ApiError 422 for what is no id, and 404."""
     checked_id(item_id, "item_id")
-    if not service.growth.there(item_id):
+    if not service.catalog_updater.there(item_id):
         raise ApiError(404, "unknown_item", "there is no such item: not in the bundle, nor put since", "item_id")
 
 
-def _shown(live: Live, item_id: str, put: ItemPut | None) -> dict[str, Any]:
+def _shown(live: ServingSnapshot, item_id: str, put: ItemPut | None) -> dict[str, Any]:
     """The card of an item as it was put, or else as the bundle has it."""
     if put is not None:
         fields = put.fields

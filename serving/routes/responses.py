@@ -15,20 +15,20 @@ from features.errors import DataError
 from features.log.records import Exposure
 from recsys.ranking.slate import Slate
 from recsys.retrieval.filters import Filter
-from serving.errors import ApiError, answer
-from serving.schemas import first_fault
-from serving.state.service import Service
-from serving.state.snapshot import Live
+from serving.errors import ApiError, json_response
+from serving.schemas import first_error
+from serving.state.service import ServiceState
+from serving.state.snapshot import ServingSnapshot
 
 VARIANT = "default"
 
-Narrow = Annotated[
+FilterParameter = Annotated[
     str | None,
     Query(max_length=100_000, description=f"JSON: which items may come. {json.dumps(Filter.model_json_schema())}"),
 ]
 
 
-def live_of(service: Service) -> Live:
+def snapshot_of(service: ServiceState) -> ServingSnapshot:
     """What is served now. Raises ApiError 503 when there is nothing."""
     if service.live is None:
         why = service.notes.get("bundle", "the service is starting")
@@ -36,24 +36,26 @@ def live_of(service: Service) -> Live:
     return service.live
 
 
-async def narrowed(live: Live, asked: Filter | str | None, in_thread: Callable[..., Any]) -> Live:
+async def with_filter(
+    live: ServingSnapshot, asked: Filter | str | None, in_thread: Callable[..., Any]
+) -> ServingSnapshot:
     """What is served, as far as a filter lets it through: one that was read already, or JSON. Raises ApiError 422."""
-    only: Live = live if asked is None else await in_thread(_narrowed, live, asked)
+    only: ServingSnapshot = live if asked is None else await in_thread(_with_filter, live, asked)
     return only
 
 
-def _narrowed(live: Live, asked: Filter | str) -> Live:
+def _with_filter(live: ServingSnapshot, asked: Filter | str) -> ServingSnapshot:
     try:
         return live.only(Filter.model_validate_json(asked) if isinstance(asked, str) else asked)
     except ValidationError as error:
-        place, reason = first_fault(error)
+        place, reason = first_error(error)
         raise ApiError(422, "bad_filter", f"filter {place}: {reason}".replace(" :", ":"), "filter") from None
     except DataError as error:
         raise ApiError(422, "bad_filter", str(error), "filter") from None
 
 
 @contextmanager
-def stage(trace: dict[str, float], name: str) -> Iterator[None]:
+def timed(trace: dict[str, float], name: str) -> Iterator[None]:
     """Notes the milliseconds that its body takes."""
     begin = time.perf_counter()
     try:
@@ -62,8 +64,8 @@ def stage(trace: dict[str, float], name: str) -> Iterator[None]:
         trace[name] = round((time.perf_counter() - begin) * 1e3, 3)
 
 
-async def expose(
-    service: Service,
+async def log_exposure(
+    service: ServiceState,
     slate: Slate,
     placement: str,
     *,
@@ -87,14 +89,14 @@ async def expose(
         propensities=tuple(slate.propensities.tolist()),
         item_id=item_id,
     )
-    with stage(slate.trace, "log"):
+    with timed(slate.trace, "log"):
         await service.log.append([shown])
     return shown
 
 
-def slate_answer(
+def slate_response(
     slate: Slate,
-    live: Live,
+    live: ServingSnapshot,
     shown: Exposure,
     near: Sequence[dict[str, float | None]] | None = None,
     **more: Any,
@@ -113,7 +115,7 @@ def slate_answer(
     ]
     if near is not None:
         items = [{**item, "near": each} for item, each in zip(items, near, strict=True)]
-    return answer(
+    return json_response(
         {
             "request_id": shown.request_id,
             "user_id": shown.user_id or None,

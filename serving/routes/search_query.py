@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from features.content.parts import Audio, Content, Image, Part, Source, Text, Video
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
-from serving.schemas import Id, first_fault
+from serving.schemas import Id, first_error
 
 MAX_VALUES = 100_000
 """Of one JSON body: a body of empty lists would take twenty times its own size in memory."""
@@ -44,14 +44,14 @@ def query_schema() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchRequest:
     """A search: by what, and the fields that are no content."""
 
     content: Content
     sent: SearchIn
 
 
-def parse_query(body: bytes, content_type: str) -> Asked:
+def parse_query(body: bytes, content_type: str) -> SearchRequest:
     """What is asked. Raises ApiError 400 or 422 saying which field is wrong."""
     form = content_type.partition(";")[0].strip().lower() == "multipart/form-data"
     sent = _form(body, content_type) if form else json_object(body, "bad_query")
@@ -61,7 +61,7 @@ def parse_query(body: bytes, content_type: str) -> Asked:
     try:
         asked = SearchIn.model_validate(sent)
     except ValidationError as error:
-        place, reason = first_fault(error)
+        place, reason = first_error(error)
         raise ApiError(422, "bad_query", f"{place}: {reason}", place) from None
     parts: list[Part] = [Text(asked.text)] if asked.text and asked.text.strip() else []
     if asked.image:
@@ -72,7 +72,7 @@ def parse_query(body: bytes, content_type: str) -> Asked:
         parts.append(Video(media_source(asked.video, "video")))
     if not parts:
         raise ApiError(422, "nothing_asked", "give text, image, audio or video to search by", "body")
-    return Asked(Content(tuple(parts)), asked)
+    return SearchRequest(Content(tuple(parts)), asked)
 
 
 def media_source(given: str | bytes, place: str) -> Source:

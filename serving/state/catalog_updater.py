@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from features.arrays import Bools
-from features.content.encoder_config import QUICK, TITLES
+from features.content.encoder_config import TEXT_CHANNEL, TITLE_CHANNEL
 from features.content.spaces import Embedded
 from features.errors import LogError
 from features.ids import IdMap
@@ -24,10 +24,10 @@ from features.log.event_log import EventLog, item_changes
 from features.log.item_changes import ItemChanges, media_in_use, sweep_media
 from features.log.records import ItemGone, ItemPut
 from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, PUBLISHED, VIDEO
-from features.tables.read import check_puts
+from features.tables.read import check_item_puts
 from recsys.content.item_encoding import ItemVectors
 from serving.schemas import micros
-from serving.state.snapshot import Live, Servable
+from serving.state.snapshot import ServableBundle, ServingSnapshot
 
 logger = logging.getLogger("recsys.serving")
 
@@ -38,15 +38,15 @@ RETRY_SECONDS = 30.0
 """After which items that could not be taken in are tried again: a model or a network may be back."""
 
 Status = Literal["live", "embedding", "failed"]
-Embed = Callable[[Servable, pl.DataFrame], Awaitable[ItemVectors]]
+Embed = Callable[[ServableBundle, pl.DataFrame], Awaitable[ItemVectors]]
 """A bundle and m checked items -> their vectors by its encoders, none where it has no content."""
 
-Upsert = Callable[[Servable, pl.DataFrame, Mapping[str, Embedded]], Servable]
+Upsert = Callable[[ServableBundle, pl.DataFrame, Mapping[str, Embedded]], ServableBundle]
 """A bundle, m checked items, their channels -> the bundle with these items added or replaced."""
 
 
 @dataclass
-class _Known:
+class _ItemStatus:
     """One item that was put or deleted. order: of its newest change in the log; put: None where it is deleted;
     paused: not to be tried now; alone: to be tried by itself; failed: (kind of part, reason) of what was not read."""
 
@@ -58,18 +58,20 @@ class _Known:
     failed: list[tuple[str, str]] = field(default_factory=list)
 
 
-class Growth:
+class CatalogUpdater:
     """Swaps what is served. One lock guards every change of it and of what is known; searches take none.
 
     notes: of the service; "items" says what could not be taken in.
     """
 
-    def __init__(self, log: Path, notes: dict[str, str], upsert: Upsert, merge: Callable[[Servable], None]) -> None:
+    def __init__(
+        self, log: Path, notes: dict[str, str], upsert: Upsert, merge: Callable[[ServableBundle], None]
+    ) -> None:
         """log: folder of the event log; upsert, merge: see `Service`."""
         self._upsert, self._merge_large = upsert, merge
-        self.live: Live | None = None
+        self.live: ServingSnapshot | None = None
         self._folder, self._notes = log, notes
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, _ItemStatus] = {}
         self._broken: dict[str, str] = {}
         self._orders = count(1)
         self._lock = Lock()
@@ -87,11 +89,11 @@ class Growth:
         self._sweep = partial(sweep_media, self._folder, media_in_use(logged, now), now)
         changes = ItemChanges.among(logged)
         self._known = {
-            put.item_id: _Known(at - len(changes.puts), put) for at, put in enumerate(changes.puts.values())
+            put.item_id: _ItemStatus(at - len(changes.puts), put) for at, put in enumerate(changes.puts.values())
         }
-        self._known |= {name: _Known(0, None, waiting=False) for name in changes.gone}
+        self._known |= {name: _ItemStatus(0, None, waiting=False) for name in changes.gone}
 
-    def serve(self, live: Live) -> None:
+    def serve(self, live: ServingSnapshot) -> None:
         """Put another bundle in the place of what is served, without what is deleted; what was put is queued anew."""
         with self._lock:
             for name, known in self._known.items():
@@ -112,14 +114,14 @@ class Growth:
             new = not self._there(change.item_id)
             before = self._known.get(change.item_id)
             if before is None or before.order < order:
-                self._known[change.item_id] = known = _Known(order, put, waiting=put is not None)
+                self._known[change.item_id] = known = _ItemStatus(order, put, waiting=put is not None)
                 if self.live is not None and _hidden(known, self.live.now()):
                     self._hide(change.item_id)
                 self._tell(change.item_id)
         self._wake.set()
         return new
 
-    def _show(self, live: Live) -> None:
+    def _show(self, live: ServingSnapshot) -> None:
         self.live = live
         self._shown = [shown for shown in self._shown if shown[1]() is not None]
         self._shown.append((ref(live.bundle.catalog.ids), ref(live.available)))
@@ -167,10 +169,10 @@ class Growth:
             try:
                 await self._grow(live, puts, embed)
             except Exception as error:
-                self._set_aside(puts, str(error) or repr(error))
+                self._postpone(puts, str(error) or repr(error))
 
-    async def _grow(self, live: Live, puts: Sequence[ItemPut], embed: Embed) -> None:
-        checked = await asyncio.to_thread(check_puts, puts, self._folder, live.bundle.data)
+    async def _grow(self, live: ServingSnapshot, puts: Sequence[ItemPut], embed: Embed) -> None:
+        checked = await asyncio.to_thread(check_item_puts, puts, self._folder, live.bundle.data)
         changed = await asyncio.to_thread(_changed, live.bundle, checked.kept)
         items = checked.kept.filter(changed)
         failed, bundle = dict[str, list[tuple[str, str]]](), live.bundle
@@ -183,7 +185,11 @@ class Growth:
         self._merge(bundle)
 
     def _replace(
-        self, live: Live, grown: Live, puts: Sequence[ItemPut], failed: dict[str, list[tuple[str, str]]]
+        self,
+        live: ServingSnapshot,
+        grown: ServingSnapshot,
+        puts: Sequence[ItemPut],
+        failed: dict[str, list[tuple[str, str]]],
     ) -> None:
         """Serve what has grown, unless another bundle came meanwhile: that one has everything queued again."""
         with self._lock:
@@ -202,7 +208,7 @@ class Growth:
                     available[row] = False  # changed again meanwhile
             self._show(replace(grown, available=available))
 
-    def _set_aside(self, puts: Sequence[ItemPut], why: str) -> None:
+    def _postpone(self, puts: Sequence[ItemPut], why: str) -> None:
         """Try several again one by one, after what is put meanwhile: one may have kept the others out. One alone
         waits a while. Within an `except`."""
         with self._lock:
@@ -240,7 +246,7 @@ class Growth:
         else:
             self._notes.pop("items", None)
 
-    def _merge(self, bundle: Servable) -> None:
+    def _merge(self, bundle: ServableBundle) -> None:
         """Beside what is put next: building an index can take minutes, and the process may end without it."""
         if self._merging is None or not self._merging.is_alive():
             self._merging = Thread(target=_merged, args=(self._merge_large, bundle), name="merge", daemon=True)
@@ -257,7 +263,7 @@ class Growth:
             return known.put is not None
         return self.live is not None and item_id in self.live.bundle.catalog.ids
 
-    def _reached(self, item_id: str, known: _Known) -> Status:
+    def _reached(self, item_id: str, known: _ItemStatus) -> Status:
         """Live where it is shown; failed where nothing could be read of what there is to read."""
         if self.live is None or (row := self.live.bundle.catalog.ids.row(item_id)) < 0:
             return "failed"
@@ -270,7 +276,7 @@ class Growth:
                 self._loop.call_soon_threadsafe(self._wake.set)
 
 
-def _hidden(known: _Known, now: int) -> bool:
+def _hidden(known: _ItemStatus, now: int) -> bool:
     """Whether it is not to be shown, even before it is taken in: deleted, not available, or published later (µs)."""
     if known.put is None or known.put.fields.get(AVAILABLE) is False:
         return True
@@ -278,7 +284,7 @@ def _hidden(known: _Known, now: int) -> bool:
     return published is not None and micros(published) > now
 
 
-def _changed(bundle: Servable, items: pl.DataFrame) -> Bools:
+def _changed(bundle: ServableBundle, items: pl.DataFrame) -> Bools:
     """(m,): which items the bundle does not have as they were put.
 
     Also those whose pictures, sounds and videos it knows nothing of, though it does of others': they were not
@@ -295,7 +301,7 @@ def _changed(bundle: Servable, items: pl.DataFrame) -> Bools:
     changed[known] = ~same.to_numpy()
     media = items.select(pl.any_horizontal(pl.col(IMAGE, AUDIO, VIDEO).is_not_null())).to_series().to_numpy()
     channels = {} if bundle.content is None else bundle.content.channels
-    if others := [channel for name, channel in channels.items() if name not in (QUICK, TITLES)]:
+    if others := [channel for name, channel in channels.items() if name not in (TEXT_CHANNEL, TITLE_CHANNEL)]:
         changed[known] |= media[known] & ~np.any([channel.present[rows[known]] for channel in others], axis=0)
     return changed
 
@@ -308,7 +314,7 @@ def _delete(sweep: Callable[[], int]) -> None:
         logger.warning("%s", error)
 
 
-def _merged(merge: Callable[[Servable], None], bundle: Servable) -> None:
+def _merged(merge: Callable[[ServableBundle], None], bundle: ServableBundle) -> None:
     try:
         merge(bundle)
     except Exception:  # what is beside the index is found all the same

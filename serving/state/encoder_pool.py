@@ -13,24 +13,24 @@ from typing import TypeVar
 import polars as pl
 from fastapi import Request
 
-from features.content.encoder_config import QUICK, EncoderConfig, open_encoders
-from features.content.media.decoder_pool import Decoders
+from features.content.encoder_config import TEXT_CHANNEL, EncoderConfig, open_encoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Content, Limits, Text
 from features.content.spaces import Embedded, Encoder
 from features.errors import RecsysError
 from recsys.content.content_space import ContentSpace
 from recsys.content.item_encoding import ItemVectors, embed_items
-from recsys.content.query_encoding import Encoding, Searcher
+from recsys.content.query_encoding import EncoderSetup, QueryEncoder
 from serving.errors import ApiError
 from serving.schemas import MAX_BODY_BYTES, bounded_body
 from serving.settings import ServeSettings
-from serving.state.service import Service
-from serving.state.snapshot import Live, Servable
+from serving.state.service import ServiceState
+from serving.state.snapshot import ServableBundle, ServingSnapshot
 
 logger = logging.getLogger("recsys.serving")
 
 
-LARGE = 4
+MAX_LARGE_BODIES = 4
 """Bodies larger than MAX_BODY_BYTES that are held at once."""
 
 
@@ -42,34 +42,34 @@ FILE_SECONDS = 10.0
 """In which one file of a query has to be fetched and decoded: longer ones are for `recsys embed`."""
 
 
-REMOTE = 8
+MAX_REMOTE = 8
 """Queries that another machine encodes at once: they wait for it, and take no core here."""
 
 
-PIECE = 4
+ITEMS_PER_TURN = 4
 """Items put that are encoded in one turn: a search waits for no more of them."""
 
 
 T = TypeVar("T")
 
 
-Open = Callable[[EncoderConfig, Decoders, Limits, Path], dict[str, Encoder]]
+OpenEncoders = Callable[[EncoderConfig, DecoderPool, Limits, Path], dict[str, Encoder]]
 
 
-class Desk:
+class EncoderPool:
     """Where queries and items put are encoded. Encoders are opened when they are first needed, and kept from bundle
     to bundle as long as these were encoded alike."""
 
-    def __init__(self, settings: ServeSettings, open_: Open = open_encoders) -> None:
+    def __init__(self, settings: ServeSettings, open_: OpenEncoders = open_encoders) -> None:
         self._settings = settings
         self._open = open_
-        self._decoders = Decoders(seconds=FILE_SECONDS)
+        self._decoders = DecoderPool(seconds=FILE_SECONDS)
         self._opening = Lock()
-        self._opened: tuple[Encoding, Mapping[str, Encoder]] | None = None
+        self._opened: tuple[EncoderSetup, Mapping[str, Encoder]] | None = None
         # one at a time: tokenizers cannot be shared by threads, and a query takes a core while it is encoded
         self._here = asyncio.Semaphore(1)
-        self._remote = asyncio.Semaphore(REMOTE)
-        self._large = asyncio.Semaphore(LARGE)
+        self._remote = asyncio.Semaphore(MAX_REMOTE)
+        self._large = asyncio.Semaphore(MAX_LARGE_BODIES)
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
@@ -84,15 +84,15 @@ class Desk:
         finally:
             self._large.release()
 
-    async def embed(self, live: Live, content: Content) -> Embedded:
+    async def embed(self, live: ServingSnapshot, content: Content) -> Embedded:
         """The query in the space of the bundle, when its turn has come.
 
         Raises ApiError 503 when others take too long, 504 when it does itself.
         """
-        encoding, space = encoded_with(live.bundle)
+        encoding, space = encoding_of(live.bundle)
         turn = self._remote if encoding.remote else self._here
         await self._enter(turn)
-        work = aside(lambda: Searcher(space, self._encoders(encoding)).embed(content), turn)
+        work = run_in_thread(lambda: QueryEncoder(space, self._encoders(encoding)).embed(content), turn)
         try:
             async with asyncio.timeout(self._settings.search_seconds):
                 return await asyncio.shield(work)
@@ -101,19 +101,19 @@ class Desk:
                 504, "slow", f"not encoded within {self._settings.search_seconds:g} s; try again in a moment", ""
             ) from None
 
-    async def embed_items(self, bundle: Servable, items: pl.DataFrame) -> ItemVectors:
+    async def embed_items(self, bundle: ServableBundle, items: pl.DataFrame) -> ItemVectors:
         """Checked items by the bundle's encoders, a few at a turn between searches; no channels where it has none."""
         if bundle.content is None:
             return ItemVectors({}, [[] for _ in range(len(items))])
-        encoding, space = encoded_with(bundle)
+        encoding, space = encoding_of(bundle)
         turn, parts = self._remote if encoding.remote else self._here, []
-        for piece in items.iter_slices(PIECE):
+        for piece in items.iter_slices(ITEMS_PER_TURN):
             await turn.acquire()
             work = partial(self._embed_items, encoding, space, piece)
-            parts.append(await asyncio.shield(aside(work, turn)))
+            parts.append(await asyncio.shield(run_in_thread(work, turn)))
         return ItemVectors.together(parts)
 
-    async def keep_ready(self, service: Service) -> None:
+    async def keep_ready(self, service: ServiceState) -> None:
         """Load what the queries of each bundle need, as it comes, until cancelled."""
         ready = ""
         while True:
@@ -127,14 +127,14 @@ class Desk:
         await asyncio.to_thread(self._decoders.close)
         await self._here.acquire()  # a thread inside a model must not outlive the interpreter
 
-    async def _prepare(self, live: Live) -> None:
+    async def _prepare(self, live: ServingSnapshot) -> None:
         """An encoder that reads words reads one."""
         if live.bundle.content is None:
             return
         try:
-            encoding, _ = encoded_with(live.bundle)
+            encoding, _ = encoding_of(live.bundle)
             await self._here.acquire()
-            await asyncio.shield(aside(lambda: self._warm(encoding), self._here))
+            await asyncio.shield(run_in_thread(lambda: self._warm(encoding), self._here))
         except (ApiError, RecsysError) as error:
             logger.warning("search will not work: %s", error)
         except Exception:  # nobody waits for this, and whoever searches will be told
@@ -154,22 +154,22 @@ class Desk:
         except TimeoutError:
             raise ApiError(503, "busy", "too many searches at once; try again in a moment", "") from None
 
-    def _encoders(self, encoding: Encoding) -> Mapping[str, Encoder]:
+    def _encoders(self, encoding: EncoderSetup) -> Mapping[str, Encoder]:
         with self._opening:
             if self._opened is None or self._opened[0] != encoding:
                 made = self._open(encoding.config, self._decoders, encoding.limits, encoding.models)
                 self._opened = encoding, made
             return self._opened[1]
 
-    def _embed_items(self, encoding: Encoding, space: ContentSpace, items: pl.DataFrame) -> ItemVectors:
+    def _embed_items(self, encoding: EncoderSetup, space: ContentSpace, items: pl.DataFrame) -> ItemVectors:
         return embed_items(space, self._encoders(encoding), items)
 
-    def _warm(self, encoding: Encoding) -> None:
-        if (words := self._encoders(encoding).get(QUICK)) is not None:
+    def _warm(self, encoding: EncoderSetup) -> None:
+        if (words := self._encoders(encoding).get(TEXT_CHANNEL)) is not None:
             words.encode([Content.of(Text("ready"))], task="query")
 
 
-def aside(work: Callable[[], T], turn: asyncio.Semaphore) -> "asyncio.Future[T]":
+def run_in_thread(work: Callable[[], T], turn: asyncio.Semaphore) -> "asyncio.Future[T]":
     """The work in a thread of its own, whose turn ends when the work does, though nobody may wait for it by then.
 
     The process ends without it.
@@ -192,9 +192,9 @@ def aside(work: Callable[[], T], turn: asyncio.Semaphore) -> "asyncio.Future[T]"
     return done
 
 
-def encoded_with(bundle: Servable) -> tuple[Encoding, ContentSpace]:
+def encoding_of(bundle: ServableBundle) -> tuple[EncoderSetup, ContentSpace]:
     """How a bundle's contents were encoded, and where they lie. Raises ApiError 503 where it has none."""
-    encoding = None if bundle.content is None else Encoding.of(bundle.manifest)
+    encoding = None if bundle.content is None else EncoderSetup.of(bundle.manifest)
     if encoding is None or bundle.content is None:
         raise ApiError(503, "no_content", "the served bundle knows of no contents: train with an encoder", "bundle")
     return encoding, bundle.content

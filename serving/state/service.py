@@ -18,13 +18,13 @@ from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
 from features.store.refresh import catch_up, refresh
 from serving.settings import ServeSettings
-from serving.state.catalog_updater import Growth, Upsert
-from serving.state.snapshot import Live, Servable
+from serving.state.catalog_updater import CatalogUpdater, Upsert
+from serving.state.snapshot import ServableBundle, ServingSnapshot
 
 logger = logging.getLogger("recsys.serving")
 
 
-class Service:
+class ServiceState:
     """Opened by `start`, ended by `stop`. growth: what is served, with the items put and deleted since.
 
     load: folder of a bundle -> the bundle, raising BundleError; current: folder of bundles -> the one to serve;
@@ -36,11 +36,11 @@ class Service:
         self,
         settings: ServeSettings,
         *,
-        load: Callable[[Path], Servable],
+        load: Callable[[Path], ServableBundle],
         current: Callable[[Path], Path],
         events: Callable[[DataConfig], pl.DataFrame],
         upsert: Upsert,
-        merge: Callable[[Servable], None],
+        merge: Callable[[ServableBundle], None],
         connect: Callable[[EventRules], FeatureStore] | None = None,
         now: Callable[[], int] = now_micros,
     ) -> None:
@@ -51,7 +51,7 @@ class Service:
         self._missed = False  # such an event since the store began to catch up
         self.notes: dict[str, str] = {}
         """What is wrong now, by part: bundle, tables, store, items, retriever."""
-        self.growth = Growth(settings.log, self.notes, upsert, merge)
+        self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
         self._load, self._current, self._events, self._connect = load, current, events, connect
         self._server: RedisServer | None = None
         self._log: EventLog | None = None
@@ -61,9 +61,9 @@ class Service:
         self._loop: asyncio.Task[None] | None = None
 
     @property
-    def live(self) -> Live | None:
+    def live(self) -> ServingSnapshot | None:
         """None until there is a bundle."""
-        return self.growth.live
+        return self.catalog_updater.live
 
     @property
     def log(self) -> EventLog:
@@ -89,7 +89,7 @@ class Service:
         self._log = EventLog(self.settings.log)
         for torn in self._log.torn:
             logger.warning("event log: %d half-written bytes of %s were set aside", torn.length, torn.segment)
-        self.growth.recall(self.now())
+        self.catalog_updater.recall(self.now())
         if self._connect is None:
             if self.settings.redis_url is None:
                 self._server = RedisServer()
@@ -132,7 +132,7 @@ class Service:
                 return
             bundle = self._load(path)
             store = self._store_for(bundle)
-            live = Live.of(bundle, store, self.now)
+            live = ServingSnapshot.of(bundle, store, self.now)
             live.popular(live.rows(()), 1, {})
             live.recommend(live.states(self._example(live), self.now()), live.rows(()), 20, {})  # warm up
         except RecsysError as error:
@@ -145,7 +145,7 @@ class Service:
             self._refuse(path, f"{path} failed its first request: {error}")
             return
         self.behind = True  # what was pushed to the store of the previous rules meanwhile
-        self.growth.serve(live)
+        self.catalog_updater.serve(live)
         self._path, self._refused = path, None
         self.notes.pop("bundle", None)
         self.notes.pop("retriever", None)
@@ -166,7 +166,7 @@ class Service:
         self._refused = path
         self.notes["bundle"] = why
 
-    def _example(self, live: Live) -> UserState:
+    def _example(self, live: ServingSnapshot) -> UserState:
         """A user with a history, so that the first real one does not pay for the models' first call."""
         positive = live.bundle.data.events.positive
         if not positive or not len(live.bundle.popular):
@@ -176,7 +176,7 @@ class Service:
         times, values = np.array([self.now() - 1], dtype=np.int64), np.array([least or 1.0])
         return UserState("", (item,), (event,), times, values, frozenset(), Status.PRESENT)
 
-    def _store_for(self, bundle: Servable) -> FeatureStore:
+    def _store_for(self, bundle: ServableBundle) -> FeatureStore:
         """The store under the bundle's rules, filled; a store that is away is filled when it is back."""
         rules = bundle.data.events
         if self._connect is None:
@@ -236,7 +236,7 @@ class Service:
         self._missed = self.behind = True
         self.notes["store"] = str(error)
 
-    def read_user(self, live: Live, user_id: str) -> tuple[UserState, list[str]]:
+    def read_user(self, live: ServingSnapshot, user_id: str) -> tuple[UserState, list[str]]:
         """What is known of a user, and the reasons why it may not be all."""
         try:
             state = live.store.read_users([user_id])[0]

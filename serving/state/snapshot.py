@@ -23,7 +23,7 @@ from serving.schemas import media_url
 MAX_IMAGE_BYTES = 16 << 20
 
 
-class Servable(Protocol):
+class ServableBundle(Protocol):
     """What the service needs of a bundle; `recsys.bundle.model.Bundle` is one."""
 
     @property
@@ -82,15 +82,15 @@ class Servable(Protocol):
 
 
 @dataclass(frozen=True)
-class Live:
-    """Never changed, but for what is hidden: a new bundle is a new Live, put in its place in one assignment.
+class ServingSnapshot:
+    """Never changed, but for what is hidden: a new bundle is a new snapshot, put in its place in one assignment.
 
     available (n,) bool: items that may be shown, the one array that changes under requests, from True to False only;
     now: tells the time (µs); upcoming: rows of the items that were not published yet when this was made;
     wanted (n,): those that one request's filter lets through, None without a filter.
     """
 
-    bundle: Servable
+    bundle: ServableBundle
     store: FeatureStore
     groups: Ints
     cards: tuple[dict[str, Any], ...]
@@ -100,14 +100,16 @@ class Live:
     wanted: Bools | None = None
 
     @classmethod
-    def of(cls, bundle: Servable, store: FeatureStore, now: Callable[[], int] = now_micros) -> "Live":
+    def of(
+        cls, bundle: ServableBundle, store: FeatureStore, now: Callable[[], int] = now_micros
+    ) -> "ServingSnapshot":
         """With the cards (item_id, title, categories, image) of all items made ready."""
         catalog = bundle.catalog
         cards = tuple(_cards(catalog.ids.ids, catalog.frame))
         available, upcoming = catalog.available.copy(), np.flatnonzero(~catalog.published_by(now()))
         return cls(bundle, store, item_groups(catalog), cards, available, now, upcoming)
 
-    def grown(self, bundle: Servable, items: Sequence[str]) -> "Live":
+    def grown(self, bundle: ServableBundle, items: Sequence[str]) -> "ServingSnapshot":
         """With a bundle that has grown by these items, or has them anew; what is hidden here is not hidden there."""
         catalog, rows = bundle.catalog, bundle.catalog.ids.rows(items)
         cards = [*self.cards, *[{}] * (len(catalog) - len(self.cards))]
@@ -127,7 +129,7 @@ class Live:
         if (row := self.bundle.catalog.ids.row(item)) >= 0:
             self.available[row] = False
 
-    def only(self, asked: Filter) -> "Live":
+    def only(self, asked: Filter) -> "ServingSnapshot":
         """For one request: nothing but what its filter lets through. Raises DataError where it cannot be applied."""
         return replace(self, wanted=asked.mask(self.bundle.catalog))
 
@@ -202,7 +204,7 @@ class Live:
         """How near each of the items similar to one item is to it, by behaviour and by channel of content."""
         space = self.bundle.content
         cosines = {} if space is None else space.near_item(row, slate.rows)
-        return by_item({"behaviour": slate.scores.tolist(), **cosines}, len(slate))
+        return rows_by_item({"behaviour": slate.scores.tolist(), **cosines}, len(slate))
 
     def _fill(self, find: "Finder", k: int, reason: str, trace: dict[str, float]) -> Slate:
         wide = k
@@ -264,7 +266,7 @@ def _cards(items: Iterable[str], frame: pl.DataFrame) -> Iterator[dict[str, Any]
     return (card(*values) for values in zip(items, *columns, strict=True))
 
 
-def by_item(columns: Mapping[str, Sequence[float | None]], k: int) -> list[dict[str, float | None]]:
+def rows_by_item(columns: Mapping[str, Sequence[float | None]], k: int) -> list[dict[str, float | None]]:
     """Columns of k values each, as one dict for each of k items."""
     return [{name: values[i] for name, values in columns.items()} for i in range(k)]
 

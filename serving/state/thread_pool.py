@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from serving.state.service import Service
+from serving.state.service import ServiceState
 
 T = TypeVar("T")
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 InThread = Callable[..., Any]
 
 
-def thread_pool(service: Service) -> InThread:
+def thread_pool(service: ServiceState) -> InThread:
     """Runs work in a thread, as many at once as the settings say, over all routes that share it."""
     limiter: list[anyio.CapacityLimiter] = []  # made inside the event loop
 

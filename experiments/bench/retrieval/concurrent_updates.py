@@ -19,7 +19,7 @@ from experiments.bench.runner import Bar
 from features.arrays import Floats
 from recsys.config import RetrieverConfig
 from recsys.retrieval.index import Index
-from recsys.retrieval.mutable_index import LiveIndex
+from recsys.retrieval.mutable_index import MutableIndex
 
 THREADS, UPSERTS, DELETES, SWAP = 8, 1000, 10, 5.0
 """Searching threads; rows put and rows deleted a second; seconds between swaps."""
@@ -36,7 +36,7 @@ class Traffic:
     -inf: never. change: held while the index in use is changed or another one is put in its place.
     """
 
-    index: LiveIndex
+    index: MutableIndex
     items: Floats
     users: Floats
     gone: Floats
@@ -84,7 +84,7 @@ class Traffic:
         else:
             with self.change:
                 old = self.index
-                new = LiveIndex(Index(np.array(old.vectors), RetrieverConfig(kind="ivf-flat")))
+                new = MutableIndex(Index(np.array(old.vectors), RetrieverConfig(kind="ivf-flat")))
                 new.delete(np.flatnonzero(self.gone[: len(new)] > self.put[: len(new)]))
                 new.delete(np.flatnonzero(~np.isfinite(self.put[: len(new)])))
                 self.index = new
@@ -96,7 +96,7 @@ def live(items: Floats, users: Floats, seconds: float, *, swap: float = SWAP) ->
     n = len(items) * 20 // 21
     put, gone = np.full(len(items), -np.inf), np.full(len(items), -np.inf)
     put[:n] = time.monotonic()
-    traffic = Traffic(LiveIndex(Index(items[:n], RetrieverConfig(kind="ivf-flat"))), items, users, gone, put)
+    traffic = Traffic(MutableIndex(Index(items[:n], RetrieverConfig(kind="ivf-flat"))), items, users, gone, put)
     began = time.monotonic()
     threads = [
         threading.Thread(target=_until, args=(traffic, at), daemon=True)

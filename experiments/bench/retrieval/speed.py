@@ -12,8 +12,7 @@ from experiments.bench.runner import Bar
 from features.arrays import Bools, Floats
 from recsys.config import RetrieverConfig
 from recsys.interfaces import Candidates
-from recsys.retrieval.index import NARROW, Index, _inner_products, faiss, nothing
-from recsys.retrieval.index import one_by_one as exactly
+from recsys.retrieval.index import BRUTE_FORCE_MAX, Index, _inner_products, brute_force, empty_candidates, faiss
 
 KINDS = ("ivf-flat", "ivf-pq", "hnsw", "exact")
 BEST = "ivf-flat"
@@ -95,7 +94,7 @@ def kinds(material: Material, most: int, chosen: tuple[str, ...] = KINDS) -> Mea
 def cuts(material: Material, n: int) -> Measured:
     """First dimensions, then all, on the towers' own vectors and on n sampled ones, held against exact search.
 
-    Asked past the rule that compares few items in full anyway (`recsys.retrieval.index.NARROW`).
+    Asked past the rule that compares few items in full anyway (`recsys.retrieval.index.BRUTE_FORCE_MAX`).
     """
     figures: dict[str, Any] = {}
     bars = []
@@ -107,7 +106,7 @@ def cuts(material: Material, n: int) -> Measured:
             index = Index(items, RetrieverConfig.model_validate(cut))
             searches = {
                 "cut": partial(index._by_structure, k=k, allow=None, there=len(items)),
-                "whole": partial(exactly, vectors=items, k=k),
+                "whole": partial(brute_force, vectors=items, k=k),
             }
             taken = milliseconds(searches, singles(users), 3)
             together = milliseconds(searches, batches(users), 3)
@@ -177,7 +176,7 @@ def _filtered(index: Index, users: Floats, allow: Bools, items: Floats) -> tuple
 
 def _selecting(items: Floats, allow: Bools) -> Callable[[Floats], Any]:
     """Exact search over everything that the mask selects."""
-    found = nothing(1, min(K, int(allow.sum())))
+    found = empty_candidates(1, min(K, int(allow.sum())))
 
     def search(queries: Floats) -> None:
         bits = np.packbits(allow, bitorder="little")  # kept until faiss has read it
@@ -188,7 +187,7 @@ def _selecting(items: Floats, allow: Bools) -> Callable[[Floats], Any]:
 
 def _gathering(items: Floats, allow: Bools) -> Callable[[Floats], Any]:
     """Exact search over what is allowed: faiss's bare call over the vectors that the mask leaves."""
-    found = nothing(1, min(K, int(allow.sum())))
+    found = empty_candidates(1, min(K, int(allow.sum())))
     return lambda queries: _inner_products(queries, items[np.flatnonzero(allow)], found, None)
 
 
@@ -203,7 +202,7 @@ def sizes(material: Material, kind: str, ns: list[int]) -> dict[str, Any]:
         rows.append({"items": n, "ms": round(float(np.median(taken)), 3), "recall_at_100": round(found, 4)} | built)
     figures: dict[str, Any] = {f"{kind}: {row['items']} items": row for row in rows}
     for name in ("ms", "build_seconds"):
-        grown = [row for row in rows if row["items"] > NARROW or kind == "exact"]
+        grown = [row for row in rows if row["items"] > BRUTE_FORCE_MAX or kind == "exact"]
         if len(grown) >= 3:
             x, y = (np.log([max(row[key], 1e-3) for row in grown]) for key in ("items", name))
             power, start = np.polyfit(x, y, 1)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import RunConfig
-from experiments.dataset import encode, load_dataset
+from experiments.dataset import encode_contents, load_dataset
 from features.arrays import Bools, Floats, Ints
 from features.content.spaces import SpaceKey, unit
 from recsys.config import RetrieverConfig
@@ -109,10 +109,10 @@ def material(config: RunConfig, passes: int, graph: int) -> Material:
     path = folder / "towers.npz"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        dataset = encode(dataset, settings)
+        dataset = encode_contents(dataset, settings)
         log = dataset.events
         model = fit_towers(dataset.catalog, log, settings.towers, settings.training, seed=settings.seed).model
-        items, users = model.item_vectors(), np.unique(log.liked().users)
+        items, users = model.item_vectors(), np.unique(log.positives().users)
         states = log.states(users, np.full(len(users), log.latest + 1))
         np.savez(path, items=items, users=model.user_vectors(states, items))
     with np.load(path, allow_pickle=False) as tables:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from features.arrays import Floats
-from features.content.media.decoder_pool import Decoders
+from features.content.media.decoder_pool import DecoderPool
 from features.content.media.worker import Array, Prepare
 from features.content.parts import Content, Limits, Modality, Part, Source, Text, readable
 from features.content.spaces import Embedded, Failure, SpaceKey, Task, mean_of_parts, unit
@@ -33,7 +33,7 @@ _POOL = ThreadPoolExecutor(THREADS, "model")
 class Media:
     """Decodes the pictures, sounds and videos of contents: whose workers, within which limits."""
 
-    decoders: Decoders
+    decoders: DecoderPool
     limits: Limits
 
     def embed(

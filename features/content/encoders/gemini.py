@@ -17,7 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from features.content.encoders.frozen import Media
-from features.content.encoders.remote import PATIENT, Patience, Ready, Service, address, asked_to_wait, embed_all
+from features.content.encoders.remote import (
+    DEFAULT_RETRY,
+    EmbeddingService,
+    PreparedRequest,
+    RetryPolicy,
+    checked_base_url,
+    embed_all,
+    retry_after_seconds,
+)
 from features.content.media.decode import decode_audio, decode_video
 from features.content.media.formats import sniff
 from features.content.media.worker import Array, Prepared
@@ -109,7 +117,7 @@ class GeminiEncoder:
         spend_at_most: float = 1.0,
         prices: Prices | None = None,
         timeout: float = 120.0,
-        patience: Patience = PATIENT,
+        patience: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
         """dimension: 128 to 3072, tuned for 768, 1536 and 3072; api_key: None for GEMINI_API_KEY or GOOGLE_API_KEY.
 
@@ -130,7 +138,7 @@ class GeminiEncoder:
         self._dimension = dimension
         self._left = spend_at_most
         self._spending = Lock()
-        self._service = Service(model, key.strip(), patience, timeout)
+        self._service = EmbeddingService(model, key.strip(), patience, timeout)
         self._genai, self._client = _client(key.strip(), base_url, self._service, timeout)
 
     def space(self, task: Task = "document") -> SpaceKey:
@@ -186,7 +194,7 @@ class GeminiEncoder:
             progress=progress,
         )
 
-    def _ready(self, content: Content, task: Task) -> Ready[list[_Piece]]:
+    def _ready(self, content: Content, task: Task) -> PreparedRequest[list[_Piece]]:
         pieces: list[_Piece] = []
         parts, failures = [], []
         prefix = PREFIX[task]
@@ -212,7 +220,7 @@ class GeminiEncoder:
             except ContentError as error:
                 failures.append((at, str(error)))
         size = sum(len(piece.encode()) if isinstance(piece, str) else len(piece.data) for piece in pieces)
-        return Ready(pieces or None, tuple(parts), size, tuple(failures))
+        return PreparedRequest(pieces or None, tuple(parts), size, tuple(failures))
 
     def _send(self, requests: Sequence[list[_Piece]]) -> list[list[float]]:
         types, service = self._genai.types, self._service
@@ -236,7 +244,7 @@ class GeminiEncoder:
             told = str(error.message or error.details)
             headers = getattr(error.response, "headers", {})
             delay = re.search(r"'retryDelay': '(\d+)", str(error.details))
-            wait = asked_to_wait(headers.get("Retry-After")) or float(delay[1] if delay else 0)
+            wait = retry_after_seconds(headers.get("Retry-After")) or float(delay[1] if delay else 0)
             status = 401 if "API_KEY_INVALID" in str(error.details) else error.code  # it comes as 400
             service.refuse(status, told, wait)
         except (AttributeError, TypeError, ValueError):
@@ -244,7 +252,7 @@ class GeminiEncoder:
         return [list(embedding.values or ()) for embedding in answer.embeddings or ()]
 
 
-def _client(key: str, base_url: str | None, service: Service, timeout: float) -> tuple[Any, Any]:
+def _client(key: str, base_url: str | None, service: EmbeddingService, timeout: float) -> tuple[Any, Any]:
     """The package and its client, which asks once and speaks through the service's connections."""
     try:
         from google import genai
@@ -252,7 +260,9 @@ def _client(key: str, base_url: str | None, service: Service, timeout: float) ->
     except ImportError as error:
         raise DependencyError("Gemini needs google-genai: pip install 'recsys[native]'") from error
     options = genai.types.HttpOptions(
-        base_url=address(base_url) if base_url else None, timeout=int(timeout * 1000), httpx_client=service.client
+        base_url=checked_base_url(base_url) if base_url else None,
+        timeout=int(timeout * 1000),
+        httpx_client=service.client,
     )
     return genai, genai.Client(vertexai=False, api_key=key, http_options=options)
 

@@ -37,13 +37,13 @@ CHUNK = 64
 BATCH = 16
 """Texts that go through the model at once."""
 
-FILES = 8
+MEDIA_BATCH = 8
 """Pictures or sounds that go through the model at once: they are larger, and others wait, decoded."""
 
-LONGER = 1024
+MAX_SIDE = 1024
 """Pixels of a picture's longer side; a larger one is shrunk in the worker. The models themselves take 224 to 896."""
 
-LONGEST = 50
+MAX_ASPECT_RATIO = 50
 """A picture's longer side over its shorter one: a model that scales the shorter one blows the longer one up."""
 
 AUDIO_SECONDS = 30.0
@@ -64,9 +64,9 @@ class _Model(Protocol):
 
 def picture(data: bytes, limits: Limits) -> Pixels:
     """Frames (f, h, w, 3) uint8 of a picture or an animation, in a worker. Raises ContentError for a line."""
-    frames = decode_image(data, limits, longest=LONGER)
+    frames = decode_image(data, limits, longest=MAX_SIDE)
     height, width = frames.shape[1:3]
-    if max(height, width) > LONGEST * min(height, width):
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ContentError(f"a picture of {width} x {height} pixels is a line; crop it")
     return frames
 
@@ -101,7 +101,7 @@ class HubEncoder:
         self._model = _load(folder, family, device)
         self._turn = Lock()  # tokenizers are not to be shared by threads, and torch uses all cores by itself
         self.modalities = self._model.modalities
-        seen = f", pictures of at most {LONGER} pixels a side" if "image" in self.modalities else ""
+        seen = f", pictures of at most {MAX_SIDE} pixels a side" if "image" in self.modalities else ""
         heard = f", {self._model.seconds:g} s of sound" if "audio" in self.modalities else ""
         d = self._model.embed("text", ["length"], "").shape[1]
         whole = SpaceKey(name, exact, d, preprocessing=f"unit mean of parts{seen}{heard}")
@@ -143,7 +143,7 @@ class HubEncoder:
         if kind == "text":
             return sum_texts(contents, forward, d, self._media.limits)
         prepare = picture if kind == "image" else partial(stretch, rate=model.rate, seconds=model.seconds)
-        return self._media.sum(contents, frozenset({kind}), prepare, forward, d, batch=FILES)
+        return self._media.sum(contents, frozenset({kind}), prepare, forward, d, batch=MEDIA_BATCH)
 
     def _forward(self, kind: Modality, prompt: str, values: Sequence[Any]) -> Floats:
         if kind == "text":
@@ -155,7 +155,7 @@ class HubEncoder:
         return vectors[:, : self._space.dimension]
 
 
-class _Towers:
+class _TwoTowerModel:
     """Two towers of transformers into one space: text, and pictures or sounds."""
 
     prompts: Mapping[str, str] = {}
@@ -208,7 +208,7 @@ class _Towers:
         return made
 
 
-class _Sentences:
+class _SentenceModel:
     """What sentence-transformers loads, with the prompts of its own configuration."""
 
     def __init__(self, folder: Path, device: str) -> None:
@@ -249,7 +249,11 @@ def _load(folder: Path, family: Family, device: str | None) -> _Model:
 
         disable_progress_bar()  # type: ignore[no-untyped-call]  # it would break into ours
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return _Sentences(folder, device) if family == "sentence-transformers" else _Towers(folder, family, device)
+        return (
+            _SentenceModel(folder, device)
+            if family == "sentence-transformers"
+            else _TwoTowerModel(folder, family, device)
+        )
     except ImportError as error:
         missing = f"needs {error.name}: pip install 'recsys[native]'" if error.name else " ".join(str(error).split())
         raise DependencyError(f"{folder.name}: {missing[:300]}") from error  # transformers names no module

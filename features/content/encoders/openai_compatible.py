@@ -7,7 +7,15 @@ from typing import Any
 
 import httpx2
 
-from features.content.encoders.remote import PATIENT, Patience, Ready, Service, address, asked_to_wait, embed_all
+from features.content.encoders.remote import (
+    DEFAULT_RETRY,
+    EmbeddingService,
+    PreparedRequest,
+    RetryPolicy,
+    checked_base_url,
+    embed_all,
+    retry_after_seconds,
+)
 from features.content.parts import Content, Limits, Modality, Text, readable
 from features.content.spaces import Embedded, SpaceKey, Task
 from features.errors import SpaceError
@@ -37,7 +45,7 @@ class OpenAICompatibleEncoder:
         api_key: str | None = None,
         batch: int = 64,
         timeout: float = 60.0,
-        patience: Patience = PATIENT,
+        patience: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
         """base_url: up to /v1; dimension: asked of the server, which cuts; None: whatever the model has.
 
@@ -46,11 +54,11 @@ class OpenAICompatibleEncoder:
         """
         key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip() or None
         self._limits = limits
-        self._url = address(base_url)
+        self._url = checked_base_url(base_url)
         self._model = model
         self._dimension = dimension
         self._batch = batch
-        self._service = Service(f"{model} at {self._url}", key, patience, timeout)
+        self._service = EmbeddingService(f"{model} at {self._url}", key, patience, timeout)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def space(self, task: Task = "document") -> SpaceKey:
@@ -79,7 +87,7 @@ class OpenAICompatibleEncoder:
             progress=progress,
         )
 
-    def _ready(self, content: Content) -> Ready[str]:
+    def _ready(self, content: Content) -> PreparedRequest[str]:
         parts, texts, failures = [], [], []
         for at, part in readable(content, self.modalities, self._limits):
             if isinstance(part, Text):
@@ -88,7 +96,7 @@ class OpenAICompatibleEncoder:
             else:
                 failures.append((at, str(part)))
         joined = "\n".join(texts)
-        return Ready(joined or None, tuple(parts), len(joined.encode()), tuple(failures))
+        return PreparedRequest(joined or None, tuple(parts), len(joined.encode()), tuple(failures))
 
     def _send(self, texts: Sequence[str]) -> list[list[float]]:
         body: dict[str, Any] = {"model": self._model, "input": list(texts), "encoding_format": "float"}
@@ -99,7 +107,9 @@ class OpenAICompatibleEncoder:
             lambda: service.client.post(f"{self._url}/embeddings", json=body, headers=self._headers)
         )
         if response.status_code != httpx2.codes.OK:
-            service.refuse(response.status_code, response.text, asked_to_wait(response.headers.get("Retry-After")))
+            service.refuse(
+                response.status_code, response.text, retry_after_seconds(response.headers.get("Retry-After"))
+            )
         answer = service.reach(response.json)
         try:
             by_index = {one["index"]: list(one["embedding"]) for one in answer["data"]}

@@ -22,17 +22,17 @@ from features.progress import Step
 T = TypeVar("T")
 R = TypeVar("R")
 
-TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
+RETRYABLE_STATUSES = frozenset({429, 500, 502, 503, 504})
 """Statuses that pass by themselves."""
 
-ABOUT_CONTENT = frozenset({400, 413, 422})
+CONTENT_STATUSES = frozenset({400, 413, 422})
 """Statuses that may mean one content of a batch."""
 
 LONGEST_WAIT = 60.0
 LONGEST_MESSAGE = 300
 
 
-class Again(Exception):
+class RetryableError(Exception):
     """Worth another try; after: seconds that the server asks to wait."""
 
     def __init__(self, message: str, after: float = 0.0) -> None:
@@ -40,7 +40,7 @@ class Again(Exception):
         self.after = after
 
 
-class Refused(SpaceError):
+class RefusedError(SpaceError):
     """The server will not answer this request, however often it is sent."""
 
     def __init__(self, message: str, status: int) -> None:
@@ -49,7 +49,7 @@ class Refused(SpaceError):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long one request is tried: at most `tries` times and about `seconds` in all.
 
     Waits grow as 1, 2, 4, … seconds under full jitter (Brooker, "Exponential Backoff and Jitter", AWS 2015), and are
@@ -68,7 +68,7 @@ class Patience:
         for done in count(1):
             try:
                 return work()
-            except Again as error:
+            except RetryableError as error:
                 wait = max(self.jitter(0.0, min(2.0 ** (done - 1), LONGEST_WAIT)), error.after)
                 spent = self.clock() - began
                 if done >= self.tries or spent + wait > self.seconds:
@@ -80,11 +80,11 @@ class Patience:
         raise AssertionError
 
 
-PATIENT = Patience()
+DEFAULT_RETRY = RetryPolicy()
 
 
 @dataclass(frozen=True)
-class Ready(Generic[R]):
+class PreparedRequest(Generic[R]):
     """A content made ready for sending.
 
     request: None where nothing is left to send; parts: the places of what is in it; size: bytes;
@@ -97,10 +97,10 @@ class Ready(Generic[R]):
     failures: tuple[tuple[int, str], ...] = ()
 
 
-class Service:
+class EmbeddingService:
     """One embedding service: where it is, its key, and how patient we are with it."""
 
-    def __init__(self, place: str, key: str | None, patience: Patience, timeout: float) -> None:
+    def __init__(self, place: str, key: str | None, patience: RetryPolicy, timeout: float) -> None:
         """timeout: seconds without a byte. Raises ConfigError for a key that no header can carry."""
         if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
             raise ConfigError(f"{place}: the API key is empty, or not of plain characters; copy it once more")
@@ -119,20 +119,22 @@ class Service:
     def refuse(self, status: int, text: str, after: float = 0.0) -> NoReturn:
         """Raises Again for a status that passes, else Refused."""
         message = f"answers {status}: {self.told(text) or 'nothing more'}"
-        if status in TRY_AGAIN:
-            raise Again(message, after)
-        raise Refused(f"{self.place} {message}", status)
+        if status in RETRYABLE_STATUSES:
+            raise RetryableError(message, after)
+        raise RefusedError(f"{self.place} {message}", status)
 
     def reach(self, call: Callable[[], T]) -> T:
         """What a call returns. Raises Again where the connection fails, stalls or breaks off, inside the JSON too."""
         try:
             return call()
         except httpx2.RequestError as error:
-            raise Again(f"cannot be reached: {type(error).__name__} {self.told(str(error))}") from None
+            raise RetryableError(f"cannot be reached: {type(error).__name__} {self.told(str(error))}") from None
         except json.JSONDecodeError as error:
-            raise Again(f"answers half: its JSON is none at character {error.pos} of {len(error.doc)}") from None
+            raise RetryableError(
+                f"answers half: its JSON is none at character {error.pos} of {len(error.doc)}"
+            ) from None
         except UnicodeDecodeError:
-            raise Again("answers with what is no UTF-8") from None
+            raise RetryableError("answers with what is no UTF-8") from None
 
     def embed(
         self, requests: Sequence[R], send: Callable[[Sequence[R]], list[list[float]]], d: int
@@ -153,8 +155,8 @@ class Service:
         n = len(requests)
         try:
             return self.patience.run(self.place, lambda: self._units(send(requests), n, d)), {}
-        except Refused as error:
-            if error.status not in ABOUT_CONTENT:
+        except RefusedError as error:
+            if error.status not in CONTENT_STATUSES:
                 raise
             if n == 1:
                 return np.zeros((1, d), np.float32), {0: str(error)}
@@ -185,7 +187,7 @@ class Service:
         return out
 
 
-def address(base_url: str) -> str:
+def checked_base_url(base_url: str) -> str:
     """The address without a slash at its end. Raises ConfigError where it is none, or carries a password."""
     try:
         url = httpx2.URL(base_url)
@@ -198,7 +200,7 @@ def address(base_url: str) -> str:
     return base_url.rstrip("/")
 
 
-def asked_to_wait(header: str | None) -> float:
+def retry_after_seconds(header: str | None) -> float:
     """Seconds that a Retry-After header asks for, which is a number or a date; 0.0 where there is none."""
     if not header:
         return 0.0
@@ -211,10 +213,10 @@ def asked_to_wait(header: str | None) -> float:
 
 
 def embed_all(
-    service: Service,
+    service: EmbeddingService,
     space: SpaceKey,
     contents: Sequence[Content],
-    make_ready: Callable[[Content], Ready[R]],
+    make_ready: Callable[[Content], PreparedRequest[R]],
     send: Callable[[Sequence[R]], list[list[float]]],
     *,
     most: int,
@@ -247,10 +249,10 @@ def embed_all(
 
 
 def _batches(
-    contents: Sequence[Content], make_ready: Callable[[Content], Ready[R]], most: int, most_bytes: int
-) -> Iterator[tuple[int, list[tuple[int, Ready[R]]]]]:
+    contents: Sequence[Content], make_ready: Callable[[Content], PreparedRequest[R]], most: int, most_bytes: int
+) -> Iterator[tuple[int, list[tuple[int, PreparedRequest[R]]]]]:
     """(end, [(row, ready)]) of consecutive contents; one that is too large by itself goes alone."""
-    batch: list[tuple[int, Ready[R]]] = []
+    batch: list[tuple[int, PreparedRequest[R]]] = []
     size = requests = 0
     for row, content in enumerate(contents):
         ready = make_ready(content)

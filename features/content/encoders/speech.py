@@ -10,7 +10,7 @@ import numpy as np
 
 from features.arrays import Floats
 from features.content.encoders.frozen import THREADS, Media, MediaEncoder
-from features.content.encoders.text import Reader
+from features.content.encoders.text import TextEncoder
 from features.content.media.decode import decode_audio, decode_video
 from features.content.media.formats import VIDEOS, sniff
 from features.content.media.worker import Array
@@ -55,7 +55,7 @@ class Whisper(MediaEncoder):
     batch = 1
     prepare = staticmethod(prepare)
 
-    def __init__(self, media: Media, text: Reader) -> None:
+    def __init__(self, media: Media, text: TextEncoder) -> None:
         """Nothing is loaded before the first sound."""
         super().__init__(media)
         self.key = text.space()  # words are words, spoken or written

@@ -13,11 +13,11 @@ from features.content.spaces import Embedded, Failure, SpaceKey, Task, mean_of_p
 from features.errors import DependencyError
 from features.progress import Step
 
-Words = Callable[[Sequence[str]], Floats]
+EncodeTexts = Callable[[Sequence[str]], Floats]
 """n texts to vectors (n, d)."""
 
 
-class Reader(Protocol):
+class TextEncoder(Protocol):
     """A text encoder that also reads bare words, as they are heard."""
 
     def space(self, task: Task = "document") -> SpaceKey:
@@ -123,19 +123,19 @@ class MultilingualE5:
         return self._model
 
 
-STEP = 512
+PROGRESS_STEP = 512
 """Texts between two reports of progress."""
 
 
 def embed_texts(
-    contents: Sequence[Content], words: Words, space: SpaceKey, limits: Limits, progress: Step | None
+    contents: Sequence[Content], words: EncodeTexts, space: SpaceKey, limits: Limits, progress: Step | None
 ) -> Embedded:
     """Unit mean of the vectors of each content's texts; one that is too long is a failure, an empty one nothing."""
     return mean_of_parts(space, *sum_texts(contents, words, space.dimension, limits, progress))
 
 
 def sum_texts(
-    contents: Sequence[Content], words: Words, dimension: int, limits: Limits, progress: Step | None = None
+    contents: Sequence[Content], words: EncodeTexts, dimension: int, limits: Limits, progress: Step | None = None
 ) -> tuple[Floats, list[Failure]]:
     """Sum (n, dimension) of the unit vectors of each content's texts, and the texts that are beyond the limits."""
     failures, owners, texts = [], [], []
@@ -149,11 +149,11 @@ def sum_texts(
     sums = np.zeros((len(contents), dimension), dtype=np.float32)
     order = np.argsort([-len(text) for text in texts], kind="stable")  # like lengths together: less padding
     done = 0
-    for start in range(0, len(texts), STEP):
-        part_of = order[start : start + STEP]
+    for start in range(0, len(texts), PROGRESS_STEP):
+        part_of = order[start : start + PROGRESS_STEP]
         np.add.at(sums, [owners[i] for i in part_of], unit(words([texts[i] for i in part_of])))
-        reached = len(contents) * min(start + STEP, len(texts)) // len(texts)
-        if progress and start + STEP < len(texts):
+        reached = len(contents) * min(start + PROGRESS_STEP, len(texts)) // len(texts)
+        if progress and start + PROGRESS_STEP < len(texts):
             progress(reached - done)
             done = reached
     if progress:

@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Self
 
 from features.content.media import fetch
-from features.content.media.worker import OUT_OF_MEMORY, NeverTaken, Prepare, Prepared, Read, Worker
+from features.content.media.worker import OUT_OF_MEMORY, Prepare, Prepared, ReadSource, Worker, WorkerGone
 from features.content.parts import Limits, Source
 from features.errors import ContentError, DependencyError
 
 
-class Decoders:
+class DecoderPool:
     """Worker processes that read sources and prepare arrays of them.
 
     prepare(data, limits) gives an array, or a tuple of arrays and Nones. It has to be picklable: a function of a
@@ -24,7 +24,7 @@ class Decoders:
     """
 
     def __init__(
-        self, workers: int = 1, *, memory: int = 2 * 2**30, seconds: float = 20.0, read: Read = fetch.read
+        self, workers: int = 1, *, memory: int = 2 * 2**30, seconds: float = 20.0, read: ReadSource = fetch.read
     ) -> None:
         """memory: bytes that a worker may take beyond what it has when it starts; seconds: for one source."""
         self.workers = workers
@@ -100,7 +100,7 @@ class Decoders:
                 return ContentError(result) if isinstance(result, str) else result
             except Exception as error:  # the worker is dead, or as good as dead
                 why = self._why(worker, error)
-                if not isinstance(error, NeverTaken):  # else not this source's doing
+                if not isinstance(error, WorkerGone):  # else not this source's doing
                     break
             finally:
                 with self._lock:

@@ -26,7 +26,7 @@ from features.errors import ContentError
 Array = npt.NDArray[Any]
 Prepared = Array | tuple[Array | None, ...]
 Prepare = Callable[[bytes, Limits], Prepared]
-Read = Callable[[Source, Limits], bytes]
+ReadSource = Callable[[Source, Limits], bytes]
 
 START_SECONDS = 60.0
 
@@ -38,18 +38,18 @@ _HEADER_BYTES = 2**16
 _SPAWN = multiprocessing.get_context("spawn")
 
 
-TAKEN = b"taken"
+ACCEPTED = b"taken"
 """What a worker says before it looks at its task: from here on the task is to blame."""
 
 
-class NeverTaken(Exception):
+class WorkerGone(Exception):
     """The worker had died before it was asked."""
 
 
 class Worker:
     """The process and the pipe to it, seen from the thread that started it, which has to outlive it."""
 
-    def __init__(self, read: Read, memory: int) -> None:
+    def __init__(self, read: ReadSource, memory: int) -> None:
         """memory: bytes of address space beyond what the process has when it starts."""
         self.memory = memory
         self.due: float | None = None
@@ -82,13 +82,13 @@ class Worker:
     def ask(self, task: bytes) -> Prepared | str:
         """Its arrays for a task, pickled (prepare, source, limits), or why there are none.
 
-        Raises NeverTaken when it had died before, and whatever comes of a worker that dies of it or talks nonsense.
+        Raises WorkerGone when it had died before, and whatever comes of a worker that dies of it or talks nonsense.
         """
         try:
             self._pipe.send_bytes(task)
-            self._pipe.recv_bytes(len(TAKEN))
+            self._pipe.recv_bytes(len(ACCEPTED))
         except (OSError, EOFError) as gone:
-            raise NeverTaken from gone
+            raise WorkerGone from gone
         told = json.loads(self._pipe.recv_bytes(_HEADER_BYTES))
         if (error := told.get("error")) is not None:
             return str(error)
@@ -123,7 +123,7 @@ def _raw(array: Array) -> memoryview:
     return memoryview(array.reshape(-1).view(np.uint8).data)
 
 
-def _work(pipe: Connection, read: Read, memory: int, parent: int) -> None:
+def _work(pipe: Connection, read: ReadSource, memory: int, parent: int) -> None:
     """The life of a worker."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
@@ -145,7 +145,7 @@ def _work(pipe: Connection, read: Read, memory: int, parent: int) -> None:
         while True:
             try:
                 task = pipe.recv_bytes()
-                pipe.send_bytes(TAKEN)
+                pipe.send_bytes(ACCEPTED)
                 _answer(pipe, task, read)
             except MemoryError:
                 os._exit(OUT_OF_MEMORY)
@@ -153,7 +153,7 @@ def _work(pipe: Connection, read: Read, memory: int, parent: int) -> None:
                 return
 
 
-def _answer(pipe: Connection, task: bytes, read: Read) -> None:
+def _answer(pipe: Connection, task: bytes, read: ReadSource) -> None:
     where = ""
     try:
         prepare, source, limits = pickle.loads(task)

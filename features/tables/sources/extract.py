@@ -26,14 +26,14 @@ class Extract:
     notes: tuple[str, ...] = ()
 
 
-def asked(config: DataConfig) -> str | None:
+def expanded_origin(config: DataConfig) -> str | None:
     """``config.origin`` with ~ and $VARIABLES put in."""
     return None if config.origin is None else os.path.expanduser(os.path.expandvars(config.origin))
 
 
-def located(config: DataConfig, what: str) -> Path:
+def origin_path(config: DataConfig, what: str) -> Path:
     """The origin as a path that is there. Raises SourceError otherwise; `what` names it."""
-    origin = asked(config)
+    origin = expanded_origin(config)
     if origin is None:
         raise SourceError(f"source {config.source!r} needs data.origin: {what}")
     if "$" in origin:
@@ -64,7 +64,7 @@ def write(extract: Extract, config: DataConfig) -> Path:
         os.replace(part, path)
     told = {
         "name": config.source,
-        "asked": asked(config),
+        "asked": expanded_origin(config),
         "origin": extract.origin,
         "terms": extract.terms,
         "notes": list(extract.notes),
@@ -92,7 +92,7 @@ def is_there(config: DataConfig) -> bool:
             )
         return False
     told = json.loads(manifest.read_text(encoding="utf-8"))
-    if (told.get("name"), told.get("asked")) != (config.source, asked(config)):
+    if (told.get("name"), told.get("asked")) != (config.source, expanded_origin(config)):
         return False
     for name, file in told["files"].items():
         path = folder / name

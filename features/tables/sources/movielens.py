@@ -25,7 +25,7 @@ from features.schema import (
     DataConfig,
 )
 from features.tables.sources.download import download, published_md5
-from features.tables.sources.extract import Extract, asked, located
+from features.tables.sources.extract import Extract, expanded_origin, origin_path
 
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"
 DOWNLOADS = ("ml-1m", "ml-20m", "ml-32m")
@@ -41,13 +41,13 @@ def extract(config: DataConfig) -> Extract:
     from GroupLens; or a folder with ratings.csv and movies.csv, or ratings.dat and movies.dat, or ratings.csv and
     items.csv with plots (`text`) and posters.
     """
-    origin = asked(config)
+    origin = expanded_origin(config)
     if origin is None:
         return _package()
     if origin in DOWNLOADS:
         folder = fetch(origin, Path(config.path) / "download")
         return _folder(folder, f"{GROUPLENS}/{origin}.zip")
-    folder = located(config, f"a folder in GroupLens format, or one of {', '.join(DOWNLOADS)}")
+    folder = origin_path(config, f"a folder in GroupLens format, or one of {', '.join(DOWNLOADS)}")
     return _folder(folder, str(folder))
 
 

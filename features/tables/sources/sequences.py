@@ -11,7 +11,7 @@ import polars as pl
 
 from features.errors import SourceError
 from features.schema import CATEGORIES, EVENT, ITEM, TIME, TITLE, USER, DataConfig
-from features.tables.sources.extract import Extract, located
+from features.tables.sources.extract import Extract, origin_path
 
 START = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -22,7 +22,7 @@ def extract(config: DataConfig) -> Extract:
     Beside it, where there: `<stem>_item2attributes.json` gives categories ("a12"), `<stem>-items.csv` titles and
     genres. Items are those with an event.
     """
-    path = located(config, "a file with `user item item …` a line")
+    path = origin_path(config, "a file with `user item item …` a line")
     if not path.is_file():
         raise SourceError(f"data.origin {path} is a folder; name one of its files, e.g. Beauty.txt")
     lines = pl.DataFrame({"line": pl.Series(path.read_text(encoding="utf-8").splitlines(), dtype=pl.String)})
