@@ -46,10 +46,10 @@ class Dataset:
     hash: str
     report: Report
     left_out: int = 0
-    unknown: int = 0
-    twice: int = 0
+    unknown_items: int = 0
+    duplicates: int = 0
     space: "ContentSpace | None" = None
-    told: str = ""
+    content_note: str = ""
     fitted_until: int = int(np.iinfo(np.int64).min)
 
 
@@ -89,7 +89,13 @@ def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Da
         digest.update(np.ascontiguousarray(frame.hash_rows(seed=0).to_numpy()).tobytes())
     catalog = Catalog.of(items, ids, np.zeros((len(ids), 1), np.float32), np.zeros(len(ids), np.bool_))
     return Dataset(
-        catalog, users, log, digest.hexdigest()[:16], tables.report, unknown=int((~known).sum()), twice=twice
+        catalog,
+        users,
+        log,
+        digest.hexdigest()[:16],
+        tables.report,
+        unknown_items=int((~known).sum()),
+        duplicates=twice,
     )
 
 
@@ -166,9 +172,9 @@ def encode_contents(
     if space is None:
         space, content, told = fit_content_space(channels, config.alignment, seed=config.seed, progress=progress)
     else:
-        (space, content), told = space.again(channels), "contents in the space of the bundle"
+        (space, content), told = space.with_catalog(channels), "contents in the space of the bundle"
     catalog = replace(dataset.catalog, content=content.vectors, has_content=content.present)
-    return replace(dataset, catalog=catalog, space=space, told=told)
+    return replace(dataset, catalog=catalog, space=space, content_note=told)
 
 
 def embed_catalog(

@@ -102,7 +102,7 @@ class UserStates:
         """A range or chosen rows of the states."""
         return replace(self, users=self.users[index], as_of=self.as_of[index], items=self.items[index])
 
-    def gathered(self) -> "UserStates":
+    def compact(self) -> "UserStates":
         """The same states over arrays of their own events alone: what is asked of them costs what they hold, and not
         what the log holds that they were cut from."""
         _, at = self.items.places()

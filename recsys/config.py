@@ -14,7 +14,7 @@ class TowerConfig(Strict):
     """Length of every vector."""
 
     nested: tuple[int, ...] = ()
-    """Fewer dimensions that are trained for beside the whole. Vectors may be cut without, too (`TwoTowers.align`)."""
+    """Shorter dimensions that the loss covers too. Vectors may be cut without them as well (`TwoTowers.rotate`)."""
 
     layers: Annotated[int, Field(ge=1)] = 2
     """Transformer layers of the user tower."""

@@ -123,7 +123,7 @@ def test_a_log_that_was_exported_to_the_tables_counts_once(load, tmp_path):
 def test_logged_events_of_unknown_items_are_counted(load, tmp_path):
     append(tmp_path, ("u1", "nothing of ours", START), ("u1", "i2", START))
     dataset = load()
-    assert dataset.unknown == 1
+    assert dataset.unknown_items == 1
     assert len(dataset.events) == 51
 
 

@@ -44,7 +44,7 @@ def test_weights_go_by_rows_and_names_and_new_items_stand_where_untouched_ones_d
     torch.manual_seed(0)
     log = toy_log([(0, 0, 1), (0, 1, 2)], n_items=3)
     fitted = TwoTowers(old, ItemStatistics.of(log), SMALL)
-    fitted.align(log, seed=0)
+    fitted.rotate(log, seed=0)
     before = copy.deepcopy(fitted.state_dict())
     towers = transfer_weights(fitted, old, new, events, SMALL)
     after = towers.state_dict()
@@ -59,9 +59,9 @@ def test_weights_go_by_rows_and_names_and_new_items_stand_where_untouched_ones_d
     with torch.inference_mode():  # a new item without events is what its contents say, as an old one is
         items = towers.items.eval()
         content = items.project(items.content) + items.number(items.numbers) + items.category(items.categories + 1)
-        told = functional.normalize(content, dim=-1) @ towers.turn
+        told = functional.normalize(content, dim=-1) @ towers.rotation
         np.testing.assert_allclose(towers.item_vectors()[4], told[4], atol=1e-6)
-        assert not torch.equal(towers.turn, torch.eye(SMALL.dimension))
+        assert not torch.equal(towers.rotation, torch.eye(SMALL.dimension))
 
 
 @pytest.mark.parametrize(

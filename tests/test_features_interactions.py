@@ -58,7 +58,7 @@ def test_gathered_states_say_the_same(rows, asked, typed):
     events = replace(events, types=events.items % 3, n_types=3) if typed else events
     users, as_of = (np.array([one[at] for one in asked], dtype=np.int64) for at in (0, 1))
     states = events.states(users, as_of)
-    own = states.gathered()
+    own = states.compact()
     assert len(own.times) == len(own.items.flat) == states.items.lengths.sum()
     for name in ("users", "as_of"):
         np.testing.assert_array_equal(getattr(own, name), getattr(states, name))

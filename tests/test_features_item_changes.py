@@ -58,11 +58,13 @@ def tables(folder: Path, *changes: Any, extra: tuple[str, ...] = ()) -> Tables:
 
 
 def test_the_newest_change_of_each_item_counts() -> None:
-    changes = ItemChanges.among([put("a", title="1"), put("b"), gone("a"), gone("t"), put("b", title="2"), gone("b")])
+    changes = ItemChanges.of_changes(
+        [put("a", title="1"), put("b"), gone("a"), gone("t"), put("b", title="2"), gone("b")]
+    )
     assert changes.gone == {"a", "b", "t"}
     assert changes.puts == {"a": put("a", title="1"), "b": put("b", title="2")}
-    assert list(ItemChanges.among([put("a"), put("b"), put("a", title="2")]).puts) == ["b", "a"]
-    assert ItemChanges.among([gone("a"), put("a")]).gone == frozenset()
+    assert list(ItemChanges.of_changes([put("a"), put("b"), put("a", title="2")]).puts) == ["b", "a"]
+    assert ItemChanges.of_changes([gone("a"), put("a")]).gone == frozenset()
 
 
 def test_put_items_replace_or_join_the_table_and_deleted_ones_are_not_available(tmp_path: Path) -> None:

@@ -76,9 +76,9 @@ def test_what_is_loaded_answers_as_what_was_saved(parts, tmp_path, reranked):
         loaded, kept = (one.reranker.features for one in (bundle.recommender, stage))
         assert kept.neighbours.nnz > 0
         np.testing.assert_array_equal(loaded.neighbours.toarray(), kept.neighbours.toarray())
-        assert kept.words.rows.nnz > 0
-        assert (loaded.words.rows != kept.words.rows).nnz == 0
-        np.testing.assert_array_equal(loaded.words.idf, kept.words.idf)
+        assert kept.tfidf.rows.nnz > 0
+        assert (loaded.tfidf.rows != kept.tfidf.rows).nnz == 0
+        np.testing.assert_array_equal(loaded.tfidf.idf, kept.tfidf.idf)
     assert bundle.recommender.fitted_until == stage.fitted_until
     assert bundle.catalog.ids == catalog.ids
     assert bundle.catalog.category_names == catalog.category_names

@@ -161,8 +161,8 @@ def test_everything_is_row_aligned_and_the_old_bundle_as_it_was(bundle: Bundle) 
     assert features.neighbours.shape == (total, total)
     np.testing.assert_array_equal(features.neighbours.toarray()[:N, :N], old.toarray())
     assert features.neighbours.nnz == old.nnz
-    assert features.words.rows.shape[0] == total
-    alike = (features.words.rows @ features.words.rows[[N, N + 1]].T).toarray()
+    assert features.tfidf.rows.shape[0] == total
+    alike = (features.tfidf.rows @ features.tfidf.rows[[N, N + 1]].T).toarray()
     assert [alike[0, 0], alike[1, 1]] == pytest.approx([1, 1])  # x in its second words, those of i0, and y as i1
     assert sorted(after.popular.tolist()) == list(range(total))
     assert after.popular[-3:].tolist() == [UNTOUCHED, N, N + 1]  # nobody took them

@@ -33,7 +33,7 @@ def world(share, **more):
     catalog = toy_catalog(ITEMS, categories=[[f"c{row % 3}"] for row in range(ITEMS)], text=text)
     torch.manual_seed(0)
     model = TwoTowers(catalog, ItemStatistics.of(events), config(share, **more))
-    model.align(events, seed=0)
+    model.rotate(events, seed=0)
     return model, catalog, events
 
 

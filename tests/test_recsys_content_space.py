@@ -107,14 +107,14 @@ def test_another_catalogue_comes_into_the_same_space(channels, aligned):
     mine = channels if aligned else {"text": channels["text"]}
     space, content, _ = fit_content_space(mine, CONFIG, seed=0)
     turned = {name: embedded(c.space, c.vectors[::-1], c.present[::-1]) for name, c in channels.items()}
-    again, placed = space.again(turned | {"sound": embedded(OTHER, np.ones((N, 8)))})
+    again, placed = space.with_catalog(turned | {"sound": embedded(OTHER, np.ones((N, 8)))})
     assert (again.space, again.alignment, list(again.channels)) == (space.space, space.alignment, list(mine))
     np.testing.assert_allclose(placed.vectors, content.vectors[::-1], atol=1e-6)
     np.testing.assert_allclose(again.channels["text"].vectors, space.channels["text"].vectors[::-1], atol=1e-6)
     with pytest.raises(SpaceError, match="contents are of sound, and "):
-        space.again({"sound": turned["text"]})
+        space.with_catalog({"sound": turned["text"]})
     with pytest.raises(SpaceError):
-        space.again({"text": embedded(OTHER, np.ones((N, 8)))})
+        space.with_catalog({"text": embedded(OTHER, np.ones((N, 8)))})
 
 
 def test_in_which_kind_two_items_are_near(channels):

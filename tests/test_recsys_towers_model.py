@@ -95,7 +95,7 @@ def test_the_first_coordinates_are_those_that_users_vary_most_in_and_no_product_
 
     items, users = vectors()
     for _ in range(2):  # the second time nothing is left to turn
-        model.align(log, seed=0)
+        model.rotate(log, seed=0)
         turned_items, turned_users = vectors()
         np.testing.assert_allclose(turned_users @ turned_items.T, users @ items.T, atol=1e-5)
         moments = turned_users.T @ turned_users

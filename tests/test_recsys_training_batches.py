@@ -26,7 +26,7 @@ def pairs(batches):
     out = []
     for batch in batches:
         query = batch.history.items[batch.row, batch.column]
-        out += zip(query[batch.of].tolist(), batch.target.tolist(), strict=True)
+        out += zip(query[batch.pair_to_query].tolist(), batch.target.tolist(), strict=True)
     return out
 
 
@@ -85,7 +85,7 @@ def test_a_moment_is_never_its_own_input():
     log = toy_log([(0, 0, 1), (0, 1, 1), (0, 2, 5), (0, 3, 5), (0, 4, 9)])
     windows = TrainingSequences.build(log)
     assert windows.query.tolist() == [1, 3]  # after the last event of each moment that has a later one
-    assert windows.of.tolist() == [0, 0, 1]
+    assert windows.pair_to_query.tolist() == [0, 0, 1]
     assert windows.target.tolist() == [2, 3, 4]
     (batch,) = windows.batches(10, 100, np.random.default_rng(0))
     assert batch.history.items.tolist() == [[0, 1, 2, 3, 4]]

@@ -302,13 +302,13 @@ def test_what_is_published_later_is_shown_from_then_on(tmp_path: Path) -> None:
     def shown(live: ServingSnapshot) -> list[int]:
         return np.flatnonzero(live.allowed()[:5]).tolist()
 
-    everything = live.only(Filter())
+    everything = live.with_filter(Filter())
     assert shown(live) == shown(everything) == [0, 1, 4]
     assert live.popular(np.array([0]), 2, {}).items == ("i1", "i4")
     now[0] = 1_001
     assert shown(live) == shown(everything) == [0, 1, 2, 4]
     again = bundle.catalog.frame[:1].with_columns(published_at=pl.lit(2_000).cast(pl.Datetime("us", "UTC")))
-    grown = live.grown(toy_upsert(bundle, again, {}), ["i0"])  # put anew, to be shown later
+    grown = live.with_upserts(toy_upsert(bundle, again, {}), ["i0"])  # put anew, to be shown later
     assert shown(grown) == [1, 2, 4]
     now[0] = 2_000
     assert shown(grown) == [0, 1, 2, 4]

@@ -334,7 +334,7 @@ def test_a_request_that_began_in_an_older_bundle_does_not_show_what_was_deleted_
     with house(tmp_path) as h:
         before = h.service.live
         assert before is not None
-        narrowed = before.only(Filter())
+        narrowed = before.with_filter(Filter())
         h.service.catalog_updater.serve(
             ServingSnapshot.of(with_contents(toy_bundle(tmp_path, fingerprint="toy-2")), before.store)
         )

@@ -114,7 +114,7 @@ def rank_targets(
     ranks, lists = np.full(len(targets), np.inf), np.full((len(states), K), -1, dtype=np.int64)
     place = np.full(len(states), -1)
     for rows, there in published_batches(states.as_of, catalog):
-        part = states[rows].gathered()
+        part = states[rows].compact()
         found = recommender.recommend(
             part,
             DEPTH,

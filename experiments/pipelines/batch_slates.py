@@ -114,7 +114,7 @@ def _block(
     shown = dataset.catalog.available & dataset.catalog.published_by(int(states.as_of[0]))
     frames, left, wide = [], np.arange(len(states)), k
     while len(left):
-        asked = states[left].gathered()
+        asked = states[left].compact()
         seen = None if repeats else asked.seen_items()
         found = bundle.recommender.recommend(asked, wide, allow=shown, exclude=seen)
         table = _table(found, groups, k)

@@ -187,7 +187,7 @@ def train_reranker(
         shape = len(targets.states), config.reranker.candidates
         candidates = Candidates(np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32))
         for at, there in published_batches(targets.states.as_of, dataset.catalog):
-            part = targets.states[at].gathered()
+            part = targets.states[at].compact()
             seen = None if repeats else part.seen_items()
             found = first.retrieve(part, config.reranker.candidates, allow=there, exclude=seen)
             candidates.rows[at], candidates.scores[at] = found.rows, found.scores

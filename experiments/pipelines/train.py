@@ -43,8 +43,8 @@ def train(
     report_dataset(dataset, reporter)
     kept, splits = evaluation_windows(config, dataset)[-1]
     kept = encode_contents(kept, config, reporter.steps)
-    if kept.told:
-        reporter.say(kept.told)
+    if kept.content_note:
+        reporter.say(kept.content_note)
     first = next(iter(splits.values()))
     if kept.left_out:
         reporter.say(
@@ -203,10 +203,10 @@ def report_dataset(dataset: Dataset, reporter: Reporter) -> None:
     """What was read, and what was not used."""
     for count in dataset.report.counts:
         reporter.say(f"{count.table}: {count.read:,} rows read, {count.kept:,} kept, {count.rejected:,} rejected")
-    if dataset.unknown:
-        reporter.say(f"{dataset.unknown:,} logged events are of items that the tables do not have: left out")
-    if dataset.twice:
-        reporter.say(f"{dataset.twice:,} logged events are in the tables already: counted once")
+    if dataset.unknown_items:
+        reporter.say(f"{dataset.unknown_items:,} logged events are of items that the tables do not have: left out")
+    if dataset.duplicates:
+        reporter.say(f"{dataset.duplicates:,} logged events are in the tables already: counted once")
     events = dataset.events
     if early := int((events.times // DAY < dataset.catalog.published[events.items] // DAY).sum()):
         reporter.say(f"{early:,} events are older than the publication of their item: as targets they are in no list")

@@ -91,8 +91,8 @@ def tune(
 ) -> Search:
     """Try settings until there are `trials` of them, those of earlier calls among them, or time is up.
 
-    only: keys of SEARCH_SPACE, empty for all. No trial begins after `minutes`. Each trial is a run inside the search's
-    own. Raises ConfigError for an unknown key or among several processes, and what a training raises.
+    only: keys of SEARCH_SPACE, empty for all. No trial begins after `minutes`. Each trial is a run inside that of
+    the search. Raises ConfigError for an unknown key or among several processes, and what a training raises.
     """
     if distributed.size() > 1:  # those that help would wait in the middle of a trial that is pruned
         raise ConfigError("a search runs in one process: start it without torchrun")

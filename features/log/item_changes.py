@@ -50,10 +50,10 @@ class ItemChanges:
     @classmethod
     def of(cls, folder: Path) -> "ItemChanges":
         """From the log in a folder, which may not be there. Raises LogError."""
-        return cls.among(item_changes(folder))
+        return cls.of_changes(item_changes(folder))
 
     @classmethod
-    def among(cls, changes: Iterable[ItemPut | ItemGone]) -> "ItemChanges":
+    def of_changes(cls, changes: Iterable[ItemPut | ItemGone]) -> "ItemChanges":
         """From changes, the oldest first."""
         puts: dict[str, ItemPut] = {}
         gone: set[str] = set()
@@ -93,7 +93,7 @@ def media_in_use(changes: Sequence[ItemPut | ItemGone], now: int) -> frozenset[s
 
     changes: all of the log, the oldest first.
     """
-    before = ItemChanges.among(change for change in changes if change.timestamp < now - RETENTION)
+    before = ItemChanges.of_changes(change for change in changes if change.timestamp < now - RETENTION)
     since = (put for put in changes if isinstance(put, ItemPut) and put.timestamp >= now - RETENTION)
     return frozenset(name for put in (*before.puts.values(), *since) for name in _media(put).values())
 

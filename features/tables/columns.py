@@ -54,7 +54,7 @@ class ColumnRule:
     faults: tuple[Violation, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def also(self, fault: Violation, *, first: bool = False) -> "ColumnRule":
+    def with_violation(self, fault: Violation, *, first: bool = False) -> "ColumnRule":
         """The same with one more fault, looked for after the others or first."""
         return replace(self, faults=(fault, *self.faults) if first else (*self.faults, fault))
 

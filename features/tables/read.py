@@ -230,7 +230,7 @@ def _column_rules(raw: RawTable, config: DataConfig, known: pl.Series | None, no
     canonical = CANONICAL[raw.name]
     reads = {name: _column(raw, name, kind, now) for name, kind in canonical.items()}
     if known is not None:
-        reads[ITEM] = reads[ITEM].also(_unknown(reads[ITEM].value, known))
+        reads[ITEM] = reads[ITEM].with_violation(_unknown(reads[ITEM].value, known))
     if raw.name == "items":
         raw.require(config.extra_columns, "data.extra_columns names")
     further = config.extra_columns if raw.name == "items" else raw.columns if raw.name == "users" else ()
@@ -238,7 +238,7 @@ def _column_rules(raw: RawTable, config: DataConfig, known: pl.Series | None, no
     if LINE in raw.types:
         line, first = pl.col(LINE), next(iter(reads))
         broken = ~line.str.starts_with("{") | line.str.json_path_match("$").is_null()
-        reads[first] = reads[first].also(
+        reads[first] = reads[first].with_violation(
             Violation("not a JSON object", "write one JSON object a line", broken), first=True
         )
     return reads

@@ -82,7 +82,7 @@ class Validated:
     codes: Codes
     count: Count
     problems: list[Problem]
-    aside: pl.DataFrame
+    rejected: pl.DataFrame
 
 
 def validate(raw: RawTable, reads: dict[str, ColumnRule], progress: StartProgress | None = None) -> Validated:
@@ -185,7 +185,7 @@ def write_rejected(sifted: Validated, folder: Path, notes: list[str]) -> dict[st
             return {}
         folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        sifted.aside.write_parquet(part)
+        sifted.rejected.write_parquet(part)
         os.replace(part, path)
     except OSError as error:
         notes.append(f"rows set aside of {sifted.count.table} could not be written to {path}: {error}")

@@ -30,6 +30,7 @@ from features.errors import BundleError, SpaceError
 from features.files import sync
 from features.ids import IdMap
 from features.schema import ITEM
+from recsys.bundle.formats import FORMAT, check_format, current_arrays, current_weights
 from recsys.bundle.model import Bundle
 from recsys.config import TowerConfig
 from recsys.content.alignment import AffineMap, Alignment
@@ -43,9 +44,6 @@ from recsys.retrieval.index import Index
 from recsys.retrieval.mutable_index import MutableIndex
 from recsys.retrieval.popular import Popular
 from recsys.towers.model import TwoTowers
-
-FORMAT = 8
-"""Rises when an older version could not read what is written."""
 
 MANIFEST, ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT = (
     "manifest.json",
@@ -83,36 +81,16 @@ def save_bundle(
     the next call removes it when the process that made it is gone.
     """
     root.mkdir(parents=True, exist_ok=True)
-    for left in root.glob(".writing-*"):
-        if not Path(f"/proc/{left.name.split('-')[1]}").exists():
-            left.unlink() if left.is_symlink() else shutil.rmtree(left)
+    _remove_abandoned(root)
     folder = Path(tempfile.mkdtemp(prefix=f".writing-{os.getpid()}-", dir=root))
-    reranker = recommender.reranker
     catalog.frame.write_parquet(folder / ITEMS)
-    arrays = {name: getattr(catalog, name) for name in _CATALOG}
-    arrays |= {f"statistics.{name}": getattr(statistics, name) for name in _STATISTICS}
-    arrays["popularity"] = recommender.fallback.popularity
-    if isinstance(reranker, Reranker):
-        read = reranker.features
-        arrays |= (
-            _sparse_arrays("neighbours", read.neighbours)
-            | _sparse_arrays("words", read.words.rows)
-            | {"idf": read.words.idf}
-        )
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / ARRAYS)
+    save_file(_arrays(catalog, recommender, statistics), folder / ARRAYS)
     save_weights({name: t.contiguous() for name, t in recommender.towers.state_dict().items()}, folder / TOWERS)
-    index = recommender.index
-    if not isinstance(index, Index):
-        raise TypeError(f"a bundle is saved with the index that was built, given {type(index).__name__}")
-    index.save(folder / VECTORS, behaviour_space(folder / TOWERS, index.dimension))
-    # what is cut is the towers' vectors: of contents every dimension counts
-    whole = index.config.model_copy(update={"dimensions": None})
-    contents = Index(catalog.content, whole)
-    contents.save(folder / CONTENTS, content_space(content, contents.dimension))
+    contents = _save_indexes(folder, catalog, recommender, content)
     if content is not None:
         save_file(_content_arrays(content), folder / CONTENT)
-    if isinstance(reranker, Reranker):
-        reranker.save(folder / RERANKER)
+    if isinstance(recommender.reranker, Reranker):
+        recommender.reranker.save(folder / RERANKER)
     manifest = facts | {
         "format": FORMAT,
         "towers": recommender.towers.config.model_dump(),
@@ -140,6 +118,40 @@ def save_bundle(
     return final
 
 
+def _remove_abandoned(root: Path) -> None:
+    """Remove what processes that are gone were writing."""
+    for abandoned in root.glob(".writing-*"):
+        if not Path(f"/proc/{abandoned.name.split('-')[1]}").exists():
+            abandoned.unlink() if abandoned.is_symlink() else shutil.rmtree(abandoned)
+
+
+def _arrays(
+    catalog: Catalog, recommender: TwoStageRecommender, statistics: ItemStatistics
+) -> dict[str, npt.NDArray[Any]]:
+    arrays = {name: getattr(catalog, name) for name in _CATALOG}
+    arrays |= {f"statistics.{name}": getattr(statistics, name) for name in _STATISTICS}
+    arrays["popularity"] = recommender.fallback.popularity
+    if isinstance(recommender.reranker, Reranker):
+        features = recommender.reranker.features
+        arrays |= _sparse_arrays("neighbours", features.neighbours)
+        arrays |= _sparse_arrays("tfidf", features.tfidf.rows) | {"idf": features.tfidf.idf}
+    return {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+
+
+def _save_indexes(
+    folder: Path, catalog: Catalog, recommender: TwoStageRecommender, content: ContentSpace | None
+) -> Index:
+    """Write both indexes; the weights of the towers are in the folder already. Returns the index of contents."""
+    index = recommender.index
+    if not isinstance(index, Index):
+        raise TypeError(f"a bundle is saved with the index that was built, given {type(index).__name__}")
+    index.save(folder / VECTORS, behaviour_space(folder / TOWERS, index.dimension))
+    # `retriever.dimensions` is about the towers' vectors; content vectors are searched in all their dimensions
+    contents = Index(catalog.content, index.config.model_copy(update={"dimensions": None}))
+    contents.save(folder / CONTENTS, content_space(content, contents.dimension))
+    return contents
+
+
 def load_bundle(path: Path) -> Bundle:
     """Verify every file and load.
 
@@ -149,14 +161,12 @@ def load_bundle(path: Path) -> Bundle:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise BundleError(f"{path / MANIFEST}: cannot be read: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise BundleError(f"{path / MANIFEST}: format {found!r}, this version reads {FORMAT}; train again")
+    version = check_format(manifest, str(path / MANIFEST))
     if manifest.get("fingerprint") != _fingerprint(manifest):
         raise BundleError(f"{path / MANIFEST}: does not match its own fingerprint {manifest.get('fingerprint')!r}")
     try:
         _verify(path, manifest["files"])
-        return _load(path, manifest)
+        return _load(path, manifest, version)
     except _READ_ERRORS as error:
         raise BundleError(f"{path}: its parts do not fit together: {error!r}; train again") from error
 
@@ -173,8 +183,8 @@ def _verify(path: Path, files: dict[str, Any]) -> None:
             )
 
 
-def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
-    arrays = load_file(path / ARRAYS)
+def _load(path: Path, manifest: dict[str, Any], version: int) -> Bundle:
+    arrays = current_arrays(load_file(path / ARRAYS), version)
     frame = pl.read_parquet(path / ITEMS)
     towers_config = TowerConfig.model_validate(manifest["towers"])
     index = Index.load(path / VECTORS, behaviour_space(path / TOWERS, towers_config.dimension))
@@ -191,15 +201,15 @@ def _load(path: Path, manifest: dict[str, Any]) -> Bundle:
         **{name: arrays[name] for name in _CATALOG},
     )
     statistics = ItemStatistics(manifest["statistics_until"], *(arrays[f"statistics.{name}"] for name in _STATISTICS))
-    weights = load_weights(path / TOWERS)
+    weights = current_weights(load_weights(path / TOWERS), version)
     towers = TwoTowers(catalog, statistics, towers_config, len(weights["users.event.weight"]))
     towers.load_state_dict(weights)
     towers.eval()
     reranker = None
     if RERANKER in manifest["files"]:
         n = len(vectors)
-        words = TfidfIndex(_sparse_matrix("words", arrays, (n, WIDTH)), arrays["idf"])
-        features = PairFeatures(catalog, vectors, statistics, words, _sparse_matrix("neighbours", arrays, (n, n)))
+        tfidf = TfidfIndex(_sparse_matrix("tfidf", arrays, (n, WIDTH)), arrays["idf"])
+        features = PairFeatures(catalog, vectors, statistics, tfidf, _sparse_matrix("neighbours", arrays, (n, n)))
         reranker = Reranker.load(path / RERANKER, features)
     fitted_until = manifest["fitted_until"]
     recommender = TwoStageRecommender(

@@ -202,5 +202,5 @@ def _upsert_features(features: PairFeatures, catalog: Catalog, vectors: Floats, 
     )
     indptr = extended(old.indptr, total + 1, old.indptr[-1])
     neighbours = sp.csr_array((old.data, old.indices, indptr), shape=(total, total))
-    words = features.words.put(total, rows, item_texts(catalog.frame[rows]))
+    words = features.tfidf.put(total, rows, item_texts(catalog.frame[rows]))
     return PairFeatures(catalog, vectors, statistics, words, neighbours)

@@ -26,7 +26,7 @@ class ContentSpace:
     alignment: Alignment | None
     channels: Mapping[str, Embedded]
 
-    def meets(self, name: str, space: SpaceKey) -> bool:
+    def accepts(self, name: str, space: SpaceKey) -> bool:
         """Whether training placed that channel of the items, or another one in the same space."""
         known = {self.space} if self.alignment is None else self.alignment.maps.keys()
         return name in self.channels or space in known
@@ -42,7 +42,7 @@ class ContentSpace:
             same_space(self.space, one.space, f"channel {name}")
         return fuse(channels)
 
-    def again(self, channels: Mapping[str, Embedded]) -> tuple["ContentSpace", Embedded]:
+    def with_catalog(self, channels: Mapping[str, Embedded]) -> tuple["ContentSpace", Embedded]:
         """The same space around another catalogue's n items, and their vectors in it.
 
         channels: what their encoders made of the items; those that this space was made without are left out.

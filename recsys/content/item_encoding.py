@@ -44,7 +44,9 @@ def embed_items(space: ContentSpace, encoders: Mapping[str, Encoder], items: pl.
     """
     contents = item_contents(items, Path())
     channels = {
-        name: _encoded(encoder, contents) for name, encoder in encoders.items() if space.meets(name, encoder.space())
+        name: _encoded(encoder, contents)
+        for name, encoder in encoders.items()
+        if space.accepts(name, encoder.space())
     }
     failed = [_failed(row, content, channels, encoders) for row, content in enumerate(contents)]
     if TITLE_CHANNEL in space.channels and TEXT_CHANNEL in encoders:

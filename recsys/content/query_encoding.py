@@ -70,7 +70,7 @@ class QueryEncoder:
         channels = {
             name: encoder.encode([content], task="query")
             for name, encoder in self.encoders.items()
-            if encoder.modalities & kinds and self.space.meets(name, encoder.space("query"))
+            if encoder.modalities & kinds and self.space.accepts(name, encoder.space("query"))
         }
         failures = self._failures(content, channels)
         if not channels:

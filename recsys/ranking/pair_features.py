@@ -74,7 +74,7 @@ class PairFeatures:
     catalog: Catalog
     vectors: Floats
     statistics: ItemStatistics
-    words: TfidfIndex
+    tfidf: TfidfIndex
     neighbours: sp.csr_array
 
     @classmethod
@@ -108,7 +108,7 @@ class PairFeatures:
         return np.where(published == UNDATED, np.nan, (as_of[:, None] - published.astype(np.float64)) / DAY)
 
     @cached_property
-    def finest(self) -> Ints:
+    def finest_category(self) -> Ints:
         """(n,) int64: the last category of each item, the finest where they are a path; -1 for none."""
         depth = (self.catalog.categories >= 0).sum(1)
         last = self.catalog.categories[np.arange(len(depth)), depth - 1]
@@ -143,7 +143,7 @@ class PairFeatures:
             "similarity_max": filled.max(2),
             "similarity_mean": np.where(there[:, None, :], filled, 0).sum(2) / count,
             "text_similarity": np.einsum("bkm,bm->bk", self.catalog.content[rows], text, optimize=True),
-            "word_similarity": self.words.similarity(positives, rows),
+            "word_similarity": self.tfidf.similarity(positives, rows),
             "category_share": same.sum(2) / count,
             "neighbours_long": self._neighbours(positives, LONG_DECAY, rows),
             "neighbours_short": self._neighbours(positives, SHORT_DECAY, rows),
@@ -155,7 +155,7 @@ class PairFeatures:
             "item_days_since_published": self._ages(states.as_of, rows),
             "user_log_history": np.log1p(positives.lengths)[:, None],
             "user_popularity_gap": popularity - np.where(empty, np.nan, mean_popularity)[:, None],
-            **repeat_consumption_features(states, rows, self.finest),
+            **repeat_consumption_features(states, rows, self.finest_category),
         }
         return np.stack(
             [np.broadcast_to(np.asarray(columns[name], np.float32), rows.shape) for name in FEATURES], axis=-1

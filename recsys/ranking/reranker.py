@@ -94,7 +94,7 @@ def fit_reranker(
             drawn = rng.random(rows[part].shape) < NEGATIVES / rows.shape[1]
             learned = (rows[part] >= 0) & (relevant[part] | drawn)
             asked = Candidates(rows[part], scores[part])
-            parts.append(features.matrix(lesson.states[part].gathered(), asked)[learned])
+            parts.append(features.matrix(lesson.states[part].compact(), asked)[learned])
             labels.append(relevant[part][learned])
             sizes.append(learned.sum(1))
     if not parts:

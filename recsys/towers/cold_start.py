@@ -201,7 +201,7 @@ def _neighbour_means(
 
 
 def _filler(n: int, d: int, seed: int) -> Floats:
-    """n unit rows (n, d), at random in the last coordinates, those that users vary least in (`TwoTowers.align`).
+    """n unit rows (n, d), at random in the last coordinates, those that users vary least in (`TwoTowers.rotate`).
 
     At random, so that what is left of one newcomer's length does not make it alike to the others.
     """

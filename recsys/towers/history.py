@@ -54,17 +54,17 @@ class History(Generic[Array]):
         types = None if states.types is None else states.types[at]
         return cls.of(states.items.flat[at], states.positive[at], types, times, following).padded(inside)
 
-    def each(self, do: Callable[[Array], Other]) -> "History[Other]":
+    def map_arrays(self, do: Callable[[Array], Other]) -> "History[Other]":
         """Of what is made of each array."""
         return History(do(self.items), do(self.positive), do(self.types), do(self.waits), do(self.hours))
 
     def padded(self: "History[np.ndarray]", inside: Bools) -> "History[np.ndarray]":
         """Zero and False where not inside (b, t): after the last event, where causal attention never sees it."""
-        return self.each(lambda values: np.where(inside, values, np.zeros_like(values)))
+        return self.map_arrays(lambda values: np.where(inside, values, np.zeros_like(values)))
 
     def on(self: "History[np.ndarray]", device: torch.device) -> "History[Tensor]":
         """As tensors there."""
-        return self.each(lambda values: torch.from_numpy(values).to(device))
+        return self.map_arrays(lambda values: torch.from_numpy(values).to(device))
 
 
 def hours_of_week(times: Ints) -> Ints:

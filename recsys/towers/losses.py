@@ -27,11 +27,11 @@ CALIBRATION = 0.75
 class Pairs:
     """p pairs (query, item), each item a target of its query.
 
-    of (p,) int64, ascending: the query; target (p,) int64: the item; weight (p,) float32: how much the pair counts,
-    1 on average over a training.
+    pair_to_query (p,) int64, ascending: the query; target (p,) int64: the item; weight (p,) float32: how much
+    the pair counts, 1 on average over a training.
     """
 
-    of: Tensor
+    pair_to_query: Tensor
     target: Tensor
     weight: Tensor
 
@@ -50,7 +50,7 @@ def softmax_loss(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs, ne
     """
     n = len(items)
     if not negatives or negatives >= n:
-        loss: Tensor = _FullSoftmax.apply(queries, items, scale, pairs.of, pairs.target, pairs.weight)  # type: ignore[no-untyped-call]
+        loss: Tensor = _FullSoftmax.apply(queries, items, scale, pairs.pair_to_query, pairs.target, pairs.weight)  # type: ignore[no-untyped-call]
         return loss
     positive = _positive(queries, items, scale, pairs)
     drawn, out_of, left = _draw_negatives(n, pairs, negatives)
@@ -69,7 +69,7 @@ def in_batch_loss(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs, f
     positive = _positive(queries, items, scale, pairs)
     drawn, place, count = torch.unique(pairs.target, return_inverse=True, return_counts=True)
     times = count / (len(pairs.target) * frequency[drawn])
-    among: Tensor = _LogSum.apply(queries, items[drawn], scale, times, pairs.of, place)  # type: ignore[no-untyped-call]
+    among: Tensor = _LogSum.apply(queries, items[drawn], scale, times, pairs.pair_to_query, place)  # type: ignore[no-untyped-call]
     return _cross_entropy(positive, among, pairs)
 
 
@@ -84,7 +84,7 @@ def gbce_loss(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs, negat
     sampled = min(1.0, len(drawn) / (len(items) - 1))
     raised = (sampled - 1) * CALIBRATION + 1
     positive = _positive(queries, items, scale, pairs)
-    losses = raised * functional.softplus(-positive) + functional.softplus(logits).sum(1)[pairs.of]
+    losses = raised * functional.softplus(-positive) + functional.softplus(logits).sum(1)[pairs.pair_to_query]
     return (losses * pairs.weight).mean()
 
 
@@ -104,22 +104,22 @@ def nested_loss(
 
 def _draw_negatives(n: int, pairs: Pairs, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (m,) of items drawn uniformly; which queries (h,) have which of them (h,) as targets."""
-    device = pairs.of.device
+    device = pairs.pair_to_query.device
     drawn = torch.randperm(n, device=device)[:negatives]
     place = torch.full((n,), -1, device=device)
     place[drawn] = torch.arange(len(drawn), device=device)
     hit = place[pairs.target] >= 0
-    return drawn, pairs.of[hit], place[pairs.target[hit]]
+    return drawn, pairs.pair_to_query[hit], place[pairs.target[hit]]
 
 
 def _positive(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs) -> Tensor:
     """Scores s+ of the targets (p,)."""
-    return (queries[pairs.of] * items[pairs.target]).sum(-1) * scale
+    return (queries[pairs.pair_to_query] * items[pairs.target]).sum(-1) * scale
 
 
 def _cross_entropy(positive: Tensor, rest: Tensor, pairs: Pairs) -> Tensor:
     """Mean of log(exp(s+) + exp(rest)) - s+, where rest (q,) is what the others of each query come to."""
-    return ((torch.logaddexp(positive, rest[pairs.of]) - positive) * pairs.weight).mean()
+    return ((torch.logaddexp(positive, rest[pairs.pair_to_query]) - positive) * pairs.weight).mean()
 
 
 class _LogSum(torch.autograd.Function):

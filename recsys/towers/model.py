@@ -165,7 +165,7 @@ MAX_SAMPLED_USERS = 2000
 class TwoTowers(nn.Module):
     """Both towers and the learned temperature: score(user, item) = <user, item> * exp(log_scale).
 
-    What both make is turned by `turn` (d, d), the same for both, so that no product changes; see `align`.
+    What both make is turned by `rotation` (d, d), the same for both, so that no product changes; see `rotate`.
     """
 
     def __init__(self, catalog: Catalog, statistics: ItemStatistics, config: TowerConfig, n_types: int = 1) -> None:
@@ -175,17 +175,17 @@ class TwoTowers(nn.Module):
         self.items = ItemTower(catalog, statistics, config)
         self.users = UserTower(config, n_types)
         self.log_scale = nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
-        self.turn: Tensor
-        self.register_buffer("turn", torch.eye(config.dimension))
+        self.rotation: Tensor
+        self.register_buffer("rotation", torch.eye(config.dimension))
 
     @torch.inference_mode()
     def item_vectors(self) -> Floats:
         """(n, d) float32 unit rows."""
         self.eval()
-        vectors: Floats = (self.items() @ self.turn).cpu().numpy()
+        vectors: Floats = (self.items() @ self.rotation).cpu().numpy()
         return vectors
 
-    def align(self, events: Interactions, *, seed: int) -> None:
+    def rotate(self, events: Interactions, *, seed: int) -> None:
         """Turn the space so that users vary most in its first coordinates, and ever less in the later ones.
 
         Vectors may then be cut anywhere (Matryoshka): of all ways to keep m coordinates this one loses least of the
@@ -193,7 +193,9 @@ class TwoTowers(nn.Module):
         """
         _, users = self.newest_users(self.item_vectors(), events, seed=seed)
         _, directions = np.linalg.eigh(users.T.astype(np.float64) @ users)  # ascending
-        self.turn = self.turn @ torch.from_numpy(directions[:, ::-1].astype(np.float32).copy()).to(self.turn.device)
+        self.rotation = self.rotation @ torch.from_numpy(directions[:, ::-1].astype(np.float32).copy()).to(
+            self.rotation.device
+        )
 
     def newest_users(self, item_vectors: Floats, events: Interactions, *, seed: int) -> tuple[UserStates, Floats]:
         """States after all events of USERS with a positive one, drawn by the seed, and their vectors (b, d).
@@ -220,7 +222,7 @@ class TwoTowers(nn.Module):
         for start in range(0, len(order), 256):
             part = order[start : start + 256]
             read = History.newest(states[part], int(lengths[part].max())).on(device)
-            hidden = self.users(table[read.items] @ self.turn.T, read)
+            hidden = self.users(table[read.items] @ self.rotation.T, read)
             last = hidden[torch.arange(len(part)), torch.from_numpy(lengths[part] - 1)]
-            out[part] = (last @ self.turn).cpu().numpy()
+            out[part] = (last @ self.rotation).cpu().numpy()
         return out

@@ -133,7 +133,7 @@ def fit_towers(
             break
     model.load_state_dict(kept)
     model.cpu().eval()
-    model.align(events, seed=seed)
+    model.rotate(events, seed=seed)
     return FittedTowers(model, events.latest, chosen, history)
 
 
@@ -159,7 +159,7 @@ class ProcessLoss(nn.Module):
                 history = batch.history.on(device)
                 hidden = self.towers.users(items[history.items], history)
         queries, scale = hidden[on(batch.row), on(batch.column)], self.towers.log_scale.exp()
-        pairs = Pairs(on(batch.of), on(batch.target), on(batch.weight))
+        pairs = Pairs(on(batch.pair_to_query), on(batch.target), on(batch.weight))
         loss = nested_loss(self.loss, queries.float(), items.float(), scale, pairs, self.towers.config.nested)
         return loss * (batch.share * distributed.size())
 

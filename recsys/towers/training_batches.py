@@ -17,14 +17,14 @@ class TrainingSequences:
 
     history: the n events by user and time, each followed by the same user's next; offsets (n_users + 1,);
     query (q,) int64 positions in the log after which something is predicted: the last event strictly before a target;
-    of (p,) ascending index into query, target (p,) item rows of positive events, weight (p,) float32 of mean 1, how
-    much each counts: the p pairs.
+    pair_to_query (p,) ascending index into query, target (p,) item rows of positive events, weight (p,) float32 of
+    mean 1, how much each counts: the p pairs.
     """
 
     history: History[np.ndarray]
     offsets: Ints
     query: Ints
-    of: Ints
+    pair_to_query: Ints
     target: Ints
     weight: Floats
 
@@ -79,7 +79,7 @@ class TrainingSequences:
             size = max(1, batch_events // int(widths[min(at + batch_events // int(widths[at]), len(order) - 1)]))
             groups.append(order[at : at + size])
             at += size
-        pair_start = np.searchsorted(self.of, np.arange(len(self.query) + 1)).astype(np.int64)
+        pair_start = np.searchsorted(self.pair_to_query, np.arange(len(self.query) + 1)).astype(np.int64)
         pairs = pair_start[last] - pair_start[first]  # of each window
         for g in rng.permutation(len(groups)):
             group = groups[int(g)]
@@ -102,10 +102,10 @@ class TrainingSequences:
         of = np.repeat(np.arange(len(q)), pairs)
         pair = np.arange(pairs.sum()) - np.repeat(np.cumsum(pairs) - pairs, pairs) + pair_start[q][of]
         return Batch(
-            history=self.history.each(lambda values: values[at]).padded(inside),
+            history=self.history.map_arrays(lambda values: values[at]).padded(inside),
             row=row,
             column=self.query[q] - starts[group][row],
-            of=of,
+            pair_to_query=of,
             target=self.target[pair],
             weight=self.weight[pair],
             share=share,
@@ -116,14 +116,15 @@ class TrainingSequences:
 class Batch:
     """b windows of up to t events, q queries in them, p pairs.
 
-    history (b, t); row, column (q,) place of each query; of (p,) the query of each pair; target, weight (p,).
+    history (b, t); row, column (q,) place of each query; pair_to_query (p,) the query of each pair; target,
+    weight (p,).
     share: of all pairs of the step, 1 unless several processes share it.
     """
 
     history: History[np.ndarray]
     row: Ints
     column: Ints
-    of: Ints
+    pair_to_query: Ints
     target: Ints
     weight: Floats
     share: float

@@ -150,7 +150,7 @@ def add_items(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in
     async def media(item_id: str) -> Response:
         """An item's own picture, as the catalogue names it."""
         live = snapshot_of(service)
-        if not service.catalog_updater.there(item_id):
+        if not service.catalog_updater.has_item(item_id):
             raise ApiError(404, "no_picture", "there is no picture of this item", "item_id")
         content, kind = await in_thread(live.picture, item_id)
         headers = {
@@ -225,7 +225,7 @@ def _add_changes(
 def _known(service: ServiceState, item_id: str) -> None:
     """Raises ApiError 422 for what is no id, and 404."""
     checked_id(item_id, "item_id")
-    if not service.catalog_updater.there(item_id):
+    if not service.catalog_updater.has_item(item_id):
         raise ApiError(404, "unknown_item", "there is no such item: not in the bundle, nor put since", "item_id")
 
 

@@ -46,7 +46,7 @@ async def with_filter(
 
 def _with_filter(live: ServingSnapshot, asked: Filter | str) -> ServingSnapshot:
     try:
-        return live.only(Filter.model_validate_json(asked) if isinstance(asked, str) else asked)
+        return live.with_filter(Filter.model_validate_json(asked) if isinstance(asked, str) else asked)
     except ValidationError as error:
         place, reason = first_error(error)
         raise ApiError(422, "bad_filter", f"filter {place}: {reason}".replace(" :", ":"), "filter") from None

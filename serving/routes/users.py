@@ -70,7 +70,7 @@ def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
             {
                 **(
                     live.cards[row]
-                    if row >= 0 and service.catalog_updater.there(item)
+                    if row >= 0 and service.catalog_updater.has_item(item)
                     else card(item, None, None, None)
                 ),
                 "event": event,

@@ -83,11 +83,11 @@ class CatalogUpdater:
         self._retry: asyncio.TimerHandle | None = None
         self._sweep: Callable[[], int] | None = None
 
-    def recall(self, now: int) -> None:
+    def replay(self, now: int) -> None:
         """Read from the log what was put and deleted before this start, which is at `now` (µs). Raises LogError."""
         logged = item_changes(self._folder)
         self._sweep = partial(sweep_media, self._folder, media_in_use(logged, now), now)
-        changes = ItemChanges.among(logged)
+        changes = ItemChanges.of_changes(logged)
         self._known = {
             put.item_id: _ItemStatus(at - len(changes.puts), put) for at, put in enumerate(changes.puts.values())
         }
@@ -111,7 +111,7 @@ class CatalogUpdater:
         await log.append([change])
         put = change if isinstance(change, ItemPut) else None
         with self._lock:
-            new = not self._there(change.item_id)
+            new = not self._has_item(change.item_id)
             before = self._known.get(change.item_id)
             if before is None or before.order < order:
                 self._known[change.item_id] = known = _ItemStatus(order, put, waiting=put is not None)
@@ -132,10 +132,10 @@ class CatalogUpdater:
             if ids is not None and available is not None and (row := ids.row(item_id)) >= 0:
                 available[row] = False
 
-    def there(self, item_id: str) -> bool:
+    def has_item(self, item_id: str) -> bool:
         """Whether the item was put, or is of the bundle, and was not deleted since."""
         with self._lock:
-            return self._there(item_id)
+            return self._has_item(item_id)
 
     def state(self, item_id: str) -> tuple[ItemPut | None, Status, list[tuple[str, str]]]:
         """What was put last, None where the item is the bundle's own; how far it is, and (part, reason) of what could
@@ -180,7 +180,7 @@ class CatalogUpdater:
             vectors = await embed(bundle, items)
             failed = dict(zip(items.get_column(ITEM), vectors.failed, strict=True))
             bundle = await asyncio.to_thread(self._upsert, bundle, items, vectors.channels)
-        grown = await asyncio.to_thread(live.grown, bundle, items.get_column(ITEM).to_list())
+        grown = await asyncio.to_thread(live.with_upserts, bundle, items.get_column(ITEM).to_list())
         self._replace(live, grown, puts, failed)
         self._merge(bundle)
 
@@ -258,7 +258,7 @@ class CatalogUpdater:
         if sweep is not None:
             Thread(target=_delete, args=(sweep,), name="sweep", daemon=True).start()
 
-    def _there(self, item_id: str) -> bool:
+    def _has_item(self, item_id: str) -> bool:
         if known := self._known.get(item_id):
             return known.put is not None
         return self.live is not None and item_id in self.live.bundle.catalog.ids

@@ -89,7 +89,7 @@ class ServiceState:
         self._log = EventLog(self.settings.log)
         for torn in self._log.torn:
             logger.warning("event log: %d half-written bytes of %s were set aside", torn.length, torn.segment)
-        self.catalog_updater.recall(self.now())
+        self.catalog_updater.replay(self.now())
         if self._connect is None:
             if self.settings.redis_url is None:
                 self._server = RedisServer()

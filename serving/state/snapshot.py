@@ -87,7 +87,7 @@ class ServingSnapshot:
 
     available (n,) bool: items that may be shown, the one array that changes under requests, from True to False only;
     now: tells the time (µs); upcoming: rows of the items that were not published yet when this was made;
-    wanted (n,): those that one request's filter lets through, None without a filter.
+    filter_mask (n,): those that one request's filter lets through, None without a filter.
     """
 
     bundle: ServableBundle
@@ -97,7 +97,7 @@ class ServingSnapshot:
     available: Bools
     now: Callable[[], int]
     upcoming: Ints
-    wanted: Bools | None = None
+    filter_mask: Bools | None = None
 
     @classmethod
     def of(
@@ -109,7 +109,7 @@ class ServingSnapshot:
         available, upcoming = catalog.available.copy(), np.flatnonzero(~catalog.published_by(now()))
         return cls(bundle, store, item_groups(catalog), cards, available, now, upcoming)
 
-    def grown(self, bundle: ServableBundle, items: Sequence[str]) -> "ServingSnapshot":
+    def with_upserts(self, bundle: ServableBundle, items: Sequence[str]) -> "ServingSnapshot":
         """With a bundle that has grown by these items, or has them anew; what is hidden here is not hidden there."""
         catalog, rows = bundle.catalog, bundle.catalog.ids.rows(items)
         cards = [*self.cards, *[{}] * (len(catalog) - len(self.cards))]
@@ -129,13 +129,13 @@ class ServingSnapshot:
         if (row := self.bundle.catalog.ids.row(item)) >= 0:
             self.available[row] = False
 
-    def only(self, asked: Filter) -> "ServingSnapshot":
+    def with_filter(self, asked: Filter) -> "ServingSnapshot":
         """For one request: nothing but what its filter lets through. Raises DataError where it cannot be applied."""
-        return replace(self, wanted=asked.mask(self.bundle.catalog))
+        return replace(self, filter_mask=asked.mask(self.bundle.catalog))
 
     def allowed(self) -> Bools:
         """(n,): what this request may be shown, now: it does not change while it is read."""
-        allowed = self.available.copy() if self.wanted is None else self.available & self.wanted
+        allowed = self.available.copy() if self.filter_mask is None else self.available & self.filter_mask
         if len(self.upcoming):
             allowed[self.upcoming] &= self.bundle.catalog.published[self.upcoming] <= self.now()
         return allowed

@@ -237,7 +237,7 @@ class GeminiEncoder:
         ]
         config = types.EmbedContentConfig(output_dimensionality=self._dimension)
         try:
-            answer = service.reach(
+            answer = service.call(
                 lambda: self._client.models.embed_content(model=self._model, contents=contents, config=config)
             )
         except self._genai.errors.APIError as error:

@@ -103,19 +103,19 @@ class OpenAICompatibleEncoder:
         if self._dimension is not None:
             body["dimensions"] = self._dimension
         service = self._service
-        response = service.reach(
+        response = service.call(
             lambda: service.client.post(f"{self._url}/embeddings", json=body, headers=self._headers)
         )
         if response.status_code != httpx2.codes.OK:
             service.refuse(
                 response.status_code, response.text, retry_after_seconds(response.headers.get("Retry-After"))
             )
-        answer = service.reach(response.json)
+        answer = service.call(response.json)
         try:
             by_index = {one["index"]: list(one["embedding"]) for one in answer["data"]}
             return [by_index[at] for at in range(max(len(texts), len(answer["data"])))]
         except (KeyError, TypeError):
             raise SpaceError(
                 f"{service.place}: {len(texts)} texts were sent, and what came is not one vector for each index: "
-                f"{service.told(response.text)}"
+                f"{service.sanitised(response.text)}"
             ) from None

@@ -110,7 +110,7 @@ class EmbeddingService:
         self._key = key
         weakref.finalize(self, self.client.close)
 
-    def told(self, text: str) -> str:
+    def sanitised(self, text: str) -> str:
         """What a server says, fit for a message: no key, no control characters, bounded."""
         text = text.replace(self._key, "***") if self._key else text
         text = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * LONGEST_MESSAGE]).split())
@@ -118,17 +118,17 @@ class EmbeddingService:
 
     def refuse(self, status: int, text: str, after: float = 0.0) -> NoReturn:
         """Raises Again for a status that passes, else Refused."""
-        message = f"answers {status}: {self.told(text) or 'nothing more'}"
+        message = f"answers {status}: {self.sanitised(text) or 'nothing more'}"
         if status in RETRYABLE_STATUSES:
             raise RetryableError(message, after)
         raise RefusedError(f"{self.place} {message}", status)
 
-    def reach(self, call: Callable[[], T]) -> T:
+    def call(self, call: Callable[[], T]) -> T:
         """What a call returns. Raises Again where the connection fails, stalls or breaks off, inside the JSON too."""
         try:
             return call()
         except httpx2.RequestError as error:
-            raise RetryableError(f"cannot be reached: {type(error).__name__} {self.told(str(error))}") from None
+            raise RetryableError(f"cannot be reached: {type(error).__name__} {self.sanitised(str(error))}") from None
         except json.JSONDecodeError as error:
             raise RetryableError(
                 f"answers half: its JSON is none at character {error.pos} of {len(error.doc)}"
