@@ -82,8 +82,8 @@ def test_with_a_cut_cold_is_what_comes_later_and_nothing_later_is_fitted_on(conf
         monkeypatch.setattr(cold, name, lambda *a, **k: fitted.append(events_of(a).latest) or real(*a, **k))
 
     watched("fit_tfidf", lambda given: given[0])
-    watched("choose", lambda given: given[1].events)
-    watched("fit_recipe", lambda given: given[2])
+    watched("select_model", lambda given: given[1].events)
+    watched("fit_selected", lambda given: given[2])
     result = cold.run(short=True, config=str(path), cut=0.3)
     table = pl.read_csv(config.parent / "events.csv").select(
         "item_id", pl.col("timestamp").str.to_datetime(time_zone="UTC")

@@ -32,7 +32,7 @@ def clustered(n, seed=0, clusters=20, d=16):
 @pytest.fixture
 def small(monkeypatch):
     """Structures are built for a thousand items, and a short run has two thousand."""
-    monkeypatch.setattr(index_module, "NARROW", 500)
+    monkeypatch.setattr(index_module, "BRUTE_FORCE_MAX", 500)
     monkeypatch.setattr(retrieval, "SHORT", 2000)
 
 
@@ -187,7 +187,7 @@ def test_answers_are_judged_by_what_was_there_when_the_search_began():
 def test_an_index_that_forgets_deletes_and_one_that_fails_are_seen(small, monkeypatch):
     items = clustered(1200)[0]
     monkeypatch.setattr(retrieval_live, "DELETES", 1e9)
-    monkeypatch.setattr(retrieval_live.LiveIndex, "delete", lambda self, rows: None)
+    monkeypatch.setattr(retrieval_live.MutableIndex, "delete", lambda self, rows: None)
     figures, bars = live(items, items[:9], 0.5, swap=9)
     assert figures["wrong"]["deleted"] > 0
     assert [bar.holds for bar in bars[:2]] == [True, False]
@@ -195,7 +195,7 @@ def test_an_index_that_forgets_deletes_and_one_that_fails_are_seen(small, monkey
     def fails(self, *_):
         raise ValueError("no")
 
-    monkeypatch.setattr(retrieval_live.LiveIndex, "search", fails)
+    monkeypatch.setattr(retrieval_live.MutableIndex, "search", fails)
     figures, bars = live(items, items[:9], 0.2, swap=9)
     assert figures["errors"][0] == "ValueError: no"
     assert not bars[0].holds

@@ -127,7 +127,7 @@ def test_the_run_is_tracked(done):
 
 def test_the_run_says_what_it_read_and_fitted(done):
     said = "\n".join(done[4].said)
-    assert "items: 12 rows read, 12 kept, 0 set aside" in said
+    assert "items: 12 rows read, 12 kept, 0 rejected" in said
     assert "40 users, 12 items, 520 events, 520 positive" in said
     for name in CONTENDERS:
         assert f"{name} · home: NDCG@10" in said
@@ -245,7 +245,7 @@ def test_what_has_become_frequent_is_read_in_the_space_that_was_judged(done, tmp
         spaces.append(space)
         return real(dataset, config, progress, space=space)
 
-    monkeypatch.setattr(train_module, "encode", encode)
+    monkeypatch.setattr(train_module, "encode_contents", encode)
     data = load_config(toy_config(done[0]), {}).data.model_dump() | {"min_train_events": 2}
     sections = {"encoder": {"kind": "builtin"}, "bundles": str(tmp_path / "b"), "cache": str(tmp_path / "cache")}
     path, _ = run(done[0], data=data, **sections)

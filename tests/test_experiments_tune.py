@@ -54,7 +54,7 @@ def judged(monkeypatch, curves):
         for epoch, value in enumerate(curves[len(tried) - 1], 1):
             report({"epoch": float(epoch), "seconds": 2.0, "ndcg_at_10": value})
 
-    monkeypatch.setattr(module, "choose", choose)
+    monkeypatch.setattr(module, "select_model", choose)
     return tried
 
 
@@ -88,7 +88,7 @@ def test_test_events_are_never_read(config, monkeypatch):
         return every
 
     clean = search(config, trials=1)
-    monkeypatch.setattr(module, "windows", poisoned)
+    monkeypatch.setattr(module, "evaluation_windows", poisoned)
     assert search(config.model_copy(update={"name": "poisoned"}), trials=1).trials[0].ndcg_at_10 == pytest.approx(
         clean.trials[0].ndcg_at_10
     )
@@ -140,10 +140,10 @@ def test_a_search_that_was_killed_goes_on(config, monkeypatch):
         tried.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "choose", killed)
+    monkeypatch.setattr(module, "select_model", killed)
     with pytest.raises(KeyboardInterrupt):
         search(config)
-    monkeypatch.setattr(module, "choose", whole)
+    monkeypatch.setattr(module, "select_model", whole)
     found = search(config)
     assert [(t.number, t.ndcg_at_10) for t in found.trials] == [(3, 0.4), (2, 0.2), (0, 0.1)]  # trial 1 was lost
     asked = [(c.towers.dropout, c.training.learning_rate) for c in tried]

@@ -63,7 +63,7 @@ def test_gathered_states_say_the_same(rows, asked, typed):
     for name in ("users", "as_of"):
         np.testing.assert_array_equal(getattr(own, name), getattr(states, name))
     assert lists(own.items) == lists(states.items)
-    for part in ("liked", "liked_times", "seen_items"):
+    for part in ("positives", "positive_times", "seen_items"):
         assert lists(getattr(own, part)()) == lists(getattr(states, part)())
     for name in ("times", "positive", "seen", *(["types"] if typed else [])):
         whole = Ragged(getattr(states, name), states.items.begin, states.items.end)

@@ -210,9 +210,9 @@ def test_workers_die_with_their_parent(tmp_path):
     script.write_text(
         "import media, threading, time\n"
         "from features.content.parts import Limits\n"
-        "from features.content.media.decoder_pool import Decoders\n"
+        "from features.content.media.decoder_pool import DecoderPool\n"
         "if __name__ == '__main__':\n"
-        "    d = Decoders(1)\n"
+        "    d = DecoderPool(1)\n"
         "    (found,) = d.map(media.obey, [b'self'], Limits())\n"
         "    threading.Thread(target=lambda: list(d.map(media.obey, [b'sleep 30'], Limits()))).start()\n"
         "    time.sleep(0.3)\n"  # now the worker is busy, and would not see that nobody listens any more

@@ -9,10 +9,10 @@ from experiments.bench.baselines import read_sequences
 from experiments.bench.baselines import run as bench
 from features.errors import ConfigError, DataError, SourceError
 from features.interactions import DAY, Interactions, Ragged
-from recsys import baselines
-from recsys import histories as profiles
-from recsys.baselines import ease, neighbours
+from recsys import baselines, dense_recommender
+from recsys.baselines import ease
 from recsys.interfaces import Recommender
+from recsys.ranking import item_similarity
 
 USERS, ITEMS = 30, 24
 UNSEEN = ITEMS - 1
@@ -156,7 +156,7 @@ def test_fitting_twice_gives_the_same(named, events, asked):
 
 def test_a_batch_scores_as_one_by_one(fitted, asked, monkeypatch):
     together = fitted.recommend(asked, ITEMS, exclude=asked.seen_items())
-    monkeypatch.setattr(profiles, "SCORES_AT_ONCE", 3 * ITEMS)  # three states at a time
+    monkeypatch.setattr(dense_recommender, "SCORES_AT_ONCE", 3 * ITEMS)  # three states at a time
     by_three = fitted.recommend(asked, ITEMS, exclude=asked.seen_items())
     for i in range(len(asked)):
         part = asked[i : i + 1]
@@ -207,13 +207,13 @@ def test_texts_must_fit_the_items_and_hold_words(events, fit):
 
 def test_profile_weighs_an_item_by_its_latest_event():
     positives = Ragged.of([[4, 2, 4, 0], [], [1]])
-    got = profiles.profile(positives, 5, 0.5).toarray()
+    got = histories.profile(positives, 5, 0.5).toarray()
     # ages: the second 4 is 1 event old (.5), 2 is 2 old (.25), 0 is the newest
     np.testing.assert_array_equal(got, [[1, 0, 0.25, 0, 0.5], [0] * 5, [0, 1, 0, 0, 0]])
     np.testing.assert_array_equal(
-        profiles.profile(positives, 5, 1.0).toarray(), [[1, 0, 1, 0, 1], [0] * 5, [0, 1, 0, 0, 0]]
+        histories.profile(positives, 5, 1.0).toarray(), [[1, 0, 1, 0, 1], [0] * 5, [0, 1, 0, 0, 0]]
     )
-    assert profiles.ages(positives).tolist() == [3, 2, 1, 0, 0]
+    assert histories.ages(positives).tolist() == [3, 2, 1, 0, 0]
 
 
 def test_sparse_times_dense_is_the_same_either_way():
@@ -221,8 +221,8 @@ def test_sparse_times_dense_is_the_same_either_way():
     matrix = rng.standard_normal((40, 6)).astype(np.float32)
     for lengths in (0, 30):  # below and above the share at which BLAS takes over
         positives = Ragged.of([rng.permutation(40)[:lengths].tolist() for _ in range(5)] + [[3]])
-        weights = profiles.profile(positives, 40, 0.9)
-        np.testing.assert_allclose(profiles.multiply_dense(weights, matrix), weights.toarray() @ matrix, atol=1e-5)
+        weights = histories.profile(positives, 40, 0.9)
+        np.testing.assert_allclose(histories.multiply_dense(weights, matrix), weights.toarray() @ matrix, atol=1e-5)
 
 
 def test_popular_counts_positive_events_of_the_window():
@@ -268,7 +268,7 @@ def test_a_tie_of_very_many_is_left_out_whole():
 
 def test_item_knn_does_not_depend_on_its_blocks(events, monkeypatch):
     whole = baselines.fit_item_knn(events, k=4).similarity.toarray()
-    monkeypatch.setattr(neighbours, "_SIMILARITIES_AT_ONCE", 5 * ITEMS)
+    monkeypatch.setattr(item_similarity, "_SIMILARITIES_AT_ONCE", 5 * ITEMS)
     np.testing.assert_array_equal(baselines.fit_item_knn(events, k=4).similarity.toarray(), whole)
 
 

@@ -190,7 +190,7 @@ def test_users_of_new_items_are_answered(bundle: Bundle) -> None:
 
 
 def test_an_index_with_too_much_beside_it_is_built_anew(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlay, "FRESH", 2)
+    monkeypatch.setattr(overlay, "MAX_FRESH", 2)
     after = upsert_items(bundle, items("x", "y"), said([1, 1, 0, 0], [0, 1, 1, 0]))
     merge_indexes(after)
     assert after.contents.fresh == 2

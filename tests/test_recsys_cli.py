@@ -13,6 +13,7 @@ from features.errors import DataError
 from recsys.bundle.io import load_bundle
 from recsys.bundle.registry import current_bundle
 from recsys.cli import main as cli
+from recsys.cli import options
 
 
 def call(*arguments):
@@ -116,6 +117,6 @@ def test_a_source_taken_for_a_configuration_names_those_that_have_it(folder):
 
 
 def test_configurations_are_found_by_name():
-    found = cli.config_path("complete-journey")
+    found = options.config_path("complete-journey")
     assert found.name == "complete-journey.yaml"
     assert found.is_file()

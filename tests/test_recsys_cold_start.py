@@ -76,7 +76,7 @@ def test_a_catalogue_without_words_has_the_other_features():
 def test_neighbours_by_hand(monkeypatch):
     """Cosines .8, .6 and 0 to the first newcomer; the second shares no word with anybody."""
     monkeypatch.setattr(newcomers, "NEIGHBOURS", 2)
-    monkeypatch.setattr(newcomers, "CELLS", 1)
+    monkeypatch.setattr(newcomers, "MAX_PAIRS", 1)
     words = sp.csr_array(np.array([[1, 0, 0], [0.8, 0.6, 0], [0.6, 0.8, 0], [0, 1, 0], [0, 0, 1]], np.float32))
     vectors = np.eye(5, dtype=np.float32)
     events, otherwise = np.array([4, 9, 100]), np.full((2, 5), 7, np.float32)
@@ -116,7 +116,7 @@ def test_neighbours_have_a_say_where_they_foretell_what_a_regression_does_not():
 
 
 def test_new_items_stand_where_a_weighted_ridge_puts_them_where_there_are_few_others(monkeypatch):
-    monkeypatch.setattr(newcomers, "PARITY", 0.0)  # as near to no lift as 12 halvings come
+    monkeypatch.setattr(newcomers, "MAX_LIFT", 0.0)  # as near to no lift as 12 halvings come
     model, catalog, events = world(0.2)
     placed = place_cold_items(model, catalog, events, seed=0)
     x = content_features(catalog, item_tfidf(catalog)).toarray().astype(np.float64)
@@ -190,7 +190,7 @@ def test_items_with_events_stay_and_all_rows_are_unit():
 
 @pytest.mark.parametrize(("share", "parity", "bound"), [(0.15, 4.0, 0.15), (1.0, 2.0, 2 * len(NEW) / ITEMS)])
 def test_new_items_take_the_share_they_are_given_and_no_more(share, parity, bound, monkeypatch):
-    monkeypatch.setattr(newcomers, "PARITY", parity)
+    monkeypatch.setattr(newcomers, "MAX_LIFT", parity)
     model, catalog, events = world(share)
     taken = shares(place_cold_items(model, catalog, events, seed=0), model, events)
     assert bound - 0.03 < taken <= bound

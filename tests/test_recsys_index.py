@@ -58,7 +58,7 @@ KINDS = ("exact", "hnsw", "ivf-flat", "ivf-pq", "gpu-exact", "gpu-ivf-pq")
 @pytest.fixture(autouse=True)
 def structures_of_few(monkeypatch):
     """Structures are built and searched even over few items."""
-    monkeypatch.setattr(index, "NARROW", 16)
+    monkeypatch.setattr(index, "BRUTE_FORCE_MAX", 16)
 
 
 def vectors(n, d, seed):

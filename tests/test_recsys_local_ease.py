@@ -47,7 +47,7 @@ def test_with_all_items_near_it_is_ease():
 @pytest.mark.parametrize("most", [0, 1 << 30])
 def test_each_column_is_solved_among_its_own_neighbours(monkeypatch, most):
     """With the pairs in a sparse matrix, and in a dense one."""
-    monkeypatch.setattr(local_ease, "_DENSE", most)
+    monkeypatch.setattr(local_ease, "_MAX_DENSE_BYTES", most)
     events = noise()
     weights = fit_local_ease(events, k=5, regularization=10.0).toarray()
     x = np.zeros((events.n_users, events.n_items))

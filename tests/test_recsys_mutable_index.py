@@ -24,7 +24,7 @@ CORNERS = np.eye(4, dtype=np.float32)
 @pytest.fixture(autouse=True)
 def structures_of_few(monkeypatch):
     """Structures are built and searched even over few items."""
-    monkeypatch.setattr(index, "NARROW", 16)
+    monkeypatch.setattr(index, "BRUTE_FORCE_MAX", 16)
 
 
 def found(live, query, k=10, **how):

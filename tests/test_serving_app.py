@@ -190,7 +190,7 @@ def test_openapi_docs_and_page(steady: House) -> None:
     api = steady.client.get("/openapi.json").json()
     assert {"/v1/users/{user_id}/recommendations", "/v1/events", "/healthz"} <= set(api["paths"])
     answer = api["paths"]["/v1/users/{user_id}/recommendations"]["get"]["responses"]["200"]["content"]
-    assert answer["application/json"]["schema"]["$ref"].endswith("SlateAnswer")
+    assert answer["application/json"]["schema"]["$ref"].endswith("SlateResponse")
     for path in ("/", "/docs", "/static/page.js", "/static/page.css", "/static/docs.js", "/static/icon.svg"):
         said = steady.client.get(path)
         assert said.status_code == 200

@@ -206,7 +206,7 @@ def test_a_thread_that_cannot_be_had_keeps_no_turn(tmp_path: Path, monkeypatch: 
 
     with house(tmp_path, search_wait=0.1) as h:
         with monkeypatch.context() as patched:
-            patched.setattr("serving.routes.search.Thread.start", full)
+            patched.setattr("serving.state.encoder_pool.Thread.start", full)
             assert h.post(text="red").status_code == 500
         assert h.found(text="red", k=1) == ["i0"]
 
