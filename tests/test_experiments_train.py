@@ -239,7 +239,7 @@ def test_rare_items_are_left_out_and_it_is_said(done, tmp_path):
 
 
 def test_what_has_become_frequent_is_read_in_the_space_that_was_judged(done, tmp_path, monkeypatch):
-    spaces, real = [], train_module.encode
+    spaces, real = [], train_module.encode_contents
 
     def encode(dataset, config, progress=None, *, space=None):
         spaces.append(space)

@@ -134,7 +134,7 @@ def test_a_trial_below_the_median_is_pruned_and_recorded_so(config, monkeypatch)
 def test_a_search_that_was_killed_goes_on(config, monkeypatch):
     tried = judged(monkeypatch, [[0.1], [], [0.2], [0.4]])
     search(config, trials=1)
-    whole = module.choose
+    whole = module.select_model
 
     def killed(config, *arguments):
         tried.append(config)

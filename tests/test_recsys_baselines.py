@@ -9,7 +9,7 @@ from experiments.bench.baselines import read_sequences
 from experiments.bench.baselines import run as bench
 from features.errors import ConfigError, DataError, SourceError
 from features.interactions import DAY, Interactions, Ragged
-from recsys import baselines, dense_recommender
+from recsys import baselines, dense_recommender, histories
 from recsys.baselines import ease
 from recsys.interfaces import Recommender
 from recsys.ranking import item_similarity

@@ -208,7 +208,7 @@ def test_an_edited_manifest_is_refused(copy, change):
 @pytest.mark.parametrize("content", ["[]", "7", "null", '"manifest"', "{}"])
 def test_a_manifest_that_is_something_else_is_refused(copy, content):
     (copy / "manifest.json").write_text(content)
-    with pytest.raises(BundleError, match=r"manifest\.json: format None, this version reads 8; train again"):
+    with pytest.raises(BundleError, match=r"manifest\.json: format None, this version reads 8, 9; train again"):
         load_bundle(copy)
 
 
