@@ -1,4 +1,4 @@
-"""The service. One request: store -> user tower -> index -> reranker -> slate -> log -> answer."""
+"""The HTTP application. A recommendation request passes store, user tower, index, reranker, slate and event log."""
 
 import asyncio
 import logging
@@ -32,32 +32,32 @@ from serving.state.thread_pool import thread_pool
 logger = logging.getLogger("recsys.serving")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    422: {"model": ErrorResponse, "description": "the request cannot be answered"},
-    503: {"model": ErrorResponse, "description": "no bundle, or the event log cannot be written"},
+    422: {"model": ErrorResponse, "description": "the request is invalid"},
+    503: {"model": ErrorResponse, "description": "no bundle is served, or the event log cannot be written"},
 }
 
 
-def _bundle(path: Path) -> ServableBundle:
+def _load_bundle(path: Path) -> ServableBundle:
     from recsys.bundle.io import load_bundle
 
     bundle: ServableBundle = load_bundle(path)
     return bundle
 
 
-def _current(root: Path) -> Path:
+def _current_bundle(root: Path) -> Path:
     from recsys.bundle.registry import current_bundle
 
     path: Path = current_bundle(root)
     return path
 
 
-def _events(data: DataConfig) -> pl.DataFrame:
+def _read_events(data: DataConfig) -> pl.DataFrame:
     from features.tables.read import read_tables
 
     return read_tables(data).events
 
 
-def _upsert(bundle: ServableBundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> ServableBundle:
+def _upsert_items(bundle: ServableBundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> ServableBundle:
     from recsys.bundle.model import Bundle
     from recsys.bundle.upsert import upsert_items
 
@@ -66,7 +66,7 @@ def _upsert(bundle: ServableBundle, items: pl.DataFrame, channels: Mapping[str, 
     return upserted
 
 
-def _merge(bundle: ServableBundle) -> None:
+def _merge_indexes(bundle: ServableBundle) -> None:
     from recsys.bundle.model import Bundle
     from recsys.bundle.upsert import merge_indexes
 
@@ -77,16 +77,19 @@ def _merge(bundle: ServableBundle) -> None:
 def create_app(
     settings: ServeSettings,
     *,
-    load: Callable[[Path], ServableBundle] = _bundle,
-    current: Callable[[Path], Path] = _current,
-    events: Callable[[DataConfig], pl.DataFrame] = _events,
-    upsert: Upsert = _upsert,
-    merge: Callable[[ServableBundle], None] = _merge,
+    load: Callable[[Path], ServableBundle] = _load_bundle,
+    current: Callable[[Path], Path] = _current_bundle,
+    events: Callable[[DataConfig], pl.DataFrame] = _read_events,
+    upsert: Upsert = _upsert_items,
+    merge: Callable[[ServableBundle], None] = _merge_indexes,
     connect: Callable[[EventRules], FeatureStore] | None = None,
     now: Callable[[], int] = now_micros,
     encoders: OpenEncoders = open_encoders,
 ) -> FastAPI:
-    """The application, not started yet. encoders: opens the encoders of queries; the others: see `ServiceState`."""
+    """Returns the application, not started yet.
+
+    encoders: opens the encoders of queries and of new items; the other parameters: see `ServiceState`.
+    """
     service = ServiceState(
         settings,
         load=load,
@@ -102,13 +105,13 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        beside = [asyncio.create_task(service.catalog_updater.run(encoder_pool.embed_items))]
+        background_tasks = [asyncio.create_task(service.catalog_updater.run(encoder_pool.embed_items))]
         if settings.preload:
-            beside.append(asyncio.create_task(encoder_pool.keep_ready(service)))
+            background_tasks.append(asyncio.create_task(encoder_pool.keep_ready(service)))
         try:
             yield
         finally:
-            for task in beside:
+            for task in background_tasks:
                 task.cancel()
             await encoder_pool.close()
             await service.stop()
@@ -116,9 +119,9 @@ def create_app(
     app = FastAPI(
         title="recsys",
         version="1",
-        description="Recommendations, similar items, search, and events that change the very next answer.",
+        description="Recommendations, similar items, search and events. An accepted event affects the next response.",
         lifespan=lifespan,
-        docs_url=None,  # the usual page loads its script from another host; ours is static/docs.html
+        docs_url=None,  # FastAPI's page loads a script from another host; static/docs.html replaces it
         redoc_url=None,
         responses=ERRORS,
     )

@@ -14,8 +14,8 @@ import httpx2
 import numpy as np
 import polars as pl
 import pytest
-from house import serving
 from media import picture
+from service_harness import serving
 from toy_data import toy_config, write_tables
 from toy_service import ToyEyes, ToyWords, toy_settings
 from typer.testing import CliRunner

@@ -14,9 +14,9 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import polars as pl
 import pytest
-from house import HOME, Flaky, House, house
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from service_harness import HOME, Flaky, ServiceHarness, service_harness
 from toy_service import NOW, RULES, ToyShelf, toy_bundle, toy_upsert
 
 from features.errors import StoreError
@@ -30,8 +30,8 @@ from serving.state.snapshot import ServingSnapshot
 
 
 def test_a_known_user_gets_what_the_model_says(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        said = h.get("ann", 4)
+    with service_harness(tmp_path) as harness:
+        said = harness.get("ann", 4)
     # ann liked i1, then i8: nearest to 8 are 7, 9, 6, 10 (the smaller first)
     assert [i["item_id"] for i in said["items"]] == ["i7", "i9", "i6", "i10"]
     assert [i["position"] for i in said["items"]] == [1, 2, 3, 4]
@@ -51,9 +51,9 @@ def test_a_known_user_gets_what_the_model_says(tmp_path: Path) -> None:
 
 
 def test_unknown_and_unhappy_users_get_popular_items_without_what_they_saw(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        nobody, bob = h.get("nobody"), h.get("bob")
-        again = h.get("bob", 4, "again")
+    with service_harness(tmp_path) as harness:
+        nobody, bob = harness.get("nobody"), harness.get("bob")
+        again = harness.get("bob", 4, "again")
     assert (nobody["source"], nobody["degraded"]) == ("popular", [])
     assert [i["item_id"] for i in nobody["items"]] == ["i0", "i1", "i2", "i4"]  # i3 is not available
     assert (bob["source"], [i["item_id"] for i in bob["items"]]) == ("popular", ["i0", "i1", "i4", "i6"])
@@ -61,17 +61,17 @@ def test_unknown_and_unhappy_users_get_popular_items_without_what_they_saw(tmp_p
 
 
 def test_variants_are_collapsed_and_the_slate_filled_from_further_down(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        h.click("eve", "i6")
+    with service_harness(tmp_path) as harness:
+        harness.click("eve", "i6")
         # nearest to 6: 5 and 7, then 4 (a variant of 5) and 8, then 3 (not available) and 9
-        assert h.items("eve", 3) == ["i5", "i7", "i8"]
-        assert h.items("eve", 100) == ["i5", "i7", "i8", "i9", "i2", "i10", "i1", "i11", "i0"]
+        assert harness.items("eve", 3) == ["i5", "i7", "i8"]
+        assert harness.items("eve", 100) == ["i5", "i7", "i8", "i9", "i2", "i10", "i1", "i11", "i0"]
 
 
 def test_an_event_changes_the_very_next_answer_and_is_in_the_log(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        assert h.get("eve")["source"] == "popular"
-        said = h.click("eve", "i10", request_id="r", position=2, event_id="mine")
+    with service_harness(tmp_path) as harness:
+        assert harness.get("eve")["source"] == "popular"
+        said = harness.click("eve", "i10", request_id="r", position=2, event_id="mine")
         assert said == {
             "accepted": 1,
             "rejected": 0,
@@ -80,10 +80,10 @@ def test_an_event_changes_the_very_next_answer_and_is_in_the_log(tmp_path: Path)
                 {"status": "accepted", "event_id": "mine", "known_item": True, "reason": None, "place": None}
             ],
         }
-        assert h.items("eve", 3) == ["i9", "i11", "i8"]
-        assert h.items("eve", 3, "again") == ["i10", "i9", "i11"]
+        assert harness.items("eve", 3) == ["i9", "i11", "i8"]
+        assert harness.items("eve", 3, "again") == ["i10", "i9", "i11"]
         records = read(tmp_path / "log").records
-        past = h.client.get("/v1/users/eve/history").json()
+        past = harness.client.get("/v1/users/eve/history").json()
     assert [type(r) for r in records] == [Exposure, Event, Exposure, Exposure]
     shown, clicked = records[2], records[1]
     assert isinstance(shown, Exposure)
@@ -96,25 +96,25 @@ def test_an_event_changes_the_very_next_answer_and_is_in_the_log(tmp_path: Path)
 
 
 def test_the_next_start_knows_what_happened(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        h.click("eve", "i10")
-    with house(tmp_path) as h:
-        assert h.items("eve", 2) == ["i9", "i11"]
-        assert h.client.get("/v1/users?limit=2").json()["users"] == ["eve", "bob"]
+    with service_harness(tmp_path) as harness:
+        harness.click("eve", "i10")
+    with service_harness(tmp_path) as harness:
+        assert harness.items("eve", 2) == ["i9", "i11"]
+        assert harness.client.get("/v1/users?limit=2").json()["users"] == ["eve", "bob"]
 
 
 def test_similar(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        said = h.client.get("/v1/items/i4/similar?k=3").json()
+    with service_harness(tmp_path) as harness:
+        said = harness.client.get("/v1/items/i4/similar?k=3").json()
         assert [i["item_id"] for i in said["items"]] == ["i2", "i6", "i1"]  # not i5, its variant, nor i3
         assert said["placement"] == "similar"
         shown = read(tmp_path / "log").records[-1]
         assert isinstance(shown, Exposure)
         assert shown.item_id == "i4"
-        assert h.client.get("/v1/items/nothing/similar").status_code == 404
+        assert harness.client.get("/v1/items/nothing/similar").status_code == 404
 
 
-def test_similar_items_say_in_what_they_are_near(steady: House) -> None:
+def test_similar_items_say_in_what_they_are_near(steady: ServiceHarness) -> None:
     said = steady.client.get("/v1/items/i0/similar?k=4").json()
     assert [item["item_id"] for item in said["items"]] == ["i1", "i2", "i4", "i6"]
     near = [item["near"] for item in said["items"]]
@@ -127,20 +127,20 @@ def test_similar_items_say_in_what_they_are_near(steady: House) -> None:
 
 
 def test_a_model_that_fails_later_degrades(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        object.__setattr__(h.service.live.bundle.recommender, "broken", True)
-        said = h.get("ann", 3)
+    with service_harness(tmp_path) as harness:
+        object.__setattr__(harness.service.snapshot.bundle.recommender, "broken", True)
+        said = harness.get("ann", 3)
     assert (said["source"], said["degraded"]) == ("popular", ["recommender"])
     assert [i["item_id"] for i in said["items"]] == ["i0", "i2", "i4"]
 
 
 def test_a_log_that_cannot_be_written_accepts_nothing(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        h.service.log.close()
+    with service_harness(tmp_path) as harness:
+        harness.service.log.close()
         sent = {"user_id": "eve", "item_id": "i10", "event": "click"}
-        for said in (h.client.post("/v1/events", json=sent), h.client.get(HOME.format("eve", 2, "home"))):
+        for said in (harness.client.post("/v1/events", json=sent), harness.client.get(HOME.format("eve", 2, "home"))):
             assert (said.status_code, said.json()["error"]["code"]) == (503, "unavailable")
-        assert h.store.read_users(["eve"])[0].items == ()
+        assert harness.store.read_users(["eve"])[0].items == ()
 
 
 def test_all_routes_share_the_threads(tmp_path: Path) -> None:
@@ -156,23 +156,23 @@ def test_all_routes_share_the_threads(tmp_path: Path) -> None:
         raise StoreError("away")
 
     store = Flaky(RULES)
-    with house(tmp_path, store=store, threads=1) as h, ThreadPoolExecutor(6) as pool:
+    with service_harness(tmp_path, store=store, threads=1) as harness, ThreadPoolExecutor(6) as pool:
         store.read_users = store.recent_users = store.push = slow  # type: ignore[method-assign]
         sent = {"user_id": "eve", "item_id": "i10", "event": "click"}
-        asked = [pool.submit(h.client.get, path) for path in ("/v1/users/ann/history", "/v1/users") * 2]
-        asked += [pool.submit(h.client.post, "/v1/events", json=sent) for _ in range(2)]
+        asked = [pool.submit(harness.client.get, path) for path in ("/v1/users/ann/history", "/v1/users") * 2]
+        asked += [pool.submit(harness.client.post, "/v1/events", json=sent) for _ in range(2)]
         assert [a.result().json()["degraded"] for a in asked] == [["store"]] * 6
     assert most[0] == 1
 
 
 @pytest.fixture(scope="module")
-def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with house(tmp_path_factory.mktemp("steady")) as h:
-        yield h
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceHarness]:
+    with service_harness(tmp_path_factory.mktemp("steady")) as harness:
+        yield harness
 
 
 @pytest.mark.parametrize("image", ["https://example.org/x.png", "http://example.org/x.png", "x.png"])
-def test_the_page_may_show_every_picture_that_is_named(steady: House, image: str) -> None:
+def test_the_page_may_show_every_picture_that_is_named(steady: ServiceHarness, image: str) -> None:
     policy = steady.client.get("/").headers["content-security-policy"]
     allowed = next(part for part in policy.split("; ") if part.startswith("img-src")).split()[1:]
     url = media_url("i1", image)
@@ -181,12 +181,12 @@ def test_the_page_may_show_every_picture_that_is_named(steady: House, image: str
 
 
 @pytest.mark.parametrize("user", ["a/b", "é", "a b", "?", "recommendations", "a/recommendations", "<script>"])
-def test_any_id_travels_in_a_path(steady: House, user: str) -> None:
+def test_any_id_travels_in_a_path(steady: ServiceHarness, user: str) -> None:
     steady.click(user, "i10")
     assert steady.items(quote(user, safe=""), 1) == ["i9"]
 
 
-def test_openapi_docs_and_page(steady: House) -> None:
+def test_openapi_docs_and_page(steady: ServiceHarness) -> None:
     api = steady.client.get("/openapi.json").json()
     assert {"/v1/users/{user_id}/recommendations", "/v1/events", "/healthz"} <= set(api["paths"])
     answer = api["paths"]["/v1/users/{user_id}/recommendations"]["get"]["responses"]["200"]["content"]
@@ -198,7 +198,7 @@ def test_openapi_docs_and_page(steady: House) -> None:
         assert not re.search(r"""["'`(=]\s*(https?:)?//""", said.text.replace("http://www.w3.org/2000/svg", ""))
 
 
-def test_the_api_is_described(steady: House) -> None:
+def test_the_api_is_described(steady: ServiceHarness) -> None:
     api = steady.client.get("/openapi.json").json()
     body = api["paths"]["/v1/search"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}
@@ -208,7 +208,7 @@ def test_the_api_is_described(steady: House) -> None:
     assert "$ref" not in str(body)
 
 
-def test_about(steady: House) -> None:
+def test_about(steady: ServiceHarness) -> None:
     said = steady.client.get("/v1/about").json()
     assert said["click"] == {"event": "rating", "value": 3.5}
     assert said["placements"] == {"home": {"repeats": False}, "again": {"repeats": True}}
@@ -238,10 +238,10 @@ def test_media_serves_pictures_of_the_catalogue_and_nothing_else(tmp_path: Path)
         9: ".",
         10: "file:///etc/passwd",
     }
-    with house(tmp_path, shelf=ToyShelf(toy_bundle(tables, images=images))) as h:
-        got = {row: h.client.get(f"/media/i{row}") for row in range(12)}
-        shown = {i["item_id"]: i["image"] for i in h.get("nobody", 20)["items"]}
-        assert h.client.get("/media/..%2F..%2Fetc%2Fpasswd").status_code == 404
+    with service_harness(tmp_path, shelf=ToyShelf(toy_bundle(tables, images=images))) as harness:
+        got = {row: harness.client.get(f"/media/i{row}") for row in range(12)}
+        shown = {i["item_id"]: i["image"] for i in harness.get("nobody", 20)["items"]}
+        assert harness.client.get("/media/..%2F..%2Fetc%2Fpasswd").status_code == 404
     assert [row for row in got if got[row].status_code == 200] == [0, 4]
     assert {got[row].status_code for row in got} == {200, 404}
     assert (got[0].content, got[0].headers["content-type"]) == (PNG, "image/png")
@@ -264,16 +264,16 @@ ACTIONS = st.lists(
 @given(actions=ACTIONS)
 def test_no_answer_ever_holds_what_it_must_not(tmp_path_factory: pytest.TempPathFactory, actions: list[Any]) -> None:
     seen = {"ann": {"i1", "i8"}, "eve": set()}
-    with house(tmp_path_factory.mktemp("any")) as h:
+    with service_harness(tmp_path_factory.mktemp("any")) as harness:
         for what, user, row, k in actions:
             if what in ("click", "look", "rating"):
-                h.click(user, f"i{row}", event=what, value=row / 2)
+                harness.click(user, f"i{row}", event=what, value=row / 2)
                 seen[user] |= {f"i{row}"} if what != "look" else set()
             elif what in ("away", "back"):
-                h.store.away = what == "away"
-                h.service.step()
+                harness.store.away = what == "away"
+                harness.service.step()
             else:
-                said = h.get(user, k, "again" if what == "again" else "home")
+                said = harness.get(user, k, "again" if what == "again" else "home")
                 items = [i["item_id"] for i in said["items"]]
                 assert len(items) == len(set(items)) <= k
                 assert "i3" not in items
@@ -282,14 +282,14 @@ def test_no_answer_ever_holds_what_it_must_not(tmp_path_factory: pytest.TempPath
                     assert not seen[user] & set(items)
                     left = {f"i{n}" for n in range(12) if n != 3} - seen[user]
                     assert len(items) == min(k, len(left) - ({"i4", "i5"} <= left))
-                assert bool(said["degraded"]) == h.store.away
+                assert bool(said["degraded"]) == harness.store.away
 
 
 def test_slates_are_read_only_views_of_one_bundle(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        before = h.service.live.bundle.catalog.available.copy()
-        h.get("nobody")
-        np.testing.assert_array_equal(h.service.live.bundle.catalog.available, before)
+    with service_harness(tmp_path) as harness:
+        before = harness.service.snapshot.bundle.catalog.available.copy()
+        harness.get("nobody")
+        np.testing.assert_array_equal(harness.service.snapshot.bundle.catalog.available, before)
 
 
 def test_what_is_published_later_is_shown_from_then_on(tmp_path: Path) -> None:

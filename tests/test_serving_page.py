@@ -6,7 +6,7 @@ from shutil import which
 from typing import Any
 
 import pytest
-from house import GREEN_PNG, Flaky, serving
+from service_harness import GREEN_PNG, Flaky, serving
 from toy_service import RULES, ToyShelf, toy_bundle, toy_encoders, toy_events, toy_settings, toy_upsert, with_contents
 
 from serving.app import create_app

@@ -13,8 +13,8 @@ from typing import Any
 import httpx2
 import polars as pl
 import pytest
-from house import b64
 from item_server import encoders, steps, stripes
+from service_harness import b64
 from toy_data import toy_config, write_tables
 from typer.testing import CliRunner
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from house import House, endless, house
+from service_harness import ServiceHarness, endless, service_harness
 
 
 def test_a_list_of_events_is_judged_one_by_one(tmp_path: Path) -> None:
@@ -18,9 +18,9 @@ def test_a_list_of_events_is_judged_one_by_one(tmp_path: Path) -> None:
     }
     late = {**good, "timestamp": "2027-01-16T23:00:00Z"}
     sent = [good, {**good, "item_id": "new", "value": None}, {**good, "timestamp": "2026-01-01T00:00:00"}, late, 7]
-    with house(tmp_path) as h:
-        said = h.client.post("/v1/events", content=orjson.dumps(sent))
-        past = h.client.get("/v1/users/eve/history").json()["events"]
+    with service_harness(tmp_path) as harness:
+        said = harness.client.post("/v1/events", content=orjson.dumps(sent))
+        past = harness.client.get("/v1/users/eve/history").json()["events"]
     assert said.status_code == 202
     assert [said.json()[c] for c in ("accepted", "rejected")] == [2, 3]
     assert [(r["known_item"], r["place"], r["reason"]) for r in said.json()["results"]] == [
@@ -86,13 +86,13 @@ ODD_BODIES: list[tuple[bytes, int]] = [
 
 
 @pytest.fixture(scope="module")
-def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with house(tmp_path_factory.mktemp("steady")) as h:
-        yield h
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceHarness]:
+    with service_harness(tmp_path_factory.mktemp("steady")) as harness:
+        yield harness
 
 
 @pytest.mark.parametrize(("body", "status"), ODD_BODIES, ids=lambda x: repr(x)[:60] if isinstance(x, bytes) else None)
-def test_odd_bodies(steady: House, body: bytes, status: int) -> None:
+def test_odd_bodies(steady: ServiceHarness, body: bytes, status: int) -> None:
     said = steady.client.post("/v1/events", content=body, headers={"Content-Type": "application/json"})
     assert said.status_code == status, said.text[:300]
     if status != 202:
@@ -101,7 +101,7 @@ def test_odd_bodies(steady: House, body: bytes, status: int) -> None:
         assert error["message"]
 
 
-def test_a_body_without_a_length_is_cut_off(steady: House) -> None:
+def test_a_body_without_a_length_is_cut_off(steady: ServiceHarness) -> None:
     said = steady.client.post("/v1/events", content=endless())
     assert said.status_code == 413
 
@@ -127,12 +127,12 @@ def test_a_body_without_a_length_is_cut_off(steady: House) -> None:
         ("/static/app.py", 404, "not_found"),
     ],
 )
-def test_odd_requests(steady: House, path: str, status: int, code: str) -> None:
+def test_odd_requests(steady: ServiceHarness, path: str, status: int, code: str) -> None:
     said = steady.client.get(path)
     assert (said.status_code, said.json()["error"]["code"]) == (status, code)
 
 
-def test_the_message_names_what_there_is(steady: House) -> None:
+def test_the_message_names_what_there_is(steady: ServiceHarness) -> None:
     said = steady.client.get("/v1/users/ann/recommendations?placement=attic").json()["error"]
     assert said["message"] == "there is no such placement; there are: home, again"
     assert said["place"] == "placement"

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from house import GREEN_PNG, House, b64, endless, house
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media import picture
+from service_harness import GREEN_PNG, ServiceHarness, b64, endless, service_harness
 from toy_service import ToyShelf, toy_bundle, with_contents
 
 from features.log.event_log import read
@@ -20,12 +20,12 @@ RED_PNG = picture(np.full((8, 8, 3), (255, 0, 0), np.uint8), "PNG")
 
 
 @pytest.fixture(scope="module")
-def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with house(tmp_path_factory.mktemp("steady"), search_bytes=2 << 20) as h:
-        yield h
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceHarness]:
+    with service_harness(tmp_path_factory.mktemp("steady"), search_bytes=2 << 20) as harness:
+        yield harness
 
 
-def test_words_find_the_items_they_are_near_to(steady: House) -> None:
+def test_words_find_the_items_they_are_near_to(steady: ServiceHarness) -> None:
     # item r is at 8 r degrees from red to green; i3 is hidden, i5 a variant of i4, i9 has no contents
     assert steady.found(text="red", k=4) == ["i0", "i1", "i2", "i4"]
     assert steady.found(text="green", k=4) == ["i11", "i10", "i8", "i7"]
@@ -33,7 +33,7 @@ def test_words_find_the_items_they_are_near_to(steady: House) -> None:
     assert steady.found(text="green", k=100) == ["i11", "i10", "i8", "i7", "i6", "i5", "i2", "i1", "i0"]
 
 
-def test_an_answer_is_a_slate_that_was_logged(steady: House) -> None:
+def test_an_answer_is_a_slate_that_was_logged(steady: ServiceHarness) -> None:
     said = steady.post(text="red", k=2).json()
     assert said["items"][1] == {
         "item_id": "i1",
@@ -55,13 +55,13 @@ def test_an_answer_is_a_slate_that_was_logged(steady: House) -> None:
     assert (shown.user_id, shown.item_id, shown.fingerprint, shown.source) == ("", None, "toy-1", "model")
 
 
-def test_pictures_and_mixtures(steady: House) -> None:
+def test_pictures_and_mixtures(steady: ServiceHarness) -> None:
     assert steady.found(image=b64(GREEN_PNG), k=2) == ["i11", "i10"]
     assert steady.found(text="red", image=b64(GREEN_PNG), k=3) == ["i6", "i5", "i7"]
     assert steady.post(text="red", image=b64(GREEN_PNG)).json()["query"]["read"] == ["text", "image"]
 
 
-def test_forms(steady: House) -> None:
+def test_forms(steady: ServiceHarness) -> None:
     files = {"image": ("g.png", GREEN_PNG, "image/png")}
     said = steady.client.post("/v1/search", files=files, data={"text": "red", "k": "3"}).json()
     assert [item["item_id"] for item in said["items"]] == ["i6", "i5", "i7"]
@@ -77,7 +77,7 @@ def test_forms(steady: House) -> None:
     assert as_text["items"][0]["item_id"] == "i11"
 
 
-def test_nothing_is_written_to_disk(steady: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_to_disk(steady: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile._get_default_tempdir", lambda: pytest.fail("a temporary file"))
     big = picture(np.full((700, 700, 3), (0, 255, 0), np.uint8), "PNG", compress_level=0)
     assert len(big) > 1 << 20  # beyond what parsers of forms keep in memory
@@ -85,7 +85,7 @@ def test_nothing_is_written_to_disk(steady: House, monkeypatch: pytest.MonkeyPat
     assert said.json()["items"][0]["item_id"] == "i11"
 
 
-def test_a_broken_picture_beside_good_words(steady: House) -> None:
+def test_a_broken_picture_beside_good_words(steady: ServiceHarness) -> None:
     said = steady.post(text="red", image=b64(GREEN_PNG[:40])).json()
     assert said["items"][0]["item_id"] == "i0"
     assert said["query"]["read"] == ["text"]
@@ -94,7 +94,7 @@ def test_a_broken_picture_beside_good_words(steady: House) -> None:
     assert "cannot be decoded" in failed["reason"]
 
 
-def test_nothing_that_can_be_read(steady: House) -> None:
+def test_nothing_that_can_be_read(steady: ServiceHarness) -> None:
     said = steady.post(image=b64(b"GIF89a?"), audio=b64(b"RIFF")).json()
     assert steady.post(image=b64(b"GIF89a?")).status_code == 422
     assert said["error"]["code"] == "nothing_read"
@@ -104,7 +104,7 @@ def test_nothing_that_can_be_read(steady: House) -> None:
 
 
 @pytest.mark.parametrize("url", ["https://example.org/x.png", "https://127.0.0.1/x.png", "https://u:p@localhost/"])
-def test_urls_of_hosts_that_are_not_named_are_not_fetched(steady: House, url: str) -> None:
+def test_urls_of_hosts_that_are_not_named_are_not_fetched(steady: ServiceHarness, url: str) -> None:
     said = steady.post(image=url)
     assert said.status_code == 422
     assert "URLs are not fetched here" in said.json()["query"]["failed"][0]["reason"]
@@ -113,10 +113,13 @@ def test_urls_of_hosts_that_are_not_named_are_not_fetched(steady: House, url: st
 
 def test_hosts_come_from_the_bundle(tmp_path: Path) -> None:
     bundle = with_contents(toy_bundle(tmp_path), hosts=("localhost",))
-    with house(tmp_path, shelf=ToyShelf(bundle)) as h:
-        why = h.post(image="https://localhost/x.png").json()["query"]["failed"][0]["reason"]
+    with service_harness(tmp_path, shelf=ToyShelf(bundle)) as harness:
+        why = harness.post(image="https://localhost/x.png").json()["query"]["failed"][0]["reason"]
         assert "not a public address" in why
-        assert "not in limits.hosts" in h.post(image="https://example.org/x").json()["query"]["failed"][0]["reason"]
+        assert (
+            "not in limits.hosts"
+            in harness.post(image="https://example.org/x").json()["query"]["failed"][0]["reason"]
+        )
 
 
 HEAD = b'--b\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n'
@@ -139,14 +142,14 @@ ODD_FORMS: list[tuple[bytes, int, str]] = [
 
 
 @pytest.mark.parametrize(("body", "status", "code"), ODD_FORMS, ids=lambda x: repr(x)[:50])
-def test_odd_forms(steady: House, body: bytes, status: int, code: str) -> None:
+def test_odd_forms(steady: ServiceHarness, body: bytes, status: int, code: str) -> None:
     headers = {"Content-Type": "Multipart/form-data; boundary=b"}
     said = steady.client.post("/v1/search", content=body, headers=headers)
     assert (said.status_code, said.json()["error"]["code"]) == (status, code), said.text[:300]
 
 
 @pytest.mark.parametrize("boundary", ["", "; boundary=", "; boundary=" + "b" * 300])
-def test_odd_boundaries(steady: House, boundary: str) -> None:
+def test_odd_boundaries(steady: ServiceHarness, boundary: str) -> None:
     said = steady.client.post("/v1/search", content=b"x", headers={"Content-Type": f"multipart/form-data{boundary}"})
     assert (said.status_code, said.json()["error"]["code"]) == (400, "bad_form")
 
@@ -193,7 +196,7 @@ ODD_BODIES: list[tuple[bytes, int, str]] = [
 
 
 @pytest.mark.parametrize(("body", "status", "code"), ODD_BODIES, ids=lambda x: repr(x)[:50])
-def test_odd_bodies(steady: House, body: bytes, status: int, code: str) -> None:
+def test_odd_bodies(steady: ServiceHarness, body: bytes, status: int, code: str) -> None:
     said = steady.client.post("/v1/search", content=body, headers={"Content-Type": "application/json"})
     assert (said.status_code, said.json()["error"]["code"]) == (status, code), said.text[:300]
     assert len(said.content) < 4000
@@ -222,7 +225,9 @@ QUERIES = st.fixed_dictionaries(
 
 @settings(max_examples=150, deadline=None)
 @given(query=QUERIES, form=st.booleans(), torn=st.integers(0, 40))
-def test_whatever_is_asked_is_answered_with_what_is_wrong(steady: House, query: Any, form: bool, torn: int) -> None:
+def test_whatever_is_asked_is_answered_with_what_is_wrong(
+    steady: ServiceHarness, query: Any, form: bool, torn: int
+) -> None:
     if form:
         files = {name: (None if torn % 2 else name, str(value)) for name, value in query.items()}
         said = steady.client.post("/v1/search", files=files or None)
@@ -239,5 +244,5 @@ def test_whatever_is_asked_is_answered_with_what_is_wrong(steady: House, query: 
     assert told["query"]["read"]
 
 
-def test_a_body_without_a_length_is_cut_off(steady: House) -> None:
+def test_a_body_without_a_length_is_cut_off(steady: ServiceHarness) -> None:
     assert steady.client.post("/v1/search", content=endless()).status_code == 413

@@ -74,7 +74,7 @@ class Flaky(MemoryStore):
             raise StoreError("away")
 
 
-class House:
+class ServiceHarness:
     """A running service with everything it was made of at hand; opened: what its encoders were opened with."""
 
     def __init__(self, folder: Path, client: TestClient, shelf: ToyShelf, store: Flaky, opened: list[Any]) -> None:
@@ -105,7 +105,7 @@ class House:
 
 
 @contextmanager
-def house(
+def service_harness(
     folder: Path,
     *,
     shelf: ToyShelf | None = None,
@@ -113,7 +113,7 @@ def house(
     store: Flaky | None = None,
     encoders: Callable[..., Any] = toy_encoders,
     **options: object,
-) -> Iterator[House]:
+) -> Iterator[ServiceHarness]:
     """Steps are taken by the tests, unless they say how often."""
     shelf, store, opened = shelf or ToyShelf(with_contents(toy_bundle(folder))), store or Flaky(RULES), []
 
@@ -137,7 +137,7 @@ def house(
         encoders=open_,
     )
     with TestClient(app, raise_server_exceptions=False) as client:
-        yield House(folder, client, shelf, store, opened)
+        yield ServiceHarness(folder, client, shelf, store, opened)
 
 
 @contextmanager
