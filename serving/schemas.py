@@ -109,7 +109,7 @@ class EventIn(BaseModel):
     value: Finite | None = Field(default=None, description="for example a rating or a quantity")
     event_id: Id | None = Field(default=None, description="makes retries idempotent; default: a generated id")
     request_id: Id | None = Field(default=None, description="request_id of the response that showed the item")
-    position: Annotated[int, Field(ge=1, le=10_000)] | None = Field(default=None, description="its position there")
+    position: Annotated[int, Field(ge=1, le=10_000)] | None = Field(default=None, description="position in that response")
 
 
 class EventResult(BaseModel):
