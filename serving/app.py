@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,28 @@ def _merge_indexes(bundle: ServableBundle) -> None:
     merge_indexes(bundle)
 
 
+def _lifespan(
+    service: ServiceState, encoder_pool: EncoderPool
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Starts the service and its background tasks with the application, and stops them with it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        background_tasks = [asyncio.create_task(service.catalog_updater.run(encoder_pool.embed_items))]
+        if service.settings.preload:
+            background_tasks.append(asyncio.create_task(encoder_pool.keep_ready(service)))
+        try:
+            yield
+        finally:
+            for task in background_tasks:
+                task.cancel()
+            await encoder_pool.close()
+            await service.stop()
+
+    return lifespan
+
+
 def create_app(
     settings: ServeSettings,
     *,
@@ -102,25 +124,11 @@ def create_app(
     )
     encoder_pool = EncoderPool(settings, encoders)
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
-        background_tasks = [asyncio.create_task(service.catalog_updater.run(encoder_pool.embed_items))]
-        if settings.preload:
-            background_tasks.append(asyncio.create_task(encoder_pool.keep_ready(service)))
-        try:
-            yield
-        finally:
-            for task in background_tasks:
-                task.cancel()
-            await encoder_pool.close()
-            await service.stop()
-
     app = FastAPI(
         title="recsys",
         version="1",
         description="Recommendations, similar items, search and events. An accepted event affects the next response.",
-        lifespan=lifespan,
+        lifespan=_lifespan(service, encoder_pool),
         docs_url=None,  # FastAPI's page loads a script from another host; static/docs.html replaces it
         redoc_url=None,
         responses=ERRORS,

@@ -109,7 +109,9 @@ class EventIn(BaseModel):
     value: Finite | None = Field(default=None, description="for example a rating or a quantity")
     event_id: Id | None = Field(default=None, description="makes retries idempotent; default: a generated id")
     request_id: Id | None = Field(default=None, description="request_id of the response that showed the item")
-    position: Annotated[int, Field(ge=1, le=10_000)] | None = Field(default=None, description="position in that response")
+    position: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        default=None, description="position of the item in that response"
+    )
 
 
 class EventResult(BaseModel):
