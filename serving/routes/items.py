@@ -217,7 +217,7 @@ def _add_changes(
         snapshot = snapshot_of(service)
         checked_id(item_id, "item_id")
         if item_id.endswith("/similar"):
-            raise ApiError(422, "bad_id", "item_id must not end in /similar, a path of its own", "item_id")
+            raise ApiError(422, "bad_id", "item_id must not end in /similar, a reserved path", "item_id")
         async with encoder_pool.body(request) as body:
             folder = service.settings.log
             record = await in_thread(parse_item, item_id, body, snapshot.bundle, folder, service.now())
