@@ -1,1 +1,1 @@
-"""The service: one request, two hops deep."""
+"""The HTTP service: routes, and the state that they share."""

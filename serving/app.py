@@ -1,9 +1,9 @@
-"""The service. One request: store -> user tower -> index -> reranker -> slate -> log -> answer."""
+"""The HTTP application. A recommendation request passes store, user tower, index, reranker, slate and event log."""
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,32 +32,32 @@ from serving.state.thread_pool import thread_pool
 logger = logging.getLogger("recsys.serving")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    422: {"model": ErrorResponse, "description": "the request cannot be answered"},
-    503: {"model": ErrorResponse, "description": "no bundle, or the event log cannot be written"},
+    422: {"model": ErrorResponse, "description": "the request is invalid"},
+    503: {"model": ErrorResponse, "description": "no bundle is served, or the event log cannot be written"},
 }
 
 
-def _bundle(path: Path) -> ServableBundle:
+def _load_bundle(path: Path) -> ServableBundle:
     from recsys.bundle.io import load_bundle
 
     bundle: ServableBundle = load_bundle(path)
     return bundle
 
 
-def _current(root: Path) -> Path:
+def _current_bundle(root: Path) -> Path:
     from recsys.bundle.registry import current_bundle
 
     path: Path = current_bundle(root)
     return path
 
 
-def _events(data: DataConfig) -> pl.DataFrame:
+def _read_events(data: DataConfig) -> pl.DataFrame:
     from features.tables.read import read_tables
 
     return read_tables(data).events
 
 
-def _upsert(bundle: ServableBundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> ServableBundle:
+def _upsert_items(bundle: ServableBundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> ServableBundle:
     from recsys.bundle.model import Bundle
     from recsys.bundle.upsert import upsert_items
 
@@ -66,7 +66,7 @@ def _upsert(bundle: ServableBundle, items: pl.DataFrame, channels: Mapping[str, 
     return upserted
 
 
-def _merge(bundle: ServableBundle) -> None:
+def _merge_indexes(bundle: ServableBundle) -> None:
     from recsys.bundle.model import Bundle
     from recsys.bundle.upsert import merge_indexes
 
@@ -74,19 +74,44 @@ def _merge(bundle: ServableBundle) -> None:
     merge_indexes(bundle)
 
 
+def _lifespan(
+    service: ServiceState, encoder_pool: EncoderPool
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Starts the service and its background tasks with the application, and stops them with it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        background_tasks = [asyncio.create_task(service.catalog_updater.run(encoder_pool.embed_items))]
+        if service.settings.preload:
+            background_tasks.append(asyncio.create_task(encoder_pool.keep_ready(service)))
+        try:
+            yield
+        finally:
+            for task in background_tasks:
+                task.cancel()
+            await encoder_pool.close()
+            await service.stop()
+
+    return lifespan
+
+
 def create_app(
     settings: ServeSettings,
     *,
-    load: Callable[[Path], ServableBundle] = _bundle,
-    current: Callable[[Path], Path] = _current,
-    events: Callable[[DataConfig], pl.DataFrame] = _events,
-    upsert: Upsert = _upsert,
-    merge: Callable[[ServableBundle], None] = _merge,
+    load: Callable[[Path], ServableBundle] = _load_bundle,
+    current: Callable[[Path], Path] = _current_bundle,
+    events: Callable[[DataConfig], pl.DataFrame] = _read_events,
+    upsert: Upsert = _upsert_items,
+    merge: Callable[[ServableBundle], None] = _merge_indexes,
     connect: Callable[[EventRules], FeatureStore] | None = None,
     now: Callable[[], int] = now_micros,
     encoders: OpenEncoders = open_encoders,
 ) -> FastAPI:
-    """The application, not started yet. encoders: opens the encoders of queries; the others: see `ServiceState`."""
+    """Returns the application, not started yet.
+
+    encoders: opens the encoders of queries and of new items; the other parameters: see `ServiceState`.
+    """
     service = ServiceState(
         settings,
         load=load,
@@ -99,26 +124,12 @@ def create_app(
     )
     encoder_pool = EncoderPool(settings, encoders)
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
-        beside = [asyncio.create_task(service.catalog_updater.run(encoder_pool.embed_items))]
-        if settings.preload:
-            beside.append(asyncio.create_task(encoder_pool.keep_ready(service)))
-        try:
-            yield
-        finally:
-            for task in beside:
-                task.cancel()
-            await encoder_pool.close()
-            await service.stop()
-
     app = FastAPI(
         title="recsys",
         version="1",
-        description="Recommendations, similar items, search, and events that change the very next answer.",
-        lifespan=lifespan,
-        docs_url=None,  # the usual page loads its script from another host; ours is static/docs.html
+        description="Recommendations, similar items, search and events. An accepted event affects the next response.",
+        lifespan=_lifespan(service, encoder_pool),
+        docs_url=None,  # FastAPI's page loads a script from another host; static/docs.html replaces it
         redoc_url=None,
         responses=ERRORS,
     )

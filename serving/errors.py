@@ -1,4 +1,4 @@
-"""Errors of the API: one shape for every answer that is no success."""
+"""Error responses of the API. All of them have the same JSON shape."""
 
 from typing import Any
 
@@ -13,30 +13,30 @@ from features.errors import RecsysError
 
 
 class ApiError(Exception):
-    """An answer that is no success: HTTP status, a code for programs, a message for people, the place at fault."""
+    """An error response: HTTP status, code (for programs), message (for people), and the place of the error."""
 
     def __init__(self, status: int, code: str, message: str, place: str = "") -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.place = status, code, message, place
 
     def response(self) -> Response:
-        """The one shape."""
+        """The HTTP response of this error."""
         return json_response(
             {"error": {"code": self.code, "message": self.message, "place": self.place}}, self.status
         )
 
 
 def json_response(content: Any, status: int = 200) -> Response:
-    """JSON bytes; numpy arrays and dataclasses are understood."""
+    """A response with a JSON body; the content may hold numpy arrays and dataclasses."""
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, status, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 class ErrorResponse(BaseModel):
-    """Every answer that is no success."""
+    """The body of every error response."""
 
     class Detail(BaseModel):
-        """What went wrong, and where."""
+        """The error and its place."""
 
         code: str
         message: str
@@ -46,27 +46,27 @@ class ErrorResponse(BaseModel):
 
 
 def add_errors(app: FastAPI) -> None:
-    """Every error leaves in the one shape."""
+    """Add handlers that turn every exception into an `ErrorResponse`."""
 
     @app.exception_handler(ApiError)
-    async def api(request: Request, error: ApiError) -> Response:
+    async def api_error(request: Request, error: ApiError) -> Response:
         return error.response()
 
     @app.exception_handler(RecsysError)
-    async def ours(request: Request, error: RecsysError) -> Response:
+    async def recsys_error(request: Request, error: RecsysError) -> Response:
         return ApiError(503, "unavailable", str(error), type(error).__name__).response()
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:])
         return ApiError(422, "bad_parameter", f"{place}: {first['msg']}", place).response()
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> Response:
+    async def http_error(request: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         return ApiError(error.status_code, code, str(error.detail), "path").response()
 
     @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        return ApiError(500, "internal", "an error of ours; it is in the service's log", "").response()
+    async def unexpected_error(request: Request, error: Exception) -> Response:
+        return ApiError(500, "internal", "internal error; the service's log has the details", "").response()

@@ -1,7 +1,7 @@
-"""What crosses the wire: bodies in, answers out, and the one shape of an error.
+"""Schemas of requests and responses, and parsers of ids, times and events.
 
-Bodies are bounded before they are parsed, then parsed by orjson, which refuses NaN, numbers too large for a double
-and lone surrogates; whatever a client sends is answered with a 4xx that says what is wrong, never a 500.
+The size of a body is checked before it is parsed. orjson parses it and rejects NaN, numbers too large for a double
+and lone surrogates. Invalid input gives a 4xx response that names the error, never a 500.
 """
 
 import math
@@ -29,39 +29,39 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
 
 def id_error(text: str, limit: int = MAX_ID_BYTES) -> str:
-    """Why a text cannot be an id, "" when it can."""
+    """The reason why a text is not a valid id; "" when it is valid. limit: bytes in UTF-8."""
     if not text:
         return "is empty"
-    if found := _CONTROL.search(text):
-        return f"contains the character U+{ord(found[0]):04X}, which no id may contain"
+    if match := _CONTROL.search(text):
+        return f"contains the character U+{ord(match[0]):04X}; control characters are not allowed in ids"
     if (size := len(text.encode())) > limit:
-        return f"has {size} bytes in UTF-8; at most {limit} are accepted"
+        return f"has {size} bytes in UTF-8; the maximum is {limit}"
     return ""
 
 
 def checked_id(text: str, place: str) -> str:
-    """An id of a path. Raises ApiError 422."""
-    if why := id_error(text):
-        raise ApiError(422, "bad_id", f"{place} {why}", place)
+    """The id, checked. Raises ApiError 422 when it is invalid."""
+    if reason := id_error(text):
+        raise ApiError(422, "bad_id", f"{place} {reason}", place)
     return text
 
 
 def media_url(item_id: str, image: str | None) -> str | None:
-    """Where the page finds an item's picture: its own address on the web, or ours."""
+    """URL of an item's image: the item's own URL, or /media/ of this service when the image is a file."""
     if not image:
         return None
     return image if image.startswith(("https://", "http://")) else f"/media/{quote(item_id, safe='')}"
 
 
 def _id(text: str) -> str:
-    if why := id_error(text):
-        raise ValueError(why)
+    if reason := id_error(text):
+        raise ValueError(reason)
     return text
 
 
 def _name(text: str) -> str:
-    if why := id_error(text, MAX_NAME_BYTES):
-        raise ValueError(why)
+    if reason := id_error(text, MAX_NAME_BYTES):
+        raise ValueError(reason)
     return text
 
 
@@ -77,18 +77,18 @@ def _moment(text: str) -> str:
 
 
 def micros(text: str) -> int:
-    """µs since 1970 UTC of an ISO 8601 text with a zone. Raises ValueError."""
+    """µs since 1970 UTC of an ISO 8601 time with a zone. Raises ValueError when it is invalid or has no zone."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError("is no ISO 8601 time such as 2026-01-31T12:00:00Z") from None
+        raise ValueError("is not an ISO 8601 time such as 2026-01-31T12:00:00Z") from None
     if moment.tzinfo is None:
         raise ValueError("has no zone: add Z or an offset such as +01:00")
-    # counted from the parts: a conversion to UTC overflows in the years 1 and 9999
-    parts = (
+    # naive difference minus the UTC offset: astimezone(UTC) overflows in the years 1 and 9999
+    elapsed = (
         moment.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC) - (moment.utcoffset() or 0 * moment.resolution)
     )
-    return (parts.days * 86_400 + parts.seconds) * 1_000_000 + parts.microseconds
+    return (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds
 
 
 Finite = Annotated[float, AfterValidator(_finite)]
@@ -102,28 +102,30 @@ class EventIn(BaseModel):
 
     user_id: Id
     item_id: Id
-    event: Annotated[str, AfterValidator(_name)] = Field(description="type of the event, as in the training data")
+    event: Annotated[str, AfterValidator(_name)] = Field(description="event type, as in the training data")
     timestamp: Annotated[str, AfterValidator(_moment)] | None = Field(
-        default=None, description="ISO 8601 with zone, at most a day ahead; default: now"
+        default=None, description="ISO 8601 with zone, at most one day in the future; default: now"
     )
-    value: Finite | None = Field(default=None, description="a rating, a quantity")
-    event_id: Id | None = Field(default=None, description="makes sending again harmless; default: made by us")
-    request_id: Id | None = Field(default=None, description="of the answer in which the item was shown")
-    position: Annotated[int, Field(ge=1, le=10_000)] | None = Field(default=None, description="at which it was shown")
+    value: Finite | None = Field(default=None, description="for example a rating or a quantity")
+    event_id: Id | None = Field(default=None, description="makes retries idempotent; default: a generated id")
+    request_id: Id | None = Field(default=None, description="request_id of the response that showed the item")
+    position: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        default=None, description="position of the item in that response"
+    )
 
 
 class EventResult(BaseModel):
-    """What became of one event, in the order sent."""
+    """The result of one event. Results are in the order of the events sent."""
 
     status: Literal["accepted", "rejected"]
     event_id: str | None = None
-    known_item: bool | None = Field(default=None, description="whether the served bundle has the item")
+    known_item: bool | None = Field(default=None, description="whether the item is in the served bundle")
     reason: str | None = None
     place: str | None = None
 
 
 class EventsResponse(BaseModel):
-    """Counts and one result for each event. Accepted events are on disk."""
+    """Counts, and one result per event. Accepted events are on disk."""
 
     accepted: int
     rejected: int
@@ -146,18 +148,18 @@ class ItemOut(BaseModel):
 
 Near = Annotated[
     dict[str, float | None],
-    Field(description="cosine by what is compared, e.g. behaviour, text, image; null: one of the two has none"),
+    Field(description="cosine by channel, e.g. behaviour, text, image; null where either side has no vector"),
 ]
 
 
 class NearItemOut(ItemOut):
-    """One item that was found near to another, or to a query."""
+    """One item that is similar to another item or to a query."""
 
     near: Near
 
 
 class SlateResponse(BaseModel):
-    """Recommendations; `degraded` names what could not be used, and is empty when all is well."""
+    """A slate of items. `degraded` lists the components that failed; it is empty when all worked."""
 
     request_id: str
     user_id: str | None = None
@@ -171,34 +173,37 @@ class SlateResponse(BaseModel):
 
 
 class SimilarResponse(SlateResponse):
-    """Items near to one item."""
+    """Items similar to one item."""
 
-    items: list[NearItemOut]  # type: ignore[assignment]  # nobody puts plain items into it
+    items: list[NearItemOut]  # type: ignore[assignment]  # list is invariant; a response is never mutated
 
 
 class FailedPart(BaseModel):
-    """A part of a query that was not read, or not wholly."""
+    """A part of a query or item that was not read, or only partly."""
 
     part: str
     reason: str
 
 
 class QueryOut(BaseModel):
-    """What became of the parts of a query."""
+    """Modalities of the query that were read, and the parts that failed."""
 
     read: list[str]
     failed: list[FailedPart]
 
 
 class SearchResponse(SimilarResponse):
-    """Items near to a query."""
+    """Items similar to a query."""
 
     query: QueryOut
 
 
 async def bounded_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
-    """The body, read no further than `limit` bytes. Raises ApiError 413, and 400 when it ends before its length."""
-    too_large = ApiError(413, "body_too_large", f"a body has at most {limit} bytes here; send less", "body")
+    """The body of a request. Reading stops once it exceeds `limit` bytes.
+
+    Raises ApiError 413 when it is larger, and 400 when it ends before its declared length.
+    """
+    too_large = ApiError(413, "body_too_large", f"the body exceeds {limit} bytes; send less", "body")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise too_large
@@ -209,25 +214,26 @@ async def bounded_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
             if len(body) > limit:
                 raise too_large
     except ClientDisconnect:
-        raise ApiError(400, "disconnected", "the body ended before its length", "body") from None
+        raise ApiError(400, "disconnected", "the body ended before its declared length", "body") from None
     return bytes(body)
 
 
 def parse_events(body: bytes, now: int) -> tuple[list[Event | EventResult], int]:
-    """Each event of a body, or why it is rejected, in order; and how many are good. `now` in µs.
+    """Each event of a body or the result that rejects it, in order; and the number of valid events.
 
-    Raises ApiError 400 when it is no JSON, 422 when it is neither an object nor a list of 1 to MAX_EVENTS objects.
+    now: µs. Raises ApiError 400 when the body is not JSON, 422 when it is neither an object nor a list of 1 to
+    MAX_EVENTS objects.
     """
     try:
         sent = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise ApiError(400, "bad_json", f"the body is no JSON that can be read: {error}", "body") from None
+        raise ApiError(400, "bad_json", f"the body is not valid JSON: {error}", "body") from None
     if isinstance(sent, dict):
         sent = [sent]
     if not isinstance(sent, list) or not 1 <= len(sent) <= MAX_EVENTS:
-        raise ApiError(422, "bad_events", f"send one event, or a list of 1 to {MAX_EVENTS}", "body")
-    found = [_event(raw, i, now) for i, raw in enumerate(sent)]
-    return found, sum(isinstance(x, Event) for x in found)
+        raise ApiError(422, "bad_events", f"the body must be one event or a list of 1 to {MAX_EVENTS} events", "body")
+    parsed = [_event(raw, i, now) for i, raw in enumerate(sent)]
+    return parsed, sum(isinstance(x, Event) for x in parsed)
 
 
 def _event(raw: Any, index: int, now: int) -> Event | EventResult:
@@ -236,19 +242,19 @@ def _event(raw: Any, index: int, now: int) -> Event | EventResult:
         return EventResult(status="rejected", reason="is not an object", place=place)
     try:
         sent = EventIn.model_validate(raw)
-        # two events of one request without a time happened in the order sent
-        at = now + index if sent.timestamp is None else micros(sent.timestamp)
+        # events without a time get increasing times, in the order sent
+        timestamp = now + index if sent.timestamp is None else micros(sent.timestamp)
     except ValidationError as error:
         field, reason = first_error(error)
         return EventResult(status="rejected", reason=reason, place=f"{place}.{field}")
-    if at < 0 or at > now + DAY:
-        why = "is before 1970" if at < 0 else "is more than a day ahead"
-        return EventResult(status="rejected", reason=why, place=f"{place}.timestamp")
+    if timestamp < 0 or timestamp > now + DAY:
+        reason = "is before 1970" if timestamp < 0 else "is more than a day ahead"
+        return EventResult(status="rejected", reason=reason, place=f"{place}.timestamp")
     return Event(
         user_id=sent.user_id,
         item_id=sent.item_id,
         event=sent.event,
-        timestamp=at,
+        timestamp=timestamp,
         value=sent.value,
         event_id=sent.event_id or str(uuid4()),
         request_id=sent.request_id,
@@ -258,7 +264,7 @@ def _event(raw: Any, index: int, now: int) -> Event | EventResult:
 
 
 def first_error(error: ValidationError) -> tuple[str, str]:
-    """The first field that is wrong, and why."""
+    """The first invalid field, and the reason."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     field = ".".join(str(part) for part in first["loc"])[:MAX_NAME_BYTES].encode(errors="replace").decode()
     return field, first["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""How the service is run: options of `recsys serve`, or the environment as RECSYS_SERVE__NAME."""
+"""Settings of the service: options of `recsys serve`, or environment variables RECSYS_SERVE__NAME."""
 
 from pathlib import Path
 
@@ -7,20 +7,20 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class ServeSettings(BaseSettings):
-    """Everything has a default."""
+    """Settings of the service; all have defaults."""
 
     model_config = SettingsConfigDict(
         env_prefix="RECSYS_SERVE__", extra="forbid", frozen=True, populate_by_name=True, env_ignore_empty=True
     )
 
     bundles: Path = Path("bundles")
-    """Folder of the bundles; `current` in it names the one that is served."""
+    """Folder of the bundles; the link `current` in it points to the bundle to serve."""
 
     log: Path = Path("state/log")
     """Folder of the event log."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. There is no authentication: put a gateway in front before opening it to others."""
+    """Address to listen on. The service has no authentication: put a gateway in front before you expose it."""
 
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on."""
@@ -28,28 +28,29 @@ class ServeSettings(BaseSettings):
     redis_url: str | None = Field(
         default=None, validation_alias=AliasChoices("redis_url", "RECSYS_SERVE__REDIS_URL", "REDIS_URL")
     )
-    """The feature store's server; without it, a private one that lives as long as the service."""
+    """URL of the Redis server of the feature store. Without it the service starts a private server, and stops it when
+    it ends."""
 
     store_timeout: float = Field(default=0.035, gt=0)
-    """Seconds to wait for the store before an answer goes without it."""
+    """Seconds to wait for the store; after that the response is made without it."""
 
     store_pause: float = Field(default=1.0, ge=0)
-    """Seconds without a try after the store did not answer."""
+    """Seconds before the next attempt after the store did not respond."""
 
     follow_seconds: float = Field(default=0.5, gt=0)
-    """How often to look for a new bundle, and whether the store has to catch up."""
+    """Seconds between checks for a new bundle and for a store that is behind the event log."""
 
     threads: int = Field(default=4, ge=1)
-    """Requests computed at once."""
+    """Largest number of requests computed at once."""
 
     search_bytes: int = Field(default=32 << 20, ge=1)
-    """Largest body of a search, with its pictures, sounds and videos."""
+    """Largest body of a search or an item, in bytes, including its images, sounds and videos."""
 
     search_wait: float = Field(default=10.0, gt=0)
-    """Seconds that a search waits for those before it; then it is told to come back."""
+    """Seconds that a search waits for earlier searches; after that the response is 503 busy."""
 
     search_seconds: float = Field(default=30.0, gt=0)
-    """Seconds that a query may be encoded, loading a model included; then it is given up."""
+    """Seconds to encode a query, including loading a model; after that the response is 504 slow."""
 
     preload: bool = True
-    """Load what reads words as soon as a bundle is served, beside the first requests, rather than at a search."""
+    """Load the text encoder in the background as soon as a bundle is served, not at the first search."""

@@ -1,6 +1,6 @@
-"""What `make demo-check` asks of the demo once it is trained: a page, answers, an event's effect, a clean end.
+"""Check of the trained demo, run by `make demo-check`: page, responses, effect of an event, clean shutdown.
 
-Run as a script from the folder that `recsys train` wrote its bundle in. Exits 0 and prints what was seen, or raises.
+Run as a script from the folder in which `recsys train` wrote its bundle. Prints a summary and exits 0, or raises.
 """
 
 import json
@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 
-def ask(url: str, body: object | None = None) -> Any:
-    """The answer of a GET, or of a POST where there is a body: JSON, or text where it is not."""
+def call(url: str, body: object | None = None) -> Any:
+    """The response to a GET, or to a POST when there is a body: parsed JSON, or text of any other type."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        text = answer.read().decode()
-        return json.loads(text) if "json" in answer.headers["content-type"] else text
+    with urllib.request.urlopen(request, timeout=10) as response:
+        text = response.read().decode()
+        return json.loads(text) if "json" in response.headers["content-type"] else text
 
 
 def main() -> None:
-    """Serve the current bundle on a free port and use it as a person would."""
+    """Serve the current bundle on a free port and check it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -42,41 +42,41 @@ def main() -> None:
             server.send_signal(signal.SIGINT)
             status = server.wait(timeout=30)
     assert status in (0, -signal.SIGINT, 130), f"the service ended with status {status}"
-    print("demo-check: everything answered as it should")
+    print("demo-check: all checks passed")
 
 
 def wait_ready(site: str, server: "subprocess.Popen[bytes]") -> None:
-    """Until /readyz says yes; at most two minutes."""
-    until = time.monotonic() + 120
+    """Wait until /readyz returns 200, at most two minutes."""
+    deadline = time.monotonic() + 120
     while True:
         try:
-            ask(f"{site}/readyz")
+            call(f"{site}/readyz")
             return
         except (urllib.error.URLError, ConnectionError):
-            if server.poll() is not None or time.monotonic() > until:
+            if server.poll() is not None or time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
 
 
 def check(site: str) -> None:
-    """A page; a known user; an event that changes the next answer; a stranger; similar items; words; a picture."""
-    assert "<html" in ask(f"{site}/")
-    user = ask(f"{site}/v1/users?limit=1")["users"][0]
-    first = ask(f"{site}/v1/users/{user}/recommendations?k=10")
+    """Check the page, a known user, the effect of an event, a cold user, similar items, text search and an image."""
+    assert "<html" in call(f"{site}/")
+    user = call(f"{site}/v1/users?limit=1")["users"][0]
+    first = call(f"{site}/v1/users/{user}/recommendations?k=10")
     shown = [item["item_id"] for item in first["items"]]
     assert len(set(shown)) == 10, shown
     assert first["source"] == "model", first["source"]
     assert first["degraded"] == [], first["degraded"]
     event = {"user_id": user, "item_id": shown[0], "event": "rating", "value": 5.0, "request_id": first["request_id"]}
-    told = ask(f"{site}/v1/events", event)
-    assert told["accepted"] == 1, told
-    second = [item["item_id"] for item in ask(f"{site}/v1/users/{user}/recommendations?k=10")["items"]]
-    assert shown[0] not in second, "a seen item came back"
-    stranger = ask(f"{site}/v1/users/nobody-has-this-name/recommendations?k=10")
-    assert stranger["source"] == "popular", stranger["source"]
-    near = ask(f"{site}/v1/items/{shown[0]}/similar?k=5")["items"]
+    result = call(f"{site}/v1/events", event)
+    assert result["accepted"] == 1, result
+    second = [item["item_id"] for item in call(f"{site}/v1/users/{user}/recommendations?k=10")["items"]]
+    assert shown[0] not in second, "the response holds an item that the user has seen"
+    cold = call(f"{site}/v1/users/nobody-has-this-name/recommendations?k=10")
+    assert cold["source"] == "popular", cold["source"]
+    near = call(f"{site}/v1/items/{shown[0]}/similar?k=5")["items"]
     assert shown[0] not in [item["item_id"] for item in near]
-    found = ask(f"{site}/v1/search", {"text": "a journey into space", "k": 5})["items"]
+    found = call(f"{site}/v1/search", {"text": "a journey into space", "k": 5})["items"]
     assert len(found) == 5, found
     pictures = [item["image"] for item in first["items"] if item["image"]]
     if pictures:

@@ -1,7 +1,7 @@
-"""A real service of a folder that a test trained in, as a process of its own: python item_server.py FOLDER PORT.
+"""Script that serves a folder in which a test trained: python item_server.py FOLDER PORT.
 
-An item is eight shades of grey: its title tells them, its picture shows them as stripes, and its sound is as loud,
-one eighth of a second each.
+Each item has eight shades of grey. Its title stands for them, its image shows them as stripes, and its sound has them
+as loudness, each for an eighth of a second.
 """
 
 import re
@@ -22,7 +22,7 @@ from features.store.memory import MemoryStore
 from serving.app import create_app
 
 SHADES = np.random.default_rng(0).integers(0, 256, (40, 8))
-TURN = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))[0]
+ROTATION = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))[0]
 
 
 def stripes(row: int) -> bytes:
@@ -31,34 +31,34 @@ def stripes(row: int) -> bytes:
 
 
 def steps(row: int) -> bytes:
-    loud = np.repeat(SHADES[row] / 255, 1000)
-    return sound((loud * np.where(np.arange(8000) % 8 < 4, 1, -1)).astype(np.float32), rate=8000, form="WAV")
+    loudness = np.repeat(SHADES[row] / 255, 1000)
+    return sound((loudness * np.where(np.arange(8000) % 8 < 4, 1, -1)).astype(np.float32), rate=8000, form="WAV")
 
 
 class Words(ToyWords):
-    """Knows what each title means."""
+    """Text encoder: the shades of the item named in a title, in a rotated space."""
 
-    key = SpaceKey("told", "1", 8)
+    key = SpaceKey("texts", "1", 8)
 
     def words(self, texts: Any) -> Floats:
         rows = [int((re.findall(r"\d+", text) or ["39"])[0]) for text in texts]
-        return unit(((SHADES[rows] - 128) @ TURN).astype(np.float32))
+        return unit(((SHADES[rows] - 128) @ ROTATION).astype(np.float32))
 
 
 class Eyes(ToyEyes):
-    """Sees the stripes."""
+    """Image encoder: the brightness of eight stripes."""
 
-    key = SpaceKey("seen", "1", 8)
+    key = SpaceKey("images", "1", 8)
 
     def see(self, frames: list[Any]) -> Floats:
         return np.stack([f.reshape(224, 8, 28, 3).mean((0, 2, 3)) for f in frames]).astype(np.float32) - 128
 
 
 class Ears(ToyEyes):
-    """Hears how loud each eighth is."""
+    """Audio encoder: the loudness of eight sections."""
 
     modalities = frozenset({"audio"})
-    key = SpaceKey("heard", "1", 8)
+    key = SpaceKey("sounds", "1", 8)
 
     def encode(self, contents: Any, *, task: Task = "document", progress: Any = None) -> Embedded:
         return self.media.embed(contents, self.modalities, prepare_sound, self.hear, self.key, batch=8)
@@ -68,7 +68,7 @@ class Ears(ToyEyes):
 
 
 def encoders(config: object, decoders: DecoderPool, limits: Limits, models: Path) -> dict[str, Encoder]:
-    """As `open_encoders`."""
+    """`open_encoders` with the encoders of this script."""
     return {"text": Words(limits), "image": Eyes(decoders, limits), "sound": Ears(decoders, limits)}
 
 

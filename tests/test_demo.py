@@ -1,4 +1,4 @@
-"""What `make demo` promises: it serves at once, and takes in the pictures when they are ready, without a restart."""
+"""`make demo` serves at once, and serves image search without a restart once the images are embedded."""
 
 import os
 import re
@@ -14,8 +14,8 @@ import httpx2
 import numpy as np
 import polars as pl
 import pytest
-from house import serving
 from media import picture
+from service_harness import serving
 from toy_data import toy_config, write_tables
 from toy_service import ToyEyes, ToyWords, toy_settings
 from typer.testing import CliRunner
@@ -31,26 +31,26 @@ from serving.app import create_app
 
 N = 24
 GREYS = np.random.default_rng(0).integers(0, 256, (N, 8))
-"""What is in the picture of each item, and what its title means: eight stripes."""
+"""(N, 8): the grey of the eight stripes in each item's image; its title stands for them, too."""
 
-TURN = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))[0]
+ROTATION = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))[0]
 
 
 class Words(ToyWords):
-    """Knows what each title means, and says it in a space of its own."""
+    """Text encoder: the greys of the item named in a title, in a rotated space."""
 
-    key = SpaceKey("stripes told", "1", 8)
+    key = SpaceKey("texts", "1", 8)
     tasks = ("document", "query")
 
     def words(self, texts: Any) -> Floats:
         rows = [int(re.findall(r"\d+", text)[0]) for text in texts]
-        return unit(((GREYS[rows] - 128) @ TURN).astype(np.float32))
+        return unit(((GREYS[rows] - 128) @ ROTATION).astype(np.float32))
 
 
 class Eyes(ToyEyes):
-    """Sees the stripes."""
+    """Image encoder: the brightness of eight stripes."""
 
-    key = SpaceKey("stripes seen", "1", 8)
+    key = SpaceKey("images", "1", 8)
     tasks = ("document", "query")
 
     def see(self, frames: list[Any]) -> Floats:
@@ -68,7 +68,7 @@ def stripes(row: int) -> bytes:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tables of items with pictures, and encoders that read them."""
+    """Configuration over tables of items with images, and encoders that read them."""
     monkeypatch.setattr(dataset, "open_encoders", encoders)
     write_tables(tmp_path / "data", n_items=N)
     items = pl.read_csv(tmp_path / "data" / "items.csv")
@@ -80,13 +80,13 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def recsys(*arguments: object) -> None:
-    done = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
 
 
 @pytest.fixture
 def client(config: Path) -> Iterator[httpx2.Client]:
-    """A service of the bundle that was trained before there were pictures."""
+    """Client of a service whose bundle was trained before the images were embedded."""
     recsys("train", config, "--no-track")
     app = create_app(
         toy_settings(config.parent, follow_seconds=0.05), connect=lambda rules: MemoryStore(rules), encoders=encoders
@@ -95,7 +95,7 @@ def client(config: Path) -> Iterator[httpx2.Client]:
         yield client
 
 
-def test_a_running_service_takes_in_pictures(config: Path, client: httpx2.Client) -> None:
+def test_a_running_service_serves_images_once_they_are_embedded(config: Path, client: httpx2.Client) -> None:
     def search(row: int) -> Any:
         return client.post("/v1/search", files={"image": stripes(row)}).json()
 
@@ -103,21 +103,21 @@ def test_a_running_service_takes_in_pictures(config: Path, client: httpx2.Client
     assert "cannot be searched by image" in search(0)["error"]["message"]
     recsys("embed", config)
     recsys("train", config, "--no-track")
-    until = time.monotonic() + 20
+    deadline = time.monotonic() + 20
     while (second := client.get("/v1/about").json()["bundle"]) == first:
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.02)
-    found = [search(row) for row in range(N)]
-    assert [said["items"][0]["item_id"] for said in found] == [f"i{row}" for row in range(N)]
-    assert {said["bundle"] for said in found} == {second}
-    assert found[0]["items"][0]["near"]["image"] == pytest.approx(1, abs=1e-2)
+    responses = [search(row) for row in range(N)]
+    assert [response["items"][0]["item_id"] for response in responses] == [f"i{row}" for row in range(N)]
+    assert {response["bundle"] for response in responses} == {second}
+    assert responses[0]["items"][0]["near"]["image"] == pytest.approx(1, abs=1e-2)
     words = client.post("/v1/search", json={"text": "Title 7"}).json()
     assert words["items"][0]["item_id"] == "i7"
-    picture_of = client.get(f"/media/{words['items'][0]['item_id']}")
-    assert picture_of.content == stripes(7)
+    image = client.get(f"/media/{words['items'][0]['item_id']}")
+    assert image.content == stripes(7)
 
 
-STAND_IN = """#!{python}
+STUB_COMMAND = """#!{python}
 import os, sys, time
 if sys.argv[1] in ("embed", "serve"):
     with open(sys.argv[1] + ".part", "w") as file:
@@ -130,12 +130,12 @@ if sys.argv[1] in ("embed", "serve"):
 """
 
 
-def test_ctrl_c_ends_what_runs_beside_the_service(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_background_embedding_too(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "ratings.csv").touch()
     command = tmp_path / ".venv" / "bin" / "recsys"
     command.parent.mkdir(parents=True)
-    command.write_text(STAND_IN.format(python=sys.executable))
+    command.write_text(STUB_COMMAND.format(python=sys.executable))
     command.chmod(0o755)
     makefile = Path(__file__).parent.parent / "Makefile"
     make = subprocess.Popen(
@@ -145,19 +145,19 @@ def test_ctrl_c_ends_what_runs_beside_the_service(tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    until = time.monotonic() + 20
+    deadline = time.monotonic() + 20
     while not all((tmp_path / name).exists() for name in ("embed", "serve")):
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(make.pid, signal.SIGINT)  # as a terminal does
     make.wait(20)
     for name in ("serve", "embed"):
-        while alive(int((tmp_path / name).read_text())):
-            assert time.monotonic() < until, f"{name} goes on"
+        while is_alive(int((tmp_path / name).read_text())):
+            assert time.monotonic() < deadline, f"{name} is still running"
             time.sleep(0.02)
 
 
-def alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from house import GREEN_PNG, b64, house
 from media import picture
+from service_harness import GREEN_PNG, b64, service_harness
 from test_serving_catalog_updater import put, settled, slow, state
 from toy_service import NOW
 
@@ -35,7 +35,7 @@ def log_of_days(folder: Path) -> dict[str, Path]:
 
 def test_media_that_no_item_has_any_more_are_deleted_once_all_is_taken_in(tmp_path: Path) -> None:
     kept, gate = log_of_days(tmp_path), threading.Event()
-    with house(tmp_path, encoders=slow(gate)) as h:
+    with service_harness(tmp_path, encoders=slow(gate)) as h:
         assert state(h, "sky")["status"] == "embedding"
         assert all(path.exists() for path in kept.values())
         gate.set()
@@ -60,7 +60,7 @@ def test_media_that_cannot_be_deleted_are_told_and_the_service_goes_on(
         unlink(path, **more)
 
     monkeypatch.setattr(Path, "unlink", fails)
-    with house(tmp_path) as h:
+    with service_harness(tmp_path) as h:
         assert settled(h, "sky")["status"] == "live"
         until = time.monotonic() + 20
         while "cannot be deleted" not in caplog.text:

@@ -1,4 +1,4 @@
-"""The service through its API: what it answers, to whom, and what it must never answer."""
+"""The service through its API: recommendations, similar items, media, degraded responses, slate invariants."""
 
 import os
 import re
@@ -14,9 +14,9 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import polars as pl
 import pytest
-from house import HOME, Flaky, House, house
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from service_harness import HOME, Flaky, ServiceHarness, service_harness
 from toy_service import NOW, RULES, ToyShelf, toy_bundle, toy_upsert
 
 from features.errors import StoreError
@@ -29,13 +29,13 @@ from serving.schemas import media_url
 from serving.state.snapshot import ServingSnapshot
 
 
-def test_a_known_user_gets_what_the_model_says(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        said = h.get("ann", 4)
-    # ann liked i1, then i8: nearest to 8 are 7, 9, 6, 10 (the smaller first)
-    assert [i["item_id"] for i in said["items"]] == ["i7", "i9", "i6", "i10"]
-    assert [i["position"] for i in said["items"]] == [1, 2, 3, 4]
-    assert said["items"][0] == {
+def test_a_known_user_gets_the_recommendations_of_the_model(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        response = harness.get("ann", 4)
+    # ann's positive items are i1, then i8: nearest to row 8 are 7, 9, 6, 10 (the smaller row wins ties)
+    assert [i["item_id"] for i in response["items"]] == ["i7", "i9", "i6", "i10"]
+    assert [i["position"] for i in response["items"]] == [1, 2, 3, 4]
+    assert response["items"][0] == {
         "item_id": "i7",
         "title": "Item <b>7</b>",
         "categories": ["odd"],
@@ -45,34 +45,39 @@ def test_a_known_user_gets_what_the_model_says(tmp_path: Path) -> None:
         "propensity": 1.0,
         "reason": "history",
     }
-    assert (said["source"], said["degraded"], said["variant"], said["bundle"]) == ("model", [], "default", "toy-1")
-    assert (said["user_id"], said["placement"]) == ("ann", "home")
-    assert set(said["trace"]) == {"store", "rank", "log"}
+    assert (response["source"], response["degraded"], response["variant"], response["bundle"]) == (
+        "model",
+        [],
+        "default",
+        "toy-1",
+    )
+    assert (response["user_id"], response["placement"]) == ("ann", "home")
+    assert set(response["trace"]) == {"store", "rank", "log"}
 
 
-def test_unknown_and_unhappy_users_get_popular_items_without_what_they_saw(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        nobody, bob = h.get("nobody"), h.get("bob")
-        again = h.get("bob", 4, "again")
+def test_users_without_positive_items_get_popular_items_without_seen_ones(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        nobody, bob = harness.get("nobody"), harness.get("bob")
+        again = harness.get("bob", 4, "again")
     assert (nobody["source"], nobody["degraded"]) == ("popular", [])
     assert [i["item_id"] for i in nobody["items"]] == ["i0", "i1", "i2", "i4"]  # i3 is not available
     assert (bob["source"], [i["item_id"] for i in bob["items"]]) == ("popular", ["i0", "i1", "i4", "i6"])
     assert [i["item_id"] for i in again["items"]] == ["i0", "i1", "i2", "i4"]
 
 
-def test_variants_are_collapsed_and_the_slate_filled_from_further_down(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        h.click("eve", "i6")
+def test_a_slate_has_one_variant_of_each_product_and_is_filled_up(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        harness.click("eve", "i6")
         # nearest to 6: 5 and 7, then 4 (a variant of 5) and 8, then 3 (not available) and 9
-        assert h.items("eve", 3) == ["i5", "i7", "i8"]
-        assert h.items("eve", 100) == ["i5", "i7", "i8", "i9", "i2", "i10", "i1", "i11", "i0"]
+        assert harness.items("eve", 3) == ["i5", "i7", "i8"]
+        assert harness.items("eve", 100) == ["i5", "i7", "i8", "i9", "i2", "i10", "i1", "i11", "i0"]
 
 
-def test_an_event_changes_the_very_next_answer_and_is_in_the_log(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        assert h.get("eve")["source"] == "popular"
-        said = h.click("eve", "i10", request_id="r", position=2, event_id="mine")
-        assert said == {
+def test_an_event_affects_the_next_response_and_is_in_the_log(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        assert harness.get("eve")["source"] == "popular"
+        response = harness.click("eve", "i10", request_id="r", position=2, event_id="mine")
+        assert response == {
             "accepted": 1,
             "rejected": 0,
             "degraded": [],
@@ -80,10 +85,10 @@ def test_an_event_changes_the_very_next_answer_and_is_in_the_log(tmp_path: Path)
                 {"status": "accepted", "event_id": "mine", "known_item": True, "reason": None, "place": None}
             ],
         }
-        assert h.items("eve", 3) == ["i9", "i11", "i8"]
-        assert h.items("eve", 3, "again") == ["i10", "i9", "i11"]
+        assert harness.items("eve", 3) == ["i9", "i11", "i8"]
+        assert harness.items("eve", 3, "again") == ["i10", "i9", "i11"]
         records = read(tmp_path / "log").records
-        past = h.client.get("/v1/users/eve/history").json()
+        past = harness.client.get("/v1/users/eve/history").json()
     assert [type(r) for r in records] == [Exposure, Event, Exposure, Exposure]
     shown, clicked = records[2], records[1]
     assert isinstance(shown, Exposure)
@@ -95,84 +100,87 @@ def test_an_event_changes_the_very_next_answer_and_is_in_the_log(tmp_path: Path)
     assert (past["total"], past["events"][0]["title"], past["events"][0]["value"]) == (1, "Item <b>10</b>", None)
 
 
-def test_the_next_start_knows_what_happened(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        h.click("eve", "i10")
-    with house(tmp_path) as h:
-        assert h.items("eve", 2) == ["i9", "i11"]
-        assert h.client.get("/v1/users?limit=2").json()["users"] == ["eve", "bob"]
+def test_events_survive_a_restart(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        harness.click("eve", "i10")
+    with service_harness(tmp_path) as harness:
+        assert harness.items("eve", 2) == ["i9", "i11"]
+        assert harness.client.get("/v1/users?limit=2").json()["users"] == ["eve", "bob"]
 
 
 def test_similar(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        said = h.client.get("/v1/items/i4/similar?k=3").json()
-        assert [i["item_id"] for i in said["items"]] == ["i2", "i6", "i1"]  # not i5, its variant, nor i3
-        assert said["placement"] == "similar"
+    with service_harness(tmp_path) as harness:
+        response = harness.client.get("/v1/items/i4/similar?k=3").json()
+        assert [i["item_id"] for i in response["items"]] == ["i2", "i6", "i1"]  # neither i5, its variant, nor i3
+        assert response["placement"] == "similar"
         shown = read(tmp_path / "log").records[-1]
         assert isinstance(shown, Exposure)
         assert shown.item_id == "i4"
-        assert h.client.get("/v1/items/nothing/similar").status_code == 404
+        assert harness.client.get("/v1/items/nothing/similar").status_code == 404
 
 
-def test_similar_items_say_in_what_they_are_near(steady: House) -> None:
-    said = steady.client.get("/v1/items/i0/similar?k=4").json()
-    assert [item["item_id"] for item in said["items"]] == ["i1", "i2", "i4", "i6"]
-    near = [item["near"] for item in said["items"]]
-    assert [each["behaviour"] for each in near] == [item["score"] for item in said["items"]]
+def test_similar_items_have_a_similarity_by_channel(steady: ServiceHarness) -> None:
+    response = steady.client.get("/v1/items/i0/similar?k=4").json()
+    assert [item["item_id"] for item in response["items"]] == ["i1", "i2", "i4", "i6"]
+    near = [item["near"] for item in response["items"]]
+    assert [similarity["behaviour"] for similarity in near] == [item["score"] for item in response["items"]]
     cosines = [np.cos(np.radians(8 * row)) for row in (1, 2, 4, 6)]
-    assert [each["text"] for each in near] == [pytest.approx(c, abs=1e-6) for c in cosines]
-    assert [each["image"] for each in near] == [None, 0.0, 1.0, 0.0]  # i0 and i4 have green pictures
-    of_nothing = steady.client.get("/v1/items/i9/similar?k=1").json()["items"][0]["near"]
-    assert (of_nothing["text"], of_nothing["image"]) == (None, None)
+    assert [similarity["text"] for similarity in near] == [pytest.approx(c, abs=1e-6) for c in cosines]
+    assert [similarity["image"] for similarity in near] == [None, 0.0, 1.0, 0.0]  # i0 and i4 have green pictures
+    of_i9 = steady.client.get("/v1/items/i9/similar?k=1").json()["items"][0]["near"]
+    assert (of_i9["text"], of_i9["image"]) == (None, None)
 
 
 def test_a_model_that_fails_later_degrades(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        object.__setattr__(h.service.live.bundle.recommender, "broken", True)
-        said = h.get("ann", 3)
-    assert (said["source"], said["degraded"]) == ("popular", ["recommender"])
-    assert [i["item_id"] for i in said["items"]] == ["i0", "i2", "i4"]
+    with service_harness(tmp_path) as harness:
+        object.__setattr__(harness.service.snapshot.bundle.recommender, "broken", True)
+        response = harness.get("ann", 3)
+    assert (response["source"], response["degraded"]) == ("popular", ["recommender"])
+    assert [i["item_id"] for i in response["items"]] == ["i0", "i2", "i4"]
 
 
 def test_a_log_that_cannot_be_written_accepts_nothing(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        h.service.log.close()
+    with service_harness(tmp_path) as harness:
+        harness.service.log.close()
         sent = {"user_id": "eve", "item_id": "i10", "event": "click"}
-        for said in (h.client.post("/v1/events", json=sent), h.client.get(HOME.format("eve", 2, "home"))):
-            assert (said.status_code, said.json()["error"]["code"]) == (503, "unavailable")
-        assert h.store.read_users(["eve"])[0].items == ()
+        for response in (
+            harness.client.post("/v1/events", json=sent),
+            harness.client.get(HOME.format("eve", 2, "home")),
+        ):
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
+        assert harness.store.read_users(["eve"])[0].items == ()
 
 
-def test_all_routes_share_the_threads(tmp_path: Path) -> None:
-    at_work, most, lock = [0], [0], threading.Lock()
+def test_all_routes_share_one_thread_limit(tmp_path: Path) -> None:
+    running, maximum, lock = [0], [0], threading.Lock()
 
     def slow(*args: Any) -> Any:
         with lock:
-            at_work[0] += 1
-            most[0] = max(most[0], at_work[0])
+            running[0] += 1
+            maximum[0] = max(maximum[0], running[0])
         time.sleep(0.05)
         with lock:
-            at_work[0] -= 1
+            running[0] -= 1
         raise StoreError("away")
 
     store = Flaky(RULES)
-    with house(tmp_path, store=store, threads=1) as h, ThreadPoolExecutor(6) as pool:
+    with service_harness(tmp_path, store=store, threads=1) as harness, ThreadPoolExecutor(6) as pool:
         store.read_users = store.recent_users = store.push = slow  # type: ignore[method-assign]
         sent = {"user_id": "eve", "item_id": "i10", "event": "click"}
-        asked = [pool.submit(h.client.get, path) for path in ("/v1/users/ann/history", "/v1/users") * 2]
-        asked += [pool.submit(h.client.post, "/v1/events", json=sent) for _ in range(2)]
-        assert [a.result().json()["degraded"] for a in asked] == [["store"]] * 6
-    assert most[0] == 1
+        pending = [pool.submit(harness.client.get, path) for path in ("/v1/users/ann/history", "/v1/users") * 2]
+        pending += [pool.submit(harness.client.post, "/v1/events", json=sent) for _ in range(2)]
+        assert [future.result().json()["degraded"] for future in pending] == [["store"]] * 6
+    assert maximum[0] == 1
 
 
 @pytest.fixture(scope="module")
-def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with house(tmp_path_factory.mktemp("steady")) as h:
-        yield h
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceHarness]:
+    with service_harness(tmp_path_factory.mktemp("steady")) as harness:
+        yield harness
 
 
 @pytest.mark.parametrize("image", ["https://example.org/x.png", "http://example.org/x.png", "x.png"])
-def test_the_page_may_show_every_picture_that_is_named(steady: House, image: str) -> None:
+def test_the_content_security_policy_allows_every_image_url(steady: ServiceHarness, image: str) -> None:
     policy = steady.client.get("/").headers["content-security-policy"]
     allowed = next(part for part in policy.split("; ") if part.startswith("img-src")).split()[1:]
     url = media_url("i1", image)
@@ -181,24 +189,29 @@ def test_the_page_may_show_every_picture_that_is_named(steady: House, image: str
 
 
 @pytest.mark.parametrize("user", ["a/b", "é", "a b", "?", "recommendations", "a/recommendations", "<script>"])
-def test_any_id_travels_in_a_path(steady: House, user: str) -> None:
+def test_any_id_travels_in_a_path(steady: ServiceHarness, user: str) -> None:
     steady.click(user, "i10")
     assert steady.items(quote(user, safe=""), 1) == ["i9"]
 
 
-def test_openapi_docs_and_page(steady: House) -> None:
+def test_openapi_docs_and_page(steady: ServiceHarness) -> None:
     api = steady.client.get("/openapi.json").json()
     assert {"/v1/users/{user_id}/recommendations", "/v1/events", "/healthz"} <= set(api["paths"])
+<<<<<<< HEAD
     answer = api["paths"]["/v1/users/{user_id}/recommendations"]["get"]["responses"]["200"]["content"]
     assert answer["application/json"]["schema"]["$ref"].endswith("SlateResponse")
+=======
+    content = api["paths"]["/v1/users/{user_id}/recommendations"]["get"]["responses"]["200"]["content"]
+    assert content["application/json"]["schema"]["$ref"].endswith("SlateResponse")
+>>>>>>> h5
     for path in ("/", "/docs", "/static/page.js", "/static/page.css", "/static/docs.js", "/static/icon.svg"):
-        said = steady.client.get(path)
-        assert said.status_code == 200
-        assert "default-src 'none'" in said.headers["content-security-policy"]
-        assert not re.search(r"""["'`(=]\s*(https?:)?//""", said.text.replace("http://www.w3.org/2000/svg", ""))
+        response = steady.client.get(path)
+        assert response.status_code == 200
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+        assert not re.search(r"""["'`(=]\s*(https?:)?//""", response.text.replace("http://www.w3.org/2000/svg", ""))
 
 
-def test_the_api_is_described(steady: House) -> None:
+def test_the_api_is_described(steady: ServiceHarness) -> None:
     api = steady.client.get("/openapi.json").json()
     body = api["paths"]["/v1/search"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}
@@ -208,16 +221,16 @@ def test_the_api_is_described(steady: House) -> None:
     assert "$ref" not in str(body)
 
 
-def test_about(steady: House) -> None:
-    said = steady.client.get("/v1/about").json()
-    assert said["click"] == {"event": "rating", "value": 3.5}
-    assert said["placements"] == {"home": {"repeats": False}, "again": {"repeats": True}}
+def test_about(steady: ServiceHarness) -> None:
+    response = steady.client.get("/v1/about").json()
+    assert response["click"] == {"event": "rating", "value": 3.5}
+    assert response["placements"] == {"home": {"repeats": False}, "again": {"repeats": True}}
 
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
 
 
-def test_media_serves_pictures_of_the_catalogue_and_nothing_else(tmp_path: Path) -> None:
+def test_media_serves_images_of_the_catalogue_and_nothing_else(tmp_path: Path) -> None:
     tables = tmp_path / "tables"
     tables.mkdir()
     (tables / "a b.png").write_bytes(PNG)
@@ -238,20 +251,20 @@ def test_media_serves_pictures_of_the_catalogue_and_nothing_else(tmp_path: Path)
         9: ".",
         10: "file:///etc/passwd",
     }
-    with house(tmp_path, shelf=ToyShelf(toy_bundle(tables, images=images))) as h:
-        got = {row: h.client.get(f"/media/i{row}") for row in range(12)}
-        shown = {i["item_id"]: i["image"] for i in h.get("nobody", 20)["items"]}
-        assert h.client.get("/media/..%2F..%2Fetc%2Fpasswd").status_code == 404
-    assert [row for row in got if got[row].status_code == 200] == [0, 4]
-    assert {got[row].status_code for row in got} == {200, 404}
-    assert (got[0].content, got[0].headers["content-type"]) == (PNG, "image/png")
-    assert "max-age" in got[0].headers["cache-control"]
+    with service_harness(tmp_path, shelf=ToyShelf(toy_bundle(tables, images=images))) as harness:
+        responses = {row: harness.client.get(f"/media/i{row}") for row in range(12)}
+        shown = {i["item_id"]: i["image"] for i in harness.get("nobody", 20)["items"]}
+        assert harness.client.get("/media/..%2F..%2Fetc%2Fpasswd").status_code == 404
+    assert [row for row in responses if responses[row].status_code == 200] == [0, 4]
+    assert {responses[row].status_code for row in responses} == {200, 404}
+    assert (responses[0].content, responses[0].headers["content-type"]) == (PNG, "image/png")
+    assert "max-age" in responses[0].headers["cache-control"]
     assert (shown["i0"], shown["i6"], shown["i11"]) == ("/media/i0", "https://example.org/x.png", None)
 
 
 ACTIONS = st.lists(
     st.tuples(
-        st.sampled_from(["click", "look", "rating", "ask", "again", "away", "back"]),
+        st.sampled_from(["click", "look", "rating", "home", "again", "away", "back"]),
         st.sampled_from(["ann", "eve"]),
         st.integers(0, 11),
         st.integers(1, 12),
@@ -262,65 +275,69 @@ ACTIONS = st.lists(
 
 @settings(max_examples=25, deadline=None)
 @given(actions=ACTIONS)
-def test_no_answer_ever_holds_what_it_must_not(tmp_path_factory: pytest.TempPathFactory, actions: list[Any]) -> None:
+def test_no_slate_ever_holds_hidden_seen_or_duplicate_items(
+    tmp_path_factory: pytest.TempPathFactory, actions: list[Any]
+) -> None:
     seen = {"ann": {"i1", "i8"}, "eve": set()}
-    with house(tmp_path_factory.mktemp("any")) as h:
-        for what, user, row, k in actions:
-            if what in ("click", "look", "rating"):
-                h.click(user, f"i{row}", event=what, value=row / 2)
-                seen[user] |= {f"i{row}"} if what != "look" else set()
-            elif what in ("away", "back"):
-                h.store.away = what == "away"
-                h.service.step()
+    with service_harness(tmp_path_factory.mktemp("any")) as harness:
+        for action, user, row, k in actions:
+            if action in ("click", "look", "rating"):
+                harness.click(user, f"i{row}", event=action, value=row / 2)
+                seen[user] |= {f"i{row}"} if action != "look" else set()
+            elif action in ("away", "back"):
+                harness.store.away = action == "away"
+                harness.service.step()
             else:
-                said = h.get(user, k, "again" if what == "again" else "home")
-                items = [i["item_id"] for i in said["items"]]
+                response = harness.get(user, k, action)
+                items = [i["item_id"] for i in response["items"]]
                 assert len(items) == len(set(items)) <= k
                 assert "i3" not in items
                 assert not {"i4", "i5"} <= set(items)
-                if what == "ask" and not said["degraded"]:
+                if action == "home" and not response["degraded"]:
                     assert not seen[user] & set(items)
-                    left = {f"i{n}" for n in range(12) if n != 3} - seen[user]
-                    assert len(items) == min(k, len(left) - ({"i4", "i5"} <= left))
-                assert bool(said["degraded"]) == h.store.away
+                    allowed = {f"i{n}" for n in range(12) if n != 3} - seen[user]
+                    assert len(items) == min(k, len(allowed) - ({"i4", "i5"} <= allowed))
+                assert bool(response["degraded"]) == harness.store.away
 
 
-def test_slates_are_read_only_views_of_one_bundle(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        before = h.service.live.bundle.catalog.available.copy()
-        h.get("nobody")
-        np.testing.assert_array_equal(h.service.live.bundle.catalog.available, before)
+def test_requests_do_not_change_the_catalogue(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        before = harness.service.snapshot.bundle.catalog.available.copy()
+        harness.get("nobody")
+        np.testing.assert_array_equal(harness.service.snapshot.bundle.catalog.available, before)
 
 
-def test_what_is_published_later_is_shown_from_then_on(tmp_path: Path) -> None:
+def test_an_item_is_shown_from_its_publication_time_on(tmp_path: Path) -> None:
     now, bundle = [1_000], toy_bundle(tmp_path)
     published = bundle.catalog.published.copy()
-    published[[1, 2, 3]] = 1_000, 1_001, 1_001  # 3 is not available, whenever
+    published[[1, 2, 3]] = 1_000, 1_001, 1_001  # 3 is not available at any time
     bundle = replace(bundle, catalog=replace(bundle.catalog, published=published))
-    live = ServingSnapshot.of(bundle, MemoryStore(RULES), lambda: now[0])
+    snapshot = ServingSnapshot.of(bundle, MemoryStore(RULES), lambda: now[0])
 
-    def shown(live: ServingSnapshot) -> list[int]:
-        return np.flatnonzero(live.allowed()[:5]).tolist()
+    def shown(snapshot: ServingSnapshot) -> list[int]:
+        return np.flatnonzero(snapshot.allowed()[:5]).tolist()
 
-    everything = live.with_filter(Filter())
-    assert shown(live) == shown(everything) == [0, 1, 4]
-    assert live.popular(np.array([0]), 2, {}).items == ("i1", "i4")
+    unfiltered = snapshot.with_filter(Filter())
+    assert shown(snapshot) == shown(unfiltered) == [0, 1, 4]
+    assert snapshot.popular(np.array([0]), 2, {}).items == ("i1", "i4")
     now[0] = 1_001
-    assert shown(live) == shown(everything) == [0, 1, 2, 4]
-    again = bundle.catalog.frame[:1].with_columns(published_at=pl.lit(2_000).cast(pl.Datetime("us", "UTC")))
-    grown = live.with_upserts(toy_upsert(bundle, again, {}), ["i0"])  # put anew, to be shown later
-    assert shown(grown) == [1, 2, 4]
+    assert shown(snapshot) == shown(unfiltered) == [0, 1, 2, 4]
+    republished = bundle.catalog.frame[:1].with_columns(published_at=pl.lit(2_000).cast(pl.Datetime("us", "UTC")))
+    upserted = snapshot.with_upserts(
+        toy_upsert(bundle, republished, {}), ["i0"]
+    )  # put again, with a later publication time
+    assert shown(upserted) == [1, 2, 4]
     now[0] = 2_000
-    assert shown(grown) == [0, 1, 2, 4]
+    assert shown(upserted) == [0, 1, 2, 4]
 
 
-def test_what_the_towers_read_of_a_user_by_hand(tmp_path: Path) -> None:
-    live = ServingSnapshot.of(toy_bundle(tmp_path), MemoryStore(RULES))
+def test_user_states_of_a_small_history(tmp_path: Path) -> None:
+    snapshot = ServingSnapshot.of(toy_bundle(tmp_path), MemoryStore(RULES))
     names, items = ("rating", "share", "click", "rating"), ("i1", "i2", "gone", "i9")
     values, times = np.array([3.0, np.nan, np.nan, 4.0]), np.array([1, 2, 3, 4])
-    states = live.states(UserState("ann", items, names, times, values, frozenset(items), Status.PRESENT), now=9)
-    assert states.items.flat.tolist() == [1, 2, 9]  # one is newer than the bundle
-    assert states.types.tolist() == [2, 0, 2]  # click and rating are told apart, others are not known
+    states = snapshot.states(UserState("ann", items, names, times, values, frozenset(items), Status.PRESENT), now=9)
+    assert states.items.flat.tolist() == [1, 2, 9]  # the third is not in the bundle
+    assert states.types.tolist() == [2, 0, 2]  # other event types than click and rating are unknown (0)
     assert states.positive.tolist() == [False, False, True]
     assert states.seen.tolist() == [True, False, True]
     assert (states.times.tolist(), states.as_of.tolist()) == ([1, 2, 4], [9])

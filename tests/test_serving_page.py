@@ -1,4 +1,4 @@
-"""The page in a real browser, before a real service."""
+"""The demo page in a real browser, against a real service."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from shutil import which
 from typing import Any
 
 import pytest
-from house import GREEN_PNG, Flaky, serving
+from service_harness import GREEN_PNG, Flaky, serving
 from toy_service import RULES, ToyShelf, toy_bundle, toy_encoders, toy_events, toy_settings, toy_upsert, with_contents
 
 from serving.app import create_app
@@ -28,7 +28,7 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Flaky]]:
-    """A service on a free port, and its store."""
+    """URL of a service on a free port, and its store."""
     folder = tmp_path_factory.mktemp("site")
     shelf, store = ToyShelf(with_contents(toy_bundle(folder, 40, images={2: "absent.png"}))), Flaky(RULES)
     app = create_app(
@@ -48,7 +48,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Flaky]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
-        pytest.skip("there is no chromium on PATH")
+        pytest.skip("chromium is not on PATH")
     with sync_api.sync_playwright() as play:
         started = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield started
@@ -57,22 +57,20 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, site: tuple[str, Flaky]) -> Iterator[Any]:
-    """A page that fails its test on any error in the console and any request to another host."""
+    """A page. Its test fails on an error in the console or a request to another host."""
     context = browser.new_context(viewport={"width": 390, "height": 800})
     opened = context.new_page()
-    wrong: list[str] = []
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    own = (site[0], f"blob:{site[0]}")
-    opened.on("request", lambda request: wrong.append(request.url) if not request.url.startswith(own) else None)
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    allowed = (site[0], f"blob:{site[0]}")
+    opened.on("request", lambda request: errors.append(request.url) if not request.url.startswith(allowed) else None)
     opened.on(
         "console",
-        lambda said: (
-            wrong.append(said.text) if said.type == "error" and "/media/" not in said.location["url"] else None
-        ),
+        lambda log: errors.append(log.text) if log.type == "error" and "/media/" not in log.location["url"] else None,
     )
     yield opened
     context.close()
-    assert wrong == []
+    assert errors == []
 
 
 def picks(page: Any) -> list[str]:
@@ -133,10 +131,10 @@ def finds(page: Any) -> list[str]:
 
 
 DROP = """([name, type, bytes]) => {
-  const carried = new DataTransfer();
-  carried.items.add(new File([new Uint8Array(bytes)], name, { type }));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
   for (const moved of ["dragover", "drop"]) {
-    document.body.dispatchEvent(new DragEvent(moved, { dataTransfer: carried, bubbles: true, cancelable: true }));
+    document.body.dispatchEvent(new DragEvent(moved, { dataTransfer: transfer, bubbles: true, cancelable: true }));
   }
 }"""
 
@@ -150,7 +148,7 @@ def test_words_find_items(page: Any, site: tuple[str, Flaky]) -> None:
     assert finds(page)[:4] == ["i0", "i1", "i2", "i4"]  # i3 is hidden
     assert page.inner_text("#found-title") == "Found for “red”"
     assert page.inner_text('#finds [data-item="i1"] .chips') == "text 1.00"
-    assert page.get_attribute('#finds [data-item="i2"] .chips', "title") == "near in image 1.00, text 1.00"
+    assert page.get_attribute('#finds [data-item="i2"] .chips', "title") == "similarity: image 1.00, text 1.00"
     page.click('#finds [data-item="i1"] .hit')
     page.wait_for_selector("#past .card")
     assert past(page) == ["i1"]
@@ -170,7 +168,7 @@ def test_a_picture_is_dropped(page: Any, site: tuple[str, Flaky]) -> None:
     page.fill("#words", "red")
     page.click("#ask button[type=submit]")
     sync_api.expect(page.locator("#found-title")).to_have_text("Found for “red” and <b>grass.png")
-    assert finds(page)[:2] == ["i20", "i19"]  # the middle: item r is at 88 r / 39 degrees
+    assert finds(page)[:2] == ["i20", "i19"]  # halfway between red and green: item r is at 88 r / 39 degrees
     page.set_input_files("#file", {"name": "torn.png", "mimeType": "image/png", "buffer": GREEN_PNG[:40]})
     page.wait_for_selector("#found-state .warn")
     assert page.inner_text("#found-state .warn") == "image not read"
@@ -180,46 +178,46 @@ def test_a_picture_is_dropped(page: Any, site: tuple[str, Flaky]) -> None:
     page.wait_for_selector("#held", state="hidden")
     page.evaluate(DROP, ["x.txt", "text/plain", [1]])
     page.wait_for_selector("#toast")
-    assert "is no picture" in page.inner_text("#toast")
+    assert "is not an image" in page.inner_text("#toast")
 
 
-def test_asking_for_nothing_leaves_the_search_under_way(page: Any, site: tuple[str, Flaky]) -> None:
+def test_an_empty_search_does_not_cancel_the_running_search(page: Any, site: tuple[str, Flaky]) -> None:
     page.goto(f"{site[0]}/?user=seeker")
     page.wait_for_selector("#picks .card")
-    asked = []
-    page.route("**/v1/search", lambda route: asked.append(route))
+    routes = []
+    page.route("**/v1/search", lambda route: routes.append(route))
     page.fill("#words", "red")
     page.keyboard.press("Enter")
     page.wait_for_selector("#ask.busy")
     page.fill("#words", "")
     page.keyboard.press("Enter")
-    asked[0].continue_()
+    routes[0].continue_()
     page.wait_for_selector("#finds .card")
     page.wait_for_selector("#ask:not(.busy)")
     assert page.inner_text("#found-title") == "Found for “red”"
 
 
-def test_a_search_of_a_file_that_was_removed_is_not_shown(page: Any, site: tuple[str, Flaky]) -> None:
+def test_the_response_is_dropped_after_its_file_is_removed(page: Any, site: tuple[str, Flaky]) -> None:
     page.goto(f"{site[0]}/?user=seeker")
     page.wait_for_selector("#picks .card")
-    asked = []
-    page.route("**/v1/search", lambda route: asked.append(route))
+    routes = []
+    page.route("**/v1/search", lambda route: routes.append(route))
     page.evaluate(DROP, ["grass.png", "image/png", list(GREEN_PNG)])
     page.wait_for_selector("#ask.busy")
     page.click("#let-go")
     page.wait_for_selector("#ask:not(.busy)")
     with page.expect_response("**/v1/search"):
-        asked[0].continue_()
+        routes[0].continue_()
     page.wait_for_timeout(50)
     assert page.is_hidden("#found")
 
 
-def test_similar_items_say_in_what(page: Any, site: tuple[str, Flaky]) -> None:
+def test_similar_items_show_similarity_by_channel(page: Any, site: tuple[str, Flaky]) -> None:
     page.goto(f"{site[0]}/?user=alike")
     page.click('#picks [data-item="i8"] .foot button')
     page.wait_for_selector("#similar[open] .card")
     assert page.inner_text('#alike [data-item="i7"] .chips') == "text 1.00"
-    assert page.get_attribute('#alike [data-item="i9"] .chips', "title") == "near in behaviour 0.97"
+    assert page.get_attribute('#alike [data-item="i9"] .chips', "title") == "similarity: behaviour 0.97"
 
 
 def test_nothing_is_wider_than_a_phone(page: Any, site: tuple[str, Flaky]) -> None:
@@ -237,12 +235,12 @@ def test_the_docs_list_the_api(page: Any, site: tuple[str, Flaky]) -> None:
     assert "/v1/search -F text=" in page.inner_text("#paths")
 
 
-def test_a_store_that_is_away_is_said(page: Any, site: tuple[str, Flaky]) -> None:
+def test_the_page_shows_that_the_store_does_not_respond(page: Any, site: tuple[str, Flaky]) -> None:
     site[1].away = True
     try:
         page.goto(f"{site[0]}/?user=ann")
         page.wait_for_selector(".warn")
-        assert "the feature store is away" in page.inner_text("#state")
+        assert "the feature store does not respond" in page.inner_text("#state")
     finally:
         site[1].away = False
     page.wait_for_timeout(200)

@@ -1,4 +1,4 @@
-"""A trained bundle, a real service, real HTTP and SIGKILL: items put and deleted are there, or not, after all."""
+"""A trained bundle and a real service: puts and deletes survive SIGKILL and reach the next training."""
 
 import os
 import signal
@@ -13,8 +13,8 @@ from typing import Any
 import httpx2
 import polars as pl
 import pytest
-from house import b64
 from item_server import encoders, steps, stripes
+from service_harness import b64
 from toy_data import toy_config, write_tables
 from typer.testing import CliRunner
 
@@ -26,13 +26,13 @@ SERVER = Path(__file__).parent / "item_server.py"
 
 
 def recsys(*arguments: object) -> None:
-    done = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A trained bundle of items with titles, pictures and sounds."""
+    """Configuration of a trained bundle of items with titles, images and sounds."""
     monkeypatch.setattr(dataset, "open_encoders", encoders)
     write_tables(tmp_path / "data", n_items=N)
     items = pl.read_csv(tmp_path / "data" / "items.csv")
@@ -49,7 +49,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Running:
-    """A service in a process of its own; `kill` leaves it no time for anything."""
+    """A service in a separate process. `kill` sends SIGKILL, so it cannot clean up."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,14 +60,14 @@ class Running:
         self.start()
 
     def start(self) -> None:
-        with (self.folder / "said").open("ab") as said:
+        with (self.folder / "service.log").open("ab") as response:
             command = [sys.executable, str(SERVER), str(self.folder), str(self.port)]
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
-        until = time.monotonic() + 90
+            self.process = subprocess.Popen(command, stdout=response, stderr=response, env=environment)
+        deadline = time.monotonic() + 90
         while True:
-            assert self.process.poll() is None, (self.folder / "said").read_text()
-            assert time.monotonic() < until
+            assert self.process.poll() is None, (self.folder / "service.log").read_text()
+            assert time.monotonic() < deadline
             try:
                 if self.client.get("/readyz").status_code == 200:
                     return
@@ -79,32 +79,33 @@ class Running:
         self.process.wait()
 
     def put(self, item: str, row: int, **more: Any) -> None:
-        sent = {"title": f"Title {row}", "image": b64(stripes(row)), "audio": b64(steps(row)), **more}
-        said = self.client.put(f"/v1/items/{item}", json=sent)
-        assert said.status_code == 202, said.text
+        fields = {"title": f"Title {row}", "image": b64(stripes(row)), "audio": b64(steps(row)), **more}
+        response = self.client.put(f"/v1/items/{item}", json=fields)
+        assert response.status_code == 202, response.text
 
     def first(self, row: int) -> list[str]:
-        """What words, a picture and a sound of an item find first."""
-        asked = ({"text": f"Title {row}"}, {"image": b64(stripes(row))}, {"audio": b64(steps(row))})
-        return [self.search(query | {"k": 1}).json()["items"][0]["item_id"] for query in asked]
+        """The first result of a search by the title, the image and the sound of an item."""
+        queries = ({"text": f"Title {row}"}, {"image": b64(stripes(row))}, {"audio": b64(steps(row))})
+        return [self.search(query | {"k": 1}).json()["items"][0]["item_id"] for query in queries]
 
     def search(self, query: dict[str, Any]) -> httpx2.Response:
-        """The answer, asked again while the service, on a busy machine, says to come back."""
-        until = time.monotonic() + 60
-        while (said := self.client.post("/v1/search", json=query)).status_code == 503:
-            assert time.monotonic() < until, said.text
+        """The response to a search, retried while the service is busy (503)."""
+        deadline = time.monotonic() + 60
+        while (response := self.client.post("/v1/search", json=query)).status_code == 503:
+            assert time.monotonic() < deadline, response.text
             time.sleep(0.1)
-        return said
+        return response
 
-    def becomes(self, item: str, row: int) -> None:
-        until = time.monotonic() + 60
+    def wait_for(self, item: str, row: int) -> None:
+        """Wait deadline searches by title, image and sound find an item first."""
+        deadline = time.monotonic() + 60
         while self.first(row) != [item] * 3:
-            assert time.monotonic() < until, (self.first(row), self.client.get(f"/v1/items/{item}").text)
+            assert time.monotonic() < deadline, (self.first(row), self.client.get(f"/v1/items/{item}").text)
             time.sleep(0.02)
         assert self.client.get(f"/v1/items/{item}").json()["status"] == "live"
 
-    def answers(self, row: int) -> set[str]:
-        """All items in the answers of all routes."""
+    def all_items(self, row: int) -> set[str]:
+        """Item ids in the responses of all routes."""
         slates = [
             self.client.get("/v1/users/u1/recommendations?k=100&placement=again"),
             self.client.get("/v1/users/nobody/recommendations?k=100"),
@@ -112,8 +113,8 @@ class Running:
             self.search({"text": f"Title {row}", "k": 100}),
             self.search({"image": b64(stripes(row)), "audio": b64(steps(row)), "k": 100}),
         ]
-        assert {one.status_code for one in slates} == {200}
-        return {item["item_id"] for one in slates for item in one.json()["items"]}
+        assert {slate.status_code for slate in slates} == {200}
+        return {item["item_id"] for slate in slates for item in slate.json()["items"]}
 
 
 @pytest.fixture
@@ -126,42 +127,42 @@ def running(config: Path) -> Iterator[Running]:
 
 def test_items_survive_kill_9_and_the_next_training_knows_them(config: Path, running: Running) -> None:
     running.put("new", NEW, categories=["even"])
-    running.becomes("new", NEW)
-    running.put("i3", NEW + 1)  # in place of one that the bundle has
-    running.becomes("i3", NEW + 1)
-    assert "new" in running.answers(NEW)
+    running.wait_for("new", NEW)
+    running.put("i3", NEW + 1)  # replaces an item of the bundle
+    running.wait_for("i3", NEW + 1)
+    assert "new" in running.all_items(NEW)
     slates = [
         running.client.get("/v1/users/u1/recommendations?k=100&placement=again"),
         running.client.get("/v1/users/nobody/recommendations?k=100"),
         running.client.get("/v1/items/i0/similar?k=100"),
     ]
     assert all("new" in {item["item_id"] for item in slate.json()["items"]} for slate in slates)
-    said = running.client.delete("/v1/items/new")
-    assert said.status_code == 200
-    assert "new" not in running.answers(NEW)
+    response = running.client.delete("/v1/items/new")
+    assert response.status_code == 200
+    assert "new" not in running.all_items(NEW)
 
     running.put("kept", NEW)
-    running.kill()  # right after the 202
+    running.kill()  # directly after the 202
     running.start()
-    assert "new" not in running.answers(NEW)
-    running.becomes("kept", NEW)
-    running.becomes("i3", NEW + 1)
+    assert "new" not in running.all_items(NEW)
+    running.wait_for("kept", NEW)
+    running.wait_for("i3", NEW + 1)
     assert running.client.delete("/v1/items/i5").status_code == 200
     running.kill()
     running.start()
-    assert not {"new", "i5"} & running.answers(5)
+    assert not {"new", "i5"} & running.all_items(5)
 
     before = running.client.get("/v1/about").json()["bundle"]
     recsys("embed", config)
     recsys("train", config, "--no-track")
-    until = time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while running.client.get("/v1/about").json()["bundle"] == before:
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     catalog = pl.read_parquet(config.parent / "bundles" / "current" / "items.parquet")
     rows = {row["item_id"]: row for row in catalog.to_dicts()}
     assert [rows[item]["available"] for item in ("kept", "i3", "new", "i5")] == [True, True, False, False]
     assert Path(rows["kept"]["image"]).read_bytes() == stripes(NEW)
     assert (rows["i3"]["title"], rows["i3"]["categories"]) == (f"Title {NEW + 1}", None)
-    running.becomes("kept", NEW)
-    assert not {"new", "i5"} & running.answers(NEW)
+    running.wait_for("kept", NEW)
+    assert not {"new", "i5"} & running.all_items(NEW)

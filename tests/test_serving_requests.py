@@ -1,29 +1,29 @@
-"""Requests that are odd, too large or hostile: a 4xx that says what is wrong, never a 500."""
+"""Invalid, oversized and hostile requests: a 4xx response that names the error, never a 500."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 import pytest
-from house import House, endless, house
+from service_harness import ServiceHarness, endless, service_harness
 
 
-def test_a_list_of_events_is_judged_one_by_one(tmp_path: Path) -> None:
-    good = {
+def test_each_event_of_a_list_is_accepted_or_rejected(tmp_path: Path) -> None:
+    valid = {
         "user_id": "eve",
         "item_id": "i1",
         "event": "rating",
         "value": 5,
         "timestamp": "2026-01-01T00:00:00+02:00",
     }
-    late = {**good, "timestamp": "2027-01-16T23:00:00Z"}
-    sent = [good, {**good, "item_id": "new", "value": None}, {**good, "timestamp": "2026-01-01T00:00:00"}, late, 7]
-    with house(tmp_path) as h:
-        said = h.client.post("/v1/events", content=orjson.dumps(sent))
-        past = h.client.get("/v1/users/eve/history").json()["events"]
-    assert said.status_code == 202
-    assert [said.json()[c] for c in ("accepted", "rejected")] == [2, 3]
-    assert [(r["known_item"], r["place"], r["reason"]) for r in said.json()["results"]] == [
+    late = {**valid, "timestamp": "2027-01-16T23:00:00Z"}
+    sent = [valid, {**valid, "item_id": "new", "value": None}, {**valid, "timestamp": "2026-01-01T00:00:00"}, late, 7]
+    with service_harness(tmp_path) as harness:
+        response = harness.client.post("/v1/events", content=orjson.dumps(sent))
+        past = harness.client.get("/v1/users/eve/history").json()["events"]
+    assert response.status_code == 202
+    assert [response.json()[c] for c in ("accepted", "rejected")] == [2, 3]
+    assert [(r["known_item"], r["place"], r["reason"]) for r in response.json()["results"]] == [
         (True, None, None),
         (False, None, None),
         (None, "events[2].timestamp", "has no zone: add Z or an offset such as +01:00"),
@@ -35,7 +35,7 @@ def test_a_list_of_events_is_judged_one_by_one(tmp_path: Path) -> None:
 
 
 EVENT = {"user_id": "u", "item_id": "i1", "event": "click"}
-ODD_BODIES: list[tuple[bytes, int]] = [
+INVALID_BODIES: list[tuple[bytes, int]] = [
     (b"", 400),
     (b"{", 400),
     (b"\xff\xfe", 400),
@@ -86,24 +86,26 @@ ODD_BODIES: list[tuple[bytes, int]] = [
 
 
 @pytest.fixture(scope="module")
-def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with house(tmp_path_factory.mktemp("steady")) as h:
-        yield h
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceHarness]:
+    with service_harness(tmp_path_factory.mktemp("steady")) as harness:
+        yield harness
 
 
-@pytest.mark.parametrize(("body", "status"), ODD_BODIES, ids=lambda x: repr(x)[:60] if isinstance(x, bytes) else None)
-def test_odd_bodies(steady: House, body: bytes, status: int) -> None:
-    said = steady.client.post("/v1/events", content=body, headers={"Content-Type": "application/json"})
-    assert said.status_code == status, said.text[:300]
+@pytest.mark.parametrize(
+    ("body", "status"), INVALID_BODIES, ids=lambda x: repr(x)[:60] if isinstance(x, bytes) else None
+)
+def test_invalid_bodies(steady: ServiceHarness, body: bytes, status: int) -> None:
+    response = steady.client.post("/v1/events", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == status, response.text[:300]
     if status != 202:
-        error = said.json()["error"]
+        error = response.json()["error"]
         assert set(error) == {"code", "message", "place"}
         assert error["message"]
 
 
-def test_a_body_without_a_length_is_cut_off(steady: House) -> None:
-    said = steady.client.post("/v1/events", content=endless())
-    assert said.status_code == 413
+def test_a_body_without_a_length_is_cut_off(steady: ServiceHarness) -> None:
+    response = steady.client.post("/v1/events", content=endless())
+    assert response.status_code == 413
 
 
 @pytest.mark.parametrize(
@@ -127,12 +129,12 @@ def test_a_body_without_a_length_is_cut_off(steady: House) -> None:
         ("/static/app.py", 404, "not_found"),
     ],
 )
-def test_odd_requests(steady: House, path: str, status: int, code: str) -> None:
-    said = steady.client.get(path)
-    assert (said.status_code, said.json()["error"]["code"]) == (status, code)
+def test_invalid_requests(steady: ServiceHarness, path: str, status: int, code: str) -> None:
+    response = steady.client.get(path)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
 
 
-def test_the_message_names_what_there_is(steady: House) -> None:
-    said = steady.client.get("/v1/users/ann/recommendations?placement=attic").json()["error"]
-    assert said["message"] == "there is no such placement; there are: home, again"
-    assert said["place"] == "placement"
+def test_the_message_names_what_there_is(steady: ServiceHarness) -> None:
+    response = steady.client.get("/v1/users/ann/recommendations?placement=attic").json()["error"]
+    assert response["message"] == "unknown placement; available: home, again"
+    assert response["place"] == "placement"

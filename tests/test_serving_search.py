@@ -1,4 +1,4 @@
-"""POST /v1/search: what it finds, what it tells, and what it refuses."""
+"""POST /v1/search: results, response fields, and rejected requests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from house import GREEN_PNG, House, b64, endless, house
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media import picture
+from service_harness import GREEN_PNG, ServiceHarness, b64, endless, service_harness
 from toy_service import ToyShelf, toy_bundle, with_contents
 
 from features.log.event_log import read
@@ -20,12 +20,12 @@ RED_PNG = picture(np.full((8, 8, 3), (255, 0, 0), np.uint8), "PNG")
 
 
 @pytest.fixture(scope="module")
-def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with house(tmp_path_factory.mktemp("steady"), search_bytes=2 << 20) as h:
-        yield h
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceHarness]:
+    with service_harness(tmp_path_factory.mktemp("steady"), search_bytes=2 << 20) as harness:
+        yield harness
 
 
-def test_words_find_the_items_they_are_near_to(steady: House) -> None:
+def test_text_finds_the_nearest_items(steady: ServiceHarness) -> None:
     # item r is at 8 r degrees from red to green; i3 is hidden, i5 a variant of i4, i9 has no contents
     assert steady.found(text="red", k=4) == ["i0", "i1", "i2", "i4"]
     assert steady.found(text="green", k=4) == ["i11", "i10", "i8", "i7"]
@@ -33,9 +33,9 @@ def test_words_find_the_items_they_are_near_to(steady: House) -> None:
     assert steady.found(text="green", k=100) == ["i11", "i10", "i8", "i7", "i6", "i5", "i2", "i1", "i0"]
 
 
-def test_an_answer_is_a_slate_that_was_logged(steady: House) -> None:
-    said = steady.post(text="red", k=2).json()
-    assert said["items"][1] == {
+def test_a_response_is_a_slate_that_was_logged(steady: ServiceHarness) -> None:
+    response = steady.post(text="red", k=2).json()
+    assert response["items"][1] == {
         "item_id": "i1",
         "title": "Item <b>1</b>",
         "categories": ["odd"],
@@ -46,85 +46,88 @@ def test_an_answer_is_a_slate_that_was_logged(steady: House) -> None:
         "reason": "search",
         "near": {"text": pytest.approx(np.cos(np.radians(8))), "image": None},
     }
-    assert said["items"][0]["near"] == {"text": 1.0, "image": 0.0}
-    assert said["query"] == {"read": ["text"], "failed": []}
-    assert set(said["trace"]) == {"encode", "rank", "log"}
+    assert response["items"][0]["near"] == {"text": 1.0, "image": 0.0}
+    assert response["query"] == {"read": ["text"], "failed": []}
+    assert set(response["trace"]) == {"encode", "rank", "log"}
     shown = read(steady.service.settings.log).records[-1]
     assert isinstance(shown, Exposure)
-    assert (shown.request_id, shown.placement, list(shown.items)) == (said["request_id"], "search", ["i0", "i1"])
+    assert (shown.request_id, shown.placement, list(shown.items)) == (response["request_id"], "search", ["i0", "i1"])
     assert (shown.user_id, shown.item_id, shown.fingerprint, shown.source) == ("", None, "toy-1", "model")
 
 
-def test_pictures_and_mixtures(steady: House) -> None:
+def test_images_and_combinations(steady: ServiceHarness) -> None:
     assert steady.found(image=b64(GREEN_PNG), k=2) == ["i11", "i10"]
     assert steady.found(text="red", image=b64(GREEN_PNG), k=3) == ["i6", "i5", "i7"]
     assert steady.post(text="red", image=b64(GREEN_PNG)).json()["query"]["read"] == ["text", "image"]
 
 
-def test_forms(steady: House) -> None:
+def test_forms(steady: ServiceHarness) -> None:
     files = {"image": ("g.png", GREEN_PNG, "image/png")}
-    said = steady.client.post("/v1/search", files=files, data={"text": "red", "k": "3"}).json()
-    assert [item["item_id"] for item in said["items"]] == ["i6", "i5", "i7"]
+    response = steady.client.post("/v1/search", files=files, data={"text": "red", "k": "3"}).json()
+    assert [item["item_id"] for item in response["items"]] == ["i6", "i5", "i7"]
     two = files | {"video": ("f.mp4", b"not a video")}
-    said = steady.client.post("/v1/search", files=two).json()
-    assert said["items"][0]["item_id"] == "i11"
-    assert said["query"]["read"] == ["image"]
-    assert [f["part"] for f in said["query"]["failed"]] == ["video"]
-    empty = {"image": ("", b""), "audio": ("", b"")}  # as a browser sends fields left empty
-    said = steady.client.post("/v1/search", files=empty, data={"text": "grün green"}).json()
-    assert (said["items"][0]["item_id"], said["query"]) == ("i11", {"read": ["text"], "failed": []})
+    response = steady.client.post("/v1/search", files=two).json()
+    assert response["items"][0]["item_id"] == "i11"
+    assert response["query"]["read"] == ["image"]
+    assert [f["part"] for f in response["query"]["failed"]] == ["video"]
+    empty = {"image": ("", b""), "audio": ("", b"")}  # browsers send empty file fields this way
+    response = steady.client.post("/v1/search", files=empty, data={"text": "grün green"}).json()
+    assert (response["items"][0]["item_id"], response["query"]) == ("i11", {"read": ["text"], "failed": []})
     as_text = steady.client.post("/v1/search", files={"image": (None, b64(GREEN_PNG))}).json()
     assert as_text["items"][0]["item_id"] == "i11"
 
 
-def test_nothing_is_written_to_disk(steady: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_to_disk(steady: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile._get_default_tempdir", lambda: pytest.fail("a temporary file"))
     big = picture(np.full((700, 700, 3), (0, 255, 0), np.uint8), "PNG", compress_level=0)
-    assert len(big) > 1 << 20  # beyond what parsers of forms keep in memory
-    said = steady.client.post("/v1/search", files={"image": ("g.png", big)})
-    assert said.json()["items"][0]["item_id"] == "i11"
+    assert len(big) > 1 << 20  # larger than common form parsers keep in memory
+    response = steady.client.post("/v1/search", files={"image": ("g.png", big)})
+    assert response.json()["items"][0]["item_id"] == "i11"
 
 
-def test_a_broken_picture_beside_good_words(steady: House) -> None:
-    said = steady.post(text="red", image=b64(GREEN_PNG[:40])).json()
-    assert said["items"][0]["item_id"] == "i0"
-    assert said["query"]["read"] == ["text"]
-    (failed,) = said["query"]["failed"]
+def test_a_broken_image_with_a_valid_text(steady: ServiceHarness) -> None:
+    response = steady.post(text="red", image=b64(GREEN_PNG[:40])).json()
+    assert response["items"][0]["item_id"] == "i0"
+    assert response["query"]["read"] == ["text"]
+    (failed,) = response["query"]["failed"]
     assert failed["part"] == "image"
     assert "cannot be decoded" in failed["reason"]
 
 
-def test_nothing_that_can_be_read(steady: House) -> None:
-    said = steady.post(image=b64(b"GIF89a?"), audio=b64(b"RIFF")).json()
+def test_a_query_without_a_readable_part(steady: ServiceHarness) -> None:
+    response = steady.post(image=b64(b"GIF89a?"), audio=b64(b"RIFF")).json()
     assert steady.post(image=b64(b"GIF89a?")).status_code == 422
-    assert said["error"]["code"] == "nothing_read"
-    assert "audio: the items cannot be searched by audio" in said["error"]["message"]
-    assert [f["part"] for f in said["query"]["failed"]] == ["image", "audio"]
+    assert response["error"]["code"] == "nothing_read"
+    assert "audio: the items cannot be searched by audio" in response["error"]["message"]
+    assert [f["part"] for f in response["query"]["failed"]] == ["image", "audio"]
     assert steady.post(text="nothing that has a colour").json()["error"]["code"] == "nothing_read"
 
 
 @pytest.mark.parametrize("url", ["https://example.org/x.png", "https://127.0.0.1/x.png", "https://u:p@localhost/"])
-def test_urls_of_hosts_that_are_not_named_are_not_fetched(steady: House, url: str) -> None:
-    said = steady.post(image=url)
-    assert said.status_code == 422
-    assert "URLs are not fetched here" in said.json()["query"]["failed"][0]["reason"]
-    assert "u:p" not in said.text
+def test_urls_of_hosts_that_are_not_allowed_are_not_fetched(steady: ServiceHarness, url: str) -> None:
+    response = steady.post(image=url)
+    assert response.status_code == 422
+    assert "URLs are not fetched here" in response.json()["query"]["failed"][0]["reason"]
+    assert "u:p" not in response.text
 
 
 def test_hosts_come_from_the_bundle(tmp_path: Path) -> None:
     bundle = with_contents(toy_bundle(tmp_path), hosts=("localhost",))
-    with house(tmp_path, shelf=ToyShelf(bundle)) as h:
-        why = h.post(image="https://localhost/x.png").json()["query"]["failed"][0]["reason"]
-        assert "not a public address" in why
-        assert "not in limits.hosts" in h.post(image="https://example.org/x").json()["query"]["failed"][0]["reason"]
+    with service_harness(tmp_path, shelf=ToyShelf(bundle)) as harness:
+        reason = harness.post(image="https://localhost/x.png").json()["query"]["failed"][0]["reason"]
+        assert "not a public address" in reason
+        assert (
+            "not in limits.hosts"
+            in harness.post(image="https://example.org/x").json()["query"]["failed"][0]["reason"]
+        )
 
 
 HEAD = b'--b\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n'
-ODD_FORMS: list[tuple[bytes, int, str]] = [
+INVALID_FORMS: list[tuple[bytes, int, str]] = [
     (b"", 400, "bad_form"),
     (b"--b--\r\n", 422, "nothing_asked"),
     (b"nonsense", 400, "bad_form"),
-    (HEAD % (b"text", b"") + b"red", 400, "bad_form"),  # cut off
+    (HEAD % (b"text", b"") + b"red", 400, "bad_form"),  # truncated
     (HEAD % (b"text", b"") + b"red\r\n" + HEAD % (b"text", b"") + b"red\r\n--b--\r\n", 422, "bad_query"),
     (HEAD % (b"image", b'; filename="/etc/passwd"') + b"\r\n--b--\r\n", 422, "nothing_asked"),
     (HEAD % (b"image", b"") + b"/etc/passwd\r\n--b--\r\n", 422, "bad_media"),
@@ -138,20 +141,22 @@ ODD_FORMS: list[tuple[bytes, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "code"), ODD_FORMS, ids=lambda x: repr(x)[:50])
-def test_odd_forms(steady: House, body: bytes, status: int, code: str) -> None:
+@pytest.mark.parametrize(("body", "status", "code"), INVALID_FORMS, ids=lambda x: repr(x)[:50])
+def test_invalid_forms(steady: ServiceHarness, body: bytes, status: int, code: str) -> None:
     headers = {"Content-Type": "Multipart/form-data; boundary=b"}
-    said = steady.client.post("/v1/search", content=body, headers=headers)
-    assert (said.status_code, said.json()["error"]["code"]) == (status, code), said.text[:300]
+    response = steady.client.post("/v1/search", content=body, headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text[:300]
 
 
 @pytest.mark.parametrize("boundary", ["", "; boundary=", "; boundary=" + "b" * 300])
-def test_odd_boundaries(steady: House, boundary: str) -> None:
-    said = steady.client.post("/v1/search", content=b"x", headers={"Content-Type": f"multipart/form-data{boundary}"})
-    assert (said.status_code, said.json()["error"]["code"]) == (400, "bad_form")
+def test_invalid_boundaries(steady: ServiceHarness, boundary: str) -> None:
+    response = steady.client.post(
+        "/v1/search", content=b"x", headers={"Content-Type": f"multipart/form-data{boundary}"}
+    )
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "bad_form")
 
 
-ODD_BODIES: list[tuple[bytes, int, str]] = [
+INVALID_BODIES: list[tuple[bytes, int, str]] = [
     (b"", 400, "bad_json"),
     (b"{", 400, "bad_json"),
     (b"[]", 422, "bad_query"),
@@ -187,16 +192,16 @@ ODD_BODIES: list[tuple[bytes, int, str]] = [
             " https://example.org/x.png",
         )
     ],
-    (orjson.dumps({"image": "/etc/passwd0"}), 422, "nothing_read"),  # is base64, of 9 bytes that are no picture
+    (orjson.dumps({"image": "/etc/passwd0"}), 422, "nothing_read"),  # valid base64 of 9 bytes that are not an image
     (b" " * (2 << 20) + b"{}", 413, "body_too_large"),
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "code"), ODD_BODIES, ids=lambda x: repr(x)[:50])
-def test_odd_bodies(steady: House, body: bytes, status: int, code: str) -> None:
-    said = steady.client.post("/v1/search", content=body, headers={"Content-Type": "application/json"})
-    assert (said.status_code, said.json()["error"]["code"]) == (status, code), said.text[:300]
-    assert len(said.content) < 4000
+@pytest.mark.parametrize(("body", "status", "code"), INVALID_BODIES, ids=lambda x: repr(x)[:50])
+def test_invalid_bodies(steady: ServiceHarness, body: bytes, status: int, code: str) -> None:
+    response = steady.client.post("/v1/search", content=body, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text[:300]
+    assert len(response.content) < 4000
 
 
 ANYTHING = st.one_of(
@@ -221,23 +226,23 @@ QUERIES = st.fixed_dictionaries(
 
 
 @settings(max_examples=150, deadline=None)
-@given(query=QUERIES, form=st.booleans(), torn=st.integers(0, 40))
-def test_whatever_is_asked_is_answered_with_what_is_wrong(steady: House, query: Any, form: bool, torn: int) -> None:
+@given(query=QUERIES, form=st.booleans(), cut=st.integers(0, 40))
+def test_any_query_gets_results_or_an_error_message(steady: ServiceHarness, query: Any, form: bool, cut: int) -> None:
     if form:
-        files = {name: (None if torn % 2 else name, str(value)) for name, value in query.items()}
-        said = steady.client.post("/v1/search", files=files or None)
+        files = {name: (None if cut % 2 else name, str(value)) for name, value in query.items()}
+        response = steady.client.post("/v1/search", files=files or None)
     else:
-        body = orjson.dumps(query)
-        said = steady.client.post("/v1/search", content=body[: len(body) - torn // 20])
-    assert said.status_code in (200, 400, 422), said.text[:300]
-    if said.status_code != 200:
-        assert said.json()["error"]["message"]
+        sent = orjson.dumps(query)
+        response = steady.client.post("/v1/search", content=sent[: len(sent) - cut // 20])
+    assert response.status_code in (200, 400, 422), response.text[:300]
+    if response.status_code != 200:
+        assert response.json()["error"]["message"]
         return
-    told = said.json()
-    assert 1 <= len(told["items"]) <= 100
-    assert not {"i3", "i9"} & {item["item_id"] for item in told["items"]}
-    assert told["query"]["read"]
+    body = response.json()
+    assert 1 <= len(body["items"]) <= 100
+    assert not {"i3", "i9"} & {item["item_id"] for item in body["items"]}
+    assert body["query"]["read"]
 
 
-def test_a_body_without_a_length_is_cut_off(steady: House) -> None:
+def test_a_body_without_a_length_is_cut_off(steady: ServiceHarness) -> None:
     assert steady.client.post("/v1/search", content=endless()).status_code == 413

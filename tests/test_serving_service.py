@@ -1,4 +1,4 @@
-"""The running service follows its bundle, its store and its log, and the commands that start and fill them."""
+"""The service follows its bundle, store and log; and the commands that start the service and fill the store."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ import orjson
 import polars as pl
 import pytest
 from fastapi.testclient import TestClient
-from house import HOME, Flaky, House, house
+from service_harness import HOME, Flaky, ServiceHarness, service_harness
 from toy_service import RULES, ToyShelf, broken, toy_bundle, toy_events, toy_settings, toy_upsert
 from typer.testing import CliRunner
 
@@ -29,151 +29,151 @@ from recsys.cli import main as cli
 from serving.app import create_app
 
 
-def test_a_store_that_is_away_degrades_and_catches_up(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        h.store.away = True
-        said = h.get("ann")
-        assert (said["source"], said["degraded"]) == ("popular", ["store"])
-        assert h.click("ann", "i11")["degraded"] == ["store"]
-        assert h.client.get("/v1/users").json() == {"users": [], "degraded": ["store"]}
-        assert h.client.get("/readyz").json()["status"] == "degraded"
-        h.service.step()
-        h.store.away = False
-        assert h.get("ann")["degraded"] == ["stale"]  # it answers, and lacks what happened meanwhile
-        h.service.step()
-        said = h.get("ann", 2)
-        assert (said["degraded"], [i["item_id"] for i in said["items"]]) == ([], ["i10", "i9"])
-        assert h.client.get("/readyz").json()["status"] == "ready"
+def test_a_store_that_does_not_respond_degrades_and_catches_up(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        harness.store.away = True
+        response = harness.get("ann")
+        assert (response["source"], response["degraded"]) == ("popular", ["store"])
+        assert harness.click("ann", "i11")["degraded"] == ["store"]
+        assert harness.client.get("/v1/users").json() == {"users": [], "degraded": ["store"]}
+        assert harness.client.get("/readyz").json()["status"] == "degraded"
+        harness.service.step()
+        harness.store.away = False
+        assert harness.get("ann")["degraded"] == ["stale"]  # the store responds, but lacks the last event
+        harness.service.step()
+        response = harness.get("ann", 2)
+        assert (response["degraded"], [i["item_id"] for i in response["items"]]) == ([], ["i10", "i9"])
+        assert harness.client.get("/readyz").json()["status"] == "ready"
 
 
-def test_answers_say_that_the_store_is_still_catching_up(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        h.store.away = True
-        h.click("ann", "i11")
-        h.store.away = False
-        write, said = h.store.write_users, []
+def test_responses_are_stale_while_the_store_catches_up(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        harness.store.away = True
+        harness.click("ann", "i11")
+        harness.store.away = False
+        write, degraded = harness.store.write_users, []
 
         def writing(patches: Any) -> None:
-            h.store.write_users = write  # type: ignore[method-assign]  # once: what is asked is logged, too
-            said.append(h.get("ann")["degraded"])
+            harness.store.write_users = write  # type: ignore[method-assign]  # once: `get` logs an exposure, too
+            degraded.append(harness.get("ann")["degraded"])
             write(patches)
 
-        h.store.write_users = writing  # type: ignore[method-assign]
-        h.service.step()
-        assert said == [["stale"]]
-        assert h.get("ann")["degraded"] == []
+        harness.store.write_users = writing  # type: ignore[method-assign]
+        harness.service.step()
+        assert degraded == [["stale"]]
+        assert harness.get("ann")["degraded"] == []
 
 
-def test_a_push_that_fails_while_the_store_catches_up_is_not_forgotten(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        h.store.away = True
-        h.click("ann", "i11")
-        h.store.away = False
-        move = h.store.move_watermark
+def test_a_push_that_fails_while_the_store_catches_up_is_repeated(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        harness.store.away = True
+        harness.click("ann", "i11")
+        harness.store.away = False
+        move = harness.store.move_watermark
 
         def moving(mark: Any) -> None:
-            h.store.away = True
-            h.click("ann", "i0")  # in the log, after what was read of it
-            h.store.away = False
-            h.store.move_watermark = move  # type: ignore[method-assign]
+            harness.store.away = True
+            harness.click("ann", "i0")  # in the log, after the part that catch_up has read
+            harness.store.away = False
+            harness.store.move_watermark = move  # type: ignore[method-assign]
             move(mark)
 
-        h.store.move_watermark = moving  # type: ignore[method-assign]
-        h.service.step()
-        assert h.get("ann")["degraded"] == ["stale"]
-        h.service.step()
-        assert h.get("ann")["degraded"] == []
-        past = h.client.get("/v1/users/ann/history").json()["events"]
+        harness.store.move_watermark = moving  # type: ignore[method-assign]
+        harness.service.step()
+        assert harness.get("ann")["degraded"] == ["stale"]
+        harness.service.step()
+        assert harness.get("ann")["degraded"] == []
+        past = harness.client.get("/v1/users/ann/history").json()["events"]
         assert {"i11", "i0"} <= {event["item_id"] for event in past}
 
 
-def test_a_store_that_was_emptied_is_filled_from_tables_and_log(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        h.click("eve", "i10")
-        h.store.__dict__.update(MemoryStore(RULES).__dict__)
-        assert h.get("eve")["degraded"] == ["stale"]
-        h.service.step()
-        assert (h.items("eve", 1), h.items("ann", 1)) == (["i9"], ["i7"])
+def test_an_emptied_store_is_filled_from_tables_and_log(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        harness.click("eve", "i10")
+        harness.store.__dict__.update(MemoryStore(RULES).__dict__)
+        assert harness.get("eve")["degraded"] == ["stale"]
+        harness.service.step()
+        assert (harness.items("eve", 1), harness.items("ann", 1)) == (["i9"], ["i7"])
 
 
-def test_starting_while_the_store_is_away(tmp_path: Path) -> None:
+def test_starting_while_the_store_does_not_respond(tmp_path: Path) -> None:
     store = Flaky(RULES)
     store.away = True
-    with house(tmp_path, store=store) as h:
-        assert h.get("ann")["degraded"] == ["store"]
+    with service_harness(tmp_path, store=store) as harness:
+        assert harness.get("ann")["degraded"] == ["store"]
         store.away = False
-        h.service.step()
-        assert (h.get("ann")["source"], h.get("ann")["degraded"]) == ("model", [])
+        harness.service.step()
+        assert (harness.get("ann")["source"], harness.get("ann")["degraded"]) == ("model", [])
 
 
-def test_tables_that_cannot_be_read_leave_the_log(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        h.click("eve", "i10")
+def test_unreadable_tables_leave_the_events_of_the_log(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        harness.click("eve", "i10")
 
     def unreadable(_: DataConfig) -> pl.DataFrame:
         raise DataError("the folder is gone")
 
-    with house(tmp_path, events=unreadable) as h:
-        assert (h.items("eve", 1), h.get("ann")["source"]) == (["i9"], "popular")
-        assert h.client.get("/readyz").json()["notes"] == {"tables": "the folder is gone"}
+    with service_harness(tmp_path, events=unreadable) as harness:
+        assert (harness.items("eve", 1), harness.get("ann")["source"]) == (["i9"], "popular")
+        assert harness.client.get("/readyz").json()["notes"] == {"tables": "the folder is gone"}
 
 
-def test_bundles_are_followed_and_bad_ones_refused(tmp_path: Path) -> None:
+def test_bundles_are_followed_and_invalid_ones_refused(tmp_path: Path) -> None:
     shelf = ToyShelf(None)
-    with house(tmp_path, shelf=shelf) as h:
-        assert h.client.get("/healthz").status_code == 200
-        assert h.client.get("/readyz").status_code == 503
+    with service_harness(tmp_path, shelf=shelf) as harness:
+        assert harness.client.get("/healthz").status_code == 200
+        assert harness.client.get("/readyz").status_code == 503
         for path in (HOME.format("ann", 2, "home"), "/v1/items/i1/similar", "/v1/about", "/v1/users", "/media/i1"):
-            said = h.client.get(path)
-            assert (said.status_code, said.json()["error"]["code"]) == (503, "no_bundle")
-        h.click("eve", "i10")  # kept, though nothing can be recommended yet
+            response = harness.client.get(path)
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "no_bundle")
+        harness.click("eve", "i10")  # kept, although no bundle is served yet
         shelf.put("first", toy_bundle(tmp_path))
-        h.service.step()
-        assert h.items("eve", 1) == ["i9"]
+        harness.service.step()
+        assert harness.items("eve", 1) == ["i9"]
         shelf.put("second", toy_bundle(tmp_path, 30, fingerprint="toy-2"))
-        h.service.step()
-        assert h.get("ann")["bundle"] == "toy-2"
-        shelf.now = "third"  # not there
-        h.service.step()
-        assert h.get("ann")["bundle"] == "toy-2"
-        assert "truncated" in h.client.get("/readyz").json()["notes"]["bundle"]
+        harness.service.step()
+        assert harness.get("ann")["bundle"] == "toy-2"
+        shelf.now = "third"  # does not exist
+        harness.service.step()
+        assert harness.get("ann")["bundle"] == "toy-2"
+        assert "truncated" in harness.client.get("/readyz").json()["notes"]["bundle"]
         shelf.put("fourth", broken(toy_bundle(tmp_path, fingerprint="toy-4")))
-        h.service.step()
-        assert h.get("ann")["bundle"] == "toy-2"
-        assert "does not work" in h.client.get("/readyz").json()["notes"]["bundle"]
+        harness.service.step()
+        assert harness.get("ann")["bundle"] == "toy-2"
+        assert "does not work" in harness.client.get("/readyz").json()["notes"]["bundle"]
         shelf.put("fifth", toy_bundle(tmp_path, fingerprint="toy-5"))
-        h.service.step()
-        assert h.get("ann")["bundle"] == "toy-5"
-        assert h.client.get("/readyz").json() == {"status": "ready", "bundle": "toy-5", "notes": {}}
+        harness.service.step()
+        assert harness.get("ann")["bundle"] == "toy-5"
+        assert harness.client.get("/readyz").json() == {"status": "ready", "bundle": "toy-5", "notes": {}}
 
 
-def test_a_bundle_with_other_seen_rules_brings_its_own_histories(tmp_path: Path) -> None:
-    with house(tmp_path) as h:
-        h.click("eve", "i10", event="look")
-        assert h.get("eve")["source"] == "popular"
+def test_a_bundle_with_other_event_rules_reads_histories_by_them(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        harness.click("eve", "i10", event="look")
+        assert harness.get("eve")["source"] == "popular"
         bundle = toy_bundle(tmp_path, fingerprint="toy-2")
         rules = EventRules(positive={"look": None}, seen=None)
         object.__setattr__(bundle, "data", bundle.data.model_copy(update={"events": rules}))
-        h.shelf.put("second", bundle)
-        h.service.step()
-        assert h.items("eve", 1) == ["i9"]
+        harness.shelf.put("second", bundle)
+        harness.service.step()
+        assert harness.items("eve", 1) == ["i9"]
 
 
 @pytest.mark.parametrize(("trained_on", "warned"), [(None, True), ("elsewhere", True), ("log/../log", False)])
-def test_a_log_that_no_training_reads_is_said(
+def test_a_log_that_no_training_reads_is_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, trained_on: str | None, warned: bool
 ) -> None:
     bundle = toy_bundle(tmp_path)
     folder = None if trained_on is None else str(tmp_path / trained_on)
     bundle = replace(bundle, data=bundle.data.model_copy(update={"log": folder}))
-    with caplog.at_level("WARNING", "recsys.serving"), house(tmp_path, shelf=ToyShelf(bundle)):
-        said = [r.getMessage() for r in caplog.records if "will not be trained on" in r.getMessage()]
-    assert len(said) == warned
-    assert all(str(tmp_path / "log") in text and str(folder) in text for text in said)
+    with caplog.at_level("WARNING", "recsys.serving"), service_harness(tmp_path, shelf=ToyShelf(bundle)):
+        warnings = [r.getMessage() for r in caplog.records if "will not be trained on" in r.getMessage()]
+    assert len(warnings) == warned
+    assert all(str(tmp_path / "log") in text and str(folder) in text for text in warnings)
 
 
-def test_a_real_server_killed_midway(tmp_path: Path) -> None:
-    """The private server is killed with what it held; events go on; it comes back and has everything."""
+def test_a_killed_store_server_restarts_and_is_refilled(tmp_path: Path) -> None:
+    """The private store server is killed and loses its data. It restarts, and has all events, old and new."""
     shelf = ToyShelf(toy_bundle(tmp_path))
     app = create_app(
         toy_settings(tmp_path, follow_seconds=0.05, store_pause=0.02, store_timeout=2),
@@ -184,23 +184,23 @@ def test_a_real_server_killed_midway(tmp_path: Path) -> None:
         events=lambda _: toy_events(),
     )
     with TestClient(app) as client:
-        h = House(tmp_path, client, shelf, Flaky(RULES), [])
+        harness = ServiceHarness(tmp_path, client, shelf, Flaky(RULES), [])
         server = app.state.service._server
         assert isinstance(server, RedisServer)
-        h.click("eve", "i10")
-        assert h.items("eve", 1) == ["i9"]
+        harness.click("eve", "i10")
+        assert harness.items("eve", 1) == ["i9"]
         first = server.pid
         os.kill(first, signal.SIGKILL)
-        said = h.get("eve")
-        if said["degraded"]:  # unless it is back already
-            assert said["source"] == "popular"
-        h.click("eve", "i0")
-        until = time.monotonic() + 20
-        while (said := h.get("eve", 2))["degraded"]:
-            assert time.monotonic() < until, said
+        response = harness.get("eve")
+        if response["degraded"]:  # unless the server has restarted already
+            assert response["source"] == "popular"
+        harness.click("eve", "i0")
+        deadline = time.monotonic() + 20
+        while (response := harness.get("eve", 2))["degraded"]:
+            assert time.monotonic() < deadline, response
             time.sleep(0.02)
-        assert [i["item_id"] for i in said["items"]] == ["i1", "i2"]  # nearest to i0
-        assert h.items("ann", 1) == ["i7"]
+        assert [i["item_id"] for i in response["items"]] == ["i1", "i2"]  # nearest to i0
+        assert harness.items("ann", 1) == ["i7"]
         assert server.pid != first
         past = client.get("/v1/users/eve/history").json()["events"]
         assert [e["item_id"] for e in past] == ["i0", "i10"]
@@ -210,8 +210,8 @@ def test_the_command_serves_and_stops(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    surroundings = {k: v for k, v in os.environ.items() if k != "REDIS_URL"}
-    surroundings |= {
+    environment = {k: v for k, v in os.environ.items() if k != "REDIS_URL"}
+    environment |= {
         "RECSYS_SERVE__PORT": str(port),
         "RECSYS_SERVE__LOG": str(tmp_path / "log"),
         "TMPDIR": str(tmp_path),
@@ -224,22 +224,22 @@ def test_the_command_serves_and_stops(tmp_path: Path) -> None:
         "--bundles",
         str(tmp_path / "none"),
     ]
-    with (tmp_path / "said").open("wb") as said:
-        process = subprocess.Popen(command, env=surroundings, stdout=said, stderr=said)
+    with (tmp_path / "output").open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client:
-            until = time.monotonic() + 60
+            deadline = time.monotonic() + 60
             while True:
-                assert process.poll() is None, (tmp_path / "said").read_text()
-                assert time.monotonic() < until
+                assert process.poll() is None, (tmp_path / "output").read_text()
+                assert time.monotonic() < deadline
                 try:
                     assert client.get("/healthz").status_code == 200
                     break
                 except httpx2.ConnectError:
                     time.sleep(0.05)
             assert "recsys train" in client.get("/readyz").json()["notes"]["bundle"]
-            sent = {"user_id": "eve", "item_id": "i1", "event": "click", "event_id": "e"}
-            assert client.post("/v1/events", json=sent).status_code == 202
+            event = {"user_id": "eve", "item_id": "i1", "event": "click", "event_id": "e"}
+            assert client.post("/v1/events", json=event).status_code == 202
     finally:
         process.terminate()
         process.wait(20)

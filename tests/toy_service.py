@@ -1,4 +1,4 @@
-"""A bundle whose answers are known by hand, for the tests of the service."""
+"""A toy bundle whose responses can be computed by hand, for tests of the service."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -34,14 +34,14 @@ NOW = 1_800_000_000_000_000
 
 
 def near(row: int, n: int) -> np.ndarray:
-    """Score of each of n items beside a row: the nearer the better, the smaller row first."""
+    """(n,) float32: similarity of n items to one row. Nearer rows score higher; the smaller row wins ties."""
     distance = np.abs(np.arange(n) - row)
     return (1 - distance / n - (np.arange(n) > row) * 1e-3).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """Recommends what is nearest to the last liked item."""
+    """Recommends the items nearest to the user's last positive item."""
 
     n: int
     broken: bool = False
@@ -58,7 +58,7 @@ class Nearest:
 
 @dataclass(frozen=True)
 class ToyBundle:
-    """Items i0, i1, …; popular in this order."""
+    """A bundle of items i0, i1, …, in order of popularity."""
 
     fingerprint: str
     catalog: Catalog
@@ -73,20 +73,20 @@ class ToyBundle:
         return top_k(content @ self.catalog.content.T, k, allow=allow)
 
     def search_for(
-        self, content: Floats, who: UserStates, k: int, *, weight: float, allow: Bools | None = None
+        self, content: Floats, states: UserStates, k: int, *, weight: float, allow: Bools | None = None
     ) -> Candidates:
         if self.recommender.broken:
             raise RuntimeError("this model does not work")
-        positives = who.positives()
-        own = np.stack([near(int(positives.flat[end - 1]), len(self.catalog)) for end in positives.end])
-        return top_k((1 - weight) * (content @ self.catalog.content.T) + weight * own, k, allow=allow)
+        positives = states.positives()
+        by_user = np.stack([near(int(positives.flat[end - 1]), len(self.catalog)) for end in positives.end])
+        return top_k((1 - weight) * (content @ self.catalog.content.T) + weight * by_user, k, allow=allow)
 
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
         return top_k(np.stack([near(int(r), len(self.catalog)) for r in rows]), k, allow=allow, exclude=exclude)
 
 
 def toy_upsert(bundle: ToyBundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> ToyBundle:
-    """As `recsys.bundle.upsert.upsert_items`."""
+    """`recsys.bundle.upsert.upsert_items` for a toy bundle."""
     placed = bundle.content.place(channels) if bundle.content and channels else None
     catalog, rows = upsert_catalog(bundle.catalog, items, placed)
     n, total = len(bundle.catalog), len(catalog)
@@ -102,7 +102,7 @@ def toy_upsert(bundle: ToyBundle, items: pl.DataFrame, channels: Mapping[str, Em
 def toy_bundle(
     folder: Path, n: int = 12, *, fingerprint: str = "toy-1", images: dict[int, str] | None = None
 ) -> ToyBundle:
-    """n items; i3 is not available; i4 and i5 are variants of one product."""
+    """A bundle of n items. i3 is not available; i4 and i5 are variants of one product. images: row -> image."""
     ids = IdMap(tuple(f"i{row}" for row in range(n)))
     frame = pl.DataFrame(
         {
@@ -129,15 +129,15 @@ def toy_bundle(
 
 
 def toy_events(rows: list[tuple[str, str, float]] | None = None) -> pl.DataFrame:
-    """An events table: (user, item, rating), a second apart in 2020."""
+    """Events table of rows (user, item, rating), one second apart, from 2020-01-01 on."""
     rows = [("ann", "i1", 5.0), ("ann", "i8", 4.0), ("bob", "i2", 1.0)] if rows is None else rows
-    begin = int(datetime(2020, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+    started = int(datetime(2020, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
     return pl.DataFrame(
         {
             "user_id": [user for user, _, _ in rows],
             "item_id": [item for _, item, _ in rows],
             "event": ["rating"] * len(rows),
-            "timestamp": [begin + 1_000_000 * i for i in range(len(rows))],
+            "timestamp": [started + 1_000_000 * i for i in range(len(rows))],
             "value": [value for _, _, value in rows],
             "event_id": [None] * len(rows),
             "request_id": [None] * len(rows),
@@ -164,27 +164,27 @@ WORDS = {"red": RED, "green": GREEN, "blue": BLUE}
 
 
 def with_contents(bundle: ToyBundle, **limits: object) -> ToyBundle:
-    """The same with contents: item 0 is red, the last nearly green, those between on the way; i9 has none.
+    """The bundle with content vectors: text vectors turn from red (i0) to nearly green (the last item); i9 has none.
 
-    Their text says just that; every other item has a picture, i0, i4, i8, … a green one and i2, i6, … a red one.
+    Every second item has an image: green for i0, i4, i8, …, red for i2, i6, ….
     """
     n = len(bundle.catalog)
     angle = np.radians(88 * np.arange(n) / (n - 1))
-    there, row = np.arange(n) != 9, np.arange(n)
-    texts = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1).astype(np.float32) * there[:, None]
+    has_text, row = np.arange(n) != 9, np.arange(n)
+    texts = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1).astype(np.float32) * has_text[:, None]
     pictures = np.where((row % 4 == 0)[:, None], GREEN, RED) * (row % 2 == 0)[:, None]
-    channels = {"text": Embedded(COLOURS, texts, there), "image": Embedded(COLOURS, pictures, row % 2 == 0)}
+    channels = {"text": Embedded(COLOURS, texts, has_text), "image": Embedded(COLOURS, pictures, row % 2 == 0)}
     config = {"encoder": {"kind": "builtin"}, "limits": limits, "cache": "never written"}
     return replace(
         bundle,
-        catalog=replace(bundle.catalog, content=texts, has_content=there),
+        catalog=replace(bundle.catalog, content=texts, has_content=has_text),
         content=ContentSpace(COLOURS, None, channels),
         manifest={"config": config},
     )
 
 
 class ToyWords:
-    """Reads the names of colours."""
+    """Text encoder that knows the names of three colours."""
 
     modalities: frozenset[Modality] = frozenset({"text"})
     key, reader = COLOURS, ""
@@ -200,7 +200,7 @@ class ToyWords:
     def words(self, texts: Sequence[str]) -> Floats:
         self.read += texts
         words = [re.findall(r"\w+", text) for text in texts]
-        return unit(np.stack([sum((WORDS[w] for w in of_one if w in WORDS), 0 * RED) for of_one in words]))
+        return unit(np.stack([sum((WORDS[w] for w in text if w in WORDS), 0 * RED) for text in words]))
 
     def encode(
         self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
@@ -210,7 +210,7 @@ class ToyWords:
 
 
 class ToyEyes(ToyWords):
-    """Sees the colour of a picture, decoded as any is."""
+    """Image and video encoder: the mean colour. Files are decoded by the real decoders."""
 
     modalities = frozenset({"image", "video"})
 
@@ -229,12 +229,12 @@ class ToyEyes(ToyWords):
 
 
 def toy_encoders(config: object, decoders: DecoderPool, limits: Limits, models: Path) -> dict[str, Encoder]:
-    """As `open_encoders`."""
+    """`open_encoders` with the toy encoders."""
     return {"text": ToyWords(limits), "image": ToyEyes(decoders, limits)}
 
 
 class ToyShelf:
-    """Bundles by name, in memory; `now` is the one that is current."""
+    """A folder of bundles in memory. now: name of the current bundle."""
 
     def __init__(self, bundle: ToyBundle | None) -> None:
         self.bundles: dict[str, ToyBundle] = {}
@@ -258,12 +258,12 @@ class ToyShelf:
 
 
 def toy_settings(folder: Path, **options: object) -> ServeSettings:
-    """Everything in one folder."""
+    """Settings with all paths in one folder."""
     return ServeSettings.model_validate(
         {"bundles": folder / "bundles", "log": folder / "log", "preload": False, **options}
     )
 
 
 def broken(bundle: ToyBundle) -> ToyBundle:
-    """The same with a model that fails."""
+    """The bundle with a recommender that raises."""
     return replace(bundle, recommender=Nearest(len(bundle.catalog), broken=True))

@@ -1,4 +1,4 @@
-"""The route of events."""
+"""Route that accepts events."""
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -12,8 +12,9 @@ from serving.state.thread_pool import InThread
 
 
 def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
-    one = EventIn.model_json_schema()
-    body = {"oneOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 1000}]}
+    """Add the route."""
+    event_schema = EventIn.model_json_schema()
+    body = {"oneOf": [event_schema, {"type": "array", "items": event_schema, "minItems": 1, "maxItems": 1000}]}
 
     @app.post(
         "/v1/events",
@@ -23,25 +24,25 @@ def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None
         tags=["events"],
     )
     async def post_events(request: Request) -> Response:
-        """Tell what users did: one event or a list. Accepted means on disk; the very next answer knows of it."""
+        """Record what users did: one event or a list. An accepted event is on disk and affects the next response."""
         raw = await bounded_body(request)
-        found, good = await in_thread(parse_events, raw, service.now())
-        accepted = [e for e in found if isinstance(e, Event)]
+        parsed, n_accepted = await in_thread(parse_events, raw, service.now())
+        accepted = [e for e in parsed if isinstance(e, Event)]
         degraded: list[str] = []
         if accepted:
             await service.log.append(accepted)
             degraded = await in_thread(service.push, accepted)
-        results = [_result(e, service.live) if isinstance(e, Event) else e for e in found]
-        said = EventsResponse(
-            accepted=good, rejected=len(found) - good, degraded=degraded, results=results
+        results = [_result(e, service.snapshot) if isinstance(e, Event) else e for e in parsed]
+        response = EventsResponse(
+            accepted=n_accepted, rejected=len(parsed) - n_accepted, degraded=degraded, results=results
         ).model_dump()
         if accepted:
-            return json_response(said, 202)
+            return json_response(response, 202)
         first = results[0]
-        why = {"code": "no_event_accepted", "message": f"{first.place} {first.reason}", "place": first.place}
-        return json_response({"error": why, **said}, 422)
+        error = {"code": "no_event_accepted", "message": f"{first.place} {first.reason}", "place": first.place}
+        return json_response({"error": error, **response}, 422)
 
 
-def _result(event: Event, live: ServingSnapshot | None) -> EventResult:
-    known = None if live is None else event.item_id in live.bundle.catalog.ids
+def _result(event: Event, snapshot: ServingSnapshot | None) -> EventResult:
+    known = None if snapshot is None else event.item_id in snapshot.bundle.catalog.ids
     return EventResult(status="accepted", event_id=event.event_id, known_item=known)

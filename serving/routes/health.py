@@ -1,4 +1,4 @@
-"""Routes that say how the service is."""
+"""Routes for liveness, readiness and a description of what is served."""
 
 from fastapi import FastAPI
 from fastapi.responses import Response
@@ -9,33 +9,36 @@ from serving.state.service import ServiceState
 
 
 def add_health(app: FastAPI, service: ServiceState) -> None:
+    """Add the routes."""
+
     @app.get("/healthz", tags=["state"])
     async def healthz() -> Response:
-        """The process is up."""
+        """200 while the process is up."""
         return json_response({"status": "up"})
 
     @app.get("/readyz", tags=["state"])
     async def readyz() -> Response:
-        """200 when requests can be answered, though perhaps degraded; 503 without a bundle or a log."""
-        live, fault = service.live, service.log.fault
-        ready = live is not None and not fault
+        """200 when the service answers requests (`status` ready or degraded); 503 without a bundle or event log."""
+        snapshot, fault = service.snapshot, service.log.fault
+        ready = snapshot is not None and not fault
         notes = {**service.notes, **({"log": fault} if fault else {})}
         status = "unready" if not ready else "degraded" if notes or service.behind else "ready"
-        bundle = live.bundle.fingerprint if live else None
+        bundle = snapshot.bundle.fingerprint if snapshot else None
         return json_response({"status": status, "bundle": bundle, "notes": notes}, 200 if ready else 503)
 
     @app.get("/v1/about", tags=["state"])
     async def about() -> Response:
-        """What is served: the bundle, the placements, the event of a click on the page, whether there is search."""
-        live = snapshot_of(service)
-        data = live.bundle.data
-        event, least = next(iter(data.events.positive.items()), ("click", None))
+        """The served bundle, its number of items, the placements, the event that the page sends for a click, and
+        whether search is available."""
+        snapshot = snapshot_of(service)
+        data = snapshot.bundle.data
+        event, minimum = next(iter(data.events.positive.items()), ("click", None))
         return json_response(
             {
-                "bundle": live.bundle.fingerprint,
-                "items": len(live.cards),
+                "bundle": snapshot.bundle.fingerprint,
+                "items": len(snapshot.cards),
                 "placements": {name: place.model_dump() for name, place in data.placements.items()},
-                "click": {"event": event, "value": least},
-                "search": live.bundle.content is not None,
+                "click": {"event": event, "value": minimum},
+                "search": snapshot.bundle.content is not None,
             }
         )

@@ -1,4 +1,4 @@
-"""Items: what one is, what is like it, its picture; and putting and deleting items while the service runs."""
+"""Routes of items: read, similar items, image, and putting and deleting items while the service runs."""
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -25,10 +25,12 @@ from serving.state.snapshot import ServableBundle, ServingSnapshot, card
 
 SIMILAR = "similar"
 MAX_TEXT, MAX_LABEL, MAX_LABELS, MAX_URL = 200_000, 1000, 100, 4096
-"""Characters of a description or a further column, of a title or category; categories of an item; bytes of a URL."""
+"""Limits: characters of a description or an extra column; characters of a title or category; categories of an item;
+bytes of a URL."""
 
 
 def _utc(text: str) -> str:
+    """An ISO 8601 time in UTC. Raises ValueError when it has no zone or lies outside the years 1 to 9999."""
     micros(text)
     try:
         return datetime.fromisoformat(text).astimezone(UTC).isoformat()
@@ -37,11 +39,11 @@ def _utc(text: str) -> str:
 
 
 Label = Annotated[str, Field(max_length=MAX_LABEL)]
-Media = Annotated[str | None, Field(description="base64, or an https URL of a host that the bundle names")]
+Media = Annotated[str | None, Field(description="base64, or an https URL of a host that the bundle allows")]
 
 
 class ItemIn(BaseModel):
-    """All that an item is from now on; what is left out is unknown. Columns that the bundle declares come beside."""
+    """All fields of an item. A field that is omitted becomes null. Extra columns of the bundle are further fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -51,14 +53,14 @@ class ItemIn(BaseModel):
     price: Annotated[Finite, Field(ge=0)] | None = None
     published_at: Annotated[str, AfterValidator(_utc)] | None = Field(default=None, description="ISO 8601 with zone")
     available: bool = True
-    group_id: Id | None = Field(default=None, description="variants of one product have one")
+    group_id: Id | None = Field(default=None, description="the same for all variants of one product")
     image: Media = None
     audio: Media = None
     video: Media = None
 
 
 class ItemAcceptedResponse(BaseModel):
-    """It is on disk, and found within seconds; new: whether the item was not known."""
+    """The item is on disk and searchable within seconds. new: the item was not in the catalogue before."""
 
     item_id: str
     status: str
@@ -66,7 +68,8 @@ class ItemAcceptedResponse(BaseModel):
 
 
 class ItemResponse(BaseModel):
-    """status: live, embedding (what was put is not found yet) or failed; failed: parts that could not be read."""
+    """An item. status: live (searchable), embedding (accepted, not searchable yet) or failed; failed: parts that
+    could not be read."""
 
     item_id: str
     title: str | None
@@ -78,58 +81,65 @@ class ItemResponse(BaseModel):
 
 
 def parse_item(item_id: str, body: bytes, bundle: ServableBundle, log: Path, now: int) -> ItemPut:
-    """The record of an item put, its media on disk. Raises ApiError 400 or 422 saying which field is wrong."""
+    """The log record of an item to put. Writes the item's media to the log folder.
+
+    log: folder of the event log; now: µs. Raises ApiError 400 or 422 that names the invalid field.
+    """
     sent = json_object(body, "bad_item")
-    further = [name for name in bundle.data.extra_columns if name not in ItemIn.model_fields]
-    if unknown := next((name for name in sent if name not in ItemIn.model_fields and name not in further), None):
-        fields = ", ".join((*ItemIn.model_fields, *further))
-        raise ApiError(422, "bad_item", f"there is no such field; there are: {fields}", unknown[:64])
+    extra = [name for name in bundle.data.extra_columns if name not in ItemIn.model_fields]
+    if unknown := next((name for name in sent if name not in ItemIn.model_fields and name not in extra), None):
+        fields = ", ".join((*ItemIn.model_fields, *extra))
+        raise ApiError(422, "bad_item", f"unknown field; available: {fields}", unknown[:64])
     try:
-        item = ItemIn.model_validate({name: sent[name] for name in sent if name not in further})
+        item = ItemIn.model_validate({name: sent[name] for name in sent if name not in extra})
     except ValidationError as error:
         place, reason = first_error(error)
         raise ApiError(422, "bad_item", f"{place}: {reason}", place) from None
     frame, values = bundle.catalog.frame, item.model_dump(exclude_none=True)
-    values |= {name: _fitting(name, sent[name], frame) for name in further if sent.get(name) is not None}
+    values |= {name: _checked_value(name, sent[name], frame) for name in extra if sent.get(name) is not None}
     hosts = bundle.manifest["config"].get("limits", {}).get("hosts", ())
-    media = {name: _media(values.pop(name), name, hosts) for name in (IMAGE, AUDIO, VIDEO) if values.get(name)}
-    kept = {name: keep_media(log, given) if isinstance(given, bytes) else given for name, given in media.items()}
-    return ItemPut(item_id=item_id, timestamp=now, fields=values | kept)
+    media = {
+        name: _checked_media(values.pop(name), name, hosts) for name in (IMAGE, AUDIO, VIDEO) if values.get(name)
+    }
+    stored = {
+        name: keep_media(log, source) if isinstance(source, bytes) else source for name, source in media.items()
+    }
+    return ItemPut(item_id=item_id, timestamp=now, fields=values | stored)
 
 
-def _media(given: str, place: str, hosts: Collection[str]) -> str | bytes:
-    """A file's bytes, or a URL of an allowed host: what is behind it is read later, and checked again."""
-    source = media_source(given, place)
+def _checked_media(value: str, place: str, hosts: Collection[str]) -> str | bytes:
+    """The bytes of a file, or a URL of an allowed host. The URL is fetched later, which checks the host again."""
+    source = media_source(value, place)
     if isinstance(source, bytes):
         return source
     try:
-        parts = urlsplit(given)
+        parts = urlsplit(value)
         host, port = parts.hostname or "", parts.port or 443
     except ValueError:
-        raise ApiError(422, "bad_media", f"{place} is no URL that can be read", place) from None
-    if why := id_error(given, MAX_URL):
+        raise ApiError(422, "bad_media", f"{place} is not a valid URL", place) from None
+    if why := id_error(value, MAX_URL):
         raise ApiError(422, "bad_media", f"{place} {why}", place)
-    named, listed = f"[{host}]" if ":" in host else host, {entry.lower() for entry in hosts}
-    if parts.username is not None or not {f"{named}:{port}", *([named] if port == 443 else [])} & listed:
-        there = ", ".join(hosts) or "none; send base64"
-        raise ApiError(422, "bad_media", f"{place}: {named}:{port} is not in limits.hosts: {there}", place)
-    return given
+    name, allowed = f"[{host}]" if ":" in host else host, {entry.lower() for entry in hosts}
+    if parts.username is not None or not {f"{name}:{port}", *([name] if port == 443 else [])} & allowed:
+        listed = ", ".join(hosts) or "none; send base64"
+        raise ApiError(422, "bad_media", f"{place}: {name}:{port} is not in limits.hosts: {listed}", place)
+    return value
 
 
-def _fitting(name: str, value: Any, frame: pl.DataFrame) -> Any:
-    """The value of a further column, as its type in the bundle is."""
+def _checked_value(name: str, value: Any, frame: pl.DataFrame) -> Any:
+    """The value of an extra column. Raises ApiError 422 unless it fits the column's type in the bundle."""
     kind = frame.schema.get(name, pl.String())
     try:
         if isinstance(value, bool) != (kind == pl.Boolean) or len(str(value)) > MAX_TEXT:
             raise ValueError
         pl.Series(name, [value], dtype=kind, strict=True)
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
-        raise ApiError(422, "bad_item", f"{name}: is no {kind} as in the bundle's items", name) from None
+        raise ApiError(422, "bad_item", f"{name}: is not of type {kind} as in the bundle", name) from None
     return value
 
 
 def add_items(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in_thread: Callable[..., Any]) -> None:
-    """The routes."""
+    """Add the routes."""
     _add_similar(app, service, in_thread)
     _add_changes(app, service, encoder_pool, in_thread)
 
@@ -139,20 +149,20 @@ def add_items(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in
         tags=["items"],
     )
     async def item(item_id: str) -> Response:
-        """An item's card, and whether what was put of it last is found yet."""
-        live = snapshot_of(service)
-        _known(service, item_id)
+        """An item, and whether its last put is searchable yet."""
+        snapshot = snapshot_of(service)
+        _require_item(service, item_id)
         put, status, failed = service.catalog_updater.state(item_id)
-        told = {"status": status, "failed": [{"part": part, "reason": reason[:500]} for part, reason in failed]}
-        return json_response(_shown(live, item_id, put) | told)
+        progress = {"status": status, "failed": [{"part": part, "reason": reason[:500]} for part, reason in failed]}
+        return json_response(_item_fields(snapshot, item_id, put) | progress)
 
     @app.get("/media/{item_id:path}", tags=["items"])
     async def media(item_id: str) -> Response:
-        """An item's own picture, as the catalogue names it."""
-        live = snapshot_of(service)
+        """The image file of an item. An item whose image is a URL has none here."""
+        snapshot = snapshot_of(service)
         if not service.catalog_updater.has_item(item_id):
-            raise ApiError(404, "no_picture", "there is no picture of this item", "item_id")
-        content, kind = await in_thread(live.picture, item_id)
+            raise ApiError(404, "no_picture", "this item has no image file", "item_id")
+        content, kind = await in_thread(snapshot.picture, item_id)
         headers = {
             "Cache-Control": "public, max-age=60",
             "X-Content-Type-Options": "nosniff",
@@ -165,19 +175,19 @@ def _add_similar(app: FastAPI, service: ServiceState, in_thread: Callable[..., A
     @app.get("/v1/items/{item_id:path}/similar", responses={200: {"model": SimilarResponse}}, tags=["items"])
     async def similar(
         item_id: str,
-        k: Annotated[int, Query(ge=1, le=100, description="how many")] = 20,
+        k: Annotated[int, Query(ge=1, le=100, description="number of items")] = 20,
         filter: FilterParameter = None,
     ) -> Response:
-        """Items like this one, best first; `near` says in what."""
-        live = await with_filter(snapshot_of(service), filter, in_thread)
-        _known(service, item_id)
-        if (row := live.bundle.catalog.ids.row(item_id)) < 0:
-            raise ApiError(404, "not_live_yet", "the item was accepted and is being embedded; ask again", "item_id")
+        """Items similar to this one, best first; `near` holds the similarity by channel."""
+        snapshot = await with_filter(snapshot_of(service), filter, in_thread)
+        _require_item(service, item_id)
+        if (row := snapshot.bundle.catalog.ids.row(item_id)) < 0:
+            raise ApiError(404, "not_live_yet", "the item is being embedded; try again in a moment", "item_id")
         trace: dict[str, float] = {}
         with timed(trace, "rank"):
-            slate = await in_thread(live.similar, row, k, trace)
-        shown = await log_exposure(service, slate, SIMILAR, item_id=item_id)
-        return slate_response(slate, live, shown, live.near(row, slate))
+            slate = await in_thread(snapshot.similar, row, k, trace)
+        exposure = await log_exposure(service, slate, SIMILAR, item_id=item_id)
+        return slate_response(slate, snapshot, exposure, snapshot.near(row, slate))
 
 
 def _add_changes(
@@ -199,41 +209,48 @@ def _add_changes(
         tags=["items"],
     )
     async def put(item_id: str, request: Request) -> Response:
-        """Add an item, or replace all that is known of it but its events. Accepted means on disk; it is found by its
-        words, pictures and sounds within seconds, and the next training knows it. A URL that cannot be fetched
-        then is not tried again: put the item once more."""
-        live = snapshot_of(service)
+        """Add an item, or replace all of its fields; its events stay.
+
+        An accepted item is on disk. Search finds it by its text, images and sounds within seconds, and the next
+        training uses it. A URL that cannot be fetched is not tried again: put the item again.
+        """
+        snapshot = snapshot_of(service)
         checked_id(item_id, "item_id")
         if item_id.endswith("/similar"):
-            raise ApiError(422, "bad_id", "item_id ends in /similar, which asks for what is like another", "item_id")
+            raise ApiError(422, "bad_id", "item_id must not end in /similar, a reserved path", "item_id")
         async with encoder_pool.body(request) as body:
             folder = service.settings.log
-            record = await in_thread(parse_item, item_id, body, live.bundle, folder, service.now())
-        # the time of its place in the log: others may have been parsed faster
-        new = await service.catalog_updater.accept(service.log, replace(record, timestamp=service.now()))
-        return json_response({"item_id": item_id, "status": "accepted", "new": new}, 202)
+            record = await in_thread(parse_item, item_id, body, snapshot.bundle, folder, service.now())
+        # stamped when it is appended: items that arrived later may have been parsed first
+        is_new = await service.catalog_updater.accept(service.log, replace(record, timestamp=service.now()))
+        return json_response({"item_id": item_id, "status": "accepted", "new": is_new}, 202)
 
     @app.delete("/v1/items/{item_id:path}", responses={404: {"model": ErrorResponse}}, tags=["items"])
     async def delete(item_id: str) -> Response:
-        """Show an item no more, from the very next answer on, until it is put again."""
+        """Hide an item from the next response on, until it is put again."""
         snapshot_of(service)
-        _known(service, item_id)
+        _require_item(service, item_id)
         await service.catalog_updater.accept(service.log, ItemGone(item_id=item_id, timestamp=service.now()))
         return json_response({"item_id": item_id, "status": "deleted"})
 
 
-def _known(service: ServiceState, item_id: str) -> None:
-    """Raises ApiError 422 for what is no id, and 404."""
+def _require_item(service: ServiceState, item_id: str) -> None:
+    """Raises ApiError 422 when the id is invalid, and 404 when the item is unknown or deleted."""
     checked_id(item_id, "item_id")
     if not service.catalog_updater.has_item(item_id):
-        raise ApiError(404, "unknown_item", "there is no such item: not in the bundle, nor put since", "item_id")
+        raise ApiError(
+            404,
+            "unknown_item",
+            "unknown item: not in the bundle and not put since",
+            "item_id",
+        )
 
 
-def _shown(live: ServingSnapshot, item_id: str, put: ItemPut | None) -> dict[str, Any]:
-    """The card of an item as it was put, or else as the bundle has it."""
+def _item_fields(snapshot: ServingSnapshot, item_id: str, put: ItemPut | None) -> dict[str, Any]:
+    """The card and availability of an item: from its last put, or else from the bundle."""
     if put is not None:
         fields = put.fields
-        own = card(item_id, fields.get(TITLE), fields.get(CATEGORIES), fields.get(IMAGE))
-        return own | {"available": fields.get(AVAILABLE) is not False}
-    row = live.bundle.catalog.ids.row(item_id)
-    return live.cards[row] | {"available": bool(live.available[row])}
+        shown = card(item_id, fields.get(TITLE), fields.get(CATEGORIES), fields.get(IMAGE))
+        return shown | {"available": fields.get(AVAILABLE) is not False}
+    row = snapshot.bundle.catalog.ids.row(item_id)
+    return snapshot.cards[row] | {"available": bool(snapshot.available[row])}

@@ -1,4 +1,4 @@
-"""The page at /, and the API's own documentation at /docs: a few static files, no foreign hosts, no build step."""
+"""The demo page at / and the API documentation at /docs: static files that load nothing from other hosts."""
 
 from importlib.resources import files
 
@@ -23,7 +23,7 @@ PAGE_HEADERS = {
 
 
 def add_page(app: FastAPI) -> None:
-    """Routes of the page and of its parts, read once."""
+    """Add the routes. The static files are read once, here."""
     static = {p.name: p.read_bytes() for p in files("serving").joinpath("static").iterdir() if "." in p.name}
 
     def page(name: str) -> Response:

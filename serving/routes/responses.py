@@ -1,4 +1,4 @@
-"""What a request is answered with, and the exposure that is logged of it before."""
+"""Helpers that routes share: the current snapshot, filters, stage timings, exposure logging and slate responses."""
 
 import json
 import time
@@ -24,29 +24,38 @@ VARIANT = "default"
 
 FilterParameter = Annotated[
     str | None,
-    Query(max_length=100_000, description=f"JSON: which items may come. {json.dumps(Filter.model_json_schema())}"),
+    Query(
+        max_length=100_000,
+        description=f"filter as JSON: which items may be returned. {json.dumps(Filter.model_json_schema())}",
+    ),
 ]
 
 
 def snapshot_of(service: ServiceState) -> ServingSnapshot:
-    """What is served now. Raises ApiError 503 when there is nothing."""
-    if service.live is None:
+    """The snapshot that is served now. Raises ApiError 503 when no bundle is served."""
+    if service.snapshot is None:
         why = service.notes.get("bundle", "the service is starting")
         raise ApiError(503, "no_bundle", f"there is no bundle to serve: {why}", str(service.settings.bundles))
-    return service.live
+    return service.snapshot
 
 
 async def with_filter(
-    live: ServingSnapshot, asked: Filter | str | None, in_thread: Callable[..., Any]
+    snapshot: ServingSnapshot, item_filter: Filter | str | None, in_thread: Callable[..., Any]
 ) -> ServingSnapshot:
-    """What is served, as far as a filter lets it through: one that was read already, or JSON. Raises ApiError 422."""
-    only: ServingSnapshot = live if asked is None else await in_thread(_with_filter, live, asked)
-    return only
+    """The snapshot restricted to the items that a filter selects.
+
+    item_filter: a `Filter`, its JSON text, or None for no restriction. Raises ApiError 422 when it is invalid.
+    """
+    if item_filter is None:
+        return snapshot
+    filtered: ServingSnapshot = await in_thread(_with_filter, snapshot, item_filter)
+    return filtered
 
 
-def _with_filter(live: ServingSnapshot, asked: Filter | str) -> ServingSnapshot:
+def _with_filter(snapshot: ServingSnapshot, item_filter: Filter | str) -> ServingSnapshot:
     try:
-        return live.with_filter(Filter.model_validate_json(asked) if isinstance(asked, str) else asked)
+        parsed = Filter.model_validate_json(item_filter) if isinstance(item_filter, str) else item_filter
+        return snapshot.with_filter(parsed)
     except ValidationError as error:
         place, reason = first_error(error)
         raise ApiError(422, "bad_filter", f"filter {place}: {reason}".replace(" :", ":"), "filter") from None
@@ -56,12 +65,12 @@ def _with_filter(live: ServingSnapshot, asked: Filter | str) -> ServingSnapshot:
 
 @contextmanager
 def timed(trace: dict[str, float], name: str) -> Iterator[None]:
-    """Notes the milliseconds that its body takes."""
-    begin = time.perf_counter()
+    """Context manager that stores the duration of its body as trace[name], in milliseconds."""
+    started = time.perf_counter()
     try:
         yield
     finally:
-        trace[name] = round((time.perf_counter() - begin) * 1e3, 3)
+        trace[name] = round((time.perf_counter() - started) * 1e3, 3)
 
 
 async def log_exposure(
@@ -74,8 +83,8 @@ async def log_exposure(
     user_id: str = "",
     item_id: str | None = None,
 ) -> Exposure:
-    """Log what is about to be shown, on disk before this returns."""
-    shown = Exposure(
+    """Append the exposure of a slate to the event log. The record is on disk when this returns."""
+    exposure = Exposure(
         request_id=str(uuid4()),
         user_id=user_id,
         placement=placement,
@@ -90,20 +99,23 @@ async def log_exposure(
         item_id=item_id,
     )
     with timed(slate.trace, "log"):
-        await service.log.append([shown])
-    return shown
+        await service.log.append([exposure])
+    return exposure
 
 
 def slate_response(
     slate: Slate,
-    live: ServingSnapshot,
-    shown: Exposure,
+    snapshot: ServingSnapshot,
+    exposure: Exposure,
     near: Sequence[dict[str, float | None]] | None = None,
     **more: Any,
 ) -> Response:
-    """The items as they were logged; near: of each item, to what; more: further fields."""
+    """The response of a slate that was logged as `exposure`.
+
+    near: for each item its cosines by channel (the wire field `near`); more: further fields of the response.
+    """
     items = [
-        {**live.cards[row], "score": score, "position": position, "propensity": propensity, "reason": reason}
+        {**snapshot.cards[row], "score": score, "position": position, "propensity": propensity, "reason": reason}
         for row, score, position, propensity, reason in zip(
             slate.rows.tolist(),
             slate.scores.tolist(),
@@ -114,16 +126,16 @@ def slate_response(
         )
     ]
     if near is not None:
-        items = [{**item, "near": each} for item, each in zip(items, near, strict=True)]
+        items = [{**item, "near": cosines} for item, cosines in zip(items, near, strict=True)]
     return json_response(
         {
-            "request_id": shown.request_id,
-            "user_id": shown.user_id or None,
-            "placement": shown.placement,
+            "request_id": exposure.request_id,
+            "user_id": exposure.user_id or None,
+            "placement": exposure.placement,
             "bundle": slate.fingerprint,
-            "variant": shown.variant,
-            "source": shown.source,
-            "degraded": shown.degraded,
+            "variant": exposure.variant,
+            "source": exposure.source,
+            "degraded": exposure.degraded,
             "items": items,
             "trace": slate.trace,
             **more,

@@ -1,4 +1,4 @@
-"""Search: a query of words, pictures, sounds and videos is encoded beside the other requests, in a bounded time."""
+"""Route of search: parses the query, has it encoded, ranks items by content similarity and logs the exposure."""
 
 import logging
 from collections.abc import Callable
@@ -26,7 +26,7 @@ SEARCH = "search"
 
 
 def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in_thread: Callable[..., Any]) -> None:
-    """The route."""
+    """Add the route."""
     schema = {"schema": query_schema()}
 
     @app.post(
@@ -44,52 +44,67 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
         tags=["search"],
     )
     async def search(request: Request) -> Response:
-        """Items that words, a picture, a sound, a video or any mixture of them are near to, best first.
+        """Items whose content is nearest to a text, an image, a sound, a video or a combination of them, best first.
 
-        As JSON, media are base64 or https URLs of hosts that the bundle names; as a form, files. What could not be
-        read is told in `query.failed`, and the rest is answered. With a user, items near to both come first; where
-        the user's side fails, `degraded` says so and the query alone is answered.
+        In JSON, media are base64 or https URLs of hosts that the bundle allows; in a form, they are files.
+        `query.failed` lists the parts that could not be read; the search uses the remaining parts. With `user_id`,
+        items near both the query and the user come first. When the user's history or model fails, `degraded` says
+        so and the search uses the query alone.
         """
-        live, trace = snapshot_of(service), dict[str, float]()
-        _, space = encoding_of(live.bundle)  # before anything is read
+        snapshot, trace = snapshot_of(service), dict[str, float]()
+        _, space = encoding_of(snapshot.bundle)  # raises before the body is read
         async with encoder_pool.body(request) as body:
-            asked = await in_thread(parse_query, body, request.headers.get("content-type", ""))
-            content, sent = asked.content, asked.sent
-            live = await with_filter(live, sent.filter, in_thread)
+            request_fields = await in_thread(parse_query, body, request.headers.get("content-type", ""))
+            content, options = request_fields.content, request_fields.options
+            snapshot = await with_filter(snapshot, options.filter, in_thread)
             with timed(trace, "encode"):
-                found = await encoder_pool.embed(live, content)
-        failed = [{"part": content.parts[each.part].modality, "reason": each.reason[:500]} for each in found.failures]
-        told = {"query": {"read": _read(content, found), "failed": failed}}
-        if not found.present[0]:
-            why = "; ".join(f"{each['part']}: {each['reason']}" for each in failed)
-            error = {"code": "nothing_read", "message": f"nothing of the query could be read: {why}", "place": "body"}
-            return json_response({"error": error, **told}, 422)
-        who, degraded = None, []
-        if sent.user_id is not None:
+                embedded = await encoder_pool.embed(snapshot, content)
+        failed = [
+            {"part": content.parts[failure.part].modality, "reason": failure.reason[:500]}
+            for failure in embedded.failures
+        ]
+        query = {"query": {"read": _read_modalities(content, embedded), "failed": failed}}
+        if not embedded.present[0]:
+            reasons = "; ".join(f"{part['part']}: {part['reason']}" for part in failed)
+            message = f"no part of the query could be read: {reasons}"
+            error = {"code": "nothing_read", "message": message, "place": "body"}
+            return json_response({"error": error, **query}, 422)
+        user, degraded = None, []
+        if options.user_id is not None:
             with timed(trace, "store"):
-                state, degraded = await in_thread(service.read_user, live, sent.user_id)
-            who = live.states(state, service.now())
+                state, degraded = await in_thread(service.read_user, snapshot, options.user_id)
+            user = snapshot.states(state, service.now())
         with timed(trace, "rank"):
-            slate, failing = await in_thread(_slate, live, found.vectors, sent, who, trace)
-        shown = await log_exposure(service, slate, SEARCH, degraded=[*degraded, *failing], user_id=sent.user_id or "")
-        columns = space.near_query(found.vectors[0], slate.rows)
-        return slate_response(slate, live, shown, rows_by_item(columns, len(slate)), **told)
+            slate, failing = await in_thread(_search_slate, snapshot, embedded.vectors, options, user, trace)
+        exposure = await log_exposure(
+            service, slate, SEARCH, degraded=[*degraded, *failing], user_id=options.user_id or ""
+        )
+        columns = space.near_query(embedded.vectors[0], slate.rows)
+        return slate_response(slate, snapshot, exposure, rows_by_item(columns, len(slate)), **query)
 
 
-def _slate(
-    live: ServingSnapshot, vectors: Floats, sent: SearchIn, who: UserStates | None, trace: dict[str, float]
+def _search_slate(
+    snapshot: ServingSnapshot,
+    vectors: Floats,
+    options: SearchIn,
+    user: UserStates | None,
+    trace: dict[str, float],
 ) -> tuple[Slate, list[str]]:
-    """Items near to the query and to who asks, and what could not be used: by the query alone where they are not
-    known, or their model fails."""
-    if who is None or not who.positive.any():
-        return live.search(vectors, sent.k, trace), []
+    """The slate of a search, and the components that failed (values of `degraded`).
+
+    vectors (1, D): the encoded query; user: the state of the user user searches, or None. The slate depends on the
+    query alone when the user has no positive item, or when the recommender fails.
+    """
+    if user is None or not user.positive.any():
+        return snapshot.search(vectors, options.k, trace), []
     try:
-        return live.search(vectors, sent.k, trace, who, sent.weight), []
-    except Exception:  # a model that fails on one user must not keep the query from being answered
-        logger.exception("the recommender failed for a history of %d items", len(who.times))
-        return live.search(vectors, sent.k, trace), ["recommender"]
+        return snapshot.search(vectors, options.k, trace, user, options.weight), []
+    except Exception:  # a model that fails on one user must not fail the search
+        logger.exception("the recommender failed for a history of %d items", len(user.times))
+        return snapshot.search(vectors, options.k, trace), ["recommender"]
 
 
-def _read(content: Content, found: Embedded) -> list[str]:
-    failed = {each.part for each in found.failures}
-    return [part.modality for at, part in enumerate(content.parts) if at not in failed]
+def _read_modalities(content: Content, embedded: Embedded) -> list[str]:
+    """Modalities of the parts that were read."""
+    failed = {failure.part for failure in embedded.failures}
+    return [part.modality for i, part in enumerate(content.parts) if i not in failed]

@@ -1,1 +1,1 @@
-"""The state of a running service: what is served, and what replaces it."""
+"""State of a running service: the snapshot that is served, its updates, encoders and threads."""

@@ -1,4 +1,7 @@
-"""What is served, and the items put and deleted since its bundle was made: hidden at once, or taken in meanwhile."""
+"""Keeps the served snapshot up to date with the items that are put and deleted while the service runs.
+
+A deleted item is hidden at once. An item that is put is embedded in the background and then added to the snapshot.
+"""
 
 import asyncio
 import logging
@@ -32,23 +35,27 @@ from serving.state.snapshot import ServableBundle, ServingSnapshot
 logger = logging.getLogger("recsys.serving")
 
 BATCH = 64
-"""Items taken in at once, the newest first: what is put next waits for no more."""
+"""Largest number of items added in one update, the newest first. A new put waits for at most one batch."""
 
 RETRY_SECONDS = 30.0
-"""After which items that could not be taken in are tried again: a model or a network may be back."""
+"""Seconds before items that failed are tried again: a model or a network may have recovered."""
 
 Status = Literal["live", "embedding", "failed"]
 Embed = Callable[[ServableBundle, pl.DataFrame], Awaitable[ItemVectors]]
-"""A bundle and m checked items -> their vectors by its encoders, none where it has no content."""
+"""A bundle and m checked items -> their vectors by its encoders; no channels when the bundle has no content space."""
 
 Upsert = Callable[[ServableBundle, pl.DataFrame, Mapping[str, Embedded]], ServableBundle]
-"""A bundle, m checked items, their channels -> the bundle with these items added or replaced."""
+"""A bundle, m checked items and their channels -> the bundle with these items added or replaced."""
 
 
 @dataclass
 class _ItemStatus:
-    """One item that was put or deleted. order: of its newest change in the log; put: None where it is deleted;
-    paused: not to be tried now; alone: to be tried by itself; failed: (kind of part, reason) of what was not read."""
+    """State of one item that was put or deleted since its bundle was trained.
+
+    order: position of its newest change in the log; put: that change, None when the item is deleted; waiting: not
+    added to the snapshot yet; paused: skipped until the next retry; alone: added in an update of its own; failed:
+    (kind of part, reason) of each part that could not be read.
+    """
 
     order: int
     put: ItemPut | None
@@ -59,236 +66,258 @@ class _ItemStatus:
 
 
 class CatalogUpdater:
-    """Swaps what is served. One lock guards every change of it and of what is known; searches take none.
+    """Holds the served snapshot and replaces it. A lock guards every change of the snapshot and of the item states.
 
-    notes: of the service; "items" says what could not be taken in.
+    Requests read `snapshot` without the lock.
     """
 
     def __init__(
         self, log: Path, notes: dict[str, str], upsert: Upsert, merge: Callable[[ServableBundle], None]
     ) -> None:
-        """log: folder of the event log; upsert, merge: see `Service`."""
-        self._upsert, self._merge_large = upsert, merge
-        self.live: ServingSnapshot | None = None
+        """log: folder of the event log; notes: of the service, whose entry "items" names an item that could not be
+        added; upsert, merge: see `ServiceState`."""
+        self._upsert, self._merge_indexes = upsert, merge
+        self.snapshot: ServingSnapshot | None = None
         self._folder, self._notes = log, notes
-        self._known: dict[str, _ItemStatus] = {}
-        self._broken: dict[str, str] = {}
-        self._orders = count(1)
+        self._statuses: dict[str, _ItemStatus] = {}
+        self._errors: dict[str, str] = {}
+        self._sequence = count(1)
         self._lock = Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
-        self._merging: Thread | None = None
-        self._recalling = False  # items put before are missing yet
-        self._shown: list[tuple[ref[IdMap], ref[Bools]]] = []  # what is served, and what requests still go on in
+        self._merge_thread: Thread | None = None
+        self._replaying = False  # items put before the start or the bundle are not added yet
+        self._in_use: list[tuple[ref[IdMap], ref[Bools]]] = []  # ids and availability of snapshots that requests use
         self._retry: asyncio.TimerHandle | None = None
         self._sweep: Callable[[], int] | None = None
 
     def replay(self, now: int) -> None:
-        """Read from the log what was put and deleted before this start, which is at `now` (µs). Raises LogError."""
+        """Read the puts and deletes before this start from the log. now: time of the start (µs). Raises LogError."""
         logged = item_changes(self._folder)
         self._sweep = partial(sweep_media, self._folder, media_in_use(logged, now), now)
         changes = ItemChanges.of_changes(logged)
-        self._known = {
-            put.item_id: _ItemStatus(at - len(changes.puts), put) for at, put in enumerate(changes.puts.values())
+        self._statuses = {
+            put.item_id: _ItemStatus(i - len(changes.puts), put) for i, put in enumerate(changes.puts.values())
         }
-        self._known |= {name: _ItemStatus(0, None, waiting=False) for name in changes.gone}
+        self._statuses |= {name: _ItemStatus(0, None, waiting=False) for name in changes.gone}
 
-    def serve(self, live: ServingSnapshot) -> None:
-        """Put another bundle in the place of what is served, without what is deleted; what was put is queued anew."""
+    def serve(self, snapshot: ServingSnapshot) -> None:
+        """Serve the snapshot of another bundle. Deleted items are hidden in it, and all puts are queued again."""
         with self._lock:
-            for name, known in self._known.items():
-                known.waiting, known.paused, known.alone, known.failed = known.put is not None, False, False, []
-                if _hidden(known, live.now()):
-                    live.hide(name)
-            self._recalling = any(known.waiting for known in self._known.values())
-            self._show(live)
-            self._note()
-        self._rouse()
+            for name, status in self._statuses.items():
+                status.waiting, status.paused, status.alone, status.failed = status.put is not None, False, False, []
+                if _is_hidden(status, snapshot.now()):
+                    snapshot.hide(name)
+            self._replaying = any(status.waiting for status in self._statuses.values())
+            self._publish(snapshot)
+            self._update_note()
+        self._wake_loop()
 
     async def accept(self, log: EventLog, change: ItemPut | ItemGone) -> bool:
-        """Log a change, then apply it; whether the item was not known before. Raises LogError: nothing changed."""
-        order = next(self._orders)  # as in the log: nothing else runs between this and its queue
+        """Log a change, then apply it. Returns whether the item was new.
+
+        Raises LogError when the change cannot be logged; nothing changes then.
+        """
+        order = next(self._sequence)  # the order of the log: no await separates this line from the log's queue
         await log.append([change])
         put = change if isinstance(change, ItemPut) else None
         with self._lock:
-            new = not self._has_item(change.item_id)
-            before = self._known.get(change.item_id)
-            if before is None or before.order < order:
-                self._known[change.item_id] = known = _ItemStatus(order, put, waiting=put is not None)
-                if self.live is not None and _hidden(known, self.live.now()):
+            is_new = not self._has_item(change.item_id)
+            previous = self._statuses.get(change.item_id)
+            if previous is None or previous.order < order:
+                self._statuses[change.item_id] = status = _ItemStatus(order, put, waiting=put is not None)
+                if self.snapshot is not None and _is_hidden(status, self.snapshot.now()):
                     self._hide(change.item_id)
-                self._tell(change.item_id)
+                self._set_error(change.item_id)
         self._wake.set()
-        return new
+        return is_new
 
-    def _show(self, live: ServingSnapshot) -> None:
-        self.live = live
-        self._shown = [shown for shown in self._shown if shown[1]() is not None]
-        self._shown.append((ref(live.bundle.catalog.ids), ref(live.available)))
+    def _publish(self, snapshot: ServingSnapshot) -> None:
+        self.snapshot = snapshot
+        self._in_use = [refs for refs in self._in_use if refs[1]() is not None]
+        self._in_use.append((ref(snapshot.bundle.catalog.ids), ref(snapshot.available)))
 
     def _hide(self, item_id: str) -> None:
-        """Also from requests that began before another bundle came, or this one grew."""
-        for ids, available in ((one(), other()) for one, other in self._shown):
+        """Hide an item in the current snapshot and in older snapshots that requests still use."""
+        for ids, available in ((ids_ref(), available_ref()) for ids_ref, available_ref in self._in_use):
             if ids is not None and available is not None and (row := ids.row(item_id)) >= 0:
                 available[row] = False
 
     def has_item(self, item_id: str) -> bool:
-        """Whether the item was put, or is of the bundle, and was not deleted since."""
+        """Whether the item was put or is in the bundle, and was not deleted since."""
         with self._lock:
             return self._has_item(item_id)
 
     def state(self, item_id: str) -> tuple[ItemPut | None, Status, list[tuple[str, str]]]:
-        """What was put last, None where the item is the bundle's own; how far it is, and (part, reason) of what could
-        not be read."""
+        """The last put of an item (None when the item comes from the bundle), its status, and (part, reason) of each
+        part that could not be read."""
         with self._lock:
-            known = self._known.get(item_id)
-            if known is None or known.put is None:
+            status = self._statuses.get(item_id)
+            if status is None or status.put is None:
                 return None, "live", []
-            if item_id in self._broken:
-                return known.put, "failed", [("item", self._broken[item_id])]
-            return known.put, "embedding" if known.waiting else self._reached(item_id, known), known.failed
+            if item_id in self._errors:
+                return status.put, "failed", [("item", self._errors[item_id])]
+            return status.put, "embedding" if status.waiting else self._settled_status(item_id, status), status.failed
 
     async def run(self, embed: Embed) -> None:
-        """Take in what is put, as it comes, until cancelled."""
+        """Add the items that are put to the snapshot, until cancelled."""
         self._loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
             with self._lock:
-                live = self.live
-                waiting = [known for known in self._known.values() if known.waiting and not known.paused]
-                newest = sorted(waiting, key=lambda known: (known.alone, -known.order))
-                together = sum(not known.alone for known in newest[:BATCH])
-                puts = [known.put for known in newest[: together or 1] if known.put]
-                self._recalling &= bool(waiting)
-                self._note()
-            if live is None or not puts:
-                if live is not None and not self._broken:
-                    self._swept()
+                snapshot = self.snapshot
+                waiting = [status for status in self._statuses.values() if status.waiting and not status.paused]
+                queue = sorted(waiting, key=lambda status: (status.alone, -status.order))
+                n_batched = sum(not status.alone for status in queue[:BATCH])
+                puts = [status.put for status in queue[: n_batched or 1] if status.put]
+                self._replaying &= bool(waiting)
+                self._update_note()
+            if snapshot is None or not puts:
+                if snapshot is not None and not self._errors:
+                    self._sweep_once()
                 await self._wake.wait()
                 continue
             try:
-                await self._grow(live, puts, embed)
+                await self._upsert_puts(snapshot, puts, embed)
             except Exception as error:
-                self._postpone(puts, str(error) or repr(error))
+                self._requeue(puts, str(error) or repr(error))
 
-    async def _grow(self, live: ServingSnapshot, puts: Sequence[ItemPut], embed: Embed) -> None:
-        checked = await asyncio.to_thread(check_item_puts, puts, self._folder, live.bundle.data)
-        changed = await asyncio.to_thread(_changed, live.bundle, checked.kept)
+    async def _upsert_puts(self, snapshot: ServingSnapshot, puts: Sequence[ItemPut], embed: Embed) -> None:
+        """Embed the items that differ from the bundle, add them to it, and serve the result."""
+        checked = await asyncio.to_thread(check_item_puts, puts, self._folder, snapshot.bundle.data)
+        changed = await asyncio.to_thread(_changed, snapshot.bundle, checked.kept)
         items = checked.kept.filter(changed)
-        failed, bundle = dict[str, list[tuple[str, str]]](), live.bundle
+        failed, bundle = dict[str, list[tuple[str, str]]](), snapshot.bundle
         if len(items):
             vectors = await embed(bundle, items)
             failed = dict(zip(items.get_column(ITEM), vectors.failed, strict=True))
             bundle = await asyncio.to_thread(self._upsert, bundle, items, vectors.channels)
-        grown = await asyncio.to_thread(live.with_upserts, bundle, items.get_column(ITEM).to_list())
-        self._replace(live, grown, puts, failed)
+        upserted = await asyncio.to_thread(snapshot.with_upserts, bundle, items.get_column(ITEM).to_list())
+        self._replace(snapshot, upserted, puts, failed)
         self._merge(bundle)
 
     def _replace(
         self,
-        live: ServingSnapshot,
-        grown: ServingSnapshot,
+        snapshot: ServingSnapshot,
+        upserted: ServingSnapshot,
         puts: Sequence[ItemPut],
         failed: dict[str, list[tuple[str, str]]],
     ) -> None:
-        """Serve what has grown, unless another bundle came meanwhile: that one has everything queued again."""
-        with self._lock:
-            if self.live is not live:
-                return
-            available = grown.bundle.catalog.available.copy()
-            available[: len(live.available)] &= live.available  # with what was hidden until now
-            for put in puts:
-                row, known = grown.bundle.catalog.ids.row(put.item_id), self._known[put.item_id]
-                if known.put is put:
-                    known.waiting, known.failed = False, failed.get(put.item_id, [])
-                    self._tell(put.item_id)
-                    if row >= 0:
-                        available[row] = grown.bundle.catalog.available[row]
-                elif row >= len(live.available) or (row >= 0 and _hidden(known, live.now())):
-                    available[row] = False  # changed again meanwhile
-            self._show(replace(grown, available=available))
+        """Serve `upserted` instead of `snapshot`.
 
-    def _postpone(self, puts: Sequence[ItemPut], why: str) -> None:
-        """Try several again one by one, after what is put meanwhile: one may have kept the others out. One alone
-        waits a while. Within an `except`."""
+        Does nothing when another bundle is served by now: `serve` has queued all puts for it.
+        """
         with self._lock:
-            tried = [known for put in puts if (known := self._known[put.item_id]).put is put]
-            for known in tried:
-                known.alone = True
+            if self.snapshot is not snapshot:
+                return
+            available = upserted.bundle.catalog.available.copy()
+            available[: len(snapshot.available)] &= snapshot.available  # items hidden during the update stay hidden
+            for put in puts:
+                row, status = upserted.bundle.catalog.ids.row(put.item_id), self._statuses[put.item_id]
+                if status.put is put:
+                    status.waiting, status.failed = False, failed.get(put.item_id, [])
+                    self._set_error(put.item_id)
+                    if row >= 0:
+                        available[row] = upserted.bundle.catalog.available[row]
+                elif row >= len(snapshot.available) or (row >= 0 and _is_hidden(status, snapshot.now())):
+                    available[row] = False  # put or deleted again during the update
+            self._publish(replace(upserted, available=available))
+
+    def _requeue(self, puts: Sequence[ItemPut], reason: str) -> None:
+        """Requeue puts whose update failed. Called within an `except`.
+
+        Several are tried again one at a time, after newer puts, because a single item may have failed the update.
+        A single one is paused for RETRY_SECONDS.
+        """
+        with self._lock:
+            tried = [status for put in puts if (status := self._statuses[put.item_id]).put is put]
+            for status in tried:
+                status.alone = True
             if len(puts) > 1 or not tried:
                 return
-            if self._broken.get(puts[0].item_id) != why:
-                logger.exception("item %r could not be taken in", puts[0].item_id)
+            if self._errors.get(puts[0].item_id) != reason:
+                logger.exception("item %r could not be added", puts[0].item_id)
             tried[0].paused = True
-            self._tell(puts[0].item_id, why)
+            self._set_error(puts[0].item_id, reason)
         if self._retry is None:
-            self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._again)
+            self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._resume_paused)
 
-    def _again(self) -> None:
+    def _resume_paused(self) -> None:
         self._retry = None
         with self._lock:
-            for known in self._known.values():
-                known.paused = False
+            for status in self._statuses.values():
+                status.paused = False
         self._wake.set()
 
-    def _tell(self, item_id: str, why: str = "") -> None:
-        """Note why an item could not be taken in, "" when it could or need not be any more."""
-        self._broken.pop(item_id, None)
-        if why:
-            self._broken[item_id] = why
-        self._note()
+    def _set_error(self, item_id: str, reason: str = "") -> None:
+        """Record why an item could not be added; "" clears the error."""
+        self._errors.pop(item_id, None)
+        if reason:
+            self._errors[item_id] = reason
+        self._update_note()
 
-    def _note(self) -> None:
-        if first := next(iter(self._broken.items()), None):
-            self._notes["items"] = f"{first[0]}: {first[1]}; tried again every {RETRY_SECONDS:g} s"
-        elif self._recalling:
-            self._notes["items"] = "items put before this start or bundle are being embedded"
+    def _update_note(self) -> None:
+        if first := next(iter(self._errors.items()), None):
+            self._notes["items"] = f"{first[0]}: {first[1]}; retried every {RETRY_SECONDS:g} s"
+        elif self._replaying:
+            self._notes["items"] = "items that were put before this start or bundle are being embedded"
         else:
             self._notes.pop("items", None)
 
     def _merge(self, bundle: ServableBundle) -> None:
-        """Beside what is put next: building an index can take minutes, and the process may end without it."""
-        if self._merging is None or not self._merging.is_alive():
-            self._merging = Thread(target=_merged, args=(self._merge_large, bundle), name="merge", daemon=True)
-            self._merging.start()
+        """Merge the indexes of a bundle in a daemon thread, unless one is running.
 
-    def _swept(self) -> None:
-        """Once after a start, when all that was put is taken in: until then the bundle may show what was replaced."""
+        Building an index can take minutes, and the process may end before it is done.
+        """
+        if self._merge_thread is None or not self._merge_thread.is_alive():
+            self._merge_thread = Thread(
+                target=_run_merge, args=(self._merge_indexes, bundle), name="merge", daemon=True
+            )
+            self._merge_thread.start()
+
+    def _sweep_once(self) -> None:
+        """Delete unused media once after a start.
+
+        Called when all puts are added, because the bundle may show an old image of an item until then.
+        """
         sweep, self._sweep = self._sweep, None
         if sweep is not None:
-            Thread(target=_delete, args=(sweep,), name="sweep", daemon=True).start()
+            Thread(target=_run_sweep, args=(sweep,), name="sweep", daemon=True).start()
 
     def _has_item(self, item_id: str) -> bool:
-        if known := self._known.get(item_id):
-            return known.put is not None
-        return self.live is not None and item_id in self.live.bundle.catalog.ids
+        if status := self._statuses.get(item_id):
+            return status.put is not None
+        return self.snapshot is not None and item_id in self.snapshot.bundle.catalog.ids
 
-    def _reached(self, item_id: str, known: _ItemStatus) -> Status:
-        """Live where it is shown; failed where nothing could be read of what there is to read."""
-        if self.live is None or (row := self.live.bundle.catalog.ids.row(item_id)) < 0:
+    def _settled_status(self, item_id: str, status: _ItemStatus) -> Status:
+        """Status of an item that is not waiting.
+
+        failed: the snapshot lacks the item, or a part failed and the item has no content vector; live otherwise.
+        """
+        if self.snapshot is None or (row := self.snapshot.bundle.catalog.ids.row(item_id)) < 0:
             return "failed"
-        return "failed" if known.failed and not self.live.bundle.catalog.has_content[row] else "live"
+        return "failed" if status.failed and not self.snapshot.bundle.catalog.has_content[row] else "live"
 
-    def _rouse(self) -> None:
-        """From any thread."""
+    def _wake_loop(self) -> None:
+        """Wake `run`, from any thread."""
         if self._loop is not None:
-            with suppress(RuntimeError):  # the loop is over: nobody is to be woken
+            with suppress(RuntimeError):  # the loop is closed, so `run` has ended
                 self._loop.call_soon_threadsafe(self._wake.set)
 
 
-def _hidden(known: _ItemStatus, now: int) -> bool:
-    """Whether it is not to be shown, even before it is taken in: deleted, not available, or published later (µs)."""
-    if known.put is None or known.put.fields.get(AVAILABLE) is False:
+def _is_hidden(status: _ItemStatus, now: int) -> bool:
+    """Whether an item must be hidden at once: deleted, not available, or published after `now` (µs)."""
+    if status.put is None or status.put.fields.get(AVAILABLE) is False:
         return True
-    published = known.put.fields.get(PUBLISHED)
+    published = status.put.fields.get(PUBLISHED)
     return published is not None and micros(published) > now
 
 
 def _changed(bundle: ServableBundle, items: pl.DataFrame) -> Bools:
-    """(m,): which items the bundle does not have as they were put.
+    """(m,) bool: items that differ from the bundle.
 
-    Also those whose pictures, sounds and videos it knows nothing of, though it does of others': they were not
-    embedded yet when it was trained.
+    An item also differs when it has media and the bundle has media channels but no media vector of the item: it was
+    not embedded yet when the bundle was trained.
     """
     catalog, rows = bundle.catalog, bundle.catalog.ids.rows(items.get_column(ITEM).to_list())
     known = np.flatnonzero(rows >= 0)
@@ -299,23 +328,27 @@ def _changed(bundle: ServableBundle, items: pl.DataFrame) -> Bools:
     new = items[known].select(pl.col(name).cast(kind, strict=False) for name, kind in old.schema.items())
     same = pl.select(pl.all_horizontal(old[name].eq_missing(new[name]) for name in old.columns)).to_series()
     changed[known] = ~same.to_numpy()
-    media = items.select(pl.any_horizontal(pl.col(IMAGE, AUDIO, VIDEO).is_not_null())).to_series().to_numpy()
+    has_media = items.select(pl.any_horizontal(pl.col(IMAGE, AUDIO, VIDEO).is_not_null())).to_series().to_numpy()
     channels = {} if bundle.content is None else bundle.content.channels
-    if others := [channel for name, channel in channels.items() if name not in (TEXT_CHANNEL, TITLE_CHANNEL)]:
-        changed[known] |= media[known] & ~np.any([channel.present[rows[known]] for channel in others], axis=0)
+    if media_channels := [channel for name, channel in channels.items() if name not in (TEXT_CHANNEL, TITLE_CHANNEL)]:
+        changed[known] |= has_media[known] & ~np.any(
+            [channel.present[rows[known]] for channel in media_channels], axis=0
+        )
     return changed
 
 
-def _delete(sweep: Callable[[], int]) -> None:
+def _run_sweep(sweep: Callable[[], int]) -> None:
+    """Run the sweep and log its result."""
     try:
         if deleted := sweep():
-            logger.info("%d pictures, sounds and videos that no item has any more were deleted", deleted)
-    except LogError as error:  # they take room, and nothing else: the next start tries again
+            logger.info("deleted %d media files that no item uses", deleted)
+    except LogError as error:  # unused files only take disk space; the next start tries again
         logger.warning("%s", error)
 
 
-def _merged(merge: Callable[[ServableBundle], None], bundle: ServableBundle) -> None:
+def _run_merge(merge: Callable[[ServableBundle], None], bundle: ServableBundle) -> None:
+    """Run the merge; log an error instead of raising it."""
     try:
         merge(bundle)
-    except Exception:  # what is beside the index is found all the same
-        logger.exception("the index could not be built anew")
+    except Exception:  # search still finds items that are not merged into the index
+        logger.exception("the merge of the index failed")

@@ -1,4 +1,7 @@
-"""Encoders of queries and new items, shared by all requests."""
+"""Pool of encoders for search queries and for new items, with limits on encoding and on request bodies.
+
+All requests share the pool. A local encoder encodes one query at a time, in a thread; a remote one up to MAX_REMOTE.
+"""
 
 import asyncio
 import logging
@@ -29,36 +32,30 @@ from serving.state.snapshot import ServableBundle, ServingSnapshot
 
 logger = logging.getLogger("recsys.serving")
 
-
 MAX_LARGE_BODIES = 4
-"""Bodies larger than MAX_BODY_BYTES that are held at once."""
-
+"""Largest number of bodies above MAX_BODY_BYTES in memory at once."""
 
 BODY_SECONDS = 60.0
-"""In which a body has to arrive: a slow sender would keep the others' place."""
-
+"""Seconds for a body to arrive: a slow sender would keep the place of other requests."""
 
 FILE_SECONDS = 10.0
-"""In which one file of a query has to be fetched and decoded: longer ones are for `recsys embed`."""
-
+"""Seconds to fetch and decode one file of a query. `recsys embed` allows more."""
 
 MAX_REMOTE = 8
-"""Queries that another machine encodes at once: they wait for it, and take no core here."""
-
+"""Largest number of queries that a remote encoder encodes at once; they use no local core."""
 
 ITEMS_PER_TURN = 4
-"""Items put that are encoded in one turn: a search waits for no more of them."""
-
+"""Items encoded in one turn. A search waits for at most one turn."""
 
 T = TypeVar("T")
 
-
 OpenEncoders = Callable[[EncoderConfig, DecoderPool, Limits, Path], dict[str, Encoder]]
+"""Encoder configuration, decoders, limits of media and folder of models -> encoders by channel."""
 
 
 class EncoderPool:
-    """Where queries and items put are encoded. Encoders are opened when they are first needed, and kept from bundle
-    to bundle as long as these were encoded alike."""
+    """Encodes queries and new items. Encoders are opened on first use and kept while bundles have the same encoder
+    setup."""
 
     def __init__(self, settings: ServeSettings, open_: OpenEncoders = open_encoders) -> None:
         self._settings = settings
@@ -66,113 +63,124 @@ class EncoderPool:
         self._decoders = DecoderPool(seconds=FILE_SECONDS)
         self._opening = Lock()
         self._opened: tuple[EncoderSetup, Mapping[str, Encoder]] | None = None
-        # one at a time: tokenizers cannot be shared by threads, and a query takes a core while it is encoded
-        self._here = asyncio.Semaphore(1)
+        # one at a time: tokenizers are not thread-safe, and encoding a query takes a whole core
+        self._local = asyncio.Semaphore(1)
         self._remote = asyncio.Semaphore(MAX_REMOTE)
-        self._large = asyncio.Semaphore(MAX_LARGE_BODIES)
+        self._large_bodies = asyncio.Semaphore(MAX_LARGE_BODIES)
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """The body; few large ones are held at once. Raises ApiError 408, 413 and 503."""
+        """The body of a search or an item. At most MAX_LARGE_BODIES large ones are in memory at once.
+
+        Raises ApiError 408 when it arrives too slowly, 413 when it is too large, 503 when too many are in memory.
+        """
         length = request.headers.get("content-length", "")
         if length.isdecimal() and len(length) < 20 and int(length) <= MAX_BODY_BYTES:
-            yield await self._arrived(request)
+            yield await self._read_body(request)
             return
-        await self._enter(self._large)
+        await self._acquire(self._large_bodies)
         try:
-            yield await self._arrived(request)
+            yield await self._read_body(request)
         finally:
-            self._large.release()
+            self._large_bodies.release()
 
-    async def embed(self, live: ServingSnapshot, content: Content) -> Embedded:
-        """The query in the space of the bundle, when its turn has come.
+    async def embed(self, snapshot: ServingSnapshot, content: Content) -> Embedded:
+        """The query as a vector (1, D) of the bundle's content space. Waits for a turn.
 
-        Raises ApiError 503 when others take too long, 504 when it does itself.
+        Raises ApiError 503 when no turn is free within `search_wait`, 504 when encoding exceeds `search_seconds`.
         """
-        encoding, space = encoding_of(live.bundle)
-        turn = self._remote if encoding.remote else self._here
-        await self._enter(turn)
+        encoding, space = encoding_of(snapshot.bundle)
+        turn = self._remote if encoding.remote else self._local
+        await self._acquire(turn)
         work = run_in_thread(lambda: QueryEncoder(space, self._encoders(encoding)).embed(content), turn)
         try:
             async with asyncio.timeout(self._settings.search_seconds):
                 return await asyncio.shield(work)
         except TimeoutError:
             raise ApiError(
-                504, "slow", f"not encoded within {self._settings.search_seconds:g} s; try again in a moment", ""
+                504,
+                "slow",
+                f"not encoded within {self._settings.search_seconds:g} s; try again in a moment",
+                "",
             ) from None
 
     async def embed_items(self, bundle: ServableBundle, items: pl.DataFrame) -> ItemVectors:
-        """Checked items by the bundle's encoders, a few at a turn between searches; no channels where it has none."""
+        """Vectors of checked items by the bundle's encoders; no channels when the bundle has no content space.
+
+        Encodes ITEMS_PER_TURN items in a turn, so that searches run in between.
+        """
         if bundle.content is None:
             return ItemVectors({}, [[] for _ in range(len(items))])
         encoding, space = encoding_of(bundle)
-        turn, parts = self._remote if encoding.remote else self._here, []
-        for piece in items.iter_slices(ITEMS_PER_TURN):
+        turn, parts = self._remote if encoding.remote else self._local, []
+        for batch in items.iter_slices(ITEMS_PER_TURN):
             await turn.acquire()
-            work = partial(self._embed_items, encoding, space, piece)
+            work = partial(self._embed_items, encoding, space, batch)
             parts.append(await asyncio.shield(run_in_thread(work, turn)))
         return ItemVectors.together(parts)
 
     async def keep_ready(self, service: ServiceState) -> None:
-        """Load what the queries of each bundle need, as it comes, until cancelled."""
+        """Load the text encoder of each bundle when it is first served, until cancelled."""
         ready = ""
         while True:
-            if (live := service.live) is not None and live.bundle.fingerprint != ready:
-                ready = live.bundle.fingerprint
-                await self._prepare(live)
+            if (snapshot := service.snapshot) is not None and snapshot.bundle.fingerprint != ready:
+                ready = snapshot.bundle.fingerprint
+                await self._prepare(snapshot)
             await asyncio.sleep(self._settings.follow_seconds)
 
     async def close(self) -> None:
-        """End the workers that decode, and what is being encoded on this machine."""
+        """Stop the decoder workers and wait for the local encoding that is running."""
         await asyncio.to_thread(self._decoders.close)
-        await self._here.acquire()  # a thread inside a model must not outlive the interpreter
+        await self._local.acquire()  # a thread inside a model must not outlive the interpreter
 
-    async def _prepare(self, live: ServingSnapshot) -> None:
-        """An encoder that reads words reads one."""
-        if live.bundle.content is None:
+    async def _prepare(self, snapshot: ServingSnapshot) -> None:
+        """Load the text encoder of a snapshot's bundle and encode one word with it. Logs errors."""
+        if snapshot.bundle.content is None:
             return
         try:
-            encoding, _ = encoding_of(live.bundle)
-            await self._here.acquire()
-            await asyncio.shield(run_in_thread(lambda: self._warm(encoding), self._here))
+            encoding, _ = encoding_of(snapshot.bundle)
+            await self._local.acquire()
+            await asyncio.shield(run_in_thread(lambda: self._warm(encoding), self._local))
         except (ApiError, RecsysError) as error:
-            logger.warning("search will not work: %s", error)
-        except Exception:  # nobody waits for this, and whoever searches will be told
-            logger.exception("what reads queries could not be loaded")
+            logger.warning("search is not available: %s", error)
+        except Exception:  # no request waits for this task; a search reports the error
+            logger.exception("the text encoder could not be loaded")
 
-    async def _arrived(self, request: Request) -> bytes:
+    async def _read_body(self, request: Request) -> bytes:
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 return await bounded_body(request, self._settings.search_bytes)
         except TimeoutError:
             raise ApiError(408, "slow_body", f"the body did not arrive within {BODY_SECONDS:g} s", "body") from None
 
-    async def _enter(self, gate: asyncio.Semaphore) -> None:
+    async def _acquire(self, semaphore: asyncio.Semaphore) -> None:
+        """Acquire the semaphore. Raises ApiError 503 after `search_wait` seconds."""
         try:
             async with asyncio.timeout(self._settings.search_wait):
-                await gate.acquire()
+                await semaphore.acquire()
         except TimeoutError:
             raise ApiError(503, "busy", "too many searches at once; try again in a moment", "") from None
 
     def _encoders(self, encoding: EncoderSetup) -> Mapping[str, Encoder]:
         with self._opening:
             if self._opened is None or self._opened[0] != encoding:
-                made = self._open(encoding.config, self._decoders, encoding.limits, encoding.models)
-                self._opened = encoding, made
+                encoders = self._open(encoding.config, self._decoders, encoding.limits, encoding.models)
+                self._opened = encoding, encoders
             return self._opened[1]
 
     def _embed_items(self, encoding: EncoderSetup, space: ContentSpace, items: pl.DataFrame) -> ItemVectors:
         return embed_items(space, self._encoders(encoding), items)
 
     def _warm(self, encoding: EncoderSetup) -> None:
-        if (words := self._encoders(encoding).get(TEXT_CHANNEL)) is not None:
-            words.encode([Content.of(Text("ready"))], task="query")
+        if (encoder := self._encoders(encoding).get(TEXT_CHANNEL)) is not None:
+            encoder.encode([Content.of(Text("ready"))], task="query")
 
 
 def run_in_thread(work: Callable[[], T], turn: asyncio.Semaphore) -> "asyncio.Future[T]":
-    """The work in a thread of its own, whose turn ends when the work does, though nobody may wait for it by then.
+    """Run work in a new daemon thread. Returns a future of its result.
 
-    The process ends without it.
+    turn: an acquired semaphore. It is released when the work ends, even if the caller has stopped waiting. The
+    process does not wait for the thread when it exits.
     """
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()
@@ -185,7 +193,7 @@ def run_in_thread(work: Callable[[], T], turn: asyncio.Semaphore) -> "asyncio.Fu
 
     try:
         Thread(target=run, name="search", daemon=True).start()
-    except RuntimeError as error:  # there are too many
+    except RuntimeError as error:  # no more threads can be started
         future.set_exception(error)
     done = asyncio.wrap_future(future)
     done.add_done_callback(lambda _: turn.release())
@@ -193,8 +201,8 @@ def run_in_thread(work: Callable[[], T], turn: asyncio.Semaphore) -> "asyncio.Fu
 
 
 def encoding_of(bundle: ServableBundle) -> tuple[EncoderSetup, ContentSpace]:
-    """How a bundle's contents were encoded, and where they lie. Raises ApiError 503 where it has none."""
+    """The encoder setup and the content space of a bundle. Raises ApiError 503 when it has none."""
     encoding = None if bundle.content is None else EncoderSetup.of(bundle.manifest)
     if encoding is None or bundle.content is None:
-        raise ApiError(503, "no_content", "the served bundle knows of no contents: train with an encoder", "bundle")
+        raise ApiError(503, "no_content", "the served bundle has no content space: train with an encoder", "bundle")
     return encoding, bundle.content

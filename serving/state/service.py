@@ -1,4 +1,4 @@
-"""The running service: its log, its store, the bundle it serves now, and the loop that keeps them together."""
+"""State of the running service: event log, feature store and served bundle, and the loop that keeps them in step."""
 
 import asyncio
 import logging
@@ -25,11 +25,12 @@ logger = logging.getLogger("recsys.serving")
 
 
 class ServiceState:
-    """Opened by `start`, ended by `stop`. growth: what is served, with the items put and deleted since.
+    """State of the service, opened by `start` and closed by `stop`.
 
-    load: folder of a bundle -> the bundle, raising BundleError; current: folder of bundles -> the one to serve;
-    events: a bundle's data configuration -> its checked events table; upsert: adds items to a bundle; merge: builds
-    the indexes of a bundle anew where too many items were added; connect: event rules -> the store.
+    load: folder of a bundle -> the bundle, raises BundleError; current: folder of bundles -> the folder of the bundle
+    to serve; events: data configuration of a bundle -> its checked events table; upsert: adds items to a bundle;
+    merge: rebuilds the indexes of a bundle to which many items were added; connect: event rules -> the store; now:
+    returns the time (µs).
     """
 
     def __init__(
@@ -47,10 +48,10 @@ class ServiceState:
         self.settings = settings
         self.now = now
         self.behind = False
-        """Whether the log has events that a store which did not answer has not got."""
-        self._missed = False  # such an event since the store began to catch up
+        """Whether the log holds events that the store lacks, because it did not respond."""
+        self._missed = False  # whether the store missed an event since `catch_up` started
         self.notes: dict[str, str] = {}
-        """What is wrong now, by part: bundle, tables, store, items, retriever."""
+        """Current problems by component: bundle, tables, store, items, retriever."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
         self._load, self._current, self._events, self._connect = load, current, events, connect
         self._server: RedisServer | None = None
@@ -61,25 +62,25 @@ class ServiceState:
         self._loop: asyncio.Task[None] | None = None
 
     @property
-    def live(self) -> ServingSnapshot | None:
-        """None until there is a bundle."""
-        return self.catalog_updater.live
+    def snapshot(self) -> ServingSnapshot | None:
+        """The snapshot that is served; None until a bundle is loaded."""
+        return self.catalog_updater.snapshot
 
     @property
     def log(self) -> EventLog:
-        """Raises LogError outside of `start` and `stop`."""
+        """The event log. Raises LogError before `start`."""
         if self._log is None:
             raise LogError("the event log is not open: the service is not running")
         return self._log
 
     async def start(self) -> None:
-        """Open the log, launch or find the store, load the bundle, fill the store, begin to follow."""
+        """Open the log, connect to the store (or start one), load the bundle, fill the store, and start the loop."""
         await asyncio.to_thread(self._open)
         await asyncio.to_thread(self.step)
         self._loop = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
-        """Finish what has begun, then close everything."""
+        """Wait for the running step of the loop, then close everything."""
         self._stop.set()
         if self._loop:
             await self._loop
@@ -88,7 +89,9 @@ class ServiceState:
     def _open(self) -> None:
         self._log = EventLog(self.settings.log)
         for torn in self._log.torn:
-            logger.warning("event log: %d half-written bytes of %s were set aside", torn.length, torn.segment)
+            logger.warning(
+                "event log: %d half-written bytes of %s were moved to a .torn file", torn.length, torn.segment
+            )
         self.catalog_updater.replay(self.now())
         if self._connect is None:
             if self.settings.redis_url is None:
@@ -101,8 +104,8 @@ class ServiceState:
     def _close(self) -> None:
         if self._log:
             self._log.close()
-        if self.live and isinstance(self.live.store, RedisStore):
-            self.live.store.close()
+        if self.snapshot and isinstance(self.snapshot.store, RedisStore):
+            self.snapshot.store.close()
         if self._server:
             self._server.stop()
 
@@ -114,12 +117,12 @@ class ServiceState:
                 await asyncio.to_thread(self.step)
 
     def step(self) -> None:
-        """Once: serve the current bundle if it is another one, and let the store catch up."""
+        """One step of the loop: serve the current bundle if it has changed, and let the store catch up."""
         try:
             self._follow_bundle()
             self._follow_store()
-        except Exception:  # whatever happens here, the service goes on with what it has
-            logger.exception("following the bundle and the store failed; trying again")
+        except Exception:  # an error in this loop must not stop the service
+            logger.exception("updating the bundle and the store failed; the next step tries again")
 
     def _follow_bundle(self) -> None:
         path = None
@@ -132,20 +135,21 @@ class ServiceState:
                 return
             bundle = self._load(path)
             store = self._store_for(bundle)
-            live = ServingSnapshot.of(bundle, store, self.now)
-            live.popular(live.rows(()), 1, {})
-            live.recommend(live.states(self._example(live), self.now()), live.rows(()), 20, {})  # warm up
+            snapshot = ServingSnapshot.of(bundle, store, self.now)
+            snapshot.popular(snapshot.rows(()), 1, {})
+            example = snapshot.states(self._example(snapshot), self.now())
+            snapshot.recommend(example, snapshot.rows(()), 20, {})  # warm up
         except RecsysError as error:
             if self.notes.get("bundle") != str(error):
                 logger.error("bundle refused: %s", error)
             self._refuse(path, str(error))
             return
-        except Exception as error:  # a bundle whose models fail must not replace one whose models work
+        except Exception as error:  # a bundle whose models fail must not replace a working one
             logger.exception("bundle %s failed its first request", path)
             self._refuse(path, f"{path} failed its first request: {error}")
             return
-        self.behind = True  # what was pushed to the store of the previous rules meanwhile
-        self.catalog_updater.serve(live)
+        self.behind = True  # events may have been pushed to the store of the previous rules meanwhile
+        self.catalog_updater.serve(snapshot)
         self._path, self._refused = path, None
         self.notes.pop("bundle", None)
         self.notes.pop("retriever", None)
@@ -155,33 +159,33 @@ class ServiceState:
         trained_on = bundle.data.log
         if trained_on is None or Path(trained_on).resolve() != self.settings.log.resolve():
             logger.warning(
-                "events accepted here will not be trained on: they go to %s, and data.log of bundle %s is %s; "
-                "name the same folder in both",
+                "events accepted here will not be trained on: they go to %s, but data.log of bundle %s is %s; "
+                "configure the same folder in both",
                 self.settings.log,
                 bundle.fingerprint,
                 trained_on,
             )
 
-    def _refuse(self, path: Path | None, why: str) -> None:
+    def _refuse(self, path: Path | None, reason: str) -> None:
         self._refused = path
-        self.notes["bundle"] = why
+        self.notes["bundle"] = reason
 
-    def _example(self, live: ServingSnapshot) -> UserState:
-        """A user with a history, so that the first real one does not pay for the models' first call."""
-        positive = live.bundle.data.events.positive
-        if not positive or not len(live.bundle.popular):
+    def _example(self, snapshot: ServingSnapshot) -> UserState:
+        """A user with one positive event, to warm up the models before the first request."""
+        positive = snapshot.bundle.data.events.positive
+        if not positive or not len(snapshot.bundle.popular):
             return UserState.unknown("")
-        event, least = next(iter(positive.items()))
-        item = live.bundle.catalog.ids.ids[int(live.bundle.popular[0])]
-        times, values = np.array([self.now() - 1], dtype=np.int64), np.array([least or 1.0])
+        event, minimum = next(iter(positive.items()))
+        item = snapshot.bundle.catalog.ids.ids[int(snapshot.bundle.popular[0])]
+        times, values = np.array([self.now() - 1], dtype=np.int64), np.array([minimum or 1.0])
         return UserState("", (item,), (event,), times, values, frozenset(), Status.PRESENT)
 
     def _store_for(self, bundle: ServableBundle) -> FeatureStore:
-        """The store under the bundle's rules, filled; a store that is away is filled when it is back."""
+        """The store with the event rules of a bundle, filled. If it does not respond, `step` fills it later."""
         rules = bundle.data.events
         if self._connect is None:
             raise StoreError("the feature store is not connected: the service is not running")
-        store = self.live.store.with_rules(rules) if self.live else self._connect(rules)
+        store = self.snapshot.store.with_rules(rules) if self.snapshot else self._connect(rules)
         try:
             self._refresh(store, bundle.data)
         except StoreError as error:
@@ -190,13 +194,14 @@ class ServiceState:
         return store
 
     def _refresh(self, store: FeatureStore, data: DataConfig) -> None:
-        store.ping()  # tables are not read for a store that is away
+        """Fill the store from tables and log, or from the log alone when the tables cannot be read."""
+        store.ping()  # raises before the tables are read for a store that does not respond
         try:
             tables = self._events(data)
             self.notes.pop("tables", None)
         except RecsysError as error:
-            # the log still holds what happened here, and the next bundle or start tries the tables again
-            logger.error("the events table cannot be read, histories before this service are missing: %s", error)
+            # the log still holds the events of this service; the next bundle or start reads the tables again
+            logger.error("the events table cannot be read; histories from before this service are missing: %s", error)
             self.notes["tables"] = str(error)
             mark = store.watermark()
             store.move_watermark(mark or Watermark({}, "unreadable", 0))
@@ -206,40 +211,40 @@ class ServiceState:
         logger.info("store filled: %s", report)
 
     def _follow_store(self) -> None:
-        if self.live is None:
+        if self.snapshot is None:
             return
-        store = self.live.store
+        store = self.snapshot.store
         try:
             if store.watermark() is None:
-                self._refresh(store, self.live.bundle.data)
+                self._refresh(store, self.snapshot.bundle.data)
             if self.behind:
                 self._missed = False
                 catch_up(store, self.settings.log)
                 self.behind = self._missed
             self.notes.pop("store", None)
         except StoreError as error:
-            self._behind(error)
+            self._mark_behind(error)
 
     def push(self, events: list[Event]) -> list[str]:
-        """Tell the store of events that are in the log; the reasons why it could not be told."""
-        live = self.live
-        if live is None:
+        """Push logged events to the store. Returns the components that failed (values of `degraded`)."""
+        snapshot = self.snapshot
+        if snapshot is None:
             return ["bundle"]
         try:
-            live.store.push(events)
+            snapshot.store.push(events)
         except StoreError as error:
-            self._behind(error)
+            self._mark_behind(error)
             return ["store"]
         return []
 
-    def _behind(self, error: StoreError) -> None:
+    def _mark_behind(self, error: StoreError) -> None:
         self._missed = self.behind = True
         self.notes["store"] = str(error)
 
-    def read_user(self, live: ServingSnapshot, user_id: str) -> tuple[UserState, list[str]]:
-        """What is known of a user, and the reasons why it may not be all."""
+    def read_user(self, snapshot: ServingSnapshot, user_id: str) -> tuple[UserState, list[str]]:
+        """The state of a user in the store, and why it may be incomplete (values of `degraded`)."""
         try:
-            state = live.store.read_users([user_id])[0]
+            state = snapshot.store.read_users([user_id])[0]
         except StoreError as error:
             self.notes["store"] = str(error)
             return UserState.unknown(user_id), ["store"]

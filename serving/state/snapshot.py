@@ -1,4 +1,4 @@
-"""What one request works with: a loaded bundle, the store, and the arrays made of them once."""
+"""The immutable view that one request works with: a loaded bundle, the store, and arrays computed from them once."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,21 +24,21 @@ MAX_IMAGE_BYTES = 16 << 20
 
 
 class ServableBundle(Protocol):
-    """What the service needs of a bundle; `recsys.bundle.model.Bundle` is one."""
+    """Interface of a bundle that the service can serve; `recsys.bundle.model.Bundle` implements it."""
 
     @property
     def fingerprint(self) -> str:
-        """Names the bundle in answers and in the log."""
+        """Identifier of the bundle in responses and in the event log."""
         ...
 
     @property
     def manifest(self) -> Mapping[str, Any]:
-        """How it was made."""
+        """Its manifest: how it was trained."""
         ...
 
     @property
     def content(self) -> ContentSpace | None:
-        """Where the items' contents lie; None where they have none."""
+        """The content space of its items; None when they have no content vectors."""
         ...
 
     @property
@@ -48,46 +48,48 @@ class ServableBundle(Protocol):
 
     @property
     def data(self) -> DataConfig:
-        """What the events mean, and which placements there are."""
+        """Its data configuration: event rules and placements."""
         ...
 
     @property
     def recommender(self) -> Recommender:
-        """The whole path: user tower, index, reranker."""
+        """Its recommender: user tower, index, reranker."""
         ...
 
     @property
     def popular(self) -> Ints:
-        """(n,) int64 rows, the most popular first."""
+        """(n,) int64: rows, the most popular first."""
         ...
 
     @property
     def note(self) -> str:
-        """What of it works otherwise than it was asked to, "" where nothing does."""
+        """Which part does not run as configured, and why; "" when all parts do."""
         ...
 
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
-        """The items nearest to each of rows (b,)."""
+        """The k items nearest to each item of rows (b,)."""
         ...
 
     def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
-        """The items nearest to each of some contents (b, D) of the bundle's space."""
+        """The k items nearest to each content vector (b, D) of the bundle's space."""
         ...
 
     def search_for(
-        self, content: Floats, who: UserStates, k: int, *, weight: float, allow: Bools | None = None
+        self, content: Floats, states: UserStates, k: int, *, weight: float, allow: Bools | None = None
     ) -> Candidates:
-        """The items nearest to each of some contents (b, D) and to who asks (b states), who counts by `weight`."""
+        """The k items nearest to each content vector (b, D) and user (b states); weight: of the user."""
         ...
 
 
 @dataclass(frozen=True)
 class ServingSnapshot:
-    """Never changed, but for what is hidden: a new bundle is a new snapshot, put in its place in one assignment.
+    """A bundle with its store and derived arrays. An update makes a new snapshot and replaces the old one in a single
+    assignment.
 
-    available (n,) bool: items that may be shown, the one array that changes under requests, from True to False only;
-    now: tells the time (µs); upcoming: rows of the items that were not published yet when this was made;
-    filter_mask (n,): those that one request's filter lets through, None without a filter.
+    groups (n,): product of each item; cards: fields shown of each item; available (n,) bool: items that may be
+    shown, the only array that changes while requests read it, and only from True to False; now: returns the time
+    (µs); upcoming: rows of items whose publication time lay in the future when the snapshot was made; filter_mask
+    (n,) bool: items that the filter of one request selects, None without a filter.
     """
 
     bundle: ServableBundle
@@ -103,14 +105,17 @@ class ServingSnapshot:
     def of(
         cls, bundle: ServableBundle, store: FeatureStore, now: Callable[[], int] = now_micros
     ) -> "ServingSnapshot":
-        """With the cards (item_id, title, categories, image) of all items made ready."""
+        """The snapshot of a bundle, with the cards (item_id, title, categories, image) of all items."""
         catalog = bundle.catalog
         cards = tuple(_cards(catalog.ids.ids, catalog.frame))
         available, upcoming = catalog.available.copy(), np.flatnonzero(~catalog.published_by(now()))
         return cls(bundle, store, item_groups(catalog), cards, available, now, upcoming)
 
     def with_upserts(self, bundle: ServableBundle, items: Sequence[str]) -> "ServingSnapshot":
-        """With a bundle that has grown by these items, or has them anew; what is hidden here is not hidden there."""
+        """The snapshot of `bundle`, which is this bundle with `items` added or replaced.
+
+        `available` comes from its catalogue: items that were hidden here are not hidden there.
+        """
         catalog, rows = bundle.catalog, bundle.catalog.ids.rows(items)
         cards = [*self.cards, *[{}] * (len(catalog) - len(self.cards))]
         for row, card in zip(rows.tolist(), _cards(items, catalog.frame[rows]), strict=True):
@@ -125,38 +130,38 @@ class ServingSnapshot:
         )
 
     def hide(self, item: str) -> None:
-        """Show an item no more: the very next answer lacks it."""
+        """Hide an item from the next response on."""
         if (row := self.bundle.catalog.ids.row(item)) >= 0:
             self.available[row] = False
 
-    def with_filter(self, asked: Filter) -> "ServingSnapshot":
-        """For one request: nothing but what its filter lets through. Raises DataError where it cannot be applied."""
-        return replace(self, filter_mask=asked.mask(self.bundle.catalog))
+    def with_filter(self, item_filter: Filter) -> "ServingSnapshot":
+        """The snapshot for one request, restricted by its filter. Raises DataError when the filter does not apply."""
+        return replace(self, filter_mask=item_filter.mask(self.bundle.catalog))
 
     def allowed(self) -> Bools:
-        """(n,): what this request may be shown, now: it does not change while it is read."""
+        """(n,) bool: items that a response may hold now. The array is a copy, which no update changes."""
         allowed = self.available.copy() if self.filter_mask is None else self.available & self.filter_mask
         if len(self.upcoming):
             allowed[self.upcoming] &= self.bundle.catalog.published[self.upcoming] <= self.now()
         return allowed
 
     def rows(self, ids: Iterable[str]) -> Ints:
-        """Rows of those items that the bundle knows."""
+        """Rows of the ids that are in the bundle; other ids are skipped."""
         rows = self.bundle.catalog.ids.rows(list(ids))
         return rows[rows >= 0]
 
     def states(self, state: UserState, now: int) -> UserStates:
-        """One user's state as rows, for the recommender: items newer than the bundle are not among them."""
+        """The state of one user (b = 1) with items as rows. Items that are not in the bundle are skipped."""
         rules = self.bundle.data.events
         rows = self.bundle.catalog.ids.rows(state.items)
         known = rows >= 0
-        kept = rows[known]
+        known_rows = rows[known]
         seen = np.array([rules.seen is None or e in rules.seen for e in state.events], dtype=bool)
         latest = int(state.times[-1]) + 1 if len(state.times) else now
         return UserStates(
             users=np.array([-1], dtype=np.int64),
             as_of=np.array([max(now, latest)], dtype=np.int64),
-            items=Ragged(kept, np.zeros(1, np.int64), np.array([len(kept)], dtype=np.int64)),
+            items=Ragged(known_rows, np.zeros(1, np.int64), np.array([len(known_rows)], dtype=np.int64)),
             times=state.times[known],
             positive=state.positive(rules)[known],
             seen=seen[known],
@@ -164,54 +169,53 @@ class ServingSnapshot:
         )
 
     def recommend(self, states: UserStates, seen: Ints, k: int, trace: dict[str, float]) -> Slate:
-        """From the models: user tower, index, reranker."""
+        """The slate from the models: user tower, index, reranker. seen: rows to leave out; trace: ms by stage."""
         exclude = Ragged(seen, np.zeros(1, np.int64), np.array([len(seen)], dtype=np.int64))
         recommender, allow = self.bundle.recommender, self.allowed()
         return self._fill(
-            lambda wide: recommender.recommend(states, wide, allow=allow, exclude=exclude), k, "history", trace
+            lambda n: recommender.recommend(states, n, allow=allow, exclude=exclude), k, "history", trace
         )
 
     def popular(self, seen: Ints, k: int, trace: dict[str, float]) -> Slate:
-        """The most popular items, for whom nothing is known."""
+        """The slate of the most popular items, for users without positive items."""
         allowed = self.allowed()
         allowed[seen] = False
         order = self.bundle.popular
-        at = np.flatnonzero(allowed[order])
-        scores = (1 - at / max(1, len(order))).astype(np.float32)
-        return self._fill(lambda wide: Candidates(order[at[None, :wide]], scores[None, :wide]), k, "popular", trace)
+        ranks = np.flatnonzero(allowed[order])
+        scores = (1 - ranks / max(1, len(order))).astype(np.float32)
+        return self._fill(lambda n: Candidates(order[ranks[None, :n]], scores[None, :n]), k, "popular", trace)
 
     def similar(self, row: int, k: int, trace: dict[str, float]) -> Slate:
-        """Items like one item, itself and its variants left out."""
+        """The slate of items similar to one item, without the item and its variants."""
         variants = np.flatnonzero(self.groups == self.groups[row])
         exclude = Ragged(variants, np.zeros(1, np.int64), np.array([len(variants)], dtype=np.int64))
         rows, allow = np.array([row], dtype=np.int64), self.allowed()
-        return self._fill(
-            lambda wide: self.bundle.similar(rows, wide, allow=allow, exclude=exclude), k, "similar", trace
-        )
+        return self._fill(lambda n: self.bundle.similar(rows, n, allow=allow, exclude=exclude), k, "similar", trace)
 
     def search(
-        self, vector: Floats, k: int, trace: dict[str, float], who: UserStates | None = None, weight: float = 0
+        self, vector: Floats, k: int, trace: dict[str, float], user: UserStates | None = None, weight: float = 0
     ) -> Slate:
-        """Items whose content is nearest to a query (1, D), and near to who asks by so much weight."""
+        """The slate of items whose content is nearest to a query (1, D), and near to a user by `weight`."""
         bundle, allow = self.bundle, self.allowed() & self.bundle.catalog.has_content
-        if who is None:
-            return self._fill(lambda wide: bundle.search(vector, wide, allow=allow), k, "search", trace)
+        if user is None:
+            return self._fill(lambda n: bundle.search(vector, n, allow=allow), k, "search", trace)
         return self._fill(
-            lambda wide: bundle.search_for(vector, who, wide, weight=weight, allow=allow), k, "search", trace
+            lambda n: bundle.search_for(vector, user, n, weight=weight, allow=allow), k, "search", trace
         )
 
     def near(self, row: int, slate: Slate) -> list[dict[str, float | None]]:
-        """How near each of the items similar to one item is to it, by behaviour and by channel of content."""
+        """Similarity of each item of a slate to one item, by behaviour (the score) and content channel (cosine)."""
         space = self.bundle.content
         cosines = {} if space is None else space.near_item(row, slate.rows)
         return rows_by_item({"behaviour": slate.scores.tolist(), **cosines}, len(slate))
 
     def _fill(self, find: "Finder", k: int, reason: str, trace: dict[str, float]) -> Slate:
-        wide = k
+        """A slate of k items, or of all that there are. Asks for more candidates while the slate is short."""
+        n_candidates = k
         while True:
-            found = find(wide)
+            candidates = find(n_candidates)
             slate = make_slate(
-                found,
+                candidates,
                 self.bundle.catalog,
                 self.groups,
                 k,
@@ -220,18 +224,19 @@ class ServingSnapshot:
                 trace=trace,
                 fingerprint=self.bundle.fingerprint,
             )
-            # variants of one product fall out of a slate: look further only where that left it short
-            if len(slate) == k or int((found.rows[0] >= 0).sum()) < wide or wide >= len(self.groups):
+            # make_slate keeps one variant of each product: a short slate needs more candidates, if there are any
+            exhausted = int((candidates.rows[0] >= 0).sum()) < n_candidates or n_candidates >= len(self.groups)
+            if len(slate) == k or exhausted:
                 return slate
-            wide = min(4 * wide, len(self.groups))
+            n_candidates = min(4 * n_candidates, len(self.groups))
 
     def picture(self, item_id: str) -> tuple[bytes, str]:
-        """Bytes and content type of an item's own picture.
+        """Bytes and content type of an item's image file.
 
-        Raises ApiError 404 unless the catalogue names a regular file that is a picture, within the folder of the
-        tables where the path is relative.
+        Raises ApiError 404 unless the catalogue names a regular file of a known image type, of at most
+        MAX_IMAGE_BYTES. A relative path must stay within the folder of the tables.
         """
-        missing = ApiError(404, "no_picture", "there is no picture of this item", "item_id")
+        missing = ApiError(404, "no_picture", "this item has no image file", "item_id")
         row = self.bundle.catalog.ids.row(item_id)
         frame = self.bundle.catalog.frame
         image = frame.get_column(IMAGE)[row] if row >= 0 and frame.schema.get(IMAGE) == pl.String else None
@@ -254,7 +259,7 @@ class ServingSnapshot:
 
 
 def card(item: str, title: str | None, categories: Sequence[str] | None, image: str | None) -> dict[str, Any]:
-    """What is shown of an item."""
+    """The fields of an item in responses."""
     return {"item_id": item, "title": title, "categories": categories or [], "image": media_url(item, image)}
 
 
@@ -267,20 +272,20 @@ def _cards(items: Iterable[str], frame: pl.DataFrame) -> Iterator[dict[str, Any]
 
 
 def rows_by_item(columns: Mapping[str, Sequence[float | None]], k: int) -> list[dict[str, float | None]]:
-    """Columns of k values each, as one dict for each of k items."""
+    """Columns of k values each -> one dict per item, for k items."""
     return [{name: values[i] for name, values in columns.items()} for i in range(k)]
 
 
 class Finder(Protocol):
-    """Candidates of one user, as many as asked for."""
+    """Finds the best candidates of one request."""
 
-    def __call__(self, wide: int, /) -> Candidates:
-        """(1, wide)."""
+    def __call__(self, n: int, /) -> Candidates:
+        """At most n candidates: rows and scores (1, n)."""
         ...
 
 
 def _picture_type(head: bytes) -> str:
-    """By the first bytes: a file's name proves nothing."""
+    """Content type by the first bytes, because a file name may lie; "" when it is not a known image type."""
     if head.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -1,4 +1,4 @@
-"""Threads in which requests are computed, bounded over all routes."""
+"""Threads that compute requests; all routes share one limit."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,13 +9,13 @@ from serving.state.service import ServiceState
 
 T = TypeVar("T")
 
-
 InThread = Callable[..., Any]
+"""Function and its arguments -> an awaitable of its result, computed in a thread."""
 
 
 def thread_pool(service: ServiceState) -> InThread:
-    """Runs work in a thread, as many at once as the settings say, over all routes that share it."""
-    limiter: list[anyio.CapacityLimiter] = []  # made inside the event loop
+    """Returns an async function that runs work in a thread, at most `settings.threads` at once over all routes."""
+    limiter: list[anyio.CapacityLimiter] = []  # created inside the event loop
 
     async def run(work: Callable[..., T], *args: Any) -> T:
         if not limiter:

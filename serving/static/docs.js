@@ -1,5 +1,5 @@
 "use strict";
-// The service's own reading of /openapi.json: nothing is loaded from another host.
+// Renders /openapi.json. Nothing is loaded from another host.
 
 function make(tag, className, text) {
   const element = document.createElement(tag);
@@ -10,31 +10,31 @@ function make(tag, className, text) {
 
 function kind(schema) {
   if (!schema) return "";
-  const of = schema.anyOf ? schema.anyOf.map(kind).join(" or ") : schema.type || "";
+  const type = schema.anyOf ? schema.anyOf.map(kind).join(" or ") : schema.type || "";
   const range = [schema.minimum, schema.maximum].every((x) => x !== undefined) ? ` ${schema.minimum}–${schema.maximum}` : "";
-  return of + range + (schema.default !== undefined ? `, default ${schema.default}` : "");
+  return type + range + (schema.default !== undefined ? `, default ${schema.default}` : "");
 }
 
 function rows(list) {
   const table = make("table");
-  for (const [name, of, text] of list) {
+  for (const [name, type, text] of list) {
     const row = make("tr");
     const cell = make("td");
     cell.append(make("code", "", name));
-    row.append(cell, make("td", "", of), make("td", "", text || ""));
+    row.append(cell, make("td", "", type), make("td", "", text || ""));
     table.append(row);
   }
   return table;
 }
 
-function operation(path, verb, said) {
+function operation(path, verb, spec) {
   const article = make("article");
   const head = make("h2");
   head.append(make("span", "verb", verb.toUpperCase()), make("code", "", ` ${path}`));
-  article.append(head, make("p", "", (said.description || said.summary).replaceAll("`", "")));
-  const parameters = (said.parameters || []).map((p) => [p.name, kind(p.schema), p.description]);
-  const sent = said.requestBody && said.requestBody.content["application/json"].schema;
-  const body = sent && (sent.oneOf ? sent.oneOf[0] : sent);
+  article.append(head, make("p", "", (spec.description || spec.summary).replaceAll("`", "")));
+  const parameters = (spec.parameters || []).map((p) => [p.name, kind(p.schema), p.description]);
+  const schema = spec.requestBody && spec.requestBody.content["application/json"].schema;
+  const body = schema && (schema.oneOf ? schema.oneOf[0] : schema);
   if (body) {
     for (const [name, field] of Object.entries(body.properties)) {
       parameters.push([name, kind(field) + ((body.required || []).includes(name) ? "" : ", optional"), field.description]);
@@ -50,7 +50,7 @@ function operation(path, verb, said) {
 
 fetch("/openapi.json").then((response) => response.json()).then((api) => {
   document.getElementById("about").textContent = api.info.description;
-  const found = Object.entries(api.paths).flatMap(([path, verbs]) =>
-    Object.entries(verbs).map(([verb, said]) => operation(path, verb, said)));
-  document.getElementById("paths").replaceChildren(...found);
+  const operations = Object.entries(api.paths).flatMap(([path, verbs]) =>
+    Object.entries(verbs).map(([verb, spec]) => operation(path, verb, spec)));
+  document.getElementById("paths").replaceChildren(...operations);
 });

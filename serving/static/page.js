@@ -1,15 +1,15 @@
 "use strict";
-// One page over the public API. Whatever comes from the API reaches the document as text, never as markup.
+// Demo page of the public API. Values from the API are inserted as text, never as markup.
 
 const $ = (id) => document.getElementById(id);
-const state = { user: "", placement: "", click: { event: "click", value: null }, turn: 0, file: null, asked: 0 };
+const state = { user: "", placement: "", click: { event: "click", value: null }, lastList: 0, file: null, lastSearch: 0 };
 
 async function call(path, options) {
-  const begin = performance.now();
+  const started = performance.now();
   const response = await fetch(path, options);
-  const said = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(said.error ? said.error.message : `the service answered ${response.status}`);
-  return [said, performance.now() - begin];
+  const body = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(body.error ? body.error.message : `the service responded with status ${response.status}`);
+  return [body, performance.now() - started];
 }
 
 function make(tag, className, text) {
@@ -31,8 +31,8 @@ const name = (item) => item.title || item.item_id;
 
 function initials(text) {
   const words = text.match(/[\p{L}\p{N}]+/gu) || ["·"];
-  const telling = words.filter((word) => /^\p{L}/u.test(word) && !/^(the|a|an|of|and)$/i.test(word));
-  return (telling.length ? telling : words).slice(0, 2).map((word) => [...word][0].toUpperCase()).join("");
+  const significant = words.filter((word) => /^\p{L}/u.test(word) && !/^(the|a|an|of|and)$/i.test(word));
+  return (significant.length ? significant : words).slice(0, 2).map((word) => [...word][0].toUpperCase()).join("");
 }
 
 function hue(text) {
@@ -67,10 +67,10 @@ function texts(item, below) {
 
 function strongest(near) {
   const known = Object.entries(near).filter(([, cosine]) => cosine !== null).sort((a, b) => b[1] - a[1]);
-  const told = known.map(([what, cosine]) => `${what} ${cosine.toFixed(2)}`);
+  const labels = known.map(([channel, cosine]) => `${channel} ${cosine.toFixed(2)}`);
   const chips = make("p", "chips");
-  if (told.length) chips.append(make("span", "", told[0]));
-  chips.title = `near in ${told.join(", ")}`;
+  if (labels.length) chips.append(make("span", "", labels[0]));
+  chips.title = `similarity: ${labels.join(", ")}`;
   return chips;
 }
 
@@ -99,52 +99,52 @@ function fill(list, cards, items, empty) {
   list.replaceChildren(...(cards.length ? cards : [make("li", "empty", empty)]));
 }
 
-const why = {
-  store: "the feature store is away",
+const reasons = {
+  store: "the feature store does not respond",
   stale: "the history may be incomplete",
   recommender: "the model failed",
-  bundle: "there is no bundle",
+  bundle: "no bundle is served",
 };
 
-function showState(said, millis) {
+function showState(slate, millis) {
   const chips = [];
-  for (const reason of said.degraded) chips.push(make("span", "warn", `degraded: ${why[reason] || reason}`));
-  chips.push(make("span", said.source, said.source === "popular" ? "popular items" : "from this history"));
+  for (const reason of slate.degraded) chips.push(make("span", "warn", `degraded: ${reasons[reason] || reason}`));
+  chips.push(make("span", slate.source, slate.source === "popular" ? "popular items" : "from this history"));
   const time = make("span", "", `${millis.toFixed(millis < 10 ? 1 : 0)} ms`);
-  time.title = Object.entries(said.trace).map(([stage, ms]) => `${stage} ${ms} ms`).join("\n");
-  const bundle = make("span", "", `bundle ${said.bundle.slice(0, 8)}`);
-  bundle.title = said.bundle;
+  time.title = Object.entries(slate.trace).map(([stage, ms]) => `${stage} ${ms} ms`).join("\n");
+  const bundle = make("span", "", `bundle ${slate.bundle.slice(0, 8)}`);
+  bundle.title = slate.bundle;
   chips.push(time, bundle);
   $("state").replaceChildren(...chips);
 }
 
 async function show() {
-  const turn = ++state.turn;
-  const who = encodeURIComponent(state.user);
+  const request = ++state.lastList;
+  const user = encodeURIComponent(state.user);
   try {
     const [[slate, millis], [past]] = await Promise.all([
-      call(`/v1/users/${who}/recommendations?k=24&placement=${encodeURIComponent(state.placement)}`),
-      call(`/v1/users/${who}/history?limit=60`),
+      call(`/v1/users/${user}/recommendations?k=24&placement=${encodeURIComponent(state.placement)}`),
+      call(`/v1/users/${user}/history?limit=60`),
     ]);
-    if (turn !== state.turn) return; // a later request has been shown already
+    if (request !== state.lastList) return; // a later request is shown already
     document.body.dataset.request = slate.request_id;
     showState(slate, millis);
     $("picks-title").textContent = `For ${state.user}`;
     $("hint").textContent = slate.source === "popular"
-      ? "Nothing to go by yet: these are the most popular. Choose something you like."
-      : "Choose an item and the list changes with the next answer.";
-    fill($("picks"), slate.items.map((item) => card(item, slate.request_id)), slate.items, "There is nothing left to show.");
+      ? "No history yet: these are the most popular items. Choose one that you like."
+      : "Choose an item, and the next response takes it into account.";
+    fill($("picks"), slate.items.map((item) => card(item, slate.request_id)), slate.items, "There are no more items to show.");
     $("count").textContent = past.total ? `${past.total} ${past.total === 1 ? "event" : "events, newest first"}` : "";
-    const happened = past.events.map((item) => {
+    const events = past.events.map((item) => {
       const entry = make("li", "card");
       entry.dataset.item = item.item_id;
       const value = item.value === null ? "" : ` ${item.value}`;
       entry.append(face(item), texts(item, `${item.event}${value} · ${new Date(item.timestamp / 1000).toLocaleDateString()}`));
       return entry;
     });
-    fill($("past"), happened, past.events, "Nothing yet. What you choose appears here.");
+    fill($("past"), events, past.events, "No events yet. The items that you choose appear here.");
   } catch (error) {
-    if (turn === state.turn) toast(error.message);
+    if (request === state.lastList) toast(error.message);
   }
 }
 
@@ -165,7 +165,7 @@ async function showSimilar(item) {
   try {
     const [slate] = await call(`/v1/items/${encodeURIComponent(item.item_id)}/similar?k=12`);
     $("similar-title").textContent = `Similar to ${name(item)}`;
-    fill($("alike"), slate.items.map((found) => card(found, slate.request_id)), slate.items, "Nothing is similar.");
+    fill($("alike"), slate.items.map((similar) => card(similar, slate.request_id)), slate.items, "No similar items.");
     if (!$("similar").open) $("similar").showModal();
     $("similar").scrollTop = 0;
   } catch (error) {
@@ -174,14 +174,14 @@ async function showSimilar(item) {
 }
 
 function hold(file) {
-  if (file && !/^(image|audio|video)\//.test(file.type)) return toast(`${file.name} is no picture, sound or video`);
+  if (file && !/^(image|audio|video)\//.test(file.type)) return toast(`${file.name} is not an image, a sound or a video`);
   URL.revokeObjectURL($("preview").src);
   state.file = file;
   $("file").value = "";
   $("held").hidden = !file;
   $("preview").hidden = !(file && file.type.startsWith("image/"));
   if (!file) {
-    state.asked++; // what is being searched by it is no longer wanted
+    state.lastSearch++; // drops the response of a search that is running
     $("ask").classList.remove("busy");
     $("preview").removeAttribute("src");
     return;
@@ -195,28 +195,28 @@ async function ask() {
   const words = $("words").value.trim();
   const file = state.file;
   if (!words && !file) return;
-  const turn = ++state.asked;
+  const request = ++state.lastSearch;
   const form = new FormData();
   form.append("k", "24");
   if (words) form.append("text", words);
   if (file) form.append(file.type.split("/")[0], file);
   $("ask").classList.add("busy");
   try {
-    const [said, millis] = await call("/v1/search", { method: "POST", body: form });
-    if (turn !== state.asked) return;
-    const failed = said.query.failed.map((part) => {
+    const [slate, millis] = await call("/v1/search", { method: "POST", body: form });
+    if (request !== state.lastSearch) return;
+    const failed = slate.query.failed.map((part) => {
       const chip = make("span", "warn", `${part.part} not read`);
       chip.title = part.reason;
       return chip;
     });
     $("found-state").replaceChildren(...failed, make("span", "", `${millis.toFixed(0)} ms`));
     $("found-title").textContent = `Found for ${[words && `“${words}”`, file && file.name].filter(Boolean).join(" and ")}`;
-    fill($("finds"), said.items.map((item) => card(item, said.request_id)), said.items, "Nothing was found.");
+    fill($("finds"), slate.items.map((item) => card(item, slate.request_id)), slate.items, "No items found.");
     $("found").hidden = false;
   } catch (error) {
-    if (turn === state.asked) toast(error.message);
+    if (request === state.lastSearch) toast(error.message);
   } finally {
-    if (turn === state.asked) $("ask").classList.remove("busy");
+    if (request === state.lastSearch) $("ask").classList.remove("busy");
   }
 }
 
@@ -249,7 +249,7 @@ $("file").addEventListener("change", () => { if ($("file").files.length) hold($(
 for (const moved of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(moved, (dragged) => {
     if ($("ask").hidden || !dragged.dataTransfer.types.includes("Files")) return;
-    dragged.preventDefault(); // the browser would leave the page and show the file
+    dragged.preventDefault(); // otherwise the browser opens the file
     $("ask").classList.toggle("over", moved === "dragover");
     if (moved === "drop" && dragged.dataTransfer.files.length) hold(dragged.dataTransfer.files[0]);
   });
@@ -257,7 +257,7 @@ for (const moved of ["dragover", "dragleave", "drop"]) {
 $("close").addEventListener("click", () => $("similar").close());
 $("similar").addEventListener("click", (clicked) => { if (clicked.target === $("similar")) $("similar").close(); });
 
-async function begin() {
+async function start() {
   try {
     const [about] = await call("/v1/about");
     state.click = about.click;
@@ -272,4 +272,4 @@ async function begin() {
     $("hint").textContent = error.message;
   }
 }
-begin();
+start();

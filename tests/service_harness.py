@@ -1,4 +1,4 @@
-"""The service around a toy bundle, with a store that can be away."""
+"""Harness that runs the service with a toy bundle and a store that can fail."""
 
 import base64
 import socket
@@ -43,13 +43,13 @@ def b64(data: bytes) -> str:
 
 
 def endless() -> Iterator[bytes]:
-    """A body of 50 MB that does not say how long it is."""
+    """A body of 50 MB without a declared length."""
     for _ in range(500):
         yield b" " * 100_000
 
 
 class Flaky(MemoryStore):
-    """In memory, and away when it is told to be."""
+    """In-memory store that raises StoreError while `away` is set."""
 
     away = False
 
@@ -74,8 +74,8 @@ class Flaky(MemoryStore):
             raise StoreError("away")
 
 
-class House:
-    """A running service with everything it was made of at hand; opened: what its encoders were opened with."""
+class ServiceHarness:
+    """A running service, its client and its parts. opened: the arguments of each call that opened encoders."""
 
     def __init__(self, folder: Path, client: TestClient, shelf: ToyShelf, store: Flaky, opened: list[Any]) -> None:
         self.folder, self.client, self.shelf, self.store, self.opened = folder, client, shelf, store, opened
@@ -90,8 +90,8 @@ class House:
         return response.json()
 
     def click(self, user: str, item: str, **more: Any) -> Any:
-        sent = {"user_id": user, "item_id": item, "event": "click", **more}
-        response = self.client.post("/v1/events", content=orjson.dumps(sent))
+        event = {"user_id": user, "item_id": item, "event": "click", **more}
+        response = self.client.post("/v1/events", content=orjson.dumps(event))
         assert response.status_code == 202, response.text
         return response.json()
 
@@ -99,13 +99,13 @@ class House:
         return self.client.post("/v1/search", content=orjson.dumps(query))
 
     def found(self, **query: Any) -> list[str]:
-        said = self.post(**query)
-        assert said.status_code == 200, said.text
-        return [item["item_id"] for item in said.json()["items"]]
+        response = self.post(**query)
+        assert response.status_code == 200, response.text
+        return [item["item_id"] for item in response.json()["items"]]
 
 
 @contextmanager
-def house(
+def service_harness(
     folder: Path,
     *,
     shelf: ToyShelf | None = None,
@@ -113,17 +113,17 @@ def house(
     store: Flaky | None = None,
     encoders: Callable[..., Any] = toy_encoders,
     **options: object,
-) -> Iterator[House]:
-    """Steps are taken by the tests, unless they say how often."""
+) -> Iterator[ServiceHarness]:
+    """A running service. Tests call `service.step`, unless they set follow_seconds."""
     shelf, store, opened = shelf or ToyShelf(with_contents(toy_bundle(folder))), store or Flaky(RULES), []
 
     def connect(rules: EventRules) -> Flaky:
         store.rules = rules
         return store
 
-    def open_(*given: Any) -> Any:
-        opened.append(given)
-        return encoders(*given)
+    def open_(*arguments: Any) -> Any:
+        opened.append(arguments)
+        return encoders(*arguments)
 
     app = create_app(
         toy_settings(folder, **{"follow_seconds": 3600, **options}),
@@ -137,20 +137,20 @@ def house(
         encoders=open_,
     )
     with TestClient(app, raise_server_exceptions=False) as client:
-        yield House(folder, client, shelf, store, opened)
+        yield ServiceHarness(folder, client, shelf, store, opened)
 
 
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
-    """Its address, on a real server with a free port."""
+    """Run an application on a real server with a free port; yields its URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, loop="asyncio", http="httptools", log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        until = time.monotonic() + 20
+        deadline = time.monotonic() + 20
         while not server.started:
-            assert time.monotonic() < until
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
