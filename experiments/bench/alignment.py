@@ -2,8 +2,8 @@
 
 The data are a folder with images/, captions.csv (image, caption) and audio/NAME.ogg, one spoken caption of each
 photograph. There are five folds by photograph. For each fold, everything is fitted and chosen on the other four, and
-the fold is the pool that is searched. The reference is a closed form: ridge regression from each encoder into the text
-encoder's space.
+the fold is the pool that is searched. The reference is a closed form: ridge regression from each encoder into the
+text encoder's space.
 """
 
 from collections.abc import Callable
@@ -130,7 +130,7 @@ def read(folder: Path) -> Photographs:
     """
     table = folder / "captions.csv"
     if not table.is_file():
-        raise SourceError(f"{folder}: no captions.csv; the folder needs captions.csv (image, caption), images/ and audio/")
+        raise SourceError(f"{folder}: no captions.csv; add captions.csv (image, caption), images/ and audio/")
     captions = pl.read_csv(table).group_by("image", maintain_order=True).agg("caption")
     counts = captions.get_column("caption").list.len()
     if counts.n_unique() != 1:
@@ -205,7 +205,7 @@ def _ridge(fit: Photographs, held: Photographs) -> dict[str, Doubles]:
 
 
 def _regress(x: Floats, text: Floats, queries: Floats, strength: float) -> Floats:
-    """Predictions (k, dt), unit rows, for queries (k, d) by ridge from x (n, d) to the mean over c of text (n, c, dt)."""
+    """Unit rows (k, dt) for queries (k, d), by ridge from x (n, d) to the mean over c of text (n, c, dt)."""
     penalty = strength * float(((x - x.mean(0)) ** 2).sum(1).mean())
     return unit(Ridge(alpha=penalty).fit(x, text.mean(1)).predict(queries).astype(np.float32))
 

@@ -52,7 +52,7 @@ def run(*, short: bool = False, data: str | None = None) -> Result:
     """
     folder = data or os.environ.get("RECSYS_DATA")
     if folder is None:
-        raise SourceError("bench baselines needs sequences/Beauty.txt: give its folder with --data, or set RECSYS_DATA")
+        raise SourceError("bench baselines needs sequences/Beauty.txt: set --data or RECSYS_DATA to its folder")
     events = read_sequences(Path(folder) / "sequences" / "Beauty.txt")
     split = leave_last_out(events)
     figures: dict[str, Any] = {

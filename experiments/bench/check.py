@@ -94,7 +94,8 @@ def make(folder: Path, rows: int, seed: int) -> dict[str, int]:
     # odd rows only: a duplicate repeats the row before it, which is then valid
     bad_rows = rng.permutation(rows // 2)[: rows // 100] * 2 + 1
     parts = np.array_split(bad_rows, len(BAD))
-    unknown, null, future, infinite, duplicate = (np.isin(np.arange(rows), part) for part in parts)
+    masks = [np.isin(np.arange(rows), part) for part in parts]  # (rows,) bool each
+    unknown, null, future, infinite, duplicate = masks
     frame = pl.DataFrame(
         {
             "user": rng.integers(users, size=rows),
@@ -119,6 +120,4 @@ def make(folder: Path, rows: int, seed: int) -> dict[str, int]:
         pl.col("value"),
         pl.format("{}-event", repeated(number)).alias("event_id"),
     ).collect().write_parquet(folder / "events.parquet")
-    return {
-        reason: int(mask.sum()) for reason, mask in zip(BAD, (unknown, null, future, infinite, duplicate), strict=True)
-    }
+    return {reason: int(mask.sum()) for reason, mask in zip(BAD, masks, strict=True)}

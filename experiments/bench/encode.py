@@ -38,9 +38,9 @@ MODELS = Path("data/cache/models")
 
 
 def run(*, short: bool = False, data: str | None = None) -> Result:
-    """Items a second by modality, in the pipeline and bare: medians of alternating rounds. short: a quarter of the items.
+    """Items a second by modality, in the pipeline and bare: medians of alternating rounds.
 
-    data: the folder. Raises SourceError when it has no captions.csv.
+    data: the folder; short: a quarter of the items. Raises SourceError when it has no captions.csv.
     """
     if data is None or not (Path(data) / "captions.csv").is_file():
         raise SourceError("bench encode needs --data DIR with captions.csv, images/ and audio/, as bench alignment")
@@ -55,14 +55,18 @@ def run(*, short: bool = False, data: str | None = None) -> Result:
     bars = []
     with DecoderPool(1) as decoders:
         media = Media(decoders, limits)
-        image, transcripts, sound = EfficientNet(media, MODELS), Whisper(media, text), AiSFX(media, MODELS)
+        image, whisper, sound = EfficientNet(media, MODELS), Whisper(media, text), AiSFX(media, MODELS)
         image_inputs = [a for path in photographs for a in pictures.prepare(path.read_bytes(), limits)]
         speech_inputs = [a for path in recordings for a in speech.prepare(path.read_bytes(), limits)]
         sound_inputs = [a for path in recordings for a in sounds.prepare(path.read_bytes(), limits)]
         runs: dict[str, tuple[Encoder, list[Content], Callable[[], object]]] = {
             "text": (text, [Content.of(Text(c)) for c in captions], _bare_text(text, captions)),
             "image": (image, [Content.of(Image(p)) for p in photographs], _bare(image.forward, image_inputs, 8)),
-            "speech": (transcripts, [Content.of(Audio(p)) for p in recordings], _bare(transcripts.forward, speech_inputs, 1)),
+            "speech": (
+                whisper,
+                [Content.of(Audio(p)) for p in recordings],
+                _bare(whisper.forward, speech_inputs, 1),
+            ),
             "sound": (sound, [Content.of(Audio(p)) for p in recordings], _bare(sound.forward, sound_inputs, 1)),
         }
         for name, (encoder, contents, bare) in runs.items():

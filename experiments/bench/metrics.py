@@ -79,19 +79,19 @@ def _peer(candidates: Candidates, items: np.ndarray, repeats: int) -> dict[str, 
         warnings.simplefilter("ignore")
         from ranx import Qrels, Run, evaluate
 
-        peer_users = range(PEER_USERS)
-        qrels = Qrels({str(u): {str(items[u]): 1} for u in peer_users})
+        users = range(PEER_USERS)
+        qrels = Qrels({str(u): {str(items[u]): 1} for u in users})
         ordered = np.arange(DEPTH, 0, -1, dtype=float).tolist()
-        run = Run({str(u): dict(zip(map(str, candidates.rows[u].tolist()), ordered, strict=True)) for u in peer_users})
+        run = Run({str(u): dict(zip(map(str, candidates.rows[u].tolist()), ordered, strict=True)) for u in users})
         names = [f"{m}@{CUTOFF}" for m in ("hit_rate", "recall", "ndcg", "mrr", "map")]
         evaluate(qrels, run, names)  # compiles
         peer_seconds = _seconds(lambda: evaluate(qrels, run, names), repeats)
     own = Candidates(candidates.rows[:PEER_USERS], candidates.scores[:PEER_USERS])
-    users = np.arange(PEER_USERS)
+    rows = np.arange(PEER_USERS)
 
     def ours() -> object:
-        ranks = metrics.target_ranks(own, users, items[:PEER_USERS])
-        return metrics.basket_metrics(ranks, users, CUTOFF, depth=DEPTH)
+        ranks = metrics.target_ranks(own, rows, items[:PEER_USERS])
+        return metrics.basket_metrics(ranks, rows, CUTOFF, depth=DEPTH)
 
     return {
         "peer_users": PEER_USERS,

@@ -12,9 +12,10 @@ SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISI
 
 
 def environment(folder: Path, *pins: str) -> Path:
-    """The Python of the virtual environment in `folder` that has these packages; it is created when it does not exist.
+    """The Python of the virtual environment in `folder` that has these packages.
 
-    pip installs from the index that it is configured with. Raises DependencyError when the installation fails.
+    The environment is created when it does not exist. pip installs from the index that it is configured with. Raises
+    DependencyError when the installation fails.
     """
     python, installed = folder / "bin" / "python", folder / "installed"
     if not (python.is_file() and installed.is_file() and installed.read_text().split() == [*pins]):
