@@ -139,10 +139,10 @@ def test_lists_are_searched_until_they_hold_enough_allowed_items(small, kind, sh
     allow = allowed_masks(cluster, items @ users.mean(0), share, np.random.default_rng(0))[shape]
     rows = np.flatnonzero(allow)
     truth = rows[Index(items[rows]).search(users, 50).rows]
-    found = index._by_structure(users, 50, allow, len(rows)).rows
-    assert (found >= 0).all()
-    assert allow[found].all()
-    assert recall(found, truth) > 0.9
+    results = index._by_structure(users, 50, allow, len(rows)).rows
+    assert (results >= 0).all()
+    assert allow[results].all()
+    assert recall(results, truth) > 0.9
 
 
 class FixedResult:

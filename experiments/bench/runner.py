@@ -89,11 +89,11 @@ def run(name: str, *, short: bool = False, **options: Any) -> dict[str, Any]:
     if name == "all" and options:
         raise ConfigError(f"bench all takes no options; remove {', '.join(options)}")
     if name == "all":
-        figures, bars, missed = _all(short)
+        figures, bars, failures = _all(short)
     else:
         result = _single(name, short, options)
-        figures, bars, missed = result.figures, [bar.to_dict() for bar in result.bars], {}
-    done = {
+        figures, bars, failures = result.figures, [bar.to_dict() for bar in result.bars], {}
+    report = {
         "bench": name,
         "short": short,
         "machine": machine(),
@@ -101,7 +101,7 @@ def run(name: str, *, short: bool = False, **options: Any) -> dict[str, Any]:
         "figures": figures,
         "bars": bars,
     }
-    return done | ({"not_measured": missed} if missed else {})
+    return report | ({"not_measured": failures} if failures else {})
 
 
 def _single(name: str, short: bool, options: dict[str, Any]) -> Result:
@@ -121,33 +121,33 @@ def _all(short: bool) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, s
     """Figures and bars of all benchmarks, and the error of each that could not be measured."""
     figures: dict[str, Any] = {}
     bars: list[dict[str, Any]] = []
-    missed: dict[str, str] = {}
+    failures: dict[str, str] = {}
     for name in BENCHES:
         print(f"bench {name}", file=sys.stderr, flush=True)
         try:
             result = _single(name, short, {})
         except RecsysError as error:
             print(f"bench {name} could not be measured: {error}", file=sys.stderr, flush=True)
-            missed[name] = str(error)
+            failures[name] = str(error)
             continue
         figures[name] = result.figures
         bars += [bar.to_dict() | {"name": f"{name}: {bar.name}"} for bar in result.bars]
-    if missed and not figures:
-        raise RecsysError(f"no benchmark could be measured: {missed}")
-    return figures, bars, missed
+    if failures and not figures:
+        raise RecsysError(f"no benchmark could be measured: {failures}")
+    return figures, bars, failures
 
 
-def render(done: dict[str, Any]) -> Group:
+def render(report: dict[str, Any]) -> Group:
     """The result of `run` as tables for a rich console."""
-    figures = Table("figure", "value", title=f"bench {done['bench']}" + (" (short)" if done["short"] else ""))
-    for name, value in done["figures"].items():
+    figures = Table("figure", "value", title=f"bench {report['bench']}" + (" (short)" if report["short"] else ""))
+    for name, value in report["figures"].items():
         figures.add_row(Text(name), Text(str(value)))
     bars = Table("bar", "value", "limit", "holds", title="bars")
-    for bar in done["bars"]:
+    for bar in report["bars"]:
         holds = Text("yes", "green") if bar["holds"] else Text("no", "red")
         bars.add_row(Text(bar["name"]), f"{bar['value']:.4g}", f"{bar['op']} {bar['bar']:g}", holds)
-    missed = [Text(f"{name} was not measured: {reason}") for name, reason in done.get("not_measured", {}).items()]
-    return Group(figures, *([bars] if done["bars"] else []), *missed, Text(f"machine: {done['machine']}"))
+    failures = [Text(f"{name} was not measured: {reason}") for name, reason in report.get("not_measured", {}).items()]
+    return Group(figures, *([bars] if report["bars"] else []), *failures, Text(f"machine: {report['machine']}"))
 
 
 def machine() -> dict[str, Any]:

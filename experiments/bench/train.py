@@ -131,15 +131,15 @@ def run(
     comparison = _comparison(settings, passes, patience, short)
     steps = comparison.steps()
     message = _peer_settings(comparison, steps)
-    ours, theirs = _alternate(comparison, message, passes)
+    ours, peer = _alternate(comparison, message, passes)
 
-    ratio = ours.rate() / theirs.rate()
+    ratio = ours.rate() / peer.rate()
     figures: dict[str, Any] = {
         "data_hash": comparison.dataset.hash,
         "threads": message["threads"],
         "steps_a_pass": steps,
     }
-    for name, curve in {"ours": ours, "rectools": theirs}.items():
+    for name, curve in {"ours": ours, "rectools": peer}.items():
         figures |= _figures(name, curve, comparison.training.patience)
     bars = [] if short else [Bar("positions a second, ours to RecTools'", ratio, ">=", 2.0)]
     return Result(figures | {"ratio": round(ratio, 3)}, bars)
@@ -184,14 +184,14 @@ def _peer_settings(comparison: Comparison, steps: int) -> dict[str, Any]:
 def _alternate(comparison: Comparison, message: dict[str, Any], passes: int) -> tuple[TrainingCurve, TrainingCurve]:
     """The curves of the towers and of RecTools. Passes alternate, so that other load on the machine slows both."""
     settings, fit, patience = comparison.settings, comparison.fit, comparison.training.patience
-    ours, theirs = TrainingCurve(positions=len(comparison.sequences.target)), TrainingCurve()
+    ours, peer = TrainingCurve(positions=len(comparison.sequences.target)), TrainingCurve()
     python = environment(Path(settings.cache) / "rectools", *PINS)
     with sasrec_worker(python, message, fit) as peer_pass:
 
         def step() -> None:
-            seconds, theirs.positions, vectors = peer_pass()
-            theirs.seconds.append(seconds)
-            theirs.ndcg.append(comparison.ndcg(vectors))
+            seconds, peer.positions, vectors = peer_pass()
+            peer.seconds.append(seconds)
+            peer.ndcg.append(comparison.ndcg(vectors))
 
         resumed = time.perf_counter()
 
@@ -199,7 +199,7 @@ def _alternate(comparison: Comparison, message: dict[str, Any], passes: int) -> 
             nonlocal resumed
             ours.seconds.append(time.perf_counter() - resumed)
             ours.ndcg.append(comparison.ndcg(build_two_stage(model, fit, settings)))
-            if theirs.passes_since_best() < patience:
+            if peer.passes_since_best() < patience:
                 step()
             resumed = time.perf_counter()
             return {"ndcg_at_10": ours.ndcg[-1]}
@@ -212,9 +212,9 @@ def _alternate(comparison: Comparison, message: dict[str, Any], passes: int) -> 
             seed=settings.seed,
             validate=validate,
         )
-        while theirs.passes_since_best() < patience and len(theirs.seconds) < passes:
+        while peer.passes_since_best() < patience and len(peer.seconds) < passes:
             step()
-    return ours, theirs
+    return ours, peer
 
 
 def _figures(name: str, curve: TrainingCurve, patience: int) -> dict[str, Any]:
