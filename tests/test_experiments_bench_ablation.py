@@ -1,4 +1,4 @@
-"""The benchmark of ablations: every variant is a configuration, and differences are of the same users."""
+"""The benchmark of ablations: every variant is a valid configuration, and differences are over the same users."""
 
 import numpy as np
 import polars as pl
@@ -45,33 +45,34 @@ def with_encoder(config, **encoder):
     return RunConfig.model_validate(load_config(config).model_dump() | {"encoder": encoder})
 
 
-def test_every_variant_is_a_valid_configuration_of_its_own(config):
-    whole = with_encoder(config, kind="builtin").changed({"towers.calendar": True})
-    found = ablation.variants(whole, {"text", "image"})
-    assert list(found) == list(ablation.VARIANTS)
-    for name, variant in found.items():
+def test_every_variant_is_a_valid_configuration(config):
+    settings = with_encoder(config, kind="builtin").changed({"towers.calendar": True})
+    configs = ablation.variants(settings, {"text", "image"})
+    assert list(configs) == list(ablation.VARIANTS)
+    for name, variant in configs.items():
         assert RunConfig.model_validate(variant.model_dump()) == variant
-        assert (variant == whole) == (name == "as configured")
+        assert (variant == settings) == (name == "as configured")
 
 
-def left_out(settings, there):
-    return set(ablation.VARIANTS) - set(ablation.variants(settings, there))
+def omitted(settings, kinds):
+    """Names of the variants that do not apply to a configuration whose items have these kinds of content."""
+    return set(ablation.VARIANTS) - set(ablation.variants(settings, kinds))
 
 
-def test_what_changes_nothing_is_no_variant(config):
+def test_a_change_without_effect_is_no_variant(config):
     flat = load_config(config).changed({"towers.nested": (), "training.negatives": 256})
-    least = {"without texts", "without pictures", "without calendar"}
-    assert left_out(flat, ()) == least | {"without nested vectors", "256 negatives"}
+    always_omitted = {"without texts", "without pictures", "without calendar"}
+    assert omitted(flat, ()) == always_omitted | {"without nested vectors", "256 negatives"}
     builtin = with_encoder(config, kind="builtin")
-    assert left_out(builtin, {"text"}) == least  # without texts nothing would be left, and there are no pictures
-    assert left_out(builtin, {"text", "sound"}) == least - {"without texts"}
-    assert left_out(with_encoder(config, kind="clip", model="m", revision="r"), {"content"}) == least
+    assert omitted(builtin, {"text"}) == always_omitted  # the items have nothing but texts, and no pictures
+    assert omitted(builtin, {"text", "sound"}) == always_omitted - {"without texts"}
+    assert omitted(with_encoder(config, kind="clip", model="m", revision="r"), {"content"}) == always_omitted
 
 
-def test_what_is_left_out_already_stays_left_out(config):
+def test_kinds_that_the_configuration_leaves_out_stay_left_out(config):
     settings = with_encoder(config, kind="builtin", without=["speech"])
-    found = ablation.variants(settings, {"text", "image"})["without texts"]
-    assert found.encoder.without == ("speech", "text")
+    variant = ablation.variants(settings, {"text", "image"})["without texts"]
+    assert variant.encoder.without == ("speech", "text")
 
 
 def test_changes_are_differences_to_the_configuration_over_the_same_seeds(config):
@@ -87,6 +88,6 @@ def test_changes_are_differences_to_the_configuration_over_the_same_seeds(config
     assert change["low"] <= change["mean"] <= change["high"]
 
 
-def test_an_unknown_variant_is_refused_with_those_there_are(config):
-    with pytest.raises(ConfigError, match=r"no variant without hope of .*chain.yaml; there are as configured, "):
+def test_an_unknown_variant_is_rejected_with_the_known_ones(config):
+    with pytest.raises(ConfigError, match=r"chain.yaml: no variant without hope; choose from as configured, "):
         ablation.run(config=str(config), only="without hope")

@@ -1,4 +1,4 @@
-"""The benchmark of cold items on a catalogue of themes: each user stays with one, and its words give it away."""
+"""The benchmark of cold items on a catalogue of themes: a user's items share one theme, which their texts name."""
 
 import shutil
 
@@ -53,13 +53,13 @@ def config(tmp_path_factory):
     return path
 
 
-def test_content_finds_what_has_no_events(config):
+def test_models_of_content_find_cold_items(config):
     result = cold.run(config=str(config))
     figures = result.figures
     assert (figures["items"], figures["items_cold"]) == (200, 20)
     for name in ("TF-IDF profile", "content bridge", "two towers"):  # a theme has fewer than ten cold items
         assert figures[f"{name}, among cold: hr_at_10"] > 0.95
-    assert figures["TF-IDF profile, among all: hr_at_10"] < 0.5  # and about fifty in all
+    assert figures["TF-IDF profile, among all: hr_at_10"] < 0.5  # and fifty items in all
     assert [bar.name for bar in result.bars] == [
         "among cold, over the best linear",
         "among all, over the TF-IDF profile",
@@ -70,28 +70,28 @@ def test_content_finds_what_has_no_events(config):
     )
 
 
-def test_with_a_cut_cold_is_what_comes_later_and_nothing_later_is_fitted_on(config, monkeypatch):
-    """With a reranker the bars are of what would be served."""
+def test_with_a_cut_items_that_occur_later_are_cold_and_later_events_are_not_fitted_on(config, monkeypatch):
+    """With a reranker, the bars are of the served order."""
     served = yaml.safe_load(config.read_text()) | {"reranker": {"candidates": 50, "trees": 10}}
     path = config.with_name("served.yaml")
     path.write_text(yaml.safe_dump(served))
-    fitted = []
+    latest = []  # time of the last event that each call fits on
 
-    def watched(name, events_of):
+    def spy(name, events_of):
         real = getattr(cold, name)
-        monkeypatch.setattr(cold, name, lambda *a, **k: fitted.append(events_of(a).latest) or real(*a, **k))
+        monkeypatch.setattr(cold, name, lambda *a, **k: latest.append(events_of(a).latest) or real(*a, **k))
 
-    watched("fit_tfidf", lambda given: given[0])
-    watched("select_model", lambda given: given[1].events)
-    watched("fit_selected", lambda given: given[2])
+    spy("fit_tfidf", lambda args: args[0])
+    spy("select_model", lambda args: args[1].events)
+    spy("fit_selected", lambda args: args[2])
     result = cold.run(short=True, config=str(path), cut=0.3)
     table = pl.read_csv(config.parent / "events.csv").select(
         "item_id", pl.col("timestamp").str.to_datetime(time_zone="UTC")
     )
     times = table["timestamp"].dt.timestamp("us").to_numpy()
-    at = int(np.quantile(times, 0.3))
-    assert fitted == [times[times < at].max()] * 3
-    early = table.filter(pl.col("timestamp").dt.timestamp("us") < at)
+    cut = int(np.quantile(times, 0.3))
+    assert latest == [times[times < cut].max()] * 3
+    early = table.filter(pl.col("timestamp").dt.timestamp("us") < cut)
     figures = result.figures
     assert figures["items_cold"] == table["item_id"].n_unique() - early["item_id"].n_unique() > 0
     linear = max(figures[f"{name}, among cold: hr_at_10"] for name in ("TF-IDF profile", "bridge + TF-IDF"))
@@ -99,16 +99,16 @@ def test_with_a_cut_cold_is_what_comes_later_and_nothing_later_is_fitted_on(conf
     assert "two towers, among cold: hr_at_10" in figures
 
 
-def test_a_cut_needs_a_window_in_time_to_choose_by(config):
+def test_a_cut_needs_a_split_by_time(config):
     path = config.with_name("sequences.yaml")
     path.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"split": {"kind": "leave-last-out"}}))
-    with pytest.raises(ConfigError, match=r"split\.kind = leave-last-out has no window in time"):
+    with pytest.raises(ConfigError, match=r"split\.kind is leave-last-out; --cut needs split\.kind time"):
         cold.run(short=True, config=str(path), cut=0.3)
 
 
-def test_which_items_are_cold_is_the_seeds(config):
-    first, other = (cold.run(short=True, config=str(config), seed=seed).figures["events"] for seed in (0, 1))
-    assert first != other
+def test_the_seed_decides_which_items_are_cold(config):
+    first, second = (cold.run(short=True, config=str(config), seed=seed).figures["events"] for seed in (0, 1))
+    assert first != second
 
 
 def test_the_sum_is_of_standard_scores_over_the_cold_items():
@@ -121,16 +121,16 @@ def test_the_sum_is_of_standard_scores_over_the_cold_items():
         (scores - scores[:, mask].mean(1, keepdims=True)) / scores[:, mask].std(1, keepdims=True)
         for scores in (profile.scores(positives), bridge.scores(positives))
     )
-    both = cold.Sum(profile.popularity, profile.fitted_until, bridge, profile, mask)
-    assert isinstance(both, DenseRecommender)
-    np.testing.assert_allclose(both.scores(positives), expected, rtol=1e-4, atol=1e-5)
+    total = cold.Sum(profile.popularity, profile.fitted_until, bridge, profile, mask)
+    assert isinstance(total, DenseRecommender)
+    np.testing.assert_allclose(total.scores(positives), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_cut_after_which_nothing_is_new_is_refused(config, tmp_path):
+def test_a_cut_without_new_items_after_it_is_rejected(config, tmp_path):
     shutil.copytree(config.parent, tmp_path, dirs_exist_ok=True)
     first = (tmp_path / "events.csv").read_text()
-    again = "".join(line + "\n" for line in first.splitlines()[1:]).replace("2024-", "2025-")
-    (tmp_path / "events.csv").write_text(first + again)
+    repeats = "".join(line + "\n" for line in first.splitlines()[1:]).replace("2024-", "2025-")
+    (tmp_path / "events.csv").write_text(first + repeats)
     settings = yaml.safe_load(config.read_text())
     settings["data"]["path"] = str(tmp_path)
     (tmp_path / "themes.yaml").write_text(yaml.safe_dump(settings))
@@ -138,19 +138,19 @@ def test_a_cut_after_which_nothing_is_new_is_refused(config, tmp_path):
         cold.run(short=True, config=str(tmp_path / "themes.yaml"), cut=0.6)
 
 
-def test_what_a_kind_of_content_adds_is_told_with_its_interval(config, tmp_path):
+def test_the_contribution_of_a_kind_of_content_has_an_interval(config, tmp_path):
     shutil.copytree(config.parent, tmp_path, dirs_exist_ok=True)
     settings = yaml.safe_load(config.read_text())
     settings["data"]["path"], settings["cache"] = str(tmp_path), str(tmp_path / "cache")
     path = tmp_path / "themes.yaml"
-    with pytest.raises(ConfigError, match=r"only of an encoder of kind builtin can image be left out"):
+    with pytest.raises(ConfigError, match=r"--without image needs an encoder of kind builtin"):
         cold.run(short=True, config=str(config), without="image")
     path.write_text(yaml.safe_dump(settings | {"encoder": {"kind": "builtin"}}))
-    with pytest.raises(ConfigError, match=r"without smell: .*'image'"):
+    with pytest.raises(ConfigError, match=r"--without smell: .*'image'"):
         cold.run(short=True, config=str(path), without="smell")
     figures = cold.run(short=True, config=str(path), without="sound").figures
-    for among in ("among cold", "among all"):  # no item has a sound: nothing is added
-        whole = figures[f"two towers, {among}: hr_at_10"]
-        assert figures[f"two towers without sound, {among}: hr_at_10"] == whole
+    for among in ("among cold", "among all"):  # no item has a sound
+        with_sounds = figures[f"two towers, {among}: hr_at_10"]
+        assert figures[f"two towers without sound, {among}: hr_at_10"] == with_sounds
         change = figures[f"two towers - two towers without sound, {among}: by user, 95 %"]
         assert change == {"mean": 0, "low": 0, "high": 0}

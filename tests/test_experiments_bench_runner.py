@@ -1,4 +1,4 @@
-"""The runner of benchmarks, and the benchmark of the data check."""
+"""The runner of benchmarks, and the benchmark of the check of tables."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from features.errors import ConfigError, RecsysError
 from recsys.cli.main import app
 
 
-def measured(*, short: bool = False, size: int = 1) -> Result:
+def measurable(*, short: bool = False, size: int = 1) -> Result:
     print("a benchmark that prints")
     return Result(
         {"size": size, "short": short, "ratio": float("nan")}, [Bar("size", size, "<=", 2), Bar("r", 0.5, ">", 1)]
@@ -26,7 +26,7 @@ def unmeasurable(*, short: bool = False) -> Result:
 
 @pytest.fixture
 def benches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "BENCHES", {"m": f"{__name__}:measured", "u": f"{__name__}:unmeasurable"})
+    monkeypatch.setattr(runner, "BENCHES", {"m": f"{__name__}:measurable", "u": f"{__name__}:unmeasurable"})
 
 
 @pytest.mark.parametrize(
@@ -39,14 +39,14 @@ def test_bars(value: float, op: str, bar: float, holds: bool) -> None:
 
 def test_a_bar_never_holds_for_nan_and_knows_its_operators() -> None:
     assert not any(Bar("b", float("nan"), op, 1.0).holds for op in runner.OPERATORS)
-    with pytest.raises(ConfigError, match="operator '=<' is none of"):
+    with pytest.raises(ConfigError, match="bar b: unknown operator '=<'; choose from"):
         Bar("b", 1, "=<", 1)
 
 
 @pytest.mark.usefixtures("benches")
 def test_the_last_line_is_one_json_object() -> None:
     result = CliRunner().invoke(app, ["bench", "m", "--json", "--short", "--size", "3"])
-    assert result.exit_code == 0, "whatever holds"
+    assert result.exit_code == 0, "bars do not change the exit code"
     assert "a benchmark that prints" not in result.stdout
     done = json.loads(result.stdout.splitlines()[-1])
     assert done["bench"] == "m"
@@ -64,7 +64,7 @@ def test_a_table_for_people() -> None:
 
 
 @pytest.mark.usefixtures("benches")
-def test_all_lists_what_could_not_be_measured() -> None:
+def test_all_lists_the_benchmarks_that_could_not_be_measured() -> None:
     done = runner.run("all", short=True)
     assert done["figures"]["m"]["size"] == 1
     assert [bar["name"] for bar in done["bars"]] == ["m: size", "m: r"]
@@ -75,40 +75,40 @@ def test_all_lists_what_could_not_be_measured() -> None:
 
 @pytest.mark.usefixtures("benches")
 def test_unknown_names_and_options() -> None:
-    with pytest.raises(ConfigError, match="no benchmark 'x'; there are: m, u, all"):
+    with pytest.raises(ConfigError, match="no benchmark 'x'; choose from m, u, all"):
         runner.run("x")
-    with pytest.raises(ConfigError, match="has no option 'sise'; there are: short, size"):
+    with pytest.raises(ConfigError, match="bench m: no option 'sise'; choose from short, size"):
         runner.run("m", sise=1)
-    with pytest.raises(ConfigError, match="take no options"):
+    with pytest.raises(ConfigError, match="bench all takes no options; remove size"):
         runner.run("all", size=1)
 
 
 @pytest.mark.usefixtures("benches")
 @pytest.mark.parametrize("options", [["--size"], ["size", "1"], ["--size", "[1"]])
-def test_options_that_are_no_pairs_or_cannot_be_read(options: list[str]) -> None:
+def test_malformed_options_are_rejected(options: list[str]) -> None:
     assert isinstance(CliRunner().invoke(app, ["bench", "m", *options]).exception, ConfigError)
 
 
-def test_every_registered_benchmark_is_there() -> None:
+def test_every_registered_benchmark_exists() -> None:
     import importlib
 
-    for place in runner.BENCHES.values():
-        module, function = place.split(":")
+    for target in runner.BENCHES.values():
+        module, function = target.split(":")
         assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_the_check_finds_every_planted_fault() -> None:
+def test_the_check_finds_every_planted_violation() -> None:
     result = check.run(short=True, rows=20_000)
     assert result.figures["found"] == result.figures["planted"] == dict.fromkeys(check.BAD, 40)
     assert result.figures["peak_rss_gib"] > 0.05
     assert [bar.name for bar in result.bars] == ["planted_faults_miscounted"]
 
 
-def test_its_tables_are_the_same_for_one_seed(tmp_path: Path) -> None:
+def test_the_seed_decides_the_generated_tables(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b", "c")]
     for folder, seed in zip(folders, (1, 1, 2), strict=True):
         folder.mkdir()
         check.make(folder, 1_000, seed)
-    first, same, other = (pl.read_parquet(folder / "events.parquet") for folder in folders)
+    first, same, different = (pl.read_parquet(folder / "events.parquet") for folder in folders)
     assert first.equals(same)
-    assert not first.equals(other)
+    assert not first.equals(different)

@@ -10,7 +10,7 @@ from experiments.dataset import load_dataset
 from experiments.splits import window_cuts
 
 
-def test_a_warm_start_is_held_against_a_fit_on_everything(tmp_path):
+def test_a_warm_start_is_compared_with_a_fit_on_all_events(tmp_path):
     write_tables(tmp_path / "data")
     path = toy_config(tmp_path, training={"epochs": 9, "batch_events": 256, "learning_rate": 0.01})
     result = warm.run(short=True, config=str(path))

@@ -1,7 +1,8 @@
-"""What each part of the towers is worth: the configuration as it is, and without one part after another.
+"""The contribution of each part of the towers: the configuration as it is, and without one part at a time.
 
-Every variant is fitted anew with each of some seeds, its passes chosen on the validation window, and judged on the
-test window as retrieval alone: a user's figure is the mean over the seeds, and a difference's interval is over users.
+Every variant is fitted with each of several seeds. Its number of passes is chosen on the validation window, and it is
+judged on the test window by retrieval alone. A user's figure is the mean over the seeds. The interval of a difference
+is over users.
 """
 
 import sys
@@ -43,33 +44,37 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gBCE": {"training.loss": "gbce"},
     "cosine schedule": {"training.schedule": "cosine"},
 }
-"""Name -> what is changed in the configuration."""
+"""Name -> changes to the configuration."""
 
 
-def variants(settings: RunConfig, there: Collection[str]) -> dict[str, RunConfig]:
-    """The configuration as it is, and each variant that differs from it. there: kinds of content that items have."""
-    found = {}
+def variants(settings: RunConfig, kinds: Collection[str]) -> dict[str, RunConfig]:
+    """The configuration as it is, and each variant that differs from it. kinds: the kinds of content that items have.
+
+    A kind of content is left out only where items have it and have another kind as well.
+    """
+    configs = {}
     for name, changes in VARIANTS.items():
         left_out = changes.get(WITHOUT, ())
         if left_out:
             if (
                 not isinstance(settings.encoder, BuiltinConfig)
-                or not {*there} - {*left_out}
-                or not {*there} & {*left_out}
+                or not {*kinds} - {*left_out}
+                or not {*kinds} & {*left_out}
             ):
                 continue
             changes = {WITHOUT: (*settings.encoder.without, *left_out)}
-        one = settings.changed(changes)
-        if one != settings or not changes:
-            found[name] = one
-    return found
+        variant = settings.changed(changes)
+        if variant != settings or not changes:
+            configs[name] = variant
+    return configs
 
 
 def run(
     *, short: bool = False, config: str = "configs/beauty.yaml", seeds: int = 3, only: str | None = None
 ) -> Result:
-    """config: whose data are there; only: variants, separated by commas; short: one seed, one pass.
+    """Test figures of each variant and their change against the configuration as it is.
 
+    config: a configuration whose data exist; only: variants, separated by commas; short: one seed, one pass.
     Raises ConfigError when a variant is not known.
     """
     settings = load_config(Path(config))
@@ -78,33 +83,33 @@ def run(
     bare, splits = evaluation_windows(settings, load_dataset(settings))[-1]
     as_configured = encode_contents(bare, settings)
     space = as_configured.space
-    chosen = variants(settings, () if space is None else {*space.channels} - {TITLE_CHANNEL})
-    names = list(chosen) if only is None else ["as configured", *only.split(",")]
-    if unknown := [name for name in names if name not in chosen]:
-        raise ConfigError(f"no variant {', '.join(unknown)} of {config}; there are {', '.join(chosen)}")
-    place, split = next(iter(splits.items()))
-    repeats = settings.data.placements[place].repeats
+    configs = variants(settings, () if space is None else {*space.channels} - {TITLE_CHANNEL})
+    names = list(configs) if only is None else ["as configured", *only.split(",")]
+    if unknown := [name for name in names if name not in configs]:
+        raise ConfigError(f"{config}: no variant {', '.join(unknown)}; choose from {', '.join(configs)}")
+    placement, split = next(iter(splits.items()))
+    repeats = settings.data.placements[placement].repeats
     figures: dict[str, Any] = {"data_hash": bare.hash, "split_hash": split.hash, "seeds": seeds}
-    whole: Doubles | None = None
+    reference: Doubles | None = None  # (n_users,) of the configuration as it is
     for name in names:
-        variant, began, users = chosen[name], time.perf_counter(), []
-        ours: dict[str, Any] = {}
+        variant, started, per_seed = configs[name], time.perf_counter(), []
+        new: dict[str, Any] = {}
         dataset = as_configured if variant.encoder == settings.encoder else encode_contents(bare, variant)
         for seed in range(seeds):
-            one = variant.model_copy(update={"seed": seed, "reranker": None})
-            stage = train_two_stage(one, dataset, splits, lambda line: None, silent)[1].retrieval
-            judged = evaluate(name, stage, split, dataset.catalog, split.test, repeats=repeats, seconds=0.0)
-            users.append(judged.per_user("ndcg"))
-            ours[f"{name}, seed {seed}: ndcg_at_10"] = float(users[-1].mean())
-            ours[f"{name}, seed {seed}: hr_at_10"] = float(judged.per_user("hr").mean())
-        mean: Doubles = np.mean(users, axis=0)
-        ours[f"{name}: ndcg_at_10"] = interval_dict(bootstrap(mean, seed=0))
-        ours[f"{name}: seconds a seed"] = round((time.perf_counter() - began) / seeds, 1)
-        if whole is None:
-            whole = mean
+            seeded = variant.model_copy(update={"seed": seed, "reranker": None})
+            stage = train_two_stage(seeded, dataset, splits, lambda line: None, silent)[1].retrieval
+            outcome = evaluate(name, stage, split, dataset.catalog, split.test, repeats=repeats, seconds=0.0)
+            per_seed.append(outcome.per_user("ndcg"))
+            new[f"{name}, seed {seed}: ndcg_at_10"] = float(per_seed[-1].mean())
+            new[f"{name}, seed {seed}: hr_at_10"] = float(outcome.per_user("hr").mean())
+        mean: Doubles = np.mean(per_seed, axis=0)  # (n_users,)
+        new[f"{name}: ndcg_at_10"] = interval_dict(bootstrap(mean, seed=0))
+        new[f"{name}: seconds a seed"] = round((time.perf_counter() - started) / seeds, 1)
+        if reference is None:
+            reference = mean
         else:
-            ours[f"{name}: change of ndcg_at_10"] = interval_dict(paired_bootstrap(mean, whole, seed=0))
-        for key, value in ours.items():  # hours of work: seen as soon as it is done
+            new[f"{name}: change of ndcg_at_10"] = interval_dict(paired_bootstrap(mean, reference, seed=0))
+        for key, value in new.items():  # a run takes hours: each figure is printed as soon as it is known
             print(f"{key} {value}", file=sys.stderr, flush=True)
-        figures |= ours
+        figures |= new
     return Result(figures, [])

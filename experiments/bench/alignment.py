@@ -1,8 +1,9 @@
-"""Whether the shared space finds across kinds of content: photographs, captions written and captions spoken.
+"""Retrieval across kinds of content in the shared space: photographs, written captions and spoken captions.
 
-A folder with images/, captions.csv (image, caption) and audio/NAME.ogg, one spoken caption of each photograph. Five
-folds by photograph; in each, everything is fitted and chosen on the other four, and the fold is the pool. The
-reference is the closed form that costs nothing: ridge regression from each encoder into the text encoder's space.
+The data are a folder with images/, captions.csv (image, caption) and audio/NAME.ogg, one spoken caption of each
+photograph. There are five folds by photograph. For each fold, everything is fitted and chosen on the other four, and
+the fold is the pool that is searched. The reference is a closed form: ridge regression from each encoder into the
+text encoder's space.
 """
 
 from collections.abc import Callable
@@ -32,14 +33,14 @@ FOLDS, SEED, CUT = 5, 0, 64
 CACHE = Path("data/cache")
 
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Of the ridge penalty, in units of the mean squared length of the centred vectors."""
+"""Ridge penalties, in units of the mean squared length of the centred vectors."""
 
 DIRECTIONS = ("text to image", "image to text", "speech to text", "speech to image", "text+speech to image")
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """n photographs: image (n, di), captions text (n, c, dt), one of them spoken (n, ds), all unit rows."""
+    """n photographs: image (n, di), captions text (n, c, dt), the spoken caption speech (n, ds); all unit rows."""
 
     text: Floats
     image: Floats
@@ -50,6 +51,7 @@ class Photographs:
         return len(self.image)
 
     def take(self, rows: Ints) -> "Photographs":
+        """The photographs of these rows."""
         return Photographs(self.text[rows], self.image[rows], self.speech[rows], self.spaces)
 
 
@@ -63,65 +65,76 @@ class Placed:
 
 
 def run(*, short: bool = False, data: str | None = None, train: str | None = None, test: str | None = None) -> Result:
-    """R@1 and R@10 in every direction, ours and ridge, and their paired differences over photographs.
+    """R@1 and R@10 in every direction, of the alignment and of ridge, and their paired differences over photographs.
 
-    data: a folder, cross-validated; or train and test: fitted on one folder, asked on another. short: one fold.
+    data: a folder, cross-validated; or train and test: fitted on one folder, judged on the other. short: one fold.
+    Raises ConfigError when neither data, nor both train and test are given.
     """
     if (data is None) == (train is None) or (train is None) != (test is None):
         raise ConfigError("bench alignment needs --data DIR, or --train DIR --test DIR")
-    ours: list[dict[str, Doubles]] = []
-    cut: list[dict[str, Doubles]] = []
-    theirs: list[dict[str, Doubles]] = []
-    for fit, held in _parts(data, train, test, short):
-        place = _aligned(fit)
-        ours.append(ranks(place(held, None)))
-        cut.append(ranks(place(held, CUT)))
-        theirs.append(_ridge(fit, held))
-    figures: dict[str, Any] = {"photographs": sum(len(r["speech to image"]) for r in ours), "folds": len(ours)}
+    full_runs: list[dict[str, Doubles]] = []
+    cut_runs: list[dict[str, Doubles]] = []
+    ridge_runs: list[dict[str, Doubles]] = []
+    for fit, held in _folds(data, train, test, short):
+        project = _aligned(fit)
+        full_runs.append(ranks(project(held, None)))
+        cut_runs.append(ranks(project(held, CUT)))
+        ridge_runs.append(_ridge(fit, held))
+    figures: dict[str, Any] = {
+        "photographs": sum(len(fold["speech to image"]) for fold in full_runs),
+        "folds": len(full_runs),
+    }
     bars: list[Bar] = []
-    values = {}
+    hits = {}
     for direction in DIRECTIONS:
-        mine, small, other = (np.concatenate([part[direction] for part in runs]) for runs in (ours, cut, theirs))
+        full, cut, ridge = (
+            np.concatenate([fold[direction] for fold in runs]) for runs in (full_runs, cut_runs, ridge_runs)
+        )
         for k in (1, 10):
-            a, b = _hits(mine, k), _hits(other, k)
-            values[direction, k] = a
-            figures[f"{direction} R@{k}"] = interval_dict(bootstrap(a, seed=SEED))
-            figures[f"{direction} R@{k} ridge"] = interval_dict(bootstrap(b, seed=SEED))
-            difference = paired_bootstrap(a, b, seed=SEED)
+            ours, reference = _hits(full, k), _hits(ridge, k)
+            hits[direction, k] = ours
+            figures[f"{direction} R@{k}"] = interval_dict(bootstrap(ours, seed=SEED))
+            figures[f"{direction} R@{k} ridge"] = interval_dict(bootstrap(reference, seed=SEED))
+            difference = paired_bootstrap(ours, reference, seed=SEED)
             figures[f"{direction} R@{k} ours minus ridge"] = interval_dict(difference)
             bars.append(Bar(f"{direction} R@{k}: low end of ours minus ridge", difference.low, ">", 0.0))
-        kept = float(_hits(small, 10).mean() / _hits(mine, 10).mean())
-        figures[f"{direction} R@10 at {CUT} dimensions"] = round(float(_hits(small, 10).mean()), 4)
+        kept = float(_hits(cut, 10).mean() / _hits(full, 10).mean())
+        figures[f"{direction} R@10 at {CUT} dimensions"] = round(float(_hits(cut, 10).mean()), 4)
         bars.append(Bar(f"{direction} R@10 kept at {CUT} dimensions", kept, ">=", 0.97))
-    both = "text+speech to image"
-    for alone in ("text to image", "speech to image"):
+    mixed = "text+speech to image"
+    for single in ("text to image", "speech to image"):
         for k in (1, 10):
-            difference = paired_bootstrap(values[both, k], values[alone, k], seed=SEED)
-            figures[f"{both} minus {alone} R@{k}"] = interval_dict(difference)
-            bars.append(Bar(f"{both} R@{k}: low end of what it adds to {alone}", difference.low, ">", 0.0))
+            difference = paired_bootstrap(hits[mixed, k], hits[single, k], seed=SEED)
+            figures[f"{mixed} minus {single} R@{k}"] = interval_dict(difference)
+            bars.append(Bar(f"{mixed} R@{k}: low end of what it adds to {single}", difference.low, ">", 0.0))
     return Result(figures, bars)
 
 
-def _parts(
+def _folds(
     data: str | None, train: str | None, test: str | None, short: bool
 ) -> list[tuple[Photographs, Photographs]]:
+    """Pairs of photographs to fit on and photographs to judge on."""
     if data is None:
         return [(read(Path(str(train))), read(Path(str(test))))]
-    all_of = read(Path(data))
-    folds = np.array_split(np.random.default_rng(SEED).permutation(len(all_of)), FOLDS)
+    photographs = read(Path(data))
+    folds = np.array_split(np.random.default_rng(SEED).permutation(len(photographs)), FOLDS)
     rest = [np.concatenate([f for j, f in enumerate(folds) if j != i]) for i in range(FOLDS)]
-    return [(all_of.take(r), all_of.take(f)) for r, f in zip(rest, folds, strict=True)][: 1 if short else None]
+    pairs = zip(rest, folds, strict=True)
+    return [(photographs.take(fit), photographs.take(held)) for fit, held in pairs][: 1 if short else None]
 
 
 def read(folder: Path) -> Photographs:
-    """Encode a folder, or take its vectors from the cache. Raises SourceError when it is not of the form above."""
+    """The encoded photographs of a folder; vectors in the cache are not computed again.
+
+    Raises SourceError when the folder has another layout than the one above, or when a file cannot be read.
+    """
     table = folder / "captions.csv"
     if not table.is_file():
-        raise SourceError(f"{folder}: no captions.csv; it needs captions.csv (image, caption), images/ and audio/")
+        raise SourceError(f"{folder}: no captions.csv; add captions.csv (image, caption), images/ and audio/")
     captions = pl.read_csv(table).group_by("image", maintain_order=True).agg("caption")
     counts = captions.get_column("caption").list.len()
     if counts.n_unique() != 1:
-        raise SourceError(f"{table}: each photograph needs the same number of captions; there are {counts.unique()}")
+        raise SourceError(f"{table}: photographs have {sorted(counts.unique())} captions; give each the same number")
     names = captions.get_column("image").to_list()
     limits = Limits()
     with DecoderPool(1) as decoders:
@@ -139,15 +152,17 @@ def read(folder: Path) -> Photographs:
 
 
 def _vectors(contents: list[Content], name: str, encoder: Encoder, limits: Limits) -> Embedded:
+    """Vectors of contents, in their order. Raises SourceError when one of them cannot be read."""
     embed(contents, {name: encoder}, CACHE, limits=limits)
-    found = cached_vectors(contents, encoder, CACHE, limits=limits)
-    if found.failures:
-        raise SourceError(f"{len(found.failures)} of the {name} files cannot be read: {found.failures[0].reason}")
-    return found
+    embedded = cached_vectors(contents, encoder, CACHE, limits=limits)
+    if embedded.failures:
+        first = embedded.failures[0].reason
+        raise SourceError(f"{len(embedded.failures)} {name} files cannot be read, the first because: {first}")
+    return embedded
 
 
 def _aligned(fit: Photographs) -> Callable[[Photographs, int | None], Placed]:
-    """The product's alignment, fitted on photographs."""
+    """Fits the alignment on photographs; returns the function (photographs, dimensions) -> their unit vectors."""
     rows = np.arange(len(fit))
     channels = {
         "text": Views(
@@ -158,77 +173,80 @@ def _aligned(fit: Photographs) -> Callable[[Photographs, int | None], Placed]:
     }
     maps = fit_alignment(channels, len(fit), AlignmentConfig(), seed=SEED).alignment.maps
 
-    def place(asked: Photographs, dimension: int | None) -> Placed:
-        def one(kind: str, x: Floats) -> Floats:
-            return unit(maps[asked.spaces[kind]](x.reshape(-1, x.shape[-1]))[:, :dimension])
+    def project(photographs: Photographs, dimension: int | None) -> Placed:
+        def mapped(kind: str, x: Floats) -> Floats:
+            return unit(maps[photographs.spaces[kind]](x.reshape(-1, x.shape[-1]))[:, :dimension])
 
-        text = one("text", asked.text).reshape(*asked.text.shape[:2], -1)
-        return Placed(text, one("image", asked.image), one("speech", asked.speech))
+        text = mapped("text", photographs.text).reshape(*photographs.text.shape[:2], -1)  # (n, c, d)
+        return Placed(text, mapped("image", photographs.image), mapped("speech", photographs.speech))
 
-    return place
+    return project
 
 
 def _ridge(fit: Photographs, held: Photographs) -> dict[str, Doubles]:
-    """Ranks by ridge, its penalties chosen for each direction by mean reciprocal rank within the fitted part."""
+    """Ranks by ridge on `held`. The penalties are chosen for each direction by mean reciprocal rank within `fit`."""
     inner = np.array_split(np.random.default_rng(SEED).permutation(len(fit)), 4)
     scores = {(i, s, d): 0.0 for i in STRENGTHS for s in STRENGTHS for d in DIRECTIONS}
-    for i, part in enumerate(inner):
+    for i, part in enumerate(inner):  # part: rows of the inner fold that is judged
         rest = np.concatenate([p for j, p in enumerate(inner) if j != i])
         image = {s: _regress(fit.image[rest], fit.text[rest], fit.image[part], s) for s in STRENGTHS}
         speech = {s: _regress(fit.speech[rest], fit.text[rest], fit.speech[part], s) for s in STRENGTHS}
         for a in STRENGTHS:
             for b in STRENGTHS:
-                for direction, found in ranks(Placed(fit.text[part], image[a], speech[b])).items():
-                    scores[a, b, direction] += float((1 / found).mean())
+                for direction, rank in ranks(Placed(fit.text[part], image[a], speech[b])).items():
+                    scores[a, b, direction] += float((1 / rank).mean())
     out = {}
     for direction in DIRECTIONS:
         a, b, _ = max((key for key in scores if key[2] == direction), key=lambda key: scores[key])
-        image_of = _regress(fit.image, fit.text, held.image, a)
-        out[direction] = ranks(Placed(held.text, image_of, _regress(fit.speech, fit.text, held.speech, b)))[direction]
+        predicted_image = _regress(fit.image, fit.text, held.image, a)
+        predicted_speech = _regress(fit.speech, fit.text, held.speech, b)
+        out[direction] = ranks(Placed(held.text, predicted_image, predicted_speech))[direction]
     return out
 
 
-def _regress(x: Floats, text: Floats, asked: Floats, strength: float) -> Floats:
-    """Where ridge from x (n, d) to the mean caption (n, c, dt) places `asked` (k, d): (k, dt) unit rows."""
+def _regress(x: Floats, text: Floats, queries: Floats, strength: float) -> Floats:
+    """Unit rows (k, dt) for queries (k, d), by ridge from x (n, d) to the mean over c of text (n, c, dt)."""
     penalty = strength * float(((x - x.mean(0)) ** 2).sum(1).mean())
-    return unit(Ridge(alpha=penalty).fit(x, text.mean(1)).predict(asked).astype(np.float32))
+    return unit(Ridge(alpha=penalty).fit(x, text.mean(1)).predict(queries).astype(np.float32))
 
 
 def ranks(placed: Placed) -> dict[str, Doubles]:
-    """Mid-ranks of what is right, by direction: (n, c) where captions ask, (n,) where the photograph asks.
+    """Mid-ranks of the right answers by direction: (n, c) where captions are the queries, (n,) where photographs are.
 
-    Asked for text, any caption of the photograph is right: the best of them counts, among all other photographs'.
+    In a search for text, any caption of the photograph is right: the best of them is ranked among the captions of all
+    other photographs.
     """
     n, c, d = placed.text.shape
     texts = placed.text.reshape(n * c, d)
-    both = unit(texts + np.repeat(placed.speech, c, axis=0))
+    mixed = unit(texts + np.repeat(placed.speech, c, axis=0))  # (n * c, d)
     own = np.repeat(np.arange(n), c)
     return {
         "text to image": _rank(texts @ placed.image.T, own).reshape(n, c),
         "image to text": _best(placed.image @ texts.T, c),
         "speech to text": _best(placed.speech @ texts.T, c),
         "speech to image": _rank(placed.speech @ placed.image.T, np.arange(n)),
-        "text+speech to image": _rank(both @ placed.image.T, own).reshape(n, c),
+        "text+speech to image": _rank(mixed @ placed.image.T, own).reshape(n, c),
     }
 
 
 def _rank(scores: Floats, own: Ints) -> Doubles:
-    mine = scores[np.arange(len(scores)), own][:, None]
-    above, level = (scores > mine).sum(1), (scores == mine).sum(1)
+    """Mid-rank (q,) of column own (q,) in each row of scores (q, n)."""
+    target = scores[np.arange(len(scores)), own][:, None]  # (q, 1)
+    above, level = (scores > target).sum(1), (scores == target).sum(1)
     return np.asarray(above + (1 + level) / 2)
 
 
 def _best(scores: Floats, c: int) -> Doubles:
-    """scores (n, n * c) -> rank of the best own caption among it and all captions of others."""
+    """Mid-rank (n,) of each row's best own caption among itself and all captions of other rows; scores (n, n * c)."""
     n = len(scores)
-    by = scores.reshape(n, n, c)
-    mine = by[np.arange(n), np.arange(n)].max(1)
-    by = by.copy()
-    by[np.arange(n), np.arange(n)] = -np.inf
-    above, level = (by > mine[:, None, None]).sum((1, 2)), (by == mine[:, None, None]).sum((1, 2))
+    by_photograph = scores.reshape(n, n, c)
+    target = by_photograph[np.arange(n), np.arange(n)].max(1)[:, None, None]  # (n, 1, 1)
+    by_photograph = by_photograph.copy()
+    by_photograph[np.arange(n), np.arange(n)] = -np.inf
+    above, level = (by_photograph > target).sum((1, 2)), (by_photograph == target).sum((1, 2))
     return np.asarray(above + 1 + level / 2)
 
 
-def _hits(found: Doubles, k: int) -> Doubles:
-    """(n,) share of a photograph's questions answered within k."""
-    return np.asarray((found.reshape(len(found), -1) <= k).mean(1))
+def _hits(rank: Doubles, k: int) -> Doubles:
+    """Share (n,) of a photograph's queries with a rank of k or better; rank (n, c) or (n,)."""
+    return np.asarray((rank.reshape(len(rank), -1) <= k).mean(1))

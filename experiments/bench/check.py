@@ -1,7 +1,8 @@
-"""How fast, and in how much memory, ten million events are checked against the data contract.
+"""Time and memory that a check of ten million events against the data contract takes.
 
-Parquet tables are made with a seed (one event in a hundred is bad), then read by a fresh process limited to two
-threads, whose time and peak resident memory are taken, starting Python and writing what is set aside included.
+Parquet tables are generated from a seed; one event in a hundred violates the contract. A new process, limited to two
+threads, reads them. Its time and its peak resident memory are measured; both include the start of Python and the
+writing of rejected rows.
 """
 
 import json
@@ -36,14 +37,18 @@ except OSError:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps({"peak_bytes": peak, "report": tables.report.to_dict()}))
 """
-"""VmHWM rather than ru_maxrss: the latter starts from the peak of the process that forked."""
+"""The program of the new process. It reads VmHWM because ru_maxrss starts at the peak of the process that forked."""
 
 
 def run(*, short: bool = False, rows: int | None = None, seed: int = 0) -> Result:
-    """Figures of one check of `rows` events (10 million; 200,000 when short, which no bar is set for)."""
+    """Figures of one check of `rows` events: 10 million, or 200,000 when short. Only 10 million or more have bars of
+    time and memory.
+
+    Raises RecsysError when the check fails.
+    """
     rows = rows or (SHORT_ROWS if short else ROWS)
     with tempfile.TemporaryDirectory() as folder:
-        bad = make(Path(folder), rows, seed)
+        planted = make(Path(folder), rows, seed)
         env = os.environ | {"POLARS_MAX_THREADS": str(THREADS), "OMP_NUM_THREADS": str(THREADS)}
         started = time.perf_counter()
         child = subprocess.run(
@@ -51,11 +56,11 @@ def run(*, short: bool = False, rows: int | None = None, seed: int = 0) -> Resul
         )
         seconds = time.perf_counter() - started
         if child.returncode != 0:
-            raise RecsysError(f"the check of {rows:,} events failed: {child.stderr.strip()[-2000:]}")
+            raise RecsysError(f"bench check: the check of {rows:,} events failed: {child.stderr.strip()[-2000:]}")
         megabytes = (Path(folder) / "events.parquet").stat().st_size / 1e6
-    told = json.loads(child.stdout.splitlines()[-1])
-    found = {p["reason"]: p["count"] for p in told["report"]["problems"]}
-    gib = told["peak_bytes"] / 2**30
+    description = json.loads(child.stdout.splitlines()[-1])
+    found = {p["reason"]: p["count"] for p in description["report"]["problems"]}
+    gib = description["peak_bytes"] / 2**30
     figures = {
         "events": rows,
         "events_parquet_mb": round(megabytes, 1),
@@ -63,10 +68,10 @@ def run(*, short: bool = False, rows: int | None = None, seed: int = 0) -> Resul
         "seconds": round(seconds, 2),
         "events_per_second": round(rows / seconds),
         "peak_rss_gib": round(gib, 3),
-        "planted": bad,
+        "planted": planted,
         "found": found,
     }
-    missed = sum(abs(found.get(reason, 0) - count) for reason, count in bad.items())
+    missed = sum(abs(found.get(reason, 0) - count) for reason, count in planted.items())
     bars = [Bar("planted_faults_miscounted", float(missed), "==", 0.0)]
     if rows >= ROWS:
         bars += [Bar("seconds", seconds, "<=", 60.0), Bar("peak_rss_gib", gib, "<=", 4.0)]
@@ -74,9 +79,9 @@ def run(*, short: bool = False, rows: int | None = None, seed: int = 0) -> Resul
 
 
 def make(folder: Path, rows: int, seed: int) -> dict[str, int]:
-    """Write items.parquet and events.parquet with every fault of `BAD` planted; reason -> count.
+    """Write items.parquet and events.parquet with every violation of `BAD`; returns the number of each, by reason.
 
-    Users and items are text keys, items drawn from a skewed distribution, times over one year; every event has its
+    User and item ids are text. Items are drawn from a skewed distribution, times from one year. Every event has its
     own event_id.
     """
     rng = np.random.default_rng(seed)
@@ -86,9 +91,11 @@ def make(folder: Path, rows: int, seed: int) -> dict[str, int]:
         pl.format("item-{}", "item_id").alias("item_id"), pl.format("Title of item {}", "item_id").alias("title")
     ).write_parquet(folder / "items.parquet")
 
-    at = rng.permutation(rows // 2)[: rows // 100] * 2 + 1  # odd rows: what a duplicate repeats is a good row
-    parts = np.array_split(at, len(BAD))
-    unknown, null, future, infinite, twice = (np.isin(np.arange(rows), part) for part in parts)
+    # odd rows only: a duplicate repeats the row before it, which is then valid
+    bad_rows = rng.permutation(rows // 2)[: rows // 100] * 2 + 1
+    parts = np.array_split(bad_rows, len(BAD))
+    masks = [np.isin(np.arange(rows), part) for part in parts]  # (rows,) bool each
+    unknown, null, future, infinite, duplicate = masks
     frame = pl.DataFrame(
         {
             "user": rng.integers(users, size=rows),
@@ -97,21 +104,20 @@ def make(folder: Path, rows: int, seed: int) -> dict[str, int]:
             "second": rng.integers(365 * 86400, size=rows) + np.where(future, 200 * 365 * 86400, 0),
             "value": np.where(infinite, np.inf, rng.random(rows)),
             "null": null,
-            "twice": twice,
+            "duplicate": duplicate,
         }
     )
 
-    def again(value: pl.Expr | str) -> pl.Expr:
-        return pl.when("twice").then(None).otherwise(value).forward_fill()
+    def repeated(value: pl.Expr | str) -> pl.Expr:
+        """The value; in a duplicate row, the value of the row before."""
+        return pl.when("duplicate").then(None).otherwise(value).forward_fill()
 
     frame.lazy().select(
-        pl.when(~pl.col("null")).then(pl.format("user-{}", again("user"))).alias("user_id"),
+        pl.when(~pl.col("null")).then(pl.format("user-{}", repeated("user"))).alias("user_id"),
         pl.format("item-{}", "item").alias("item_id"),
         pl.col("kind").replace_strict(dict(enumerate(KINDS)), return_dtype=pl.String).alias("event"),
         (pl.datetime(2024, 1, 1, time_zone="UTC") + pl.duration(seconds="second")).alias("timestamp"),
         pl.col("value"),
-        pl.format("{}-event", again(number)).alias("event_id"),
+        pl.format("{}-event", repeated(number)).alias("event_id"),
     ).collect().write_parquet(folder / "events.parquet")
-    return {
-        reason: int(mask.sum()) for reason, mask in zip(BAD, (unknown, null, future, infinite, twice), strict=True)
-    }
+    return {reason: int(mask.sum()) for reason, mask in zip(BAD, masks, strict=True)}

@@ -1,11 +1,12 @@
-"""Items that nobody has touched: a tenth of them loses all its events, and has to be found by its content.
+"""Retrieval of cold items: a tenth of the items lose all their events, and must be found by their content.
 
-An event is a user's positive one with a cold item; the history is what else the user did before it, warm items only.
-It is ranked among the cold items, and among all items (those of the history excluded), at most 5,000 events. All warm
-events are fitted on, also those after the event asked about: what is told apart are items, not times. In the other
-form time decides: all is fitted before a cut, and cold are the items that come after it; there is then a window to
-learn an order from as well, so that what would be served is judged, besides retrieval alone. The references are
-linear: the TF-IDF profile, the content bridge, and the sum of both in standard scores.
+A query is a user's positive event with a cold item; at most 5,000 of them are drawn. The history of a query is the
+user's earlier events with warm items. Its target is ranked among the cold items, and among all items without those of
+the history. The models are fitted on all events of warm items, including those later than the query: the test
+separates items, not times. With `cut` it separates times: the models are fitted on the events before the cut, and the
+items that first occur after it are cold. There is then a validation window, so that a reranker is fitted as well and
+the served order is judged besides retrieval alone. The references are linear: the TF-IDF profile, the content bridge,
+and the sum of both in standard scores.
 """
 
 import time
@@ -23,11 +24,11 @@ from experiments.evaluation.ranking import DEPTH, K, interval_dict, rank_targets
 from experiments.pipelines.fit import RERANKED, TOWERS, build_two_stage, fit_selected, select_model
 from experiments.pipelines.rolling_windows import evaluation_windows
 from experiments.splits import Targets
-from features.arrays import Bools, Doubles, Floats
+from features.arrays import Bools, Doubles, Floats, Ints
 from features.catalog import item_texts
 from features.content.encoder_config import BuiltinConfig
 from features.errors import ConfigError, DataError
-from features.interactions import Ragged
+from features.interactions import Interactions, Ragged
 from features.progress import silent
 from recsys.baselines.content import ContentBridge, TfidfProfile, fit_bridge, fit_tfidf
 from recsys.dense_recommender import DenseRecommender
@@ -36,13 +37,14 @@ from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
 from recsys.interfaces import Recommender
 from recsys.towers.training import fit_towers
 
-EVENTS, DECAY = 5000, 0.8
-BRIDGE, BOTH, PROFILE = "content bridge", "bridge + TF-IDF", "TF-IDF profile"
+MAX_EVENTS, DECAY = 5000, 0.8
+BRIDGE, SUM, PROFILE = "content bridge", "bridge + TF-IDF", "TF-IDF profile"
+AMONG_COLD, AMONG_ALL = "among cold", "among all"
 
 
 @dataclass(frozen=True)
 class Sum(DenseRecommender):
-    """The content bridge and the TF-IDF profile, each in standard scores over the cold items."""
+    """The sum of the content bridge and the TF-IDF profile, each in standard scores over the cold items."""
 
     bridge: ContentBridge
     profile: TfidfProfile
@@ -51,11 +53,21 @@ class Sum(DenseRecommender):
     def scores(self, positives: Ragged) -> Floats:
         """(b, n) float32."""
         total = np.zeros((len(positives), len(self.cold)), dtype=np.float32)
-        for part in (self.bridge, self.profile):
-            scores = part.scores(positives)
-            among = scores[:, self.cold]
-            total += (scores - among.mean(1, keepdims=True)) / among.std(1, keepdims=True).clip(min=1e-9)
+        for model in (self.bridge, self.profile):
+            scores = model.scores(positives)
+            cold = scores[:, self.cold]
+            total += (scores - cold.mean(1, keepdims=True)) / cold.std(1, keepdims=True).clip(min=1e-9)
         return total
+
+
+@dataclass(frozen=True)
+class ColdTest:
+    """The data set of n items, the mask cold (n,) of the cold ones, the events to fit on, and the targets to rank."""
+
+    dataset: Dataset
+    cold: Bools
+    fit: Interactions
+    targets: Targets
 
 
 def run(
@@ -67,109 +79,112 @@ def run(
     cut: float | None = None,
     without: str | None = None,
 ) -> Result:
-    """config: one whose data are there; seed: which items are cold; passes: of the towers, else as configured, at
-    most so many where there is a window to choose by.
+    """HR@10 of the towers and of the linear references, and their paired differences over users.
 
-    cut: share of the events, the oldest, that all is fitted on; cold are then the items that come later. without: a
-    kind of content, as image: the towers are fitted once more as if items had none, which tells what it adds. short:
-    two passes, 500 events.
+    config: a configuration whose data exist. seed: of the choice of cold items and events. passes: of the towers, by
+    default as configured; with cut, the maximum. cut: share of the events, the oldest, that the models are fitted on;
+    the items that occur only later are cold. without: a kind of content, such as image; the towers are fitted a
+    second time as if the items had none of it, which shows its contribution. short: two passes, 500 events.
+
+    Raises ConfigError when cut needs a split by time, or when content of kind `without` cannot be left out; DataError
+    when there is no event to rank.
     """
     settings = load_config(Path(config))
+    configs = _tower_configs(settings, config, cut, without)
+    epochs = 2 if short else passes or settings.training.epochs
+    test = _cold_test(settings, config, seed=seed, cut=cut, n_events=500 if short else MAX_EVENTS)
+    models = _references(test, seed)
+    seconds = {}
+    for name, variant in configs.items():
+        encoded = encode_contents(test.dataset, variant)
+        started = time.perf_counter()
+        towers = variant.changed({"training.epochs": epochs})
+        models |= _fitted(name, towers, replace(encoded, events=test.fit), validated=cut is not None)
+        seconds[f"{name}: fit_seconds"] = round(time.perf_counter() - started, 1)
+    users = test.targets.states.users
+    hits = _hits(models, test)
+    ours = RERANKED if RERANKED in models else TOWERS
+    figures: dict[str, Any] = {
+        "items": len(test.cold),
+        "items_cold": int(test.cold.sum()),
+        "events": len(test.targets.item),
+        "users": len(np.unique(users)),
+        "data_hash": test.dataset.hash,
+    } | seconds
+    for name in models:
+        figures |= {f"{name}, {among}: hr_at_10": float(hits[among][name].mean()) for among in hits}
+    for among, hits_of_model in hits.items():
+        figures |= _differences(hits_of_model, users, ours, among, seed)
+    return Result(figures, _bars(hits, ours))
+
+
+def _tower_configs(settings: RunConfig, path: str, cut: float | None, without: str | None) -> dict[str, RunConfig]:
+    """Model name -> configuration of the towers: as configured, and without one kind of content where that is wanted.
+
+    Raises ConfigError when cut needs a split by time, or when content of kind `without` cannot be left out.
+    """
     if cut is not None and settings.split.kind != "time":
-        raise ConfigError(
-            f"{config}: split.kind = {settings.split.kind} has no window in time to choose by: no --cut"
-        )
-    fitted_on = {TOWERS: settings}
+        raise ConfigError(f"{path}: split.kind is {settings.split.kind}; --cut needs split.kind time")
+    configs = {TOWERS: settings}
     if without is not None:
         if not isinstance(settings.encoder, BuiltinConfig):
-            raise ConfigError(f"{config}: only of an encoder of kind builtin can {without} be left out")
+            raise ConfigError(f"{path}: --without {without} needs an encoder of kind builtin")
         try:
-            fitted_on[f"{TOWERS} without {without}"] = settings.changed(
+            configs[f"{TOWERS} without {without}"] = settings.changed(
                 {"encoder.without": (*settings.encoder.without, without)}
             )
         except ValidationError as error:
-            raise ConfigError(f"without {without}: {error.errors()[0]['msg']}") from None
+            raise ConfigError(f"{path}: --without {without}: {error.errors()[0]['msg']}") from None
+    return configs
+
+
+def _cold_test(settings: RunConfig, path: str, *, seed: int, cut: float | None, n_events: int) -> ColdTest:
+    """The cold items, and at most n_events of their positive events as targets.
+
+    Raises DataError when no cold item has a positive event by a user with a history.
+    """
     dataset = load_dataset(settings)
-    if cut is None:  # else every item: which ones become frequent, nobody knew
+    if cut is None:  # with a cut all items stay: which ones become frequent is not known at the cut
         dataset = keep_frequent(dataset, dataset.events.latest + 1, settings.data.min_train_events)
-    events, n = dataset.events, len(dataset.catalog)
+    events, n_items = dataset.events, len(dataset.catalog)
     rng = np.random.default_rng(seed)
-    cold = np.zeros(n, dtype=np.bool_)
+    cold = np.zeros(n_items, dtype=np.bool_)
     if cut is None:
-        cold[rng.permutation(n)[: n // 10]] = True
+        cold[rng.permutation(n_items)[: n_items // 10]] = True
         fit = warm = events.where(~cold[events.items])
     else:
         fit = events.before(int(np.quantile(events.times, cut)))
         cold[events.items] = True
         cold[fit.items] = False
         warm = events.where(~cold[events.items])
-    asked = np.flatnonzero(events.positive & cold[events.items])
-    asked = np.sort(rng.permutation(asked)[: 500 if short else EVENTS])
-    states = warm.states(events.users[asked], events.times[asked])
-    asked, states = asked[states.positives().lengths > 0], states[np.flatnonzero(states.positives().lengths > 0)]
-    if not len(asked):
+    queries = np.flatnonzero(events.positive & cold[events.items])  # positions of events
+    queries = np.sort(rng.permutation(queries)[:n_events])
+    states = warm.states(events.users[queries], events.times[queries])
+    with_history = np.flatnonzero(states.positives().lengths > 0)
+    queries, states = queries[with_history], states[with_history]
+    if not len(queries):
         raise DataError(
-            f"{config}: no positive event of a cold item by a user with a history: another seed or cut has some"
+            f"{path}: no positive event of a cold item by a user with a history; choose another --seed or --cut"
         )
-    targets = Targets(states, np.arange(len(asked), dtype=np.int64), events.items[asked])
+    targets = Targets(states, np.arange(len(queries), dtype=np.int64), events.items[queries])
+    return ColdTest(dataset, cold, fit, targets)
 
-    texts = item_texts(dataset.catalog.frame)
-    profile, bridge = fit_tfidf(fit, texts, decay=DECAY), fit_bridge(fit, texts, decay=DECAY, seed=seed)
-    contenders: dict[str, Recommender] = {
-        PROFILE: profile,
-        BRIDGE: bridge,
-        BOTH: Sum(profile.popularity, profile.fitted_until, bridge, profile, cold),
-    }
-    made = 2 if short else passes or settings.training.epochs
-    seconds = {}
-    for name, encoded in fitted_on.items():
-        ready = encode_contents(dataset, encoded)
-        began = time.perf_counter()
-        one = encoded.changed({"training.epochs": made})
-        contenders |= _fitted(name, one, replace(ready, events=fit), validated=cut is not None)
-        seconds[f"{name}: fit_seconds"] = round(time.perf_counter() - began, 1)
-    ours = RERANKED if RERANKED in contenders else TOWERS
-    figures: dict[str, Any] = {
-        "items": n,
-        "items_cold": int(cold.sum()),
-        "events": len(asked),
-        "users": len(np.unique(states.users)),
-        "data_hash": dataset.hash,
-    } | seconds
-    hits: dict[str, dict[str, Doubles]] = {"among cold": {}, "among all": {}}
-    for name, contender in contenders.items():
-        for among, found in hits.items():
-            ranks, _ = rank_targets(
-                contender, targets, dataset.catalog, repeats=False, allow=cold if among == "among cold" else None
-            )
-            found[name] = metrics.hit(ranks, K, depth=DEPTH)
-            figures[f"{name}, {among}: hr_at_10"] = float(found[name].mean())
-    linear = (PROFILE, BRIDGE, BOTH)
-    for among, found in hits.items():
-        users = {name: metrics.per_user(hit, states.users)[0] for name, hit in found.items()}
-        figures[f"{ours}, {among}: by user, 95 %"] = interval_dict(bootstrap(users[ours], seed=seed))
-        for name in (other for other in users if other not in (ours, BRIDGE)):
-            figures[f"{ours} - {name}, {among}: by user, 95 %"] = interval_dict(
-                paired_bootstrap(users[ours], users[name], seed=seed)
-            )
-    best = max(hits["among cold"][name].mean() for name in linear)
-    everywhere = hits["among all"]
-    return Result(
-        figures,
-        [
-            Bar("among cold, over the best linear", _ratio(hits["among cold"][ours].mean(), best), ">=", 1.15),
-            Bar(
-                "among all, over the TF-IDF profile",
-                _ratio(everywhere[ours].mean(), everywhere[PROFILE].mean()),
-                ">=",
-                2.0,
-            ),
-        ],
-    )
+
+def _references(test: ColdTest, seed: int) -> dict[str, Recommender]:
+    """The linear models that the towers are compared with."""
+    texts = item_texts(test.dataset.catalog.frame)
+    profile = fit_tfidf(test.fit, texts, decay=DECAY)
+    bridge = fit_bridge(test.fit, texts, decay=DECAY, seed=seed)
+    total = Sum(profile.popularity, profile.fitted_until, bridge, profile, test.cold)
+    return {PROFILE: profile, BRIDGE: bridge, SUM: total}
 
 
 def _fitted(name: str, config: RunConfig, dataset: Dataset, *, validated: bool) -> dict[str, Recommender]:
-    """The towers on all events of the data set; validated: of every item as `recsys train`, and with the reranker."""
+    """The towers fitted on all events of the data set, under this name.
+
+    validated: passes are chosen on a validation window over every item, as `recsys train` does, and the reranker is
+    added under a name of its own.
+    """
     events = dataset.events
     if not validated:
         fitted = fit_towers(
@@ -178,13 +193,51 @@ def _fitted(name: str, config: RunConfig, dataset: Dataset, *, validated: bool) 
         return {name: build_two_stage(fitted.model, events, config, dataset.catalog)}
     every_item = config.changed({"data.min_train_events": 0})
     window, splits = evaluation_windows(every_item, dataset)[-1]
-    recipe = select_model(config, window, splits, lambda line: None, silent)
-    trained = fit_selected(config, window, events, recipe, lambda line: None, silent)
-    found: dict[str, Recommender] = {name: trained.retrieval}
-    if config.reranker is not None:  # where nothing could be learned, retrieval stands under both names
-        found[name.replace(TOWERS, RERANKED)] = trained.recommender
-    return found
+    selected = select_model(config, window, splits, lambda line: None, silent)
+    trained = fit_selected(config, window, events, selected, lambda line: None, silent)
+    models: dict[str, Recommender] = {name: trained.retrieval}
+    if config.reranker is not None:  # without ranking examples the recommender is retrieval alone
+        models[name.replace(TOWERS, RERANKED)] = trained.recommender
+    return models
 
 
-def _ratio(ours: float, theirs: float) -> float:
-    return float(ours / theirs) if theirs else float("nan")
+def _hits(models: dict[str, Recommender], test: ColdTest) -> dict[str, dict[str, Doubles]]:
+    """HR@10 of each query (q,), by the items that the target is ranked among and by model."""
+    hits: dict[str, dict[str, Doubles]] = {AMONG_COLD: {}, AMONG_ALL: {}}
+    for name, model in models.items():
+        for among, hits_of_model in hits.items():
+            allow = test.cold if among == AMONG_COLD else None
+            ranks, _ = rank_targets(model, test.targets, test.dataset.catalog, repeats=False, allow=allow)
+            hits_of_model[name] = metrics.hit(ranks, K, depth=DEPTH)
+    return hits
+
+
+def _differences(hits: dict[str, Doubles], users: Ints, ours: str, among: str, seed: int) -> dict[str, Any]:
+    """Intervals over users of our HR@10, and of its difference from each model except the bridge.
+
+    hits: model -> (q,); users (q,).
+    """
+    by_user = {name: metrics.per_user(hit, users)[0] for name, hit in hits.items()}
+    figures = {f"{ours}, {among}: by user, 95 %": interval_dict(bootstrap(by_user[ours], seed=seed))}
+    for name in by_user:
+        if name not in (ours, BRIDGE):
+            difference = paired_bootstrap(by_user[ours], by_user[name], seed=seed)
+            figures[f"{ours} - {name}, {among}: by user, 95 %"] = interval_dict(difference)
+    return figures
+
+
+def _bars(hits: dict[str, dict[str, Doubles]], ours: str) -> list[Bar]:
+    """Our HR@10 over that of the best linear model among the cold items, and over the TF-IDF profile among all."""
+    among_cold, among_all = hits[AMONG_COLD], hits[AMONG_ALL]
+    best_linear = max(among_cold[name].mean() for name in (PROFILE, BRIDGE, SUM))
+    cold_ratio = _ratio(among_cold[ours].mean(), best_linear)
+    all_ratio = _ratio(among_all[ours].mean(), among_all[PROFILE].mean())
+    return [
+        Bar("among cold, over the best linear", cold_ratio, ">=", 1.15),
+        Bar("among all, over the TF-IDF profile", all_ratio, ">=", 2.0),
+    ]
+
+
+def _ratio(ours: float, reference: float) -> float:
+    """NaN when the reference is 0."""
+    return float(ours / reference) if reference else float("nan")

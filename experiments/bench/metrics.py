@@ -1,7 +1,7 @@
-"""How fast 100,000 users' lists of 100 candidates are turned into every metric of `recsys.evaluation.metrics`.
+"""Seconds that every metric of `recsys.evaluation.metrics` takes for 100,000 users' lists of 100 candidates.
 
-Figures: seconds of each metric and of all, beside the floor (both arrays read once), and ranx on the same rankings
-where it is installed (without building its dictionaries).
+The figures are the seconds of each metric, their sum, and the lower bound (both arrays are read once). Where ranx is
+installed, it is timed on the same rankings; the construction of its dictionaries is not counted.
 """
 
 import importlib.util
@@ -18,52 +18,53 @@ from recsys.interfaces import Candidates
 
 USERS, ITEMS, DEPTH, CUTOFF, DIM = 100_000, 20_000, 100, 10, 64
 PEER_USERS = 5_000
-"""ranx reads dictionaries, and building them for all users would take minutes."""
+"""Users that ranx is timed on: it reads dictionaries, and to build them for all users would take minutes."""
 
 BAR_SECONDS = 2.0
 
 
 def run(*, short: bool = False, seed: int = 0) -> Result:
-    """Seconds, the best of 3 (of 1 when short, without the peer)."""
+    """Seconds of each metric, the minimum of 3 runs. short: one run, without ranx."""
     rng = np.random.default_rng(seed)
     start = rng.integers(ITEMS, size=(USERS, 1))
-    rows = (start + np.arange(DEPTH) * 197) % ITEMS  # 197 and ITEMS share no divisor: distinct items in a list
+    rows = (start + np.arange(DEPTH) * 197) % ITEMS  # 197 and ITEMS are coprime: the items of a list are distinct
     scores = -np.sort(-np.round(rng.random((USERS, DEPTH), dtype=np.float32), 2), axis=1)  # with many ties
     candidates = Candidates(rows, scores)
     users = np.arange(USERS)
     items = rng.integers(ITEMS, size=USERS)
-    found = rng.random(USERS) < 0.3
-    items[found] = rows[found, rng.integers(DEPTH, size=int(found.sum()))]
+    hit = rng.random(USERS) < 0.3  # (USERS,) users whose target is among their candidates
+    items[hit] = rows[hit, rng.integers(DEPTH, size=int(hit.sum()))]
     counts = rng.zipf(1.5, ITEMS).clip(max=100_000)
     vectors = rng.standard_normal((ITEMS, DIM), dtype=np.float32)
     repeats = 1 if short else 3
 
     ranks = metrics.target_ranks(candidates, users, items)
-    shown = rows[:, :CUTOFF]
-    parts: dict[str, Callable[[], object]] = {
+    lists = rows[:, :CUTOFF]
+    timed: dict[str, Callable[[], object]] = {
         "target_ranks": lambda: metrics.target_ranks(candidates, users, items),
         "hit": lambda: metrics.per_user(metrics.hit(ranks, CUTOFF, depth=DEPTH), users),
         "ndcg": lambda: metrics.per_user(metrics.ndcg(ranks, CUTOFF, depth=DEPTH), users),
         "mrr": lambda: metrics.per_user(metrics.reciprocal_rank(ranks, CUTOFF, depth=DEPTH), users),
         "basket": lambda: metrics.basket_metrics(ranks, users, CUTOFF, depth=DEPTH),
-        "coverage": lambda: metrics.coverage(shown, ITEMS),
-        "novelty": lambda: metrics.novelty(shown, counts),
-        "popularity": lambda: metrics.average_popularity(shown, counts),
-        "popularity_percentile": lambda: metrics.popularity_percentile(shown, counts),
-        "diversity": lambda: metrics.diversity(shown, vectors),
+        "coverage": lambda: metrics.coverage(lists, ITEMS),
+        "novelty": lambda: metrics.novelty(lists, counts),
+        "popularity": lambda: metrics.average_popularity(lists, counts),
+        "popularity_percentile": lambda: metrics.popularity_percentile(lists, counts),
+        "diversity": lambda: metrics.diversity(lists, vectors),
     }
     figures: dict[str, Any] = {"users": USERS, "candidates": DEPTH, "cutoff": CUTOFF, "vector_dim": DIM}
-    seconds = {name: _best(part, repeats) for name, part in parts.items()}
+    seconds = {name: _seconds(work, repeats) for name, work in timed.items()}
     figures |= {f"{name}_seconds": round(s, 4) for name, s in seconds.items()}
     total = sum(seconds.values())
     figures["all_seconds"] = round(total, 4)
-    figures["floor_read_once_seconds"] = round(_best(lambda: (rows.max(), scores.max()), repeats), 4)
+    figures["floor_read_once_seconds"] = round(_seconds(lambda: (rows.max(), scores.max()), repeats), 4)
     if not short and importlib.util.find_spec("ranx"):
         figures |= _peer(candidates, items, repeats)
     return Result(figures, [Bar("all metrics, 100,000 users x 100 candidates, seconds", total, "<=", BAR_SECONDS)])
 
 
-def _best(work: Callable[[], object], repeats: int) -> float:
+def _seconds(work: Callable[[], object], repeats: int) -> float:
+    """The minimum over `repeats` calls."""
     taken = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -73,27 +74,27 @@ def _best(work: Callable[[], object], repeats: int) -> float:
 
 
 def _peer(candidates: Candidates, items: np.ndarray, repeats: int) -> dict[str, Any]:
-    """ranx over the first PEER_USERS users, and ours over the same, both for the five basket metrics."""
+    """Seconds of ranx and of our code for the five basket metrics of the first PEER_USERS users."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from ranx import Qrels, Run, evaluate
 
-        few = range(PEER_USERS)
-        qrels = Qrels({str(u): {str(items[u]): 1} for u in few})
+        users = range(PEER_USERS)
+        qrels = Qrels({str(u): {str(items[u]): 1} for u in users})
         ordered = np.arange(DEPTH, 0, -1, dtype=float).tolist()
-        run = Run({str(u): dict(zip(map(str, candidates.rows[u].tolist()), ordered, strict=True)) for u in few})
+        run = Run({str(u): dict(zip(map(str, candidates.rows[u].tolist()), ordered, strict=True)) for u in users})
         names = [f"{m}@{CUTOFF}" for m in ("hit_rate", "recall", "ndcg", "mrr", "map")]
         evaluate(qrels, run, names)  # compiles
-        theirs = _best(lambda: evaluate(qrels, run, names), repeats)
-    part = Candidates(candidates.rows[:PEER_USERS], candidates.scores[:PEER_USERS])
-    users = np.arange(PEER_USERS)
+        peer_seconds = _seconds(lambda: evaluate(qrels, run, names), repeats)
+    own = Candidates(candidates.rows[:PEER_USERS], candidates.scores[:PEER_USERS])
+    rows = np.arange(PEER_USERS)
 
     def ours() -> object:
-        ranks = metrics.target_ranks(part, users, items[:PEER_USERS])
-        return metrics.basket_metrics(ranks, users, CUTOFF, depth=DEPTH)
+        ranks = metrics.target_ranks(own, rows, items[:PEER_USERS])
+        return metrics.basket_metrics(ranks, rows, CUTOFF, depth=DEPTH)
 
     return {
         "peer_users": PEER_USERS,
-        "peer_ranx_basket_seconds": round(theirs, 4),
-        "ours_basket_on_peer_users_seconds": round(_best(ours, repeats), 4),
+        "peer_ranx_basket_seconds": round(peer_seconds, 4),
+        "ours_basket_on_peer_users_seconds": round(_seconds(ours, repeats), 4),
     }

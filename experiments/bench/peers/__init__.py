@@ -1,1 +1,1 @@
-"""Other libraries, measured beside ours in environments of their own."""
+"""Other libraries that benchmarks compare with ours, each in its own virtual environment."""

@@ -1,8 +1,9 @@
-"""hnswlib, ScaNN and usearch beside ours, in an environment of their own: `python retrieval_rival.py NAME FOLDER`.
+"""hnswlib, ScaNN and usearch for `recsys bench retrieval`, each in its own environment; imports none of our packages.
 
-FOLDER/items.npy and users.npy: unit vectors; FOLDER/NAME.npz: rows (q, 100), milliseconds (q,), seconds; by the
-processor, one thread.
-Settings are those that reach a recall@100 of .95 on a million vectors of 128 dimensions, or come nearest below 2 ms.
+`python -P ann_worker.py NAME FOLDER`, as `experiments/bench/retrieval/peers.py` calls it; NAME is hnswlib, scann or
+usearch. It reads unit vectors, FOLDER/items.npy (n, d) and FOLDER/users.npy (q, d), and writes FOLDER/NAME.npz: rows
+(q, 100), milliseconds (q,) of each query, and seconds of the build. Times are processor times of one thread. The
+settings are those that reach a recall@100 of .95 on a million vectors of 128 dimensions, or come nearest below 2 ms.
 """
 
 import sys
@@ -19,7 +20,7 @@ ROUNDS = 3
 
 
 def hnswlib(items: Any) -> Callable[[Any], Any]:
-    """A graph of 32 links, as ours."""
+    """A search in a graph with 32 links a node, as our hnsw index has."""
     index = import_module("hnswlib").Index(space="ip", dim=items.shape[1])
     index.init_index(len(items), M=32, ef_construction=80, random_seed=0)
     index.set_num_threads(1)
@@ -29,7 +30,7 @@ def hnswlib(items: Any) -> Callable[[Any], Any]:
 
 
 def usearch(items: Any) -> Callable[[Any], Any]:
-    """A graph of 32 links, as ours."""
+    """A search in a graph with 32 links a node, as our hnsw index has."""
     index = import_module("usearch.index").Index(
         ndim=items.shape[1], metric="ip", dtype="f32", connectivity=32, expansion_add=80, expansion_search=512
     )
@@ -38,7 +39,8 @@ def usearch(items: Any) -> Callable[[Any], Any]:
 
 
 def scann(items: Any) -> Callable[[Any], Any]:
-    """Its documentation's advice: as many leaves as the root of the items, codes of two dimensions, 1,000 in full."""
+    """A search with the settings that ScaNN's documentation advises: leaves in proportion to the square root of the
+    number of items, codes of two dimensions, 1,000 candidates scored in full."""
     leaves = max(1, min(int(4 * len(items) ** 0.5), len(items) // 40))
     build = (
         import_module("scann").scann_ops_pybind.builder(np.asarray(items), K, "dot_product").set_n_training_threads(1)
@@ -49,24 +51,24 @@ def scann(items: Any) -> Callable[[Any], Any]:
 
 
 def main(name: str, folder: Path) -> None:
-    """Build, ask once for each user and round, write down."""
+    """Build the index, search once for each user and round, and write the results."""
     items, users = (
         np.load(folder / "items.npy", mmap_mode="r", allow_pickle=False),
         np.load(folder / "users.npy", allow_pickle=False),
     )
-    began = time.process_time()
+    started = time.process_time()
     search = {"hnswlib": hnswlib, "usearch": usearch, "scann": scann}[name](np.asarray(items))
-    seconds = time.process_time() - began
+    seconds = time.process_time() - started
     taken = np.empty((ROUNDS, len(users)))
-    for turn in range(-1, ROUNDS):
-        for at, query in enumerate(users):
-            began = time.process_time()
+    for round_ in range(-1, ROUNDS):  # round -1 warms up; the last round overwrites its times
+        for i, query in enumerate(users):
+            started = time.process_time()
             search(query)
-            taken[turn, at] = 1000 * (time.process_time() - began)
+            taken[round_, i] = 1000 * (time.process_time() - started)
     rows = np.full((len(users), K), -1, dtype=np.int64)
-    for at, query in enumerate(users):
-        found = search(query)
-        rows[at, : len(found)] = found
+    for i, query in enumerate(users):
+        result = search(query)
+        rows[i, : len(result)] = result
     np.savez(folder / f"{name}.npz", rows=rows, milliseconds=np.median(taken, axis=0), seconds=seconds)
 
 

@@ -1,8 +1,8 @@
-"""How well, how fast and how large: every kind of search, on one thread, up to ten million items.
+"""Recall, time and size of every kind of index, on one thread, up to ten million items.
 
-Parts: kinds (recall, time, size), rivals (other libraries), cuts (first dimensions, then all), filters, live
-(searched, changed and swapped at once) and sizes (what growth costs). Vectors: `retrieval_data`. Indexes are kept in
-the cache: what is built once is only searched the next time.
+The parts are kinds (recall, time, size), rivals (other libraries), cuts (a search by the first dimensions, rescored
+with all), filters, live (concurrent searches, changes and swaps) and sizes (costs as a function of the number of
+items). `experiments/bench/retrieval/vectors.py` makes the vectors. Indexes are kept in the cache and built only once.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from experiments.bench.retrieval import speed
-from experiments.bench.retrieval.concurrent_updates import SWAP, live
-from experiments.bench.retrieval.peers import rivals
-from experiments.bench.retrieval.vectors import Material, material
+from experiments.bench.retrieval.concurrent_updates import SWAP, measure_updates
+from experiments.bench.retrieval.peers import measure_peers
+from experiments.bench.retrieval.vectors import Material, load_material
 from experiments.bench.runner import Bar, Result
 from experiments.config import load_config
 from features.errors import ConfigError
@@ -30,7 +30,7 @@ SIZES = {
     "hnsw": (60_000, 100_000, 200_000),
 }
 LIVE = 105_000
-"""Items that may be there; 100,000 are at the beginning."""
+"""Items of the part `live`; the index starts with 100,000 of them."""
 
 
 def run(
@@ -42,49 +42,51 @@ def run(
     largest: int = 10_000_000,
     seconds: float = 60.0,
 ) -> Result:
-    """All parts, or one; graph: most items of a graph, which takes minutes to build; largest: most items of `sizes`;
-    seconds: of `live`, once to warm up and once that count.
+    """Figures of all parts, or of one `part`.
 
-    short: 55,000 items, a hundred users, one pass of training, neither rivals nor sizes, and the
-    bars of changes and filters alone.
-    Raises ConfigError for a part that there is not.
+    graph: maximum number of items of a graph, which takes minutes to build. largest: maximum number of items of the
+    part sizes. seconds: duration of the part live, once to warm up and once to measure. short: 55,000 items, a
+    hundred users, one pass of training, without rivals and sizes, and only with the bars of live and filters.
+
+    Raises ConfigError for an unknown part.
     """
     if part and part not in PARTS:
-        raise ConfigError(f"no part {part!r} of the benchmark of retrieval; there are: {', '.join(PARTS)}")
+        raise ConfigError(f"bench retrieval: no part {part!r}; choose from {', '.join(PARTS)}")
     chosen = [part] if part else [name for name in PARTS if not (short and name in {"rivals", "sizes"})]
     n = SHORT if short else ITEMS
     figures: dict[str, Any] = {}
     bars: list[Bar] = []
     with threadpool_limits(1):
-        made = material(load_config(Path(config)), 1 if short else 4, graph)
+        material = load_material(load_config(Path(config)), 1 if short else 4, graph)
         if short:
-            made = replace(made, users=made.users[:100])
-        figures |= {"trained items": len(made.items), "users who ask": len(made.users), "threads": 1}
+            material = replace(material, users=material.users[:100])
+        figures |= {"trained items": len(material.items), "users who ask": len(material.users), "threads": 1}
         for name in chosen:
-            measured, held = _measure(name, made, n, short, largest, seconds)
+            measured, part_bars = _measure(name, material, n, short, largest, seconds)
             figures |= {f"{name}: {key}": value for key, value in measured.items()}
-            bars += [] if short and name in {"kinds", "cuts"} else held  # those are of a million items
+            bars += [] if short and name in {"kinds", "cuts"} else part_bars  # these are for a million items
     return Result(figures, bars)
 
 
 def _measure(
-    part: str, made: Material, n: int, short: bool, largest: int, seconds: float
+    part: str, material: Material, n: int, short: bool, largest: int, seconds: float
 ) -> tuple[dict[str, Any], list[Bar]]:
+    """Figures and bars of one part over n items."""
     if part == "live":
-        items = np.array(made.many(SHORT if short else LIVE)[0])
-        return live(items, made.users, 2.5 if short else seconds, swap=1.0 if short else SWAP)
+        items = np.array(material.sampled(SHORT if short else LIVE)[0])
+        return measure_updates(items, material.users, 2.5 if short else seconds, swap=1.0 if short else SWAP)
     if part == "rivals":
-        ours = speed.kinds(made, min(n, made.graph), ("ivf-flat", "hnsw"))[0]
-        return ours | rivals(made, n), []
+        ours = speed.kinds(material, min(n, material.graph), ("ivf-flat", "hnsw"))[0]
+        return ours | measure_peers(material, n), []
     if part == "sizes":
         figures: dict[str, Any] = {}
         for kind, ns in SIZES.items():
-            figures |= speed.sizes(made, kind, sorted({min(n, largest) for n in ns}))
+            figures |= speed.sizes(material, kind, sorted({min(n, largest) for n in ns}))
         return figures, []
     if part == "filters":
-        return speed.filters(made, n, (speed.BEST,) if short else (speed.BEST, "hnsw"))
+        return speed.filters(material, n, (speed.BEST,) if short else (speed.BEST, "hnsw"))
     parts: dict[str, Callable[[Material, int], speed.Measured]] = {
         "kinds": speed.kinds,
         "cuts": speed.cuts,
     }
-    return parts[part](made, n)
+    return parts[part](material, n)

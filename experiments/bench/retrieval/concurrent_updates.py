@@ -1,8 +1,9 @@
-"""An index that is searched, changed and swapped at once: every answer is held against what was there.
+"""Concurrent searches, changes and swaps of a mutable index, with a check of every result.
 
-Eight threads search at full rate; one puts rows and deletes some, at a steady rate; another merges the index, and
-every second time puts a wholly new one in its place, as a new bundle does. For every row is noted when it was deleted
-and when it was put: an answer is wrong when it names a row that was gone when the search began and did not come back.
+Eight threads search at full rate. One thread upserts and deletes rows at a constant rate. Another merges the index,
+and every second time replaces it by a new one, as a new bundle does. For every row, the times of its last delete and
+its last upsert are recorded. A result is wrong when it contains a row that was deleted before the search started and
+not upserted since.
 """
 
 import threading
@@ -22,25 +23,26 @@ from recsys.retrieval.index import Index
 from recsys.retrieval.mutable_index import MutableIndex
 
 THREADS, UPSERTS, DELETES, SWAP = 8, 1000, 10, 5.0
-"""Searching threads; rows put and rows deleted a second; seconds between swaps."""
+"""Threads that search; rows upserted and rows deleted a second; seconds between swaps."""
 
 STEP = 0.02
-"""Seconds between two changes: each is a fiftieth of a second's."""
+"""Seconds between two changes; each change is this share of a second's changes."""
 
 
 @dataclass
 class Traffic:
-    """The index in use, and what has happened to each row.
+    """The index in use, and the times of the changes to each row.
 
-    items (m, d): what may be put; gone, put (m,): when the row was last deleted, and last put, in seconds; inf and
-    -inf: never. change: held while the index in use is changed or another one is put in its place.
+    items (m, d): vectors of the rows that may be upserted. deleted_at, upserted_at (m,): seconds of the row's last
+    delete and last upsert; -inf when there was none. change: a lock that is held while the index is changed or
+    replaced.
     """
 
     index: MutableIndex
     items: Floats
     users: Floats
-    gone: Floats
-    put: Floats
+    deleted_at: Floats
+    upserted_at: Floats
     change: threading.Lock = field(default_factory=threading.Lock)
     stop: threading.Event = field(default_factory=threading.Event)
     searches: int = 0
@@ -51,56 +53,63 @@ class Traffic:
     count: threading.Lock = field(default_factory=threading.Lock)
 
     def search(self, seed: int) -> None:
-        """One query, and its answer judged."""
+        """One query, and the check of its result."""
         query = self.users[seed % len(self.users)][None]
-        began = time.monotonic()
-        gone, put = self.gone.copy(), self.put.copy()
+        started = time.monotonic()
+        deleted_at, upserted_at = self.deleted_at.copy(), self.upserted_at.copy()
         rows = self.index.search(query, K).rows[0]
         rows = rows[rows >= 0]
         known = rows[rows < len(self.items)]
-        came = self.put[known] > put[known]  # it was put while we searched
+        upserted_meanwhile = self.upserted_at[known] > upserted_at[known]
+        deleted_before = (deleted_at[known] < started) & (deleted_at[known] > upserted_at[known])
         with self.count:
             self.searches += 1
-            self.wrong["unknown"] += len(rows) - len(known) + int((~np.isfinite(self.put[known])).sum())
-            self.wrong["deleted"] += int(((gone[known] < began) & (gone[known] > put[known]) & ~came).sum())
+            self.wrong["unknown"] += len(rows) - len(known) + int((~np.isfinite(self.upserted_at[known])).sum())
+            self.wrong["deleted"] += int((deleted_before & ~upserted_meanwhile).sum())
             self.wrong["twice"] += len(rows) - len(np.unique(rows))
 
     def write(self, rng: np.random.Generator) -> None:
-        """A step's rows put, a step's share deleted."""
+        """The upserts and deletes of one step."""
         rows = rng.choice(len(self.items), round(UPSERTS * STEP), replace=False)
         with self.change:
-            self.put[rows] = time.monotonic()  # before it is found
+            self.upserted_at[rows] = time.monotonic()  # recorded before a search can find the rows
             self.index.upsert(rows, self.items[rows])
             self.upserts += len(rows)
             if rng.random() < DELETES * STEP:
-                one = rng.integers(0, len(self.items), 1)
-                self.index.delete(one)
-                self.gone[one] = time.monotonic()  # after it is gone
+                row = rng.integers(0, len(self.items), 1)
+                self.index.delete(row)
+                self.deleted_at[row] = time.monotonic()  # recorded after no new search can find the row
 
     def swap(self) -> None:
-        """A merge; or a wholly new index of what is there, changes waiting meanwhile as they do for a new bundle."""
+        """Merge the index; every second call replaces it by a new one instead, while changes wait."""
         if self.swaps % 2 == 0:
             self.index.merge()
         else:
             with self.change:
                 old = self.index
                 new = MutableIndex(Index(np.array(old.vectors), RetrieverConfig(kind="ivf-flat")))
-                new.delete(np.flatnonzero(self.gone[: len(new)] > self.put[: len(new)]))
-                new.delete(np.flatnonzero(~np.isfinite(self.put[: len(new)])))
+                new.delete(np.flatnonzero(self.deleted_at[: len(new)] > self.upserted_at[: len(new)]))
+                new.delete(np.flatnonzero(~np.isfinite(self.upserted_at[: len(new)])))
                 self.index = new
         self.swaps += 1
 
 
-def live(items: Floats, users: Floats, seconds: float, *, swap: float = SWAP) -> tuple[dict[str, Any], list[Bar]]:
-    """So many seconds to warm up, and as many that count; the first 20 of 21 items are there at the beginning."""
+def measure_updates(
+    items: Floats, users: Floats, seconds: float, *, swap: float = SWAP
+) -> tuple[dict[str, Any], list[Bar]]:
+    """Figures and bars of `seconds` of traffic, after as many to warm up; swap: seconds between swaps.
+
+    The index starts with the first 20 of every 21 items.
+    """
     n = len(items) * 20 // 21
-    put, gone = np.full(len(items), -np.inf), np.full(len(items), -np.inf)
-    put[:n] = time.monotonic()
-    traffic = Traffic(MutableIndex(Index(items[:n], RetrieverConfig(kind="ivf-flat"))), items, users, gone, put)
-    began = time.monotonic()
+    upserted_at, deleted_at = np.full(len(items), -np.inf), np.full(len(items), -np.inf)
+    upserted_at[:n] = time.monotonic()
+    index = MutableIndex(Index(items[:n], RetrieverConfig(kind="ivf-flat")))
+    traffic = Traffic(index, items, users, deleted_at, upserted_at)
+    started = time.monotonic()
     threads = [
-        threading.Thread(target=_until, args=(traffic, at), daemon=True)
-        for at in (
+        threading.Thread(target=_repeat, args=(traffic, step), daemon=True)
+        for step in (
             *(_searching(traffic, seed) for seed in range(THREADS)),
             _writing(traffic),
             _swapping(traffic, swap),
@@ -110,22 +119,23 @@ def live(items: Floats, users: Floats, seconds: float, *, swap: float = SWAP) ->
         thread.start()
     resident = []
     samples = max(4, int(2 * seconds))
-    for at in range(1, samples + 1):
-        traffic.stop.wait(max(0.0, began + 2 * seconds * at / samples - time.monotonic()))
-        resident.append((time.monotonic() - began, _resident()))
-        if at == samples // 2:
+    for sample in range(1, samples + 1):
+        traffic.stop.wait(max(0.0, started + 2 * seconds * sample / samples - time.monotonic()))
+        resident.append((time.monotonic() - started, _resident()))
+        if sample == samples // 2:
             middle = traffic.searches, traffic.upserts, traffic.swaps, time.monotonic()
-    spent = time.monotonic() - middle[3]
+    elapsed = time.monotonic() - middle[3]
     searches, upserts = traffic.searches - middle[0], traffic.upserts - middle[1]
     traffic.stop.set()
     for thread in threads:
         thread.join()
-    return _figures(traffic, np.array(resident), searches / spent, upserts / spent, n)
+    return _figures(traffic, np.array(resident), searches / elapsed, upserts / elapsed, n)
 
 
 def _figures(
     traffic: Traffic, resident: Any, searches: float, upserts: float, n: int
 ) -> tuple[dict[str, Any], list[Bar]]:
+    """resident (samples, 2): seconds and MiB; searches and upserts a second; n: items at the start."""
     half = len(resident) // 2
     first, last = resident[:half], resident[half:]
     quarter = max(1, half // 2)
@@ -152,11 +162,12 @@ def _figures(
     return figures, bars
 
 
-def _until(traffic: Traffic, step: Callable[[], None]) -> None:
+def _repeat(traffic: Traffic, step: Callable[[], None]) -> None:
+    """Call step until the traffic stops; errors are recorded."""
     while not traffic.stop.is_set():
         try:
             step()
-        except Exception as error:  # each is counted, and the others go on
+        except Exception as error:  # recorded; the thread and the others continue
             traffic.errors.append(f"{type(error).__name__}: {error}")
             traffic.stop.wait(STEP)
 
@@ -167,12 +178,12 @@ def _searching(traffic: Traffic, seed: int) -> Callable[[], None]:
 
 
 def _writing(traffic: Traffic) -> Callable[[], None]:
-    rng, began, done = np.random.default_rng(1), time.monotonic(), [0]
+    rng, started, steps = np.random.default_rng(1), time.monotonic(), [0]
 
     def step() -> None:
         traffic.write(rng)
-        done[0] += 1
-        traffic.stop.wait(max(0.0, began + done[0] * STEP - time.monotonic()))
+        steps[0] += 1
+        traffic.stop.wait(max(0.0, started + steps[0] * STEP - time.monotonic()))
 
     return step
 
@@ -186,6 +197,6 @@ def _swapping(traffic: Traffic, every: float) -> Callable[[], None]:
 
 
 def _resident() -> float:
-    """MiB of this process in memory."""
+    """Resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 2**20

@@ -1,4 +1,4 @@
-"""Other libraries on the same items and users, each in an environment of its own, for the record."""
+"""Figures of other libraries on the same items and users; each runs in its own environment."""
 
 import tempfile
 from pathlib import Path
@@ -15,31 +15,34 @@ PINS = {"scann": "scann==1.4.2", "usearch": "usearch==2.26.6", "hnswlib": "hnswl
 GRAPHS = {"usearch", "hnswlib"}
 
 
-def rivals(material: Material, n: int) -> dict[str, Any]:
-    """Figures of each over n items, or why there are none; what is not there yet is installed by pip."""
+def measure_peers(material: Material, n: int) -> dict[str, Any]:
+    """Figures of each library over n items, or the reason why it could not be measured.
+
+    Missing environments are installed by pip.
+    """
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "users.npy", material.users)
-        for rival, pin in PINS.items():
-            count = min(n, material.graph) if rival in GRAPHS else n
-            best = material.truth(count)
+        for library, pin in PINS.items():
+            count = min(n, material.graph) if library in GRAPHS else n
+            truth = material.truth(count)
             (folder / "items.npy").unlink(missing_ok=True)
             (folder / "items.npy").symlink_to((material.folder / f"items-{count}.npy").resolve())
             label = f"{pin}: {count} items"
             try:
-                python = environment(material.folder.parent / rival, pin)
-                quietly([str(python), "-P", str(WORKER), rival, name])
+                python = environment(material.folder.parent / library, pin)
+                quietly([str(python), "-P", str(WORKER), library, name])
             except DependencyError as error:
                 figures[label] = {"not_measured": str(error)}
                 continue
-            with np.load(folder / f"{rival}.npz", allow_pickle=False) as told:
-                p50, p99 = np.quantile(told["milliseconds"], [0.5, 0.99])
+            with np.load(folder / f"{library}.npz", allow_pickle=False) as results:
+                p50, p99 = np.quantile(results["milliseconds"], [0.5, 0.99])
                 figures[label] = {
-                    "recall_at_100": round(recall(told["rows"], best), 4),
+                    "recall_at_100": round(recall(results["rows"], truth), 4),
                     "p50_ms": round(float(p50), 3),
                     "p99_ms": round(float(p99), 3),
-                    "queries_a_second": round(1000 / float(told["milliseconds"].mean())),
-                    "build_seconds": round(float(told["seconds"]), 1),
+                    "queries_a_second": round(1000 / float(results["milliseconds"].mean())),
+                    "build_seconds": round(float(results["seconds"]), 1),
                 }
     return figures

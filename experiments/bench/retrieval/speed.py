@@ -1,4 +1,4 @@
-"""How well and how fast each kind of search finds: kinds, cuts, filters, and what a size costs."""
+"""Recall and time of each kind of index, of cuts and of filters, and costs as a function of the number of items."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench.retrieval.vectors import K, Material, milliseconds, one_by_one, recall, shares_allowed
+from experiments.bench.retrieval.vectors import K, Material, allowed_masks, milliseconds, recall, rows_of_singles
 from experiments.bench.runner import Bar
 from features.arrays import Bools, Floats
 from recsys.config import RetrieverConfig
@@ -16,7 +16,7 @@ from recsys.retrieval.index import BRUTE_FORCE_MAX, Index, _inner_products, brut
 
 KINDS = ("ivf-flat", "ivf-pq", "hnsw", "exact")
 BEST = "ivf-flat"
-"""Of these at a million items: the bars are its."""
+"""The best of KINDS at a million items; the bars apply to it."""
 
 CUTS = {
     "trained": ({"dimensions": 32, "refine": 3}, {"dimensions": 24, "refine": 5}, {"dimensions": 64, "refine": 2}),
@@ -26,7 +26,7 @@ CUTS = {
         {"dimensions": 64, "refine": 20},
     ),
 }
-"""The first of each is held against the bars; the more items, the deeper the first dimensions must be searched."""
+"""Vectors -> settings of the retriever; the bars apply to the first. More items need more candidates to rescore."""
 
 BATCH, ROUNDS = 64, 5
 SHARES = (1.0, 0.1, 0.01, 0.001, 0.0001)
@@ -39,172 +39,186 @@ def singles(queries: Floats) -> list[Floats]:
 
 
 def batches(queries: Floats) -> list[Floats]:
-    """Whole batches alone: queries begin anew where they are too few."""
+    """Full batches of BATCH queries; where there are fewer queries, they repeat."""
     return list(np.resize(queries, (max(1, len(queries) // BATCH), BATCH, queries.shape[1])))
 
 
 def searching(index: Index, allow: Bools | None = None) -> Callable[[Floats], Candidates]:
-    """Its K best."""
+    """A search for the K best items of each query."""
     return lambda queries: index.search(queries, K, allow=allow)
 
 
 def bare(index: Index) -> Callable[[Floats], Any]:
-    """faiss's own search of the same structure with the same parameters; what we compare in full after it is not."""
-    wide = K * index.config.refine if index.kind == "ivf-pq" else K
-    return lambda queries: index._structure.search(queries, wide, params=index._plain)
+    """faiss's search of the same structure with the same parameters, without our rescoring."""
+    n_candidates = K * index.config.refine if index.kind == "ivf-pq" else K
+    return lambda queries: index._structure.search(queries, n_candidates, params=index._plain)
 
 
-def kinds(material: Material, most: int, chosen: tuple[str, ...] = KINDS) -> Measured:
-    """Each kind over so many items, single queries and batches; in turns with bare faiss where it has a structure."""
+def kinds(material: Material, n_items: int, chosen: tuple[str, ...] = KINDS) -> Measured:
+    """Each kind over n_items, by single queries and by batches.
+
+    Searches alternate with bare faiss where the index has a faiss structure. A graph has material.graph items
+    or fewer.
+    """
     figures: dict[str, Any] = {}
     bars = []
     users = material.users
     for kind in chosen:
-        n = min(most, material.graph) if kind == "hnsw" else most
-        best = material.truth(n)
+        n = min(n_items, material.graph) if kind == "hnsw" else n_items
+        truth = material.truth(n)
         index, built = material.index(n, RetrieverConfig.model_validate({"kind": kind}))
         ours = searching(index)
-        few = users[:50] if kind == "exact" else users
+        queries = users[:50] if kind == "exact" else users
         searches = {"ours": ours} | ({"bare": bare(index)} if index._structure is not None else {})
-        alone = milliseconds(searches, singles(few), ROUNDS)
-        waited = milliseconds({"ours": ours}, singles(few), ROUNDS, time.perf_counter)["ours"]
-        together = milliseconds(searches, batches(few), ROUNDS)
-        found = recall(one_by_one(ours, few), best[: len(few)])
-        p50, p99 = np.quantile(alone["ours"], [0.5, 0.99])
+        single = milliseconds(searches, singles(queries), ROUNDS)
+        wall = milliseconds({"ours": ours}, singles(queries), ROUNDS, time.perf_counter)["ours"]
+        batched = milliseconds(searches, batches(queries), ROUNDS)
+        share = recall(rows_of_singles(ours, queries), truth[: len(queries)])
+        p50, p99 = np.quantile(single["ours"], [0.5, 0.99])
         figures[f"{kind}: {n} items"] = built | {
-            "recall_at_100": round(found, 4),
+            "recall_at_100": round(share, 4),
             "p50_ms": round(float(p50), 3),
             "p99_ms": round(float(p99), 3),
-            "p99_ms_by_the_wall": round(float(np.quantile(waited, 0.99)), 3),
-            "queries_a_second": round(1000 / float(alone["ours"].mean())),
-            "queries_a_second_in_batches": round(1000 * BATCH / float(together["ours"].mean())),
+            "p99_ms_by_the_wall": round(float(np.quantile(wall, 0.99)), 3),
+            "queries_a_second": round(1000 / float(single["ours"].mean())),
+            "queries_a_second_in_batches": round(1000 * BATCH / float(batched["ours"].mean())),
         }
         ratios = {
             name: float(taken["bare"].mean() / taken["ours"].mean())
-            for name, taken in (("single", alone), ("batch", together))
+            for name, taken in (("single", single), ("batch", batched))
             if "bare" in taken
         }
         figures[f"{kind}: {n} items"] |= {f"{name}_over_bare_faiss": round(r, 3) for name, r in ratios.items()}
         if kind == BEST:
-            bars = [Bar(f"{kind}: recall@100", found, ">=", 0.95), Bar(f"{kind}: p99 ms", float(p99), "<=", 2)]
+            bars = [Bar(f"{kind}: recall@100", share, ">=", 0.95), Bar(f"{kind}: p99 ms", float(p99), "<=", 2)]
             bars += [Bar(f"{kind}: throughput over bare faiss, {name}", r, ">=", 0.9) for name, r in ratios.items()]
     return figures, bars
 
 
 def cuts(material: Material, n: int) -> Measured:
-    """First dimensions, then all, on the towers' own vectors and on n sampled ones, held against exact search.
+    """A search by the first dimensions, rescored with all, against exact search.
 
-    Asked past the rule that compares few items in full anyway (`recsys.retrieval.index.BRUTE_FORCE_MAX`).
+    The vectors are those of the towers, and n sampled ones. The search bypasses the rule that few items are compared
+    exactly (`recsys.retrieval.index.BRUTE_FORCE_MAX`).
     """
     figures: dict[str, Any] = {}
     bars = []
-    for name, items in {"trained": material.items, "sampled": np.array(material.many(n)[0])}.items():
-        whole, k = Index(items), min(K, len(items))
+    for name, items in {"trained": material.items, "sampled": np.array(material.sampled(n)[0])}.items():
+        exact, k = Index(items), min(K, len(items))
         users = material.users if name == "trained" else material.users[:50]
-        best = whole.search(users, k).rows
+        truth = exact.search(users, k).rows
         for cut in CUTS[name]:
             index = Index(items, RetrieverConfig.model_validate(cut))
-            searches = {
-                "cut": partial(index._by_structure, k=k, allow=None, there=len(items)),
+            searches: dict[str, Callable[[Floats], Candidates]] = {
+                "cut": _by_structure(index, k),
                 "whole": partial(brute_force, vectors=items, k=k),
             }
-            taken = milliseconds(searches, singles(users), 3)
-            together = milliseconds(searches, batches(users), 3)
-            ratio = float(np.median(taken["cut"]) / np.median(taken["whole"]))
-            found = recall(one_by_one(searches["cut"], users), best)
+            single = milliseconds(searches, singles(users), 3)
+            batched = milliseconds(searches, batches(users), 3)
+            ratio = float(np.median(single["cut"]) / np.median(single["whole"]))
+            share = recall(rows_of_singles(searches["cut"], users), truth)
             label = f"{name}, {len(items)} items, {cut['dimensions']} dimensions, refine {cut['refine']}"
             figures[label] = {
-                "recall_at_100": round(found, 4),
-                "ms": round(float(np.median(taken["cut"])), 3),
-                "whole_ms": round(float(np.median(taken["whole"])), 3),
+                "recall_at_100": round(share, 4),
+                "ms": round(float(np.median(single["cut"])), 3),
+                "whole_ms": round(float(np.median(single["whole"])), 3),
                 "time_over_whole": round(ratio, 3),
-                "time_over_whole_in_batches": round(float(together["cut"].mean() / together["whole"].mean()), 3),
+                "time_over_whole_in_batches": round(float(batched["cut"].mean() / batched["whole"].mean()), 3),
             }
             if cut is CUTS[name][0]:
-                bars += [Bar(f"{label}: recall@100", found, ">=", 0.98), Bar(f"{label}: time", ratio, "<=", 0.5)]
+                bars += [Bar(f"{label}: recall@100", share, ">=", 0.98), Bar(f"{label}: time", ratio, "<=", 0.5)]
     return figures, bars
 
 
-def filters(material: Material, most: int, chosen: tuple[str, ...]) -> Measured:
-    """Masks of every share and shape. Above 1 % the time is held against the search without a mask; up to it
-    against faiss's exact search of all with the mask as its selector; of what is allowed, gathered, as a figure."""
+def filters(material: Material, n_items: int, chosen: tuple[str, ...]) -> Measured:
+    """Searches with masks of every share and shape, over n_items.
+
+    Above a share of 1 %, the time is compared with that of the search without a mask. Up to 1 % it is compared with
+    faiss's exact search of all items with the mask as its selector. The time of an exact search of the gathered
+    allowed items is a figure only.
+    """
     figures: dict[str, Any] = {}
     bars = []
     rng = np.random.default_rng(material.seed)
     users = material.users[:100]
     for kind in chosen:
-        n = min(most, material.graph) if kind == "hnsw" else most
-        items, components = material.many(n)
+        n = min(n_items, material.graph) if kind == "hnsw" else n_items
+        items, components = material.sampled(n)
         items = np.asarray(items)
         nearness = items @ material.users.mean(axis=0)
         index = material.index(n, RetrieverConfig.model_validate({"kind": kind}))[0]
         worst: dict[str, float] = {"recall@100": 1.0, "full answers": 1.0, "times unfiltered": 0, "times exact": 0}
         for share in SHARES:
-            for shape, allow in shares_allowed(components, nearness, share, rng).items():
-                found, best = _filtered(index, users, allow, items)
-                full = float(((found >= 0).sum(axis=1) == best.shape[1]).mean())
+            for shape, allow in allowed_masks(components, nearness, share, rng).items():
+                rows, truth = _filtered(index, users, allow, items)
+                full = float(((rows >= 0).sum(axis=1) == truth.shape[1]).mean())
                 searches = {"masked": searching(index, allow)}
-                few = share <= 0.01
-                searches["other"] = _selecting(items, allow) if few else searching(index)
-                if few:
+                narrow = share <= 0.01
+                searches["other"] = _selecting(items, allow) if narrow else searching(index)
+                if narrow:
                     searches["gathering"] = _gathering(items, allow)
                 taken = milliseconds(searches, singles(users), 3)
                 ratio = float(np.median(taken["masked"]) / np.median(taken["other"]))
-                versus = "times exact" if few else "times unfiltered"
-                line = {"recall@100": recall(found, best), "full answers": full, versus: ratio}
+                versus = "times exact" if narrow else "times unfiltered"
+                measures = {"recall@100": recall(rows, truth), "full answers": full, versus: ratio}
                 times = {f"{name} ms": round(float(np.median(each)), 3) for name, each in taken.items()}
                 figures[f"{kind}: {share:.2%} allowed, {shape}"] = times | {
-                    name: round(value, 4) for name, value in line.items()
+                    name: round(value, 4) for name, value in measures.items()
                 }
-                for name, value in line.items():
+                for name, value in measures.items():
                     worst[name] = (max if "times" in name else min)(worst[name], value)
         if kind == BEST:
-            asked = {"recall@100": 0.95, "full answers": 1.0, "times unfiltered": 10.0, "times exact": 1.0}
+            limits = {"recall@100": 0.95, "full answers": 1.0, "times unfiltered": 10.0, "times exact": 1.0}
             bars = [
-                Bar(f"{kind}, worst mask: {name}", value, "<=" if "times" in name else ">=", asked[name])
+                Bar(f"{kind}, worst mask: {name}", value, "<=" if "times" in name else ">=", limits[name])
                 for name, value in worst.items()
             ]
     return figures, bars
 
 
+def _by_structure(index: Index, k: int) -> Callable[[Floats], Candidates]:
+    """A search of k items by the structure, whatever the number of items."""
+    return lambda queries: index._by_structure(queries, k, None, len(index))
+
+
 def _filtered(index: Index, users: Floats, allow: Bools, items: Floats) -> tuple[Any, Any]:
-    """Rows found one by one, cut to what there is, and the rows that are best."""
-    rows = np.flatnonzero(allow)
-    best = rows[Index(items[rows]).search(users, min(K, len(rows))).rows]
-    return one_by_one(searching(index, allow), users)[:, : best.shape[1]], best
+    """Rows that single queries find, and the best rows, both (q, min(K, number of allowed items))."""
+    allowed = np.flatnonzero(allow)
+    truth = allowed[Index(items[allowed]).search(users, min(K, len(allowed))).rows]
+    return rows_of_singles(searching(index, allow), users)[:, : truth.shape[1]], truth
 
 
 def _selecting(items: Floats, allow: Bools) -> Callable[[Floats], Any]:
-    """Exact search over everything that the mask selects."""
-    found = empty_candidates(1, min(K, int(allow.sum())))
+    """faiss's exact search of all items, with the mask as its selector."""
+    out = empty_candidates(1, min(K, int(allow.sum())))
 
     def search(queries: Floats) -> None:
-        bits = np.packbits(allow, bitorder="little")  # kept until faiss has read it
-        _inner_products(queries, items, found, faiss.IDSelectorBitmap(bits))
+        bits = np.packbits(allow, bitorder="little")  # a local, so that it lives until faiss has read it
+        _inner_products(queries, items, out, faiss.IDSelectorBitmap(bits))
 
     return search
 
 
 def _gathering(items: Floats, allow: Bools) -> Callable[[Floats], Any]:
-    """Exact search over what is allowed: faiss's bare call over the vectors that the mask leaves."""
-    found = empty_candidates(1, min(K, int(allow.sum())))
-    return lambda queries: _inner_products(queries, items[np.flatnonzero(allow)], found, None)
+    """Exact search of the allowed items: faiss's bare call over a copy of their vectors."""
+    out = empty_candidates(1, min(K, int(allow.sum())))
+    return lambda queries: _inner_products(queries, items[np.flatnonzero(allow)], out, None)
 
 
 def sizes(material: Material, kind: str, ns: list[int]) -> dict[str, Any]:
-    """What n items cost, and what that comes to at a billion: cost = a * n^b, from three sizes or more."""
+    """Costs of ns items, and their extrapolation to a billion: cost = a * n^b, fitted to three sizes or more."""
     rows = []
     for n in ns:
         index, built = material.index(n, RetrieverConfig.model_validate({"kind": kind}))
-        few = material.users[:50]
-        taken = milliseconds({"ours": searching(index)}, singles(few), 3)["ours"]
-        found = recall(one_by_one(searching(index), few), material.truth(n)[: len(few)])
-        rows.append({"items": n, "ms": round(float(np.median(taken)), 3), "recall_at_100": round(found, 4)} | built)
+        queries = material.users[:50]
+        taken = milliseconds({"ours": searching(index)}, singles(queries), 3)["ours"]
+        share = recall(rows_of_singles(searching(index), queries), material.truth(n)[: len(queries)])
+        rows.append({"items": n, "ms": round(float(np.median(taken)), 3), "recall_at_100": round(share, 4)} | built)
     figures: dict[str, Any] = {f"{kind}: {row['items']} items": row for row in rows}
     for name in ("ms", "build_seconds"):
-        grown = [row for row in rows if row["items"] > BRUTE_FORCE_MAX or kind == "exact"]
-        if len(grown) >= 3:
-            x, y = (np.log([max(row[key], 1e-3) for row in grown]) for key in ("items", name))
+        fitted = [row for row in rows if row["items"] > BRUTE_FORCE_MAX or kind == "exact"]
+        if len(fitted) >= 3:
+            x, y = (np.log([max(row[key], 1e-3) for row in fitted]) for key in ("items", name))
             power, start = np.polyfit(x, y, 1)
             figures[f"{kind}: {name} = a * items^b"] = {
                 "a": float(np.exp(start)),

@@ -1,9 +1,10 @@
-"""What retrieval is measured on: vectors of trained towers, and any number of items that resemble them.
+"""Vectors for the benchmark of retrieval: those of trained towers, and any number of sampled items that resemble
+them.
 
 A Gaussian mixture (diagonal covariances, a component for every 32 items, at most 256) is fitted to the vectors of the
-items; its samples, normalised, keep their clusters and the order of the coordinates, so that they can be cut as the
-towers' own. Users are never sampled: every query is the vector of a real one at the end of the data. All is kept in
-the cache, under what it was made of.
+items. Its normalised samples keep the clusters and the order of the coordinates, so that they can be cut as the
+towers' own vectors can. Users are not sampled: every query is the vector of a user of the data set after the last
+event. All vectors and indexes are kept in the cache, under a hash of the data and the settings.
 """
 
 import hashlib
@@ -35,9 +36,9 @@ FILES = (".npy", ".json", ".faiss")
 
 @dataclass(frozen=True)
 class Material:
-    """items (n, d) and users (q, d): unit vectors of trained towers; folder: of all that is made of them.
+    """items (n, d) and users (q, d): unit vectors of trained towers; folder: of the samples, indexes and results.
 
-    graph: most items of a graph, which takes minutes to build.
+    graph: maximum number of items of a graph, which takes minutes to build.
     """
 
     items: Floats
@@ -48,28 +49,28 @@ class Material:
 
     @property
     def space(self) -> SpaceKey:
-        """Of every index in the folder."""
+        """The key of the towers' space, which every index in the folder has."""
         return SpaceKey("towers", self.folder.name, self.items.shape[1])
 
-    def many(self, n: int) -> tuple[Floats, Ints]:
-        """n sampled items (n, d), and the component (n,) that each comes from; mapped from the cache."""
+    def sampled(self, n: int) -> tuple[Floats, Ints]:
+        """n sampled items (n, d), memory-mapped from the cache, and the component (n,) of each."""
         paths = self.folder / f"items-{n}.npy", self.folder / f"components-{n}.npy"
         if not paths[1].is_file():
             weights, means, deviations = self._mixture()
             rng = np.random.default_rng([self.seed, n])
             components = rng.choice(len(weights), n, p=weights)
             items = np.lib.format.open_memmap(paths[0], "w+", np.float32, (n, means.shape[1]))
-            for begin in range(0, n, CHUNK):
-                of = components[begin : begin + CHUNK]
-                noise = rng.standard_normal((len(of), means.shape[1]), dtype=np.float32)
-                items[begin : begin + CHUNK] = unit(means[of] + noise * deviations[of])
+            for start in range(0, n, CHUNK):
+                chunk = components[start : start + CHUNK]
+                noise = rng.standard_normal((len(chunk), means.shape[1]), dtype=np.float32)
+                items[start : start + CHUNK] = unit(means[chunk] + noise * deviations[chunk])
             items.flush()
-            np.save(paths[1], components)  # last: it says that both are whole
+            np.save(paths[1], components)  # written last: its existence says that both are complete
         return np.load(paths[0], mmap_mode="r", allow_pickle=False), np.load(paths[1], allow_pickle=False)
 
     def _mixture(self) -> tuple[Floats, Floats, Floats]:
-        """Weights (c,), means and deviations (c, d)."""
-        from sklearn.mixture import GaussianMixture  # a second to import
+        """Weights (c,), means and standard deviations (c, d) of the mixture."""
+        from sklearn.mixture import GaussianMixture  # its import takes a second
 
         count = max(1, min(COMPONENTS, len(self.items) // 32))
         model = GaussianMixture(count, covariance_type="diag", reg_covar=1e-5, random_state=self.seed, max_iter=50)
@@ -77,35 +78,38 @@ class Material:
         return model.weights_, model.means_.astype(np.float32), np.sqrt(model.covariances_).astype(np.float32)
 
     def index(self, n: int, config: RetrieverConfig) -> tuple[Index, dict[str, float]]:
-        """Over n sampled items, as a service loads it; its processor seconds to build, its bytes per item on disk."""
+        """An index of n sampled items, mapped from disk; its build_seconds (processor), its bytes_per_item."""
         name = hashlib.sha256(f"{n} {config.model_dump_json()}".encode()).hexdigest()[:12]
-        path, note = self.folder / name, self.folder / f"{name}.figures"
-        if not note.is_file():
-            items = self.many(n)[0]
-            began = time.process_time()
+        path, record = self.folder / name, self.folder / f"{name}.figures"
+        if not record.is_file():
+            items = self.sampled(n)[0]
+            started = time.process_time()
             index = Index(items, config, seed=self.seed)
-            seconds = time.process_time() - began
+            seconds = time.process_time() - started
             index.save(path, self.space)
             size = sum(path.with_suffix(end).stat().st_size for end in FILES if path.with_suffix(end).is_file())
-            note.write_text(json.dumps({"build_seconds": round(seconds, 1), "bytes_per_item": round(size / n)}))
-        figures: dict[str, float] = json.loads(note.read_text())
+            record.write_text(json.dumps({"build_seconds": round(seconds, 1), "bytes_per_item": round(size / n)}))
+        figures: dict[str, float] = json.loads(record.read_text())
         return Index.load(path, self.space), figures
 
     def truth(self, n: int) -> Ints:
-        """Rows (q, K) of the best of n sampled items for every user."""
+        """Rows (q, K) of the best of n sampled items for every user, by exact search."""
         path = self.folder / f"truth-{n}-{len(self.users)}.npy"
         if not path.is_file():
-            np.save(path, Index(np.asarray(self.many(n)[0])).search(self.users, K).rows)
+            np.save(path, Index(np.asarray(self.sampled(n)[0])).search(self.users, K).rows)
         rows: Ints = np.load(path, allow_pickle=False)
         return rows
 
 
-def material(config: RunConfig, passes: int, graph: int) -> Material:
-    """Towers fitted on all events in so many passes, and the state of every user at their end."""
+def load_material(config: RunConfig, passes: int, graph: int) -> Material:
+    """Vectors of towers fitted on all events in so many passes, with the state of every user after the last event.
+
+    graph: maximum number of items of a graph.
+    """
     settings = config.changed({**TOWERS, "training.epochs": passes})
     dataset = load_dataset(settings)
-    made_of = [dataset.hash, settings.seed, *(part.model_dump() for part in (settings.towers, settings.training))]
-    folder = Path(settings.cache) / "retrieval" / hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    ingredients = [dataset.hash, settings.seed, settings.towers.model_dump(), settings.training.model_dump()]
+    folder = Path(settings.cache) / "retrieval" / hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:16]
     path = folder / "towers.npz"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,40 +123,43 @@ def material(config: RunConfig, passes: int, graph: int) -> Material:
         return Material(tables["items"], tables["users"], folder, settings.seed, graph)
 
 
-def recall(found: Ints, best: Ints) -> float:
-    """Mean share of best (q, k) in found (q, >= k); -1 is found by nobody."""
-    shares = [np.isin(b[b >= 0], f).mean() for f, b in zip(found, best, strict=True)]
+def recall(rows: Ints, truth: Ints) -> float:
+    """Mean share of the true rows (q, k) in rows (q, >= k); -1 among the true rows is padding and not counted."""
+    shares = [np.isin(t[t >= 0], r).mean() for r, t in zip(rows, truth, strict=True)]
     return float(np.mean(shares))
 
 
-def one_by_one(search: Callable[[Floats], Candidates], queries: Floats) -> Ints:
-    """Rows (q, k) of single queries, as they are asked in a service."""
+def rows_of_singles(search: Callable[[Floats], Candidates], queries: Floats) -> Ints:
+    """Rows (q, k) of queries (q, d), searched one at a time, as in a service."""
     return np.concatenate([search(query[None]).rows for query in queries])
 
 
 def milliseconds(
     searches: Mapping[str, Callable[[Floats], Any]],
-    asked: Sequence[Floats],
+    batches: Sequence[Floats],
     rounds: int,
     clock: Callable[[], float] = time.process_time,
 ) -> dict[str, Floats]:
-    """(q,) of each search: the median of `rounds` for each of what is asked, all searches in turns.
+    """Milliseconds (len(batches),) of each search: the median over rounds for each batch. Searches alternate.
 
-    By the processor's time unless another clock is given: what a search waits for a core is not counted, what other
-    threads of this process do for it is.
+    The default clock is processor time: it leaves out the wait for a core, and includes the work of other threads of
+    this process.
     """
-    taken = {name: np.empty((rounds, len(asked)), dtype=np.float32) for name in searches}
-    for turn in range(-1, rounds):  # the first, at -1, warms up and is written over
+    taken = {name: np.empty((rounds, len(batches)), dtype=np.float32) for name in searches}
+    for round_ in range(-1, rounds):  # round -1 warms up; the last round overwrites its times
         for name, search in searches.items():
-            for at, queries in enumerate(asked):
-                began = clock()
+            for i, queries in enumerate(batches):
+                started = clock()
                 search(queries)
-                taken[name][turn, at] = 1000 * (clock() - began)
+                taken[name][round_, i] = 1000 * (clock() - started)
     return {name: np.median(values, axis=0) for name, values in taken.items()}
 
 
-def shares_allowed(components: Ints, nearness: Floats, share: float, rng: np.random.Generator) -> dict[str, Bools]:
-    """Masks (n,) that allow this share: at random, whole clusters, and what is farthest from all users."""
+def allowed_masks(components: Ints, nearness: Floats, share: float, rng: np.random.Generator) -> dict[str, Bools]:
+    """Masks (n,) that allow this share of the items: at random, in whole clusters, and those farthest from all users.
+
+    components (n,): cluster of each item; nearness (n,): score of each item for the mean user.
+    """
     n = len(components)
     count = max(1, round(share * n))
     shuffled = rng.permutation(components.max() + 1)[components]
