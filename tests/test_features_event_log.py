@@ -77,8 +77,8 @@ def test_changes_of_items_are_read_beside_events_and_counted_as_none(tmp_path: P
 
     assert events_frame(tmp_path)["event_id"].to_list() == ["e1", "e3"]
     store = MemoryStore(EventRules(positive={"click": None}))
-    report = refresh(store, events_frame(tmp_path / "none"), tmp_path, now=4)
-    assert (report.log_events, report.damaged, report.items) == (2, 0, 2)
+    report = refresh(store, events_frame(tmp_path / "none"), tmp_path)
+    assert (report.log_events, report.damaged) == (2, 0)
     assert item_changes(tmp_path / "none") == []
 
 

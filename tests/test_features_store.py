@@ -15,7 +15,6 @@ from features.schema import EventRules
 from features.store.base import (
     HISTORY,
     FeatureStore,
-    ItemStats,
     Status,
     UserPatch,
     Watermark,
@@ -29,7 +28,7 @@ from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
 
 RULES = EventRules(positive={"rating": 3.5, "buy": None}, seen=("rating", "buy"))
-MARK = Watermark({"a.log": 5}, "hash", 7)
+MARK = Watermark({"a.log": 5}, "hash")
 
 
 @pytest.fixture(scope="module")
@@ -137,15 +136,6 @@ def test_recent_users(store: FeatureStore) -> None:
     store.push([event("a", 1, user="old"), event("a", 3, user="new"), event("a", 2, user="mid")])
     store.push([event("b", 0, user="new")])
     assert store.recent_users(2) == ["new", "mid"]
-
-
-def test_item_statistics(store: FeatureStore) -> None:
-    table = np.array([[1, 2, 3, 100], [4, 5, 6, 50]])
-    store.write_items(ItemStats.of(["a", "b"], table, 0))
-    found = store.read_items(["b", "nothing", "a"], stale_before=60)
-    assert found.table().tolist() == [[4, 5, 6, 50], [0, 0, 0, 0], [1, 2, 3, 100]]
-    assert found.status == (Status.STALE, Status.MISSING, Status.PRESENT)
-    assert store.read_items([]).ids == ()
 
 
 def test_other_seen_rules_are_kept_apart_and_other_positive_rules_are_not(store: FeatureStore) -> None:

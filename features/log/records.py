@@ -17,7 +17,6 @@ class Event:
     event_id: str = ""
     request_id: str | None = None
     position: int | None = None
-    propensity: float | None = None
     order: int = 0
 
 

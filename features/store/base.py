@@ -1,4 +1,4 @@
-"""The feature store: what changes per user and per item between trainings.
+"""The feature store: what changes per user between trainings.
 
 It knows external ids only, never rows, so that a new bundle leaves it as it is. `MemoryStore` and
 `redis_store.RedisStore` behave the same; one contract test holds them to it.
@@ -71,49 +71,21 @@ class UserState:
 
 
 @dataclass(frozen=True)
-class ItemStats:
-    """Counts of n items' events: in the 7 and 30 days before as_of, and in all.
-
-    week, month, total, as_of (n,) int64 (as_of in µs, 0 where missing); status (n,).
-    """
-
-    ids: tuple[str, ...]
-    week: Ints
-    month: Ints
-    total: Ints
-    as_of: Ints
-    status: tuple[Status, ...]
-
-    @classmethod
-    def of(cls, ids: Sequence[str], table: Ints, stale_before: int) -> "ItemStats":
-        """From a table (n, 4) of week, month, total, as_of; rows of zeros are MISSING."""
-        when = table[:, 3].tolist()
-        status = tuple(
-            Status.MISSING if t == 0 else Status.STALE if t < stale_before else Status.PRESENT for t in when
-        )
-        return cls(tuple(ids), table[:, 0], table[:, 1], table[:, 2], table[:, 3], status)
-
-    def table(self) -> Ints:
-        """(n, 4) int64: week, month, total, as_of."""
-        return np.stack([self.week, self.month, self.total, self.as_of], axis=1)
-
-
-@dataclass(frozen=True)
 class Watermark:
-    """How far a refresh has come: the log position, the hash of the tables, and when item statistics were made."""
+    """How far a refresh has come: the log position and the hash of the tables."""
 
     log: Mapping[str, int]
     tables: str
-    as_of: int
 
     def to_json(self) -> str:
         """For the store."""
-        return json.dumps({"log": dict(self.log), "tables": self.tables, "as_of": self.as_of})
+        return json.dumps({"log": dict(self.log), "tables": self.tables})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Watermark":
-        """Back from the store."""
-        return cls(**json.loads(text))
+        """Back from the store. Version 0.1.0 also wrote the key `as_of`, which is ignored."""
+        found = json.loads(text)
+        return cls(found["log"], found["tables"])
 
 
 @dataclass(frozen=True)
@@ -148,14 +120,6 @@ class FeatureStore(Protocol):
 
     def recent_users(self, limit: int) -> list[str]:
         """Users by their latest event, newest first; at most RECENT_USERS are remembered."""
-        ...
-
-    def read_items(self, ids: Sequence[str], *, stale_before: int = 0) -> ItemStats:
-        """Statistics of these items; those made before `stale_before` (µs) are marked STALE."""
-        ...
-
-    def write_items(self, stats: ItemStats) -> None:
-        """Replace the statistics of these items."""
         ...
 
     def watermark(self) -> Watermark | None:

@@ -3,15 +3,11 @@
 import threading
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
-from features.arrays import Ints
 from features.log.records import Event
 from features.schema import EventRules
 from features.store.base import (
     HISTORY,
     RECENT_USERS,
-    ItemStats,
     UserPatch,
     UserState,
     Watermark,
@@ -29,7 +25,6 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._events: dict[str, dict[str, int]] = {}
         self._seen: dict[str, set[str]] = {}
-        self._items: dict[str, Ints] = {}
         self._watermark: Watermark | None = None
 
     def with_rules(self, rules: EventRules) -> "MemoryStore":
@@ -70,18 +65,6 @@ class MemoryStore:
         with self._lock:
             latest = {user: max(mine.values()) for user, mine in self._events.items() if mine}
         return sorted(latest, key=lambda user: (latest[user], user), reverse=True)[: min(limit, RECENT_USERS)]
-
-    def read_items(self, ids: Sequence[str], *, stale_before: int = 0) -> ItemStats:
-        """See FeatureStore."""
-        none = np.zeros(4, np.int64)
-        with self._lock:
-            rows = [self._items.get(item, none) for item in ids]
-        return ItemStats.of(ids, np.array(rows, dtype=np.int64).reshape(-1, 4), stale_before)
-
-    def write_items(self, stats: ItemStats) -> None:
-        """See FeatureStore."""
-        with self._lock:
-            self._items.update(zip(stats.ids, stats.table(), strict=True))
 
     def watermark(self) -> Watermark | None:
         """See FeatureStore."""

@@ -3,7 +3,6 @@
     recsys:<schema key>:h:<user>   sorted set: packed event -> time (µs); the newest HISTORY of them
     recsys:<schema key>:s:<user>   set: every item that counts as seen, never trimmed
     recsys:<schema key>:recent     sorted set: user -> latest event; the newest RECENT_USERS of them
-    recsys:<schema key>:i:<item>   32 bytes: week, month, total, as_of, little-endian int64
     recsys:<schema key>:watermark  JSON
 
 A sorted set's scores are doubles: exact for µs until the year 2255. Give each product its own database number.
@@ -11,10 +10,8 @@ A sorted set's scores are doubles: exact for µs until the year 2255. Give each 
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from typing import Any, TypeVar
 
-import numpy as np
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -25,7 +22,6 @@ from features.schema import EventRules
 from features.store.base import (
     HISTORY,
     RECENT_USERS,
-    ItemStats,
     UserPatch,
     UserState,
     Watermark,
@@ -166,20 +162,6 @@ class RedisStore:
         """See FeatureStore."""
         found: Any = self._try(lambda: self._client.zrevrange(self._prefix + "recent", 0, limit - 1))
         return [user.decode() for user in found]
-
-    def read_items(self, ids: Sequence[str], *, stale_before: int = 0) -> ItemStats:
-        """See FeatureStore."""
-        keys = [f"{self._prefix}i:{item}" for item in ids]
-        found: Any = self._try(lambda: self._client.mget(keys)) if keys else []
-        table = np.frombuffer(b"".join(value or bytes(32) for value in found), dtype="<i8").reshape(-1, 4)
-        return ItemStats.of(ids, table.astype(np.int64), stale_before)
-
-    def write_items(self, stats: ItemStats) -> None:
-        """See FeatureStore."""
-        packed = stats.table().astype("<i8").tobytes()
-        pairs = ((f"{self._prefix}i:{item}", packed[32 * i : 32 * i + 32]) for i, item in enumerate(stats.ids))
-        while batch := dict(islice(pairs, BULK_ELEMENTS)):
-            self._try(lambda batch=batch: self._bulk.mset(batch))  # type: ignore[misc]
 
     def watermark(self) -> Watermark | None:
         """See FeatureStore."""

@@ -13,15 +13,11 @@ import numpy as np
 import polars as pl
 
 from features.errors import StoreError
-from features.interactions import DAY
-from features.log.event_log import Position, events_frame, read
+from features.log.event_log import Position, read
 from features.log.records import Event
 from features.progress import StartProgress
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
-from features.store.base import HISTORY, FeatureStore, ItemStats, UserPatch, Watermark, pack_rows, user_patches
-
-STATS_AGE = DAY // 24
-"""Item statistics older than this are made again even when nothing is new: their windows have moved."""
+from features.store.base import HISTORY, FeatureStore, UserPatch, Watermark, pack_rows, user_patches
 
 ROWS = 100_000
 """Events of the tables that are made ready at a time, and the rest of the last one's user."""
@@ -35,14 +31,13 @@ class RefreshReport:
     users: int
     table_events: int
     log_events: int
-    items: int
     damaged: int
 
 
 def refresh(
-    store: FeatureStore, tables: pl.DataFrame, log: Path | None, *, now: int, progress: StartProgress | None = None
+    store: FeatureStore, tables: pl.DataFrame, log: Path | None, *, progress: StartProgress | None = None
 ) -> RefreshReport:
-    """Bring the store up to the events table (canonical columns) and the log folder, as of `now` (µs).
+    """Bring the store up to the events table (canonical columns) and the log folder.
 
     Raises StoreError when the store does not answer, LogError when the log cannot be read.
     """
@@ -58,15 +53,8 @@ def refresh(
                 step(len(patch_batch))
         written = len(tables)
     position, pushed, damaged = _replay(store, log, mark.log if mark else {})
-    items, as_of = 0, mark.as_of if mark else 0
-    if written or pushed or now - as_of > STATS_AGE:
-        columns = [ITEM, TIME]
-        both = [tables.select(columns), *([events_frame(log).select(columns)] if log else [])]
-        stats = item_stats(pl.concat(both), now)
-        store.write_items(stats)
-        items, as_of = len(stats.ids), now
-    store.move_watermark(Watermark(position, digest, as_of))
-    return RefreshReport(mark is None, users, written, pushed, items, damaged)
+    store.move_watermark(Watermark(position, digest))
+    return RefreshReport(mark is None, users, written, pushed, damaged)
 
 
 def catch_up(store: FeatureStore, log: Path) -> int:
@@ -78,22 +66,8 @@ def catch_up(store: FeatureStore, log: Path) -> int:
     if mark is None:
         raise StoreError("the feature store has no watermark: it was emptied and must be refreshed from the tables")
     position, pushed, _ = _replay(store, log, mark.log)
-    store.move_watermark(Watermark(position, mark.tables, mark.as_of))
+    store.move_watermark(Watermark(position, mark.tables))
     return pushed
-
-
-def item_stats(events: pl.DataFrame, now: int) -> ItemStats:
-    """Counts of events (columns item_id, timestamp) by item, items sorted; events after now count too."""
-    age = now - pl.col(TIME).to_physical()
-    counted = (
-        events.group_by(ITEM)
-        .agg((age <= 7 * DAY).sum().alias("week"), (age <= 30 * DAY).sum().alias("month"), pl.len().alias("total"))
-        .sort(ITEM)
-    )
-    week, month, total = (counted.get_column(c).cast(pl.Int64).to_numpy() for c in ("week", "month", "total"))
-    ids = counted.get_column(ITEM).to_list()
-    as_of = np.full(len(ids), now, dtype=np.int64)
-    return ItemStats.of(ids, np.stack([week, month, total, as_of], axis=1), stale_before=0)
 
 
 def _digest(tables: pl.DataFrame) -> str:

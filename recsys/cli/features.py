@@ -6,9 +6,7 @@ import typer
 
 from recsys.cli.options import CONFIG, config_path, print_json, progress_bars
 
-features_app = typer.Typer(
-    help="The feature store: what changes per user and item between trainings.", no_args_is_help=True
-)
+features_app = typer.Typer(help="The feature store: what changes per user between trainings.", no_args_is_help=True)
 
 
 @features_app.command("refresh")
@@ -27,7 +25,6 @@ def features_refresh(
 
     from experiments.config import load_config
     from features.errors import ConfigError
-    from features.interactions import now_micros
     from features.store.redis import RedisStore
     from features.store.refresh import refresh
     from features.tables.read import read_tables
@@ -42,11 +39,10 @@ def features_refresh(
     folder = log or Path(data.log or "state/log")
     with progress_bars() as reporter:
         tables = read_tables(data, progress=reporter.steps).events
-        report = refresh(store, tables, folder, now=now_micros(), progress=reporter.steps)
+        report = refresh(store, tables, folder, progress=reporter.steps)
     if as_json:
         print_json(asdict(report))
         return
     typer.echo("filled from the beginning" if report.rebuilt else "brought up to date")
     typer.echo(f"  {report.users:,} users and {report.table_events:,} events of the tables")
     typer.echo(f"  {report.log_events:,} events of the log, {report.damaged:,} damaged lines passed over")
-    typer.echo(f"  statistics of {report.items:,} items")
