@@ -1,7 +1,7 @@
-"""Fill the feature store from the tables and the log: read what is new, write what it touches, move the watermark.
+"""Fill the feature store from the tables and the log: read new events, write their users, move the watermark.
 
-The watermark moves last, and writing again changes nothing: a refresh that is cut off is simply run again. A store
-that was emptied has no watermark, and is filled from the beginning.
+The watermark moves last and writes are idempotent: an interrupted refresh is simply run again. A store that was
+emptied has no watermark and is filled from the beginning.
 """
 
 import hashlib
@@ -20,12 +20,16 @@ from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
 from features.store.base import HISTORY, FeatureStore, UserPatch, Watermark, pack_rows, user_patches
 
 ROWS = 100_000
-"""Events of the tables that are made ready at a time, and the rest of the last one's user."""
+"""Minimum number of table events in one batch; a batch ends at the end of a user."""
 
 
 @dataclass(frozen=True)
 class RefreshReport:
-    """What one refresh wrote. damaged: lines of the log passed over because their checksum is wrong."""
+    """What one refresh wrote.
+
+    rebuilt: the store had no watermark; users, table_events: written from the tables; log_events: from the log;
+    damaged: log lines that were skipped because their checksum is wrong.
+    """
 
     rebuilt: bool
     users: int
@@ -37,7 +41,7 @@ class RefreshReport:
 def refresh(
     store: FeatureStore, tables: pl.DataFrame, log: Path | None, *, progress: StartProgress | None = None
 ) -> RefreshReport:
-    """Bring the store up to the events table (canonical columns) and the log folder.
+    """Bring the store up to date with the events table (canonical columns) and the log folder.
 
     Raises StoreError when the store does not answer, LogError when the log cannot be read.
     """
@@ -58,9 +62,9 @@ def refresh(
 
 
 def catch_up(store: FeatureStore, log: Path) -> int:
-    """Push what the log has beyond the watermark; the number of events.
+    """Push the events that the log has beyond the watermark; returns their number.
 
-    Raises StoreError when the store does not answer, or was emptied and needs a `refresh`.
+    Raises StoreError when the store does not answer, or was emptied (then call `refresh`).
     """
     mark = store.watermark()
     if mark is None:
@@ -71,12 +75,13 @@ def catch_up(store: FeatureStore, log: Path) -> int:
 
 
 def _digest(tables: pl.DataFrame) -> str:
-    """Hash of what the store keeps of the tables. Equal tables have equal hashes within one version of polars."""
+    """Hash of the columns that the store keeps. Equal tables have equal hashes within one version of polars."""
     rows = tables.select(USER, ITEM, EVENT, TIME, VALUE, EVENT_ID).hash_rows(seed=0)
     return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
 
 
 def _replay(store: FeatureStore, log: Path | None, since: Position) -> tuple[dict[str, int], int, int]:
+    """Push the log's events after `since`; (new position, number of events, number of damaged lines)."""
     position, pushed, damaged = dict(since), 0, 0
     while log is not None and log.is_dir():
         part = read(log, position)
@@ -91,14 +96,15 @@ def _replay(store: FeatureStore, log: Path | None, since: Position) -> tuple[dic
 
 
 def _table_patches(events: pl.DataFrame, rules: EventRules) -> Iterator[list[UserPatch]]:
-    """Patches of all users, a batch of whole users at a time."""
+    """Patches of all users in batches of about ROWS events; all events of a user are in one batch."""
     by_user = events.select(USER, ITEM, EVENT, TIME, VALUE, EVENT_ID).sort(USER, maintain_order=True)
+    # ends (u,): row behind the last event of each user
     ends = by_user.group_by(USER, maintain_order=True).len().get_column("len").cum_sum().to_numpy().astype(np.int64)
-    begin = 0
-    while begin < len(by_user):
-        end = int(ends[min(int(np.searchsorted(ends, begin + ROWS)), len(ends) - 1)])
-        yield _patches(by_user.slice(begin, end - begin), rules)
-        begin = end
+    start = 0
+    while start < len(by_user):
+        end = int(ends[min(int(np.searchsorted(ends, start + ROWS)), len(ends) - 1)])
+        yield _patches(by_user.slice(start, end - start), rules)
+        start = end
 
 
 def _patches(events: pl.DataFrame, rules: EventRules) -> list[UserPatch]:

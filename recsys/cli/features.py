@@ -15,9 +15,9 @@ def features_refresh(
     log: Path | None = typer.Option(None, help="Folder of the event log. [data.log of CONFIG, else state/log]"),
     as_json: bool = typer.Option(False, "--json", help="Print the report as one line."),
 ) -> None:
-    """Fill the feature store at REDIS_URL from the tables and the event log. Running it again changes nothing.
+    """Fill the feature store at REDIS_URL from the tables and the event log. A second run changes nothing.
 
-    `recsys serve` does this by itself when it starts.
+    `recsys serve` does the same when it starts.
     Example: REDIS_URL=redis://localhost:6379/0 recsys features refresh movielens
     """
     import os
@@ -31,7 +31,7 @@ def features_refresh(
 
     if not (url := os.environ.get("REDIS_URL")):
         raise ConfigError(
-            "REDIS_URL is not set: a store to fill must outlive this command; try redis://localhost:6379/0"
+            "REDIS_URL is not set: this command fills a running server; set it, e.g. to redis://localhost:6379/0"
         )
     data = load_config(config_path(name)).data
     store = RedisStore(url, data.events, timeout=1.0)
@@ -43,6 +43,6 @@ def features_refresh(
     if as_json:
         print_json(asdict(report))
         return
-    typer.echo("filled from the beginning" if report.rebuilt else "brought up to date")
-    typer.echo(f"  {report.users:,} users and {report.table_events:,} events of the tables")
-    typer.echo(f"  {report.log_events:,} events of the log, {report.damaged:,} damaged lines passed over")
+    typer.echo("filled from the beginning" if report.rebuilt else "updated")
+    typer.echo(f"  {report.users:,} users and {report.table_events:,} events from the tables")
+    typer.echo(f"  {report.log_events:,} events from the log, {report.damaged:,} damaged lines skipped")
