@@ -64,10 +64,8 @@ class UserState:
     def positive(self, rules: EventRules) -> Bools:
         """(h,) bool: the events that are positive for training."""
         minima = [rules.positive.get(event, math.inf) for event in self.events]  # None: any value is positive
-        return np.array(
-            [minimum is None or value >= minimum for minimum, value in zip(minima, self.values, strict=True)],
-            dtype=bool,
-        )
+        pairs = zip(minima, self.values, strict=True)
+        return np.array([minimum is None or value >= minimum for minimum, value in pairs], dtype=bool)
 
     def types(self, rules: EventRules) -> Ints:
         """(h,) int64: the type index of each event, as in `Interactions.types`."""

@@ -93,7 +93,7 @@ def read_tables(config: DataConfig, *, now: datetime | None = None, progress: St
     if absent := [name for name in ("items", "events") if paths[name] is None]:
         present = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "no such folder"
         raise DataError(
-            f"{folder}: no file of {' and '.join(absent)} ({' or '.join(SUFFIXES)}); there is: {present}. "
+            f"{folder}: no file of {' and '.join(absent)} ({' or '.join(SUFFIXES)}); the folder has: {present}. "
             f"Run `recsys data get` for source {config.source!r}, or set data.path to your own tables"
         )
     raws = [
@@ -269,10 +269,8 @@ def _column(raw: RawTable, name: str, kind: pl.DataType, now: datetime) -> Colum
             return checks.number(*column, allowed=lambda v: v >= 0, rule=rule, repaired=True)
         case schema.POSITION:
             rule = "a whole number of 0 or more"
-            number = checks.number(
-                *column, allowed=lambda v: v.is_between(0, 2**31 - 1) & (v == v.floor()), rule=rule
-            )
-            return ColumnRule(number.value.cast(pl.Int32), whole.violations)
+            whole = checks.number(*column, allowed=lambda v: v.is_between(0, 2**31 - 1) & (v == v.floor()), rule=rule)
+            return ColumnRule(whole.value.cast(pl.Int32), whole.violations)
         case schema.PROPENSITY:
             return checks.number(*column, allowed=lambda v: (v > 0) & (v <= 1), rule="in (0, 1]")
         case schema.AVAILABLE:

@@ -54,7 +54,7 @@ def find_table(folder: Path, name: str) -> Path | None:
     """The file of a table in a folder; None when there is none. Raises DataError when there are two."""
     paths = [path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
     if len(paths) > 1:
-        raise DataError(f"{folder}: {' and '.join(p.name for p in paths)} are both there; keep one file of {name}")
+        raise DataError(f"{folder}: {' and '.join(p.name for p in paths)} both exist; keep one file of {name}")
     return paths[0] if paths else None
 
 

@@ -42,7 +42,7 @@ def origin_path(config: DataConfig, expected: str) -> Path:
         )
     path = Path(origin)
     if not path.exists():
-        raise SourceError(f"data.origin {origin!r} is not there; it must be {expected}")
+        raise SourceError(f"data.origin {origin!r} does not exist; it must be {expected}")
     return path.resolve()
 
 

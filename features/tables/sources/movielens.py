@@ -104,7 +104,7 @@ def _folder(folder: Path, origin: str) -> Extract:
     else:
         raise SourceError(
             f"{folder} is not in GroupLens format: it needs ratings.csv with movies.csv or items.csv, or ratings.dat "
-            f"with movies.dat; there is: {', '.join(sorted(names)) or 'nothing'}"
+            f"with movies.dat; the folder has: {', '.join(sorted(names)) or 'nothing'}"
         )
     year = pl.col("title").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int32)
     optional = [_start_of(year)]
