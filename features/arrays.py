@@ -1,4 +1,4 @@
-"""Short names of the arrays that are everywhere."""
+"""Array types that the whole product uses."""
 
 import numpy as np
 import numpy.typing as npt

@@ -1,4 +1,4 @@
-"""The catalogue of one run: everything known of items, row-aligned."""
+"""The catalogue of one run: all item data as row-aligned arrays."""
 
 from dataclasses import dataclass
 
@@ -13,20 +13,20 @@ from features.schema import AVAILABLE, CATEGORIES, DESCRIPTION, ITEM, PRICE, PUB
 Categories = npt.NDArray[np.int32]
 
 MAX_CATEGORIES = 8
-"""Categories kept of one item, the first in its list."""
+"""Categories kept per item, the first of its list."""
 
 UNDATED = int(np.iinfo(np.int64).min)
-"""In place of a time of publication that is not known."""
+"""The value of `Catalog.published` for an unknown publication time."""
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """n items.
+    """The items of one run, n rows.
 
-    ids: IdMap; frame: the items table in row order, for showing;
+    ids: id <-> row; frame: the items table in row order, for display;
     categories (n, c) int32 indexes into category_names, -1 = padding at the end;
-    price (n,) float32, NaN unknown; available (n,) bool; published (n,) int64 µs, UNDATED where it is not known;
-    content (n, m) float32 unit rows: what there is to see, hear and read; zeros where has_content (n,) is False.
+    price (n,) float32, NaN = unknown; available (n,) bool; published (n,) int64 µs, UNDATED = unknown;
+    content (n, m) float32: the content vector of each item, unit length; zeros where has_content (n,) is False.
     """
 
     ids: IdMap
@@ -44,7 +44,7 @@ class Catalog:
 
     @classmethod
     def of(cls, items: pl.DataFrame, ids: IdMap, content: Floats, has_content: Bools) -> "Catalog":
-        """From checked items (one row an item, any order; all of `ids` among them) and their content in row order."""
+        """From validated items (one row per item in any order; every id has a row) and content in row order."""
         frame = pl.DataFrame({ITEM: pl.Series(ids.ids, dtype=pl.String)}).join(
             items, on=ITEM, how="left", maintain_order="left"
         )
@@ -55,6 +55,7 @@ class Catalog:
         categories = np.full((len(ids), width), -1, dtype=np.int32)
         flat = frame.select(pl.int_range(pl.len()).alias("row"), lists.alias("name")).explode("name").drop_nulls()
         rows = flat.get_column("row").to_numpy()
+        # index of each category in its item's list: rows (e,) is sorted
         slot = np.arange(len(rows)) - np.searchsorted(rows, rows)
         categories[rows, slot] = [index[n] for n in flat.get_column("name")]
         return cls(
@@ -71,17 +72,17 @@ class Catalog:
 
     @property
     def dated(self) -> Bools:
-        """(n,): whether it is known when an item was published."""
+        """(n,) bool: whether the publication time of each item is known."""
         known: Bools = self.published != UNDATED
         return known
 
     def published_by(self, moment: int) -> Bools:
-        """(n,): what was published by then (µs), and all of which that is not known."""
-        there: Bools = self.published <= moment  # UNDATED comes before every moment
-        return there
+        """(n,) bool: the items published by `moment` (µs), and the items of unknown publication time."""
+        mask: Bools = self.published <= moment  # UNDATED is the smallest int64
+        return mask
 
     def take(self, rows: Ints) -> "Catalog":
-        """The chosen rows, in that order, as a catalogue of its own."""
+        """A catalogue of the given rows, in that order."""
         return Catalog(
             ids=IdMap(tuple(self.ids.ids[row] for row in rows)),
             frame=self.frame[rows],
@@ -96,11 +97,12 @@ class Catalog:
 
 
 def item_texts(frame: pl.DataFrame) -> list[str]:
-    """What an encoder reads of each item: title, categories, description; "" where there is none of them."""
-    parts = [
+    """The text that an encoder reads of each item: title, categories, description; "" when it has none of them."""
+    fields = [
         pl.col(TITLE).fill_null(""),
         pl.col(CATEGORIES).fill_null([]).list.join(", "),
         pl.col(DESCRIPTION).fill_null(""),
     ]
-    joined = pl.concat_list([pl.when(p.str.len_chars() > 0).then(p) for p in parts]).list.drop_nulls().list.join(". ")
+    present = [pl.when(field.str.len_chars() > 0).then(field) for field in fields]
+    joined = pl.concat_list(present).list.drop_nulls().list.join(". ")
     return frame.select(joined.alias("t")).get_column("t").to_list()

@@ -1,47 +1,47 @@
-"""The one tree of errors.
+"""The exceptions of the product.
 
 RecsysError
-├── ConfigError         a configuration that cannot be run: unknown key, wrong type, missing file
-├── DataError           tables that break the contract: no such column, nothing left, ids that are not unique
-│   └── SourceError     a data set that cannot be had: package missing, download broken, checksum wrong
-├── ContentError        a part of a content that cannot be fetched, is too large or cannot be decoded
-├── SpaceError          vectors of two spaces that would meet, or a space that cannot be had
-├── LeakError           something fitted has seen an event at or after the cut
-├── BundleError         a bundle that cannot be loaded: missing, truncated, tampered, another version
-├── StoreError          the feature store or the cache of vectors refuses or does not answer
+├── ConfigError         an invalid configuration: unknown key, wrong type, missing file
+├── DataError           tables that violate the data contract: missing column, no valid row, duplicate ids
+│   └── SourceError     a data set that cannot be obtained: missing package, failed download, wrong checksum
+├── ContentError        content that cannot be fetched, is too large or cannot be decoded
+├── SpaceError          vectors of different embedding spaces in one operation, or an unavailable space
+├── LeakError           a fitted component has seen an event at or after the cut
+├── BundleError         a bundle that cannot be loaded: missing, truncated, modified, another version
+├── StoreError          the feature store or the vector cache refuses or does not answer
 ├── LogError            the event log cannot be written or read
-└── DependencyError     a library that is missing, or two that exclude each other
+└── DependencyError     a missing library, or two libraries that exclude each other
 
-Each message names the place, the value and what to do.
+Each message names the place, the value and the remedy.
 """
 
 
 class RecsysError(Exception):
-    """Root of everything this product raises on purpose."""
+    """Base class of all errors that the product raises."""
 
 
 class ConfigError(RecsysError):
-    """A configuration that cannot be run."""
+    """An invalid configuration."""
 
 
 class DataError(RecsysError):
-    """Tables that break the data contract."""
+    """Tables that violate the data contract."""
 
 
 class SourceError(DataError):
-    """A data set that cannot be had."""
+    """A data set that cannot be obtained."""
 
 
 class ContentError(RecsysError):
-    """A part of a content that cannot be read."""
+    """Content that cannot be read."""
 
 
 class SpaceError(RecsysError):
-    """Vectors of two spaces that would meet."""
+    """Vectors of different embedding spaces in one operation, or an unavailable space."""
 
 
 class LeakError(RecsysError):
-    """Something fitted has seen an event at or after the cut."""
+    """A fitted component has seen an event at or after the cut."""
 
 
 class BundleError(RecsysError):
@@ -49,7 +49,7 @@ class BundleError(RecsysError):
 
 
 class StoreError(RecsysError):
-    """The feature store refuses or does not answer."""
+    """The feature store or the vector cache refuses or does not answer."""
 
 
 class LogError(RecsysError):
@@ -57,4 +57,4 @@ class LogError(RecsysError):
 
 
 class DependencyError(RecsysError):
-    """A library that is missing, or two that exclude each other."""
+    """A missing library, or two libraries that exclude each other."""

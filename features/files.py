@@ -1,4 +1,4 @@
-"""Files that are there after a crash."""
+"""Durable file writes: a file survives a crash complete, or does not exist."""
 
 import os
 import threading
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def sync(path: Path) -> None:
-    """Return when a file, or a folder's list of names, is on disk. Raises OSError."""
+    """Return when a file, or the directory entries of a folder, are on disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -18,20 +18,20 @@ def sync(path: Path) -> None:
 
 
 def put_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """A file that is on disk, whole, or not at all; `write` is given another name to write to. Raises OSError."""
-    with _written(path, write) as part:
+    """Create or replace a file atomically. `write` receives a temporary path to write to. Raises OSError."""
+    with _temporary(path, write) as part:
         part.replace(path)
 
 
 def put_new_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """The same, but a file that is there stays: of several who put one at once, the first does. Raises OSError."""
-    with _written(path, write) as part, suppress(FileExistsError):
+    """Create a file atomically; an existing file stays. Of concurrent writers the first succeeds. Raises OSError."""
+    with _temporary(path, write) as part, suppress(FileExistsError):
         os.link(part, path)
 
 
 @contextmanager
-def _written(path: Path, write: Callable[[Path], Any]) -> Iterator[Path]:
-    """A whole file on disk beside `path`, to be given that name; what is done so is on disk afterwards."""
+def _temporary(path: Path, write: Callable[[Path], Any]) -> Iterator[Path]:
+    """The complete temporary file, on disk, for the caller to rename or link; the folder is synced afterwards."""
     part = path.with_name(f".writing-{os.getpid()}-{threading.get_ident()}-{path.name}")
     try:
         write(part)

@@ -1,6 +1,6 @@
-"""Events as arrays: the log by user and time, and what was known of users just before a moment.
+"""Events as arrays: the log sorted by user and time, and point-in-time states of users.
 
-Times are int64 microseconds since 1970-01-01 UTC everywhere inside.
+All times are int64 microseconds since 1970-01-01 UTC.
 """
 
 import time
@@ -15,13 +15,13 @@ DAY = 86_400_000_000
 
 
 def now_micros() -> int:
-    """µs since 1970 UTC."""
+    """The current time in µs since 1970 UTC."""
     return time.time_ns() // 1000
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """b slices of one flat array: slice i is ``flat[begin[i]:end[i]]``. Slices may overlap (nothing is copied).
+    """b slices of one flat array: slice i is ``flat[begin[i]:end[i]]``. Nothing is copied, slices may overlap.
 
     flat (n,) int64, begin (b,) int64, end (b,) int64.
     """
@@ -42,49 +42,50 @@ class Ragged:
 
     @property
     def lengths(self) -> Ints:
-        """(b,) int64."""
+        """(b,) int64: the length of each slice."""
         return self.end - self.begin
 
     def __getitem__(self, index: "slice | Ints") -> "Ragged":
-        """The slices of a range or of chosen rows."""
+        """The slices of a range or of the given rows."""
         return Ragged(self.flat, self.begin[index], self.end[index])
 
     def places(self) -> tuple[Ints, Ints]:
-        """(row of the slice, place in `flat`) of every element, in order: two (sum of lengths,) int64 arrays."""
+        """(slice index, index into `flat`) of every element, in order: two (e,) int64 arrays, e = sum of lengths."""
         lengths = self.lengths
-        which = np.repeat(np.arange(len(self), dtype=np.int64), lengths)
-        within = np.arange(lengths.sum(), dtype=np.int64) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return which, self.begin[which] + within
+        slices = np.repeat(np.arange(len(self), dtype=np.int64), lengths)  # (e,)
+        # offset of each element in its slice: its running index minus the running index of the slice's first element
+        offsets = np.arange(lengths.sum(), dtype=np.int64) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return slices, self.begin[slices] + offsets
 
     def pairs(self) -> tuple[Ints, Ints]:
-        """(row of the slice, value) of every element, as `places`."""
-        which, at = self.places()
-        return which, self.flat[at]
+        """(slice index, value) of every element, in the order of `places`."""
+        slices, positions = self.places()
+        return slices, self.flat[positions]
 
     def tail(self, length: int, fill: int = -1) -> Ints:
-        """The last `length` values of each slice, right-aligned, `fill` on the left: (b, length) int64."""
-        at = self.end[:, None] - np.arange(length, 0, -1, dtype=np.int64)[None, :]  # (b, length)
-        inside = at >= self.begin[:, None]
+        """(b, length) int64: the last `length` values of each slice, right-aligned, with `fill` on the left."""
+        positions = self.end[:, None] - np.arange(length, 0, -1, dtype=np.int64)[None, :]  # (b, length)
+        inside = positions >= self.begin[:, None]  # (b, length): False is padding
         if len(self.flat) == 0:
-            return np.full(at.shape, fill, dtype=np.int64)
-        return np.where(inside, self.flat[np.where(inside, at, 0)], fill)
+            return np.full(positions.shape, fill, dtype=np.int64)
+        return np.where(inside, self.flat[np.where(inside, positions, 0)], fill)
 
     def mask(self, width: int) -> Bools:
-        """True where a value occurs in a slice: (b, width) bool; values outside 0..width-1 are left out."""
+        """(b, width) bool: True where a value occurs in a slice. Values outside 0..width-1 are ignored."""
         out = np.zeros((len(self), width), dtype=np.bool_)
-        which, values = self.pairs()
-        ok = (values >= 0) & (values < width)
-        out[which[ok], values[ok]] = True
+        slices, values = self.pairs()
+        in_range = (values >= 0) & (values < width)
+        out[slices[in_range], values[in_range]] = True
         return out
 
 
 @dataclass(frozen=True)
 class UserStates:
-    """What was known of b users just before `as_of`: their own events strictly before it, oldest first.
+    """Point-in-time states of b users: the events of each user strictly before its `as_of`, oldest first.
 
-    users (b,) int64 row of the user, -1 unknown; as_of (b,) int64 µs;
-    items: Ragged of item rows; times (n,) int64 µs, positive, seen (n,) bool and types (n,) int64 lie beside
-    ``items.flat``, see `Interactions`.
+    users (b,) int64 row of the user, -1 = unknown; as_of (b,) int64 µs; items: Ragged of item rows;
+    times (n,) int64 µs, positive, seen (n,) bool and types (n,) int64 are aligned with ``items.flat``; their meaning
+    is that of `Interactions`.
     """
 
     users: Ints
@@ -99,24 +100,28 @@ class UserStates:
         return len(self.users)
 
     def __getitem__(self, index: "slice | Ints") -> "UserStates":
-        """A range or chosen rows of the states."""
+        """The states of a range or of the given rows."""
         return replace(self, users=self.users[index], as_of=self.as_of[index], items=self.items[index])
 
     def compact(self) -> "UserStates":
-        """The same states over arrays of their own events alone: what is asked of them costs what they hold, and not
-        what the log holds that they were cut from."""
-        _, at = self.items.places()
+        """The same states over arrays that hold only their own events.
+
+        The cost of an operation then depends on the events of these states, not on the size of the log.
+        """
+        _, positions = self.items.places()
         ends = np.cumsum(self.items.lengths)
         return replace(
             self,
-            items=Ragged(self.items.flat[at], ends - self.items.lengths, ends),
-            times=self.times[at],
-            positive=self.positive[at],
-            seen=self.seen[at],
-            types=None if self.types is None else self.types[at],
+            items=Ragged(self.items.flat[positions], ends - self.items.lengths, ends),
+            times=self.times[positions],
+            positive=self.positive[positions],
+            seen=self.seen[positions],
+            types=None if self.types is None else self.types[positions],
         )
 
     def _only(self, keep: Bools, flat: Ints) -> Ragged:
+        """The slices of `flat` (n,) reduced to the elements where keep (n,) is True."""
+        # before (n + 1,): number of kept elements before each index, which is the index after filtering
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])
         return Ragged(flat[keep], before[self.items.begin], before[self.items.end])
 
@@ -129,18 +134,18 @@ class UserStates:
         return self._only(self.positive, self.times)
 
     def seen_items(self) -> Ragged:
-        """Item rows of the events that count as seen: what a placement without repeats excludes."""
+        """Item rows of the events that count as seen. A placement without repeats excludes these items."""
         return self._only(self.seen, self.items.flat)
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """The event log as rows, sorted by user, then time, then order in the log (stable).
+    """The event log as arrays, sorted by user, then time, then order in the log (stable).
 
-    users, items, times (n,) int64; positive, seen (n,) bool. Every item is of the catalogue: rows 0..n_items-1.
-    weights (n,) float32 above 0: how much each counts in training where it is positive; None: all alike.
-    types (n,) int64, 0..n_types-1: which event type each is of, 1 + its place in `EventRules.types`; 0, as where it
-    is None: one that is not told apart.
+    users, items, times (n,) int64; positive, seen (n,) bool. Items are rows of the catalogue, 0..n_items-1.
+    weights (n,) float32 > 0: the training weight of each positive event; None: all weights are equal.
+    types (n,) int64, 0..n_types-1: 1 + index of the event's type in `EventRules.types`, 0 for a type that is not in
+    it; None: all types are 0.
     """
 
     users: Ints
@@ -168,7 +173,7 @@ class Interactions:
         types: Ints | None = None,
         n_types: int = 1,
     ) -> "Interactions":
-        """From arrays in log order; ties in time keep it."""
+        """From arrays in log order. Events of equal user and time keep that order."""
         order = np.lexsort((times, users))  # lexsort is stable
         return cls(users, items, times, positive, seen, n_users, n_items, weights, types, n_types).where(order)
 
@@ -176,7 +181,7 @@ class Interactions:
         return len(self.users)
 
     def where(self, keep: Bools | Ints) -> "Interactions":
-        """The events where keep (n,) is True, or of these rows in their order."""
+        """The events where keep (n,) bool is True, or the events of the given rows in the given order."""
         return replace(
             self,
             users=self.users[keep],
@@ -198,30 +203,31 @@ class Interactions:
 
     @property
     def offsets(self) -> Ints:
-        """(n_users + 1,) int64: events of user u are offsets[u]:offsets[u+1]."""
+        """(n_users + 1,) int64: the events of user u are offsets[u]:offsets[u+1]."""
         return np.searchsorted(self.users, np.arange(self.n_users + 1)).astype(np.int64)
 
     @property
     def latest(self) -> int:
-        """Time (µs) of the latest event; the smallest int64 when there is none."""
+        """Time (µs) of the latest event; the smallest int64 for an empty log."""
         return int(self.times.max()) if len(self) else int(np.iinfo(np.int64).min)
 
     def states(self, users: Ints, as_of: Ints) -> UserStates:
-        """Point-in-time states of users (b,) at as_of (b,): events with time < as_of, never at it.
+        """Point-in-time states of users (b,) at as_of (b,): the events with time < as_of, never time == as_of.
 
-        Sorting is by (user, time), so that both ends of a slice are found by binary search.
+        Events are sorted by (user, time): one binary search for the key of (user, as_of) finds the end of a slice.
         """
         offsets = self.offsets
         known = users >= 0
         safe = np.where(known, users, 0)
         begin = np.where(known, offsets[safe], 0)
+        # rank (n + b,): dense ranks of all times, so that key = user * width + rank orders by (user, time) in int64
         rank = np.unique(np.concatenate([self.times, as_of]), return_inverse=True)[1].astype(np.int64)
         width = int(rank.max(initial=0)) + 1
-        keys = self.users * width + rank[: len(self)]
+        keys = self.users * width + rank[: len(self)]  # (n,)
         end = np.searchsorted(keys, safe * width + rank[len(self) :], side="left").astype(np.int64)
         return self.states_at(users, as_of, begin, np.where(known, end, 0))
 
     def states_at(self, users: Ints, as_of: Ints, begin: Ints, end: Ints) -> UserStates:
-        """States of users (b,) at as_of (b,) that know the events begin:end (b,) each."""
+        """States of users (b,) at as_of (b,) whose events are the slices begin:end, (b,) each."""
         items = Ragged(self.items, begin, end)
         return UserStates(users, as_of, items, self.times, self.positive, self.seen, self.types)

@@ -1,14 +1,14 @@
-"""How long work tells how far it has come."""
+"""The interface by which long operations report their progress."""
 
 from collections.abc import Callable
 
 Step = Callable[[int], None]
-"""Called with how much a step has done."""
+"""Called with the amount of work that was completed since the last call."""
 
 StartProgress = Callable[[str, int], Step]
-"""Called with what begins and how much it is in all; gives the function to call at each step."""
+"""Called with a description and the total amount of work; returns the function to call at each step."""
 
 
 def silent(what: str, total: int) -> Step:
-    """Tells nobody."""
+    """A `StartProgress` that reports nothing."""
     return lambda done: None

@@ -1,4 +1,4 @@
-"""The data contract: each column name written once, and what events mean."""
+"""The data contract: the column names and the meaning of events."""
 
 from typing import Annotated
 
@@ -11,45 +11,45 @@ IMAGE, AUDIO, VIDEO = "image", "audio", "video"
 PUBLISHED, AVAILABLE, GROUP = "published_at", "available", "group_id"
 
 MAX_ID_BYTES = 512
-"""Longest id accepted anywhere, in UTF-8 bytes."""
+"""Maximum length of an id in UTF-8 bytes, everywhere."""
 
 
 class Strict(BaseModel):
-    """A configuration section: an unknown key is an error, and nothing changes after reading."""
+    """A configuration section: unknown keys are errors, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class EventRules(Strict):
-    """What the events of this product mean."""
+    """The meaning of event types."""
 
     positive: dict[str, float | None]
-    """Event type -> least value that makes it positive for training; null: any value, also none."""
+    """Event type -> minimum value for an event to be positive in training; null: any value, and none, is positive."""
 
     seen: tuple[str, ...] | None = None
-    """Event types after which an item counts as seen; null: all of them."""
+    """Event types that make an item count as seen; null: all types."""
 
     weights: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """Positive event type -> how much such an event counts in the towers' loss; 1 where it is not named."""
+    """Positive event type -> weight of its events in the loss of the towers; 1 for types that are not named."""
 
     @property
     def types(self) -> tuple[str, ...]:
-        """Event types that the user tower tells apart: all that are named here, where they are several."""
+        """Event types that the user tower distinguishes: all types named here, or none when only one is named."""
         named = tuple(sorted({*self.positive, *(self.seen or ())}))
         return named if len(named) > 1 else ()
 
     @model_validator(mode="after")
-    def _of_positive_ones(self) -> "EventRules":
+    def _check_weights(self) -> "EventRules":
         if unknown := sorted({*self.weights} - {*self.positive}):
             raise ValueError(f"weights of {', '.join(unknown)}: only types named in `positive` are learned from")
         return self
 
 
 class Placement(Strict):
-    """A place where recommendations are shown."""
+    """A place in the product where recommendations are shown."""
 
     repeats: bool = False
-    """Whether items the user has seen may be shown again."""
+    """Whether items that the user has seen may be recommended."""
 
 
 class DataConfig(Strict):
@@ -62,16 +62,16 @@ class DataConfig(Strict):
     """Folder of the canonical tables: items.*, events.* and optionally users.* (parquet, csv or jsonl)."""
 
     origin: str | None = None
-    """File or folder that the source is read from where it is no package: a GroupLens folder, a sequences file."""
+    """File or folder that the source is read from (a GroupLens folder, a sequences file); null: a package."""
 
     events: EventRules
     placements: dict[str, Placement] = Field(default={"home": Placement()}, min_length=1)
 
     min_train_events: Annotated[int, Field(ge=0)] = 0
-    """Items with fewer training events are left out of the catalogue, counted and printed; 0 keeps cold items."""
+    """Items with fewer training events are not in the catalogue; their number is printed. 0 keeps cold items."""
 
     extra_columns: tuple[str, ...] = ()
-    """Further columns of items that are read and kept; all others are named in the report and ignored."""
+    """Additional item columns to read and keep; the report names all other columns, which are ignored."""
 
     log: str | None = None
-    """Folder of the service's event log; its accepted events join the events table."""
+    """Folder of the service's event log; its accepted events are added to the events table."""

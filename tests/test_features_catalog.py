@@ -1,4 +1,4 @@
-"""The catalogue: rows of the id map, categories as padded indexes, the texts that an encoder reads."""
+"""The catalogue: rows in the order of the id map, padded category indexes, item texts for encoders."""
 
 from datetime import UTC, datetime
 
@@ -34,35 +34,35 @@ def catalog(*ids: str) -> Catalog:
 
 
 def test_rows_follow_the_id_map() -> None:
-    found = catalog("c", "a", "b")
-    assert len(found) == 3
-    assert found.frame["item_id"].to_list() == ["c", "a", "b"]
-    np.testing.assert_array_equal(found.price, np.array([0.0, 1.5, np.nan], np.float32))
-    assert found.available.tolist() == [True, True, False]
-    assert found.published.tolist() == [-1_000_000, 1_000_000, np.iinfo(np.int64).min]
-    assert found.frame["group_id"].to_list() == ["g", None, "g"]
+    built = catalog("c", "a", "b")
+    assert len(built) == 3
+    assert built.frame["item_id"].to_list() == ["c", "a", "b"]
+    np.testing.assert_array_equal(built.price, np.array([0.0, 1.5, np.nan], np.float32))
+    assert built.available.tolist() == [True, True, False]
+    assert built.published.tolist() == [-1_000_000, 1_000_000, np.iinfo(np.int64).min]
+    assert built.frame["group_id"].to_list() == ["g", None, "g"]
 
 
 def test_categories_are_indexes_padded_at_the_end() -> None:
-    found = catalog("c", "a", "b")
-    assert found.category_names == ("x", "y")
-    assert found.categories.tolist() == [[-1, -1], [1, 0], [-1, -1]]
-    assert found.categories.dtype == np.int32
+    built = catalog("c", "a", "b")
+    assert built.category_names == ("x", "y")
+    assert built.categories.tolist() == [[-1, -1], [1, 0], [-1, -1]]
+    assert built.categories.dtype == np.int32
 
 
 def test_categories_beyond_the_limit_are_the_last_ones() -> None:
     many = [f"c{i}" for i in range(MAX_CATEGORIES + 2)]
     frame = items().with_columns(pl.Series("categories", [many, ["c0"], None]))
-    found = Catalog.of(frame, IdMap(("a", "b", "c")), np.zeros((3, 1), np.float32), np.zeros(3, np.bool_))
-    assert found.categories.shape == (3, MAX_CATEGORIES)
-    assert found.category_names == tuple(many[:MAX_CATEGORIES])
-    assert found.categories[0].tolist() == list(range(MAX_CATEGORIES))
+    built = Catalog.of(frame, IdMap(("a", "b", "c")), np.zeros((3, 1), np.float32), np.zeros(3, np.bool_))
+    assert built.categories.shape == (3, MAX_CATEGORIES)
+    assert built.category_names == tuple(many[:MAX_CATEGORIES])
+    assert built.categories[0].tolist() == list(range(MAX_CATEGORIES))
 
 
 def test_no_items_at_all() -> None:
-    found = catalog()
-    assert len(found) == 0
-    assert found.categories.shape == (0, 1)
+    built = catalog()
+    assert len(built) == 0
+    assert built.categories.shape == (0, 1)
 
 
 def test_texts_are_title_categories_description() -> None:

@@ -1,4 +1,4 @@
-"""The event log: what was acknowledged is there, once, whatever happens in between."""
+"""The event log: every acknowledged record is read exactly once, after crashes too."""
 
 import asyncio
 import os
@@ -64,25 +64,25 @@ PUT = ItemPut(item_id="x", timestamp=1, fields={"title": "é", "categories": ["a
 GONE = ItemGone(item_id="x", timestamp=2)
 
 
-def test_changes_of_items_are_read_beside_events_and_counted_as_none(tmp_path: Path) -> None:
+def test_item_changes_are_read_apart_from_events(tmp_path: Path) -> None:
     log = EventLog(tmp_path, segment_bytes=300)
     again = replace(PUT, timestamp=3)
     for records in ([event(1)], [PUT, exposure(2)], [GONE], [event(3), again]):
         log.append_now(records)
     log.close()
-    found = read(tmp_path)
-    assert (found.damaged, len(found.records)) == ((), 6)
-    assert [r for r in found.records if not isinstance(r, Exposure)] == [event(1), PUT, GONE, event(3), again]
+    result = read(tmp_path)
+    assert (result.damaged, len(result.records)) == ((), 6)
+    assert [r for r in result.records if not isinstance(r, Exposure)] == [event(1), PUT, GONE, event(3), again]
     assert item_changes(tmp_path) == [PUT, GONE, again]
 
     assert events_frame(tmp_path)["event_id"].to_list() == ["e1", "e3"]
     store = MemoryStore(EventRules(positive={"click": None}))
-    report = refresh(store, events_frame(tmp_path / "none"), tmp_path, now=4)
-    assert (report.log_events, report.damaged, report.items) == (2, 0, 2)
+    report = refresh(store, events_frame(tmp_path / "none"), tmp_path)
+    assert (report.log_events, report.damaged) == (2, 0)
     assert item_changes(tmp_path / "none") == []
 
 
-def test_changes_of_two_services_beside_each_other_are_ordered_by_time(tmp_path: Path) -> None:
+def test_item_changes_of_two_services_are_ordered_by_time(tmp_path: Path) -> None:
     first, second = EventLog(tmp_path), EventLog(tmp_path)
     again = replace(PUT, timestamp=3)
     first.append_now([PUT])
@@ -93,17 +93,17 @@ def test_changes_of_two_services_beside_each_other_are_ordered_by_time(tmp_path:
     assert item_changes(tmp_path) == [PUT, GONE, again]
 
 
-def test_a_torn_change_is_set_aside_and_an_unknown_kind_passed_over(tmp_path: Path) -> None:
+def test_a_torn_change_is_cut_off_and_an_unknown_kind_is_skipped(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     log.append_now([PUT])
     log.close()
     segment = next(tmp_path.glob("*.log"))
     later = b'{"kind":"item_moved","item_id":"x","timestamp":3}'
-    whole = segment.read_bytes() + b"%08x %s\n" % (crc32(later), later)
-    segment.write_bytes(whole + whole[:40])
+    intact = segment.read_bytes() + b"%08x %s\n" % (crc32(later), later)
+    segment.write_bytes(intact + intact[:40])
     assert item_changes(tmp_path) == [PUT]
-    assert [damage.length for damage in read(tmp_path).damaged] == [len(later)]
-    assert [damage.length for damage in recover(tmp_path)] == [40]
+    assert [damaged.length for damaged in read(tmp_path).damaged] == [len(later)]
+    assert [torn.length for torn in recover(tmp_path)] == [40]
     assert item_changes(tmp_path) == [PUT]
 
 
@@ -113,15 +113,15 @@ def test_small_reads_over_rotated_segments_lose_and_repeat_nothing(tmp_path: Pat
         log.append_now([event(number)])
     log.close()
     assert len(list(tmp_path.glob("*.log"))) > 5
-    found: list[object] = []
+    records: list[object] = []
     position: dict[str, int] = {}
     while True:
-        part = read(tmp_path, position, limit=50)  # less than a line: the reader must widen its look
+        part = read(tmp_path, position, limit=50)  # less than a line: the reader must read larger chunks
         if part.position == position:
             break
         position = part.position
-        found += part.records
-    assert found == [event(n) for n in range(100)]
+        records += part.records
+    assert records == [event(n) for n in range(100)]
 
 
 def test_waiting_tasks_share_writes(tmp_path: Path) -> None:
@@ -134,24 +134,24 @@ def test_waiting_tasks_share_writes(tmp_path: Path) -> None:
     assert sorted(r.timestamp for r in read(tmp_path).records) == list(range(500))
 
 
-def test_torn_end_is_set_aside_and_said(tmp_path: Path) -> None:
+def test_a_torn_end_is_cut_off_and_reported(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     log.append_now([event(1)])
     log.close()
     segment = next(tmp_path.glob("*.log"))
-    whole = segment.read_bytes()
-    segment.write_bytes(whole + whole[:-7])
-    assert read(tmp_path).records == [event(1)]  # a reader waits at a torn end
+    intact = segment.read_bytes()
+    segment.write_bytes(intact + intact[:-7])
+    assert read(tmp_path).records == [event(1)]  # a reader stops before a torn end
     again = EventLog(tmp_path)
     again.append_now([event(2)])
     again.close()
-    assert [(t.segment, t.offset, t.length) for t in again.torn] == [(segment.name, len(whole), len(whole) - 7)]
-    assert segment.read_bytes() == whole
-    assert segment.with_suffix(".torn").read_bytes() == whole[:-7]
+    assert [(t.segment, t.offset, t.length) for t in again.torn] == [(segment.name, len(intact), len(intact) - 7)]
+    assert segment.read_bytes() == intact
+    assert segment.with_suffix(".torn").read_bytes() == intact[:-7]
     assert read(tmp_path).records == [event(1), event(2)]
 
 
-def test_a_segment_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+def test_recovery_skips_a_segment_that_is_being_written(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     log.append_now([event(1)])
     segment = next(tmp_path.glob("*.log"))
@@ -162,7 +162,7 @@ def test_a_segment_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
     assert [t.length for t in recover(tmp_path)] == [9]
 
 
-def test_damaged_lines_in_the_middle_are_counted_not_fatal(tmp_path: Path) -> None:
+def test_damaged_lines_in_the_middle_are_counted_and_skipped(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     log.append_now([event(n) for n in range(5)])
     log.close()
@@ -170,16 +170,16 @@ def test_damaged_lines_in_the_middle_are_counted_not_fatal(tmp_path: Path) -> No
     lines = segment.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2].replace(b'"i2"', b'"iX"')
     segment.write_bytes(b"".join(lines))
-    found = read(tmp_path)
-    assert found.records == [event(n) for n in (0, 1, 3, 4)]
-    assert [(d.offset, d.length) for d in found.damaged] == [(len(lines[0] + lines[1]), len(lines[2]))]
+    result = read(tmp_path)
+    assert result.records == [event(n) for n in (0, 1, 3, 4)]
+    assert [(d.offset, d.length) for d in result.damaged] == [(len(lines[0] + lines[1]), len(lines[2]))]
     assert recover(tmp_path) == ()
     assert events_frame(tmp_path)["item_id"].to_list() == ["i0", "i1", "i3", "i4"]
 
 
 def test_events_frame_has_the_canonical_columns(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
-    one = Event(
+    rating = Event(
         user_id="ü",
         item_id="i",
         event="rating",
@@ -189,7 +189,7 @@ def test_events_frame_has_the_canonical_columns(tmp_path: Path) -> None:
         request_id="r",
         position=3,
     )
-    log.append_now([exposure(1), one, one, event(2_000_000)])
+    log.append_now([exposure(1), rating, rating, event(2_000_000)])
     log.close()
     frame = events_frame(tmp_path)
     assert frame.schema["timestamp"] == pl.Datetime("us", "UTC")
@@ -203,14 +203,14 @@ def test_events_frame_has_the_canonical_columns(tmp_path: Path) -> None:
 
 def test_an_event_id_counts_once_for_each_user(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
-    unnamed = [replace(event(n), event_id="") for n in (3, 3)]
-    log.append_now([event(1, "ann"), event(1, "bob"), *unnamed, replace(event(2, "ann"), event_id="e1")])
+    without_id = [replace(event(n), event_id="") for n in (3, 3)]
+    log.append_now([event(1, "ann"), event(1, "bob"), *without_id, replace(event(2, "ann"), event_id="e1")])
     log.close()
     frame = events_frame(tmp_path)
     assert frame.select("user_id", "item_id").rows() == [("ann", "i1"), ("bob", "i1"), ("u", "i3"), ("u", "i3")]
 
 
-def test_a_failure_nobody_thought_of_fails_the_append_and_not_the_log(
+def test_an_unexpected_failure_fails_the_append_but_not_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = EventLog(tmp_path)
@@ -265,16 +265,16 @@ FULL = """
 """
 
 
-def test_a_full_disk_refuses_and_keeps_nothing_half(tmp_path: Path) -> None:
+def test_a_full_disk_refuses_and_leaves_no_partial_record(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(FULL), str(tmp_path)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     accepted = [int(n) for n in done.stdout.split()]
     assert 2 < len(accepted) < 61
-    found = read(tmp_path)
-    assert [r.timestamp for r in found.records] == accepted
-    assert found.damaged == ()
+    result = read(tmp_path)
+    assert [r.timestamp for r in result.records] == accepted
+    assert result.damaged == ()
     assert recover(tmp_path) == ()
 
 
@@ -284,14 +284,14 @@ WRITER = """
     from features.log.event_log import EventLog
     from features.log.records import Event
     log = EventLog(Path(sys.argv[1]), segment_bytes=20_000)
-    said = threading.Lock()
+    output = threading.Lock()
     def work(name):
         n = 0
         while True:
             ids = [f"{sys.argv[2]}-{name}-{n}-{i}" for i in range(1 + n % 5)]
             log.append_now([Event(user_id="u", item_id="y" * (n * 37 % 900), event="click", timestamp=n, event_id=i)
                             for i in ids])
-            with said:
+            with output:
                 sys.stdout.write("".join(i + chr(10) for i in ids)); sys.stdout.flush()
             n += 1
     for name in range(3):
@@ -299,7 +299,7 @@ WRITER = """
 """
 
 
-def test_kill_9_at_any_moment_loses_nothing_acknowledged(tmp_path: Path) -> None:
+def test_kill_9_at_any_moment_loses_no_acknowledged_record(tmp_path: Path) -> None:
     dice = random.Random(0)
     acknowledged: list[str] = []
     for run in range(10):
@@ -315,15 +315,15 @@ def test_kill_9_at_any_moment_loses_nothing_acknowledged(tmp_path: Path) -> None
             except subprocess.TimeoutExpired:
                 writer.send_signal(signal.SIGKILL)
             writer.wait()
-        said = (tmp_path / f"{run}.out").read_text()
-        acknowledged += said[: said.rfind("\n") + 1].split()  # a last line may be cut by the kill
+        output = (tmp_path / f"{run}.out").read_text()
+        acknowledged += output[: output.rfind("\n") + 1].split()  # the kill may have cut the last line
     EventLog(tmp_path / "log").close()
-    everything = read(tmp_path / "log", limit=1 << 30)  # a quick machine writes more than one reading takes
-    found = [r.event_id for r in everything.records if isinstance(r, Event)]
+    everything = read(tmp_path / "log", limit=1 << 30)  # a fast machine writes more than one default read returns
+    stored = [r.event_id for r in everything.records if isinstance(r, Event)]
     assert len(acknowledged) > 100
-    assert set(acknowledged) <= set(found)
-    assert len(found) == len(set(found))
-    assert events_frame(tmp_path / "log")["event_id"].to_list() == found
+    assert set(acknowledged) <= set(stored)
+    assert len(stored) == len(set(stored))
+    assert events_frame(tmp_path / "log")["event_id"].to_list() == stored
 
 
 def test_records_come_from_one_place() -> None:

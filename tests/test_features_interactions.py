@@ -1,4 +1,4 @@
-"""The event log by user and time, and point-in-time states, against a naive loop."""
+"""The event log sorted by user and time, and point-in-time states, compared with a naive loop."""
 
 from dataclasses import replace
 
@@ -25,8 +25,8 @@ def test_ragged_by_hand():
     ragged = Ragged.of([[3, 1], [], [2, 2, 5]])
     assert len(ragged) == 3
     assert ragged.lengths.tolist() == [2, 0, 3]
-    which, values = ragged.pairs()
-    assert which.tolist() == [0, 0, 2, 2, 2]
+    slices, values = ragged.pairs()
+    assert slices.tolist() == [0, 0, 2, 2, 2]
     assert values.tolist() == [3, 1, 2, 2, 5]
     assert ragged.tail(2).tolist() == [[3, 1], [-1, -1], [2, 5]]
     assert ragged.tail(4, fill=9).tolist() == [[9, 9, 3, 1], [9, 9, 9, 9], [9, 2, 2, 5]]
@@ -37,8 +37,8 @@ def test_ragged_by_hand():
 
 def test_ragged_slices_may_overlap():
     ragged = Ragged(np.array([7, 8, 9]), np.array([0, 1, 0]), np.array([2, 3, 3]))
-    which, values = ragged.pairs()
-    assert which.tolist() == [0, 0, 1, 1, 2, 2, 2]
+    slices, values = ragged.pairs()
+    assert slices.tolist() == [0, 0, 1, 1, 2, 2, 2]
     assert values.tolist() == [7, 8, 8, 9, 7, 8, 9]
 
 
@@ -53,22 +53,22 @@ events_of = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers
 
 
 @given(events_of, st.lists(st.tuples(st.integers(-1, 3), st.integers(0, 10)), max_size=6), st.booleans())
-def test_gathered_states_say_the_same(rows, asked, typed):
+def test_compact_states_are_equal(rows, queries, typed):
     events = log(rows, n_users=4)
     events = replace(events, types=events.items % 3, n_types=3) if typed else events
-    users, as_of = (np.array([one[at] for one in asked], dtype=np.int64) for at in (0, 1))
+    users, as_of = (np.array([query[field] for query in queries], dtype=np.int64) for field in (0, 1))
     states = events.states(users, as_of)
-    own = states.compact()
-    assert len(own.times) == len(own.items.flat) == states.items.lengths.sum()
+    compact = states.compact()
+    assert len(compact.times) == len(compact.items.flat) == states.items.lengths.sum()
     for name in ("users", "as_of"):
-        np.testing.assert_array_equal(getattr(own, name), getattr(states, name))
-    assert lists(own.items) == lists(states.items)
+        np.testing.assert_array_equal(getattr(compact, name), getattr(states, name))
+    assert lists(compact.items) == lists(states.items)
     for part in ("positives", "positive_times", "seen_items"):
-        assert lists(getattr(own, part)()) == lists(getattr(states, part)())
+        assert lists(getattr(compact, part)()) == lists(getattr(states, part)())
     for name in ("times", "positive", "seen", *(["types"] if typed else [])):
-        whole = Ragged(getattr(states, name), states.items.begin, states.items.end)
-        assert getattr(own, name).tolist() == whole.pairs()[1].tolist()
-    assert (own.types is None) == (not typed)
+        expected = Ragged(getattr(states, name), states.items.begin, states.items.end)
+        assert getattr(compact, name).tolist() == expected.pairs()[1].tolist()
+    assert (compact.types is None) == (not typed)
 
 
 def test_sort_keeps_log_order_where_times_are_equal():
@@ -85,9 +85,9 @@ def test_states_hold_events_strictly_before():
     assert lists(states.positives()) == [[], [1], [1, 3], [1, 3, 4], [], [], []]
     assert lists(states.positive_times()) == [[], [10], [10, 20], [10, 20, 30], [], [], []]
     assert lists(states.seen_items()) == [[], [1], [1, 2], [1, 2, 4], [], [], []]
-    part = states[np.array([3, 1])]
-    assert lists(part.positives()) == [[1, 3, 4], [1]]
-    assert part.as_of.tolist() == [99, 20]
+    selected = states[np.array([3, 1])]
+    assert lists(selected.positives()) == [[1, 3, 4], [1]]
+    assert selected.as_of.tolist() == [99, 20]
     assert lists(states[2:4].seen_items()) == [[1, 2], [1, 2, 4]]
 
 
@@ -105,30 +105,31 @@ def test_an_empty_log_has_states_without_history():
 
 
 event = st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(-3, 6), st.booleans(), st.booleans())
-question = st.tuples(st.integers(-1, 3), st.integers(-4, 8))
+query = st.tuples(st.integers(-1, 3), st.integers(-4, 8))
 
 
-@given(st.lists(event, max_size=30), st.lists(question, min_size=1, max_size=10))
-def test_states_equal_a_naive_loop(rows, questions):
+@given(st.lists(event, max_size=30), st.lists(query, min_size=1, max_size=10))
+def test_states_equal_a_naive_loop(rows, queries):
     events = log(rows)
-    states = events.states(*(np.array(c, dtype=np.int64) for c in zip(*questions, strict=True)))
-    for i, (user, as_of) in enumerate(questions):
-        mine = sorted((r for r in rows if r[0] == user and r[2] < as_of), key=lambda r: r[2])  # sorted is stable
-        assert lists(states.items)[i] == [r[1] for r in mine]
-        assert lists(states.positives())[i] == [r[1] for r in mine if r[3]]
-        assert lists(states.positive_times())[i] == [r[2] for r in mine if r[3]]
-        assert lists(states.seen_items())[i] == [r[1] for r in mine if r[4]]
+    states = events.states(*(np.array(c, dtype=np.int64) for c in zip(*queries, strict=True)))
+    for i, (user, as_of) in enumerate(queries):
+        history = sorted((r for r in rows if r[0] == user and r[2] < as_of), key=lambda r: r[2])  # sorted is stable
+        assert lists(states.items)[i] == [r[1] for r in history]
+        assert lists(states.positives())[i] == [r[1] for r in history if r[3]]
+        assert lists(states.positive_times())[i] == [r[2] for r in history if r[3]]
+        assert lists(states.seen_items())[i] == [r[1] for r in history if r[4]]
 
 
 def test_types_go_with_their_events():
     types = np.array([1, 2, 0, 2])
     rows = [(1, 0, 5, True, True), (0, 1, 9, True, True), (0, 2, 3, True, True), (1, 3, 2, False, True)]
     plain = log(rows)
-    marks = np.array([r[3] for r in rows]), np.array([r[4] for r in rows])
+    labels = np.array([r[3] for r in rows]), np.array([r[4] for r in rows])
     ints = (np.array(c) for c in list(zip(*rows, strict=True))[:3])
-    told = Interactions.sort(*ints, *marks, 4, 6, types=types, n_types=3)
+    typed = Interactions.sort(*ints, *labels, 4, 6, types=types, n_types=3)
     assert plain.types is None
-    assert told.types.tolist() == [0, 2, 2, 1]  # by user and time
-    assert told.positives().types.tolist() == [0, 2, 1]
-    assert told.positives().n_types == 3
-    assert told.states(np.array([0]), np.array([4])).types.tolist() == [0, 2, 2, 1]  # beside the whole log's items
+    assert typed.types.tolist() == [0, 2, 2, 1]  # by user and time
+    assert typed.positives().types.tolist() == [0, 2, 1]
+    assert typed.positives().n_types == 3
+    states = typed.states(np.array([0]), np.array([4]))
+    assert states.types.tolist() == [0, 2, 2, 1]  # aligned with items.flat, the items of the whole log

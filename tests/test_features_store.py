@@ -1,4 +1,4 @@
-"""One contract, two stores: in memory, and a real server."""
+"""The contract of a feature store, run against memory and a real server."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +15,6 @@ from features.schema import EventRules
 from features.store.base import (
     HISTORY,
     FeatureStore,
-    ItemStats,
     Status,
     UserPatch,
     Watermark,
@@ -29,7 +28,7 @@ from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
 
 RULES = EventRules(positive={"rating": 3.5, "buy": None}, seen=("rating", "buy"))
-MARK = Watermark({"a.log": 5}, "hash", 7)
+MARK = Watermark({"a.log": 5}, "hash")
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +64,19 @@ def test_history_is_oldest_first_and_seen_follows_the_rules(store: FeatureStore)
     store.move_watermark(MARK)
     rated = replace(event("c", 3, "rating"), value=4.25)
     store.push([event("b", 2), rated, event("a", 1, "look"), event("x", 1, user="ümlaut user")])
-    state, other, nobody = store.read_users(["u", "ümlaut user", "nobody"])
+    state, second, unknown = store.read_users(["u", "ümlaut user", "nobody"])
     assert state.items == ("a", "b", "c")
     assert state.events == ("look", "buy", "rating")
     assert state.times.tolist() == [1, 2, 3]
     np.testing.assert_array_equal(state.values, [np.nan, np.nan, 4.25])
     assert state.seen == {"b", "c"}
     assert state.positive(RULES).tolist() == [False, True, True]
-    assert (state.status, other.status, nobody.status) == (Status.PRESENT, Status.PRESENT, Status.MISSING)
-    assert other.items == ("x",)
-    assert (nobody.items, nobody.seen, len(nobody.times)) == ((), frozenset(), 0)
+    assert (state.status, second.status, unknown.status) == (Status.PRESENT, Status.PRESENT, Status.MISSING)
+    assert second.items == ("x",)
+    assert (unknown.items, unknown.seen, len(unknown.times)) == ((), frozenset(), 0)
 
 
-def test_positive_needs_a_value_where_the_rules_ask_for_one(store: FeatureStore) -> None:
+def test_positive_needs_a_value_where_the_rules_have_a_threshold(store: FeatureStore) -> None:
     store.push([event("a", 1, "rating"), replace(event("b", 2, "rating"), value=3.5), event("c", 3, "other")])
     assert store.read_users(["u"])[0].positive(RULES).tolist() == [False, True, False]
 
@@ -87,7 +86,7 @@ def test_pushing_again_changes_nothing(store: FeatureStore) -> None:
     store.push(events)
     before = store.read_users(["u"])[0]
     store.push(events)
-    # a client that sends an event again without a time gets a later one: the first holds
+    # an event that a client sends again without a time gets a later time; the first time stays
     store.push([replace(events[0], timestamp=9), replace(events[1], timestamp=9, order=4)])
     after = store.read_users(["u"])[0]
     assert after.items == before.items == ("a", "b")
@@ -115,7 +114,7 @@ def test_ties_keep_the_order_of_the_request(store: FeatureStore) -> None:
     assert store.read_users(["u"])[0].items == tuple("zaqb")
 
 
-def test_only_the_newest_are_kept_but_seen_is_for_ever(store: FeatureStore) -> None:
+def test_only_the_newest_events_are_kept_but_all_seen_items(store: FeatureStore) -> None:
     events = [event(f"i{n}", n) for n in range(HISTORY + 40)]
     store.push(events[20:])
     store.push(events[:20])
@@ -133,19 +132,15 @@ def test_stale_until_filled(store: FeatureStore) -> None:
     assert [s.status for s in store.read_users(["u", "v"])] == [Status.PRESENT, Status.MISSING]
 
 
+def test_a_watermark_of_version_0_1_0_is_read() -> None:
+    assert Watermark.from_json('{"log": {"a.log": 5}, "tables": "hash", "as_of": 7}') == MARK
+    assert Watermark.from_json(MARK.to_json()) == MARK
+
+
 def test_recent_users(store: FeatureStore) -> None:
     store.push([event("a", 1, user="old"), event("a", 3, user="new"), event("a", 2, user="mid")])
     store.push([event("b", 0, user="new")])
     assert store.recent_users(2) == ["new", "mid"]
-
-
-def test_item_statistics(store: FeatureStore) -> None:
-    table = np.array([[1, 2, 3, 100], [4, 5, 6, 50]])
-    store.write_items(ItemStats.of(["a", "b"], table, 0))
-    found = store.read_items(["b", "nothing", "a"], stale_before=60)
-    assert found.table().tolist() == [[4, 5, 6, 50], [0, 0, 0, 0], [1, 2, 3, 100]]
-    assert found.status == (Status.STALE, Status.MISSING, Status.PRESENT)
-    assert store.read_items([]).ids == ()
 
 
 def test_other_seen_rules_are_kept_apart_and_other_positive_rules_are_not(store: FeatureStore) -> None:
@@ -179,9 +174,10 @@ def test_any_order_any_repetition_both_stores_agree(
         store.push(events)
     for events in pushes:
         memory.push(events)
-    for one, other in zip(store.read_users(["u", "v"]), memory.read_users(["u", "v"]), strict=True):
-        assert (one.items, one.events, one.times.tolist()) == (other.items, other.events, other.times.tolist())
-        assert (one.seen, one.status) == (other.seen, other.status)
+    for actual, expected in zip(store.read_users(["u", "v"]), memory.read_users(["u", "v"]), strict=True):
+        assert (actual.items, actual.events) == (expected.items, expected.events)
+        assert actual.times.tolist() == expected.times.tolist()
+        assert (actual.seen, actual.status) == (expected.seen, expected.status)
     assert store.recent_users(5) == memory.recent_users(5)
     store.close()
 
@@ -230,7 +226,7 @@ def test_a_packed_event_byte_for_byte() -> None:
     assert user_patches([bought], RULES) == [UserPatch("u", {"000003\x1fa\x1f\x1f\x1e17\x1fbuy": 17}, ("a",))]
 
 
-def test_a_server_that_is_away_is_tried_once_a_pause() -> None:
+def test_an_unreachable_server_is_tried_once_per_pause() -> None:
     clock = [0.0]
     store = RedisStore("redis://user:secret@127.0.0.1:1/0", RULES, pause=1.0, clock=lambda: clock[0])
     with pytest.raises(StoreError, match=r"at redis://127\.0\.0\.1:1/0 does not answer"):

@@ -1,1 +1,1 @@
-"""The event log: what the service accepted and showed, on disk."""
+"""The event log: accepted events, exposures and item changes on disk."""

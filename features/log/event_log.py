@@ -1,11 +1,10 @@
-"""The event log: accepted events, exposures and changes of items, on disk before the answer, in an append-only
-folder.
+"""The event log: accepted events, exposures and item changes in append-only files, on disk before the response.
 
     01730000000000000000-4711.log    a segment: one writer ever, lines of "<CRC-32 of the JSON, 8 hex> <JSON>\\n"
-    01730000000000000000-4711.torn   what a crash had left half-written at that segment's end
+    01730000000000000000-4711.torn   the half-written end of that segment, which a crash had left
 
-A writer never continues a segment that another process began, so a position in it stays true for ever: what is
-behind a position never changes, and a torn end can be cut off without moving any reader.
+A writer never continues a segment of another process. Bytes before a reader's position therefore never change, and
+a torn end can be cut off without moving any reader.
 """
 
 import asyncio
@@ -36,12 +35,12 @@ READ_BYTES = 8 << 20
 TAIL_BYTES = 64 << 10
 
 Position = Mapping[str, int]
-"""Segment name -> bytes read of it. A segment that is not named has not been read."""
+"""Segment name -> number of bytes read. A segment without an entry has not been read."""
 
 
 @dataclass(frozen=True)
 class DamagedBytes:
-    """Bytes of a segment that are no record: a damaged line, or a torn end."""
+    """Bytes of a segment that are not a record: a damaged line or a torn end."""
 
     segment: str
     offset: int
@@ -50,7 +49,7 @@ class DamagedBytes:
 
 @dataclass(frozen=True)
 class LogRead:
-    """Records in log order, the position behind them, and the damaged lines passed over (they stay there)."""
+    """Records in log order, the position after them, and the damaged lines, which were skipped but not deleted."""
 
     records: list[Record]
     position: dict[str, int]
@@ -58,12 +57,13 @@ class LogRead:
 
 
 def _line(record: Record) -> bytes:
+    """The line of a record: checksum, JSON, newline."""
     payload = orjson.dumps(record)
     return b"%08x %s\n" % (crc32(payload), payload)
 
 
 def _payload(line: bytes) -> bytes | None:
-    """The JSON of a line without its newline; None when its checksum is wrong."""
+    """The JSON of a line given without its newline; None when the checksum is wrong."""
     payload = line[9:]
     return payload if line[:9] == b"%08x " % crc32(payload) and payload else None
 
@@ -71,20 +71,21 @@ def _payload(line: bytes) -> bytes | None:
 def _scan(data: bytes) -> tuple[list[bytes], int, list[tuple[int, int]]]:
     """Payloads of the valid lines, the end of the last one, and (offset, length) of damaged lines before that end.
 
-    What follows the last valid line is left unread: it may still be being written, or be cut off as torn.
+    The bytes after the last valid line are not consumed: another process may still be writing them, or they are a
+    torn end.
     """
     payloads: list[bytes] = []
     damaged: list[tuple[int, int]] = []
-    doubtful: list[tuple[int, int]] = []
+    undecided: list[tuple[int, int]] = []  # invalid lines with no valid line after them so far
     at = end = 0
     for line in data.split(b"\n")[:-1]:
         payload = _payload(line)
         if payload is None:
-            doubtful.append((at, len(line) + 1))
+            undecided.append((at, len(line) + 1))
         else:
             payloads.append(payload)
-            damaged += doubtful
-            doubtful.clear()
+            damaged += undecided
+            undecided.clear()
             end = at + len(line) + 1
         at += len(line) + 1
     return payloads, end, damaged
@@ -95,7 +96,7 @@ def _segments(folder: Path) -> list[Path]:
 
 
 def _chunks(path: Path, offset: int, limit: int) -> Iterator[tuple[list[bytes], int, list[tuple[int, int]]]]:
-    """(payloads, offset behind them, damaged) of a segment from `offset`, about `limit` bytes at a time."""
+    """(payloads, offset after them, damaged lines) of a segment from `offset`, about `limit` bytes at a time."""
     with path.open("rb") as file:
         size = limit
         while True:
@@ -105,40 +106,39 @@ def _chunks(path: Path, offset: int, limit: int) -> Iterator[tuple[list[bytes], 
             if payloads:
                 yield payloads, offset + end, [(offset + at, length) for at, length in damaged]
                 offset, size = offset + end, limit
-            elif len(data) == size:
+            elif len(data) == size:  # the chunk ends inside the first line
                 size *= 2
             else:
                 return
 
 
 def read(folder: Path, since: Position | None = None, *, limit: int = READ_BYTES) -> LogRead:
-    """About `limit` bytes of records after `since`; nothing new when the position comes back unchanged.
+    """About `limit` bytes of records after `since`; an unchanged position means that there is nothing new.
 
-    Every record is returned exactly once over successive reads. Records of a kind that this version does not know
-    count as damaged.
-    Raises LogError when a segment cannot be read.
+    Successive reads return every record exactly once. A record of a kind that this version does not know counts as
+    damaged. Raises LogError when a segment cannot be read.
     """
     position = dict(since or {})
     records: list[Record] = []
-    damage: list[DamagedBytes] = []
+    damaged: list[DamagedBytes] = []
     budget = limit
     try:
         for path in _segments(folder):
-            for payloads, end, bad in _chunks(path, position.get(path.name, 0), limit):
-                damage += [DamagedBytes(path.name, at, length) for at, length in bad]
+            for payloads, end, damaged_lines in _chunks(path, position.get(path.name, 0), limit):
+                damaged += [DamagedBytes(path.name, at, length) for at, length in damaged_lines]
                 for payload in payloads:
                     record = record_of(orjson.loads(payload))
                     if record is not None:
                         records.append(record)
                     else:
-                        damage.append(DamagedBytes(path.name, end, len(payload)))
+                        damaged.append(DamagedBytes(path.name, end, len(payload)))
                 budget -= end - position.get(path.name, 0)
                 position[path.name] = end
                 if budget <= 0:
-                    return LogRead(records, position, tuple(damage))
+                    return LogRead(records, position, tuple(damaged))
     except OSError as error:
         raise LogError(f"the event log in {folder} cannot be read: {error}") from error
-    return LogRead(records, position, tuple(damage))
+    return LogRead(records, position, tuple(damaged))
 
 
 _COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -157,47 +157,47 @@ _COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
 def events_frame(folder: Path) -> pl.DataFrame:
     """All accepted events with the canonical columns of the events table, in log order.
 
-    An event_id that came again from the same user counts once, the first time; events without one all count.
+    Of events with the same user and event_id the first counts. Events without an event_id all count.
     Raises LogError when a segment cannot be read.
     """
     frames = [pl.DataFrame(schema=_COLUMNS)]
     frames += [
         pl.read_ndjson(io.BytesIO(b"\n".join(lines)), schema=_COLUMNS)
-        for lines in _lines_of(folder, b'{"kind":"event",')
+        for lines in _payloads_with_prefix(folder, b'{"kind":"event",')
     ]
-    unnamed = pl.col(EVENT_ID).fill_null("") == ""
+    without_id = pl.col(EVENT_ID).fill_null("") == ""
     return (
         pl.concat(frames)
-        .filter(unnamed | pl.struct(USER, EVENT_ID).is_first_distinct())
+        .filter(without_id | pl.struct(USER, EVENT_ID).is_first_distinct())
         .with_columns(pl.col(TIME).cast(pl.Datetime("us", "UTC")))
     )
 
 
 def item_changes(folder: Path) -> list[ItemPut | ItemGone]:
-    """All changes of items, by time, then in log order: two services may have written beside each other for a while.
+    """All item changes by time, then in log order: two services may have written at the same time.
 
     Raises LogError when a segment cannot be read.
     """
     changes: list[ItemPut | ItemGone] = []
-    for lines in _lines_of(folder, b'{"kind":"item_'):
+    for lines in _payloads_with_prefix(folder, b'{"kind":"item_'):
         records = map(record_of, map(orjson.loads, lines))
         changes += [record for record in records if isinstance(record, ItemPut | ItemGone)]
     return sorted(changes, key=lambda change: change.timestamp)
 
 
-def _lines_of(folder: Path, begin: bytes) -> Iterator[list[bytes]]:
-    """Payloads of the lines that begin so, some at a time, in log order; none where there is no such folder."""
+def _payloads_with_prefix(folder: Path, prefix: bytes) -> Iterator[list[bytes]]:
+    """Payloads that start with `prefix`, in batches, in log order; nothing when the folder does not exist."""
     try:
         for path in _segments(folder) if folder.is_dir() else []:
             for payloads, _, _ in _chunks(path, 0, READ_BYTES):
-                if lines := [payload for payload in payloads if payload.startswith(begin)]:
+                if lines := [payload for payload in payloads if payload.startswith(prefix)]:
                     yield lines
     except OSError as error:
         raise LogError(f"the event log in {folder} cannot be read: {error}") from error
 
 
 def recover(folder: Path) -> tuple[DamagedBytes, ...]:
-    """Cut half-written ends off the segments that no living process writes; each is kept in a .torn file.
+    """Cut the torn ends off the segments that no running process writes, and keep each end in a .torn file.
 
     Raises LogError when the folder cannot be written.
     """
@@ -210,18 +210,18 @@ def recover(folder: Path) -> tuple[DamagedBytes, ...]:
                 except BlockingIOError:
                     continue
                 size = file.seek(0, os.SEEK_END)
-                begin = max(0, size - TAIL_BYTES)
-                file.seek(begin)
-                end = begin + _scan(file.read())[1]
-                if end < size and begin > 0:  # the chunk may begin inside a long line: look at the whole segment
+                start = max(0, size - TAIL_BYTES)
+                file.seek(start)
+                end = start + _scan(file.read())[1]
+                if end < size and start > 0:  # the tail may start inside a long line: scan the whole segment
                     file.seek(0)
                     end = _scan(file.read())[1]
                 if end < size:
                     file.seek(end)
-                    with path.with_suffix(".torn").open("ab") as aside:
-                        aside.write(file.read())
-                        aside.flush()
-                        os.fsync(aside.fileno())
+                    with path.with_suffix(".torn").open("ab") as torn_file:
+                        torn_file.write(file.read())
+                        torn_file.flush()
+                        os.fsync(torn_file.fileno())
                     file.truncate(end)
                     os.fsync(file.fileno())
                     torn.append(DamagedBytes(path.name, end, size - end))
@@ -231,11 +231,12 @@ def recover(folder: Path) -> tuple[DamagedBytes, ...]:
 
 
 class EventLog:
-    """The writer. An append is done when its records are on disk: one thread gathers what is queued meanwhile,
-    writes it with one fsync, then answers all who wait (group commit).
+    """The writer. An append completes when its records are on disk.
 
-    torn: what was cut off at opening; fault: why the last write failed, "" when it did not.
-    Raises LogError when the folder cannot be made or recovered.
+    One thread writes all queued records with one fsync, then completes their futures (group commit).
+
+    torn: the ends that opening the log cut off; fault: why the last write failed, "" after a successful write.
+    Raises LogError when the folder cannot be created or recovered.
     """
 
     def __init__(
@@ -261,7 +262,10 @@ class EventLog:
         self._thread.start()
 
     def submit(self, records: Sequence[Record]) -> Future[None]:
-        """Queue records; the future is done when they are on disk, all of them, and fails with LogError otherwise."""
+        """Queue records. The future completes when all of them are on disk, and fails with LogError otherwise.
+
+        Raises LogError when the log is closed or has too many bytes waiting.
+        """
         data = b"".join(map(_line, records))
         future: Future[None] = Future()
         with self._wake:
@@ -275,21 +279,22 @@ class EventLog:
         return future
 
     async def append(self, records: Sequence[Record]) -> None:
-        """Return when the records are on disk. Raises LogError when they are not: none of them is accepted."""
+        """Return when the records are on disk. Raises LogError otherwise; then none of them is accepted."""
         await asyncio.wrap_future(self.submit(records))
 
     def append_now(self, records: Sequence[Record]) -> None:
-        """The same for callers without an event loop."""
+        """`append` for callers without an event loop."""
         self.submit(records).result()
 
     def close(self) -> None:
-        """Write what is queued and end the thread. Closing twice is fine."""
+        """Write the queued records and end the thread. A second call does nothing."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         self._thread.join()
 
     def _run(self) -> None:
+        """The writer thread: one write and one fsync per batch of queued appends, until the log is closed."""
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._queue or self._closing)
@@ -298,19 +303,19 @@ class EventLog:
                 self._queued = 0
             if not batch:
                 break
-            wanted = [(data, future) for data, future in batch if future.set_running_or_notify_cancel()]
+            pending = [(data, future) for data, future in batch if future.set_running_or_notify_cancel()]
             try:
-                self._write(b"".join(data for data, _ in wanted))
+                self._write(b"".join(data for data, _ in pending))
                 self.fault = ""
-            except Exception as error:  # a thread that ended here would leave every later append waiting for ever
+            except Exception as error:  # if the thread ended here, every later append would wait for ever
                 self.fault = str(error) or repr(error)
-                self._abandon()
-                for _, future in wanted:
+                self._abandon_segment()
+                for _, future in pending:
                     future.set_exception(
                         LogError(f"the event log in {self.folder} cannot be written: {error}; nothing was accepted")
                     )
             else:
-                for _, future in wanted:
+                for _, future in pending:
                     future.set_result(None)
         if self._fd >= 0:
             os.close(self._fd)
@@ -319,25 +324,25 @@ class EventLog:
         if not data:
             return
         if self._fd < 0:
-            self._begin()
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
+            self._start_segment()
+        remaining = memoryview(data)
+        while remaining:
+            remaining = remaining[os.write(self._fd, remaining) :]
         os.fdatasync(self._fd)
         self._size += len(data)
         if self._size >= self._segment_bytes:
             os.close(self._fd)
             self._fd = -1
 
-    def _begin(self) -> None:
+    def _start_segment(self) -> None:
         self._path = self.folder / f"{time.time_ns():020d}-{os.getpid()}.log"
         self._fd = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
         self._size = 0
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         sync(self.folder)
 
-    def _abandon(self) -> None:
-        """Take back a write that failed. After a failed fsync nobody knows what is on disk: begin another segment."""
+    def _abandon_segment(self) -> None:
+        """Undo a failed write and end the segment: after a failed fsync, its contents on disk are not known."""
         if self._fd < 0:
             return
         fd, self._fd = self._fd, -1
@@ -349,5 +354,5 @@ class EventLog:
         except OSError as error:
             self.fault = str(error)
         finally:
-            with suppress(OSError):  # of the write that failed, `fault` tells already
+            with suppress(OSError):  # `fault` already says why the write failed
                 os.close(fd)

@@ -1,7 +1,7 @@
-"""What the service's event log says of items: the newest change of each, as a table, and the media they came with.
+"""Item changes of the event log: the newest change of each item, the items as a table, and their media files.
 
-<log>/media/<SHA-256 of the bytes>    a picture, sound or video that was sent; on disk before the record names it, and
-                                      swept when no item has had it for a day
+<log>/media/<SHA-256 of the bytes>    an uploaded picture, sound or video: on disk before a record names it, deleted
+                                      when no item has used it for a day
 """
 
 import fcntl
@@ -24,37 +24,43 @@ from features.log.records import ItemGone, ItemPut
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, ITEM, PRICE, VIDEO
 
 MEDIA_FOLDER = "media"
-_WRITTEN = re.compile(r"(\.writing-\d+-\d+-)?[0-9a-f]{64}")
-"""Names of files in it that are ours: whole, or left of a write that a crash ended."""
+_MEDIA_NAME = re.compile(r"(\.writing-\d+-\d+-)?[0-9a-f]{64}")
+"""Names of the files that `keep_media` writes into it: media, and temporary files that a crash left."""
 
 RETENTION = DAY
-"""For so long (µs) media stay that no item has any more: a request has kept them and is yet to log its record, or a
-training has read the log and is yet to read them; one that comes to them later does without, as the next will."""
+"""How long (µs) unused media are kept.
+
+A request may have written media and not yet logged the record that names them; a training may have read the log and
+not yet the media. A training that reads the media even later gets the item without them, as the next training does.
+"""
 
 _TYPES: dict[str, pl.DataType] = {
     PRICE: pl.Float64(),
     AVAILABLE: pl.Boolean(),
     CATEGORIES: pl.List(pl.String()),
 }
-"""Of columns whose values are no text."""
+"""Types of the columns that are not text."""
 
 
 @dataclass(frozen=True)
 class ItemChanges:
-    """puts: the newest one of each item that was ever put, the oldest first, also of those deleted since, but without
-    the media that we keep; gone: items deleted last."""
+    """The newest state of each item in the log.
+
+    puts: item -> its newest put, the oldest put first; deleted items are included, without their stored media;
+    gone: the items whose newest change is a deletion.
+    """
 
     puts: dict[str, ItemPut]
     gone: frozenset[str]
 
     @classmethod
     def of(cls, folder: Path) -> "ItemChanges":
-        """From the log in a folder, which may not be there. Raises LogError."""
+        """From the log in a folder; empty when the folder does not exist. Raises LogError."""
         return cls.of_changes(item_changes(folder))
 
     @classmethod
     def of_changes(cls, changes: Iterable[ItemPut | ItemGone]) -> "ItemChanges":
-        """From changes, the oldest first."""
+        """From item changes, the oldest first."""
         puts: dict[str, ItemPut] = {}
         gone: set[str] = set()
         for change in changes:
@@ -72,16 +78,16 @@ class ItemChanges:
 
 
 def keep_media(log: Path, data: bytes) -> str:
-    """Write bytes below the log's folder, named by what they are, and return that name relative to the log.
+    """Write bytes under the log's folder, named by their hash, and return that name relative to the log.
 
-    They are on disk when this returns, and no sweep takes them for a day. Raises LogError.
+    The file is on disk when this returns, and no sweep deletes it for a day. Raises LogError.
     """
     folder, name = log / MEDIA_FOLDER, hashlib.sha256(data).hexdigest()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not _refreshed(folder / name):  # whole, since it was renamed
+        if not _refreshed(folder / name):  # an existing file is complete: it was renamed into place
             put_file(folder / name, lambda part: part.write_bytes(data))
-        sync(folder)  # another request may just have renamed it
+        sync(folder)  # another request may have renamed it just now
         sync(log)
     except OSError as error:
         raise LogError(f"{folder}: media cannot be written: {error}; nothing was accepted") from error
@@ -89,47 +95,48 @@ def keep_media(log: Path, data: bytes) -> str:
 
 
 def media_in_use(changes: Sequence[ItemPut | ItemGone], now: int) -> frozenset[str]:
-    """Names, as `keep_media` gives them, of what any item had at some time in the day before now (µs).
+    """Names, as `keep_media` returns them, of the media that any item used at some time in the day before now (µs).
 
-    changes: all of the log, the oldest first.
+    changes: all item changes of the log, the oldest first.
     """
     before = ItemChanges.of_changes(change for change in changes if change.timestamp < now - RETENTION)
-    since = (put for put in changes if isinstance(put, ItemPut) and put.timestamp >= now - RETENTION)
-    return frozenset(name for put in (*before.puts.values(), *since) for name in _media(put).values())
+    recent_puts = (put for put in changes if isinstance(put, ItemPut) and put.timestamp >= now - RETENTION)
+    return frozenset(name for put in (*before.puts.values(), *recent_puts) for name in _media(put).values())
 
 
 def sweep_media(log: Path, in_use: Collection[str], now: int) -> int:
-    """Delete the media that are not in use, and were last kept a day before now (µs) or earlier; how many files.
+    """Delete the media that are not in use and were last written a day before now (µs) or earlier.
 
-    in_use: by the log as it was read at `now`, or later. Safe beside other services and trainings of the folder,
-    however long ago `now` was: whoever puts what is there already makes it young, under a lock of the file, before
-    the record that names it is logged. Raises LogError where some could not be deleted; the others were.
+    Returns the number of deleted files. in_use: the names that the log used when it was read, at `now` or later.
+    Safe while other services and trainings use the folder, however long ago `now` was: a request that puts existing
+    media updates the file's modification time, under a lock of the file, before it logs the record that names them.
+    Raises LogError when some files could not be deleted; the others are deleted.
     """
-    folder, before, done = log / MEDIA_FOLDER, (now - RETENTION) / 1e6, 0
-    faults: list[OSError] = []
+    folder, before, deleted = log / MEDIA_FOLDER, (now - RETENTION) / 1e6, 0
+    errors: list[OSError] = []
     try:
-        ours = [path for path in folder.iterdir() if _WRITTEN.fullmatch(path.name)] if folder.is_dir() else []
+        paths = [path for path in folder.iterdir() if _MEDIA_NAME.fullmatch(path.name)] if folder.is_dir() else []
     except OSError as error:
-        raise LogError(f"{folder}: media cannot be listed: {error}; those of no item stay") from error
-    for path in ours:
+        raise LogError(f"{folder}: media cannot be listed: {error}; unused media stay") from error
+    for path in paths:
         if f"{MEDIA_FOLDER}/{path.name}" in in_use:
             continue
         try:
-            done += _deleted(path, before)
-        except FileNotFoundError:  # another service was first
+            deleted += _delete_if_older(path, before)
+        except FileNotFoundError:  # another service deleted it
             continue
         except OSError as error:
-            faults.append(error)
-    if faults:
-        why = f"{len(faults)} media of no item cannot be deleted: {faults[0]}"
-        raise LogError(f"{folder}: {why}; let the service write there, the next start tries again")
-    return done
+            errors.append(error)
+    if errors:
+        reason = f"{len(errors)} media of no item cannot be deleted: {errors[0]}"
+        raise LogError(f"{folder}: {reason}; give the service write permission; the next start tries again")
+    return deleted
 
 
 def item_put_table(puts: Sequence[ItemPut], log: Path, extra: Sequence[str]) -> pl.DataFrame:
-    """The items as they were put, media as absolute paths or URLs: a table that is still to be checked.
+    """The items as they were put, one row each, not yet validated. Media are absolute paths or URLs.
 
-    extra: columns besides those of the contract.
+    extra: columns besides those of the data contract.
     """
     root = log.resolve()
     columns: dict[str, list[Any]] = {ITEM: [put.item_id for put in puts]}
@@ -147,31 +154,31 @@ def item_put_table(puts: Sequence[ItemPut], log: Path, extra: Sequence[str]) -> 
 
 
 def _media(put: ItemPut) -> dict[str, str]:
-    """Column -> name of each of its media that `keep_media` has written."""
-    named = {name: put.fields.get(name) or "" for name in (IMAGE, AUDIO, VIDEO)}
-    return {name: value for name, value in named.items() if value.startswith(f"{MEDIA_FOLDER}/")}
+    """Column -> name of the media file, for the columns whose value `keep_media` returned."""
+    values = {name: put.fields.get(name) or "" for name in (IMAGE, AUDIO, VIDEO)}
+    return {name: value for name, value in values.items() if value.startswith(f"{MEDIA_FOLDER}/")}
 
 
 def _refreshed(path: Path) -> bool:
-    """Whether media are there, which are young from now on. Raises OSError."""
+    """Whether the file exists; then its modification time is now. Raises OSError."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             os.utime(file.fileno())
-            return os.path.samestat(os.fstat(file.fileno()), path.stat())  # not deleted just before
-    except (FileNotFoundError, PermissionError):  # of another user: written anew it is our own
+            return os.path.samestat(os.fstat(file.fileno()), path.stat())  # False: a sweep deleted it before the lock
+    except (FileNotFoundError, PermissionError):  # a file of another user is replaced by one of our own
         return False
 
 
-def _deleted(path: Path, before: float) -> bool:
-    """Whether a file was last kept before that time (s), and is deleted therefore. Raises OSError."""
-    seen = path.lstat()
-    if not stat.S_ISREG(seen.st_mode) or seen.st_mtime >= before:
+def _delete_if_older(path: Path, before: float) -> bool:
+    """Delete a file that was last written before that time (s); whether it was deleted. Raises OSError."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_mtime >= before:
         return False
-    with path.open("r+b") as file:  # over a network only what can be written can be locked
+    with path.open("r+b") as file:  # over a network, only a writable file can be locked
         fcntl.flock(file, fcntl.LOCK_EX)
-        found = path.stat()
-        old = found.st_mtime < before and os.path.samestat(os.fstat(file.fileno()), found)
+        current = path.stat()  # read again under the lock
+        old = current.st_mtime < before and os.path.samestat(os.fstat(file.fileno()), current)
         if old:
             path.unlink()
         return old

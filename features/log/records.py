@@ -1,4 +1,4 @@
-"""What the event log holds: one line a record."""
+"""The records of the event log, one per line."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -6,7 +6,10 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One accepted event. timestamp in µs since 1970 UTC; order breaks ties among equal timestamps of one request."""
+    """One accepted event.
+
+    timestamp: µs since 1970 UTC; order: breaks ties between equal timestamps of one request.
+    """
 
     kind: Literal["event"] = field(default="event", init=False)
     user_id: str
@@ -17,15 +20,15 @@ class Event:
     event_id: str = ""
     request_id: str | None = None
     position: int | None = None
-    propensity: float | None = None
     order: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """What one request was shown, best first: items, scores and propensities have one length; positions are 1, 2, …
+    """The slate of one response, best item first.
 
-    item_id: the item beside which they were shown (similar items), else None; user_id "" where there was none.
+    items, scores and propensities have one length; the positions are 1, 2, …;
+    item_id: the item whose similar items were requested, otherwise None; user_id: "" for a request without a user.
     """
 
     kind: Literal["exposure"] = field(default="exposure", init=False)
@@ -45,9 +48,10 @@ class Exposure:
 
 @dataclass(frozen=True, slots=True)
 class ItemPut:
-    """All that an item is from now on: values by the name of their column in the items table, absent ones null.
+    """The complete new state of an item.
 
-    timestamp in µs since 1970 UTC; media are URLs, or files that `features.log.item_changes.keep_media` named.
+    fields: column of the items table -> value, null for absent columns; media are URLs or names that
+    `features.log.item_changes.keep_media` returned; timestamp: µs since 1970 UTC.
     """
 
     kind: Literal["item_put"] = field(default="item_put", init=False)
@@ -58,7 +62,7 @@ class ItemPut:
 
 @dataclass(frozen=True, slots=True)
 class ItemGone:
-    """An item that is not to be shown from now on, until it is put again."""
+    """The deletion of an item: it is not recommended until it is put again."""
 
     kind: Literal["item_gone"] = field(default="item_gone", init=False)
     item_id: str
@@ -72,12 +76,15 @@ _KINDS: dict[str, type[Event] | type[Exposure] | type[ItemPut] | type[ItemGone]]
     "item_put": ItemPut,
     "item_gone": ItemGone,
 }
-_FIELDS = {kind: tuple(f.name for f in fields(of) if f.init) for kind, of in _KINDS.items()}
+_FIELDS = {kind: tuple(f.name for f in fields(cls) if f.init) for kind, cls in _KINDS.items()}
 
 
-def record_of(found: dict[str, Any]) -> Record | None:
-    """The record that was written as `found`; None where this version knows no such kind."""
-    kind = str(found.get("kind"))
+def record_of(payload: dict[str, Any]) -> Record | None:
+    """The record of a log line's JSON object; None for a kind that this version does not know.
+
+    Keys that the kind does not have are ignored.
+    """
+    kind = str(payload.get("kind"))
     if kind not in _KINDS:
         return None
-    return _KINDS[kind](**{name: found[name] for name in _FIELDS[kind] if name in found})
+    return _KINDS[kind](**{name: payload[name] for name in _FIELDS[kind] if name in payload})

@@ -1,7 +1,7 @@
-"""The feature store: what changes per user and per item between trainings.
+"""The feature store: what changes per user between trainings.
 
-It knows external ids only, never rows, so that a new bundle leaves it as it is. `MemoryStore` and
-`redis_store.RedisStore` behave the same; one contract test holds them to it.
+The store knows external ids, never rows: a new bundle does not invalidate it. `features.store.memory.MemoryStore`
+and `features.store.redis.RedisStore` behave the same; one contract test runs against both.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ from features.log.records import Event
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
 
 HISTORY = 512
-"""Events kept of one user, the newest; the items that count as seen are kept for ever beside them."""
+"""Events kept per user, the newest ones. The set of seen items is kept apart and is never trimmed."""
 
 RECENT_USERS = 1000
-"""Users kept in the list of those last active."""
+"""Length of the list of the most recently active users."""
 
 _LAYOUT = 2
 _SEPARATOR = "\x1f"  # ids never contain control characters
-_AT = "\x1e"  # before a time, in the place of an event_id
+_TIME_MARK = "\x1e"  # precedes the time that replaces a missing event_id
 
 
 class Status(StrEnum):
-    """How far a value can be trusted."""
+    """Whether the store has a value, and whether the value can be incomplete."""
 
     PRESENT = "present"
     STALE = "stale"
@@ -41,10 +41,11 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class UserState:
-    """What the store knows of one user: the newest h events, oldest first, and all that counts as seen.
+    """What the store knows of one user: the newest h events, oldest first, and all seen items.
 
-    items, events (h,) external ids and event types; times (h,) int64 µs; values (h,) float64, NaN = none.
-    status: PRESENT; MISSING when nothing is known; STALE when the store has not been filled since it was emptied.
+    items, events (h,) external ids and event types; times (h,) int64 µs; values (h,) float64, NaN = no value;
+    status: PRESENT; MISSING when the store has nothing of the user; STALE when the store has been emptied and not yet
+    refilled.
     """
 
     user_id: str
@@ -57,68 +58,41 @@ class UserState:
 
     @classmethod
     def unknown(cls, user_id: str) -> "UserState":
-        """Of a user nobody has heard of."""
+        """The empty state of a user without events."""
         return cls(user_id, (), (), np.zeros(0, np.int64), np.zeros(0), frozenset(), Status.MISSING)
 
     def positive(self, rules: EventRules) -> Bools:
         """(h,) bool: the events that are positive for training."""
-        least = [rules.positive.get(event, math.inf) for event in self.events]
-        return np.array([at is None or value >= at for at, value in zip(least, self.values, strict=True)], dtype=bool)
+        minima = [rules.positive.get(event, math.inf) for event in self.events]  # None: any value is positive
+        pairs = zip(minima, self.values, strict=True)
+        return np.array([minimum is None or value >= minimum for minimum, value in pairs], dtype=bool)
 
     def types(self, rules: EventRules) -> Ints:
-        """(h,) int64: of each event its row, see `Interactions`."""
+        """(h,) int64: the type index of each event, as in `Interactions.types`."""
         return IdMap(rules.types).rows(self.events) + 1
 
 
 @dataclass(frozen=True)
-class ItemStats:
-    """Counts of n items' events: in the 7 and 30 days before as_of, and in all.
-
-    week, month, total, as_of (n,) int64 (as_of in µs, 0 where missing); status (n,).
-    """
-
-    ids: tuple[str, ...]
-    week: Ints
-    month: Ints
-    total: Ints
-    as_of: Ints
-    status: tuple[Status, ...]
-
-    @classmethod
-    def of(cls, ids: Sequence[str], table: Ints, stale_before: int) -> "ItemStats":
-        """From a table (n, 4) of week, month, total, as_of; rows of zeros are MISSING."""
-        when = table[:, 3].tolist()
-        status = tuple(
-            Status.MISSING if t == 0 else Status.STALE if t < stale_before else Status.PRESENT for t in when
-        )
-        return cls(tuple(ids), table[:, 0], table[:, 1], table[:, 2], table[:, 3], status)
-
-    def table(self) -> Ints:
-        """(n, 4) int64: week, month, total, as_of."""
-        return np.stack([self.week, self.month, self.total, self.as_of], axis=1)
-
-
-@dataclass(frozen=True)
 class Watermark:
-    """How far a refresh has come: the log position, the hash of the tables, and when item statistics were made."""
+    """How far the store has been filled: the log position and the hash of the tables."""
 
     log: Mapping[str, int]
     tables: str
-    as_of: int
 
     def to_json(self) -> str:
-        """For the store."""
-        return json.dumps({"log": dict(self.log), "tables": self.tables, "as_of": self.as_of})
+        """The JSON text that the store keeps."""
+        return json.dumps({"log": dict(self.log), "tables": self.tables})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Watermark":
-        """Back from the store."""
-        return cls(**json.loads(text))
+        """The inverse of `to_json`. The key `as_of`, which version 0.1.0 wrote too, is ignored."""
+        fields = json.loads(text)
+        return cls(fields["log"], fields["tables"])
 
 
 @dataclass(frozen=True)
 class UserPatch:
-    """What is added to one user: packed events -> time (µs), and items that now count as seen."""
+    """What is added to one user: events, packed event -> time (µs), and newly seen items."""
 
     user_id: str
     events: Mapping[str, int]
@@ -126,12 +100,15 @@ class UserPatch:
 
 
 class FeatureStore(Protocol):
-    """Every method raises StoreError when the store does not answer."""
+    """The interface of a feature store. Every method raises StoreError when the store does not answer."""
 
     rules: EventRules
 
     def with_rules(self, rules: EventRules) -> "FeatureStore":
-        """The same store under other event rules: what those say is seen is kept apart, and filled anew."""
+        """The same store under other event rules.
+
+        Rules with other seen types have their own state, which starts empty.
+        """
         ...
 
     def read_users(self, ids: Sequence[str]) -> list[UserState]:
@@ -139,57 +116,50 @@ class FeatureStore(Protocol):
         ...
 
     def write_users(self, user_patches: Iterable[UserPatch]) -> None:
-        """Add to users. Writing again, or in another order, changes nothing."""
+        """Add patches to users. The write is idempotent and commutative."""
         ...
 
     def push(self, events: Sequence[Event]) -> None:
-        """Add accepted events, fast; as `write_users`."""
+        """Add accepted events with the short time-out of a request; otherwise as `write_users`."""
         ...
 
     def recent_users(self, limit: int) -> list[str]:
-        """Users by their latest event, newest first; at most RECENT_USERS are remembered."""
-        ...
-
-    def read_items(self, ids: Sequence[str], *, stale_before: int = 0) -> ItemStats:
-        """Statistics of these items; those made before `stale_before` (µs) are marked STALE."""
-        ...
-
-    def write_items(self, stats: ItemStats) -> None:
-        """Replace the statistics of these items."""
+        """At most `limit` users by their latest event, newest first. The store keeps RECENT_USERS of them."""
         ...
 
     def watermark(self) -> Watermark | None:
-        """None when the store is empty, or was emptied."""
+        """How far the store has been filled; None when it is empty or was emptied."""
         ...
 
     def move_watermark(self, to: Watermark) -> None:
-        """Say how far the store has been filled."""
+        """Record how far the store has been filled."""
         ...
 
     def ping(self) -> None:
-        """Return if the store answers."""
+        """Return when the store answers."""
         ...
 
 
 def schema_key(rules: EventRules) -> str:
-    """Hash of all that the stored values depend on besides the events: the layout, and which events count as seen."""
+    """Hash of what determines the stored values apart from the events: the layout and the seen event types."""
     seen = None if rules.seen is None else sorted(rules.seen)
     return hashlib.sha256(json.dumps([_LAYOUT, seen]).encode()).hexdigest()[:12]
 
 
 def pack(item: str, value: float | None, event_id: str, event: str, order: int, at: int) -> str:
-    """One event of a user at a time (µs). Zero-padded order first: the store sorts equal times by these strings.
+    """One event of a user at time `at` (µs) as a string.
 
-    The time stands in for an event_id that is not there: the same event at another time is another member.
+    The zero-padded order comes first, because the store sorts events of equal time by these strings. The time
+    replaces a missing event_id, so that the same event at another time is another member.
     """
-    shown = "" if value is None else repr(value)
-    return _SEPARATOR.join((f"{order:06d}", item, shown, event_id or f"{_AT}{at}", event))
+    value_text = "" if value is None else repr(value)
+    return _SEPARATOR.join((f"{order:06d}", item, value_text, event_id or f"{_TIME_MARK}{at}", event))
 
 
 def pack_rows() -> pl.Expr:
-    """`pack` of every row of canonical events; the order is that of the rows of one user and time.
+    """`pack` for every row of canonical events; `order` is the row's index among the rows of its user and time.
 
-    A value under 1e-4 may be spelled otherwise than by `pack`; it reads back the same.
+    The text of a value under 1e-4 may differ from the text that `pack` writes; both parse to the same float.
     """
     return pl.concat_str(
         pl.int_range(pl.len()).over(USER, TIME).cast(pl.String).str.zfill(6),
@@ -197,20 +167,20 @@ def pack_rows() -> pl.Expr:
         pl.col(VALUE).cast(pl.String).fill_null(""),
         pl.when(pl.col(EVENT_ID) != "")
         .then(pl.col(EVENT_ID))
-        .otherwise(pl.concat_str(pl.lit(_AT), pl.col(TIME).to_physical())),
+        .otherwise(pl.concat_str(pl.lit(_TIME_MARK), pl.col(TIME).to_physical())),
         EVENT,
         separator=_SEPARATOR,
     )
 
 
 def user_patches(events: Iterable[Event], rules: EventRules) -> list[UserPatch]:
-    """Accepted events by user, users in order of first appearance."""
+    """Accepted events grouped by user, users in order of first appearance."""
     packed: dict[str, dict[str, int]] = {}
     seen: dict[str, dict[str, None]] = {}
     for e in events:
-        mine = packed.setdefault(e.user_id, {})
+        user_events = packed.setdefault(e.user_id, {})
         member = pack(e.item_id, e.value, e.event_id, e.event, e.order, e.timestamp)
-        mine[member] = min(e.timestamp, mine.get(member, e.timestamp))
+        user_events[member] = min(e.timestamp, user_events.get(member, e.timestamp))
         if rules.seen is None or e.event in rules.seen:
             seen.setdefault(e.user_id, {})[e.item_id] = None
     return [UserPatch(user, events, tuple(seen.get(user, ()))) for user, events in packed.items()]
@@ -219,11 +189,11 @@ def user_patches(events: Iterable[Event], rules: EventRules) -> list[UserPatch]:
 def unpack(
     user_id: str, members: Sequence[str], times: Sequence[int], seen: Iterable[str], *, filled: bool
 ) -> UserState:
-    """The state of a user from packed events in (time, packed) order; an event_id that came twice counts once."""
+    """The state of a user from packed events in (time, packed) order; a repeated event_id counts once."""
     parts = [member.split(_SEPARATOR, 4) for member in members]
     first: dict[tuple[str, ...], int] = {}
     for i, (_, item, value, event_id, event) in enumerate(parts):
-        key = (event_id, item, event, value) if event_id.startswith(_AT) else (event_id,)
+        key = (event_id, item, event, value) if event_id.startswith(_TIME_MARK) else (event_id,)
         first.setdefault(key, i)
     kept = list(first.values())
     status = Status.STALE if not filled else Status.PRESENT if members or seen else Status.MISSING

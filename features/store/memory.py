@@ -1,17 +1,13 @@
-"""The feature store in this process, for tests and for a look without a server."""
+"""The feature store in this process: for tests and for trying the service without a server."""
 
 import threading
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
-from features.arrays import Ints
 from features.log.records import Event
 from features.schema import EventRules
 from features.store.base import (
     HISTORY,
     RECENT_USERS,
-    ItemStats,
     UserPatch,
     UserState,
     Watermark,
@@ -22,18 +18,17 @@ from features.store.base import (
 
 
 class MemoryStore:
-    """In this process, for tests and for a look without a server. Nothing outlives it."""
+    """A `FeatureStore` in the memory of this process. Its contents are lost when the process ends."""
 
     def __init__(self, rules: EventRules) -> None:
         self.rules = rules
         self._lock = threading.Lock()
         self._events: dict[str, dict[str, int]] = {}
         self._seen: dict[str, set[str]] = {}
-        self._items: dict[str, Ints] = {}
         self._watermark: Watermark | None = None
 
     def with_rules(self, rules: EventRules) -> "MemoryStore":
-        """This store where the schema is the same, else an empty one."""
+        """This store when the schema key is the same, otherwise an empty one."""
         if schema_key(rules) != schema_key(self.rules):
             return MemoryStore(rules)
         self.rules = rules
@@ -54,10 +49,10 @@ class MemoryStore:
         """See FeatureStore."""
         with self._lock:
             for patch in user_patches:
-                mine = self._events.setdefault(patch.user_id, {})
+                events = self._events.setdefault(patch.user_id, {})
                 for member, at in patch.events.items():
-                    mine[member] = min(at, mine.get(member, at))
-                newest = sorted(mine.items(), key=lambda pair: (pair[1], pair[0]))[-HISTORY:]
+                    events[member] = min(at, events.get(member, at))
+                newest = sorted(events.items(), key=lambda pair: (pair[1], pair[0]))[-HISTORY:]
                 self._events[patch.user_id] = dict(newest)
                 self._seen.setdefault(patch.user_id, set()).update(patch.seen)
 
@@ -68,20 +63,8 @@ class MemoryStore:
     def recent_users(self, limit: int) -> list[str]:
         """See FeatureStore."""
         with self._lock:
-            latest = {user: max(mine.values()) for user, mine in self._events.items() if mine}
+            latest = {user: max(events.values()) for user, events in self._events.items() if events}
         return sorted(latest, key=lambda user: (latest[user], user), reverse=True)[: min(limit, RECENT_USERS)]
-
-    def read_items(self, ids: Sequence[str], *, stale_before: int = 0) -> ItemStats:
-        """See FeatureStore."""
-        none = np.zeros(4, np.int64)
-        with self._lock:
-            rows = [self._items.get(item, none) for item in ids]
-        return ItemStats.of(ids, np.array(rows, dtype=np.int64).reshape(-1, 4), stale_before)
-
-    def write_items(self, stats: ItemStats) -> None:
-        """See FeatureStore."""
-        with self._lock:
-            self._items.update(zip(stats.ids, stats.table(), strict=True))
 
     def watermark(self) -> Watermark | None:
         """See FeatureStore."""
@@ -92,4 +75,4 @@ class MemoryStore:
         self._watermark = to
 
     def ping(self) -> None:
-        """Memory always answers."""
+        """Return: memory always answers."""

@@ -1,20 +1,18 @@
-"""The feature store in Redis (or Valkey); the only file that imports redis.
+"""The feature store in Redis (or Valkey). No other module imports redis.
 
     recsys:<schema key>:h:<user>   sorted set: packed event -> time (µs); the newest HISTORY of them
-    recsys:<schema key>:s:<user>   set: every item that counts as seen, never trimmed
-    recsys:<schema key>:recent     sorted set: user -> latest event; the newest RECENT_USERS of them
-    recsys:<schema key>:i:<item>   32 bytes: week, month, total, as_of, little-endian int64
+    recsys:<schema key>:s:<user>   set: every seen item, never trimmed
+    recsys:<schema key>:recent     sorted set: user -> time of the latest event (µs); the newest RECENT_USERS of them
     recsys:<schema key>:watermark  JSON
 
-A sorted set's scores are doubles: exact for µs until the year 2255. Give each product its own database number.
+The scores of a sorted set are doubles, which hold µs exactly until the year 2255. Give each product its own database
+number.
 """
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from typing import Any, TypeVar
 
-import numpy as np
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -25,7 +23,6 @@ from features.schema import EventRules
 from features.store.base import (
     HISTORY,
     RECENT_USERS,
-    ItemStats,
     UserPatch,
     UserState,
     Watermark,
@@ -38,11 +35,14 @@ T = TypeVar("T")
 
 BULK_SECONDS = 5.0
 BULK_ELEMENTS = 5_000
-"""Values written in one transaction: small enough that a request waiting behind it does not notice."""
+"""Elements written in one transaction; the limit keeps the delay of a concurrent request small."""
 
 
 class Breaker:
-    """After a failure nothing is tried for a while, so that only one answer in it pays for the waiting."""
+    """A circuit breaker: for `seconds` after a failure every call fails at once.
+
+    Of the requests in that time, only the one that met the failure waited for the time-out.
+    """
 
     def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
         self._seconds = seconds
@@ -50,20 +50,20 @@ class Breaker:
         self._until = -float("inf")
 
     def check(self) -> None:
-        """Raises StoreError while it is open."""
-        left = self._until - self._clock()
-        if left > 0:
-            raise StoreError(f"the feature store did not answer; the next try is in {left:.2f} s")
+        """Raises StoreError while the breaker is open."""
+        remaining = self._until - self._clock()
+        if remaining > 0:
+            raise StoreError(f"the feature store did not answer; the next try is in {remaining:.2f} s")
 
     def trip(self) -> None:
-        """Open it."""
+        """Open the breaker."""
         self._until = self._clock() + self._seconds
 
 
 class RedisStore:
-    """One server, by URL: redis://, rediss:// or unix://. Nothing is sent before the first call.
+    """A `FeatureStore` on one server, by URL: redis://, rediss:// or unix://. The first call opens the connection.
 
-    timeout: seconds to wait for an answer; pause: seconds without a try after a failure.
+    timeout: seconds to wait for an answer; pause: seconds without an attempt after a failure.
     """
 
     def __init__(
@@ -83,23 +83,24 @@ class RedisStore:
         self._prefix = f"recsys:{schema_key(rules)}:"
 
     def with_rules(self, rules: EventRules) -> "RedisStore":
-        """The same connections and breaker under the key prefix of other rules."""
-        other = object.__new__(RedisStore)
-        other.__dict__.update(self.__dict__, rules=rules, _prefix=f"recsys:{schema_key(rules)}:")
-        return other
+        """A store with the same connections and breaker under the key prefix of other rules."""
+        store = object.__new__(RedisStore)
+        store.__dict__.update(self.__dict__, rules=rules, _prefix=f"recsys:{schema_key(rules)}:")
+        return store
 
     def _try(self, work: Callable[[], T]) -> T:
+        """Result of `work`. A failed connection opens the breaker; every Redis error becomes StoreError."""
         self._breaker.check()
         try:
             return work()
         except (redis.ConnectionError, redis.TimeoutError) as error:
             self._breaker.trip()
-            raise StoreError(f"the feature store at {self._where} does not answer: {error}") from error
+            raise StoreError(f"the feature store at {self._address} does not answer: {error}") from error
         except redis.RedisError as error:
-            raise StoreError(f"the feature store at {self._where} refuses: {error}") from error
+            raise StoreError(f"the feature store at {self._address} refuses: {error}") from error
 
     @property
-    def _where(self) -> str:
+    def _address(self) -> str:
         scheme, _, rest = self.url.partition("://")
         return f"{scheme}://{rest.rpartition('@')[2]}"  # without a password
 
@@ -114,7 +115,7 @@ class RedisStore:
                 pipe.smembers(f"{self._prefix}s:{user}")
             return pipe.execute()
 
-        filled, *answers = self._try(work)
+        filled, *replies = self._try(work)  # per user: the history, then the seen items
         return [
             unpack(
                 user,
@@ -123,7 +124,7 @@ class RedisStore:
                 [item.decode() for item in seen],
                 filled=bool(filled),
             )
-            for user, history, seen in zip(ids, answers[::2], answers[1::2], strict=True)
+            for user, history, seen in zip(ids, replies[::2], replies[1::2], strict=True)
         ]
 
     def write_users(self, user_patches: Iterable[UserPatch]) -> None:
@@ -164,27 +165,13 @@ class RedisStore:
 
     def recent_users(self, limit: int) -> list[str]:
         """See FeatureStore."""
-        found: Any = self._try(lambda: self._client.zrevrange(self._prefix + "recent", 0, limit - 1))
-        return [user.decode() for user in found]
-
-    def read_items(self, ids: Sequence[str], *, stale_before: int = 0) -> ItemStats:
-        """See FeatureStore."""
-        keys = [f"{self._prefix}i:{item}" for item in ids]
-        found: Any = self._try(lambda: self._client.mget(keys)) if keys else []
-        table = np.frombuffer(b"".join(value or bytes(32) for value in found), dtype="<i8").reshape(-1, 4)
-        return ItemStats.of(ids, table.astype(np.int64), stale_before)
-
-    def write_items(self, stats: ItemStats) -> None:
-        """See FeatureStore."""
-        packed = stats.table().astype("<i8").tobytes()
-        pairs = ((f"{self._prefix}i:{item}", packed[32 * i : 32 * i + 32]) for i, item in enumerate(stats.ids))
-        while batch := dict(islice(pairs, BULK_ELEMENTS)):
-            self._try(lambda batch=batch: self._bulk.mset(batch))  # type: ignore[misc]
+        users: Any = self._try(lambda: self._client.zrevrange(self._prefix + "recent", 0, limit - 1))
+        return [user.decode() for user in users]
 
     def watermark(self) -> Watermark | None:
         """See FeatureStore."""
-        found: Any = self._try(lambda: self._client.get(self._prefix + "watermark"))
-        return None if found is None else Watermark.from_json(found)
+        text: Any = self._try(lambda: self._client.get(self._prefix + "watermark"))
+        return None if text is None else Watermark.from_json(text)
 
     def move_watermark(self, to: Watermark) -> None:
         """See FeatureStore."""
@@ -201,7 +188,7 @@ class RedisStore:
 
 
 def _client(url: str, timeout: float) -> "redis.Redis":
-    # protocol 2 needs no greeting, and no retry means that a dead server costs one time-out, not four
+    # protocol 2 needs no handshake; without retries a dead server costs one time-out, not four
     return redis.Redis.from_url(
         url,
         protocol=2,

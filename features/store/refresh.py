@@ -1,7 +1,7 @@
-"""Fill the feature store from the tables and the log: read what is new, write what it touches, move the watermark.
+"""Fill the feature store from the tables and the log: read new events, write their users, move the watermark.
 
-The watermark moves last, and writing again changes nothing: a refresh that is cut off is simply run again. A store
-that was emptied has no watermark, and is filled from the beginning.
+The watermark moves last and writes are idempotent: an interrupted refresh is simply run again. A store that was
+emptied has no watermark and is filled from the beginning.
 """
 
 import hashlib
@@ -13,36 +13,35 @@ import numpy as np
 import polars as pl
 
 from features.errors import StoreError
-from features.interactions import DAY
-from features.log.event_log import Position, events_frame, read
+from features.log.event_log import Position, read
 from features.log.records import Event
 from features.progress import StartProgress
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
-from features.store.base import HISTORY, FeatureStore, ItemStats, UserPatch, Watermark, pack_rows, user_patches
-
-STATS_AGE = DAY // 24
-"""Item statistics older than this are made again even when nothing is new: their windows have moved."""
+from features.store.base import HISTORY, FeatureStore, UserPatch, Watermark, pack_rows, user_patches
 
 ROWS = 100_000
-"""Events of the tables that are made ready at a time, and the rest of the last one's user."""
+"""Minimum number of table events in one batch; a batch ends at the end of a user."""
 
 
 @dataclass(frozen=True)
 class RefreshReport:
-    """What one refresh wrote. damaged: lines of the log passed over because their checksum is wrong."""
+    """What one refresh wrote.
+
+    rebuilt: the store had no watermark; users, table_events: written from the tables; log_events: from the log;
+    damaged: log lines that were skipped because their checksum is wrong.
+    """
 
     rebuilt: bool
     users: int
     table_events: int
     log_events: int
-    items: int
     damaged: int
 
 
 def refresh(
-    store: FeatureStore, tables: pl.DataFrame, log: Path | None, *, now: int, progress: StartProgress | None = None
+    store: FeatureStore, tables: pl.DataFrame, log: Path | None, *, progress: StartProgress | None = None
 ) -> RefreshReport:
-    """Bring the store up to the events table (canonical columns) and the log folder, as of `now` (µs).
+    """Bring the store up to date with the events table (canonical columns) and the log folder.
 
     Raises StoreError when the store does not answer, LogError when the log cannot be read.
     """
@@ -58,51 +57,31 @@ def refresh(
                 step(len(patch_batch))
         written = len(tables)
     position, pushed, damaged = _replay(store, log, mark.log if mark else {})
-    items, as_of = 0, mark.as_of if mark else 0
-    if written or pushed or now - as_of > STATS_AGE:
-        columns = [ITEM, TIME]
-        both = [tables.select(columns), *([events_frame(log).select(columns)] if log else [])]
-        stats = item_stats(pl.concat(both), now)
-        store.write_items(stats)
-        items, as_of = len(stats.ids), now
-    store.move_watermark(Watermark(position, digest, as_of))
-    return RefreshReport(mark is None, users, written, pushed, items, damaged)
+    store.move_watermark(Watermark(position, digest))
+    return RefreshReport(mark is None, users, written, pushed, damaged)
 
 
 def catch_up(store: FeatureStore, log: Path) -> int:
-    """Push what the log has beyond the watermark; the number of events.
+    """Push the events that the log has beyond the watermark; returns their number.
 
-    Raises StoreError when the store does not answer, or was emptied and needs a `refresh`.
+    Raises StoreError when the store does not answer, or was emptied (then call `refresh`).
     """
     mark = store.watermark()
     if mark is None:
         raise StoreError("the feature store has no watermark: it was emptied and must be refreshed from the tables")
     position, pushed, _ = _replay(store, log, mark.log)
-    store.move_watermark(Watermark(position, mark.tables, mark.as_of))
+    store.move_watermark(Watermark(position, mark.tables))
     return pushed
 
 
-def item_stats(events: pl.DataFrame, now: int) -> ItemStats:
-    """Counts of events (columns item_id, timestamp) by item, items sorted; events after now count too."""
-    age = now - pl.col(TIME).to_physical()
-    counted = (
-        events.group_by(ITEM)
-        .agg((age <= 7 * DAY).sum().alias("week"), (age <= 30 * DAY).sum().alias("month"), pl.len().alias("total"))
-        .sort(ITEM)
-    )
-    week, month, total = (counted.get_column(c).cast(pl.Int64).to_numpy() for c in ("week", "month", "total"))
-    ids = counted.get_column(ITEM).to_list()
-    as_of = np.full(len(ids), now, dtype=np.int64)
-    return ItemStats.of(ids, np.stack([week, month, total, as_of], axis=1), stale_before=0)
-
-
 def _digest(tables: pl.DataFrame) -> str:
-    """Hash of what the store keeps of the tables. Equal tables have equal hashes within one version of polars."""
+    """Hash of the columns that the store keeps. Equal tables have equal hashes within one version of polars."""
     rows = tables.select(USER, ITEM, EVENT, TIME, VALUE, EVENT_ID).hash_rows(seed=0)
     return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
 
 
 def _replay(store: FeatureStore, log: Path | None, since: Position) -> tuple[dict[str, int], int, int]:
+    """Push the log's events after `since`; (new position, number of events, number of damaged lines)."""
     position, pushed, damaged = dict(since), 0, 0
     while log is not None and log.is_dir():
         part = read(log, position)
@@ -117,14 +96,15 @@ def _replay(store: FeatureStore, log: Path | None, since: Position) -> tuple[dic
 
 
 def _table_patches(events: pl.DataFrame, rules: EventRules) -> Iterator[list[UserPatch]]:
-    """Patches of all users, a batch of whole users at a time."""
+    """Patches of all users in batches of about ROWS events; all events of a user are in one batch."""
     by_user = events.select(USER, ITEM, EVENT, TIME, VALUE, EVENT_ID).sort(USER, maintain_order=True)
+    # ends (u,): row behind the last event of each user
     ends = by_user.group_by(USER, maintain_order=True).len().get_column("len").cum_sum().to_numpy().astype(np.int64)
-    begin = 0
-    while begin < len(by_user):
-        end = int(ends[min(int(np.searchsorted(ends, begin + ROWS)), len(ends) - 1)])
-        yield _patches(by_user.slice(begin, end - begin), rules)
-        begin = end
+    start = 0
+    while start < len(by_user):
+        end = int(ends[min(int(np.searchsorted(ends, start + ROWS)), len(ends) - 1)])
+        yield _patches(by_user.slice(start, end - start), rules)
+        start = end
 
 
 def _patches(events: pl.DataFrame, rules: EventRules) -> list[UserPatch]:

@@ -1,4 +1,4 @@
-"""The data contract: tables read, checked row by row, and reported."""
+"""Reading the tables of the data contract: validated row by row, with a report."""
 
 from features.tables.read import (
     Tables,

@@ -1,6 +1,6 @@
-"""How each column of the contract is read: its canonical value, and the faults a field can have.
+"""How each column of the contract is read: its canonical value, and the violations that a field can have.
 
-Everything here is a polars expression over one raw column: nothing is collected, nothing loops over rows.
+All values and conditions are polars expressions over one raw column: nothing is collected, nothing loops over rows.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from features.schema import MAX_ID_BYTES
 UTC = pl.Datetime("us", "UTC")
 
 MAX_EXACT_INTEGER = 2**53
-"""Whole numbers from here on are not exact as float64."""
+"""From this value on, float64 does not represent every integer."""
 
 EPOCHS = {
     "seconds": (1e11, 1e6),
@@ -23,7 +23,7 @@ EPOCHS = {
     "microseconds": (1e17, 1.0),
     "nanoseconds": (1e20, 1e-3),
 }
-"""Unit -> (median below which an epoch column is taken for it, microseconds in one). 1e11 s is the year 5138."""
+"""Unit -> (a column whose median is below this has the unit, microseconds per unit). 1e11 s is the year 5138."""
 
 ISO = (
     r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?))?"
@@ -35,58 +35,60 @@ CONTROL = "[\\x00-\\x1f\\x7f-\\x9f]"
 
 @dataclass(frozen=True)
 class Violation:
-    """A way in which a field can be wrong. `found` is True where it is; never null.
+    """A way in which a field can violate the contract.
 
-    The row is set aside, or, where `repaired`, kept with a null in place of the field.
+    condition: boolean expression, never null, True for the rows that violate it;
+    repaired: keep these rows with a null in place of the field; otherwise they are rejected.
     """
 
     reason: str
     advice: str
-    found: pl.Expr
+    condition: pl.Expr
     repaired: bool = False
 
 
 @dataclass(frozen=True)
 class ColumnRule:
-    """One column: its canonical value and its faults, the first that holds names the reason."""
+    """One column: its canonical value and its violations. The first violation that holds is the reported reason."""
 
     value: pl.Expr
-    faults: tuple[Violation, ...] = ()
+    violations: tuple[Violation, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def with_violation(self, fault: Violation, *, first: bool = False) -> "ColumnRule":
-        """The same with one more fault, looked for after the others or first."""
-        return replace(self, faults=(fault, *self.faults) if first else (*self.faults, fault))
+    def with_violation(self, violation: Violation, *, first: bool = False) -> "ColumnRule":
+        """This rule with one more violation, which is checked last, or first."""
+        violations = (violation, *self.violations) if first else (*self.violations, violation)
+        return replace(self, violations=violations)
 
 
 def identifier(place: str, name: str, dtype: pl.DataType, *, required: bool) -> ColumnRule:
-    """An id as text. Whole floats (an integer column that once held a null) are read as integers, and it is said."""
+    """An id as text. Whole floats (an integer column that once held a null) are read as integers, with a note."""
     raw = pl.col(name)
     notes: tuple[str, ...] = ()
-    faults: list[Violation] = []
+    violations: list[Violation] = []
     if dtype.is_integer() or isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
         value = raw if isinstance(dtype, pl.String) else raw.cast(pl.String)
     elif dtype == pl.Null:
         value = raw.cast(pl.String)
     elif dtype.is_float():
-        whole = raw.is_finite() & (raw == raw.round()) & (raw.abs() < MAX_EXACT_INTEGER)
-        value = pl.when(whole).then(raw).cast(pl.Int64, strict=False).cast(pl.String)
+        integral = raw.is_finite() & (raw == raw.round()) & (raw.abs() < MAX_EXACT_INTEGER)
+        value = pl.when(integral).then(raw).cast(pl.Int64, strict=False).cast(pl.String)
         notes = (f"{place}: {name} is a float column; 1.0 is read as '1'. Store ids as integers or text.",)
-        faults.append(
+        violations.append(
             Violation(
                 f"{name} not a whole number",
                 "store ids as integers or text",
-                raw.is_not_null() & ~whole.fill_null(True),
+                raw.is_not_null() & ~integral.fill_null(True),
             )
         )
     else:
         raise DataError(f"{place}: {name} has type {dtype}; ids are text or integers: cast the column")
     empty = value.is_null() | (value.str.len_bytes() == 0)
     if required:
-        faults.append(Violation(f"null {name}", f"give every row a {name}", empty))
+        violations.append(Violation(f"null {name}", f"give every row a {name}", empty))
     else:
         value = pl.when(~empty).then(value)
-    faults.append(
+    violations.append(
         Violation(
             f"{name} too long",
             f"ids have at most {MAX_ID_BYTES} bytes in UTF-8: use a shorter key",
@@ -95,18 +97,18 @@ def identifier(place: str, name: str, dtype: pl.DataType, *, required: bool) -> 
     )
     if not (dtype.is_numeric() or dtype == pl.Null):
         control = value.str.contains(CONTROL).fill_null(False)
-        faults.append(Violation(f"{name} with control characters", "strip control characters from ids", control))
-    return ColumnRule(value, tuple(faults), notes)
+        violations.append(Violation(f"{name} with control characters", "strip control characters from ids", control))
+    return ColumnRule(value, tuple(violations), notes)
 
 
 def text(place: str, name: str, dtype: pl.DataType, *, required: bool = False) -> ColumnRule:
-    """Free text; "" is null. Required: a null sets the row aside."""
+    """Free text; "" is null. required: a row with null is rejected."""
     if dtype.is_nested() or isinstance(dtype, pl.Binary):
         raise DataError(f"{place}: {name} has type {dtype}; it must be text: cast the column")
     raw = pl.col(name).cast(pl.String)
     empty = raw.is_null() | (raw.str.len_bytes() == 0)
-    faults = (Violation(f"null {name}", f"give every row its {name}", empty),) if required else ()
-    return ColumnRule(raw if required else pl.when(~empty).then(raw), faults)
+    violations = (Violation(f"null {name}", f"give every row its {name}", empty),) if required else ()
+    return ColumnRule(raw if required else pl.when(~empty).then(raw), violations)
 
 
 def number(
@@ -118,49 +120,49 @@ def number(
     rule: str = "a finite number",
     repaired: bool = True,
 ) -> ColumnRule:
-    """A finite number that `allowed` holds for; null is fine."""
+    """A finite number for which `allowed` holds; null is valid. rule: the condition in words, for the report."""
     if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.String, pl.Null)):
         raise DataError(f"{place}: {name} has type {dtype}; it must be a number: cast the column")
     raw = pl.col(name)
-    given = raw.is_not_null() & (raw.str.strip_chars() != "") if dtype == pl.String else raw.is_not_null()
+    present = raw.is_not_null() & (raw.str.strip_chars() != "") if dtype == pl.String else raw.is_not_null()
     if dtype == pl.String:
         raw = raw.str.strip_chars()
     value = raw.cast(pl.Float64, strict=False)
-    good = value.is_finite().fill_null(False)
+    valid = value.is_finite().fill_null(False)
     if allowed is not None:
-        good &= allowed(value).fill_null(False)
-    kept = pl.when(good).then(value) if repaired else value
-    fault = Violation(f"{name} not {rule}", f"write {rule}, or leave the field empty", given & ~good, repaired)
-    return ColumnRule(kept, (fault,))
+        valid &= allowed(value).fill_null(False)
+    kept = pl.when(valid).then(value) if repaired else value
+    violation = Violation(f"{name} not {rule}", f"write {rule}, or leave the field empty", present & ~valid, repaired)
+    return ColumnRule(kept, (violation,))
 
 
 def flag(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
-    """True or false; null is true."""
+    """True or false; null is read as true."""
     raw = pl.col(name)
     if dtype == pl.String:
-        word = raw.str.strip_chars().str.to_lowercase()
+        text_value = raw.str.strip_chars().str.to_lowercase()
         value: pl.Expr = (
-            pl.when(word.is_in(["true", "t", "yes", "y", "1", "1.0"]))
+            pl.when(text_value.is_in(["true", "t", "yes", "y", "1", "1.0"]))
             .then(True)
-            .when(word.is_in(["false", "f", "no", "n", "0", "0.0"]))
+            .when(text_value.is_in(["false", "f", "no", "n", "0", "0.0"]))
             .then(False)
         )
-        bad = value.is_null() & raw.is_not_null() & (word != "")
+        invalid = value.is_null() & raw.is_not_null() & (text_value != "")
     elif dtype.is_numeric() or dtype in (pl.Boolean, pl.Null):
-        value, bad = raw.cast(pl.Boolean), pl.lit(False)
+        value, invalid = raw.cast(pl.Boolean), pl.lit(False)
     else:
         raise DataError(f"{place}: {name} has type {dtype}; it must be true or false: cast the column")
     advice = "write true or false; the item is taken as available"
     return ColumnRule(
-        value.fill_null(True), (Violation(f"{name} not true or false", advice, bad.fill_null(False), True),)
+        value.fill_null(True), (Violation(f"{name} not true or false", advice, invalid.fill_null(False), True),)
     )
 
 
 def labels(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
-    """A list of words: a list column, or text with "|" between them, or a JSON array as text."""
+    """A list of labels: a list column, text with "|" between the labels, or a JSON array as text."""
     raw = pl.col(name)
     if isinstance(dtype, pl.List) and not dtype.inner.is_nested():
-        words = raw.cast(pl.List(pl.String))
+        values = raw.cast(pl.List(pl.String))
     elif dtype in (pl.String, pl.Null, pl.Categorical, pl.Enum):
         line = raw.cast(pl.String).str.strip_chars()
         inside = line.str.strip_prefix("[").str.strip_suffix("]")
@@ -169,7 +171,7 @@ def labels(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
             .list.eval(pl.element().str.strip_prefix('"').str.strip_suffix('"'))
             .list.eval(pl.element().str.replace_all(r"\"", '"', literal=True))
         )
-        words = (
+        values = (
             pl.when(line.str.starts_with("[") & line.str.ends_with("]") & inside.str.contains('"', literal=True))
             .then(quoted)
             .when(line.str.starts_with("[") & line.str.ends_with("]"))
@@ -180,12 +182,12 @@ def labels(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
         raise DataError(
             f"{place}: {name} has type {dtype}; it must be a list of text, or text with '|' between: cast it"
         )
-    clean = words.list.eval(pl.element().str.strip_chars())
+    clean = values.list.eval(pl.element().str.strip_chars())
     return ColumnRule(clean.list.eval(pl.element().filter(pl.element().str.len_bytes() > 0)))
 
 
 def epoch(dtype: pl.DataType, name: str) -> pl.Expr | None:
-    """Numbers since 1970 in a column as float64, null where a field is none; None where the type rules them out."""
+    """The numbers since 1970 of a column as float64, null for other fields; None when the type holds no numbers."""
     if dtype.is_numeric():
         return pl.col(name).cast(pl.Float64)
     if dtype == pl.String:
@@ -204,16 +206,15 @@ def moment(
     repaired: bool,
     dates: bool = False,
 ) -> ColumnRule:
-    """An instant, as microseconds UTC.
+    """An instant, in microseconds UTC.
 
-    Zoned datetimes, ISO 8601 text with an offset, or numbers since 1970 whose `median` tells the unit.
-    Not later than `now`, where given. A datetime without a zone is never guessed at; `dates`: a bare date means
-    midnight UTC.
-    Raises DataError for a whole column of another type or without a zone.
+    Accepts zoned datetimes, ISO 8601 text with an offset, and numbers since 1970, whose `median` determines the unit.
+    now: the latest accepted instant. A datetime without a zone is a violation; dates: a date without a time of day is
+    accepted as midnight UTC.
+    Raises DataError when the whole column has another type or no zone.
     """
     raw = pl.col(name)
-    no, plain = pl.lit(False), pl.lit(None, UTC)
-    naive = no
+    naive = pl.lit(False)
     notes: tuple[str, ...] = ()
     if isinstance(dtype, pl.Datetime):
         if dtype.time_zone is None:
@@ -227,48 +228,71 @@ def moment(
             raise DataError(f"{place}: {name} holds dates only; events need the time of day, with a zone")
         missing, value = raw.is_null(), raw.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     elif dtype == pl.Null:
-        missing, value = pl.lit(True), plain
+        missing, value = pl.lit(True), pl.lit(None, UTC)
     elif (since := epoch(dtype, name)) is not None:
-        unit = next((u for u, (bound, _) in EPOCHS.items() if abs(median or 0.0) < bound), "nanoseconds")
-        if median is not None:
-            notes = (f"{place}: numbers in {name} are read as {unit} since 1970-01-01 UTC (median {median:,.0f})",)
-        micros = (since * EPOCHS[unit][1]).round()
-        value = pl.when(micros.abs() < 2.0**62).then(micros).cast(pl.Int64, strict=False).cast(pl.Datetime("us"))
-        value = value.dt.replace_time_zone("UTC")
-        missing = raw.is_null() | (since.is_nan() if dtype.is_float() else no)
+        value, notes = _epoch_instant(place, name, since, median)
         if dtype == pl.String:
             field = raw.str.strip_chars()
             missing = raw.is_null() | (field == "")
-            parts = field.str.extract_groups(ISO).struct
-            day, clock, zone = (parts.field(str(i)) for i in (1, 2, 3))
-            local = pl.coalesce(
-                pl.concat_str([day, clock], separator=" ").str.to_datetime(form, time_unit="us", strict=False)
-                for form in ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
-            )
-            digits = zone.str.replace_all(r"\D", "")
-            minutes = digits.str.slice(0, 2).cast(pl.Int64, strict=False).fill_null(0) * 60 + digits.str.slice(
-                2, 2
-            ).cast(pl.Int64, strict=False).fill_null(0)
-            offset = pl.duration(minutes=pl.when(zone.str.starts_with("-")).then(-minutes).otherwise(minutes))
-            zoned = pl.when(zone.is_not_null()).then(local - offset).dt.replace_time_zone("UTC")
-            naive = (local.is_not_null() & zone.is_null()).fill_null(False)
-            bare = day.str.to_datetime("%Y-%m-%d", time_unit="us", strict=False).dt.replace_time_zone("UTC")
-            bare = pl.when(clock.is_null() & zone.is_null()).then(bare)
-            if not dates:
-                naive |= bare.is_not_null()
-            value = pl.coalesce(value, zoned, bare if dates else plain)
+            zoned, midnight, naive = _text_instant(field, dates)
+            value = pl.coalesce(value, zoned, midnight)
+        else:
+            missing = raw.is_null() | (since.is_nan() if dtype.is_float() else pl.lit(False))
     else:
         raise DataError(f"{place}: {name} has type {dtype}; it must be a zoned datetime, ISO 8601 text or an epoch")
-    wrong = f"write {name} as ISO 8601 with an offset, e.g. 2024-05-01T12:00:00Z"
-    faults = [
-        Violation(f"{name} without zone", wrong, naive, repaired),
-        Violation(f"{name} not parseable", wrong, value.is_null() & ~missing & ~naive, repaired),
+    return ColumnRule(value, _instant_violations(name, value, missing, naive, now, repaired), notes)
+
+
+def _epoch_instant(place: str, name: str, since: pl.Expr, median: float | None) -> tuple[pl.Expr, tuple[str, ...]]:
+    """The instants of numbers since 1970, and the note that says in which unit they are read."""
+    unit = next((u for u, (bound, _) in EPOCHS.items() if abs(median or 0.0) < bound), "nanoseconds")
+    notes: tuple[str, ...] = ()
+    if median is not None:
+        notes = (f"{place}: numbers in {name} are read as {unit} since 1970-01-01 UTC (median {median:,.0f})",)
+    micros = (since * EPOCHS[unit][1]).round()
+    value = pl.when(micros.abs() < 2.0**62).then(micros).cast(pl.Int64, strict=False).cast(pl.Datetime("us"))
+    return value.dt.replace_time_zone("UTC"), notes
+
+
+def _text_instant(field: pl.Expr, dates: bool) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
+    """Parse ISO 8601 text.
+
+    Returns the instants of text with an offset; the midnights of dates without a time of day, null unless `dates`;
+    and a mask of the fields that lack a zone.
+    """
+    parts = field.str.extract_groups(ISO).struct
+    day, clock, zone = (parts.field(str(i)) for i in (1, 2, 3))
+    local = pl.coalesce(
+        pl.concat_str([day, clock], separator=" ").str.to_datetime(form, time_unit="us", strict=False)
+        for form in ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
+    )
+    digits = zone.str.replace_all(r"\D", "")
+    minutes = digits.str.slice(0, 2).cast(pl.Int64, strict=False).fill_null(0) * 60 + digits.str.slice(2, 2).cast(
+        pl.Int64, strict=False
+    ).fill_null(0)
+    offset = pl.duration(minutes=pl.when(zone.str.starts_with("-")).then(-minutes).otherwise(minutes))
+    zoned = pl.when(zone.is_not_null()).then(local - offset).dt.replace_time_zone("UTC")
+    naive = (local.is_not_null() & zone.is_null()).fill_null(False)
+    midnight = day.str.to_datetime("%Y-%m-%d", time_unit="us", strict=False).dt.replace_time_zone("UTC")
+    midnight = pl.when(clock.is_null() & zone.is_null()).then(midnight)
+    if not dates:
+        return zoned, pl.lit(None, UTC), naive | midnight.is_not_null()
+    return zoned, midnight, naive
+
+
+def _instant_violations(
+    name: str, value: pl.Expr, missing: pl.Expr, naive: pl.Expr, now: datetime | None, repaired: bool
+) -> tuple[Violation, ...]:
+    advice = f"write {name} as ISO 8601 with an offset, e.g. 2024-05-01T12:00:00Z"
+    violations = [
+        Violation(f"{name} without zone", advice, naive, repaired),
+        Violation(f"{name} not parseable", advice, value.is_null() & ~missing & ~naive, repaired),
     ]
     if not repaired:
-        faults.insert(0, Violation(f"null {name}", f"give every event its {name}", missing))
+        violations.insert(0, Violation(f"null {name}", f"give every event its {name}", missing))
     if now is not None:
         late = (value > pl.lit(now).cast(UTC)).fill_null(False)
-        faults.append(
+        violations.append(
             Violation(f"{name} in the future", f"later than {now:%Y-%m-%dT%H:%M:%SZ}: check clock and unit", late)
         )
-    return ColumnRule(value, tuple(faults), notes)
+    return tuple(violations)

@@ -1,6 +1,7 @@
-"""The data contract: items, events and users, read lazily and checked; nothing is dropped in silence.
+"""Read and validate the tables of the data contract: items, events and users. Every dropped row is reported.
 
-A row that cannot be used is set aside with its reason; an item with one bad field is kept with a null there.
+A row that cannot be used is rejected with its reason. A row with an invalid optional field is kept with a null in
+that field.
 """
 
 from collections.abc import Collection, Sequence
@@ -51,7 +52,7 @@ ITEMS: dict[str, pl.DataType] = {
     AVAILABLE: pl.Boolean(),
     GROUP: pl.String(),
 }
-"""Canonical items: column -> type. Only item_id is required; absent columns are null, absent `available` is true."""
+"""Canonical items: column -> type. Only item_id is required. Absent columns are null, `available` true."""
 
 EVENTS: dict[str, pl.DataType] = {
     **{name: pl.String() for name in (USER, ITEM, EVENT)},
@@ -61,17 +62,17 @@ EVENTS: dict[str, pl.DataType] = {
     POSITION: pl.Int32(),
     PROPENSITY: pl.Float64(),
 }
-"""Canonical events in the order of the log: column -> type. The first four are required."""
+"""Canonical events: column -> type. The first four are required."""
 
 CANONICAL: dict[str, dict[str, pl.DataType]] = {"items": ITEMS, "events": EVENTS, "users": {USER: pl.String()}}
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Checked tables in canonical types, rows in the order of their files, and what was found on the way.
+    """Validated tables in canonical types, rows in file order, and the report.
 
     items: the columns of `ITEMS` and the declared extra ones; events: the columns of `EVENTS`;
-    users: user_id and whatever else the file has.
+    users: user_id and all other columns of the file.
     """
 
     items: pl.DataFrame
@@ -81,18 +82,18 @@ class Tables:
 
 
 def read_tables(config: DataConfig, *, now: datetime | None = None, progress: StartProgress | None = None) -> Tables:
-    """Read and check the tables in the folder ``config.path``: items.*, events.* and, where there, users.*.
+    """Read and validate the tables in the folder ``config.path``: items.*, events.* and, if it exists, users.*.
 
-    Items that were put or deleted, as the log in ``config.log`` says, are joined to the items table.
-    Rows set aside are written to ``<path>/rejected/<table>.parquet``. now: the latest possible time of an event
-    (default: the clock). Raises DataError when a file or column is missing or nothing usable is left.
+    The item changes of the log in ``config.log`` are applied to the items table. Rejected rows are written to
+    ``<path>/rejected/<table>.parquet``. now: the latest accepted time of an event (default: the clock).
+    Raises DataError when a file or column is missing or no valid row is left.
     """
     folder = Path(config.path)
     paths = {name: find_table(folder, name) for name in REQUIRED}
     if absent := [name for name in ("items", "events") if paths[name] is None]:
-        there = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "no such folder"
+        present = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "no such folder"
         raise DataError(
-            f"{folder}: no file of {' and '.join(absent)} ({' or '.join(SUFFIXES)}); there is: {there}. "
+            f"{folder}: no file of {' and '.join(absent)} ({' or '.join(SUFFIXES)}); the folder has: {present}. "
             f"Run `recsys data get` for source {config.source!r}, or set data.path to your own tables"
         )
     raws = [
@@ -104,7 +105,7 @@ def read_tables(config: DataConfig, *, now: datetime | None = None, progress: St
 
 
 def read_items(config: DataConfig, *, progress: StartProgress | None = None) -> tuple[pl.DataFrame, Report]:
-    """The items alone, checked as `read_tables` does, and what was found. Raises DataError."""
+    """Read and validate the items alone, as `read_tables` does; the items and the report. Raises DataError."""
     folder = Path(config.path)
     if (path := find_table(folder, "items")) is None:
         raise DataError(f"{folder}: no file of items ({' or '.join(SUFFIXES)}); run `recsys data get` first")
@@ -123,41 +124,41 @@ def check_tables(
     rejected: Path | None = None,
     now: datetime | None = None,
 ) -> Tables:
-    """Check tables that are LazyFrames already.
+    """Validate tables that are given as LazyFrames.
 
-    media_root: folder that relative media paths start from, None: files are not looked for;
-    rejected: folder for the rows set aside, None: they are only counted. Raises as `read_tables`.
+    media_root: folder that relative media paths start from; None: do not check media files;
+    rejected: folder to write the rejected rows to; None: only count them. Raises like `read_tables`.
     """
-    given = zip(REQUIRED, (items, events, users), strict=True)
-    raws = [RawTable.of(name, name, frame) for name, frame in given if frame is not None]
+    frames = zip(REQUIRED, (items, events, users), strict=True)
+    raws = [RawTable.of(name, name, frame) for name, frame in frames if frame is not None]
     return _read(raws, config, media_root, rejected, now, None)
 
 
 def check_item_puts(puts: Sequence[ItemPut], log: Path, config: DataConfig) -> Validated:
-    """Items that were put, checked as rows of the items table are. log: the folder that their records are in."""
+    """Validate put items as rows of the items table. log: folder of the event log that holds their records."""
     raw = RawTable.of("items", "event log", item_put_table(puts, log, config.extra_columns).lazy())
     return validate(raw, _column_rules(raw, config, None, datetime.now(UTC)))
 
 
 def label_events(events: pl.DataFrame, rules: EventRules) -> tuple[Bools, Bools]:
-    """What canonical events mean: (positive (n,) bool, seen (n,) bool).
+    """The labels of canonical events: (positive (n,) bool, seen (n,) bool).
 
-    Positive: the type is named in ``rules.positive`` and the value reaches its threshold (null: any value, also
-    none). Seen: the type is in ``rules.seen``, or that is null.
+    Positive: ``rules.positive`` names the type, and the value reaches its threshold (a null threshold accepts any
+    value and none). Seen: ``rules.seen`` names the type, or is null.
     """
     kind, value = pl.col(EVENT), pl.col(VALUE)
     named = [
-        (kind == name) & (pl.lit(True) if least is None else (value >= least).fill_null(False))
-        for name, least in rules.positive.items()
+        (kind == name) & (pl.lit(True) if minimum is None else (value >= minimum).fill_null(False))
+        for name, minimum in rules.positive.items()
     ]
     positive = reduce(pl.Expr.or_, named, kind.is_null())
     seen = kind.is_not_null() if rules.seen is None else kind.is_in(list(rules.seen))
-    marks = events.select(positive.alias("positive"), seen.alias("seen"))
-    return marks.get_column("positive").to_numpy().copy(), marks.get_column("seen").to_numpy().copy()
+    labels = events.select(positive.alias("positive"), seen.alias("seen"))
+    return labels.get_column("positive").to_numpy().copy(), labels.get_column("seen").to_numpy().copy()
 
 
 def event_weights(events: pl.DataFrame, rules: EventRules) -> Floats | None:
-    """How much each of canonical events counts in training, (n,) float32; None: all alike."""
+    """(n,) float32: the training weight of each canonical event; None: all weights are equal."""
     if not rules.weights:
         return None
     weights = pl.col(EVENT).replace_strict(rules.weights, default=1.0, return_dtype=pl.Float32)
@@ -172,6 +173,7 @@ def _read(
     now: datetime | None,
     progress: StartProgress | None,
 ) -> Tables:
+    """Validate the raw tables in order (items first), apply the item changes of the log, check media, and report."""
     done: dict[str, Validated] = {}
     notes: list[str] = []
     files: dict[str, str] = {}
@@ -180,25 +182,25 @@ def _read(
     logged = check_item_puts(list(changes.puts.values()), log, config) if log and changes and changes.puts else None
     for raw in raws:
         known = _ids(done["items"], logged) if raw.name == "events" else None
-        reads = _column_rules(raw, config, known, now or datetime.now(UTC))
-        notes += [note for read in reads.values() for note in read.notes]
-        notes += _undeclared(raw, reads)
-        done[raw.name] = sifted = validate(raw, reads, progress)
+        rules = _column_rules(raw, config, known, now or datetime.now(UTC))
+        notes += [note for rule in rules.values() for note in rule.notes]
+        notes += _undeclared(raw, rules)
+        done[raw.name] = validated = validate(raw, rules, progress)
         if rejected is not None:
-            files |= write_rejected(sifted, rejected, notes)
-        if len(sifted.kept) == 0 and raw.name != "users":
-            raise _nothing_left(sifted)
+            files |= write_rejected(validated, rejected, notes)
+        if len(validated.kept) == 0 and raw.name != "users":
+            raise _nothing_left(validated)
     counted = [*done.values(), *([logged] if logged else [])]
     problems = [p for c in counted for p in c.problems]
     tables = []
-    for sifted in (done["items"], *([logged] if logged else [])):
-        table, missing = (sifted.kept, []) if media_root is None else find_media(sifted, media_root)
+    for validated in (done["items"], *([logged] if logged else [])):
+        table, missing = (validated.kept, []) if media_root is None else find_media(validated, media_root)
         tables.append(table)
         problems += missing
     items = tables[0]
     if changes is not None and (changes.puts or changes.gone):
-        items, told = _changed(items, tables[1] if logged else items.clear(), changes.gone)
-        notes += told
+        items, change_notes = _changed(items, tables[1] if logged else items.clear(), changes.gone)
+        notes += change_notes
     events = done["events"].kept if "events" in done else pl.DataFrame(schema=EVENTS)
     if "events" in done:
         notes += _unnamed_types(events, config.events)
@@ -207,72 +209,76 @@ def _read(
 
 
 def _ids(items: Validated, logged: Validated | None) -> pl.Series:
+    """Ids of the items table and of the items in the log, which events may name."""
     ids = items.kept.get_column(ITEM)
     return ids if logged is None else pl.concat([ids, logged.kept.get_column(ITEM)])
 
 
 def _changed(items: pl.DataFrame, puts: pl.DataFrame, gone: Collection[str]) -> tuple[pl.DataFrame, list[str]]:
-    """The items table with those that were put, in place of theirs or after them, and without what is gone; notes."""
+    """The items table after the changes of the log, and notes.
+
+    A put item replaces the table's row of that id. Items in `gone` become unavailable.
+    """
     cast = puts.select(pl.col(name).cast(kind, strict=False) for name, kind in items.schema.items())
     lost = {name: cast[name].null_count() - puts[name].null_count() for name in items.columns}
-    notes = [f"event log: {n:,} values of {name} are no {items.schema[name]}: null" for name, n in lost.items() if n]
+    notes = [f"event log: {n:,} values of {name} are not {items.schema[name]}: null" for name, n in lost.items() if n]
     kept = items.join(cast.select(ITEM), on=ITEM, how="anti", maintain_order="left")
-    both = pl.concat([kept, cast])
+    merged = pl.concat([kept, cast])
     deleted = pl.col(ITEM).is_in(list(gone))
-    new, replaced = len(both) - len(items), len(items) - len(kept)
-    hidden = both.select(deleted.sum()).item()
+    new, replaced = len(merged) - len(items), len(items) - len(kept)
+    hidden = merged.select(deleted.sum()).item()
     notes.append(f"event log: {new:,} new items, {replaced:,} put in place of the table's, {hidden:,} deleted")
-    return both.with_columns(pl.col(AVAILABLE) & ~deleted), notes
+    return merged.with_columns(pl.col(AVAILABLE) & ~deleted), notes
 
 
 def _column_rules(raw: RawTable, config: DataConfig, known: pl.Series | None, now: datetime) -> dict[str, ColumnRule]:
-    """How each column of a table is read: name -> Read, in canonical order."""
+    """How each column of a table is read: name -> rule, in canonical order."""
     canonical = CANONICAL[raw.name]
-    reads = {name: _column(raw, name, kind, now) for name, kind in canonical.items()}
+    rules = {name: _column(raw, name, kind, now) for name, kind in canonical.items()}
     if known is not None:
-        reads[ITEM] = reads[ITEM].with_violation(_unknown(reads[ITEM].value, known))
+        rules[ITEM] = rules[ITEM].with_violation(_unknown(rules[ITEM].value, known))
     if raw.name == "items":
         raw.require(config.extra_columns, "data.extra_columns names")
-    further = config.extra_columns if raw.name == "items" else raw.columns if raw.name == "users" else ()
-    reads |= {name: ColumnRule(pl.col(name)) for name in further if name not in reads}
+    extra = config.extra_columns if raw.name == "items" else raw.columns if raw.name == "users" else ()
+    rules |= {name: ColumnRule(pl.col(name)) for name in extra if name not in rules}
     if LINE in raw.types:
-        line, first = pl.col(LINE), next(iter(reads))
+        line, first = pl.col(LINE), next(iter(rules))
         broken = ~line.str.starts_with("{") | line.str.json_path_match("$").is_null()
-        reads[first] = reads[first].with_violation(
+        rules[first] = rules[first].with_violation(
             Violation("not a JSON object", "write one JSON object a line", broken), first=True
         )
-    return reads
+    return rules
 
 
 def _column(raw: RawTable, name: str, kind: pl.DataType, now: datetime) -> ColumnRule:
     if name not in raw.types:
         return ColumnRule(pl.lit(True) if name == AVAILABLE else pl.lit(None, kind))
-    at = (raw.file, name, raw.types[name])
+    column = (raw.file, name, raw.types[name])
     required = name in REQUIRED[raw.name]
     match name:
         case schema.USER | schema.ITEM | schema.EVENT_ID | schema.REQUEST_ID:
-            return checks.identifier(*at, required=required)
+            return checks.identifier(*column, required=required)
         case schema.TIME:
-            return checks.moment(*at, median=_median(raw, name), now=now, repaired=False)
+            return checks.moment(*column, median=_median(raw, name), now=now, repaired=False)
         case schema.PUBLISHED:
-            return checks.moment(*at, median=_median(raw, name), now=None, repaired=True, dates=True)
+            return checks.moment(*column, median=_median(raw, name), now=None, repaired=True, dates=True)
         case schema.VALUE:
-            return checks.number(*at, repaired=False)
+            return checks.number(*column, repaired=False)
         case schema.PRICE:
             rule = "a finite number of 0 or more"
-            return checks.number(*at, allowed=lambda v: v >= 0, rule=rule, repaired=True)
+            return checks.number(*column, allowed=lambda v: v >= 0, rule=rule, repaired=True)
         case schema.POSITION:
             rule = "a whole number of 0 or more"
-            read = checks.number(*at, allowed=lambda v: v.is_between(0, 2**31 - 1) & (v == v.floor()), rule=rule)
-            return ColumnRule(read.value.cast(pl.Int32), read.faults)
+            whole = checks.number(*column, allowed=lambda v: v.is_between(0, 2**31 - 1) & (v == v.floor()), rule=rule)
+            return ColumnRule(whole.value.cast(pl.Int32), whole.violations)
         case schema.PROPENSITY:
-            return checks.number(*at, allowed=lambda v: (v > 0) & (v <= 1), rule="in (0, 1]")
+            return checks.number(*column, allowed=lambda v: (v > 0) & (v <= 1), rule="in (0, 1]")
         case schema.AVAILABLE:
-            return checks.flag(*at)
+            return checks.flag(*column)
         case schema.CATEGORIES:
-            return checks.labels(*at)
+            return checks.labels(*column)
         case _:
-            return checks.text(*at, required=required)
+            return checks.text(*column, required=required)
 
 
 def _unknown(value: pl.Expr, known: pl.Series) -> Violation:
@@ -281,21 +287,22 @@ def _unknown(value: pl.Expr, known: pl.Series) -> Violation:
 
 
 def _median(raw: RawTable, name: str) -> float | None:
-    """Median of the plain numbers in a time column; it tells seconds from milliseconds."""
+    """Median of the numbers in a time column, which determines their unit; None when the type holds no numbers."""
     since = checks.epoch(raw.types[name], name)
     return None if since is None else raw.collect(since.median().alias("median")).item()
 
 
-def _undeclared(raw: RawTable, reads: dict[str, ColumnRule]) -> list[str]:
-    names = [name for name in raw.columns if name not in reads]
+def _undeclared(raw: RawTable, rules: dict[str, ColumnRule]) -> list[str]:
+    """A note that names the columns of the file that are not read."""
+    names = [name for name in raw.columns if name not in rules]
     if not names:
         return []
-    way = "; name it in data.extra_columns to keep it" if raw.name == "items" else ""
-    return [f"{raw.file}: not of the contract and not read: {', '.join(names)}{way}"]
+    remedy = "; name it in data.extra_columns to keep it" if raw.name == "items" else ""
+    return [f"{raw.file}: not of the contract and not read: {', '.join(names)}{remedy}"]
 
 
 def _unnamed_types(events: pl.DataFrame, rules: EventRules) -> list[str]:
-    """Event types of the data that no rule names, and rules that no event meets."""
+    """Notes on event types of the data that no rule names, and on types in the rules that no event has."""
     counts = dict(events.get_column(EVENT).value_counts().sort(EVENT).iter_rows())
     named = {*rules.positive, *(counts if rules.seen is None else rules.seen)}
     neither = [f"{name!r} ({n:,})" for name, n in counts.items() if name not in named]
@@ -304,9 +311,10 @@ def _unnamed_types(events: pl.DataFrame, rules: EventRules) -> list[str]:
     return notes + ([f"event types in data.events that no event has: {', '.join(never)}"] if never else [])
 
 
-def _nothing_left(sifted: Validated) -> DataError:
-    count = sifted.count
+def _nothing_left(validated: Validated) -> DataError:
+    """The error for a table without a valid row."""
+    count = validated.count
     if count.read == 0:
         return DataError(f"{count.file}: no rows; at least one of {count.table} is needed")
-    why = "; ".join(f"{p.reason}: {p.count:,} (first {p.places[0]}; {p.advice})" for p in sifted.problems)
-    return DataError(f"{count.file}: nothing usable is left of {count.read:,} rows. {why}")
+    reasons = "; ".join(f"{p.reason}: {p.count:,} (first {p.places[0]}; {p.advice})" for p in validated.problems)
+    return DataError(f"{count.file}: nothing usable is left of {count.read:,} rows. {reasons}")

@@ -1,4 +1,4 @@
-"""What reading the tables found: counts, problems with their first places, and what to do."""
+"""The report of reading the tables: row counts, problems with their first places, and remedies."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from rich.text import Text
 REJECTED, REPAIRED = "set aside", "repaired"
 
 PLACES = 3
-"""Places named of each problem, the first ones."""
+"""Number of places that the report names per problem, the first ones."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of fault: the rows are set aside, or kept with the one bad field nulled (repaired)."""
+    """One kind of violation. Its rows are rejected, or they are repaired: kept with a null in place of the field."""
 
     table: str
     reason: str
@@ -38,34 +38,34 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was not taken as it stood. Rows are numbered from 1, a header is not a row."""
+    """All rows that were not read unchanged. Rows are numbered from 1; a header is not a row."""
 
     counts: tuple[Count, ...]
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
-    """Table -> parquet file with its rows set aside: reason, row, the original fields as text."""
+    """Table -> parquet file of its rejected rows: reason, row, the original fields as text."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """The report as values that JSON can represent."""
         return asdict(self)
 
     def render(self) -> Group:
-        """For a rich console."""
+        """The report as a renderable of rich."""
         counts = Table("table", "file", *(_right(c) for c in ("read", "kept", "set aside")), title="rows")
         for c in self.counts:
             counts.add_row(c.table, Text(c.file), f"{c.read:,}", f"{c.kept:,}", f"{c.rejected:,}")
         parts: list[Table | Text] = [counts]
         if self.problems:
-            found = Table(
+            table = Table(
                 "table", "problem", "action", _right("count"), "first places", "what to do", title="problems"
             )
             for p in self.problems:
                 places = Text("\n".join(p.places))
-                found.add_row(p.table, Text(p.reason), p.action, f"{p.count:,}", places, Text(p.advice))
-            parts.append(found)
+                table.add_row(p.table, Text(p.reason), p.action, f"{p.count:,}", places, Text(p.advice))
+            parts.append(table)
         parts += [Text(f"note: {note}") for note in self.notes]
-        parts += [Text(f"rows of {table} set aside: {file}") for table, file in self.files.items()]
+        parts += [Text(f"rows of {name} set aside: {file}") for name, file in self.files.items()]
         return Group(*parts)
 
 

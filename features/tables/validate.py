@@ -1,4 +1,4 @@
-"""Sift one table: the good rows in canonical types, the others set aside as they came, each with its reason."""
+"""Validate one table: valid rows in canonical types, rejected rows unchanged, each with its reason."""
 
 import difflib
 import os
@@ -22,7 +22,7 @@ from features.tables.scan import LINE, reading
 REQUIRED = {"items": (ITEM,), "events": (USER, ITEM, EVENT, TIME), "users": (USER,)}
 
 IDENTITY = (USER, ITEM, EVENT, TIME, VALUE)
-"""Events without an event_id that agree in all of these are one event."""
+"""Events without an event_id that are equal in all these columns are duplicates."""
 
 MEDIA = (IMAGE, AUDIO, VIDEO)
 
@@ -31,7 +31,7 @@ Codes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class RawTable:
-    """A table as it came: its name in the contract, its file for messages, its rows, the types of its columns."""
+    """A table before validation: its name in the contract, its file for messages, its rows, its column types."""
 
     name: str
     file: str
@@ -40,6 +40,7 @@ class RawTable:
 
     @classmethod
     def of(cls, name: str, file: str, rows: pl.LazyFrame) -> "RawTable":
+        """From a LazyFrame. Raises DataError when it cannot be read or lacks a required column."""
         with reading(file):
             raw = cls(name, file, rows, dict(rows.collect_schema()))
         raw.require(REQUIRED[name], f"{name} needs")
@@ -47,20 +48,24 @@ class RawTable:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns that the file has."""
+        """Names of the columns of the file."""
         return [name for name in self.types if name != LINE]
 
-    def require(self, names: Iterable[str], who: str) -> None:
-        """DataError, with the columns there are, when one of `names` is missing."""
+    def require(self, names: Iterable[str], demand: str) -> None:
+        """Raises DataError, which names the existing columns, when one of `names` is missing.
+
+        demand: the end of the sentence "no column …, which …", e.g. "events needs".
+        """
         if missing := [name for name in names if name not in self.types]:
-            near = difflib.get_close_matches(missing[0], self.columns, n=1, cutoff=0.5)
-            hint = f"; is {near[0]!r} meant? Rename it" if near else ""
+            similar = difflib.get_close_matches(missing[0], self.columns, n=1, cutoff=0.5)
+            hint = f"; is {similar[0]!r} meant? Rename it" if similar else ""
             raise DataError(
-                f"{self.file}: no column {', '.join(missing)}, which {who}. "
+                f"{self.file}: no column {', '.join(missing)}, which {demand}. "
                 f"The columns there are: {', '.join(self.columns)}{hint}"
             )
 
     def collect(self, *columns: pl.Expr, progress: StartProgress | None = None) -> pl.DataFrame:
+        """The values of expressions over all rows. Raises DataError when the file cannot be read."""
         with reading(self.file):
             rows = self.rows.select(columns)
             if progress is not None:
@@ -76,7 +81,11 @@ def _count(step: Step, rows: pl.DataFrame) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Validated:
-    """kept: the good rows; codes (read,) uint8: 0 where a row is kept; aside: the others as they came."""
+    """The result for one table.
+
+    kept: the valid rows; codes (n,) uint8 of the n rows read: 0 = kept, otherwise 1 + index of the violation;
+    rejected: the other rows, unchanged.
+    """
 
     kept: pl.DataFrame
     codes: Codes
@@ -85,73 +94,80 @@ class Validated:
     rejected: pl.DataFrame
 
 
-def validate(raw: RawTable, reads: dict[str, ColumnRule], progress: StartProgress | None = None) -> Validated:
-    """One pass over the rows: values, the first fault of each row, the fields repaired; then duplicates."""
-    fatal = [fault for read in reads.values() for fault in read.faults if not fault.repaired]
-    mended = [fault for read in reads.values() for fault in read.faults if fault.repaired]
+def validate(raw: RawTable, rules: dict[str, ColumnRule], progress: StartProgress | None = None) -> Validated:
+    """Validate a table in one pass: values, the first violation of each row, repaired fields; then duplicates."""
+    fatal = [violation for rule in rules.values() for violation in rule.violations if not violation.repaired]
+    repairs = [violation for rule in rules.values() for violation in rule.violations if violation.repaired]
+    # 1 + index of the first fatal violation that holds, 0 when none does; built from the last violation outwards
     code = reduce(
-        lambda otherwise, k: pl.when(fatal[k].found).then(pl.lit(k + 1, pl.UInt8)).otherwise(otherwise),
+        lambda otherwise, k: pl.when(fatal[k].condition).then(pl.lit(k + 1, pl.UInt8)).otherwise(otherwise),
         reversed(range(len(fatal))),
         pl.lit(0, pl.UInt8),
     )
     frame = raw.collect(
-        *(read.value.alias(name) for name, read in reads.items()),
+        *(rule.value.alias(name) for name, rule in rules.items()),
         code.alias("__code__"),
-        *(fault.found.alias(f"__mended_{k}__") for k, fault in enumerate(mended)),
+        *(violation.condition.alias(f"__repaired_{k}__") for k, violation in enumerate(repairs)),
         progress=progress,
     )
     codes: Codes = frame.get_column("__code__").to_numpy().copy()
-    marks = [frame.get_column(f"__mended_{k}__").to_numpy() for k in range(len(mended))]
-    frame = frame.select(list(reads))
+    masks = [frame.get_column(f"__repaired_{k}__").to_numpy() for k in range(len(repairs))]
+    frame = frame.select(list(rules))
 
-    good: Bools = codes == 0
-    repeated = repeated_events(frame, good) if raw.name == "events" else _repeated(frame, frame.columns[:1], good)
+    valid: Bools = codes == 0
+    repeated = repeated_events(frame, valid) if raw.name == "events" else _repeated(frame, frame.columns[:1], valid)
     codes[repeated] = len(fatal) + 1
-    duplicate = "duplicate event" if raw.name == "events" else f"duplicate {next(iter(reads))}"
+    duplicate = "duplicate event" if raw.name == "events" else f"duplicate {next(iter(rules))}"
     fatal.append(Violation(duplicate, "the first is kept; write each only once", pl.lit(False)))
 
     problems = []
-    for k, fault in enumerate(fatal):
-        problems += _problem(raw.name, raw.file, fault, REJECTED, np.flatnonzero(codes == k + 1))
-    for fault, mark in zip(mended, marks, strict=True):
-        problems += _problem(raw.name, raw.file, fault, REPAIRED, np.flatnonzero(mark & (codes == 0)))
-    bad = np.flatnonzero(codes)
-    if len(bad) == 0:
+    for k, violation in enumerate(fatal):
+        problems += _problem(raw.name, raw.file, violation, REJECTED, np.flatnonzero(codes == k + 1))
+    for violation, mask in zip(repairs, masks, strict=True):
+        problems += _problem(raw.name, raw.file, violation, REPAIRED, np.flatnonzero(mask & (codes == 0)))
+    rejected = np.flatnonzero(codes)
+    if len(rejected) == 0:
         return Validated(frame, codes, Count(raw.name, raw.file, len(frame), len(frame), 0), problems, pl.DataFrame())
-    reasons = np.array([fault.reason for fault in fatal])[codes[bad] - 1]
+    reasons = np.array([violation.reason for violation in fatal])[codes[rejected] - 1]
     kept = frame.filter(pl.Series(codes == 0))
-    count = Count(raw.name, raw.file, len(frame), len(kept), len(bad))
-    return Validated(kept, codes, count, problems, _rejected_rows(raw, bad, reasons))
+    count = Count(raw.name, raw.file, len(frame), len(kept), len(rejected))
+    return Validated(kept, codes, count, problems, _rejected_rows(raw, rejected, reasons))
 
 
-def _problem(table: str, file: str, fault: Violation, action: str, rows: Ints) -> list[Problem]:
+def _problem(table: str, file: str, violation: Violation, action: str, rows: Ints) -> list[Problem]:
     if len(rows) == 0:
         return []
     places = tuple(f"{file} row {row + 1}" for row in rows[:PLACES])
-    return [Problem(table, fault.reason, action, len(rows), places, fault.advice)]
+    return [Problem(table, violation.reason, action, len(rows), places, violation.advice)]
 
 
-def repeated_events(events: pl.DataFrame, good: Bools) -> Bools:
-    """(n,) bool: the good rows that repeat an earlier good one. An event_id, where given, decides within its user."""
+def repeated_events(events: pl.DataFrame, valid: Bools) -> Bools:
+    """(n,) bool: the valid rows that repeat an earlier valid row. valid (n,) bool.
+
+    Events with an event_id are equal when user and event_id are equal; other events when `IDENTITY` is equal.
+    """
     ids = events.get_column(EVENT_ID)
     if ids.null_count() == len(ids):
-        return _repeated(events, IDENTITY, good)
-    named = ids.is_not_null().to_numpy()
-    return _repeated(events, (USER, EVENT_ID), good & named) | _repeated(events, IDENTITY, good & ~named)
+        return _repeated(events, IDENTITY, valid)
+    has_id = ids.is_not_null().to_numpy()
+    return _repeated(events, (USER, EVENT_ID), valid & has_id) | _repeated(events, IDENTITY, valid & ~has_id)
 
 
 def _repeated(frame: pl.DataFrame, keys: Sequence[str], among: Bools) -> Bools:
-    """Rows of `among` equal in all keys to an earlier one: candidates by a 64-bit hash, then compared exactly."""
+    """(n,) bool: the rows of mask `among` that are equal in all keys to an earlier row of `among`.
+
+    A 64-bit hash selects the candidates, which are then compared exactly.
+    """
     out = np.zeros(len(frame), dtype=np.bool_)
     if not among.any():
         return out
     hashes = frame.select(keys).hash_rows().to_numpy()
     ordered = np.sort(hashes[among])
-    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    if len(twice) == 0:
+    duplicated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])  # hashes that occur more than once
+    if len(duplicated) == 0:
         return out
-    at = np.minimum(np.searchsorted(twice, hashes), len(twice) - 1)
-    rows = np.flatnonzero(among & (twice[at] == hashes))
+    position = np.minimum(np.searchsorted(duplicated, hashes), len(duplicated) - 1)
+    rows = np.flatnonzero(among & (duplicated[position] == hashes))
     first = frame.select(keys)[rows].with_columns(pl.Series("__row__", rows)).unique(subset=keys, keep="first")
     out[rows] = True
     out[first.get_column("__row__").to_numpy()] = False
@@ -159,14 +175,14 @@ def _repeated(frame: pl.DataFrame, keys: Sequence[str], among: Bools) -> Bools:
 
 
 def _rejected_rows(raw: RawTable, rows: Ints, reasons: npt.NDArray[np.str_]) -> pl.DataFrame:
-    """The rows set aside as they came: reason, row (from 1), every field as text."""
-    why = pl.DataFrame({"row": rows + 1, "reason": pl.Series(reasons.tolist(), dtype=pl.String)})
-    taken = {"row": "row_original", "reason": "reason_original"}
-    fields = [_as_text(name, kind).alias(taken.get(name, name)) for name, kind in raw.types.items()]
+    """The rejected rows unchanged: reason, row (from 1), every field as text."""
+    numbers = pl.DataFrame({"row": rows + 1, "reason": pl.Series(reasons.tolist(), dtype=pl.String)})
+    renamed = {"row": "row_original", "reason": "reason_original"}
+    fields = [_as_text(name, kind).alias(renamed.get(name, name)) for name, kind in raw.types.items()]
     numbered = raw.rows.select(fields).with_row_index("row", offset=1).with_columns(pl.col("row").cast(pl.Int64))
     with reading(raw.file):
-        found = numbered.join(why.lazy(), on="row", how="inner").sort("row").collect(engine="streaming")
-    return found.select("reason", "row", *(c for c in found.columns if c not in ("reason", "row")))
+        rows_read = numbered.join(numbers.lazy(), on="row", how="inner").sort("row").collect(engine="streaming")
+    return rows_read.select("reason", "row", *(c for c in rows_read.columns if c not in ("reason", "row")))
 
 
 def _as_text(name: str, kind: pl.DataType) -> pl.Expr:
@@ -176,43 +192,48 @@ def _as_text(name: str, kind: pl.DataType) -> pl.Expr:
     return column.cast(pl.String, strict=False)
 
 
-def write_rejected(sifted: Validated, folder: Path, notes: list[str]) -> dict[str, str]:
-    """Write, or remove what an earlier check left; a folder that cannot be written is said, not fatal."""
-    path = folder / f"{sifted.count.table}.parquet"
+def write_rejected(validated: Validated, folder: Path, notes: list[str]) -> dict[str, str]:
+    """Write the rejected rows, or remove the file of an earlier check when there are none; table -> path.
+
+    A folder that cannot be written adds to `notes` and raises nothing.
+    """
+    path = folder / f"{validated.count.table}.parquet"
     try:
-        if sifted.count.rejected == 0:
+        if validated.count.rejected == 0:
             path.unlink(missing_ok=True)
             return {}
         folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        sifted.rejected.write_parquet(part)
+        validated.rejected.write_parquet(part)
         os.replace(part, path)
     except OSError as error:
-        notes.append(f"rows set aside of {sifted.count.table} could not be written to {path}: {error}")
+        notes.append(f"rows set aside of {validated.count.table} could not be written to {path}: {error}")
         return {}
-    return {sifted.count.table: str(path)}
+    return {validated.count.table: str(path)}
 
 
-def find_media(sifted: Validated, root: Path) -> tuple[pl.DataFrame, list[Problem]]:
-    """Paths whose file is not there become null. Folders are listed once each; URLs are taken as they are."""
-    items, problems = sifted.kept, []
+def find_media(validated: Validated, root: Path) -> tuple[pl.DataFrame, list[Problem]]:
+    """The items with null in place of media paths whose file is missing, and the problems. URLs are not checked.
+
+    Each folder is listed once. root: the folder that relative paths start from.
+    """
+    items, problems = validated.kept, []
     for name in MEDIA:
         column = items.get_column(name)
         if column.null_count() == len(column):
             continue
         local = pl.col(name).is_not_null() & ~pl.col(name).str.contains(r"^[A-Za-z][A-Za-z0-9+.-]+://")
         paths = items.select(pl.col(name).filter(local).unique()).to_series().to_list()
-        missing = column.is_in(pl.Series(_not_there(root, paths), dtype=pl.String).implode())
+        missing = column.is_in(pl.Series(_missing_files(root, paths), dtype=pl.String).implode())
         missing = missing.fill_null(False)
-        fault = Violation(f"missing file in {name}", f"relative paths start from {root}", pl.lit(False))
-        problems += _problem(
-            "items", sifted.count.file, fault, REPAIRED, np.flatnonzero(sifted.codes == 0)[missing.to_numpy()]
-        )
+        rows = np.flatnonzero(validated.codes == 0)[missing.to_numpy()]
+        violation = Violation(f"missing file in {name}", f"relative paths start from {root}", pl.lit(False))
+        problems += _problem("items", validated.count.file, violation, REPAIRED, rows)
         items = items.with_columns(pl.when(~missing).then(pl.col(name)).alias(name))
     return items, problems
 
 
-def _not_there(root: Path, paths: Iterable[str]) -> list[str]:
+def _missing_files(root: Path, paths: Iterable[str]) -> list[str]:
     listed: dict[str, set[str]] = {}
     absent = []
     for path in paths:

@@ -6,9 +6,7 @@ import typer
 
 from recsys.cli.options import CONFIG, config_path, print_json, progress_bars
 
-features_app = typer.Typer(
-    help="The feature store: what changes per user and item between trainings.", no_args_is_help=True
-)
+features_app = typer.Typer(help="The feature store: what changes per user between trainings.", no_args_is_help=True)
 
 
 @features_app.command("refresh")
@@ -17,9 +15,9 @@ def features_refresh(
     log: Path | None = typer.Option(None, help="Folder of the event log. [data.log of CONFIG, else state/log]"),
     as_json: bool = typer.Option(False, "--json", help="Print the report as one line."),
 ) -> None:
-    """Fill the feature store at REDIS_URL from the tables and the event log. Running it again changes nothing.
+    """Fill the feature store at REDIS_URL from the tables and the event log. A second run changes nothing.
 
-    `recsys serve` does this by itself when it starts.
+    `recsys serve` does the same when it starts.
     Example: REDIS_URL=redis://localhost:6379/0 recsys features refresh movielens
     """
     import os
@@ -27,14 +25,13 @@ def features_refresh(
 
     from experiments.config import load_config
     from features.errors import ConfigError
-    from features.interactions import now_micros
     from features.store.redis import RedisStore
     from features.store.refresh import refresh
     from features.tables.read import read_tables
 
     if not (url := os.environ.get("REDIS_URL")):
         raise ConfigError(
-            "REDIS_URL is not set: a store to fill must outlive this command; try redis://localhost:6379/0"
+            "REDIS_URL is not set: this command fills a running server; set it, e.g. to redis://localhost:6379/0"
         )
     data = load_config(config_path(name)).data
     store = RedisStore(url, data.events, timeout=1.0)
@@ -42,11 +39,10 @@ def features_refresh(
     folder = log or Path(data.log or "state/log")
     with progress_bars() as reporter:
         tables = read_tables(data, progress=reporter.steps).events
-        report = refresh(store, tables, folder, now=now_micros(), progress=reporter.steps)
+        report = refresh(store, tables, folder, progress=reporter.steps)
     if as_json:
         print_json(asdict(report))
         return
-    typer.echo("filled from the beginning" if report.rebuilt else "brought up to date")
-    typer.echo(f"  {report.users:,} users and {report.table_events:,} events of the tables")
-    typer.echo(f"  {report.log_events:,} events of the log, {report.damaged:,} damaged lines passed over")
-    typer.echo(f"  statistics of {report.items:,} items")
+    typer.echo("filled from the beginning" if report.rebuilt else "updated")
+    typer.echo(f"  {report.users:,} users and {report.table_events:,} events from the tables")
+    typer.echo(f"  {report.log_events:,} events from the log, {report.damaged:,} damaged lines skipped")

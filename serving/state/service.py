@@ -204,10 +204,10 @@ class ServiceState:
             logger.error("the events table cannot be read; histories from before this service are missing: %s", error)
             self.notes["tables"] = str(error)
             mark = store.watermark()
-            store.move_watermark(mark or Watermark({}, "unreadable", 0))
+            store.move_watermark(mark or Watermark({}, "unreadable"))
             catch_up(store, self.settings.log)
             return
-        report = refresh(store, tables, self.settings.log, now=self.now())
+        report = refresh(store, tables, self.settings.log)
         logger.info("store filled: %s", report)
 
     def _follow_store(self) -> None:

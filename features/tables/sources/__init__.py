@@ -1,4 +1,4 @@
-"""Sources: data sets by name, written as tables of the contract into the folder of a configuration."""
+"""Data sources by name. Each is written as tables of the data contract into the folder of a configuration."""
 
 import difflib
 import importlib
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from features.errors import ConfigError
 from features.schema import DataConfig
-from features.tables.sources.extract import is_there, write
+from features.tables.sources.extract import is_complete, write
 
 SOURCES: dict[str, str] = {
     "movielens": "features.tables.sources.movielens",
@@ -14,21 +14,21 @@ SOURCES: dict[str, str] = {
     "sequences": "features.tables.sources.sequences",
     "folder": "features.tables.sources.folder",
 }
-"""Name -> module with ``extract(config) -> Extract``, imported when it is asked for."""
+"""Name -> module with ``extract(config) -> Extract``, which is imported on use."""
 
 
 def get(config: DataConfig, *, force: bool = False) -> Path:
-    """Write the tables of ``config.source`` into ``config.path`` and return it; what is there already stays.
+    """Write the tables of ``config.source`` into ``config.path`` and return that path. Existing tables stay.
 
-    force: write anew. Raises ConfigError for an unknown source, SourceError when the data cannot be had.
+    force: overwrite them. Raises ConfigError for an unknown source, SourceError when the data cannot be obtained.
     """
     if config.source not in SOURCES:
-        near = difflib.get_close_matches(config.source, SOURCES, n=1)
-        meant = f"; is {near[0]!r} meant?" if near else ""
+        similar = difflib.get_close_matches(config.source, SOURCES, n=1)
+        meant = f"; is {similar[0]!r} meant?" if similar else ""
         raise ConfigError(f"data.source {config.source!r} is none of {', '.join(SOURCES)}{meant}")
     module = importlib.import_module(SOURCES[config.source])
     if config.source == "folder":
         return Path(module.verify(config))
-    if force or not is_there(config):
+    if force or not is_complete(config):
         write(module.extract(config), config)
     return Path(config.path)

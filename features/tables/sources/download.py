@@ -1,4 +1,4 @@
-"""Files by HTTP: resumed where they were cut, and compared with a published checksum."""
+"""HTTP downloads that resume after a cut connection and are compared with a published checksum."""
 
 import hashlib
 import http.client
@@ -16,15 +16,15 @@ from features.errors import SourceError
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0
-NOTHING_MORE = 416
-"""Status of a Range that starts at or after the end."""
+RANGE_NOT_SATISFIABLE = 416
+"""HTTP status of a Range request that starts at or after the end of the file."""
 
 
 def download(url: str, path: Path, *, md5: str, attempts: int = 5, wait: float = 1.0) -> Path:
-    """Fetch `url` into `path`, through `<path>.part`, which a later call continues.
+    """Download `url` to `path` through `<path>.part`, which a later call continues.
 
-    attempts: how often a cut connection is taken up again, `wait` seconds, doubled each time, between.
-    Raises SourceError when the server refuses, the connection fails or the MD5 differs (the part is then deleted).
+    attempts: maximum number of connections; wait: seconds before the second one, doubled before each further one.
+    Raises SourceError when the server refuses, the connection fails or the MD5 differs (then the part is deleted).
     """
     if path.is_file() and _md5(path) == md5:
         return path
@@ -39,21 +39,21 @@ def download(url: str, path: Path, *, md5: str, attempts: int = 5, wait: float =
             raise SourceError(f"{url}: the server answers {error.code} {error.reason}; check the address") from error
         except (OSError, http.client.HTTPException) as error:
             if attempt == attempts - 1:
-                got = part.stat().st_size if part.exists() else 0
+                received = part.stat().st_size if part.exists() else 0
                 raise SourceError(
-                    f"{url}: {error} ({attempts} attempts, {got:,} bytes kept in {part}). Check the connection and "
-                    "run again to resume, or put the file there by hand"
+                    f"{url}: {error} ({attempts} attempts, {received:,} bytes kept in {part}). Check the connection "
+                    "and run again to resume, or put the file there by hand"
                 ) from error
             time.sleep(wait * 2**attempt)
-    if (found := _md5(part)) != md5:
+    if (actual := _md5(part)) != md5:
         part.unlink()
-        raise SourceError(f"{url}: MD5 is {found}, published is {md5}; the file was deleted, run again")
+        raise SourceError(f"{url}: MD5 is {actual}, published is {md5}; the file was deleted, run again")
     os.replace(part, path)
     return path
 
 
 def published_md5(url: str) -> str:
-    """The MD5 in `<url>.md5`, as GroupLens publishes it beside its files. Raises SourceError."""
+    """The MD5 in the file `<url>.md5`, where GroupLens publishes it. Raises SourceError."""
     try:
         with urllib.request.urlopen(f"{url}.md5", timeout=TIMEOUT) as response:
             text = response.read(4096).decode("ascii", "replace")
@@ -61,37 +61,37 @@ def published_md5(url: str) -> str:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         raise SourceError(f"{url}.md5 cannot be read: {error}. Is there internet? Check and run again") from error
-    if (found := re.search(r"\b[0-9a-f]{32}\b", text.lower())) is None:
+    if (match := re.search(r"\b[0-9a-f]{32}\b", text.lower())) is None:
         raise SourceError(f"{url}.md5 holds no MD5: {text[:80]!r}")
-    return found.group()
+    return match.group()
 
 
 def _continue(url: str, part: Path) -> None:
-    """Append what is missing; a server that ignores the Range sends all, and the part starts anew."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    """Append the missing bytes to the part. When the server ignores the Range header, the part is rewritten."""
+    size = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={size}-"} if size else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == NOTHING_MORE and have:
+        if error.code == RANGE_NOT_SATISFIABLE and size:
             error.close()
             return
         raise
     with response, _progress() as progress:
-        resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {size}-")
         if response.status == 206 and not resumed:
-            raise ConnectionError(f"asked from byte {have:,}, got {response.headers.get('Content-Range')!r}")
-        have = have if resumed else 0
+            raise ConnectionError(f"requested byte {size:,} on, received {response.headers.get('Content-Range')!r}")
+        size = size if resumed else 0
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        task = progress.add_task(url.rsplit("/", 1)[-1], total=total, completed=have)
+        total = size + int(length) if length else None
+        task = progress.add_task(url.rsplit("/", 1)[-1], total=total, completed=size)
         with part.open("ab" if resumed else "wb") as file:
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 progress.advance(task, len(chunk))
-                have += len(chunk)
-        if total is not None and have < total:
-            raise ConnectionError(f"cut off after {have:,} of {total:,} bytes")
+                size += len(chunk)
+        if total is not None and size < total:
+            raise ConnectionError(f"cut off after {size:,} of {total:,} bytes")
 
 
 def _progress() -> Progress:

@@ -1,4 +1,4 @@
-"""What a source gives, and how it becomes tables on disk."""
+"""The tables of a source, and how they are written to disk."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ MANIFEST = "source.json"
 
 @dataclass(frozen=True)
 class Extract:
-    """Tables of the contract, not yet read; origin: where from, in words; terms: of use, one line."""
+    """Lazy tables of the data contract. origin: description of the origin; terms: terms of use, one line."""
 
     items: pl.LazyFrame
     events: pl.LazyFrame
@@ -27,29 +27,29 @@ class Extract:
 
 
 def expanded_origin(config: DataConfig) -> str | None:
-    """``config.origin`` with ~ and $VARIABLES put in."""
+    """``config.origin`` with ~ and $VARIABLES expanded."""
     return None if config.origin is None else os.path.expanduser(os.path.expandvars(config.origin))
 
 
-def origin_path(config: DataConfig, what: str) -> Path:
-    """The origin as a path that is there. Raises SourceError otherwise; `what` names it."""
+def origin_path(config: DataConfig, expected: str) -> Path:
+    """The origin as an existing path. Raises SourceError otherwise. expected: what the path must be, for messages."""
     origin = expanded_origin(config)
     if origin is None:
-        raise SourceError(f"source {config.source!r} needs data.origin: {what}")
+        raise SourceError(f"source {config.source!r} needs data.origin: {expected}")
     if "$" in origin:
         raise SourceError(
             f"data.origin {config.origin!r} names a variable that is not set; export it, e.g. RECSYS_DATA"
         )
     path = Path(origin)
     if not path.exists():
-        raise SourceError(f"data.origin {origin!r} is not there; it must be {what}")
+        raise SourceError(f"data.origin {origin!r} does not exist; it must be {expected}")
     return path.resolve()
 
 
 def write(extract: Extract, config: DataConfig) -> Path:
     """Write items.parquet, events.parquet and, last, source.json into ``config.path``.
 
-    Each under a temporary name, then renamed: tables without their source.json are never taken for whole.
+    Each file is written under a temporary name, then renamed. Tables without a source.json count as incomplete.
     """
     folder = Path(config.path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def write(extract: Extract, config: DataConfig) -> Path:
         rows = pl.scan_parquet(part).select(pl.len()).collect().item()
         files[path.name] = {"rows": rows, "sha256": sha256(part)}
         os.replace(part, path)
-    told = {
+    manifest = {
         "name": config.source,
         "asked": expanded_origin(config),
         "origin": extract.origin,
@@ -71,42 +71,44 @@ def write(extract: Extract, config: DataConfig) -> Path:
         "files": files,
     }
     part = folder / f"{MANIFEST}.part"
-    part.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, folder / MANIFEST)
     return folder
 
 
-def is_there(config: DataConfig) -> bool:
-    """Whether ``config.path`` holds, whole, what this configuration asks for.
+def is_complete(config: DataConfig) -> bool:
+    """Whether ``config.path`` holds all tables of this configuration, unchanged.
 
-    Raises SourceError where it holds tables that are not ours to overwrite.
+    Raises SourceError when it holds tables that `write` did not write, which must not be overwritten.
     """
     folder = Path(config.path)
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        own = sorted(p.name for name in ("items", "events") for p in folder.glob(f"{name}.*") if p.suffix != ".part")
-        if own:
+    manifest_path = folder / MANIFEST
+    if not manifest_path.is_file():
+        files = sorted(
+            p.name for name in ("items", "events") for p in folder.glob(f"{name}.*") if p.suffix != ".part"
+        )
+        if files:
             raise SourceError(
-                f"{folder} holds {', '.join(own)} that `recsys data get` did not write; choose another data.path, "
+                f"{folder} holds {', '.join(files)} that `recsys data get` did not write; choose another data.path, "
                 "use source: folder, or overwrite with --force"
             )
         return False
-    told = json.loads(manifest.read_text(encoding="utf-8"))
-    if (told.get("name"), told.get("asked")) != (config.source, expanded_origin(config)):
+    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    if (manifest.get("name"), manifest.get("asked")) != (config.source, expanded_origin(config)):
         return False
-    for name, file in told["files"].items():
+    for name, file in manifest["files"].items():
         path = folder / name
         if not path.is_file():
             return False
         if sha256(path) != file["sha256"]:
             raise SourceError(
                 f"{path} is not what `recsys data get` wrote; use source: folder for tables of your own, "
-                "or write it anew with --force"
+                "or overwrite it with --force"
             )
     return True
 
 
 def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
+    """SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

