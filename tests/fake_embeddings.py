@@ -1,6 +1,6 @@
-"""An embedding service that misbehaves on request: OpenAI's and Gemini's wire formats over real HTTP.
+"""An embedding service with scripted failures: OpenAI's and Gemini's formats over real HTTP.
 
-Its vectors are a known function of the content as it came over the wire, and of length about 3√d, not 1.
+Its vectors are a known function of the content in the request, and have length about 3√d, not 1.
 """
 
 import base64
@@ -19,17 +19,17 @@ from features.content.parts import Content, Limits, Text
 
 KEY = "sk-very-secret-123"
 G = 128
-"""The fewest dimensions that Gemini has."""
+"""The minimum dimension of Gemini."""
 
-NOBODY = Media(DecoderPool(), Limits())
-"""For contents of words alone: its workers never start."""
+TEXT_ONLY = Media(DecoderPool(), Limits())
+"""For contents with texts only: its workers never start."""
 
 POISON = "poison"
-"""A content with this word makes the whole request a 400, as real services do."""
+"""A content with this word makes the service reject the entire request with status 400, as real services do."""
 
 
 class Clock:
-    """Time that passes by sleeping only."""
+    """A clock that advances only in `sleep`."""
 
     def __init__(self):
         self.now = 0.0
@@ -39,23 +39,23 @@ class Clock:
         self.slept.append(seconds)
         self.now += seconds
 
-    def patience(self, tries=4, seconds=100.0):
+    def retry_policy(self, tries=4, seconds=100.0):
         return RetryPolicy(tries, seconds, self.sleep, lambda: self.now, lambda low, high: high)
 
 
 def texts(*words):
-    """A content for each."""
+    """One content for each text."""
     return [Content.of(Text(word)) for word in words]
 
 
 def raw(content, d):
-    """The vector (d,) that the service gives a content: a text, or a list of Gemini's parts."""
+    """The vector (d,) of the service for a content: a text, or a list of Gemini's parts."""
     seed = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()[:8]
     return 3 * np.random.default_rng(int.from_bytes(seed)).standard_normal(d)
 
 
 def unit(content, d):
-    """The same, of length 1."""
+    """The same vector, scaled to length 1."""
     vector = raw(content, d)
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
@@ -71,10 +71,10 @@ def media_part(data, mime):
 
 
 class FakeEmbeddings:
-    """The service, on a free port of this machine.
+    """The service, on a free local port.
 
-    script: what the next requests get instead of an answer, one each: a function of (handler, good answer as a
-    list of vectors) that answers; requests: (path, headers, body) of all that came.
+    script: functions of (handler, contents) that respond to the next requests, one for each request; requests: (path,
+    headers, body) of all requests.
     """
 
     def __init__(self, d=8):
@@ -91,24 +91,26 @@ class FakeEmbeddings:
                 fake.requests.append((self.path, dict(self.headers), body))
                 self.gemini = self.path.endswith(":batchEmbedContents")
                 assert self.gemini or self.path.endswith("/v1/embeddings")
-                contents = [one["content"]["parts"] for one in body["requests"]] if self.gemini else body["input"]
+                contents = (
+                    [request["content"]["parts"] for request in body["requests"]] if self.gemini else body["input"]
+                )
                 if fake.script:
                     fake.script.pop(0)(self, contents)
                 elif POISON in json.dumps(contents):
-                    self.say(400, {"error": {"code": 400, "message": "no poison", "status": "INVALID_ARGUMENT"}})
+                    self.respond(400, {"error": {"code": 400, "message": "no poison", "status": "INVALID_ARGUMENT"}})
                 else:
-                    self.vectors([raw(content, fake.d).tolist() for content in contents])
+                    self.respond_vectors([raw(content, fake.d).tolist() for content in contents])
 
-            def vectors(self, vectors, order=None):
-                self.say(200, self.listed(vectors, order))
+            def respond_vectors(self, vectors, order=None):
+                self.respond(200, self.response_body(vectors, order))
 
-            def listed(self, vectors, order=None):
+            def response_body(self, vectors, order=None):
                 if self.gemini:
                     return {"embeddings": [{"values": vector} for vector in vectors]}
                 order = range(len(vectors)) if order is None else order
                 return {"data": [{"index": at, "embedding": vectors[at]} for at in order]}
 
-            def say(self, status, body, headers=(), cut=None):
+            def respond(self, status, body, headers=(), cut=None):
                 text = (body if isinstance(body, str) else json.dumps(body)).encode()[:cut]
                 self.send_response(status)
                 for name, value in headers:
@@ -135,19 +137,19 @@ class FakeEmbeddings:
 
 
 def gemini(files, server, clock, **more):
-    """Gemini's encoder, asking this service; it sleeps by the clock only."""
-    options = {"dimension": G, "api_key": KEY, "base_url": server.url, "patience": clock.patience()} | more
+    """The Gemini encoder with this service as its server; it sleeps only by the clock."""
+    options = {"dimension": G, "api_key": KEY, "base_url": server.url, "retry_policy": clock.retry_policy()} | more
     return GeminiEncoder(files, **options)
 
 
 def status(code, *, headers=(), body=None):
-    """Answer with a status."""
-    told = body or {"error": {"code": code, "message": f"scripted {code}", "status": "SCRIPTED"}}
-    return lambda handler, contents: handler.say(code, told, headers)
+    """Respond with a status."""
+    payload = body or {"error": {"code": code, "message": f"scripted {code}", "status": "SCRIPTED"}}
+    return lambda handler, contents: handler.respond(code, payload, headers)
 
 
 def stall(until):
-    """Say nothing until an event is set."""
+    """Do not respond until an event is set."""
     return lambda handler, contents: until.wait(10)
 
 
@@ -165,26 +167,28 @@ def drop():
     return act
 
 
-def half():
-    """Half of the JSON, said to be all of it."""
-    return lambda handler, contents: handler.say(200, handler.listed([[1.0, 2.0, 3.0]] * len(contents)), cut=30)
+def truncated():
+    """The start of the JSON, with the Content-Length of that start."""
+    return lambda handler, contents: handler.respond(
+        200, handler.response_body([[1.0, 2.0, 3.0]] * len(contents)), cut=30
+    )
 
 
 def vectors(change):
-    """Answer with other vectors: change(list of random ones, d numbers each)."""
+    """Respond with changed vectors: change(list of the correct ones, d numbers each)."""
 
     def act(handler, contents):
         d = handler.server.d
-        handler.vectors(change([raw(content, d).tolist() for content in contents]))
+        handler.respond_vectors(change([raw(content, d).tolist() for content in contents]))
 
     return act
 
 
 def shuffled():
-    """The right vectors, last first."""
+    """The correct vectors, in reverse order."""
 
     def act(handler, contents):
-        made = [raw(content, handler.server.d).tolist() for content in contents]
-        handler.vectors(made, order=range(len(made) - 1, -1, -1))
+        vectors_in_order = [raw(content, handler.server.d).tolist() for content in contents]
+        handler.respond_vectors(vectors_in_order, order=range(len(vectors_in_order) - 1, -1, -1))
 
     return act

@@ -1,4 +1,4 @@
-"""Media for tests: good ones of known content, and hostile ones."""
+"""Media files for tests: valid ones of known content, and hostile ones."""
 
 import gc
 import os
@@ -24,12 +24,12 @@ QUADRANTS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]],
 
 
 def quadrants(height=64, width=96):
-    """(h, w, 3): red, green, blue and yellow quarters."""
+    """Pixels (h, w, 3) of red, green, blue and yellow quarters."""
     return QUADRANTS.repeat(height // 2, axis=0).repeat(width // 2, axis=1)
 
 
 def picture(pixels=None, form="JPEG", mode=None, **options):
-    """A picture file of pixels (h, w, ...), converted to a mode of Pillow."""
+    """A picture file of pixels (h, w, ...), converted to a Pillow mode."""
     image = Image.fromarray(quadrants() if pixels is None else pixels)
     if mode:
         image = image.convert(mode)
@@ -47,7 +47,7 @@ def animation(frames, form="GIF", **options):
 
 
 def png(width, height, depth=8, colour=0, rows=None, extra=b""):
-    """A PNG by hand; without rows: black, never held in memory."""
+    """A PNG, written without Pillow; without `rows` it is black, and its pixels are never all in memory."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -62,18 +62,18 @@ def png(width, height, depth=8, colour=0, rows=None, extra=b""):
     )
 
 
-def endless_gif(frames, size=(1, 1), grown=None):
-    """A GIF of many one-pixel frames; the last one of the size `grown`."""
+def endless_gif(frames, size=(1, 1), last_size=None):
+    """A GIF of many one-pixel frames; the last frame has the size `last_size`."""
     head = b"GIF89a" + struct.pack("<HHBBB", *size, 0x80, 0, 0) + bytes(6)
 
     def frame(width, height):
         return b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x44\x01\x00"
 
-    return head + frame(1, 1) * (frames - 1) + frame(*(grown or (1, 1))) + b"\x3b"
+    return head + frame(1, 1) * (frames - 1) + frame(*(last_size or (1, 1))) + b"\x3b"
 
 
 def sine(rate=16_000, seconds=1.0, hertz=440.0):
-    """(n,) float32, half of full scale."""
+    """A sine wave (n,) float32 at half of full scale."""
     return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)).astype(np.float32)
 
 
@@ -93,8 +93,8 @@ def silent_flac(seconds, rate=8_000):
     return out.getvalue()
 
 
-def turned_video(pixels, degrees):
-    """An MP4 of three equal frames (h, w, 3), to be shown turned."""
+def rotated_video(pixels, degrees):
+    """An MP4 of three equal frames (h, w, 3) with a display rotation."""
     out = BytesIO()
     with av.open(out, "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=10)
@@ -107,107 +107,112 @@ def turned_video(pixels, degrees):
     return out.getvalue()
 
 
-def covered_sound(samples, rate=16_000):
-    """An MP4 of a sound with a cover."""
+def sound_with_cover(samples, rate=16_000):
+    """An MP4 of a sound with a cover picture."""
     out = BytesIO()
     with av.open(out, "w", format="mp4") as container:
-        voice = container.add_stream("aac", rate=rate)
-        cover = container.add_stream("mjpeg", rate=1)
-        cover.height, cover.width = quadrants().shape[:2]
-        cover.pix_fmt = "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
-        shown = av.VideoFrame.from_ndarray(quadrants(), "rgb24").reformat(format="yuvj420p")
-        heard = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
-        shown.pts, heard.pts, heard.sample_rate = 0, 0, rate
-        for packet in [*voice.encode(heard), *voice.encode(), *cover.encode(shown), *cover.encode()]:
+        sound_stream = container.add_stream("aac", rate=rate)
+        cover_stream = container.add_stream("mjpeg", rate=1)
+        cover_stream.height, cover_stream.width = quadrants().shape[:2]
+        cover_stream.pix_fmt = "yuvj420p"
+        cover_stream.disposition = av.stream.Disposition.attached_pic
+        cover_frame = av.VideoFrame.from_ndarray(quadrants(), "rgb24").reformat(format="yuvj420p")
+        sound_frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
+        cover_frame.pts, sound_frame.pts, sound_frame.sample_rate = 0, 0, rate
+        for packet in [
+            *sound_stream.encode(sound_frame),
+            *sound_stream.encode(),
+            *cover_stream.encode(cover_frame),
+            *cover_stream.encode(),
+        ]:
             container.mux(packet)
     return out.getvalue()
 
 
-def deadly(source, limits):
-    """Reads a source; b"die" ends the process that reads it."""
+def read_or_die(source, limits):
+    """Reads a source; the source b"die" kills the process that reads it."""
     data = read(source, limits)
     if data == b"die":
         os.kill(os.getpid(), signal.SIGKILL)
     return data
 
 
-def obey(data, limits):
-    """What a worker makes of an order, for tests of workers."""
-    order, _, rest = data.decode().partition(" ")
-    if order == "sleep":
-        time.sleep(float(rest))
-    elif order == "die":
+def run_command(data, limits):
+    """Carries out a command in a worker; other data are returned as an array."""
+    command, _, argument = data.decode().partition(" ")
+    if command == "sleep":
+        time.sleep(float(argument))
+    elif command == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif order == "eat":
-        return np.ones(int(rest), dtype=np.uint8)
-    elif order == "fail":
-        raise ContentError(rest)
-    elif order == "stumble":
-        raise KeyError(rest)
-    elif order == "stall":  # an answer that is begun and never ended
+    elif command == "eat":
+        return np.ones(int(argument), dtype=np.uint8)
+    elif command == "fail":
+        raise ContentError(argument)
+    elif command == "stumble":
+        raise KeyError(argument)
+    elif command == "stall":  # a response that starts and never ends
         for pipe in (o for o in gc.get_objects() if isinstance(o, Connection)):
             os.write(pipe.fileno(), struct.pack(">i", 50) + b"{")
         time.sleep(60)
-    elif order == "shout":
-        os.write(2, rest.encode())
-    elif order == "words":
+    elif command == "shout":
+        os.write(2, argument.encode())
+    elif command == "words":
         return np.array(["words"])
-    elif order == "several":
+    elif command == "several":
         return np.array(7), None, np.zeros((0, 2), ">i4"), np.arange(6, dtype=">f4").reshape(2, 3).T
-    elif order == "self":
-        core, space = (resource.getrlimit(what)[0] for what in (resource.RLIMIT_CORE, resource.RLIMIT_AS))
-        return np.array([core, space, os.getpid(), int(os.environ["OMP_NUM_THREADS"])])
+    elif command == "self":
+        core, address_space = (resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_CORE, resource.RLIMIT_AS))
+        return np.array([core, address_space, os.getpid(), int(os.environ["OMP_NUM_THREADS"])])
     return np.frombuffer(data, dtype=np.uint8)
 
 
 def video(levels=(), samples=None, form="mp4", size=(64, 48), fps=10, times=None, gop=12, rate=16_000, options=None):
-    """A video of one grey frame for each level, at its time in 1/fps s, and of samples (n,) at `rate` Hz."""
+    """A video with one grey frame for each level, at times in units of 1/fps s, and samples (n,) at `rate` Hz."""
     codecs = {"mp4": ("mpeg4", "aac"), "webm": ("libvpx", "libopus")}[form]
     out = BytesIO()
     with av.open(out, "w", format=form, options=options or {}) as container:
-        pictures = container.add_stream(codecs[0], rate=fps) if len(levels) else None
-        voice = container.add_stream(codecs[1], rate=rate) if samples is not None else None
-        if voice is not None:
-            voice.codec_context.layout = "mono"
-        if pictures is not None:
-            pictures.width, pictures.height = size
-            pictures.pix_fmt = "yuv420p"
-            pictures.codec_context.gop_size = gop
-            pictures.codec_context.time_base = Fraction(1, fps)
-            pictures.bit_rate = 500_000
+        picture_stream = container.add_stream(codecs[0], rate=fps) if len(levels) else None
+        sound_stream = container.add_stream(codecs[1], rate=rate) if samples is not None else None
+        if sound_stream is not None:
+            sound_stream.codec_context.layout = "mono"
+        if picture_stream is not None:
+            picture_stream.width, picture_stream.height = size
+            picture_stream.pix_fmt = "yuv420p"
+            picture_stream.codec_context.gop_size = gop
+            picture_stream.codec_context.time_base = Fraction(1, fps)
+            picture_stream.bit_rate = 500_000
             for at, level in enumerate(levels):
                 frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), level, dtype=np.uint8), "rgb24")
                 frame.pts, frame.time_base = (times[at] if times else at), Fraction(1, fps)
-                container.mux(pictures.encode(frame))
-            container.mux(pictures.encode())
-        if voice is not None:
+                container.mux(picture_stream.encode(frame))
+            container.mux(picture_stream.encode())
+        if sound_stream is not None:
             frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), "fltp", "mono")
             frame.sample_rate, frame.pts = rate, 0
-            container.mux(voice.encode(frame))
-            container.mux(voice.encode())
+            container.mux(sound_stream.encode(frame))
+            container.mux(sound_stream.encode())
     return out.getvalue()
 
 
-def with_external_data(mp4, kind, place):
-    """The same MP4, whose samples are said to lie at a place: a path (kind b"alis") or a URL (kind b"url ")."""
-    own = struct.pack(">I4sI", 12, b"url ", 1)
-    assert own in mp4
-    path = place.encode()
+def with_external_data(mp4, kind, location):
+    """The MP4 with a reference to its samples in another location: a path (kind b"alis") or a URL (kind b"url ")."""
+    local_reference = struct.pack(">I4sI", 12, b"url ", 1)
+    assert local_reference in mp4
+    path = location.encode()
     record = path + b"\0"
     if kind == b"alis":
-        # QuickTime's alias record: 150 bytes of an old file manager, with no levels known between the two files (-1),
-        # then tagged items: 2 and 18 are paths from the root
+        # QuickTime's alias record: 150 bytes with an unknown number of directory levels between the files (-1), then
+        # tagged items, of which 2 and 18 are paths from the root
         record = bytes(10) + b"\x01v".ljust(28, b"\0") + bytes(12) + b"\x01x".ljust(64, b"\0")
         record += bytes(16) + struct.pack(">hh", -1, -1) + bytes(16)
         for item in (2, 18):
             record += struct.pack(">hh", item, len(path)) + path + bytes(len(path) % 2)
         record += struct.pack(">hh", -1, 0)
-    return _replaced(mp4, own, struct.pack(">I4sI", 12 + len(record), kind, 0) + record)
+    return _replaced(mp4, local_reference, struct.pack(">I4sI", 12 + len(record), kind, 0) + record)
 
 
 def _replaced(mp4, old, new):
-    """With a leaf box replaced in every place, and the sizes of the boxes around it put right."""
+    """The MP4 with every copy of a leaf box replaced and the sizes of the enclosing boxes corrected."""
     containers = {b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref"}
 
     def boxes(data):

@@ -1,4 +1,4 @@
-"""Contents: parts keep their order and places, and limits are bounds, not wishes."""
+"""Contents: parts keep their order and positions, and the limits hold."""
 
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_a_content_keeps_its_parts_in_order():
     assert Content().parts == ()
 
 
-def test_parts_that_are_read_come_with_their_places():
+def test_readable_parts_have_positions():
     content = Content.of(*PARTS, Text(" \n"), Text(""))
     read = {kind: list(readable(content, {kind}, Limits())) for kind in ("text", "image", "audio", "video")}
     assert read == {
@@ -35,11 +35,11 @@ def test_parts_that_are_read_come_with_their_places():
     assert list(readable(Content(), {"text"}, Limits())) == []
 
 
-def test_parts_beyond_the_limits_are_told():
+def test_parts_beyond_the_limits_are_errors():
     content = Content.of(Image(b"1"), Text("ääb"), Text("ääbb"), Text("c"), Image(b"2"))
     read = readable(content, {"text", "image"}, Limits(parts=3, text_bytes=5))
-    told = [(at, str(part) if isinstance(part, ContentError) else part) for at, part in read]
-    assert told == [
+    results = [(at, str(part) if isinstance(part, ContentError) else part) for at, part in read]
+    assert results == [
         (0, Image(b"1")),
         (1, Text("ääb")),
         (2, "text of 6 bytes; at most 5 are accepted (limits.text_bytes)"),
@@ -48,7 +48,7 @@ def test_parts_beyond_the_limits_are_told():
     ]
 
 
-def test_half_of_a_surrogate_pair_is_no_reason_to_fail():
+def test_an_unpaired_surrogate_is_replaced():
     content = Content.of(Text("a\ud800b"), Text("\udfff"), Text("🐕"))
     assert [part for _, part in readable(content, {"text"}, Limits())] == [Text("a?b"), Text("?"), Text("🐕")]
 
@@ -69,7 +69,7 @@ def test_every_limit_is_positive(name, value):
         Limits(**{name: value})
 
 
-def test_limits_know_their_names_and_name_no_hosts():
+def test_limits_reject_unknown_names_and_have_no_hosts():
     with pytest.raises(ValidationError, match=r"part\n.*Extra inputs are not permitted"):
         Limits(part=1)
     assert Limits().hosts == ()

@@ -1,4 +1,4 @@
-"""Digests: alike where what is read is alike, and files read only when they have changed."""
+"""Digests: equal for equal parts read, and a file is read again only after a change."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from features.content.parts import Audio, Content, Image, Limits, Text, Video
 from features.errors import StoreError
 
 WORDS, PICTURES = Reading(frozenset({"text"})), Reading(frozenset({"image", "video"}))
-BOTH = Reading(WORDS.modalities | PICTURES.modalities)
+WORDS_AND_PICTURES = Reading(WORDS.modalities | PICTURES.modalities)
 
 
 @pytest.fixture
@@ -24,69 +24,79 @@ def files(tmp_path):
         yield files
 
 
-def old(path, data, age=3600.0):
-    """A file that was last changed some time ago."""
+def write_old(path, data, age=3600.0):
+    """Write a file with a modification time `age` seconds ago."""
     with open(path, "wb") as file:
         file.write(data)
     os.utime(path, (time.time() - age,) * 2)
     return path
 
 
-def one(content, reading, files):
+def digest_of(content, reading, files):
     return digests([content], [reading], files)[reading].to_list()[0]
 
 
 def test_a_file_is_read_once_until_it_changes(files, tmp_path, monkeypatch):
-    read = []
-    real = Path.open
-    monkeypatch.setattr(Path, "open", lambda path, mode: (read.append(path), real(path, mode))[1])
-    a, b = old(tmp_path / "a", b"first"), old(tmp_path / "b", b"other")
+    opened = []
+    original = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode: (opened.append(path), original(path, mode))[1])
+    a, b = write_old(tmp_path / "a", b"first"), write_old(tmp_path / "b", b"other")
     expected = {a: hashlib.sha256(b"first").digest(), b: hashlib.sha256(b"other").digest()}
     assert files.digests([a, b]) == expected
     assert files.digests([a, b]) == expected
-    assert read == [a, b]
-    old(a, b"FIRST", age=1800)
+    assert opened == [a, b]
+    write_old(a, b"FIRST", age=1800)
     assert files.digests([a, b]) == expected | {a: hashlib.sha256(b"FIRST").digest()}
-    assert read == [a, b, a]
-    with closing(FileDigests(tmp_path / "index" / "files.sqlite", Limits())) as again:
-        assert again.digests([b]) == {b: expected[b]}
-    assert read == [a, b, a]
+    assert opened == [a, b, a]
+    with closing(FileDigests(tmp_path / "index" / "files.sqlite", Limits())) as reopened:
+        assert reopened.digests([b]) == {b: expected[b]}
+    assert opened == [a, b, a]
 
 
-def test_a_file_that_has_just_changed_is_not_trusted_to_its_time(files, tmp_path):
+def test_the_digest_of_a_recently_changed_file_is_not_stored(files, tmp_path):
     path = tmp_path / "new"
     path.write_bytes(b"first")
-    at = path.stat().st_mtime_ns
+    modified = path.stat().st_mtime_ns
     assert files.digests([path]) == {path: hashlib.sha256(b"first").digest()}
     path.write_bytes(b"FIRST")
-    os.utime(path, ns=(at, at))  # as when the clock of the file system is coarse
+    os.utime(path, ns=(modified, modified))  # as when the clock of the file system is coarse
     assert files.digests([path]) == {path: hashlib.sha256(b"FIRST").digest()}
 
 
-def test_what_is_no_readable_file_of_accepted_size_has_no_digest(files, tmp_path):
-    large = old(tmp_path / "large", bytes(101))
-    largest = old(tmp_path / "largest", bytes(100))
+def test_only_a_readable_file_of_accepted_size_has_a_digest(files, tmp_path):
+    large = write_old(tmp_path / "large", bytes(101))
+    largest = write_old(tmp_path / "largest", bytes(100))
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
-    bad = [large, tmp_path, tmp_path / "pipe", tmp_path / "loop", tmp_path / "none", Path("a\0b"), Path("\ud800")]
-    bad += [Path("/dev/zero"), tmp_path / ("n" * 300)]
-    assert files.digests([*bad, largest]) == dict.fromkeys(bad) | {largest: hashlib.sha256(bytes(100)).digest()}
-    strange = Content(tuple(Image(path) for path in bad))
-    assert len(one(strange, PICTURES, files)) == 32
+    unreadable = [
+        large,
+        tmp_path,
+        tmp_path / "pipe",
+        tmp_path / "loop",
+        tmp_path / "none",
+        Path("a\0b"),
+        Path("\ud800"),
+    ]
+    unreadable += [Path("/dev/zero"), tmp_path / ("n" * 300)]
+    assert files.digests([*unreadable, largest]) == dict.fromkeys(unreadable) | {
+        largest: hashlib.sha256(bytes(100)).digest()
+    }
+    content = Content(tuple(Image(path) for path in unreadable))
+    assert len(digest_of(content, PICTURES, files)) == 32
 
 
-def test_a_file_whose_name_is_no_unicode_is_remembered(files, tmp_path):
-    path = old(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")), b"data")
+def test_a_file_with_a_non_unicode_name_has_a_digest(files, tmp_path):
+    path = write_old(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")), b"data")
     assert files.digests([path]) == files.digests([path]) == {path: hashlib.sha256(b"data").digest()}
 
 
-def test_a_content_is_what_the_encoder_reads_of_it(files, tmp_path):
-    path = old(tmp_path / "a.jpg", b"jpeg")
-    bare = one(Content.of(Image(b"jpeg")), PICTURES, files)
-    assert one(Content.of(Image(path)), PICTURES, files) == bare
-    assert one(Content.of(Text("words"), Image(path), Audio(b"x")), PICTURES, files) == bare
-    assert one(Content.of(Text("words"), Audio(b"x")), PICTURES, files) is None
-    assert one(Content(), BOTH, files) is None
+def test_the_digest_depends_only_on_the_parts_that_are_read(files, tmp_path):
+    path = write_old(tmp_path / "a.jpg", b"jpeg")
+    bare = digest_of(Content.of(Image(b"jpeg")), PICTURES, files)
+    assert digest_of(Content.of(Image(path)), PICTURES, files) == bare
+    assert digest_of(Content.of(Text("words"), Image(path), Audio(b"x")), PICTURES, files) == bare
+    assert digest_of(Content.of(Text("words"), Audio(b"x")), PICTURES, files) is None
+    assert digest_of(Content(), WORDS_AND_PICTURES, files) is None
 
 
 def test_contents_that_differ_have_different_digests(files, tmp_path):
@@ -106,27 +116,27 @@ def test_contents_that_differ_have_different_digests(files, tmp_path):
         Content.of(Image(b"https://example.org/a")),
         Content.of(Image("https://example.org/a")),
     ]
-    for a, b in combinations(digests(different, [BOTH], files)[BOTH], 2):
+    for a, b in combinations(digests(different, [WORDS_AND_PICTURES], files)[WORDS_AND_PICTURES], 2):
         assert a != b
     text = Content.of(Text("ab"))
-    assert one(text, BOTH, files) != one(text, WORDS, files)
+    assert digest_of(text, WORDS_AND_PICTURES, files) != digest_of(text, WORDS, files)
 
 
-def test_who_reads_counts(files):
+def test_the_reader_and_the_modalities_are_part_of_the_digest(files):
     sound = Content.of(Audio(b"spoken"), Text("unread"))
     readers = [Reading(frozenset({"audio"}), reader) for reader in ("", "tiny", "base", "tiny video")]
     readers.append(Reading(frozenset({"audio", "video"}), "tiny"))
     for a, b in combinations(readers, 2):
-        assert one(sound, a, files) != one(sound, b, files)
-    # what caches were filled with before encoders had readers: those without one still find it
+        assert digest_of(sound, a, files) != digest_of(sound, b, files)
+    # encoders without a reader find the digests of caches from before `reader` existed
     part = b"audio bytes " + hashlib.sha256(b"spoken").digest()
-    assert one(sound, readers[0], files) == hashlib.sha256(b"audio\n" + part).digest()
+    assert digest_of(sound, readers[0], files) == hashlib.sha256(b"audio\n" + part).digest()
 
 
-def test_a_damaged_index_is_told_with_what_to_do(tmp_path):
+def test_a_damaged_index_is_an_error_with_a_remedy(tmp_path):
     path = tmp_path / "files.sqlite"
     path.write_bytes(b"no database" * 1000)
-    with pytest.raises(StoreError, match=r"files\.sqlite.*Where it is damaged, remove it"):
+    with pytest.raises(StoreError, match=r"files\.sqlite.*If it is damaged, remove it"):
         FileDigests(path, Limits())
     path.unlink()
     with closing(FileDigests(path, Limits())) as files:
@@ -134,8 +144,8 @@ def test_a_damaged_index_is_told_with_what_to_do(tmp_path):
 
 
 def test_two_jobs_may_share_the_index(tmp_path):
-    path, picture = tmp_path / "files.sqlite", old(tmp_path / "a", b"a")
-    with closing(FileDigests(path, Limits())) as one_job, closing(FileDigests(path, Limits())) as other:
-        assert one_job.digests([picture]) == other.digests([picture])
+    path, picture = tmp_path / "files.sqlite", write_old(tmp_path / "a", b"a")
+    with closing(FileDigests(path, Limits())) as first_job, closing(FileDigests(path, Limits())) as second_job:
+        assert first_job.digests([picture]) == second_job.digests([picture])
     with closing(sqlite3.connect(path)) as index:
         assert index.execute("SELECT count(*) FROM files").fetchall() == [(1,)]

@@ -1,4 +1,4 @@
-"""One line of a configuration opens encoders, which are given the limits and the workers of whoever opens them."""
+"""Configurations open encoders, which use the limits and workers of the caller."""
 
 import numpy as np
 import pytest
@@ -15,38 +15,38 @@ LIMITS = Limits(parts=2, text_bytes=10)
 
 
 @pytest.fixture
-def opened(tmp_path):
-    """Open what a line says."""
+def open_config(tmp_path):
+    """A function that opens the encoders of a configuration."""
     with DecoderPool(1) as decoders:
-        yield lambda **line: open_encoders(
-            TypeAdapter(EncoderConfig).validate_python(line), decoders, LIMITS, tmp_path / "models"
+        yield lambda **fields: open_encoders(
+            TypeAdapter(EncoderConfig).validate_python(fields), decoders, LIMITS, tmp_path / "models"
         )
 
 
 @pytest.mark.parametrize("multilingual", [False, True])
-def test_builtin(opened, tmp_path, multilingual):
-    encoders = opened(kind="builtin", multilingual=multilingual)
+def test_builtin(open_config, tmp_path, multilingual):
+    encoders = open_config(kind="builtin", multilingual=multilingual)
     assert list(encoders) == ["text", "image", "speech", "sound"]
     assert ("e5" in encoders["text"].space().model) == multilingual
     assert encoders["speech"].space() == encoders["text"].space()
-    assert not (tmp_path / "models").exists()  # nothing is loaded before it is needed
+    assert not (tmp_path / "models").exists()  # a model is loaded at its first use
 
 
-def test_kinds_that_are_not_read(opened):
-    assert list(opened(kind="builtin", without=["image", "speech"])) == ["text", "sound"]
+def test_disabled_channels(open_config):
+    assert list(open_config(kind="builtin", without=["image", "speech"])) == ["text", "sound"]
     with pytest.raises(ValidationError, match="without"):
-        opened(kind="builtin", without=["smell"])
+        open_config(kind="builtin", without=["smell"])
 
 
-def test_each_model_holds_to_the_limits(opened, tmp_path):
+def test_each_encoder_enforces_the_limits(open_config, tmp_path):
     contents = [Content.of(Text("red cat"), Text("a dog and a cat"), Text("late")), Content.of(Image(b"broken"))]
     with FakeEmbeddings(8) as server:
-        lines = [
+        configs = [
             {"kind": "sentence-transformers", "model": str(sentences(tmp_path, None))},
             {"kind": "openai-compatible", "base_url": server.url + "/v1", "model": "toy", "dimension": 8},
         ]
-        for line in lines:
-            ((name, encoder),) = opened(**line).items()
+        for fields in configs:
+            ((name, encoder),) = open_config(**fields).items()
             embedded = encoder.encode(contents)
             assert name == "content"
             assert embedded.present.tolist() == [True, False]
@@ -54,19 +54,19 @@ def test_each_model_holds_to_the_limits(opened, tmp_path):
         np.testing.assert_allclose(embedded.vectors[0], unit("red cat", 8), atol=1e-6)
 
 
-def test_gemini_spends_what_the_line_allows(opened, monkeypatch):
+def test_gemini_spends_at_most_the_configured_budget(open_config, monkeypatch):
     monkeypatch.setenv("GEMINI_API_KEY", "key")
-    encoder = opened(kind="gemini", dimension=128, spend_at_most=0.0)["content"]
+    encoder = open_config(kind="gemini", dimension=128, spend_at_most=0.0)["content"]
     assert encoder.space().dimension == 128
     with pytest.raises(ConfigError, match=r"\$0.0000 is left to spend"):
         encoder.encode([Content.of(Text("word"))])
     monkeypatch.delenv("GEMINI_API_KEY")
     monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
     with pytest.raises(ConfigError, match="set GEMINI_API_KEY"):
-        opened(kind="gemini")
+        open_config(kind="gemini")
 
 
-@pytest.mark.parametrize("line", [{"kind": "own"}, {"kind": "builtin", "model": "x"}, {"kind": "clip"}, {}])
-def test_a_line_that_is_none(opened, line):
+@pytest.mark.parametrize("fields", [{"kind": "own"}, {"kind": "builtin", "model": "x"}, {"kind": "clip"}, {}])
+def test_an_invalid_configuration(open_config, fields):
     with pytest.raises(ValidationError):
-        opened(**line)
+        open_config(**fields)

@@ -1,4 +1,4 @@
-"""Open models as encoders, on tiny ones with random weights; transformers itself, called directly, is the oracle."""
+"""Encoders of open models, tested with tiny models of random weights; the oracle is a direct call of transformers."""
 
 import json
 import os
@@ -60,17 +60,17 @@ RATE = 8000
 
 
 def tokenizer(longest, **more):
-    made = Tokenizer(WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    made.pre_tokenizer = Whitespace()
-    made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    tokens = Tokenizer(WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokens.pre_tokenizer = Whitespace()
+    tokens.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
     names |= {"mask_token": "[MASK]", "eos_token": "[SEP]", "bos_token": "[CLS]"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=longest, **names, **more)
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, model_max_length=longest, **names, **more)
 
 
 @pytest.fixture(scope="module")
 def workers():
-    with DecoderPool(1, read=media.deadly) as decoders:
+    with DecoderPool(1, read=media.read_or_die) as decoders:
         yield Media(decoders, Limits())
 
 
@@ -142,21 +142,21 @@ def sentences(folder, prompts):
     inner = folder / "inner"
     BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, **TEXT)).save_pretrained(inner)
     tokenizer(16).save_pretrained(inner)
-    whole = folder / "sentences"
+    output = folder / "sentences"
     SentenceTransformer(
         modules=[Transformer(str(inner)), Pooling(16)], prompts=prompts, device="cpu"
-    ).save_pretrained(str(whole))
-    return whole
+    ).save_pretrained(str(output))
+    return output
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    return sentences(tmp_path_factory.mktemp("told"), PROMPTS)
+def with_prompts(tmp_path_factory):
+    return sentences(tmp_path_factory.mktemp("with_prompts"), PROMPTS)
 
 
 @pytest.fixture(scope="module")
-def untold(tmp_path_factory):
-    return sentences(tmp_path_factory.mktemp("untold"), None)
+def without_prompts(tmp_path_factory):
+    return sentences(tmp_path_factory.mktemp("without_prompts"), None)
 
 
 def picture(seed, height=20, width=30):
@@ -211,7 +211,7 @@ def test_clip_embeds_texts_and_pictures_in_one_space(workers, clip):
     assert embedded.space.prompt == ""
 
 
-def test_siglip_pads_as_it_was_trained(workers, siglip):
+def test_siglip_pads_as_in_training(workers, siglip):
     encoder = HubEncoder(workers, str(siglip), family="siglip")
     model = SiglipModel.from_pretrained(siglip).eval()
     words = tokenizer(9)(["red cat", "a"], padding="max_length", max_length=9, return_tensors="pt")
@@ -224,7 +224,7 @@ def test_siglip_pads_as_it_was_trained(workers, siglip):
     np.testing.assert_allclose(embedded.vectors, np.concatenate([texts, images]), atol=1e-5)
 
 
-def test_clap_hears_the_first_seconds_and_always_the_same(workers, clap):
+def test_clap_reads_the_first_seconds_deterministically(workers, clap):
     encoder = HubEncoder(workers, str(clap), family="clap")
     samples = [sound(0, 0.4), sound(1, 3.0)]
     contents = [Content.of(Text("red cat")), *(Content.of(Audio(wav(s))) for s in samples)]
@@ -243,7 +243,7 @@ def test_clap_hears_the_first_seconds_and_always_the_same(workers, clap):
     np.testing.assert_array_equal(encoder.encode(contents).vectors, embedded.vectors)
     assert encoder.modalities == {"text", "audio"}
     assert "1 s of sound" in embedded.space.preprocessing
-    long = Content.of(Text(" ".join(["red cat"] * 50)))  # beyond the positions that there are
+    long = Content.of(Text(" ".join(["red cat"] * 50)))  # more tokens than the model has positions
     assert encoder.encode([long]).present.tolist() == [True]
 
 
@@ -262,7 +262,7 @@ def test_a_content_is_the_unit_mean_of_its_parts(workers, clip):
     assert embedded.failures == ()
 
 
-def test_what_cannot_be_read_is_a_failure_and_the_rest_is_embedded(workers, clip, monkeypatch):
+def test_unreadable_parts_are_failures_and_the_rest_is_embedded(workers, clip, monkeypatch):
     monkeypatch.setattr("features.content.encoders.hub_models.CHUNK", 7)
     contents = [
         *[Content()] * 40,
@@ -281,31 +281,31 @@ def test_what_cannot_be_read_is_a_failure_and_the_rest_is_embedded(workers, clip
     assert not embedded.vectors[~embedded.present].any()
     assert [(f.row, f.part) for f in embedded.failures] == [(40, 0), (41, 0), (43, 0), (45, 0)]
     assert "60 x 1 pixels" in embedded.failures[2].reason
-    assert "ended the worker process" in embedded.failures[3].reason  # and not this one
+    assert "ended the worker process" in embedded.failures[3].reason  # the second picture is embedded
     assert sum(steps) == 46
 
 
-def test_a_large_picture_comes_from_the_worker_small(workers, clip):
-    wide = np.zeros((600, 3000, 3), np.uint8)
-    frames = decode(media.picture(wide, "PNG"), workers.limits)
+def test_the_worker_scales_a_large_picture_down(workers, clip):
+    pixels = np.zeros((600, 3000, 3), np.uint8)
+    frames = decode(media.picture(pixels, "PNG"), workers.limits)
     assert frames.shape == (1, 205, 1024, 3)
-    assert HubEncoder(workers, str(clip), family="clip").encode([Content.of(Image(png(wide)))]).present.all()
+    assert HubEncoder(workers, str(clip), family="clip").encode([Content.of(Image(png(pixels)))]).present.all()
 
 
 @pytest.mark.parametrize("contents", [[], [Content()]])
-def test_nothing(workers, clip, contents):
+def test_empty_contents(workers, clip, contents):
     embedded = HubEncoder(workers, str(clip), family="clip").encode(contents)
     assert embedded.vectors.shape == (len(contents), 12)
     assert not embedded.present.any()
 
 
 def test_a_cut_is_renormalised_and_another_space(workers, clip):
-    whole, short = (
+    full, short = (
         HubEncoder(workers, str(clip), family="clip"),
         HubEncoder(workers, str(clip), family="clip", dimension=5),
     )
     contents = [Content.of(Text("red cat"))]
-    assert short.space() == whole.space().cut(5)
+    assert short.space() == full.space().cut(5)
     parts = clip_texts(clip, ["red cat"])[:, :5]
     np.testing.assert_allclose(short.encode(contents).vectors, unit(parts), atol=1e-5)
     with pytest.raises(SpaceError, match="cannot be cut to 13"):
@@ -314,12 +314,12 @@ def test_a_cut_is_renormalised_and_another_space(workers, clip):
 
 def bert(folder, texts):
     model = BertModel.from_pretrained(folder).eval()
-    made = []
+    vectors = []
     for text in texts:
         inputs = tokenizer(16)(text, return_tensors="pt", truncation=True, return_token_type_ids=False)
         with torch.no_grad():
-            made.append(model(**inputs).last_hidden_state[0].mean(dim=0).numpy())
-    return unit(np.stack(made))
+            vectors.append(model(**inputs).last_hidden_state[0].mean(dim=0).numpy())
+    return unit(np.stack(vectors))
 
 
 @pytest.mark.parametrize(
@@ -330,32 +330,32 @@ def bert(folder, texts):
         ("similarity", "same : ", "similarity"),
     ],
 )
-def test_sentences_get_the_prompts_of_the_model(workers, told, task, prompt, scheme):
-    encoder = HubEncoder(workers, str(told), family="sentence-transformers")
+def test_sentences_get_the_prompts_of_the_model(workers, with_prompts, task, prompt, scheme):
+    encoder = HubEncoder(workers, str(with_prompts), family="sentence-transformers")
     embedded = encoder.encode([Content.of(Text("red cat")), Content.of(Text("blue"))], task=task)
-    np.testing.assert_allclose(embedded.vectors, bert(told, [f"{prompt}red cat", f"{prompt}blue"]), atol=1e-5)
+    np.testing.assert_allclose(embedded.vectors, bert(with_prompts, [f"{prompt}red cat", f"{prompt}blue"]), atol=1e-5)
     assert embedded.space == encoder.space(task)
     assert embedded.space.prompt == scheme
     assert encoder.modalities == {"text"}
 
 
-def test_a_model_without_prompts_has_one_space(workers, untold):
-    encoder = HubEncoder(workers, str(untold), family="sentence-transformers")
+def test_a_model_without_prompts_has_one_space(workers, without_prompts):
+    encoder = HubEncoder(workers, str(without_prompts), family="sentence-transformers")
     assert {encoder.space(task).prompt for task in ("query", "document", "similarity")} == {""}
     embedded = encoder.encode([Content.of(Text("red cat"))], task="query")
-    np.testing.assert_allclose(embedded.vectors, bert(untold, ["red cat"]), atol=1e-5)
+    np.testing.assert_allclose(embedded.vectors, bert(without_prompts, ["red cat"]), atol=1e-5)
 
 
-def test_words_that_look_like_tokens_or_addresses_stay_words(workers, untold, tmp_path):
+def test_texts_that_look_like_tokens_or_addresses_are_plain_text(workers, without_prompts, tmp_path):
     trap = tmp_path / "cat.png"
     trap.write_bytes(png(picture(0)))
     words = ["red [SEP] cat [PAD] dog", "http://127.0.0.1:1/red.png", str(trap)]
-    embedded = HubEncoder(workers, str(untold), family="sentence-transformers").encode(
+    embedded = HubEncoder(workers, str(without_prompts), family="sentence-transformers").encode(
         [Content.of(Text(w)) for w in words]
     )
-    apart = ["red [ SEP] cat [ PAD] dog", *words[1:]]
-    np.testing.assert_allclose(embedded.vectors, bert(untold, apart), atol=1e-5)
-    assert not np.allclose(embedded.vectors[0], bert(untold, words[:1])[0], atol=1e-3)
+    split = ["red [ SEP] cat [ PAD] dog", *words[1:]]
+    np.testing.assert_allclose(embedded.vectors, bert(without_prompts, split), atol=1e-5)
+    assert not np.allclose(embedded.vectors[0], bert(without_prompts, words[:1])[0], atol=1e-3)
 
 
 def test_other_weights_or_prompts_are_another_space(workers, clip, tmp_path, monkeypatch):
@@ -376,7 +376,7 @@ def test_other_weights_or_prompts_are_another_space(workers, clip, tmp_path, mon
     assert other != first
 
 
-def test_pickled_weights_are_refused_unread(workers, clip, tmp_path):
+def test_pickled_weights_are_rejected_unread(workers, clip, tmp_path):
     copy = tmp_path / "clip"
     shutil.copytree(clip, copy)
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
@@ -394,8 +394,8 @@ def test_a_damaged_folder_is_named(workers, clip, tmp_path, damage):
     elif damage == "cut":
         weights.write_bytes(weights.read_bytes()[:-100])
     else:
-        wanted = json.loads(config.read_text()) | {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
-        config.write_text(json.dumps(wanted))
+        settings = json.loads(config.read_text()) | {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+        config.write_text(json.dumps(settings))
         (copy / "own.py").write_text("import os; os.environ['RUN_BY_A_MODEL'] = '1'")
     with pytest.raises(SpaceError, match="cannot be loaded as clip"):
         HubEncoder(workers, str(copy), family="clip")
@@ -403,15 +403,15 @@ def test_a_damaged_folder_is_named(workers, clip, tmp_path, damage):
 
 
 def test_the_family_is_checked(workers, clip):
-    with pytest.raises(ConfigError, match="is a clip model, family says siglip"):
+    with pytest.raises(ConfigError, match="is a clip model, but family is siglip"):
         HubEncoder(workers, str(clip), family="siglip")
 
 
 def test_a_name_on_the_hub_needs_a_revision(workers, monkeypatch):
-    with pytest.raises(ConfigError, match="needs its revision"):
+    with pytest.raises(ConfigError, match="needs a revision"):
         HubEncoder(workers, "someone/something", family="clip")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(SpaceError, match="someone/something@abc: cannot be had"):
+    with pytest.raises(SpaceError, match="someone/something@abc: cannot be fetched"):
         HubEncoder(workers, "someone/something", "abc", family="clip")
 
 

@@ -1,4 +1,4 @@
-"""Sources to bytes: what may be read, and what a stranger's URL may not reach. A real server, real sockets."""
+"""Reading of sources: files, and untrusted URLs that must not reach private addresses, with a real server."""
 
 import datetime
 import os
@@ -19,7 +19,7 @@ ADDRESSES = {"good.example": ["127.0.0.1"], "inner.example": ["10.0.0.7"], "mixe
 
 
 def public(address):
-    """Loopback stands for the internet."""
+    """Loopback represents the internet in these tests."""
     return address == "127.0.0.1" or is_public(address)
 
 
@@ -30,7 +30,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        self.server.seen.append((self.path, dict(self.headers)))
+        self.server.requests.append((self.path, dict(self.headers)))
         path, _, value = self.path[1:].partition("?")
         getattr(self, f"say_{path}", lambda value: self.answer(404))(value)
 
@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def say_endless(self, value):
         self.answer(Content_Length=None, Connection="close")
-        self.drip(b"x" * 65_536, 0)
+        self.repeat(b"x" * 65_536, 0)
 
     def say_short(self, value):
         self.answer(body=b"half", Content_Length="8")
@@ -70,16 +70,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def say_dripping(self, value):
         self.answer(Content_Length=None, Connection="close")
-        self.drip(b"x", 0.05)
+        self.repeat(b"x", 0.05)
 
     def say_header(self, value):
         self.wfile.write(b"HTTP/1.1 200 OK\r\n")
-        self.drip(b"X: y\r\n", 0.05)
+        self.repeat(b"X: y\r\n", 0.05)
 
     def say_silent(self, value):
-        self.drip(b"", 0.05)
+        self.repeat(b"", 0.05)
 
-    def drip(self, piece, pause):
+    def repeat(self, piece, pause):
         self.close_connection = True
         while not self.server.stopping.wait(pause):
             try:
@@ -97,7 +97,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, tls=None):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.seen = []
+        self.requests = []
         self.stopping = threading.Event()
         self.port = self.server_address[1]
         if tls:
@@ -120,18 +120,18 @@ class Server(ThreadingHTTPServer):
 
 @pytest.fixture(scope="module")
 def running():
-    with Server() as it:
-        yield it
+    with Server() as server:
+        yield server
 
 
 @pytest.fixture
 def server(running):
-    running.seen.clear()
+    running.requests.clear()
     return running
 
 
-def limits(port, *more, **others):
-    return Limits(hosts=(f"Good.Example:{port}", *more), **{"fetch_seconds": 5.0} | others)
+def limits(port, *other_hosts, **settings):
+    return Limits(hosts=(f"Good.Example:{port}", *other_hosts), **{"fetch_seconds": 5.0} | settings)
 
 
 def test_bytes_and_files(tmp_path):
@@ -139,13 +139,13 @@ def test_bytes_and_files(tmp_path):
     file.write_bytes(b"12345")
     assert read(b"12345", Limits(media_bytes=5)) == b"12345"
     assert read(file, Limits(media_bytes=5)) == b"12345"
-    with pytest.raises(ContentError, match=r"^5 bytes: 5 bytes, 4 are accepted"):
+    with pytest.raises(ContentError, match=r"^5 bytes: 5 bytes, at most 4 are accepted"):
         read(b"12345", Limits(media_bytes=4))
-    with pytest.raises(ContentError, match=r"a\.jpg: 5 bytes, 4 are accepted"):
+    with pytest.raises(ContentError, match=r"a\.jpg: 5 bytes, at most 4 are accepted"):
         read(file, Limits(media_bytes=4))
 
 
-def test_what_is_no_regular_file_is_not_opened(tmp_path):
+def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo", Path("/dev/zero")):
         with pytest.raises(ContentError, match="not a regular file"):
@@ -155,29 +155,29 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
             read(path, Limits())
 
 
-def test_fetched_from_the_address_and_under_the_name(server):
+def test_connects_to_the_address_with_the_host_name_in_the_header(server):
     assert read(f"http://GOOD.example:{server.port}/ok?a=1#part", limits(server.port), NETWORK) == b"picture"
-    ((path, headers),) = server.seen
+    ((path, headers),) = server.requests
     assert path == "/ok?a=1"
     assert headers["Host"] == f"good.example:{server.port}"
     assert headers["Accept-Encoding"] == "identity"
 
 
-def test_default_ports_go_without_saying():
-    asked = []
+def test_default_ports_may_be_omitted():
+    resolved = []
 
-    def nowhere(host, port):
-        asked.append((host, port))
+    def fail(host, port):
+        resolved.append((host, port))
         raise OSError("no such name")
 
     for url in ("http://a.example/x", "http://a.example:80/x", "https://a.example/x", "https://b.example/x"):
         with pytest.raises(ContentError, match="has no address: no such name"):
-            read(url, Limits(hosts=("a.example", "b.example:443")), Network(nowhere))
-    assert asked == [("a.example", 80), ("a.example", 80), ("a.example", 443), ("b.example", 443)]
+            read(url, Limits(hosts=("a.example", "b.example:443")), Network(fail))
+    assert resolved == [("a.example", 80), ("a.example", 80), ("a.example", 443), ("b.example", 443)]
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("http://bad.example/ok", r"bad\.example:80 is not in limits\.hosts"),
         ("http://good.example/ok", r"good\.example:80 is not in"),
@@ -200,32 +200,32 @@ def test_default_ports_go_without_saying():
         ("\ud800", "not a URL|only http"),
     ],
 )
-def test_urls_that_are_not_fetched(url, told):
+def test_urls_that_are_not_fetched(url, message):
     def never(host, port):
         raise AssertionError("looked up")
 
-    with pytest.raises(ContentError, match=told) as caught:
+    with pytest.raises(ContentError, match=message) as caught:
         read(url, Limits(hosts=("good.example:8080",)), Network(never))
     assert "secret" not in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
 def test_without_hosts_nothing_is_fetched():
-    with pytest.raises(ContentError, match=r"URLs are not fetched here: name the host in limits\.hosts"):
+    with pytest.raises(ContentError, match=r"URLs are not fetched here, since limits\.hosts is empty"):
         read("http://good.example/", Limits())
 
 
 @pytest.mark.parametrize("host", ["inner.example", "mixed.example"])
-def test_every_address_has_to_be_public(server, host):
+def test_every_address_must_be_public(server, host):
     with pytest.raises(ContentError, match=r"is at 10\.0\.0\.7, which is not a public address"):
         read(f"http://{host}:{server.port}/ok", limits(server.port, f"{host}:{server.port}"), NETWORK)
-    assert server.seen == []
+    assert server.requests == []
 
 
-def test_loopback_is_not_public_unless_told(server):
+def test_loopback_is_not_public_by_default(server):
     with pytest.raises(ContentError, match=r"127\.0\.0\.1, which is not a public address"):
         read(f"http://127.0.0.1:{server.port}/ok", Limits(hosts=(f"127.0.0.1:{server.port}",)))
-    assert server.seen == []
+    assert server.requests == []
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_loopback_is_not_public_unless_told(server):
         ("ff02::1", False),
         ("::ffff:127.0.0.1", False),
         ("::ffff:169.254.169.254", False),
-        ("192.0.0.9", False),  # from here: what Python says of these depends on its patch release
+        ("192.0.0.9", False),  # from here, the result of is_global depends on the patch release of Python
         ("2002:0808:0808::1", False),
         ("2002:7f00:0001::1", False),
         ("2001:4:112::1", False),
@@ -271,11 +271,11 @@ def test_public_addresses(address, expected):
     assert is_public(address) is expected
 
 
-def test_a_name_is_looked_up_once_and_the_connection_goes_there(server):
+def test_a_name_is_resolved_once_and_the_connection_uses_its_addresses(server):
     answers = iter([["127.0.0.1"], ["10.0.0.7"]])
     network = Network(lambda host, port: next(answers), public)
     assert read(f"http://good.example:{server.port}/ok", limits(server.port), network) == b"picture"
-    assert next(answers) == ["10.0.0.7"]  # nobody asked again
+    assert next(answers) == ["10.0.0.7"]  # the name was not resolved again
 
 
 def test_the_next_address_is_tried():
@@ -290,42 +290,42 @@ def test_the_next_address_is_tried():
 def test_redirects_are_followed_and_checked(server):
     base = f"http://good.example:{server.port}"
     assert read(f"{base}/move?/move?{base}/ok", limits(server.port), NETWORK) == b"picture"
-    assert len(server.seen) == 3
-    for to, told in [
+    assert len(server.requests) == 3
+    for target, message in [
         (f"http://inner.example:{server.port}/ok", "not a public address"),
         (f"http://127.0.0.1:{server.port}/ok", "is not in limits.hosts"),
         (f"//other.example:{server.port}/ok", "is not in limits.hosts"),
         ("file:///etc/passwd", "only http and https"),
         ("http://[", "is not in limits.hosts"),
     ]:
-        server.seen.clear()
-        with pytest.raises(ContentError, match=told):
-            read(f"{base}/move?{to}", limits(server.port, f"inner.example:{server.port}"), NETWORK)
-        assert len(server.seen) == 1
-    server.seen.clear()
+        server.requests.clear()
+        with pytest.raises(ContentError, match=message):
+            read(f"{base}/move?{target}", limits(server.port, f"inner.example:{server.port}"), NETWORK)
+        assert len(server.requests) == 1
+    server.requests.clear()
     with pytest.raises(ContentError, match="more than 3 redirects"):
         read(f"{base}/loop", limits(server.port), NETWORK)
-    assert len(server.seen) == 4
+    assert len(server.requests) == 4
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
-        ("none", "answered 404 instead of 200"),
-        ("partial", "answered 206 instead of 200"),
-        ("gzip", "sent as 'gzip' although only identity was asked for"),
-        ("length?2000000", "2,000,000 bytes, 1,000,000 are accepted"),
+        ("none", "status 404 instead of 200"),
+        ("partial", "status 206 instead of 200"),
+        ("gzip", "has content encoding 'gzip', although only identity was requested"),
+        ("length?2000000", "2,000,000 bytes, at most 1,000,000 are accepted"),
         ("length?" + "9" * 5000, "accepted|cannot be fetched"),
         ("length?-1", "cannot be fetched"),
         ("short", "cannot be fetched: peer closed"),
-        ("endless", "more than 1,000,000 bytes"),
+        ("endless", "more than the 1,000,000 bytes"),
         ("dripping", "not fetched within 0.5 s"),
         ("header", "not fetched within 0.5 s"),
         ("silent", "not fetched within 0.5 s"),
     ],
 )
-def test_answers_that_are_not_taken(server, path, told):
-    with pytest.raises(ContentError, match=f"good.example.*: .*{told}"):
+def test_rejected_responses(server, path, message):
+    with pytest.raises(ContentError, match=f"good.example.*: .*{message}"):
         read(
             f"http://good.example:{server.port}/{path}",
             limits(server.port, media_bytes=1_000_000, fetch_seconds=0.5),
@@ -333,7 +333,7 @@ def test_answers_that_are_not_taken(server, path, told):
         )
 
 
-def test_the_time_is_for_all_redirects_together(server):
+def test_the_time_limit_covers_all_redirects(server):
     url = f"http://good.example:{server.port}/ok"
 
     def slow(host, port):
@@ -342,17 +342,17 @@ def test_the_time_is_for_all_redirects_together(server):
 
     with pytest.raises(ContentError, match=r"not fetched within 0\.05 s"):
         read(url, limits(server.port, fetch_seconds=0.05), Network(slow, public))
-    assert server.seen == []
+    assert server.requests == []
 
 
-def test_proxies_of_the_environment_are_not_asked(server, monkeypatch):
+def test_proxies_of_the_environment_are_ignored(server, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert read(f"http://good.example:{server.port}/ok", limits(server.port), NETWORK) == b"picture"
 
 
 def certificate(folder, name):
-    """A server's TLS context for a name, and one that trusts it."""
+    """A TLS context of a server for a name, and a client context that trusts its certificate."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -360,7 +360,7 @@ def certificate(folder, name):
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
-    made = (
+    signed = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
@@ -373,37 +373,38 @@ def certificate(folder, name):
         .sign(key, hashes.SHA256())
     )
     pem = folder / "server.pem"
-    unlocked = serialization.NoEncryption()
-    form = serialization.PrivateFormat.PKCS8
+    no_encryption = serialization.NoEncryption()
+    key_format = serialization.PrivateFormat.PKCS8
     pem.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, form, unlocked) + made.public_bytes(serialization.Encoding.PEM)
+        key.private_bytes(serialization.Encoding.PEM, key_format, no_encryption)
+        + signed.public_bytes(serialization.Encoding.PEM)
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
     return context, ssl.create_default_context(cafile=pem)
 
 
-def test_tls_is_of_the_name_not_of_the_address(tmp_path):
+def test_tls_verifies_the_name_and_not_the_address(tmp_path):
     pytest.importorskip("cryptography")
-    serving, trusting = certificate(tmp_path, "good.example")
-    with Server(serving) as server:
+    server_context, client_context = certificate(tmp_path, "good.example")
+    with Server(server_context) as server:
         names = limits(server.port, f"other.example:{server.port}")
-        network = Network(lambda host, port: ["127.0.0.1"], public, trusting)
+        network = Network(lambda host, port: ["127.0.0.1"], public, client_context)
         assert read(f"https://good.example:{server.port}/ok", names, network) == b"picture"
         with pytest.raises(ContentError, match=r"CERTIFICATE_VERIFY_FAILED.*not valid for 'other\.example'"):
             read(f"https://other.example:{server.port}/ok", names, network)
         with pytest.raises(ContentError, match="CERTIFICATE_VERIFY_FAILED"):
             read(f"https://good.example:{server.port}/ok", names, NETWORK)
-        assert len(server.seen) == 1
+        assert len(server.requests) == 1
 
 
-def test_names_are_looked_up():
+def test_names_are_resolved():
     assert resolve("127.0.0.1", 80) == ["127.0.0.1"]
-    with pytest.raises(OSError):  # noqa: PT011  # the system's own words
+    with pytest.raises(OSError):  # noqa: PT011  # the message depends on the system
         resolve("nobody.invalid", 80)
 
 
-def test_a_place_tells_no_secrets():
+def test_place_omits_secrets():
     assert place(b"abc") == "3 bytes"
     assert place(Path("a/b.jpg")) == "a/b.jpg"
     assert place("https://me:secret@a.example/b.jpg?token=1#x") == "'https://a.example/b.jpg'"

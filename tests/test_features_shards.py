@@ -1,4 +1,4 @@
-"""The list of shards: whatever is interrupted wherever, what was added is there."""
+"""The list of shards: an interruption at any step loses no shard that was added."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from features.errors import StoreError
 
 
 class Killed(BaseException):
-    """The process is no more."""
+    """The process was killed."""
 
 
 @pytest.fixture
@@ -21,103 +21,103 @@ def shards(tmp_path):
     return Shards(tmp_path / "shards")
 
 
-def add(shards, *values, instead=()):
+def add(shards, *values, replaced=()):
     with shards.writing():
-        return [shards.add(memoryview(value), instead) for value in values]
+        return [shards.add(memoryview(value), replaced) for value in values]
 
 
 def contents(shards):
     return [shards.read(name) for name in shards.names()]
 
 
-def test_what_is_added_is_there_in_order(shards):
+def test_added_shards_are_listed_in_order(shards):
     add(shards, b"one", b"two")
     add(shards, b"three")
     assert contents(shards) == [b"one", b"two", b"three"]
 
 
-def test_a_shard_added_again_is_the_last(shards):
+def test_a_shard_that_is_added_again_moves_to_the_end(shards):
     add(shards, b"one", b"two", b"one")
     assert contents(shards) == [b"two", b"one"]
 
 
-def test_one_instead_of_others(shards):
+def test_a_shard_replaces_others(shards):
     one, two, three = add(shards, b"one", b"two", b"three")
-    add(shards, b"one and three", instead={one, three})
+    add(shards, b"one and three", replaced={one, three})
     assert contents(shards) == [b"two", b"one and three"]
     assert len(list(shards.folder.glob("*.parquet"))) == 2
-    add(shards, b"two", instead={two})  # the same bytes: it does not remove itself
+    add(shards, b"two", replaced={two})  # the same bytes: it does not remove itself
     assert contents(shards) == [b"one and three", b"two"]
 
 
 def test_a_kill_at_any_step_loses_nothing_that_was_added(tmp_path, monkeypatch):
-    """Steps are everything that changes the folder: each is the last one in turn."""
-    left = []
+    """A step is a call that changes the folder; the process is killed after each number of steps in turn."""
+    steps_left = []
 
-    def stepping(real):
+    def stepping(original):
         def step(*args, **kwargs):
-            if left[0] == 0:
+            if steps_left[0] == 0:
                 raise Killed
-            left[0] -= 1
-            return real(*args, **kwargs)
+            steps_left[0] -= 1
+            return original(*args, **kwargs)
 
         return step
 
     monkeypatch.setattr("features.content.shards.os.fsync", stepping(os.fsync))
     for name in ("replace", "unlink", "open"):
         monkeypatch.setattr(Path, name, stepping(getattr(Path, name)))
-    for last in range(100):
-        shards = Shards(tmp_path / str(last))
-        left[:] = [1000]
+    for kill_at in range(100):
+        shards = Shards(tmp_path / str(kill_at))
+        steps_left[:] = [1000]
         first, second = add(shards, b"first", b"second")
-        left[:] = [last]
+        steps_left[:] = [kill_at]
         try:
             add(shards, b"third")
-            add(shards, b"first and second", instead={first, second})
+            add(shards, b"first and second", replaced={first, second})
             finished = True
         except Killed:
             finished = False
-        left[:] = [1000]
-        counted = shards.names()
+        steps_left[:] = [1000]
+        listed = shards.names()
         assert b"first" in b" ".join(contents(shards))
         assert b"second" in b" ".join(contents(shards))
         with shards.writing():
             names = shards.names()
-        assert names[len(names) - len(counted) :] == counted  # what was left over is taken in before them
+        assert names[len(names) - len(listed) :] == listed  # recovered shards come before the listed ones
         assert {path.name for path in shards.folder.iterdir()} == {
             "lock",
             "manifest.json",
             *(f"{name}.parquet" for name in names),
         }
-        made = contents(shards)
-        assert set(made) <= {b"first", b"second", b"third", b"first and second"}
+        final = contents(shards)
+        assert set(final) <= {b"first", b"second", b"third", b"first and second"}
         if finished:
-            assert made == [b"third", b"first and second"]
+            assert final == [b"third", b"first and second"]
             break
-    assert 10 < last < 99
+    assert 10 < kill_at < 99
 
 
-@pytest.mark.parametrize("hurt", [lambda data: data[:-1], lambda data: b"", lambda data: b"X" + data[1:]])
-def test_a_damaged_shard_is_refused_by_name_and_set_aside(shards, hurt):
-    one, two = add(shards, b"one", b"two")
-    shards.path(one).write_bytes(hurt(b"one"))
-    with pytest.raises(DamagedShard, match=f"{one}.*recsys embed"):
-        shards.read(one)
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: b"X" + data[1:]])
+def test_a_damaged_shard_is_rejected_by_name(shards, damage):
+    first, second = add(shards, b"one", b"two")
+    shards.path(first).write_bytes(damage(b"one"))
+    with pytest.raises(DamagedShard, match=f"{first}.*recsys embed"):
+        shards.read(first)
     with shards.writing():
-        aside = shards.rejected(one)
-    assert aside.read_bytes() == hurt(b"one")
-    assert shards.names() == [two]
+        damaged_path = shards.rejected(first)
+    assert damaged_path.read_bytes() == damage(b"one")
+    assert shards.names() == [second]
     add(shards, b"one")
     assert contents(shards) == [b"two", b"one"]
 
 
 @pytest.mark.parametrize(
-    "told", ["", "[]", "{}", '{"shards": 3}', '{"shards": ["../../etc/passwd"]}', '{"shards": [3]}']
+    "manifest_text", ["", "[]", "{}", '{"shards": 3}', '{"shards": ["../../etc/passwd"]}', '{"shards": [3]}']
 )
-def test_a_damaged_manifest_is_refused_and_made_again_when_it_is_removed(shards, told):
+def test_a_damaged_manifest_is_rejected_and_created_again_when_it_is_removed(shards, manifest_text):
     add(shards, b"one", b"two")
     manifest = shards.folder / "manifest.json"
-    manifest.write_text(told)
+    manifest.write_text(manifest_text)
     with pytest.raises(StoreError, match=r"manifest\.json: damaged.*Remove it"):
         shards.names()
     with pytest.raises(StoreError, match=r"manifest\.json: damaged"), shards.writing():
@@ -127,7 +127,7 @@ def test_a_damaged_manifest_is_refused_and_made_again_when_it_is_removed(shards,
         assert sorted(contents(shards)) == [b"one", b"two"]
 
 
-def test_a_second_writer_is_told_who_the_first_is(shards):
+def test_a_second_writer_is_rejected_with_the_id_of_the_first(shards):
     code = "import sys; from pathlib import Path; from features.content.shards import Shards\n"
     code += "with Shards(Path(sys.argv[1])).writing(): print('in', flush=True); sys.stdin.read()"
     other = subprocess.Popen(
@@ -145,7 +145,7 @@ def test_a_second_writer_is_told_who_the_first_is(shards):
     assert contents(shards) == [b"one"]
 
 
-def test_a_file_system_without_locks_is_told(shards, monkeypatch):
+def test_a_file_system_without_locks_is_an_error(shards, monkeypatch):
     def refuse(*_):
         raise OSError(37, "No locks available")
 
@@ -154,7 +154,7 @@ def test_a_file_system_without_locks_is_told(shards, monkeypatch):
         add(shards, b"one")
 
 
-def test_a_folder_that_goes_away_meanwhile_is_told(shards):
+def test_a_folder_that_is_removed_meanwhile_is_an_error(shards):
     with shards.writing():
         shards.add(memoryview(b"one"))
         shutil.rmtree(shards.folder)
@@ -164,7 +164,7 @@ def test_a_folder_that_goes_away_meanwhile_is_told(shards):
             shards.write("space.json", b"{}")
 
 
-def test_a_full_disk_is_told_and_loses_nothing(shards, monkeypatch):
+def test_a_full_disk_is_an_error_and_loses_nothing(shards, monkeypatch):
     add(shards, b"one")
 
     def full(_):

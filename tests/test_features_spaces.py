@@ -1,4 +1,4 @@
-"""Spaces: vectors of two of them never meet, and a cut is a space of its own."""
+"""Spaces: vectors of different spaces are never compared, and a cut is a different space."""
 
 import itertools
 
@@ -20,45 +20,47 @@ OTHERS = [
 
 
 def test_each_field_makes_another_space():
-    for one, other in itertools.combinations([KEY, *OTHERS], 2):
-        assert one != other
-        assert str(one) != str(other)
+    for a, b in itertools.combinations([KEY, *OTHERS], 2):
+        assert a != b
+        assert str(a) != str(b)
     assert len({KEY, *OTHERS, SpaceKey("m", "r1", 4, "retrieval", "128 tokens")}) == 7
 
 
-def test_a_key_is_printed_with_what_it_has():
+def test_the_text_of_a_key_has_its_nonempty_fields():
     assert str(KEY) == "m@r1 · retrieval · 128 tokens · 4 l2"
     assert str(SpaceKey("m", "r1", 4)) == "m@r1 · 4 l2"
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=str)
-def test_two_spaces_are_refused_with_both_printed(other):
+def test_two_spaces_are_rejected_with_both_keys(other):
     same_space(KEY, SpaceKey("m", "r1", 4, "retrieval", "128 tokens"), "here")
-    with pytest.raises(SpaceError) as told:
+    with pytest.raises(SpaceError) as caught:
         same_space(KEY, other, "the index")
-    assert str(told.value) == (f"the index: vectors of two spaces do not compare.\n  there: {KEY}\n  given: {other}")
+    assert str(caught.value) == (
+        f"the index: vectors of two spaces cannot be compared.\n  found: {KEY}\n  expected: {other}"
+    )
 
 
-def test_a_cut_is_normalised_anew():
+def test_a_cut_is_normalised_again():
     failures = (Failure(2, 0, "broken"),)
     vectors = np.array([[3, 4, 0, 12], [0, 1, 0, 0], [0, 0, 0, 0]], np.float32) / [[13], [1], [1]]
-    whole = Embedded(KEY, vectors.astype(np.float32), np.array([True, True, False]), failures)
-    short = cut(whole, 2)
+    full = Embedded(KEY, vectors.astype(np.float32), np.array([True, True, False]), failures)
+    short = cut(full, 2)
     np.testing.assert_allclose(short.vectors, [[0.6, 0.8], [0, 1], [0, 0]], atol=1e-6)
     assert short.vectors.dtype == np.float32
     assert short.space == SpaceKey("m", "r1", 2, "retrieval", "128 tokens")
     assert short.failures == failures
     assert short.present.tolist() == [True, True, False]
-    np.testing.assert_allclose(cut(whole, 4).vectors, vectors, atol=1e-6)
-    assert cut(cut(whole, 3), 2).space == short.space
-    np.testing.assert_allclose(cut(cut(whole, 3), 2).vectors, short.vectors, atol=1e-6)
+    np.testing.assert_allclose(cut(full, 4).vectors, vectors, atol=1e-6)
+    assert cut(cut(full, 3), 2).space == short.space
+    np.testing.assert_allclose(cut(cut(full, 3), 2).vectors, short.vectors, atol=1e-6)
 
 
 @pytest.mark.parametrize("dimension", [0, -1, 5])
-def test_what_cannot_be_cut(dimension):
-    whole = Embedded(KEY, np.zeros((1, 4), np.float32), np.array([False]))
-    for attempt in (lambda: KEY.cut(dimension), lambda: cut(whole, dimension)):
-        with pytest.raises(SpaceError, match=rf"m@r1 .*cannot be cut to {dimension} dimensions; 1 to 4 can be had"):
+def test_an_invalid_dimension_of_a_cut(dimension):
+    full = Embedded(KEY, np.zeros((1, 4), np.float32), np.array([False]))
+    for attempt in (lambda: KEY.cut(dimension), lambda: cut(full, dimension)):
+        with pytest.raises(SpaceError, match=rf"m@r1 .*cannot be cut to {dimension} dimensions; choose 1 to 4"):
             attempt()
 
 

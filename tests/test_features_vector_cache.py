@@ -1,4 +1,4 @@
-"""The cache of vectors: what was kept comes back, of one space, whatever happens to its files."""
+"""The cache of vectors: stored vectors are returned, of one space only, and damaged files are detected."""
 
 import hashlib
 import json
@@ -19,20 +19,20 @@ from features.errors import SpaceError, StoreError
 SPACE = SpaceKey("toy", "1", 2, "retrieval", "as it is")
 
 
-def named(*names):
-    """Digests of names; None stays null."""
-    made = [None if name is None else hashlib.sha256(str(name).encode()).digest() for name in names]
-    return pl.Series(made, dtype=pl.Binary)
+def digests_of(*names):
+    """Digests of names; None becomes null."""
+    digests = [None if name is None else hashlib.sha256(str(name).encode()).digest() for name in names]
+    return pl.Series(digests, dtype=pl.Binary)
 
 
 def embedded(rows, failures=(), space=SPACE):
-    """Rows of two numbers; (0, 0) is nothing."""
+    """Rows of two numbers; (0, 0) is an absent content."""
     rows = np.array(rows, dtype=np.float32).reshape(-1, space.dimension)
     return Embedded(space, rows, rows.any(axis=1), tuple(failures))
 
 
 def angle(number):
-    """The vector that stands for a number."""
+    """The unit vector (2,) at an angle."""
     return [np.cos(number), np.sin(number)]
 
 
@@ -41,55 +41,62 @@ def cache(tmp_path):
     return VectorCache(tmp_path / "space", SPACE)
 
 
-def keep(cache, names, rows, failures=()):
+def store(cache, names, rows, failures=()):
     with cache.writing():
-        cache.append(named(*names), embedded(rows, failures))
+        cache.append(digests_of(*names), embedded(rows, failures))
 
 
 def shards(cache):
     return sorted(cache.folder.glob("*.parquet"))
 
 
-def test_what_is_kept_comes_back_in_the_order_asked_for(cache):
-    keep(cache, "ab", [[1, 0], [0, 0]], [Failure(1, 3, "too dark"), Failure(1, 4, "too loud")])
-    keep(cache, "c", [[0.6, 0.8]], [Failure(0, 0, "too long")])
-    for seen in (cache, VectorCache(cache.folder, SPACE)):
-        assert seen.known(named("c", "x", None, "b", "a", "c")).tolist() == [True, False, False, True, True, True]
-        found = seen.get(named("c", "x", None, "b", "a", "c"))
-        assert found.space == SPACE
+def test_vectors_are_returned_in_the_order_of_the_query(cache):
+    store(cache, "ab", [[1, 0], [0, 0]], [Failure(1, 3, "too dark"), Failure(1, 4, "too loud")])
+    store(cache, "c", [[0.6, 0.8]], [Failure(0, 0, "too long")])
+    for reader in (cache, VectorCache(cache.folder, SPACE)):
+        assert reader.known(digests_of("c", "x", None, "b", "a", "c")).tolist() == [
+            True,
+            False,
+            False,
+            True,
+            True,
+            True,
+        ]
+        result = reader.get(digests_of("c", "x", None, "b", "a", "c"))
+        assert result.space == SPACE
         expected = np.array([[0.6, 0.8], [0, 0], [0, 0], [0, 0], [1, 0], [0.6, 0.8]], dtype=np.float32)
-        np.testing.assert_array_equal(found.vectors, expected, strict=True)
-        assert found.present.tolist() == [True, False, False, False, True, True]
-        told = (
+        np.testing.assert_array_equal(result.vectors, expected, strict=True)
+        assert result.present.tolist() == [True, False, False, False, True, True]
+        failures = (
             Failure(0, 0, "too long"),
             Failure(3, 3, "too dark"),
             Failure(3, 4, "too loud"),
             Failure(5, 0, "too long"),
         )
-        assert found.failures == told
-        assert seen.failures(named("c", "x", None, "b", "a", "c")) == told
+        assert result.failures == failures
+        assert reader.failures(digests_of("c", "x", None, "b", "a", "c")) == failures
 
 
-def test_nothing_is_kept_in_an_empty_cache_and_nothing_asked_for(cache):
-    assert cache.known(named("a", None)).tolist() == [False, False]
-    assert cache.get(named("a")).vectors.tolist() == [[0, 0]]
-    assert cache.get(named()).vectors.shape == (0, 2)
+def test_an_empty_cache_and_an_empty_query(cache):
+    assert cache.known(digests_of("a", None)).tolist() == [False, False]
+    assert cache.get(digests_of("a")).vectors.tolist() == [[0, 0]]
+    assert cache.get(digests_of()).vectors.shape == (0, 2)
     assert not cache.folder.exists()
-    keep(cache, "", [])
-    assert cache.failures(named("a")) == ()
+    store(cache, "", [])
+    assert cache.failures(digests_of("a")) == ()
 
 
-def test_later_vectors_take_the_place_of_earlier_ones(cache):
-    keep(cache, "ab", [[0, 0], [1, 0]], [Failure(0, 0, "server away")])
-    keep(cache, "a", [[0, 1]])
-    for seen in (cache, VectorCache(cache.folder, SPACE)):
-        assert seen.get(named("a", "b")).vectors.tolist() == [[0, 1], [1, 0]]
-        assert seen.failures(named("a", "b")) == ()
+def test_later_vectors_replace_earlier_ones(cache):
+    store(cache, "ab", [[0, 0], [1, 0]], [Failure(0, 0, "server away")])
+    store(cache, "a", [[0, 1]])
+    for reader in (cache, VectorCache(cache.folder, SPACE)):
+        assert reader.get(digests_of("a", "b")).vectors.tolist() == [[0, 1], [1, 0]]
+        assert reader.failures(digests_of("a", "b")) == ()
 
 
-def test_a_reason_that_is_no_unicode_is_kept_readable(cache):
-    keep(cache, "a", [[0, 0]], [Failure(0, 0, "\udcff.jpg: cannot be read")])
-    assert cache.failures(named("a")) == (Failure(0, 0, "?.jpg: cannot be read"),)
+def test_a_reason_with_invalid_unicode_is_stored_as_text(cache):
+    store(cache, "a", [[0, 0]], [Failure(0, 0, "\udcff.jpg: cannot be read")])
+    assert cache.failures(digests_of("a")) == (Failure(0, 0, "?.jpg: cannot be read"),)
 
 
 @pytest.mark.parametrize(
@@ -102,28 +109,28 @@ def test_a_reason_that_is_no_unicode_is_kept_readable(cache):
         {"normalisation": "none"},
     ],
 )
-def test_another_space_has_another_folder_and_is_refused_here(cache, change):
+def test_another_space_has_another_folder_and_is_rejected(cache, change):
     other = replace(SPACE, **change)
     assert cache_folder(Path("cache"), other) != cache_folder(Path("cache"), SPACE)
-    keep(cache, "a", [[1, 0]])
-    with pytest.raises(SpaceError) as told:
+    store(cache, "a", [[1, 0]])
+    with pytest.raises(SpaceError) as caught:
         VectorCache(cache.folder, other)
-    assert f"there: {SPACE}\n" in str(told.value)
-    assert str(told.value).endswith(f"given: {other}")
-    with cache.writing(), pytest.raises(SpaceError, match="two spaces do not compare"):
-        cache.append(named("b"), embedded([1] + [0] * (other.dimension - 1), space=other))
-    assert cache.known(named("a", "b")).tolist() == [True, False]
+    assert f"found: {SPACE}\n" in str(caught.value)
+    assert str(caught.value).endswith(f"expected: {other}")
+    with cache.writing(), pytest.raises(SpaceError, match="two spaces cannot be compared"):
+        cache.append(digests_of("b"), embedded([1] + [0] * (other.dimension - 1), space=other))
+    assert cache.known(digests_of("a", "b")).tolist() == [True, False]
 
 
-def test_a_folder_that_became_another_space_s_meanwhile_is_not_written(cache):
+def test_a_folder_that_another_space_took_meanwhile_is_not_written(cache):
     other = VectorCache(cache.folder, replace(SPACE, model="other"))
-    keep(cache, "a", [[1, 0]])
-    with pytest.raises(SpaceError, match="two spaces do not compare"), other.writing():
+    store(cache, "a", [[1, 0]])
+    with pytest.raises(SpaceError, match="two spaces cannot be compared"), other.writing():
         pass
 
 
-def test_a_folder_tells_its_space_in_full(cache):
-    keep(cache, "a", [[1, 0]])
+def test_space_json_has_the_full_key(cache):
+    store(cache, "a", [[1, 0]])
     assert json.loads((cache.folder / "space.json").read_text()) == {
         "format": 1,
         "model": "toy",
@@ -135,102 +142,102 @@ def test_a_folder_tells_its_space_in_full(cache):
     }
 
 
-@pytest.mark.parametrize("told", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "model": "toy", "colour": 3}'])
-def test_a_folder_that_does_not_tell_its_space_is_refused(cache, told):
-    keep(cache, "a", [[1, 0]])
-    (cache.folder / "space.json").write_text(told)
+@pytest.mark.parametrize("header", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "model": "toy", "colour": 3}'])
+def test_an_invalid_space_json_is_rejected(cache, header):
+    store(cache, "a", [[1, 0]])
+    (cache.folder / "space.json").write_text(header)
     with pytest.raises(StoreError, match=r"space\.json: .*remove the folder"):
         VectorCache(cache.folder, SPACE)
 
 
-@pytest.mark.parametrize("wrong", [embedded([[1, 0], [0, 1]]), embedded([[np.nan, 1]]), embedded([[np.inf, 1]])])
-def test_vectors_that_are_none_are_refused(cache, wrong):
-    with cache.writing(), pytest.raises(SpaceError, match="the encoder gave vectors"):
-        cache.append(named("a"), wrong)
-    assert not cache.known(named("a")).any()
+@pytest.mark.parametrize("invalid", [embedded([[1, 0], [0, 1]]), embedded([[np.nan, 1]]), embedded([[np.inf, 1]])])
+def test_invalid_vectors_are_rejected(cache, invalid):
+    with cache.writing(), pytest.raises(SpaceError, match="the encoder returned vectors"):
+        cache.append(digests_of("a"), invalid)
+    assert not cache.known(digests_of("a")).any()
 
 
 def test_only_a_writer_appends(cache):
     with cache.writing():
         pass
-    with pytest.raises(StoreError, match="outside of"):
-        cache.append(named("a"), embedded([[1, 0]]))
+    with pytest.raises(StoreError, match="only inside"):
+        cache.append(digests_of("a"), embedded([[1, 0]]))
 
 
 def test_many_small_shards_become_one(cache):
     with cache.writing():
         for number in range(100):
-            cache.append(named(number, "same"), embedded([angle(number), angle(-number)]))
+            cache.append(digests_of(number, "same"), embedded([angle(number), angle(-number)]))
     assert len(shards(cache)) < vectors.MIN_MERGED
     rows = sum(len(pl.read_parquet(shard)) for shard in shards(cache))
-    assert 101 <= rows <= 101 + vectors.MIN_MERGED  # those of "same" that were replaced went when shards were merged
-    for seen in (cache, VectorCache(cache.folder, SPACE)):
-        found = seen.get(named(*range(100), "same"))
+    assert 101 <= rows <= 101 + vectors.MIN_MERGED  # merging removes replaced rows of "same"
+    for reader in (cache, VectorCache(cache.folder, SPACE)):
+        result = reader.get(digests_of(*range(100), "same"))
         expected = [angle(number) for number in [*range(100), -99]]
-        np.testing.assert_array_equal(found.vectors, np.array(expected, dtype=np.float32))
+        np.testing.assert_array_equal(result.vectors, np.array(expected, dtype=np.float32))
 
 
 def test_shards_are_merged_up_to_a_size(cache, monkeypatch):
-    keep(cache, range(100), [angle(number) for number in range(100)])
+    store(cache, range(100), [angle(number) for number in range(100)])
     size = shards(cache)[0].stat().st_size
     monkeypatch.setattr(vectors, "SHARD_BYTES", 4 * size)
     with cache.writing():
         for number in range(100, 4000, 100):
-            part = range(number, number + 100)
-            cache.append(named(*part), embedded([angle(each) for each in part]))
+            numbers = range(number, number + 100)
+            cache.append(digests_of(*numbers), embedded([angle(each) for each in numbers]))
     sizes = [shard.stat().st_size for shard in shards(cache)]
     assert max(sizes) <= 4.5 * size
     assert sum(each < 2 * size for each in sizes) < vectors.MIN_MERGED
     expected = [angle(number) for number in range(4000)]
-    found = VectorCache(cache.folder, SPACE).get(named(*range(4000)))
-    np.testing.assert_array_equal(found.vectors, np.array(expected, dtype=np.float32))
+    result = VectorCache(cache.folder, SPACE).get(digests_of(*range(4000)))
+    np.testing.assert_array_equal(result.vectors, np.array(expected, dtype=np.float32))
 
 
-def test_what_a_crash_left_never_takes_the_place_of_what_came_later(cache):
-    keep(cache, ["same", "other"], [[1, 0], [1, 0]])
-    left = {shard: shard.read_bytes() for shard in shards(cache)}
+def test_shards_left_by_a_crash_do_not_replace_later_ones(cache):
+    store(cache, ["same", "other"], [[1, 0], [1, 0]])
+    old_shards = {shard: shard.read_bytes() for shard in shards(cache)}
     with cache.writing():
         for number in range(vectors.MIN_MERGED):
-            cache.append(named("same", number), embedded([[0, 1], angle(number)]))
-    assert not left.keys() & set(shards(cache))
-    for shard, data in left.items():
-        shard.write_bytes(data)  # as if the process had died before it removed it
+            cache.append(digests_of("same", number), embedded([[0, 1], angle(number)]))
+    assert not old_shards.keys() & set(shards(cache))
+    for shard, data in old_shards.items():
+        shard.write_bytes(data)  # as after a kill before the removal
     (cache.folder / "half.writing").write_bytes(b"half")
     with cache.writing():
-        assert cache.get(named("same", "other", 3)).vectors.tolist()[:2] == [[0, 1], [1, 0]]
+        assert cache.get(digests_of("same", "other", 3)).vectors.tolist()[:2] == [[0, 1], [1, 0]]
     assert not list(cache.folder.glob("*.writing"))
 
 
-def test_a_reader_of_before_still_reads_when_shards_are_merged(cache):
-    keep(cache, "a", [[1, 0]])
+def test_a_reader_continues_after_a_merge(cache):
+    store(cache, "a", [[1, 0]])
     reader = VectorCache(cache.folder, SPACE)
-    assert reader.known(named("a")).all()
+    assert reader.known(digests_of("a")).all()
     with cache.writing():
         for number in range(2 * vectors.MIN_MERGED):
-            cache.append(named(number), embedded([angle(number)]))
-    assert reader.get(named("a")).vectors.tolist() == [[1, 0]]
+            cache.append(digests_of(number), embedded([angle(number)]))
+    assert reader.get(digests_of("a")).vectors.tolist() == [[1, 0]]
 
 
-@pytest.mark.parametrize("hurt", ["cut", "flipped", "gone"])
-def test_a_damaged_shard_is_named_and_computed_again(cache, hurt):
-    keep(cache, "ab", [[1, 0], [0, 1]])
-    (bad,) = shards(cache)
-    keep(cache, "c", [[0.6, 0.8]])
-    data = bytearray(bad.read_bytes())
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
+def test_a_damaged_shard_is_named_and_computed_again(cache, damage):
+    store(cache, "ab", [[1, 0], [0, 1]])
+    (damaged,) = shards(cache)
+    store(cache, "c", [[0.6, 0.8]])
+    data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
-    if hurt == "gone":
-        bad.unlink()
+    if damage == "missing":
+        damaged.unlink()
     else:
-        bad.write_bytes(bytes(data) if hurt == "flipped" else data[:-9])
+        damaged.write_bytes(bytes(data) if damage == "flipped" else data[:-9])
     reader = VectorCache(cache.folder, SPACE)
-    for look in (reader.known, reader.get, reader.failures, cache.get):
-        with pytest.raises(StoreError, match=f"{bad}.*recsys embed"):
-            look(named("a"))
+    for read in (reader.known, reader.get, reader.failures, cache.get):
+        with pytest.raises(StoreError, match=f"{damaged}.*recsys embed"):
+            read(digests_of("a"))
     with cache.writing():
-        assert cache.damaged == (bad.with_suffix(".damaged"),)
-        assert cache.known(named("a", "b", "c")).tolist() == [False, False, True]
-        cache.append(named("a", "b"), embedded([[1, 0], [0, 1]]))
-    assert reader.get(named("a", "b", "c")).vectors.tolist() == pytest.approx(
+        assert cache.damaged == (damaged.with_suffix(".damaged"),)
+        assert cache.known(digests_of("a", "b", "c")).tolist() == [False, False, True]
+        cache.append(digests_of("a", "b"), embedded([[1, 0], [0, 1]]))
+    assert reader.get(digests_of("a", "b", "c")).vectors.tolist() == pytest.approx(
         np.float32([[1, 0], [0, 1], [0.6, 0.8]])
     )
     with cache.writing():
@@ -241,30 +248,30 @@ WRITER = """
 import sys
 sys.path[:0] = ["tests"]
 from pathlib import Path
-from test_features_vector_cache import SPACE, VectorCache, angle, embedded, named
+from test_features_vector_cache import SPACE, VectorCache, angle, digests_of, embedded
 cache = VectorCache(Path(sys.argv[1]), SPACE)
 with cache.writing():
     for number in range(300):
-        cache.append(named(number), embedded([angle(number)]))
+        cache.append(digests_of(number), embedded([angle(number)]))
         if not number:
-            print("begun", flush=True)
+            print("started", flush=True)
 """
 
 
-def test_readers_see_whole_shards_while_another_process_writes_and_merges(cache):
+def test_readers_see_complete_shards_while_another_process_writes_and_merges(cache):
     with subprocess.Popen([sys.executable, "-c", WRITER, cache.folder], stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout.readline() == "begun\n"
-        digests = named(*range(300))
+        assert writer.stdout.readline() == "started\n"
+        digests = digests_of(*range(300))
         expected = np.array([angle(number) for number in range(300)], dtype=np.float32)
-        seen = [0]
-        while seen[-1] < 300:
+        counts = [0]
+        while counts[-1] < 300:
             ended = writer.poll() is not None
-            found = VectorCache(cache.folder, SPACE).get(digests)
-            many = int(found.present.sum())
-            assert many >= seen[-1] >= 0
-            assert found.present[:many].all()
-            np.testing.assert_array_equal(found.vectors[:many], expected[:many])
-            seen.append(many)
-            assert many == 300 or not ended
+            result = VectorCache(cache.folder, SPACE).get(digests)
+            count = int(result.present.sum())
+            assert count >= counts[-1] >= 0
+            assert result.present[:count].all()
+            np.testing.assert_array_equal(result.vectors[:count], expected[:count])
+            counts.append(count)
+            assert count == 300 or not ended
     assert writer.returncode == 0
-    assert len(set(seen)) > 3
+    assert len(set(counts)) > 3

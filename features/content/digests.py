@@ -1,7 +1,7 @@
-"""What a content is, whatever it is called: SHA-256 of what an encoder reads of it; files are read when they change.
+"""Identity of a content: the SHA-256 of those parts that an encoder reads.
 
-An index remembers the digest of each file by its size and time of change, as git does, so that a catalogue that has
-not changed is recognised without reading it.
+A file counts by its bytes, not by its name. An index stores the digest of each file with its size and modification
+time, as git does. An unchanged file is therefore not read again.
 """
 
 import hashlib
@@ -19,21 +19,22 @@ from features.content.parts import Content, Limits, Modality, Part, Text
 from features.errors import StoreError
 
 RACY_NS = 2_000_000_000
-"""A file changed so shortly before it is read may change again without its time showing it: it is not remembered."""
+"""Nanoseconds. The digest of a file that was modified less than this before it was read is not stored: the file may
+change again without a change of its modification time."""
 
 
 class Reading(NamedTuple):
-    """What of a content is read, and by whom (`Encoder.reader`)."""
+    """The modalities that an encoder reads, and `Encoder.reader`."""
 
     modalities: frozenset[Modality]
     reader: str = ""
 
 
 class FileDigests:
-    """SHA-256 of files, remembered in a SQLite file by path, size and time of change."""
+    """SHA-256 of files, stored in a SQLite file by path, size and modification time."""
 
     def __init__(self, index: Path, limits: Limits) -> None:
-        """index: made where there is none. Raises StoreError when it cannot be used."""
+        """index: the SQLite file, created if it does not exist. Raises StoreError when it cannot be used."""
         self._path, self._limits = index, limits
         with self._using():
             index.parent.mkdir(parents=True, exist_ok=True)
@@ -49,41 +50,42 @@ class FileDigests:
             raise
 
     def close(self) -> None:
-        """Let go of the index."""
+        """Close the index."""
         self._index.close()
 
     def digests(self, paths: Iterable[Path]) -> dict[Path, bytes | None]:
-        """32 bytes for each; None for what is no readable regular file of at most `limits.media_bytes`.
+        """Path -> digest of 32 bytes; None unless the path is a readable regular file within `limits.media_bytes`.
 
-        What has been read is in the index before this returns. Raises StoreError when the index cannot be used.
+        New digests are in the index before this returns. Raises StoreError when the index cannot be used.
         """
         out: dict[Path, bytes | None] = {}
-        learnt = []
+        computed = []
         for path in paths:
             out[path] = None
             try:
-                found = path.stat()
-                if not stat.S_ISREG(found.st_mode) or found.st_size > self._limits.media_bytes:
+                status = path.stat()
+                if not stat.S_ISREG(status.st_mode) or status.st_size > self._limits.media_bytes:
                     continue
-                state = (found.st_size, found.st_mtime_ns)
+                state = (status.st_size, status.st_mtime_ns)
                 key = _bytes(str(path.absolute()))
-                if (known := self._known(key)) is not None and known[:2] == state:
-                    out[path] = known[2]
+                if (entry := self._entry(key)) is not None and entry[:2] == state:
+                    out[path] = entry[2]
                     continue
                 now = time.time_ns()
                 with path.open("rb") as file:
-                    data = file.read(found.st_size + 1)
+                    data = file.read(status.st_size + 1)
             except (OSError, ValueError):  # ValueError: a NUL in the name
                 continue
             out[path] = digest = hashlib.sha256(data).digest()
-            if len(data) == found.st_size and abs(now - found.st_mtime_ns) > RACY_NS:
-                learnt.append((key, *state, digest))
-        if learnt:
+            if len(data) == status.st_size and abs(now - status.st_mtime_ns) > RACY_NS:
+                computed.append((key, *state, digest))
+        if computed:
             with self._using(), self._index:
-                self._index.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", learnt)
+                self._index.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", computed)
         return out
 
-    def _known(self, path: bytes) -> tuple[int, int, bytes] | None:
+    def _entry(self, path: bytes) -> tuple[int, int, bytes] | None:
+        """(size, modification time in ns, digest) that the index stores for a path."""
         with self._using():
             row: tuple[int, int, bytes] | None = self._index.execute(
                 "SELECT size, changed, sha256 FROM files WHERE path = ?", (path,)
@@ -96,55 +98,56 @@ class FileDigests:
             yield
         except (sqlite3.Error, OSError) as error:
             raise StoreError(
-                f"{self._path}: the index of files cannot be used: {error}. Where it is damaged, remove it: it is "
-                "made again by reading the files"
+                f"{self._path}: the index of files cannot be used: {error}. If it is damaged, remove it: the next "
+                "run reads the files and creates it again"
             ) from error
 
 
 def parts_read(content: Content, modalities: Collection[Modality]) -> list[int]:
-    """Places of the parts that an encoder of these modalities reads."""
+    """Positions of the parts that an encoder of these modalities reads."""
     return [at for at, part in enumerate(content.parts) if part.modality in modalities]
 
 
 def digests(
     contents: Sequence[Content], readings: Collection[Reading], files: FileDigests
 ) -> dict[Reading, pl.Series]:
-    """What is read of each content: (n,) Binary of 32 bytes, null where there is nothing.
+    """Digests of n contents for each reading: (n,) Binary of 32 bytes, null if the encoder reads no part.
 
-    Order counts, and so do the modalities and the reader: two encoders of one space need not agree on a part. A file
-    is what its bytes are, a URL what it is called; a file that cannot be read is its path, until it can be.
+    A digest depends on the order of the parts, and on the modalities and the reader: two encoders of one space may
+    embed the same part differently. A file is identified by its bytes, a URL by its text, and a file that cannot be
+    read by its path.
     """
     paths = {
-        part.source: None  # each once, in their order
+        part.source: None  # a dict keeps each path once, in order
         for content in contents
         for part in content.parts
         if not isinstance(part, Text) and isinstance(part.source, Path)
     }
-    found = files.digests(paths)
-    parts = [[_part(part, found) for part in content.parts] for content in contents]
+    file_digests = files.digests(paths)
+    parts = [[_part(part, file_digests) for part in content.parts] for content in contents]
     out = {}
     for reading in readings:
-        told = [*sorted(reading.modalities), *([reading.reader] if reading.reader else [])]
-        begin = hashlib.sha256(" ".join(told).encode() + b"\n")
-        made: list[bytes | None] = []
+        description = [*sorted(reading.modalities), *([reading.reader] if reading.reader else [])]
+        prefix = hashlib.sha256(" ".join(description).encode() + b"\n")
+        rows: list[bytes | None] = []
         for content, identities in zip(contents, parts, strict=True):
-            whole, places = begin.copy(), parts_read(content, reading.modalities)
-            whole.update(b"".join(identities[at] for at in places))
-            made.append(whole.digest() if places else None)
-        out[reading] = pl.Series("digest", made, dtype=pl.Binary)
+            hasher, positions = prefix.copy(), parts_read(content, reading.modalities)
+            hasher.update(b"".join(identities[at] for at in positions))
+            rows.append(hasher.digest() if positions else None)
+        out[reading] = pl.Series("digest", rows, dtype=pl.Binary)
     return out
 
 
-def _part(part: Part, found: Mapping[Path, bytes | None]) -> bytes:
-    """Modality, kind of source, 32 bytes: parts strung together can be told apart again."""
+def _part(part: Part, file_digests: Mapping[Path, bytes | None]) -> bytes:
+    """Modality, kind of source and 32 bytes of digest: a concatenation of parts has one decomposition."""
     if isinstance(part, Text):
         kind, digest = "words", _sha256(_bytes(part.text))
     elif isinstance(part.source, bytes):
         kind, digest = "bytes", _sha256(part.source)
     elif isinstance(part.source, str):
         kind, digest = "url", _sha256(_bytes(part.source))
-    elif (read := found[part.source]) is not None:
-        kind, digest = "bytes", read
+    elif (file_digest := file_digests[part.source]) is not None:
+        kind, digest = "bytes", file_digest
     else:
         kind, digest = "path", _sha256(_bytes(str(part.source)))
     return f"{part.modality} {kind} ".encode() + digest

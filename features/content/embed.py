@@ -1,6 +1,6 @@
-"""The embedding job: what of a catalogue is not in the cache yet, through each encoder, kept shard by shard.
+"""The embedding job: embeds the contents of a catalogue that are not cached, encoder by encoder and shard by shard.
 
-A run that is killed loses the shard it was at. Decoding while computing is each encoder's own affair.
+A run that is killed loses only the shard in progress. Each encoder decides how it overlaps decoding and computation.
 """
 
 import re
@@ -26,20 +26,21 @@ from features.schema import AUDIO, IMAGE, TITLE, VIDEO
 FILES, FAILED = "files.sqlite", "failed.parquet"
 
 CONTENTS_AT_ONCE = 1024
-"""Contents identified at once; after each block the index of files is on disk."""
+"""Contents in one block of digests; the index of files is written after each block."""
 
 SHOWN_FAILURES = 5
-"""Failures that a report shows; the table has all."""
+"""Maximum number of failures in a report; the table of failures has all of them."""
 
 
 @dataclass(frozen=True)
 class EncoderReport:
-    """What a run did for one encoder.
+    """Result of a run for one encoder.
 
-    contents: all of them; readable: those with a part that it reads; cached: of these, known before; computed:
-    embedded in this run, each once however often it occurs; changed: embedded, but not kept, since a file changed
-    meanwhile; failed: parts of the catalogue that could not be read, in this run or before, first: some of them,
-    by row of the content and place in it; damaged: shards set aside; seconds: of embedding.
+    contents: number of contents; readable: those with a part that the encoder reads; cached: the readable ones that
+    were in the cache before; computed: embedded and stored in this run, equal contents counted once; changed:
+    embedded but not stored, since a file changed in the meantime; failed: parts of the catalogue that could not be
+    read, in this run or before; first: the first of these, by row of the content and position in it; damaged:
+    rejected shards; seconds: time of embedding.
     """
 
     encoder: str
@@ -56,13 +57,13 @@ class EncoderReport:
 
     @property
     def per_second(self) -> float:
-        """Contents embedded in a second."""
+        """Contents embedded per second."""
         return (self.computed + self.changed) / max(self.seconds, 1e-9)
 
 
 @dataclass(frozen=True)
 class EmbedReport:
-    """What a run did. seconds: of finding out what contents are; failures: table of encoder, row, part, reason."""
+    """Result of a run. seconds: time to compute digests; failures: path of a table of encoder, row, part, reason."""
 
     encoders: tuple[EncoderReport, ...]
     seconds: float
@@ -70,7 +71,7 @@ class EmbedReport:
 
 
 def item_contents(items: pl.DataFrame, root: Path) -> list[Content]:
-    """What is known of each item: its words, picture, sound and video. Relative paths start from root."""
+    """Content of each item: text, image, audio and video. Relative paths are resolved against `root`."""
     columns: list[list[Part | None]] = [[Text(text) if text else None for text in item_texts(items)]]
     for name, kind in ((IMAGE, Image), (AUDIO, Audio), (VIDEO, Video)):
         if name in items.columns:
@@ -79,7 +80,7 @@ def item_contents(items: pl.DataFrame, root: Path) -> list[Content]:
 
 
 def item_titles(items: pl.DataFrame) -> list[Content]:
-    """The title of each item whose text says more than that; the others' would be told twice."""
+    """The title of each item whose text has more than the title; empty for others, which would repeat their text."""
     rows = zip(items.get_column(TITLE), item_texts(items), strict=True)
     return [Content((Text(title),)) if title and title != text else Content() for title, text in rows]
 
@@ -95,20 +96,20 @@ def embed(
     refetch: bool = False,
     progress: StartProgress | None = None,
 ) -> EmbedReport:
-    """Compute what the cache lacks. Contents are taken one by one as they are needed, `shard` of them at a time.
+    """Embed the contents that the cache lacks. `contents` is indexed lazily; a batch has `shard` of them.
 
-    retry: try again what could not be read, e.g. since a server was away or the limits were lower; refetch: embed
-    again what is behind URLs. Raises StoreError and SpaceError; what was finished before is kept.
+    retry: embed contents with failures again, e.g. after a server was down or the limits were raised; refetch: embed
+    contents with URLs again. Raises StoreError and SpaceError; shards that were finished before are kept.
     """
-    began = perf_counter()
+    started = perf_counter()
     with closing(FileDigests(cache / FILES, limits)) as files:
         step = progress("files and texts", len(contents)) if progress else None
         readings = {name: _reading(encoder) for name, encoder in encoders.items()}
-        named = _identify(contents, set(readings.values()), files, step)
-        seconds = perf_counter() - began
+        digests_by_reading = _identify(contents, set(readings.values()), files, step)
+        seconds = perf_counter() - started
         reports, failed = [], []
         for name, encoder in encoders.items():
-            job = _Job(name, encoder, contents, named[readings[name]], files, cache)
+            job = _Job(name, encoder, contents, digests_by_reading[readings[name]], files, cache)
             report, failures = job.run(shard, retry, refetch, progress)
             reports.append(report)
             failed += [(name, failure.row, failure.part, failure.reason) for failure in failures]
@@ -117,51 +118,51 @@ def embed(
 
 
 def cached_vectors(contents: Sequence[Content], encoder: Encoder, cache: Path, *, limits: Limits) -> Embedded:
-    """What the cache has of an encoder's vectors of contents, row by row.
+    """The cached vectors of contents for one encoder, row by row.
 
     Raises StoreError when a shard is damaged.
     """
     space, reading = encoder.space(), _reading(encoder)
     with closing(FileDigests(cache / FILES, limits)) as files:
-        named = _identify(contents, {reading}, files)[reading]
-    found = VectorCache(cache_folder(cache, space), space).get(named)
-    return replace(found, failures=_placed(found.failures, contents, reading))
+        content_digests = _identify(contents, {reading}, files)[reading]
+    cached = VectorCache(cache_folder(cache, space), space).get(content_digests)
+    return replace(cached, failures=_in_content(cached.failures, contents, reading))
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One encoder over n contents. named: (n,) digests of what it reads of them."""
+    """One encoder over n contents. digests: (n,) digests of the parts that it reads."""
 
     name: str
     encoder: Encoder
     contents: Sequence[Content]
-    named: pl.Series
+    digests: pl.Series
     files: FileDigests
     cache: Path
 
     def run(
         self, shard: int, retry: bool, refetch: bool, progress: StartProgress | None
     ) -> tuple[EncoderReport, tuple[Failure, ...]]:
-        space, named = self.encoder.space(), self.named
+        space, content_digests = self.encoder.space(), self.digests
         vectors = VectorCache(cache_folder(self.cache, space), space)
-        idle = not (retry or refetch) and self._all_there(vectors)
-        with nullcontext() if idle else vectors.writing():  # of several runs over one cache only one may write
-            known = vectors.known(named)
+        idle = not (retry or refetch) and self._complete(vectors)
+        with nullcontext() if idle else vectors.writing():  # only one run over a cache may write
+            known = vectors.known(content_digests)
             if retry:
-                known[[failure.row for failure in vectors.failures(named)]] = False
+                known[[failure.row for failure in vectors.failures(content_digests)]] = False
             if refetch:
-                known &= ~self._from_urls()
-            rows = self._first_of(~known)
+                known &= ~self._has_url()
+            rows = self._first_rows(~known)
             step = progress(f"embed {self.name}", len(rows)) if progress and len(rows) else None
-            began = perf_counter()
+            started = perf_counter()
             computed = sum(self._shard(rows[at : at + shard], vectors, step) for at in range(0, len(rows), shard))
-            seconds = perf_counter() - began
-            failures = _placed(vectors.failures(named), self.contents, _reading(self.encoder))
+            seconds = perf_counter() - started
+            failures = _in_content(vectors.failures(content_digests), self.contents, _reading(self.encoder))
         report = EncoderReport(
             encoder=self.name,
             space=space,
             contents=len(self.contents),
-            readable=len(named) - named.null_count(),
+            readable=len(content_digests) - content_digests.null_count(),
             cached=int(known.sum()),
             computed=computed,
             changed=len(rows) - computed,
@@ -172,38 +173,40 @@ class _Job:
         )
         return report, failures
 
-    def _all_there(self, vectors: VectorCache) -> bool:
+    def _complete(self, vectors: VectorCache) -> bool:
+        """Whether the cache has every content."""
         try:
-            return len(self._first_of(~vectors.known(self.named))) == 0
-        except StoreError:  # a damaged shard: what it held is computed again
+            return len(self._first_rows(~vectors.known(self.digests))) == 0
+        except StoreError:  # a damaged shard: its vectors are computed again
             return False
 
-    def _first_of(self, wanted: Bools) -> Ints:
-        """Rows of wanted contents that say something, the first of those that say the same."""
-        table = pl.DataFrame({"digest": self.named, "wanted": wanted}).with_row_index("row")
-        first = table.filter("wanted").drop_nulls("digest").unique("digest", keep="first", maintain_order=True)
+    def _first_rows(self, mask: Bools) -> Ints:
+        """Rows of the masked contents that have a digest; of equal digests, the first row only."""
+        table = pl.DataFrame({"digest": self.digests, "mask": mask}).with_row_index("row")
+        first = table.filter("mask").drop_nulls("digest").unique("digest", keep="first", maintain_order=True)
         return first.get_column("row").cast(pl.Int64).to_numpy()
 
-    def _from_urls(self) -> Bools:
+    def _has_url(self) -> Bools:
+        """Contents (n,) with a URL among the parts that the encoder reads."""
         modalities = self.encoder.modalities
         sources = ([getattr(c.parts[at], "source", None) for at in parts_read(c, modalities)] for c in self.contents)
-        return np.array([any(isinstance(source, str) for source in of_one) for of_one in sources], dtype=np.bool_)
+        return np.array([any(isinstance(source, str) for source in row) for row in sources], dtype=np.bool_)
 
     def _shard(self, rows: Ints, vectors: VectorCache, step: Step | None) -> int:
-        """Embed rows and keep them, and say how many: those whose files are still what they were."""
+        """Embed rows and store them; returns how many were stored. Contents whose files have changed are not."""
         batch = [self.contents[row] for row in rows]
         embedded = self.encoder.encode(batch, progress=step)
-        before, reading = self.named[rows], _reading(self.encoder)
-        same = digests(batch, [reading], self.files)[reading].eq_missing(before).to_numpy()
-        place = np.cumsum(same) - 1
+        before, reading = self.digests[rows], _reading(self.encoder)
+        unchanged = digests(batch, [reading], self.files)[reading].eq_missing(before).to_numpy()
+        new_row = np.cumsum(unchanged) - 1  # (len(rows),): row in the batch -> row among the unchanged
         failures = [
-            Failure(int(place[f.row]), parts_read(batch[f.row], reading.modalities).index(f.part), f.reason)
+            Failure(int(new_row[f.row]), parts_read(batch[f.row], reading.modalities).index(f.part), f.reason)
             for f in embedded.failures
-            if same[f.row]
+            if unchanged[f.row]
         ]
-        kept = Embedded(embedded.space, embedded.vectors[same], embedded.present[same], tuple(failures))
-        vectors.append(before.filter(pl.Series(same)), kept)
-        return int(same.sum())
+        kept = Embedded(embedded.space, embedded.vectors[unchanged], embedded.present[unchanged], tuple(failures))
+        vectors.append(before.filter(pl.Series(unchanged)), kept)
+        return int(unchanged.sum())
 
 
 def _reading(encoder: Encoder) -> Reading:
@@ -213,19 +216,19 @@ def _reading(encoder: Encoder) -> Reading:
 def _identify(
     contents: Sequence[Content], readings: Collection[Reading], files: FileDigests, step: Step | None = None
 ) -> dict[Reading, pl.Series]:
-    """Digests (n,) of all contents for each of some readings."""
-    named = {reading: [pl.Series("digest", [], dtype=pl.Binary)] for reading in readings}
+    """Digests (n,) of all contents for each reading."""
+    blocks = {reading: [pl.Series("digest", [], dtype=pl.Binary)] for reading in readings}
     for start in range(0, len(contents), CONTENTS_AT_ONCE):
         block = [contents[row] for row in range(start, min(start + CONTENTS_AT_ONCE, len(contents)))]
-        for reading, found in digests(block, readings, files).items():
-            named[reading].append(found)
+        for reading, block_digests in digests(block, readings, files).items():
+            blocks[reading].append(block_digests)
         if step:
             step(len(block))
-    return {reading: pl.concat(blocks, rechunk=True) for reading, blocks in named.items()}
+    return {reading: pl.concat(series, rechunk=True) for reading, series in blocks.items()}
 
 
-def _placed(failures: Sequence[Failure], contents: Sequence[Content], reading: Reading) -> tuple[Failure, ...]:
-    """Failures by place in the content. The cache counts only parts that are read: others may lie between them."""
+def _in_content(failures: Sequence[Failure], contents: Sequence[Content], reading: Reading) -> tuple[Failure, ...]:
+    """Failures with `part` as a position in the content; the cache numbers only the parts that the encoder reads."""
     return tuple(replace(f, part=parts_read(contents[f.row], reading.modalities)[f.part]) for f in failures)
 
 
@@ -235,9 +238,9 @@ def _source(value: str, root: Path) -> Source:
 
 def _write_failed(failed: list[tuple[str, int, int, str]], path: Path) -> None:
     schema = {"encoder": pl.String, "row": pl.Int64, "part": pl.Int32, "reason": pl.String}
-    part = path.with_suffix(".writing")
+    partial = path.with_suffix(".writing")
     try:
-        pl.DataFrame(failed, schema=schema, orient="row").write_parquet(part)
-        part.replace(path)
+        pl.DataFrame(failed, schema=schema, orient="row").write_parquet(partial)
+        partial.replace(path)
     except OSError as error:
-        raise StoreError(f"{path}: the failures cannot be written: {error}; the vectors are kept") from error
+        raise StoreError(f"{path}: the failures cannot be written: {error}; the vectors are stored") from error

@@ -1,4 +1,4 @@
-"""Which encoders a run uses: one line of its configuration."""
+"""Configuration of the encoders of a run, and the function that opens them."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,19 +12,19 @@ from features.schema import Strict
 
 
 class BuiltinConfig(Strict):
-    """The encoders that work with no network: one for each kind of content, aligned on the catalogue's own items."""
+    """The encoders that need no network: one for each modality, aligned on the items of the catalogue."""
 
     kind: Literal["builtin"] = "builtin"
 
     multilingual: bool = False
-    """Texts by multilingual-e5-small rather than MiniLM."""
+    """Embed texts with multilingual-e5-small instead of MiniLM."""
 
     without: tuple[Literal["text", "image", "speech", "sound"], ...] = ()
-    """Kinds of content that are not read, neither of items nor of queries."""
+    """Channels that are disabled, for items and for queries."""
 
 
 class HubConfig(Strict):
-    """A model of several kinds of content in one space, from the Hugging Face hub or a folder."""
+    """A model of several modalities in one space, from the Hugging Face hub or a folder."""
 
     kind: Literal["siglip", "clip", "clap", "sentence-transformers"]
 
@@ -32,10 +32,10 @@ class HubConfig(Strict):
     """Name on the hub, or a folder."""
 
     revision: str | None = None
-    """Commit, tag or branch; a model of the hub needs one."""
+    """Commit, tag or branch; required for a model of the hub."""
 
     dimension: Annotated[int, Field(ge=1)] | None = None
-    """Cut to so many coordinates, where the model was trained for it."""
+    """Number of coordinates to keep, for a model that was trained for such a cut."""
 
 
 class GeminiConfig(Strict):
@@ -46,24 +46,24 @@ class GeminiConfig(Strict):
     model: str = "gemini-embedding-2"
 
     dimension: Annotated[int, Field(ge=128, le=3072)] = 768
-    """Tuned for 768, 1536 and 3072."""
+    """The model was tuned for 768, 1536 and 3072."""
 
     spend_at_most: Annotated[float, Field(ge=0)] = 1.0
-    """Dollars that one process may spend, by estimates made before anything is sent."""
+    """Maximum cost of one process in dollars, by estimates before each request."""
 
 
 class OpenAICompatibleConfig(Strict):
-    """Texts by any server that speaks POST /embeddings as OpenAI does; a key, where needed, in OPENAI_API_KEY."""
+    """Texts by any server with OpenAI's POST /embeddings; a key, if needed, is in OPENAI_API_KEY."""
 
     kind: Literal["openai-compatible"]
 
     base_url: str
-    """Up to /v1."""
+    """Address up to /v1."""
 
     model: str
 
     dimension: Annotated[int, Field(ge=1)] | None = None
-    """Asked of the server; null: what the model has."""
+    """Dimension requested from the server; null: the dimension of the model."""
 
 
 EncoderConfig = Annotated[
@@ -71,10 +71,10 @@ EncoderConfig = Annotated[
 ]
 
 TEXT_CHANNEL = "text"
-"""Channel that is cheap enough to be computed whenever it is needed; the others are the embedding job's."""
+"""Channel that is cheap enough to be computed on demand; the embedding job computes the others."""
 
 TITLE_CHANNEL = "title"
-"""Channel of titles alone, beside the text that has all words: what people search with."""
+"""Channel of titles only, in addition to the full text: queries resemble titles."""
 
 
 def builtin_encoders(
@@ -82,7 +82,7 @@ def builtin_encoders(
 ) -> dict[str, Encoder]:
     """Channel -> encoder: text, image, speech, sound. models: folder of exported models.
 
-    Frames of a video go to image, its sound to speech and sound. A model is loaded when it is first needed.
+    Image reads the frames of a video; speech and sound read its sound track. A model is loaded at its first use.
     """
     from features.content.encoders.frozen import Media
     from features.content.encoders.images import EfficientNet
@@ -100,7 +100,7 @@ def builtin_encoders(
 
 
 def open_encoders(config: EncoderConfig, decoders: DecoderPool, limits: Limits, models: Path) -> dict[str, Encoder]:
-    """Channel -> encoder; models: folder of exported models. Models load when they are first used.
+    """Channel -> encoder; models: folder of exported models. A model is loaded at its first use.
 
     Raises ConfigError, SpaceError and DependencyError.
     """

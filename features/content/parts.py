@@ -1,5 +1,7 @@
-"""Content: what a person sees and hears of an item or asks with, an ordered list of parts, as native multimodal
-embedding models take it (Gemini Embedding 2, arXiv 2605.27295)."""
+"""Content of an item or a query: an ordered list of text, image, audio and video parts.
+
+Native multimodal embedding models take their input in this form (Gemini Embedding 2, arXiv 2605.27295).
+"""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -13,15 +15,13 @@ from features.schema import Strict
 
 Modality = Literal["text", "image", "audio", "video"]
 
-MODALITIES: tuple[Modality, ...] = ("text", "image", "audio", "video")
-
 Source = bytes | Path | str
-"""Where media come from: the file's bytes, a path, or (str) a URL."""
+"""Where the bytes of a media file come from: the bytes themselves, a path, or a URL (str)."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Words."""
+    """A text."""
 
     text: str
     modality: Literal["text"] = "text"
@@ -45,7 +45,7 @@ class Audio:
 
 @dataclass(frozen=True)
 class Video:
-    """Moving pictures, with their sound where there is one: MP4 or WebM."""
+    """A video, with its sound track if it has one: MP4 or WebM."""
 
     source: Source
     modality: Literal["video"] = "video"
@@ -56,50 +56,51 @@ Part = Text | Image | Audio | Video
 
 @dataclass(frozen=True)
 class Content:
-    """An ordered, interleaved list of parts; empty where nothing is known."""
+    """An ordered, interleaved list of parts; empty if nothing is known."""
 
     parts: tuple[Part, ...] = ()
 
     @classmethod
     def of(cls, *parts: Part) -> "Content":
-        """From parts."""
+        """A content of the given parts."""
         return cls(parts)
 
 
 class Limits(Strict):
-    """What is accepted of one content, checked before anything is decoded."""
+    """Limits on one content, checked before anything is decoded."""
 
     parts: Annotated[int, Field(ge=1)] = 32
-    """Parts of one content."""
+    """Maximum number of parts in one content."""
 
     text_bytes: Annotated[int, Field(ge=1)] = 200_000
-    """Bytes of one text in UTF-8."""
+    """Maximum size of one text, in bytes of UTF-8."""
 
     media_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
-    """Bytes of one file."""
+    """Maximum size of one media file, in bytes."""
 
     pixels: Annotated[int, Field(ge=1)] = 40_000_000
-    """Pixels of one picture or video frame."""
+    """Maximum number of pixels of one picture or video frame."""
 
     frames: Annotated[int, Field(ge=1)] = 1000
-    """Frames of one animated picture."""
+    """Maximum number of frames of one animated picture."""
 
     seconds: Annotated[float, Field(gt=0)] = 3600.0
-    """Length of one sound or video."""
+    """Maximum length of one sound or video, in seconds."""
 
     hosts: tuple[str, ...] = ()
-    """Hosts that URLs may name; empty: none. Their addresses must be public."""
+    """Hosts that URLs may name; if empty, no URL is fetched. Their addresses must be public."""
 
     fetch_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """Time that fetching one URL may take."""
+    """Maximum time to fetch one URL, in seconds."""
 
 
 def readable(
     content: Content, modalities: Collection[Modality], limits: Limits
 ) -> Iterator[tuple[int, Part | ContentError]]:
-    """(place, part) of each part of some modalities that says something; (place, why not) of one beyond the limits.
+    """(position, part) of each part in the given modalities; (position, ContentError) for a part beyond the limits.
 
-    Half of a surrogate pair in a text becomes "?": no encoding can carry it, and tokenizers break on it.
+    Blank texts are skipped. An unpaired surrogate in a text becomes "?": UTF-8 cannot encode it, and tokenizers fail
+    on it.
     """
     for at, part in enumerate(content.parts):
         if part.modality not in modalities or (isinstance(part, Text) and not part.text.strip()):

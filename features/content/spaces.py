@@ -1,4 +1,4 @@
-"""Vector spaces and what makes vectors of them."""
+"""Vector spaces, and the interface of the encoders that embed contents into them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,15 +12,15 @@ from features.errors import SpaceError
 from features.progress import Step
 
 Task = Literal["document", "query", "similarity"]
-"""What a content is embedded for. Documents and queries of one model meet each other; similarity is a space apart."""
+"""Purpose of an embedding. Documents and queries of one model share a space; similarity may have its own."""
 
 
 @dataclass(frozen=True)
 class SpaceKey:
     """Names a vector space: two vectors may be compared only if their keys are equal.
 
-    model, revision: whose weights; dimension: length of a vector, after a Matryoshka cut where there is one;
-    prompt: scheme of the task prompts, e.g. "retrieval"; preprocessing: what of the content is read and how;
+    model, revision: the weights; dimension: length of a vector, after a Matryoshka cut if there is one;
+    prompt: scheme of the task prompts, e.g. "retrieval"; preprocessing: which part of the content is read, and how;
     normalisation: "l2" for unit vectors.
     """
 
@@ -32,25 +32,25 @@ class SpaceKey:
     normalisation: str = "l2"
 
     def __str__(self) -> str:
-        told = [f"{self.model}@{self.revision}", *(t for t in (self.prompt, self.preprocessing) if t)]
-        return f"{' · '.join(told)} · {self.dimension} {self.normalisation}"
+        fields = [f"{self.model}@{self.revision}", *(t for t in (self.prompt, self.preprocessing) if t)]
+        return f"{' · '.join(fields)} · {self.dimension} {self.normalisation}"
 
     def cut(self, dimension: int) -> "SpaceKey":
-        """The space of the first `dimension` coordinates, normalised anew."""
+        """The space of the first `dimension` coordinates, normalised again."""
         if not 1 <= dimension <= self.dimension:
-            raise SpaceError(f"{self}: cannot be cut to {dimension} dimensions; 1 to {self.dimension} can be had")
+            raise SpaceError(f"{self}: cannot be cut to {dimension} dimensions; choose 1 to {self.dimension}")
         return replace(self, dimension=dimension)
 
 
 def same_space(have: SpaceKey, want: SpaceKey, place: str) -> None:
-    """Raises SpaceError, printing both keys, when vectors of two spaces would meet at `place`."""
+    """Raises SpaceError with both keys when they differ; `place` names the file or object in the message."""
     if have != want:
-        raise SpaceError(f"{place}: vectors of two spaces do not compare.\n  there: {have}\n  given: {want}")
+        raise SpaceError(f"{place}: vectors of two spaces cannot be compared.\n  found: {have}\n  expected: {want}")
 
 
 @dataclass(frozen=True, order=True)
 class Failure:
-    """A part that could not be read: row of its content, place in it, and why."""
+    """A part that could not be read: row of its content, position of the part in the content, and reason."""
 
     row: int
     part: int
@@ -59,10 +59,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Embedded:
-    """n contents in a space.
+    """Vectors of n contents in one space.
 
-    vectors (n, d) float32: unit rows, zeros where present (n,) bool is False, since there was nothing to embed or
-    nothing of it could be read; failures: parts that were left out.
+    vectors: (n, d) float32, unit rows; a row is zeros where `present` is False. present: (n,) bool, False if a
+    content has no part to embed or none could be read. failures: the parts that could not be read.
     """
 
     space: SpaceKey
@@ -72,21 +72,24 @@ class Embedded:
 
 
 def absent(space: SpaceKey, n: int) -> Embedded:
-    """Of n contents that say nothing."""
+    """The result for n contents that have no part to embed."""
     return Embedded(space, np.zeros((n, space.dimension), dtype=np.float32), np.zeros(n, dtype=np.bool_))
 
 
 class Encoder(Protocol):
-    """Contents to unit vectors of one space."""
+    """Embeds contents as unit vectors of one space."""
 
     @property
     def modalities(self) -> frozenset[Modality]:
-        """What it reads; parts of other kinds are passed over."""
+        """The modalities that it reads; parts of other modalities are skipped."""
         ...
 
     @property
     def reader(self) -> str:
-        """Who reads, and how, where that is no part of the space: "" but for one that leads into another's space."""
+        """Model and settings that read the content, if the space does not name them; "" otherwise.
+
+        Only an encoder that maps into the space of another one has it, e.g. speech recognition before a text model.
+        """
         ...
 
     def space(self, task: Task = "document") -> SpaceKey:
@@ -96,26 +99,26 @@ class Encoder(Protocol):
     def encode(
         self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
-        """One vector for each content, in their order; progress gets how many each step has done."""
+        """One vector for each content, in the same order; `progress` gets the number of contents of each step."""
         ...
 
 
 def unit(vectors: Floats) -> Floats:
-    """Rows (n, d) of length 1; zero rows stay zero."""
+    """Rows (n, d) scaled to length 1; zero rows stay zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     out: Floats = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
     return out
 
 
 def mean_of_parts(space: SpaceKey, sums: Floats, failures: Iterable[Failure]) -> Embedded:
-    """Contents from the sums (n, d) of their parts' unit vectors; where a sum is zero nothing was there."""
+    """Embedded contents from the sums (n, d) of the unit vectors of their parts; a zero sum is an absent content."""
     return Embedded(space, unit(sums), np.asarray(sums.any(axis=1)), tuple(sorted(failures)))
 
 
 def cut(embedded: Embedded, dimension: int) -> Embedded:
-    """The first `dimension` coordinates, normalised anew: Matryoshka (Kusupati et al. 2022, arXiv 2205.13147).
+    """The first `dimension` coordinates, normalised again: Matryoshka (Kusupati et al. 2022, arXiv 2205.13147).
 
-    Raises SpaceError when there are not so many.
+    Raises SpaceError when the space has fewer dimensions.
     """
     space = embedded.space.cut(dimension)
     return replace(embedded, space=space, vectors=unit(embedded.vectors[:, :dimension]))

@@ -1,4 +1,4 @@
-"""From contents to vectors by a model that reads one kind of thing: workers decode while the model computes."""
+"""Embeds media by a frozen model of one modality: workers decode files while the model computes."""
 
 import os
 from abc import ABC, abstractmethod
@@ -20,18 +20,18 @@ from features.errors import ContentError
 from features.progress import Step
 
 Forward = Callable[[list[Array]], Floats]
-"""k arrays to k vectors (k, d); a zero row where there was nothing to hear or see in one."""
+"""k arrays to vectors (k, d); a row is zeros if its array has nothing to embed, e.g. silence."""
 
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "0").partition(",")[0]) or len(os.sched_getaffinity(0))
-"""Batches computed at a time."""
+"""Number of batches that are computed in parallel."""
 
 _POOL = ThreadPoolExecutor(THREADS, "model")
 
 
 @dataclass(frozen=True)
 class Media:
-    """Decodes the pictures, sounds and videos of contents: whose workers, within which limits."""
+    """The worker pool and the limits with which pictures, sounds and videos of contents are decoded and embedded."""
 
     decoders: DecoderPool
     limits: Limits
@@ -47,9 +47,9 @@ class Media:
         batch: int,
         progress: Step | None = None,
     ) -> Embedded:
-        """Unit mean of the vectors of all that a content has of those modalities; see `sum`."""
-        made = self.sum(contents, modalities, prepare, forward, space.dimension, batch=batch, progress=progress)
-        return mean_of_parts(space, *made)
+        """Unit mean of the unit vectors of the parts of each content in the given modalities; see `sum`."""
+        sums = self.sum(contents, modalities, prepare, forward, space.dimension, batch=batch, progress=progress)
+        return mean_of_parts(space, *sums)
 
     def sum(
         self,
@@ -62,53 +62,53 @@ class Media:
         batch: int,
         progress: Step | None = None,
     ) -> tuple[Floats, list[Failure]]:
-        """Sum (n, dimension) of one unit vector for each part, and the parts that cannot be read.
+        """Sums (n, dimension) of one unit vector for each part, and the parts that could not be read.
 
-        prepare gives the arrays (frames, or one stretch of sound) of one part, along its first axis; none where the
-        part has nothing of the kind, as a video without sound. A part is the unit mean of their unit vectors.
-        batch: arrays that the model takes at a time.
+        prepare returns the arrays of one part along its first axis: frames, or one segment of sound. It returns no
+        array for a part without such data, e.g. a video without sound. The vector of a part is the unit mean of the
+        unit vectors of its arrays. batch: number of arrays in one forward pass.
         """
         sums = np.zeros((len(contents), dimension), dtype=np.float32)
         failures: list[Failure] = []
-        wanted: list[tuple[int, int, Part]] = []
+        media_parts: list[tuple[int, int, Part]] = []
         sources: list[Source] = []
         for row, content in enumerate(contents):
             for at, part in readable(content, modalities, self.limits):
                 if isinstance(part, ContentError):
                     failures.append(Failure(row, at, str(part)))
                 elif not isinstance(part, Text):
-                    wanted.append((row, at, part))
+                    media_parts.append((row, at, part))
                     sources.append(part.source)
-        told = 0
-        waiting: list[_Piece] = []
+        reported = 0  # rows that `progress` has counted
+        pending: list[_PartArray] = []
         model = _Model(sums, forward)
         decoded = self.decoders.map(prepare, sources, self.limits, ahead=2 * batch)
-        for (row, at, part), made in zip(wanted, decoded, strict=True):
-            if isinstance(made, ContentError):
-                failures.append(Failure(row, at, str(made)))
+        for (row, at, part), result in zip(media_parts, decoded, strict=True):
+            if isinstance(result, ContentError):
+                failures.append(Failure(row, at, str(result)))
                 continue
-            arrays = [array for array in made if array is not None]
+            arrays = [array for array in result if array is not None]
             if not arrays and part.modality != "video":
-                failures.append(Failure(row, at, "nothing in it that is seen or heard"))
-            waiting += [_Piece(array, row, i == len(arrays)) for i, array in enumerate(arrays, 1)]
-            while len(waiting) >= batch:
-                model.add(waiting[:batch])
-                del waiting[:batch]
-            if progress and row > told:
-                progress(row - told)
-                told = row
-        if waiting:
-            model.add(waiting)
+                failures.append(Failure(row, at, "the file has nothing to see or hear"))
+            pending += [_PartArray(array, row, i == len(arrays)) for i, array in enumerate(arrays, 1)]
+            while len(pending) >= batch:
+                model.add(pending[:batch])
+                del pending[:batch]
+            if progress and row > reported:
+                progress(row - reported)
+                reported = row
+        if pending:
+            model.add(pending)
         model.finish()
         if progress:
-            progress(len(contents) - told)
+            progress(len(contents) - reported)
         return sums, failures
 
 
 class MediaEncoder(ABC):
-    """An encoder of pictures or sounds; what a model adds is its key, how it is prepared for, and its forward pass.
+    """Base of the encoders of pictures or sounds; a subclass adds its key, its `prepare` and its forward pass.
 
-    batch: arrays that the model takes at a time; prepare: a function of its module, since workers run it.
+    batch: number of arrays in one forward pass; prepare: a function of a module, since workers unpickle it.
     """
 
     key: SpaceKey
@@ -118,18 +118,18 @@ class MediaEncoder(ABC):
     prepare: Prepare
 
     def __init__(self, media: Media) -> None:
-        """Nothing is loaded before it is needed."""
+        """The model is loaded at its first use."""
         self._media = media
-        self._lock = Lock()  # several batches may want the model first
+        self._lock = Lock()  # several batches may load the model at the same time
 
     def space(self, task: Task = "document") -> SpaceKey:
-        """One space, whatever the task."""
+        """The same space for every task."""
         return self.key
 
     def encode(
         self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
-        """Unit mean of the vectors of all that a content has to see or hear."""
+        """Unit mean of the vectors of the media parts of each content."""
         return self._media.embed(
             contents,
             self.modalities,
@@ -142,11 +142,11 @@ class MediaEncoder(ABC):
 
     @abstractmethod
     def forward(self, arrays: list[Array]) -> Floats:
-        """k arrays to vectors (k, d); zeros where there is nothing to see or hear in one."""
+        """k arrays to vectors (k, d); a row is zeros if its array has nothing to embed."""
 
 
-class _Piece(NamedTuple):
-    """An array of a part of the content of a row, the last one or not; those of a part follow each other."""
+class _PartArray(NamedTuple):
+    """One array of a part of the content in a row. Arrays of a part are consecutive; `last` marks the last one."""
 
     array: Array
     row: int
@@ -154,32 +154,32 @@ class _Piece(NamedTuple):
 
 
 class _Model:
-    """Batches through a model, as many at a time as there are cores, one thread each.
+    """Runs batches through a model: one batch for each core in parallel, each on one thread.
 
-    A batch spread over all cores waits for the slowest of them, and one is decoding.
+    A single batch on all cores would wait for the slowest core, and some cores are busy with decoding.
     """
 
     def __init__(self, sums: Floats, forward: Forward) -> None:
         self._sums, self._forward = sums, forward
-        self._part = np.zeros((1, sums.shape[1]), dtype=np.float32)
-        self._flying: deque[tuple[list[_Piece], Future[Floats]]] = deque()
+        self._partial = np.zeros((1, sums.shape[1]), dtype=np.float32)  # sum of an incomplete part
+        self._in_flight: deque[tuple[list[_PartArray], Future[Floats]]] = deque()
 
-    def add(self, pieces: list[_Piece]) -> None:
-        if len(self._flying) > THREADS:  # one waits, so that no thread does
-            self._land()
-        self._flying.append((pieces, _POOL.submit(self._forward, [piece.array for piece in pieces])))
+    def add(self, batch: list[_PartArray]) -> None:
+        if len(self._in_flight) > THREADS:  # one batch is queued, so that no thread is idle
+            self._collect()
+        self._in_flight.append((batch, _POOL.submit(self._forward, [item.array for item in batch])))
 
     def finish(self) -> None:
-        while self._flying:
-            self._land()
+        while self._in_flight:
+            self._collect()
 
-    def _land(self) -> None:
-        pieces, future = self._flying.popleft()
-        last = np.flatnonzero([piece.last for piece in pieces])
+    def _collect(self) -> None:
+        batch, future = self._in_flight.popleft()
+        last = np.flatnonzero([item.last for item in batch])  # (p,): last array of each part that ends in the batch
         starts = np.append(0, last + 1)
-        starts = starts[starts < len(pieces)]
-        parts = np.add.reduceat(unit(future.result()), starts)
-        parts[0] += self._part[0]
-        self._part[0] = parts[-1] if len(starts) > len(last) else 0  # one that goes on in the next batch
-        # each part counts once, however many frames it has and however much they differ
-        np.add.at(self._sums, [pieces[at].row for at in last], unit(parts[: len(last)]))
+        starts = starts[starts < len(batch)]  # (p,) or (p + 1,) if a part continues in the next batch
+        parts = np.add.reduceat(unit(future.result()), starts)  # (len(starts), d)
+        parts[0] += self._partial[0]
+        self._partial[0] = parts[-1] if len(starts) > len(last) else 0
+        # sums[row] += unit(part): each part has weight 1, whatever the number of its frames
+        np.add.at(self._sums, [batch[at].row for at in last], unit(parts[: len(last)]))

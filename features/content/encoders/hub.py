@@ -1,6 +1,6 @@
-"""Where a model's files are, and which they are exactly: a folder, or a snapshot of the Hugging Face hub.
+"""Locates the files of a model and its exact revision: a folder, or a snapshot of the Hugging Face hub.
 
-Only files that are data are fetched: weights as safetensors, never pickle, and no code.
+Only data files are fetched: weights as safetensors, never pickle, and no code.
 """
 
 import hashlib
@@ -9,34 +9,37 @@ from pathlib import Path
 from features.errors import ConfigError, DependencyError, SpaceError
 
 FETCHED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-"""Files of a model that are fetched, and hashed where it is a folder."""
+"""Files of a model that are fetched from the hub; of a folder, these files are hashed."""
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5"}
 
 
 def locate(model: str, revision: str | None) -> tuple[Path, str, str]:
-    """(folder, name, exact revision): the commit on the hub, or a hash of the files in a folder.
+    """(folder, name, exact revision); the revision is the commit on the hub, or a hash of the files in a folder.
 
     model: a folder, or a name on the hub, which needs a revision: a commit, tag or branch. HF_HUB_OFFLINE is obeyed.
-    Raises ConfigError, SpaceError when it cannot be had or its weights are pickled, and DependencyError.
+    Raises ConfigError without a revision, SpaceError when the model cannot be fetched or its weights are pickled, and
+    DependencyError.
     """
     folder = Path(model)
     if folder.is_dir():
         files = sorted({path for pattern in FETCHED for path in folder.rglob(pattern) if path.is_file()})
-        whole = hashlib.sha256()
+        combined = hashlib.sha256()
         for path in files:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            whole.update(f"{path.relative_to(folder).as_posix()}\0{digest}\n".encode())
-        name, exact = folder.absolute().name, f"sha256:{whole.hexdigest()[:16]}"
+            combined.update(f"{path.relative_to(folder).as_posix()}\0{digest}\n".encode())
+        name, exact = folder.absolute().name, f"sha256:{combined.hexdigest()[:16]}"
     else:
         if revision is None:
-            raise ConfigError(f"{model}: no such folder; a model of the hub needs its revision, best a commit")
+            raise ConfigError(f"{model}: no such folder; a model of the hub needs a revision, preferably a commit")
         folder = _snapshot(model, revision)
         name, exact = model, folder.name
     for path in folder.rglob("*"):
         if path.suffix in PICKLES and not any(path.parent.glob("*.safetensors")):
-            raise SpaceError(f"{path}: weights that may run code when they are read; convert them to safetensors")
+            raise SpaceError(
+                f"{path}: weights in a format that may run code when it is read; convert them to safetensors"
+            )
     return folder, name, exact
 
 
@@ -49,4 +52,4 @@ def _snapshot(model: str, revision: str) -> Path:
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(FETCHED)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise SpaceError(f"{model}@{revision}: cannot be had from the hub: {str(error)[:300]}") from error
+        raise SpaceError(f"{model}@{revision}: cannot be fetched from the hub: {str(error)[:300]}") from error

@@ -1,6 +1,8 @@
-"""Open models in this process, from the Hugging Face hub or a folder: SigLIP, CLIP, CLAP, and EmbeddingGemma 2 and
-others by sentence-transformers. Nothing of a model is run: weights are safetensors, never pickle, and code that
-comes with it is not even fetched."""
+"""Open models that run in this process, from the Hugging Face hub or a folder.
+
+These are SigLIP, CLIP, CLAP, and models of sentence-transformers such as EmbeddingGemma 2. No code of a model is run:
+weights are safetensors, never pickle, and its code files are not fetched.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,29 +31,29 @@ PROMPTS: Mapping[Task, tuple[str, ...]] = {
     "query": ("query",),
     "similarity": ("similarity", "STS"),
 }
-"""Names under which config_sentence_transformers.json keeps the prompt of a task, the first that is there."""
+"""Names of the prompt of a task in config_sentence_transformers.json; the first existing one is used."""
 
 CHUNK = 64
-"""Contents between two reports of progress."""
+"""Number of contents between two calls of `progress`."""
 
 BATCH = 16
-"""Texts that go through the model at once."""
+"""Number of texts in one forward pass."""
 
 MEDIA_BATCH = 8
-"""Pictures or sounds that go through the model at once: they are larger, and others wait, decoded."""
+"""Number of pictures or sounds in one forward pass: they are larger than texts, and decoded ones are queued."""
 
 MAX_SIDE = 1024
-"""Pixels of a picture's longer side; a larger one is shrunk in the worker. The models themselves take 224 to 896."""
+"""Maximum longer side of a picture in pixels; workers scale larger ones down. The models read 224 to 896."""
 
 MAX_ASPECT_RATIO = 50
-"""A picture's longer side over its shorter one: a model that scales the shorter one blows the longer one up."""
+"""Maximum ratio of the sides of a picture: a model that enlarges the shorter side enlarges the longer one as well."""
 
 AUDIO_SECONDS = 30.0
-"""What EmbeddingGemma 2 hears of a sound: 750 tokens of 40 ms."""
+"""Seconds of a sound that EmbeddingGemma 2 reads: 750 tokens of 40 ms."""
 
 
 class _Model(Protocol):
-    """A loaded model: embed makes (n, d) of n texts, pictures (h, w, 3) or sounds (n,)."""
+    """A loaded model: `embed` returns (n, d) for n texts, pictures (h, w, 3) or sounds (samples,)."""
 
     modalities: frozenset[Modality]
     prompts: Mapping[str, str]
@@ -63,20 +65,24 @@ class _Model(Protocol):
 
 
 def picture(data: bytes, limits: Limits) -> Pixels:
-    """Frames (f, h, w, 3) uint8 of a picture or an animation, in a worker. Raises ContentError for a line."""
+    """Frames (f, h, w, 3) uint8 of a picture or an animation. Raises ContentError above MAX_ASPECT_RATIO.
+
+    Runs in a worker.
+    """
     frames = decode_image(data, limits, longest=MAX_SIDE)
     height, width = frames.shape[1:3]
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise ContentError(f"a picture of {width} x {height} pixels is a line; crop it")
+        raise ContentError(
+            f"a picture of {width} x {height} pixels exceeds a side ratio of {MAX_ASPECT_RATIO}; crop it"
+        )
     return frames
 
 
 class HubEncoder:
-    """Each part of a content embedded alone, an animation by its frames; the content is the unit mean of its parts'
-    unit vectors.
+    """Embeds each part of a content alone; the vector of a content is the unit mean of the unit vectors of its parts.
 
-    Files are decoded by the workers of `media`. Text that spells a special token of the model, such as "[SEP]" or
-    "<image>", is pulled apart: words stay words.
+    The vector of an animation is the unit mean of its frames. Files are decoded by the workers of `media`. Text that
+    spells a special token of the model, such as "[SEP]" or "<image>", is split, so that it is read as plain text.
     """
 
     reader = ""
@@ -91,41 +97,41 @@ class HubEncoder:
         dimension: int | None = None,
         device: str | None = None,
     ) -> None:
-        """model: a folder, or a name on the hub with its revision, best a commit (HF_HUB_OFFLINE is obeyed).
+        """model: a folder, or a name on the hub with a revision, preferably a commit (HF_HUB_OFFLINE is obeyed).
 
-        dimension: cut to so many coordinates, for models trained as Matryoshka; device: None for a GPU where there is
-        one. Raises ConfigError, SpaceError when the model cannot be had, and DependencyError.
+        dimension: number of coordinates to keep, for models with Matryoshka training; device: None for a GPU if there
+        is one. Raises ConfigError, SpaceError when the model cannot be fetched or loaded, and DependencyError.
         """
         folder, name, exact = locate(model, revision)
         self._media = media
         self._model = _load(folder, family, device)
-        self._turn = Lock()  # tokenizers are not to be shared by threads, and torch uses all cores by itself
+        self._lock = Lock()  # tokenizers are not safe for threads, and torch uses all cores by itself
         self.modalities = self._model.modalities
-        seen = f", pictures of at most {MAX_SIDE} pixels a side" if "image" in self.modalities else ""
-        heard = f", {self._model.seconds:g} s of sound" if "audio" in self.modalities else ""
+        picture_limit = f", pictures of at most {MAX_SIDE} pixels a side" if "image" in self.modalities else ""
+        sound_limit = f", {self._model.seconds:g} s of sound" if "audio" in self.modalities else ""
         d = self._model.embed("text", ["length"], "").shape[1]
-        whole = SpaceKey(name, exact, d, preprocessing=f"unit mean of parts{seen}{heard}")
-        self._space = whole.cut(dimension or d)
+        full_space = SpaceKey(name, exact, d, preprocessing=f"unit mean of parts{picture_limit}{sound_limit}")
+        self._space = full_space.cut(dimension or d)
 
     def space(self, task: Task = "document") -> SpaceKey:
-        """The space of its vectors. Similarity is a space apart where the model has a prompt for it."""
-        if not any(self._prompt(each) for each in PROMPTS):
+        """The space of its vectors. Similarity has its own space if the model has a prompt for it."""
+        if not any(self._prompt(name) for name in PROMPTS):
             return self._space
-        apart = task == "similarity" and self._prompt(task) != self._prompt("document")
-        return replace(self._space, prompt="similarity" if apart else "retrieval")
+        separate = task == "similarity" and self._prompt(task) != self._prompt("document")
+        return replace(self._space, prompt="similarity" if separate else "retrieval")
 
     def encode(
         self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
-        """One vector for each content. Raises SpaceError when the model gives numbers that are none."""
+        """One vector for each content. Raises SpaceError when the model returns numbers that are not finite."""
         space, prompt = self.space(task), self._prompt(task)
         sums = np.zeros((len(contents), space.dimension), dtype=np.float32)
         failures: list[Failure] = []
         for start in range(0, len(contents), CHUNK):
             chunk = contents[start : start + CHUNK]
             for kind in sorted(self.modalities):
-                made, failed = self._sum(kind, chunk, prompt)
-                sums[start : start + CHUNK] += made
+                part_sums, failed = self._sum(kind, chunk, prompt)
+                sums[start : start + CHUNK] += part_sums
                 failures += [replace(failure, row=start + failure.row) for failure in failed]
             if progress:
                 progress(len(chunk))
@@ -138,7 +144,7 @@ class HubEncoder:
         return self._prompt("document") if task == "similarity" else ""
 
     def _sum(self, kind: Modality, contents: Sequence[Content], prompt: str) -> tuple[Floats, list[Failure]]:
-        """(n, d) sums of the unit vectors of their parts of one kind, and what cannot be read."""
+        """(n, d) sums of the unit vectors of the parts of one modality, and the parts that could not be read."""
         d, model, forward = self._space.dimension, self._model, partial(self._forward, kind, prompt)
         if kind == "text":
             return sum_texts(contents, forward, d, self._media.limits)
@@ -148,15 +154,15 @@ class HubEncoder:
     def _forward(self, kind: Modality, prompt: str, values: Sequence[Any]) -> Floats:
         if kind == "text":
             values = [_plain(text, self._model.specials) for text in values]
-        with self._turn:
+        with self._lock:
             vectors = self._model.embed(kind, values, prompt)
         if not np.isfinite(vectors).all():
-            raise SpaceError(f"{self._space.model}: makes vectors that are not finite; try another device")
+            raise SpaceError(f"{self._space.model}: returns vectors that are not finite; try another device")
         return vectors[:, : self._space.dimension]
 
 
 class _TwoTowerModel:
-    """Two towers of transformers into one space: text, and pictures or sounds."""
+    """A two-tower model of transformers: texts, and pictures or sounds, in one space."""
 
     prompts: Mapping[str, str] = {}
 
@@ -166,17 +172,17 @@ class _TwoTowerModel:
 
         kind = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
         if kind not in (family, f"{family}2"):
-            raise ConfigError(f"{folder.name}: is a {kind} model, family says {family}; set family")
+            raise ConfigError(f"{folder.name}: is a {kind} model, but family is {family}; set family")
         safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         loaded = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **safe)
         self._torch, self._model = torch, loaded.to(device).eval()
         self._processor: Any = AutoProcessor.from_pretrained(folder, **safe)  # type: ignore[no-untyped-call]
         tokenizer, text = self._processor.tokenizer, self._model.config.text_config
-        unused = text.pad_token_id + 1 if family == "clap" else 0  # RoBERTa counts positions from there
+        unused = text.pad_token_id + 1 if family == "clap" else 0  # the first position of RoBERTa
         longest = min(tokenizer.model_max_length, text.max_position_embeddings - unused)
         self._text = {"truncation": True, "max_length": longest, "padding": True}
         if family == "siglip":
-            self._text["padding"] = "max_length"  # as it was trained
+            self._text["padding"] = "max_length"  # as in training
         self.specials = tokenizer.all_special_tokens
         self.rate, self.seconds = 0, 0.0
         self.modalities: frozenset[Modality] = frozenset({"text", "image"})
@@ -186,30 +192,30 @@ class _TwoTowerModel:
             self.seconds = float(self._processor.feature_extractor.max_length_s)
 
     def embed(self, kind: Modality, values: Sequence[Any], prompt: str) -> Floats:
-        made = []
+        outputs = []
         for start in range(0, len(values), BATCH):
             batch = values[start : start + BATCH]
             if kind == "text":
                 inputs = dict(self._processor.tokenizer(batch, return_tensors="pt", **self._text))
             else:
-                ready = [self._ready(kind, value) for value in batch]
-                inputs = {name: self._torch.cat([one[name] for one in ready]) for name in ready[0]}
+                prepared = [self._prepare(kind, value) for value in batch]
+                inputs = {name: self._torch.cat([item[name] for item in prepared]) for name in prepared[0]}
             inputs = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
             with self._torch.inference_mode():
                 features = getattr(self._model, f"get_{kind}_features")(**inputs)
-            made.append(features.pooler_output.float().cpu().numpy())
-        return np.concatenate(made)
+            outputs.append(features.pooler_output.float().cpu().numpy())
+        return np.concatenate(outputs)
 
-    def _ready(self, kind: Modality, value: Any) -> Any:
+    def _prepare(self, kind: Modality, value: Any) -> Any:
         if kind == "image":
             return self._processor.image_processor(value, input_data_format="channels_last", return_tensors="pt")
-        made = self._processor.feature_extractor(value, sampling_rate=self.rate, return_tensors="pt")
-        made["is_longer"] = self._torch.zeros_like(made["is_longer"])  # it draws one at random otherwise
-        return made
+        features = self._processor.feature_extractor(value, sampling_rate=self.rate, return_tensors="pt")
+        features["is_longer"] = self._torch.zeros_like(features["is_longer"])  # the extractor sets a random one
+        return features
 
 
 class _SentenceModel:
-    """What sentence-transformers loads, with the prompts of its own configuration."""
+    """A model of sentence-transformers, with the prompts of its configuration."""
 
     def __init__(self, folder: Path, device: str) -> None:
         import torch
@@ -236,10 +242,10 @@ class _SentenceModel:
     def embed(self, kind: Modality, values: Sequence[Any], prompt: str) -> Floats:
         if kind == "audio":
             values = [{"array": value, "sampling_rate": self.rate} for value in values]
-        named = [{kind: value} for value in values]  # a bare text that looks like a URL or a file would be opened
-        size = BATCH if kind == "text" else 1  # Gemma's processor takes several pictures for one content's
-        made: Floats = self._model.encode(named, prompt=prompt, batch_size=size, show_progress_bar=False)
-        return made
+        inputs = [{kind: value} for value in values]  # a plain text that looks like a URL or a file would be opened
+        size = BATCH if kind == "text" else 1  # Gemma's processor merges several pictures into one content
+        vectors: Floats = self._model.encode(inputs, prompt=prompt, batch_size=size, show_progress_bar=False)
+        return vectors
 
 
 def _load(folder: Path, family: Family, device: str | None) -> _Model:
@@ -247,7 +253,7 @@ def _load(folder: Path, family: Family, device: str | None) -> _Model:
         import torch
         from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()  # type: ignore[no-untyped-call]  # it would break into ours
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # it would interrupt the progress bar of the job
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return (
             _SentenceModel(folder, device)
@@ -259,11 +265,12 @@ def _load(folder: Path, family: Family, device: str | None) -> _Model:
         raise DependencyError(f"{folder.name}: {missing[:300]}") from error  # transformers names no module
     except ConfigError:
         raise
-    except Exception as error:  # a damaged folder shows in every way
+    except Exception as error:  # a damaged folder raises exceptions of many classes
         raise SpaceError(f"{folder}: cannot be loaded as {family}: {error}") from error
 
 
 def _plain(text: str, specials: Sequence[str]) -> str:
+    """The text with a space inside each special token, so that the tokenizer does not recognise it."""
     for token in specials:
         if len(token) > 1:
             text = text.replace(token, f"{token[0]} {token[1:]}")

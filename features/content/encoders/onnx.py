@@ -1,4 +1,4 @@
-"""Torch models exported once to ONNX, run by onnxruntime: several times faster on a CPU, and equal to 1e-5."""
+"""Torch models exported once to ONNX and run by onnxruntime: several times faster on a CPU, and equal to 1e-5."""
 
 import os
 import warnings
@@ -13,43 +13,45 @@ from features.errors import DependencyError, StoreError
 
 
 class Session:
-    """One input, one output, arrays of any batch."""
+    """An ONNX model with one input and one output, for arrays of any batch size."""
 
     def __init__(self, file: Path, export: Callable[[Path], None]) -> None:
-        """Opens `file`; where it is not there, `export` writes it first. Raises DependencyError, and StoreError for a
-        damaged file."""
+        """Opens `file`; if it does not exist, `export` writes it first.
+
+        Raises DependencyError when onnxruntime is missing, and StoreError when the file is damaged.
+        """
         try:
             import onnxruntime
         except ImportError as error:
             raise DependencyError("encoders need onnxruntime: pip install 'recsys[encoders]'") from error
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(f".{os.getpid()}.part")
-            export(part)
-            os.replace(part, file)
+            partial = file.with_suffix(f".{os.getpid()}.part")
+            export(partial)
+            os.replace(partial, file)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # several batches at a time instead: see `features.content.encoders.frozen`
+        options.intra_op_num_threads = 1  # batches run in parallel instead: see `features.content.encoders.frozen`
         try:
             self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # it has a class of its own for each reason
-            raise StoreError(f"{file}: cannot be loaded; remove it, and it is made again: {error}") from error
+        except Exception as error:  # onnxruntime has one class for each cause
+            raise StoreError(f"{file}: cannot be loaded: {error}; remove it, and it is exported again") from error
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, batch: Any) -> Floats:
-        """The model's answer, float32."""
+        """The output of the model, float32."""
         return np.asarray(self._session.run(None, {self._input: batch})[0], dtype=np.float32)
 
 
 def export(model: Any, example: Any, dynamic: dict[int, str], file: Path) -> None:
-    """Write a torch module as ONNX; dynamic: axis of its one input -> name, for axes of any length."""
+    """Write a torch module as ONNX; dynamic: axis of its input -> name, for axes of any length."""
     try:
-        import onnxscript  # noqa: F401  # which torch would miss later, with more words
+        import onnxscript  # noqa: F401  # torch needs it later and would raise a longer error
         import torch
     except ImportError as error:
         raise DependencyError(f"exporting an encoder needs {error.name}: pip install 'recsys[encoders]'") from error
     shapes = ({axis: torch.export.Dim(name) for axis, name in dynamic.items()},)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own workings
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
         program = torch.onnx.export(
             model.eval(), (example,), dynamo=True, dynamic_shapes=shapes, optimize=True, verbose=False
         )

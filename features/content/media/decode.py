@@ -1,8 +1,7 @@
-"""Sounds and videos to arrays: from the bytes of a file, checked before anything is decoded. Pictures have a file of
-their own.
+"""Decodes the bytes of sounds and videos to arrays; limits are checked before anything is decoded.
 
-The libraries here are large and written in C, and the bytes may be hostile: where strangers send them, run these
-functions in `features.content.media.decoder_pool`, which bounds memory and time whatever a file does.
+Pictures are decoded in `features.content.media.images`. The libraries used here are large and written in C, and the
+bytes may be hostile. Decode untrusted files in `features.content.media.decoder_pool`, which bounds memory and time.
 """
 
 import math
@@ -28,28 +27,28 @@ from features.content.parts import Limits
 from features.errors import ContentError
 
 SAMPLE_RATES = (1_000, 768_000)
-"""Hz that a sound may be sampled at: a resampler between absurd rates wants absurd filters."""
+"""Accepted sampling rates in Hz, minimum and maximum: extreme ratios need extremely long resampling filters."""
 
-LOUDEST = 1e3
-"""Full scale is 1; what is beyond this is no sound."""
+MAX_AMPLITUDE = 1e3
+"""Full scale is 1; samples beyond this value are rejected."""
 
-STEPS = 100
-"""Frames decoded on the way from a keyframe to a wanted frame, at most."""
+MAX_FRAMES_FROM_KEYFRAME = 100
+"""Maximum number of frames that are decoded from a keyframe to a target frame."""
 
-PACKETS = 1_000_000
-"""Packets of one video's pictures."""
+MAX_PACKETS = 1_000_000
+"""Maximum number of packets in the video stream of one file."""
 
-_ELSEWHERE = ": it is damaged, or refers to another file, which is not opened"
+_NOT_OPENED = ": it is damaged, or refers to another file, which is not opened"
 _BLOCK = 2**18  # samples of all channels decoded at once
 _DEMUXERS = {"webm": "matroska"}
-_CLOSED = {
+_SANDBOX_OPTIONS = {
     "protocol_whitelist": "none",
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,wav,flac,ogg,mp3",
     "enable_drefs": "0",
     "use_absolute_path": "0",
     "threads": "1",
 }
-"""FFmpeg opens nothing but the bytes that it is given: no file, no URL, no playlist, no media kept elsewhere."""
+"""FFmpeg reads only the bytes that it is given: no other file, no URL, no playlist, no external media data."""
 
 av.logging.set_level(None)
 av.logging.set_libav_level(av.logging.PANIC)
@@ -58,14 +57,15 @@ av.logging.set_libav_level(av.logging.PANIC)
 def decode_audio(data: bytes, limits: Limits, rate: int, seconds: float) -> Floats:
     """The first `seconds` of a sound (n,) float32 at `rate` Hz, the mean of its channels, full scale at 1.
 
-    Decoded block by block: what comes later costs nothing, whatever the header says. Raises ContentError: no sound,
-    damaged, longer than `limits.seconds` by its own account, no samples, or samples that are no numbers.
+    The sound is decoded block by block: blocks after `seconds` are not decoded, whatever the header says. Raises
+    ContentError when the file is not a sound, is damaged, states a length beyond `limits.seconds`, has no samples, or
+    has samples that are not finite or beyond MAX_AMPLITUDE.
     """
     kind = expect(data, SOUNDS, "sound")
     with reading(kind):
         if kind not in VIDEOS:
             with suppress(soundfile.LibsndfileError), soundfile.SoundFile(BytesIO(data)) as file:
-                if file.frames < 2**62:  # else it does not know
+                if file.frames < 2**62:  # larger values: the length is unknown
                     _check_length(file.frames / file.samplerate, limits)
                 size = max(1, _BLOCK // file.channels)
                 blocks = (file.read(size, dtype="float32", always_2d=True) for _ in count())
@@ -83,25 +83,26 @@ def decode_video(
 ) -> tuple[Pixels, Floats | None]:
     """Up to `frames` evenly spread frames (f, h, w, 3) uint8 RGB, and the sound as `decode_audio` gives it.
 
-    A longer shorter side becomes `side` pixels. Work is bounded however long the video: frames are reached from the
-    keyframe before them, and where that is more than 100 frames away an earlier one is taken. Without pictures
-    (0, side, side, 3), without sound None. Raises ContentError: no video, damaged, longer or larger than the limits
-    allow, neither pictures nor sound.
+    Frames whose shorter side exceeds `side` pixels are scaled down to it. The work does not grow with the length of
+    the video: each frame is decoded from the keyframe before it, and if that is more than 100 frames earlier, a frame
+    before the target is taken. Returns (0, side, side, 3) for a file without pictures and None for a file without
+    sound. Raises ContentError when the file is not a video, is damaged, is longer or larger than the limits allow, or
+    has neither pictures nor sound.
     """
     kind = expect(data, VIDEOS, "video")
     with reading(kind):
         with _open(data, kind) as container:
             _check_container(container, limits)
-            shots = _shots(container, limits, frames, side)
+            frame_array = _frames(container, limits, frames, side)
         with _open(data, kind) as container:
             sound = _sound(container, rate, seconds)
-    if not len(shots) and sound is None:
+    if not len(frame_array) and sound is None:
         raise ContentError(f"the {kind} has neither pictures nor sound")
-    return shots, sound
+    return frame_array, sound
 
 
 def _refuse(url: str, *_: Any) -> NoReturn:
-    raise ContentError(f"the file refers to another, {url[:200]!r}, which is not opened")
+    raise ContentError(f"the file refers to another file, {url[:200]!r}, which is not opened")
 
 
 def _open(data: bytes, kind: str) -> InputContainer:
@@ -109,7 +110,7 @@ def _open(data: bytes, kind: str) -> InputContainer:
         BytesIO(data),
         mode="r",
         format=_DEMUXERS.get(kind, kind),
-        options=_CLOSED,
+        options=_SANDBOX_OPTIONS,
         metadata_errors="replace",
         io_open=_refuse,
     )
@@ -117,7 +118,7 @@ def _open(data: bytes, kind: str) -> InputContainer:
 
 def _check_length(length: float, limits: Limits) -> None:
     if length > limits.seconds:
-        raise ContentError(f"{length:,.0f} s long, {limits.seconds:,.0f} s are accepted (limits.seconds)")
+        raise ContentError(f"{length:,.0f} s long, at most {limits.seconds:,.0f} s are accepted (limits.seconds)")
 
 
 def _check_container(container: InputContainer, limits: Limits) -> None:
@@ -125,27 +126,29 @@ def _check_container(container: InputContainer, limits: Limits) -> None:
     _check_length(max([(container.duration or 0) / av.time_base, *map(float, lengths)]), limits)
 
 
-def _mono(blocks: Iterable[Floats], source: int, rate: int, seconds: float) -> Floats:
-    """Blocks (m, channels) at `source` Hz to (n,) at `rate` Hz; reads no block after `seconds`."""
+def _mono(blocks: Iterable[Floats], source_rate: int, rate: int, seconds: float) -> Floats:
+    """Blocks (m, channels) at `source_rate` Hz to (n,) at `rate` Hz; reads no block after `seconds`."""
     lowest, highest = SAMPLE_RATES
-    if not lowest <= source <= highest:
-        raise ContentError(f"a sound sampled at {source:,} Hz; {lowest:,} to {highest:,} Hz are accepted")
-    wanted = left = math.ceil(seconds * source)
-    resampler = soxr.ResampleStream(source, rate, 1, dtype="float32")
-    parts = []
+    if not lowest <= source_rate <= highest:
+        raise ContentError(f"a sound sampled at {source_rate:,} Hz; {lowest:,} to {highest:,} Hz are accepted")
+    total = remaining = math.ceil(seconds * source_rate)
+    resampler = soxr.ResampleStream(source_rate, rate, 1, dtype="float32")
+    chunks = []
     for block in blocks:
-        if not len(block) or left <= 0:
+        if not len(block) or remaining <= 0:
             break
-        block = block[:left]
-        left -= len(block)
-        if not (np.abs(block) <= LOUDEST).all():  # NaN is not, either
-            raise ContentError(f"a sound with samples that are no numbers or beyond {LOUDEST:g} times full scale")
+        block = block[:remaining]
+        remaining -= len(block)
+        if not (np.abs(block) <= MAX_AMPLITUDE).all():  # NaN fails the comparison too
+            raise ContentError(
+                f"a sound with samples that are not numbers or beyond {MAX_AMPLITUDE:g} times full scale"
+            )
         mono = block.mean(axis=1, dtype=np.float32)
-        parts.append(resampler.resample_chunk(mono))
-    if left == wanted:
+        chunks.append(resampler.resample_chunk(mono))
+    if remaining == total:
         raise ContentError("a sound without a single sample")
-    parts.append(resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
-    out = np.concatenate(parts)[: max(1, round(seconds * rate))]
+    chunks.append(resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
+    out = np.concatenate(chunks)[: max(1, round(seconds * rate))]
     return out if len(out) else mono[:1]  # a sound shorter than one sample at that rate
 
 
@@ -155,42 +158,42 @@ def _sound(container: InputContainer, rate: int, seconds: float) -> Floats | Non
     to_float = av.AudioResampler(format="fltp")
     frames = (f for raw in container.decode(container.streams.audio[0]) for f in to_float.resample(raw))
     if (first := next(frames, None)) is None:
-        raise ContentError(f"a sound without a single sample{_ELSEWHERE}")
+        raise ContentError(f"a sound without a single sample{_NOT_OPENED}")
     return _mono(
         (np.asarray(f.to_ndarray(), np.float32).T for f in chain([first], frames)), first.sample_rate, rate, seconds
     )
 
 
-def _shots(container: InputContainer, limits: Limits, most: int, side: int) -> Pixels:
-    """(f, h, w, 3), or (0, side, side, 3) where there is no video but perhaps a cover."""
+def _frames(container: InputContainer, limits: Limits, max_frames: int, side: int) -> Pixels:
+    """(f, h, w, 3), or (0, side, side, 3) if the file has no video stream; a cover picture does not count as one."""
     stream = next((s for s in container.streams.video if not s.disposition & s.disposition.attached_pic), None)
     if stream is None:
         return np.zeros((0, side, side, 3), dtype=np.uint8)
     if stream.codec_context is None:
-        raise ContentError("a video in a coding that is not read")
+        raise ContentError("a video with a codec that is not supported")
     _check_pixels(stream.width, stream.height, limits)
     stream.codec_context.options = {"max_pixels": str(limits.pixels)}
     stream.thread_type, stream.codec_context.thread_count = "NONE", 1
     times, keys = _timetable(container, stream, limits)
-    shots: list[Pixels] = []
-    for frame in _seek_each(container, stream, [times[at] for at in spread(len(times), most)], keys):
+    frames: list[Pixels] = []
+    for frame in _seek_each(container, stream, [times[at] for at in spread(len(times), max_frames)], keys):
         _check_pixels(frame.width, frame.height, limits)
-        if not shots:
+        if not frames:
             width, height = scaled(frame.width, frame.height, side)
         rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
-        shots.append(np.rot90(rgb, round(frame.rotation / 90)))
-    return np.stack(shots)
+        frames.append(np.rot90(rgb, round(frame.rotation / 90)))
+    return np.stack(frames)
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.pixels:
         raise ContentError(
-            f"video frames of {width} x {height} pixels, {limits.pixels:,} are accepted (limits.pixels)"
+            f"video frames of {width} x {height} pixels, at most {limits.pixels:,} are accepted (limits.pixels)"
         )
 
 
 def _timetable(container: InputContainer, stream: VideoStream, limits: Limits) -> tuple[list[int], list[int]]:
-    """Times of all frames, and of the keyframes among them, in the stream's units; nothing is decoded for that."""
+    """Ascending times of all frames and of the keyframes, in units of the stream; reads packets, decodes nothing."""
     times, keys = [], []
     for packet in container.demux(stream):
         if packet.is_corrupt:
@@ -199,29 +202,29 @@ def _timetable(container: InputContainer, stream: VideoStream, limits: Limits) -
             times.append(packet.pts)
             if packet.is_keyframe:
                 keys.append(packet.pts)
-        if len(times) > PACKETS:
-            raise ContentError(f"a video of more than {PACKETS:,} frames")
+        if len(times) > MAX_PACKETS:
+            raise ContentError(f"a video of more than {MAX_PACKETS:,} frames")
     if not times:
-        raise ContentError(f"a video without a single frame{_ELSEWHERE}")
+        raise ContentError(f"a video without a single frame{_NOT_OPENED}")
     times.sort()
     _check_length(float((times[-1] - times[0]) * (stream.time_base or 0)), limits)
     return times, sorted(keys) or times[:1]
 
 
 def _seek_each(
-    container: InputContainer, stream: VideoStream, wanted: list[int], keys: list[int]
+    container: InputContainer, stream: VideoStream, targets: list[int], keys: list[int]
 ) -> Iterator[VideoFrame]:
-    """The frame at each of the times, which ascend."""
-    frame, coming = None, iter(())  # type: tuple[VideoFrame | None, Iterator[VideoFrame]]
-    for time in wanted:
+    """The frame at each of the target times, which ascend."""
+    frame, decoded = None, iter(())  # type: tuple[VideoFrame | None, Iterator[VideoFrame]]
+    for time in targets:
         key = keys[max(0, bisect_right(keys, time) - 1)]
         if frame is None or frame.pts is None or key > frame.pts:
             container.seek(key, stream=stream)
-            frame, coming = None, container.decode(stream)
-        for _ in range(STEPS):
+            frame, decoded = None, container.decode(stream)
+        for _ in range(MAX_FRAMES_FROM_KEYFRAME):
             if frame is not None and (frame.pts is None or frame.pts >= time):
                 break
-            if (following := next(coming, None)) is None:
+            if (following := next(decoded, None)) is None:
                 break
             frame = following
         if frame is None:

@@ -1,4 +1,4 @@
-"""Strangers' files to arrays, in worker processes that bound what such a file can take: memory, time, a process."""
+"""Decodes untrusted files to arrays in worker processes with bounded memory and time."""
 
 import pickle
 import threading
@@ -16,26 +16,26 @@ from features.errors import ContentError, DependencyError
 
 
 class DecoderPool:
-    """Worker processes that read sources and prepare arrays of them.
+    """Worker processes that read sources and turn them into arrays.
 
-    prepare(data, limits) gives an array, or a tuple of arrays and Nones. It has to be picklable: a function of a
-    module, or functools.partial of one. One Decoders may be used by many threads at once. Workers start when they
-    are first needed, which takes about half a second each.
+    prepare(data, limits) returns an array, or a tuple of arrays and Nones. It must be picklable: a function of a
+    module, or functools.partial of one. Several threads may use one DecoderPool. A worker starts at its first task,
+    which takes about half a second.
     """
 
     def __init__(
         self, workers: int = 1, *, memory: int = 2 * 2**30, seconds: float = 20.0, read: ReadSource = fetch.read
     ) -> None:
-        """memory: bytes that a worker may take beyond what it has when it starts; seconds: for one source."""
+        """memory: bytes that a worker may allocate after its start; seconds: time limit of one source."""
         self.workers = workers
         self.memory = memory
         self.seconds = seconds
         self._read = read
-        self._mine = threading.local()
+        self._thread_local = threading.local()
         self._lock = threading.Lock()
         self._running: set[Worker] = set()
         self._closed = threading.Event()
-        # The kernel kills a worker when the thread that started it ends: these threads end when we close.
+        # The kernel kills a worker when the thread that started it ends; these threads end in `close`.
         self._threads = ThreadPoolExecutor(workers, "decoders")
         self._clock = threading.Thread(target=self._watch_clock, name="decoders-clock", daemon=True)
 
@@ -50,27 +50,26 @@ class DecoderPool:
     def map(
         self, prepare: Prepare, sources: Iterable[Source], limits: Limits, *, ahead: int | None = None
     ) -> Iterator[Prepared | ContentError]:
-        """What `prepare` makes of each source, in their order; a ContentError where it cannot be had.
+        """The result of `prepare` for each source, in order; a ContentError for a source that fails.
 
-        A worker that a source kills, or that takes too much memory or time for it, is replaced. Sources are taken as
-        results are asked for, at most `ahead` (default: two for each worker) in flight. Raises DependencyError when
-        no worker can be started.
+        A worker that crashes, or that exceeds the memory or time limit, is replaced. Sources are consumed lazily, at
+        most `ahead` (default: two for each worker) in flight. Raises DependencyError when no worker can be started.
         """
-        flying: deque[tuple[Source, Future[Prepared | ContentError]]] = deque()
-        most = 2 * self.workers if ahead is None else max(1, ahead)
+        in_flight: deque[tuple[Source, Future[Prepared | ContentError]]] = deque()
+        max_in_flight = 2 * self.workers if ahead is None else max(1, ahead)
         try:
             for source in sources:
-                if len(flying) >= most:
-                    yield _outcome(*flying.popleft())
-                flying.append((source, self._submit(prepare, source, limits)))
-            while flying:
-                yield _outcome(*flying.popleft())
+                if len(in_flight) >= max_in_flight:
+                    yield _outcome(*in_flight.popleft())
+                in_flight.append((source, self._submit(prepare, source, limits)))
+            while in_flight:
+                yield _outcome(*in_flight.popleft())
         finally:
-            for _, future in flying:
+            for _, future in in_flight:
                 future.cancel()
 
     def close(self) -> None:
-        """Kill the workers; what is in flight becomes a ContentError. Closing twice is fine."""
+        """Kill the workers; sources in flight become ContentErrors. May be called several times."""
         self._closed.set()
         with self._lock:
             for worker in self._running:
@@ -83,35 +82,35 @@ class DecoderPool:
     def _submit(self, prepare: Prepare, source: Source, limits: Limits) -> Future[Prepared | ContentError]:
         with self._lock:
             if self._closed.is_set():
-                never: Future[Prepared | ContentError] = Future()
-                never.cancel()
-                return never
+                cancelled: Future[Prepared | ContentError] = Future()
+                cancelled.cancel()
+                return cancelled
             if self._clock.ident is None:
                 self._clock.start()
-            return self._threads.submit(self._one, prepare, source, limits)
+            return self._threads.submit(self._decode, prepare, source, limits)
 
-    def _one(self, prepare: Prepare, source: Source, limits: Limits) -> Prepared | ContentError:
-        """One source, in the worker of this thread."""
+    def _decode(self, prepare: Prepare, source: Source, limits: Limits) -> Prepared | ContentError:
+        """Decode one source in the worker of this thread."""
         task = pickle.dumps((prepare, source, limits))
         for _ in range(2):
             worker = self._worker()
             try:
                 result = worker.ask(task)
                 return ContentError(result) if isinstance(result, str) else result
-            except Exception as error:  # the worker is dead, or as good as dead
-                why = self._why(worker, error)
-                if not isinstance(error, WorkerGone):  # else not this source's doing
+            except Exception as error:  # the worker has died or sends invalid data
+                reason = self._end(worker, error)
+                if not isinstance(error, WorkerGone):  # WorkerGone: it died before this source, try once more
                     break
             finally:
                 with self._lock:
                     worker.due = None
-        return ContentError(f"{fetch.place(source)}: {why}")
+        return ContentError(f"{fetch.place(source)}: {reason}")
 
     def _worker(self) -> Worker:
-        """The worker of this thread, with its clock running."""
-        worker: Worker | None = getattr(self._mine, "worker", None)
+        """The worker of this thread, started if necessary; its time limit runs from now."""
+        worker: Worker | None = getattr(self._thread_local, "worker", None)
         if worker is None or not worker.alive():
-            worker = self._mine.worker = self._start(worker)
+            worker = self._thread_local.worker = self._start(worker)
         with self._lock:
             worker.due = time.monotonic() + self.seconds
         return worker
@@ -128,7 +127,7 @@ class DecoderPool:
             except OSError as error:
                 raise DependencyError(f"a worker process for decoding cannot be started: {error}") from error
             self._running.add(worker)
-        if worker.comes_up():
+        if worker.wait_until_ready():
             return worker
         with self._lock:
             self._running.discard(worker)
@@ -136,21 +135,22 @@ class DecoderPool:
         if self._closed.is_set():
             raise CancelledError
         raise DependencyError(
-            "a worker process for decoding does not start: see what it wrote to stderr; a script that decodes needs "
+            "a worker process for decoding does not start: see its output on stderr; a script that decodes needs "
             "`if __name__ == '__main__':` around its work"
         )
 
-    def _why(self, worker: Worker, error: Exception) -> str:
+    def _end(self, worker: Worker, error: Exception) -> str:
+        """End a worker and return the reason of its failure."""
         with self._lock:
             self._running.discard(worker)
             code = worker.end()
         if self._closed.is_set():
-            return "not decoded, the decoders were closed"
+            return "not decoded, since the decoder pool was closed"
         if worker.late:
             return f"not decoded within {self.seconds:g} s"
         if code == OUT_OF_MEMORY:
-            return f"decoding it takes more than {self.memory:,} bytes of memory"
-        return f"decoding it ended the worker process (exit code {code}, {type(error).__name__})"
+            return f"decoding takes more than {self.memory:,} bytes of memory"
+        return f"decoding ended the worker process (exit code {code}, {type(error).__name__})"
 
     def _watch_clock(self) -> None:
         while not self._closed.wait(0.05):
@@ -166,4 +166,4 @@ def _outcome(source: Source, future: Future[Prepared | ContentError]) -> Prepare
     try:
         return future.result()
     except CancelledError:
-        return ContentError(f"{fetch.place(source)}: not decoded, the decoders were closed")
+        return ContentError(f"{fetch.place(source)}: not decoded, since the decoder pool was closed")

@@ -1,8 +1,8 @@
-"""From a source to bytes: given, in a file, or behind a URL that a stranger may have written.
+"""Reads the bytes of a source: bytes, a file, or an untrusted URL.
 
-A URL is fetched only from hosts that are named beforehand. Its name is looked up once, every address has to be
-public, and the connection goes to these very addresses: a name that points elsewhere a moment later gains nothing
-(server-side request forgery by DNS rebinding). The TLS handshake and the Host header keep the name.
+A URL is fetched only from configured hosts. Its host name is resolved once, every address must be public, and the
+connection is made to these addresses. A name that is resolved to another address later has no effect (server-side
+request forgery by DNS rebinding). The TLS handshake and the Host header use the host name.
 """
 
 import ipaddress
@@ -23,17 +23,17 @@ from features.content.parts import Limits, Source
 from features.errors import ContentError
 
 REDIRECTS = 3
-"""Redirects followed, each checked like the first URL."""
+"""Maximum number of redirects; each target is checked like the first URL."""
 
 PORTS = {"http": 80, "https": 443}
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# RFC 4291; old prefixes elsewhere, which lead inside, count as global too
+# RFC 4291; is_global also accepts obsolete prefixes outside of this block, which may be routed internally
 _UNICAST = ipaddress.IPv6Network("2000::/3")
-# protocol assignments (Teredo among them), 6to4 and documentation: what is_global says of these depends on the
-# patch release of Python, and no host that answers strangers has such an address
-_NEVER = [ipaddress.ip_network(n) for n in ("192.0.0.0/24", "2001::/23", "2002::/16", "3fff::/20")]
-_MOVED = {301, 302, 303, 307, 308}
+# protocol assignments (including Teredo), 6to4 and documentation: the result of is_global for these depends on the
+# patch release of Python, and no public server has such an address
+_NEVER_PUBLIC = [ipaddress.ip_network(n) for n in ("192.0.0.0/24", "2001::/23", "2002::/16", "3fff::/20")]
+_REDIRECT_STATUSES = {301, 302, 303, 307, 308}
 _HEADERS: dict[bytes | str, bytes | str] = {
     "Accept": "*/*",
     "Accept-Encoding": "identity",
@@ -43,25 +43,25 @@ _HEADERS: dict[bytes | str, bytes | str] = {
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """Addresses of a name, the preferred first. Raises OSError. Takes as long as the system's resolver takes."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    """Addresses of a host name, the preferred one first. Raises OSError. Has no timeout of its own."""
+    results = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in results))
 
 
 def is_public(address: str) -> bool:
-    """Whether an address belongs to the whole internet, and so does an IPv4 address that it carries inside."""
+    """Whether an address is public; for an IPv6 address with an embedded IPv4 address, whether that one is public."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None or ip in _NAT64:
             return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
         if ip not in _UNICAST:
             return False
-    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NEVER)
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NEVER_PUBLIC)
 
 
 @dataclass(frozen=True)
 class Network:
-    """How names are looked up, which addresses may be reached, and whose certificates count (None: the system's)."""
+    """The resolver, the test for accepted addresses, and the trusted certificates (None: those of the system)."""
 
     resolve: Callable[[str, int], Sequence[str]] = resolve
     public: Callable[[str], bool] = is_public
@@ -72,7 +72,7 @@ INTERNET = Network()
 
 
 def place(source: Source) -> str:
-    """A source in a message: never its bytes, and of a URL neither credentials nor the query, which may be secret."""
+    """A source as text for messages: without its bytes, and without the credentials and query of a URL."""
     if isinstance(source, bytes):
         return f"{len(source):,} bytes"
     if isinstance(source, Path):
@@ -83,8 +83,8 @@ def place(source: Source) -> str:
 def read(source: Source, limits: Limits, network: Network = INTERNET) -> bytes:
     """The bytes of a source, at most `limits.media_bytes`.
 
-    Raises ContentError naming the source: too large, no such file, a host that is not in `limits.hosts` or not
-    public, an answer other than 200, more than `limits.fetch_seconds`.
+    Raises ContentError with the source when it is too large, when the file does not exist, when the host is not in
+    `limits.hosts` or not public, when the status is not 200, or when it takes more than `limits.fetch_seconds`.
     """
     if isinstance(source, bytes):
         if len(source) > limits.media_bytes:
@@ -102,22 +102,24 @@ def read(source: Source, limits: Limits, network: Network = INTERNET) -> bytes:
 
 def _read_file(path: Path, limits: Limits) -> bytes:
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise ContentError(f"{path}: not a regular file")
-        if found.st_size > limits.media_bytes:
-            _too_large(path, found.st_size, limits)
+        if status.st_size > limits.media_bytes:
+            _too_large(path, status.st_size, limits)
         with path.open("rb") as file:
             data = file.read(limits.media_bytes + 1)
     except (OSError, ValueError) as error:
         raise ContentError(f"{path}: cannot be read: {error}") from error
-    if len(data) > limits.media_bytes:  # it has grown since
+    if len(data) > limits.media_bytes:  # the file has grown since
         _too_large(path, len(data), limits)
     return data
 
 
 def _too_large(source: Source, size: int, limits: Limits) -> NoReturn:
-    raise ContentError(f"{place(source)}: {size:,} bytes, {limits.media_bytes:,} are accepted (limits.media_bytes)")
+    raise ContentError(
+        f"{place(source)}: {size:,} bytes, at most {limits.media_bytes:,} are accepted (limits.media_bytes)"
+    )
 
 
 def _fetch(source: str, limits: Limits, network: Network) -> bytes:
@@ -130,11 +132,11 @@ def _fetch(source: str, limits: Limits, network: Network) -> bytes:
                 httpcore2.ConnectionPool(
                     ssl_context=network.tls, network_backend=_Pinned(addresses, deadline)
                 ) as pool,
-                pool.stream("GET", _target(url), headers=_HEADERS | {"Host": url.netloc.decode()}) as answer,
+                pool.stream("GET", _target(url), headers=_HEADERS | {"Host": url.netloc.decode()}) as response,
             ):
-                headers = {k.lower(): v.decode("latin-1") for k, v in answer.headers}
-                if answer.status not in _MOVED or b"location" not in headers:
-                    return _body(source, answer, headers, limits)
+                headers = {k.lower(): v.decode("latin-1") for k, v in response.headers}
+                if response.status not in _REDIRECT_STATUSES or b"location" not in headers:
+                    return _body(source, response, headers, limits)
                 url = url.join(headers[b"location"])
     except (httpx2.InvalidURL, ValueError) as error:
         raise ContentError(f"{place(source)}: not a URL: {error}") from error
@@ -142,55 +144,57 @@ def _fetch(source: str, limits: Limits, network: Network) -> bytes:
 
 
 def _target(url: httpx2.URL) -> httpcore2.URL:
-    # from the parts that were checked: a second parser might read the text in another way
+    # from the parts that were checked: a second parser may interpret the text differently
     return httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
 
 
 def _allowed(url: httpx2.URL, limits: Limits, network: Network) -> Sequence[str]:
-    """Addresses of a URL that may be fetched."""
-    told = place(str(url))
+    """Addresses of a URL. Raises ContentError when it may not be fetched."""
+    location = place(str(url))
     if not limits.hosts:
-        raise ContentError(f"{told}: URLs are not fetched here: name the host in limits.hosts")
+        raise ContentError(f"{location}: URLs are not fetched here, since limits.hosts is empty; add the host to it")
     if url.scheme not in PORTS:
-        raise ContentError(f"{told}: only http and https are fetched, this is {url.scheme[:20]!r}")
+        raise ContentError(f"{location}: only http and https are fetched, this is {url.scheme[:20]!r}")
     if url.userinfo:
-        raise ContentError(f"{told}: a URL with credentials is not fetched")
+        raise ContentError(f"{location}: a URL with credentials is not fetched")
     host = url.raw_host.decode("ascii").lower()
     port = url.port or PORTS[url.scheme]
-    named = f"[{host}]" if ":" in host else host
+    host_text = f"[{host}]" if ":" in host else host
     listed = {entry.lower() for entry in limits.hosts}
-    if f"{named}:{port}" not in listed and (named not in listed or port != PORTS[url.scheme]):
-        raise ContentError(f"{told}: {named}:{port} is not in limits.hosts, which names {', '.join(limits.hosts)}")
+    if f"{host_text}:{port}" not in listed and (host_text not in listed or port != PORTS[url.scheme]):
+        raise ContentError(f"{location}: {host_text}:{port} is not in limits.hosts ({', '.join(limits.hosts)})")
     try:
         addresses = network.resolve(host, port)
     except (OSError, UnicodeError) as error:
-        raise ContentError(f"{told}: {named} has no address: {error}") from error
+        raise ContentError(f"{location}: {host_text} has no address: {error}") from error
     for address in addresses:
         if not network.public(address):
-            raise ContentError(f"{told}: {named} is at {address}, which is not a public address")
+            raise ContentError(f"{location}: {host_text} is at {address}, which is not a public address")
     return addresses
 
 
-def _body(source: str, answer: httpcore2.Response, headers: dict[bytes, str], limits: Limits) -> bytes:
-    if answer.status != 200:
-        raise ContentError(f"{place(source)}: answered {answer.status} instead of 200")
+def _body(source: str, response: httpcore2.Response, headers: dict[bytes, str], limits: Limits) -> bytes:
+    if response.status != 200:
+        raise ContentError(f"{place(source)}: status {response.status} instead of 200")
     if (coding := headers.get(b"content-encoding", "identity").strip().lower()) != "identity":
-        raise ContentError(f"{place(source)}: sent as {coding[:40]!r} although only identity was asked for")
+        raise ContentError(
+            f"{place(source)}: has content encoding {coding[:40]!r}, although only identity was requested"
+        )
     declared = headers.get(b"content-length", "")
     if declared.isdecimal() and int(declared[:18]) > limits.media_bytes:
         _too_large(source, int(declared), limits)
     data = bytearray()
-    for chunk in answer.iter_stream():
+    for chunk in response.iter_stream():
         data += chunk
         if len(data) > limits.media_bytes:
             raise ContentError(
-                f"{place(source)}: more than {limits.media_bytes:,} bytes, which are accepted (limits.media_bytes)"
+                f"{place(source)}: more than the {limits.media_bytes:,} bytes that are accepted (limits.media_bytes)"
             )
     return bytes(data)
 
 
 class _Pinned(httpcore2.SyncBackend):
-    """Connects to addresses that were checked, whatever the name means by now; no wait goes past the deadline."""
+    """Connects only to the addresses that were checked; no operation continues past the deadline."""
 
     def __init__(self, addresses: Sequence[str], deadline: float) -> None:
         self._addresses = addresses
@@ -204,30 +208,30 @@ class _Pinned(httpcore2.SyncBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
-        failed: Exception = httpcore2.ConnectError(f"{host} has no address")
-        for done, address in enumerate(self._addresses):
-            share = _left(self._deadline) / (len(self._addresses) - done)
+        last_error: Exception = httpcore2.ConnectError(f"{host} has no address")
+        for tried, address in enumerate(self._addresses):
+            share = _remaining(self._deadline) / (len(self._addresses) - tried)
             try:
                 stream = super().connect_tcp(address, port, share, local_address, socket_options)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
-                failed = error
+                last_error = error
             else:
                 return _Timed(stream, self._deadline)
-        raise failed
+        raise last_error
 
 
 class _Timed(httpcore2.NetworkStream):
-    """A stream whose every wait ends at one deadline: a server that drips bytes starts no new patience."""
+    """A stream whose operations share one deadline, so that a server cannot extend it by sending single bytes."""
 
     def __init__(self, stream: httpcore2.NetworkStream, deadline: float) -> None:
         self._stream = stream
         self._deadline = deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _left(self._deadline))
+        return self._stream.read(max_bytes, _remaining(self._deadline))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _left(self._deadline))
+        self._stream.write(buffer, _remaining(self._deadline))
 
     def close(self) -> None:
         self._stream.close()
@@ -235,14 +239,16 @@ class _Timed(httpcore2.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
-        return _Timed(self._stream.start_tls(ssl_context, server_hostname, _left(self._deadline)), self._deadline)
+        return _Timed(
+            self._stream.start_tls(ssl_context, server_hostname, _remaining(self._deadline)), self._deadline
+        )
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
 
-def _left(deadline: float) -> float:
-    """Seconds until the deadline. Raises TimeoutError when there are none."""
-    if (left := deadline - time.monotonic()) <= 0:
+def _remaining(deadline: float) -> float:
+    """Seconds until the deadline. Raises TimeoutError when it has passed."""
+    if (seconds := deadline - time.monotonic()) <= 0:
         raise TimeoutError
-    return left
+    return seconds

@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes: names, extensions and what senders claim are not asked."""
+"""Format of a file, recognised by its first bytes; names, extensions and declared types are ignored."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ _BRANDS = {
 def sniff(data: bytes) -> str:
     """One of jpeg, png, webp, gif, wav, flac, ogg, mp3, mp4, webm.
 
-    Raises ContentError telling what it seems to be instead.
+    Raises ContentError with the format that the file seems to have.
     """
     if not data:
         raise ContentError("the file is empty")
@@ -56,27 +56,31 @@ def sniff(data: bytes) -> str:
         return "webm"
     elif _is_mp3_frame(data):
         return "mp3"
-    raise ContentError(f"the file seems to be {_seems(data)}; what is read: {', '.join((*PICTURES, *SOUNDS))}")
+    raise ContentError(
+        f"the file seems to be {_description(data)}; supported formats: {', '.join((*PICTURES, *SOUNDS))}"
+    )
 
 
-def expect(data: bytes, kinds: Collection[str], what: str) -> str:
-    """Its format, one of `kinds`. Raises ContentError when it is another, e.g. a sound where a picture belongs."""
+def expect(data: bytes, kinds: Collection[str], name: str) -> str:
+    """The format, one of `kinds`, which are the formats of a `name`. Raises ContentError for another format."""
     kind = sniff(data)
     if kind not in kinds:
-        raise ContentError(f"the file is {kind}, which is no {what}; what is read: {', '.join(kinds)}")
+        raise ContentError(f"the file is {kind}, not a {name}; supported formats: {', '.join(kinds)}")
     return kind
 
 
 @contextmanager
 def reading(kind: str) -> Iterator[None]:
-    """Whatever a library makes of hostile bytes becomes a ContentError, a lack of memory included."""
+    """Turns every exception of a decoding library into a ContentError, MemoryError included."""
     try:
         yield
     except ContentError:
         raise
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"[:200]
-        raise ContentError(f"the {kind} cannot be decoded, it is damaged or of a rare kind ({told})") from error
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise ContentError(
+            f"the {kind} cannot be decoded: it is damaged or of an unsupported kind ({reason})"
+        ) from error
 
 
 def _is_mp3_frame(data: bytes) -> bool:
@@ -86,7 +90,8 @@ def _is_mp3_frame(data: bytes) -> bool:
     return data[2] >> 4 not in (0x0, 0xF) and data[2] & 0x0C != 0x0C
 
 
-def _seems(data: bytes) -> str:
+def _description(data: bytes) -> str:
+    """Description of an unsupported file, for a message."""
     for magic, name in _OTHER.items():
         if data.startswith(magic):
             return name
@@ -101,4 +106,4 @@ def _seems(data: bytes) -> str:
         return "XML or HTML"
     if start and all(byte >= 0x20 or byte in b"\t\n\r" for byte in start):
         return "text"
-    return f"something unknown, beginning with {data[:8].hex(' ')}"
+    return f"something unknown, starting with {data[:8].hex(' ')}"

@@ -1,7 +1,7 @@
-"""One worker process that handles strangers' files: limited memory, no core dump, and it dies with its parent.
+"""A worker process that decodes untrusted files: limited memory, no core dump, and it dies with its parent.
 
-It is started anew, never forked. What it sends back is read as plain arrays, never unpickled: it has handled hostile
-bytes, and its parent believes it nothing.
+The process is spawned, never forked. It may be compromised by hostile bytes. Therefore the parent never unpickles its
+results: it reads them as plain arrays and checks their sizes.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ ReadSource = Callable[[Source, Limits], bytes]
 START_SECONDS = 60.0
 
 OUT_OF_MEMORY = 77
-"""Exit code of a worker that wanted more memory than it may have."""
+"""Exit code of a worker that exceeded its memory limit."""
 
 _DTYPES = ("uint8", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
 _HEADER_BYTES = 2**16
@@ -39,30 +39,30 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 
 ACCEPTED = b"taken"
-"""What a worker says before it looks at its task: from here on the task is to blame."""
+"""Message of a worker before it unpickles its task: a crash after this message is caused by the task."""
 
 
 class WorkerGone(Exception):
-    """The worker had died before it was asked."""
+    """The worker died before it accepted the task."""
 
 
 class Worker:
-    """The process and the pipe to it, seen from the thread that started it, which has to outlive it."""
+    """A worker process and the pipe to it. The thread that starts the process must outlive it."""
 
     def __init__(self, read: ReadSource, memory: int) -> None:
-        """memory: bytes of address space beyond what the process has when it starts."""
+        """memory: bytes of address space that the process may allocate after its start."""
         self.memory = memory
         self.due: float | None = None
-        """When its present task has to be done, on the monotonic clock."""
+        """Deadline of its current task, on the monotonic clock; None between tasks."""
         self.late = False
-        """Whether it was killed for being late."""
-        self._pipe, theirs = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_work, args=(theirs, read, memory, os.getpid()), daemon=True)
+        """Whether it was killed because it missed the deadline."""
+        self._pipe, worker_end = _SPAWN.Pipe()
+        self.process = _SPAWN.Process(target=_work, args=(worker_end, read, memory, os.getpid()), daemon=True)
         self.process.start()
-        theirs.close()
+        worker_end.close()
 
-    def comes_up(self) -> bool:
-        """Waits until it is ready; False when it never will be."""
+    def wait_until_ready(self) -> bool:
+        """Waits until the process is ready; False if it fails to start."""
         try:
             return self._pipe.poll(START_SECONDS) and self._pipe.recv_bytes(_HEADER_BYTES) == b"ready"
         except (OSError, EOFError):
@@ -73,44 +73,45 @@ class Worker:
         return not self.late and self.process.is_alive()
 
     def end(self) -> int | None:
-        """Kill it where that is still needed; its exit code."""
+        """Kill the process if it still runs; returns its exit code."""
         self.process.kill()
         self.process.join()
         self._pipe.close()
         return self.process.exitcode
 
     def ask(self, task: bytes) -> Prepared | str:
-        """Its arrays for a task, pickled (prepare, source, limits), or why there are none.
+        """The arrays for a task (a pickled (prepare, source, limits)), or the reason of the failure.
 
-        Raises WorkerGone when it had died before, and whatever comes of a worker that dies of it or talks nonsense.
+        Raises WorkerGone when the worker died before it accepted the task, and OSError, EOFError, ValueError or
+        another exception when it dies during the task or sends invalid data.
         """
         try:
             self._pipe.send_bytes(task)
             self._pipe.recv_bytes(len(ACCEPTED))
-        except (OSError, EOFError) as gone:
-            raise WorkerGone from gone
-        told = json.loads(self._pipe.recv_bytes(_HEADER_BYTES))
-        if (error := told.get("error")) is not None:
-            return str(error)
-        left = self.memory
+        except (OSError, EOFError) as error:
+            raise WorkerGone from error
+        header = json.loads(self._pipe.recv_bytes(_HEADER_BYTES))
+        if (reason := header.get("error")) is not None:
+            return str(reason)
+        remaining = self.memory
         arrays: list[Array | None] = []
-        for described in told["arrays"]:
-            if described is None:
+        for description in header["arrays"]:
+            if description is None:
                 arrays.append(None)
                 continue
-            name, shape = str(described[0]), tuple(int(n) for n in described[1])
-            size = np.dtype(name).itemsize if name in _DTYPES else left + 1
+            name, shape = str(description[0]), tuple(int(n) for n in description[1])
+            size = np.dtype(name).itemsize if name in _DTYPES else remaining + 1
             for n in shape:
                 size *= n
-            if min(shape, default=0) < 0 or (left := left - size) < 0:
+            if min(shape, default=0) < 0 or (remaining := remaining - size) < 0:
                 raise ValueError(f"an array of {name} {shape}")
             arrays.append(self._array(name, shape))
-        if told["tuple"]:
+        if header["tuple"]:
             return tuple(arrays)
-        (only,) = arrays
-        if only is None:
+        (array,) = arrays
+        if array is None:
             raise ValueError("no array")
-        return only
+        return array
 
     def _array(self, name: str, shape: tuple[int, ...]) -> Array:
         out = np.empty(shape, dtype=name)
@@ -124,51 +125,51 @@ def _raw(array: Array) -> memoryview:
 
 
 def _work(pipe: Connection, read: ReadSource, memory: int, parent: int) -> None:
-    """The life of a worker."""
+    """Main function of the worker process."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends the workers
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-    import features.content.media.decode  # noqa: F401  # its libraries belong to what the process has at the start
+    import features.content.media.decode  # noqa: F401  # loads its libraries before the limit is set
 
     with open("/proc/self/statm") as pages:
-        most = int(pages.read().split()[0]) * resource.getpagesize() + memory
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        max_bytes = int(pages.read().split()[0]) * resource.getpagesize() + memory
+    resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pipe.send_bytes(b"ready")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for chatter in (1, 2):  # some of these libraries print what they think of a file
-        os.dup2(nowhere, chatter)
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):  # some of these libraries print warnings about a file
+        os.dup2(null, descriptor)
     with threadpool_limits(1):
         while True:
             try:
                 task = pipe.recv_bytes()
                 pipe.send_bytes(ACCEPTED)
-                _answer(pipe, task, read)
+                _respond(pipe, task, read)
             except MemoryError:
                 os._exit(OUT_OF_MEMORY)
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 return
 
 
-def _answer(pipe: Connection, task: bytes, read: ReadSource) -> None:
-    where = ""
+def _respond(pipe: Connection, task: bytes, read: ReadSource) -> None:
+    location = ""
     try:
         prepare, source, limits = pickle.loads(task)
-        data = read(source, limits)  # which names the source itself when it fails
-        where = f"{place(source)}: "
-        made = prepare(data, limits)
-        arrays = [_plain(array) for array in (made if isinstance(made, tuple) else [made])]
+        data = read(source, limits)  # its errors name the source themselves
+        location = f"{place(source)}: "
+        result = prepare(data, limits)
+        arrays = [_plain(array) for array in (result if isinstance(result, tuple) else [result])]
     except MemoryError:
         raise
     except Exception as error:
-        told = str(error) if isinstance(error, ContentError) else f"{type(error).__name__}: {error}"
-        pipe.send_bytes(json.dumps({"error": (where + told)[:2000]}).encode())
+        reason = str(error) if isinstance(error, ContentError) else f"{type(error).__name__}: {error}"
+        pipe.send_bytes(json.dumps({"error": (location + reason)[:2000]}).encode())
         return
-    described = [None if array is None else [array.dtype.name, array.shape] for array in arrays]
-    pipe.send_bytes(json.dumps({"arrays": described, "tuple": isinstance(made, tuple)}).encode())
+    descriptions = [None if array is None else [array.dtype.name, array.shape] for array in arrays]
+    pipe.send_bytes(json.dumps({"arrays": descriptions, "tuple": isinstance(result, tuple)}).encode())
     for array in arrays:
         if array is not None and array.nbytes:
             pipe.send_bytes(_raw(array))
@@ -178,5 +179,5 @@ def _plain(array: Array | None) -> Array | None:
     if array is None:
         return None
     if array.dtype.name not in _DTYPES:
-        raise TypeError(f"an array of {array.dtype}; what can be sent: {', '.join(_DTYPES)}")
+        raise TypeError(f"an array of {array.dtype}; supported types: {', '.join(_DTYPES)}")
     return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
