@@ -137,7 +137,7 @@ class AlignmentConfig(Strict):
     """Candidate values of the shrinkage of each space, in units of its mean variance; held-out items decide."""
 
     power: tuple[float, ...] = (0.5, 1.0)
-    """Candidate exponents of the weight of a direction by its agreement between spaces; held-out items decide."""
+    """Candidate exponents p: a direction is scaled by its agreement between spaces ** p; held-out items decide."""
 
     within: tuple[float, ...] = (0.3, 1.0)
     """Candidate weights of agreement within a space, relative to agreement between spaces; held-out items decide."""
