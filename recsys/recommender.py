@@ -70,9 +70,7 @@ class TwoStageRecommender:
         users = self.towers.user_vectors(states, self.vectors)  # (b, d)
         profiles = unit(profile(states.positives(), n, 1.0) @ self.vectors)  # (b, d)
         # own (b, k // 2), by_profile (b, PROFILE_SHARE * k), by_user (b, k)
-        own = UserItemCounts.of(states, n).favourites(
-            len(states), k // 2, allow=allow, exclude=exclude
-        )  # (b, k // 2)
+        own = UserItemCounts.of(states, n).favourites(len(states), k // 2, allow=allow, exclude=exclude)
         by_profile = self.index.search(profiles, int(PROFILE_SHARE * k), allow=allow, exclude=exclude).rows
         by_user = self.index.search(users, k, allow=allow, exclude=exclude).rows
         rows = np.concatenate([own, by_profile, by_user], axis=1)  # (b, w)
