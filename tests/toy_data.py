@@ -39,7 +39,7 @@ class Lines:
 
 
 def toy_log(rows, n_users=4, n_items=6):
-    """Interactions of (user, item, time[, positive[, seen]]) tuples in log order; positive and seen default to True."""
+    """Interactions from (user, item, time[, positive[, seen]]) tuples in log order; the flags default to True."""
     full = [(*row, *(True,) * (5 - len(row))) for row in rows]
     columns = [list(c) for c in zip(*full, strict=True)] if full else [[]] * 5
     ints = [np.array(c, dtype=np.int64) for c in columns[:3]]
@@ -48,7 +48,7 @@ def toy_log(rows, n_users=4, n_items=6):
 
 
 def toy_catalog(n, *, categories=None, text=None):
-    """Items i0, i1, …; categories: a list of names for each item; text (n, m): content vectors, zero rows are missing."""
+    """Items i0, i1, …; categories: a list of names for each item; text (n, m): vectors, zero where missing."""
     ids = IdMap(tuple(f"i{row}" for row in range(n)))
     text = np.zeros((n, 1), np.float32) if text is None else np.asarray(text, np.float32)
     frame = pl.DataFrame(
