@@ -54,7 +54,7 @@ def profile(positives: Ragged, n_items: int, decay: float) -> sp.csr_array:
 def multiply_dense(sparse: sp.csr_array, dense: Floats) -> Floats:
     """sparse (b, n) @ dense (n, m) -> (b, m) float32. Uses BLAS when over 2 % of the sparse matrix are non-zero."""
     if sparse.nnz > 0.02 * np.prod(sparse.shape):
-        import torch  # its product is faster; imported late, because it takes long
+        import torch  # for its faster product; imported late, because the import is slow
 
         return (torch.from_numpy(sparse.toarray()) @ torch.from_numpy(dense)).numpy()
     product: Floats = sparse @ dense

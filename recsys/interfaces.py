@@ -102,7 +102,7 @@ def top_k(scores: Floats, k: int, *, allow: Bools | None = None, exclude: Ragged
     if exclude is not None:
         query, items = exclude.pairs()
         scores[query, items] = -np.inf
-    import torch  # its partial sort is the fastest; imported late, because it takes long
+    import torch  # for its partial sort, the fastest; imported late, because the import is slow
 
     values, indices = torch.topk(torch.from_numpy(scores), min(k, scores.shape[1]), dim=1)
     best, rows = values.numpy(), indices.numpy()  # (b, min(k, n))

@@ -93,8 +93,8 @@ def test_sampled_softmax_and_its_gradients_equal_the_formula():
     def formula(queries, items, scale):
         losses = []
         for q, t in zip(pair_to_query.tolist(), target.tolist(), strict=True):
-            others = [i for i in drawn if i not in target[pair_to_query == q].tolist()]
-            rest = sum(torch.exp(queries[q] @ items[i] * scale) for i in others) * ((n - 1) / max(1, len(others)))
+            negatives = [i for i in drawn if i not in target[pair_to_query == q].tolist()]
+            rest = sum(torch.exp(queries[q] @ items[i] * scale) for i in negatives) * ((n - 1) / max(1, len(negatives)))
             positive = queries[q] @ items[t] * scale
             losses.append(torch.log(torch.exp(positive) + rest) - positive)
         return (torch.stack(losses) * weight).mean()
@@ -121,8 +121,8 @@ def test_in_batch_softmax_and_its_gradients_equal_the_formula():
     def formula(queries, items, scale):
         losses = []
         for q, t in zip(PAIR_TO_QUERY.tolist(), TARGET.tolist(), strict=True):
-            others = set(counts) - set(TARGET[q == PAIR_TO_QUERY].tolist())
-            rest = sum(counts[i] / (6 * frequency[i]) * torch.exp(queries[q] @ items[i] * scale) for i in others)
+            negatives = set(counts) - set(TARGET[q == PAIR_TO_QUERY].tolist())
+            rest = sum(counts[i] / (6 * frequency[i]) * torch.exp(queries[q] @ items[i] * scale) for i in negatives)
             positive = queries[q] @ items[t] * scale
             losses.append(torch.log(torch.exp(positive) + rest) - positive)
         return (torch.stack(losses) * WEIGHT).mean()
@@ -159,8 +159,8 @@ def test_gbce_and_its_gradients_equal_the_formula(drawn):
     def formula(queries, items, scale):
         losses = []
         for q, t in zip(PAIR_TO_QUERY.tolist(), TARGET.tolist(), strict=True):
-            others = [i for i in drawn if i not in TARGET[q == PAIR_TO_QUERY].tolist()]
-            rest = sum(torch.log(1 - torch.sigmoid(queries[q] @ items[i] * scale)) for i in others)
+            negatives = [i for i in drawn if i not in TARGET[q == PAIR_TO_QUERY].tolist()]
+            rest = sum(torch.log(1 - torch.sigmoid(queries[q] @ items[i] * scale)) for i in negatives)
             losses.append(-b * torch.log(torch.sigmoid(queries[q] @ items[t] * scale)) - rest)
         return (torch.stack(losses) * WEIGHT).mean()
 

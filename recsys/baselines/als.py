@@ -30,7 +30,7 @@ class ImplicitALS(DenseRecommender):
 
     def scores(self, positives: Ragged) -> Floats:
         """Inner products of item factors and the user factors of the histories: (b, n) float32."""
-        import torch  # its product is faster; imported late, because it takes long
+        import torch  # for its faster product; imported late, because the import is slow
 
         history = profile(positives, len(self.popularity), 1.0)  # (b, n)
         with _single_blas_thread():

@@ -92,7 +92,7 @@ def informative_part(vectors: Floats) -> Floats:
 
 def item_tfidf(catalog: Catalog) -> sp.csr_array:
     """(n, w) sparse float32: TF-IDF of words and word pairs that three items or more have; rows of norm 1 or 0."""
-    from sklearn.feature_extraction.text import TfidfVectorizer  # a second to import
+    from sklearn.feature_extraction.text import TfidfVectorizer  # imported late, because it takes a second
 
     vectorizer = TfidfVectorizer(dtype=np.float32, ngram_range=(1, 2), min_df=3, sublinear_tf=True)
     with contextlib.suppress(ValueError):  # how sklearn reports an empty vocabulary

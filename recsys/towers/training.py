@@ -35,7 +35,7 @@ def svd_item_vectors(events: Interactions, dimension: int, seed: int) -> Floats:
     the square root of their counts. Rows have unit length. Rows of cold items, and columns beyond the rank, are zero.
     Training needs a fraction of the epochs that it needs from random embeddings.
     """
-    from sklearn.preprocessing import normalize  # a second to import, which every command would pay
+    from sklearn.preprocessing import normalize  # imported late, because it takes a second
     from sklearn.utils.extmath import randomized_svd
 
     log = events.positives()
@@ -106,7 +106,7 @@ def fit_towers(
         model.train()
         batches = list(_batches(sequences, towers, training, rng))
         advance = progress(f"pass {epoch}", sum(len(batch.target) for batch in batches)) if progress else None
-        if average is None:
+        if average is None:  # over about one epoch, however many steps it has
             average = _averaged_model(model, steps=len(batches))
         epoch_loss = trainer.run_epoch(epoch, batches, average, advance)
         line = {"epoch": float(epoch), "loss": epoch_loss, "seconds": time.perf_counter() - started}
