@@ -94,7 +94,8 @@ def test_sampled_softmax_and_its_gradients_equal_the_formula():
         losses = []
         for q, t in zip(pair_to_query.tolist(), target.tolist(), strict=True):
             negatives = [i for i in drawn if i not in target[pair_to_query == q].tolist()]
-            rest = sum(torch.exp(queries[q] @ items[i] * scale) for i in negatives) * ((n - 1) / max(1, len(negatives)))
+            factor = (n - 1) / max(1, len(negatives))
+            rest = factor * sum(torch.exp(queries[q] @ items[i] * scale) for i in negatives)
             positive = queries[q] @ items[t] * scale
             losses.append(torch.log(torch.exp(positive) + rest) - positive)
         return (torch.stack(losses) * weight).mean()
