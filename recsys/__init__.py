@@ -1,1 +1,1 @@
-"""Learning and ranking on arrays: towers, index, reranker, slate, metrics, baselines, the bundle."""
+"""Models and ranking on arrays: towers, index, reranker, slate, metrics, baselines, bundle."""

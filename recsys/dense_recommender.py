@@ -1,4 +1,4 @@
-"""Recommenders that score every item: dense scores to lists, in bounded memory."""
+"""Base class of recommenders that score every item: turns dense scores into lists, in bounded memory."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from features.interactions import Ragged, UserStates
 from recsys.interfaces import Candidates, top_k
 
 SCORES_AT_ONCE = 1 << 24
-"""Dense scores (states x items) held at a time: 64 MiB in float32, under 256 MiB with what sorting them takes."""
+"""Dense scores (states x items) in memory at a time: 64 MiB in float32, under 256 MiB while they are sorted."""
 
 
 @dataclass(frozen=True)
 class DenseRecommender(ABC):
-    """A fitted baseline: a Recommender whose scores depend on a user's positive events only.
+    """A fitted Recommender whose scores depend on a user's positive events only.
 
-    popularity (n,) float32: positive training events of each item, or of late, as `fit_popular` weighs them.
-    fitted_until: time (µs) of the latest event seen in fitting. A state whose history gives no item a score (it is
-    empty, or nothing is known of its items) gets the popular order.
+    popularity (n,) float32: positive training events of each item, possibly of a recent period (`fit_popular`).
+    fitted_until: time (µs) of the latest training event. A state whose scores are all 0 gets the order by popularity:
+    its history is empty, or its items are unknown to the model.
     """
 
     popularity: Floats
@@ -27,7 +27,7 @@ class DenseRecommender(ABC):
 
     @abstractmethod
     def scores(self, positives: Ragged) -> Floats:
-        """Scores (b, n) float32, a new array, of all items from b histories of positive items, oldest first."""
+        """Scores (b, n) float32 of all items for b histories of positive items, oldest first. The array is new."""
 
     def recommend(
         self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None

@@ -1,4 +1,4 @@
-"""What all baselines share: weighted histories, and turning dense scores into lists in bounded memory."""
+"""Shared functions of models on histories: the user-item matrix, recency-weighted histories, and a product."""
 
 import numpy as np
 import scipy.sparse as sp
@@ -8,11 +8,11 @@ from features.errors import DataError
 from features.interactions import Interactions, Ragged
 
 _MIN_WEIGHT = 2.0**-24
-"""Recency weights below float32's resolution beside the newest item's weight of 1 are taken as zero."""
+"""Recency weights up to this are taken as zero: below the resolution of float32 at the newest item's weight of 1."""
 
 
 def positive_counts(events: Interactions) -> Floats:
-    """Positive events of each item: (n,) float32. Raises DataError when there is none at all."""
+    """Number of positive events of each item: (n,) float32. Raises DataError when no event is positive."""
     positives = events.positives()
     if len(positives) == 0:
         raise DataError(
@@ -23,7 +23,7 @@ def positive_counts(events: Interactions) -> Floats:
 
 
 def user_item_matrix(events: Interactions) -> sp.csr_array:
-    """Binary matrix X (users, items) float32 of the positive events, a repeated event once."""
+    """Binary matrix X (n_users, n_items) float32: 1 where the user has a positive event of the item."""
     positives = events.positives()
     pairs = np.unique(positives.users * events.n_items + positives.items)
     users, items = np.divmod(pairs, events.n_items)
@@ -32,30 +32,29 @@ def user_item_matrix(events: Interactions) -> sp.csr_array:
 
 
 def ages(positives: Ragged) -> Ints:
-    """Later positive events of the same history, for each event of `liked.pairs()`: the newest is 0."""
+    """Age of each event of `positives.pairs()`: the number of later events in the same history, 0 for the newest."""
     ends = np.cumsum(positives.lengths)
     return np.repeat(ends, positives.lengths) - 1 - np.arange(int(ends[-1]) if len(ends) else 0)
 
 
 def profile(positives: Ragged, n_items: int, decay: float) -> sp.csr_array:
-    """Recency-weighted histories (b, n_items) float32: decay ** age of the item's latest event.
+    """Recency-weighted histories (b, n_items) float32: decay ** age of the latest event of each item.
 
-    An item counts once however often it was repeated, so that decay = 1 gives the binary rows that the models
-    are fitted on.
+    Only the latest event of an item counts, so that decay = 1 gives the binary rows that the models are fitted on.
     """
-    which, items = positives.pairs()
-    weights = np.power(decay, ages(positives), dtype=np.float32)
+    row, items = positives.pairs()  # (m,), (m,)
+    weights = np.power(decay, ages(positives), dtype=np.float32)  # (m,)
     keep = weights > _MIN_WEIGHT
-    keys, weights = (which * n_items + items)[keep], weights[keep]
+    keys, weights = (row * n_items + items)[keep], weights[keep]
     last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]  # histories are oldest first
     rows, columns = np.divmod(keys[last], n_items)
     return sp.csr_array((weights[last], (rows, columns)), shape=(len(positives), n_items))
 
 
 def multiply_dense(sparse: sp.csr_array, dense: Floats) -> Floats:
-    """sparse (b, n) @ dense (n, m) -> (b, m) float32; by BLAS where the sparse matrix is hardly sparse."""
+    """sparse (b, n) @ dense (n, m) -> (b, m) float32. Uses BLAS when over 2 % of the sparse matrix are non-zero."""
     if sparse.nnz > 0.02 * np.prod(sparse.shape):
-        import torch  # a faster product; not at the top, since every command would wait for it
+        import torch  # for its faster product; imported late, because the import is slow
 
         return (torch.from_numpy(sparse.toarray()) @ torch.from_numpy(dense)).numpy()
     product: Floats = sparse @ dense

@@ -1,4 +1,4 @@
-"""Candidates, and the three Protocols of ranking: who finds them, who scores them, who recommends."""
+"""Candidates, the Protocols Retriever, Scorer and Recommender, and functions that rank scores."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -11,9 +11,9 @@ from features.interactions import Ragged, UserStates
 
 @dataclass(frozen=True)
 class Candidates:
-    """Items found for b users.
+    """Ranked items of b users.
 
-    rows (b, k) int64 item rows, -1 = padding, at the end only; scores (b, k) float32 descending, -inf at padding.
+    rows (b, k) int64: item rows, then padding of -1; scores (b, k) float32: descending, -inf at padding.
     """
 
     rows: Ints
@@ -21,7 +21,7 @@ class Candidates:
 
     def __post_init__(self) -> None:
         if self.rows.shape != self.scores.shape or self.rows.ndim != 2:
-            raise ValueError(f"rows {self.rows.shape} and scores {self.scores.shape} must have one shape (b, k)")
+            raise ValueError(f"rows {self.rows.shape} and scores {self.scores.shape} must have the same shape (b, k)")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -29,46 +29,49 @@ class Candidates:
 
 @runtime_checkable
 class Retriever(Protocol):
-    """Nearest items of query vectors."""
+    """Finds the items nearest to query vectors."""
 
     @property
     def dimension(self) -> int:
-        """Length of a query."""
+        """Dimension d of a query."""
         ...
 
     def search(
         self, queries: Floats, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
     ) -> Candidates:
-        """The k items of largest inner product with each of queries (b, d).
+        """The k items with the largest inner product with each query (b, d).
 
-        allow (n,) bool: items that may be found at all; exclude: b slices of item rows kept out of that query.
-        min(k, allowed and not excluded) items come back.
+        allow (n,) bool: items that may be returned; exclude: b slices, item rows that the query must not return.
+        Returns k items for each query, or all that are allowed and not excluded when these are fewer.
         """
         ...
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Scores given candidates."""
+    """Scores candidates."""
 
     def score(self, states: UserStates, candidates: Candidates) -> Floats:
-        """(b, k) float32, larger is better, -inf at padding."""
+        """Scores (b, k) float32 of candidates (b, k): larger is better, -inf at padding."""
         ...
 
 
 @runtime_checkable
 class Recommender(Protocol):
-    """Every baseline and the real one."""
+    """Recommends items to users: the baselines and `TwoStageRecommender`."""
 
     def recommend(
         self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
     ) -> Candidates:
-        """The best k items for each of b states; allow and exclude as in `Retriever.search`."""
+        """The k best items of each of b states; allow and exclude as in `Retriever.search`."""
         ...
 
 
 def sort_candidates(rows: Ints, scores: Floats, k: int) -> Candidates:
-    """The k of rows (b, w) with the largest scores (b, w), the first of equals first; -inf and -1 become padding."""
+    """The k of rows (b, w) with the largest scores (b, w); ties keep their order.
+
+    Rows of -1 and scores of -inf become padding.
+    """
     scores = np.where(rows < 0, -np.inf, scores)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
@@ -80,30 +83,33 @@ def sort_candidates(rows: Ints, scores: Floats, k: int) -> Candidates:
 
 
 def first_occurrences(rows: Ints) -> Bools:
-    """(b, w): where each of rows (b, w) occurs first in its line; never at padding."""
+    """(b, w) bool: True at the first occurrence of each value of rows (b, w) in its line; False at padding."""
     order = np.argsort(rows, axis=1, kind="stable")
-    there = np.take_along_axis(rows, order, 1)
+    ascending = np.take_along_axis(rows, order, 1)  # (b, w)
     first = np.ones(rows.shape, dtype=np.bool_)
-    np.put_along_axis(first, order[:, 1:], there[:, 1:] != there[:, :-1], 1)
+    np.put_along_axis(first, order[:, 1:], ascending[:, 1:] != ascending[:, :-1], 1)
     return first & (rows >= 0)
 
 
 def top_k(scores: Floats, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
-    """The k best of dense scores (b, n) float32, which is overwritten; NaN and -inf are never returned."""
+    """The k items with the largest dense scores (b, n) float32. Items with NaN or -inf are never returned.
+
+    allow and exclude as in `Retriever.search`. `scores` is overwritten.
+    """
     scores[np.isnan(scores)] = -np.inf
     if allow is not None:
         scores[:, ~allow] = -np.inf
     if exclude is not None:
-        which, items = exclude.pairs()
-        scores[which, items] = -np.inf
-    import torch  # the fastest partial sort; not at the top, since every command would wait for it
+        query, items = exclude.pairs()
+        scores[query, items] = -np.inf
+    import torch  # for its partial sort, the fastest; imported late, because the import is slow
 
-    values, rows = torch.topk(torch.from_numpy(scores), min(k, scores.shape[1]), dim=1)
-    found, at = values.numpy(), rows.numpy()
-    missing = np.isneginf(found)
-    at[missing] = -1
-    if found.shape[1] < k:
-        pad = ((0, 0), (0, k - found.shape[1]))
-        found = np.pad(found, pad, constant_values=-np.inf)
-        at = np.pad(at, pad, constant_values=-1)
-    return Candidates(at, found)
+    values, indices = torch.topk(torch.from_numpy(scores), min(k, scores.shape[1]), dim=1)
+    best, rows = values.numpy(), indices.numpy()  # (b, min(k, n))
+    padding = np.isneginf(best)
+    rows[padding] = -1
+    if best.shape[1] < k:
+        pad = ((0, 0), (0, k - best.shape[1]))
+        best = np.pad(best, pad, constant_values=-np.inf)
+        rows = np.pad(rows, pad, constant_values=-1)
+    return Candidates(rows, best)

@@ -1,4 +1,4 @@
-"""What the events of a time say of each item: counts by window, and when it was last taken."""
+"""Item statistics as of a time: counts of positive events by period, and the time of the latest."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,10 @@ from features.interactions import DAY, Interactions
 
 @dataclass(frozen=True)
 class ItemStatistics:
-    """Counts of positive events of each item until `fitted_until` (µs).
+    """Positive events of each item as of `fitted_until` (µs), the time of the latest event of any kind.
 
-    total, recent (30 days), newest (7 days), last (µs of the latest, smallest int64 if none): (n,) arrays.
+    total, recent, newest (n,) int64: counts over all time, the last 30 days and the last 7 days.
+    last (n,) int64: time (µs) of the latest positive event, the smallest int64 if there is none.
     """
 
     fitted_until: int
@@ -23,7 +24,7 @@ class ItemStatistics:
 
     @classmethod
     def of(cls, events: Interactions) -> "ItemStatistics":
-        """From the events of a time."""
+        """Statistics as of the latest of the events."""
         log = events.positives()
 
         def count(days: int) -> Ints:
@@ -34,7 +35,7 @@ class ItemStatistics:
         return cls(events.latest, np.bincount(log.items, minlength=log.n_items), count(30), count(7), last)
 
     def logs(self) -> Floats:
-        """(n, 3) float32: standardised log counts of all time, 30 days and 7 days; what the item tower reads."""
+        """(n, 3) float32: standardised log(1 + total), log(1 + recent), log(1 + newest); inputs of the item tower."""
         x = np.log1p(np.stack([self.total, self.recent, self.newest], axis=1)).astype(np.float32)
         out: Floats = (x - x.mean(0)) / x.std(0).clip(min=1e-6)
         return out

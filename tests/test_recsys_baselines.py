@@ -1,4 +1,4 @@
-"""One contract for all baselines, hand-worked numbers and oracles for each, and their known figures on real data."""
+"""Baselines: their common contract, results by hand and by reference for each, and published figures on real data."""
 
 import os
 
@@ -32,7 +32,7 @@ FITS = {
     "frequency": baselines.fit_frequency,
 }
 FROM_HISTORY_ALONE = ("tfidf", "bridge", "frequency")
-"""Those that know something of an item without training events."""
+"""Baselines that score from the history alone, also from an item without training events."""
 
 
 def log(users, items, times=None, positive=None, n_users=None, n_items=None):
@@ -46,24 +46,24 @@ def log(users, items, times=None, positive=None, n_users=None, n_items=None):
     )
 
 
-def states(*histories):
-    """States of histories given as lists of item rows, oldest first."""
-    users = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
-    events = log(users.tolist(), [i for h in histories for i in h], n_users=len(histories), n_items=ITEMS)
-    return events.states(np.arange(len(histories)), np.full(len(histories), 10**6))
+def states(*rows):
+    """States of histories that are given as lists of item rows, oldest first."""
+    users = np.repeat(np.arange(len(rows)), [len(h) for h in rows])
+    events = log(users.tolist(), [i for h in rows for i in h], n_users=len(rows), n_items=ITEMS)
+    return events.states(np.arange(len(rows)), np.full(len(rows), 10**6))
 
 
-def dense(found, n_items):
-    """Scores (b, n) of lists that hold every item."""
-    out = np.full((len(found), n_items), np.nan, dtype=np.float32)
-    which, at = np.nonzero(found.rows >= 0)
-    out[which, found.rows[which, at]] = found.scores[which, at]
+def dense(candidates, n_items):
+    """Scores (b, n) by item, NaN where the item is not among the candidates."""
+    out = np.full((len(candidates), n_items), np.nan, dtype=np.float32)
+    user, place = np.nonzero(candidates.rows >= 0)
+    out[user, candidates.rows[user, place]] = candidates.scores[user, place]
     return out
 
 
-def scores_of(fitted, *histories):
+def scores_of(fitted, *rows):
     n = len(fitted.popularity)
-    return dense(fitted.recommend(states(*histories), n), n)
+    return dense(fitted.recommend(states(*rows), n), n)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def events():
     items = np.minimum(rng.integers(ITEMS - 1, size=300), rng.integers(ITEMS - 1, size=300))
     times = np.sort(rng.integers(2 * DAY, size=300))
     positive = rng.random(300) < 0.8
-    positive[-1] = False  # the latest event of all is not positive, and counts as seen in fitting nevertheless
+    positive[-1] = False  # the latest event is not positive, and is fitted_until nevertheless
     return log(users, items, times, positive, USERS, ITEMS)
 
 
@@ -88,13 +88,13 @@ def fitted(named):
 
 
 @pytest.fixture
-def asked(events):
-    """All users late in the log, one that is unknown, one before its first event."""
+def queries(events):
+    """States of all users late in the log, of an unknown user, and of a user before its first event."""
     users = np.append(np.arange(USERS), [-1, 0])
     return events.states(users, np.append(np.full(USERS + 1, 2 * DAY), [-1]))
 
 
-def test_is_a_recommender_that_says_what_it_has_seen(fitted, events):
+def test_it_is_a_recommender_with_the_time_of_its_latest_event(fitted, events):
     assert isinstance(fitted, Recommender)
     assert fitted.fitted_until == events.latest
     assert events.positives().latest < events.latest
@@ -102,37 +102,37 @@ def test_is_a_recommender_that_says_what_it_has_seen(fitted, events):
 
 
 @pytest.mark.parametrize("k", [1, 7, ITEMS, ITEMS + 9])
-def test_lists_have_k_places_in_descending_order_and_padding_at_the_end(fitted, asked, k):
+def test_lists_have_k_places_in_descending_order_and_padding_at_the_end(fitted, queries, k):
     allow = np.arange(ITEMS) % 3 > 0
-    found = fitted.recommend(asked, k, allow=allow, exclude=asked.seen_items())
-    assert found.rows.shape == found.scores.shape == (len(asked), k)
-    assert found.rows.dtype == np.int64
-    assert found.scores.dtype == np.float32
-    real = found.rows >= 0
-    assert np.isfinite(found.scores[real]).all()
-    assert np.isneginf(found.scores[~real]).all()
+    candidates = fitted.recommend(queries, k, allow=allow, exclude=queries.seen_items())
+    assert candidates.rows.shape == candidates.scores.shape == (len(queries), k)
+    assert candidates.rows.dtype == np.int64
+    assert candidates.scores.dtype == np.float32
+    real = candidates.rows >= 0
+    assert np.isfinite(candidates.scores[real]).all()
+    assert np.isneginf(candidates.scores[~real]).all()
     assert (real[:, :-1] | ~real[:, 1:]).all()
-    assert (found.scores[:, :-1] >= found.scores[:, 1:]).all()
-    free = allow & ~asked.seen_items().mask(ITEMS)
+    assert (candidates.scores[:, :-1] >= candidates.scores[:, 1:]).all()
+    free = allow & ~queries.seen_items().mask(ITEMS)
     assert real.sum(axis=1).tolist() == np.minimum(k, free.sum(axis=1)).tolist()
-    which, at = np.nonzero(real)
-    assert free[which, found.rows[which, at]].all()
-    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in found.rows)
+    user, place = np.nonzero(real)
+    assert free[user, candidates.rows[user, place]].all()
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in candidates.rows)
 
 
-def test_without_history_the_order_is_the_popular_one(fitted, asked):
-    found = fitted.recommend(asked, ITEMS)
-    for stranger in (-1, -2):
-        np.testing.assert_array_equal(fitted.popularity[found.rows[stranger]], np.sort(fitted.popularity)[::-1])
+def test_without_a_history_items_are_ordered_by_popularity(fitted, queries):
+    candidates = fitted.recommend(queries, ITEMS)
+    for cold_user in (-1, -2):
+        np.testing.assert_array_equal(fitted.popularity[candidates.rows[cold_user]], np.sort(fitted.popularity)[::-1])
 
 
-def test_an_item_without_training_events_is_no_history(named):
+def test_a_history_of_an_item_without_training_events_counts_only_in_content_and_frequency_baselines(named):
     name, fitted = named
     scores = scores_of(fitted, [UNSEEN])[0]
     assert np.array_equal(scores, fitted.popularity) == (name not in FROM_HISTORY_ALONE)
 
 
-def test_only_positive_events_make_a_history(fitted):
+def test_only_positive_events_of_a_history_count(fitted):
     positives = states([1, 2], [1, 2])
     mixed = log([0, 0, 0, 1, 1], [1, 7, 2, 1, 2], positive=[1, 0, 1, 1, 1], n_items=ITEMS)
     mixed = mixed.states(np.arange(2), np.full(2, 99))
@@ -142,44 +142,44 @@ def test_only_positive_events_make_a_history(fitted):
 def test_only_positive_events_are_fitted(named, events):
     name, fitted = named
     if name == "popular in the last days":
-        return  # its window ends with the latest event of any kind
-    again = FITS[name](events.positives())
-    np.testing.assert_allclose(scores_of(again, [3, 1], []), scores_of(fitted, [3, 1], []), rtol=1e-5, atol=1e-6)
+        return  # its period ends at the latest event of any kind
+    refitted = FITS[name](events.positives())
+    np.testing.assert_allclose(scores_of(refitted, [3, 1], []), scores_of(fitted, [3, 1], []), rtol=1e-5, atol=1e-6)
 
 
-def test_fitting_twice_gives_the_same(named, events, asked):
+def test_fitting_is_deterministic(named, events, queries):
     name, fitted = named
-    first, second = fitted.recommend(asked, 9), FITS[name](events).recommend(asked, 9)
+    first, second = fitted.recommend(queries, 9), FITS[name](events).recommend(queries, 9)
     np.testing.assert_array_equal(first.rows, second.rows)
     np.testing.assert_array_equal(first.scores, second.scores)
 
 
-def test_a_batch_scores_as_one_by_one(fitted, asked, monkeypatch):
-    together = fitted.recommend(asked, ITEMS, exclude=asked.seen_items())
+def test_a_batch_has_the_scores_of_single_states(fitted, queries, monkeypatch):
+    together = fitted.recommend(queries, ITEMS, exclude=queries.seen_items())
     monkeypatch.setattr(dense_recommender, "SCORES_AT_ONCE", 3 * ITEMS)  # three states at a time
-    by_three = fitted.recommend(asked, ITEMS, exclude=asked.seen_items())
-    for i in range(len(asked)):
-        part = asked[i : i + 1]
+    by_three = fitted.recommend(queries, ITEMS, exclude=queries.seen_items())
+    for i in range(len(queries)):
+        part = queries[i : i + 1]
         alone = fitted.recommend(part, ITEMS, exclude=part.seen_items())
-        for found in (together, by_three):
+        for batch in (together, by_three):
             np.testing.assert_allclose(
-                dense(alone, ITEMS)[0], dense(found, ITEMS)[i], rtol=1e-4, atol=1e-5, equal_nan=True
+                dense(alone, ITEMS)[0], dense(batch, ITEMS)[i], rtol=1e-4, atol=1e-5, equal_nan=True
             )
 
 
-def test_no_states_give_no_lists(fitted, asked):
-    found = fitted.recommend(asked[:0], 5)
-    assert found.rows.shape == (0, 5)
+def test_no_states_give_no_lists(fitted, queries):
+    candidates = fitted.recommend(queries[:0], 5)
+    assert candidates.rows.shape == (0, 5)
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_nothing_positive_is_an_error(name):
+def test_without_positive_events_fitting_fails(name):
     with pytest.raises(DataError, match="given 2 events and none is positive"):
         FITS[name](log([0, 1], [0, 1], positive=[0, 0], n_items=ITEMS))
 
 
 @pytest.mark.parametrize(
-    ("fit", "settings", "told"),
+    ("fit", "settings", "message"),
     [
         (baselines.fit_popular, {"days": 0}, "last 0 days"),
         (baselines.fit_item_knn, {"k": 0}, "k=0"),
@@ -192,31 +192,31 @@ def test_nothing_positive_is_an_error(name):
         (baselines.fit_frequency, {"decay": 1}, "decay=1"),
     ],
 )
-def test_settings_out_of_range_are_refused(events, fit, settings, told):
-    with pytest.raises(ConfigError, match=told):
+def test_settings_out_of_range_are_refused(events, fit, settings, message):
+    with pytest.raises(ConfigError, match=message):
         fit(events, **settings)
 
 
 @pytest.mark.parametrize("fit", [baselines.fit_tfidf, baselines.fit_bridge])
-def test_texts_must_fit_the_items_and_hold_words(events, fit):
+def test_texts_must_match_the_items_and_contain_words(events, fit):
     with pytest.raises(DataError, match="3 texts for 24 items"):
         fit(events, TEXTS[:3])
     with pytest.raises(DataError, match="empty vocabulary"):
         fit(events, [""] * ITEMS)
 
 
-def test_profile_weighs_an_item_by_its_latest_event():
+def test_a_profile_weights_an_item_by_its_latest_event():
     positives = Ragged.of([[4, 2, 4, 0], [], [1]])
-    got = histories.profile(positives, 5, 0.5).toarray()
+    actual = histories.profile(positives, 5, 0.5).toarray()
     # ages: the second 4 is 1 event old (.5), 2 is 2 old (.25), 0 is the newest
-    np.testing.assert_array_equal(got, [[1, 0, 0.25, 0, 0.5], [0] * 5, [0, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(actual, [[1, 0, 0.25, 0, 0.5], [0] * 5, [0, 1, 0, 0, 0]])
     np.testing.assert_array_equal(
         histories.profile(positives, 5, 1.0).toarray(), [[1, 0, 1, 0, 1], [0] * 5, [0, 1, 0, 0, 0]]
     )
     assert histories.ages(positives).tolist() == [3, 2, 1, 0, 0]
 
 
-def test_sparse_times_dense_is_the_same_either_way():
+def test_sparse_times_dense_is_the_same_with_and_without_blas():
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((40, 6)).astype(np.float32)
     for lengths in (0, 30):  # below and above the share at which BLAS takes over
@@ -225,16 +225,20 @@ def test_sparse_times_dense_is_the_same_either_way():
         np.testing.assert_allclose(histories.multiply_dense(weights, matrix), weights.toarray() @ matrix, atol=1e-5)
 
 
-def test_popular_counts_positive_events_of_the_window():
+def test_popular_counts_the_positive_events_of_its_period():
     day = DAY
     events = log([0, 1, 2, 0, 1], [0, 0, 0, 1, 2], [0, day, 2 * day + 1, 3 * day, 3 * day + 1], [1, 1, 1, 1, 0])
     assert baselines.fit_popular(events).popularity.tolist() == [3, 1, 0]
-    assert baselines.fit_popular(events, days=1.5).popularity.tolist() == [1.75, 1.25, 0]  # ties by all time
+    assert baselines.fit_popular(events, days=1.5).popularity.tolist() == [
+        1.75,
+        1.25,
+        0,
+    ]  # ties are ordered by all-time counts
     assert baselines.fit_popular(events, days=1).popularity.tolist() == [0.75, 1.25, 0]  # (latest - 1 day, latest]
 
 
 TRIANGLE = log([0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 2])
-"""Owners: item 0 three, item 1 two, item 2 one; together: 0 and 1 twice, 0 and 2 once."""
+"""Users of items 0 to 2: three, two, one. Users of two items: 0 and 1 two, 0 and 2 one."""
 
 
 def test_item_knn_by_hand():
@@ -244,8 +248,8 @@ def test_item_knn_by_hand():
     s10 = 2 / (2**0.25 * 3**0.75 + 1)
     s20 = 1 / (1**0.25 * 3**0.75 + 1)
     np.testing.assert_allclose(fitted.similarity.toarray(), [[0, s01, s02], [s10, 0, 0], [s20, 0, 0]], rtol=1e-6)
-    got = scores_of(fitted, [1, 0], [0], [2, 1])
-    np.testing.assert_allclose(got, [[0.5 * s10, s01, s02], [0, s01, s02], [s10 + 0.5 * s20, 0, 0]], rtol=1e-6)
+    actual = scores_of(fitted, [1, 0], [0], [2, 1])
+    np.testing.assert_allclose(actual, [[0.5 * s10, s01, s02], [0, s01, s02], [s10 + 0.5 * s20, 0, 0]], rtol=1e-6)
 
 
 def test_item_knn_keeps_the_nearest_and_never_cuts_a_tie():
@@ -254,22 +258,22 @@ def test_item_knn_keeps_the_nearest_and_never_cuts_a_tie():
     tied = log([0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 0, 2, 0, 3, 0, 3])  # item 3 twice with 0, items 1 and 2 once
     kept = baselines.fit_item_knn(tied, k=2, shrink=0, exponent=0.5).similarity.toarray()
     assert (kept[0] > 0).tolist() == [False, True, True, True]
-    one = baselines.fit_item_knn(tied, k=1, shrink=0, exponent=0.5).similarity.toarray()
-    assert (one[0] > 0).tolist() == [False, False, False, True]
+    nearest = baselines.fit_item_knn(tied, k=1, shrink=0, exponent=0.5).similarity.toarray()
+    assert (nearest[0] > 0).tolist() == [False, False, False, True]
 
 
-def test_a_tie_of_very_many_is_left_out_whole():
+def test_a_tie_of_more_than_ten_times_k_is_dropped():
     crowd = log([0] * 60 + [1, 1, 1, 2, 2], [*range(60), 0, 1, 2, 0, 1])
     similarity = baselines.fit_item_knn(crowd, k=2, shrink=0, exponent=0.5).similarity
-    # items 3 to 59 were together with all others once: for each of them a tie of more than 10 * 2
+    # each of items 3 to 59 has one user in common with every other item: a tie of more than 10 * k
     expected = {(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)}
     assert {(int(i), int(j)) for i, j in zip(*similarity.nonzero(), strict=True)} == expected
 
 
 def test_item_knn_does_not_depend_on_its_blocks(events, monkeypatch):
-    whole = baselines.fit_item_knn(events, k=4).similarity.toarray()
+    unblocked = baselines.fit_item_knn(events, k=4).similarity.toarray()
     monkeypatch.setattr(item_similarity, "_SIMILARITIES_AT_ONCE", 5 * ITEMS)
-    np.testing.assert_array_equal(baselines.fit_item_knn(events, k=4).similarity.toarray(), whole)
+    np.testing.assert_array_equal(baselines.fit_item_knn(events, k=4).similarity.toarray(), unblocked)
 
 
 def test_ease_equals_its_closed_form(events, monkeypatch):
@@ -298,7 +302,7 @@ def test_als_solves_users_from_their_history(events):
     assert not y[UNSEEN].any()
     history = [2, 8, 4]
     positives = y[history]
-    # Hu, Koren & Volinsky, equation 4: (Y'Y + Y'(C - I)Y + reg I) x = Y'C p, with C = alpha on what was liked
+    # Hu, Koren & Volinsky, equation 4: (Y'Y + Y'(C - I)Y + reg I) x = Y'C p, with C = alpha at positive items
     a = y.T @ y + (7.0 - 1) * positives.T @ positives + 0.3 * np.eye(5)
     x = np.linalg.solve(a, 7.0 * positives.sum(axis=0))
     np.testing.assert_allclose(scores_of(fitted, history)[0], y @ x, rtol=1e-3, atol=1e-4)
@@ -311,8 +315,8 @@ def test_tfidf_by_hand():
     np.testing.assert_allclose(scores_of(fitted, [0, 1])[0], [0.8 / length, 1 / length, 0.8 / length, 0], rtol=1e-6)
 
 
-def test_bridge_places_a_cold_item_by_its_words():
-    # two circles of users; items 0-3 and 4-7; 8 and 9 are cold, with the words of the one and the other
+def test_the_bridge_scores_a_cold_item_by_its_words():
+    # two groups of users, with items 0-3 and 4-7; items 8 and 9 are cold, with words of the first and second group
     users = np.repeat(np.arange(12), 3)
     items = np.concatenate([[(u + j) % 4 + 4 * (u % 2) for j in range(3)] for u in range(12)])
     texts = ["garden tools"] * 4 + ["fishing rods"] * 4 + ["garden shears", "fishing lines"]
@@ -320,12 +324,14 @@ def test_bridge_places_a_cold_item_by_its_words():
     scores = scores_of(fitted, [0, 1], [5])
     assert scores[0, 8] > 1.5 * scores[0, 9]
     assert scores[1, 9] > 1.5 * scores[1, 8]
-    assert np.ptp(scores[0, :4]) == pytest.approx(0, abs=1e-6)  # same words, same prediction: warm items as well
+    assert np.ptp(scores[0, :4]) == pytest.approx(
+        0, abs=1e-6
+    )  # warm items with the same words have the same prediction
     cold_history = scores_of(fitted, [9])[0]
     assert cold_history[4] > 1.5 * cold_history[0]
 
 
-def test_bridge_scores_predictions_by_behaviour(events):
+def test_the_bridge_scores_predicted_vectors_by_behaviour_vectors(events):
     fitted = baselines.fit_bridge(events, TEXTS, dim=6, decay=0.5)
     warm = fitted.popularity > 0
     assert np.abs(fitted.behaviour - fitted.predicted)[warm].max() > 0.1
@@ -338,14 +344,14 @@ def test_bridge_scores_predictions_by_behaviour(events):
 def test_frequency_orders_by_count_then_recency_then_popularity():
     events = log([0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 2], n_items=5)
     fitted = baselines.fit_frequency(events, decay=0.9)
-    found = fitted.recommend(states([4, 3, 4, 2]), 5)
-    # 4 twice; 2 and 3 once, 2 later; then 0 (3 events) before 1 (2 events)
-    assert found.rows.tolist() == [[4, 2, 3, 0, 1]]
+    candidates = fitted.recommend(states([4, 3, 4, 2]), 5)
+    # counts: 4 two, 2 and 3 one, 2 is later; then by popularity 0 (3 events) before 1 (2 events)
+    assert candidates.rows.tolist() == [[4, 2, 3, 0, 1]]
     recency = 0.1 * np.array([0.9**3 + 0.9, 1, 0.9**2])
-    np.testing.assert_allclose(found.scores[0], [*(np.array([2, 1, 1]) + recency), 3 / 4, 2 / 4], rtol=1e-6)
+    np.testing.assert_allclose(candidates.scores[0], [*(np.array([2, 1, 1]) + recency), 3 / 4, 2 / 4], rtol=1e-6)
 
 
-def test_known_figures_are_reached_on_beauty():
+def test_published_figures_are_reached_on_beauty():
     if "RECSYS_DATA" not in os.environ:
         pytest.skip("RECSYS_DATA is not set: no sequences/Beauty.txt to reproduce published figures on")
     result = bench(short=True)
@@ -354,7 +360,7 @@ def test_known_figures_are_reached_on_beauty():
     assert all(bar.holds for bar in result.bars), result.bars
 
 
-def test_sequences_are_read_in_their_order(tmp_path):
+def test_sequences_keep_their_order(tmp_path):
     path = tmp_path / "s.txt"
     path.write_text("7 30 10 20\n\n9 10 30\n")
     events = read_sequences(path)

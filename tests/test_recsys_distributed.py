@@ -1,4 +1,4 @@
-"""Several processes: two real ones that share every step against one that takes it whole."""
+"""Distributed training: two processes that share every step, against one process."""
 
 import json
 import subprocess
@@ -32,10 +32,10 @@ BATCH = 60
 
 
 def fitted(case, batch_events):
-    """Towers of a case whose best pass is the second of four, and the lines of their history."""
+    """FittedTowers of a case. The best epoch is the second of four."""
     config, negatives = CASES[case]
     figures = iter([0.1, 0.3, 0.2, 0.1])
-    done = fit_towers(
+    return fit_towers(
         toy_catalog(30),
         replace(log := noise(), types=log.items % 3, n_types=3),
         SMALL.model_copy(update=config),
@@ -43,80 +43,81 @@ def fitted(case, batch_events):
         seed=3,
         validate=lambda _: {"ndcg_at_10": next(figures)},
     )
-    return done
 
 
 def work():
-    """What the first of two processes does: fit every case, and keep weights and losses."""
+    """Run by rank 0: fits every case and writes weights and losses."""
     folder = Path(sys.argv[1])
     for number, case in enumerate(CASES):
-        done = fitted(case, BATCH)
-        torch.save(done.model.state_dict(), folder / f"{number}.pt")
-        (folder / f"{number}.json").write_text(json.dumps([done.epochs, [line["loss"] for line in done.history]]))
+        towers = fitted(case, BATCH)
+        torch.save(towers.model.state_dict(), folder / f"{number}.pt")
+        (folder / f"{number}.json").write_text(json.dumps([towers.epochs, [line["loss"] for line in towers.history]]))
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """The folder with what two processes fitted."""
+    """Folder of the weights and losses that two processes wrote."""
     folder = tmp_path_factory.mktemp("shared")
-    ran = subprocess.run([*TORCHRUN, __file__, str(folder)], capture_output=True, text=True, timeout=200, check=False)
-    assert ran.returncode == 0, ran.stderr
+    completed = subprocess.run(
+        [*TORCHRUN, __file__, str(folder)], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert completed.returncode == 0, completed.stderr
     return folder
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_two_processes_make_what_one_makes_of_the_doubled_batch(shared, number):
-    one = fitted(list(CASES)[number], 2 * BATCH)
+def test_two_processes_equal_one_with_doubled_batches(shared, number):
+    single = fitted(list(CASES)[number], 2 * BATCH)
     weights = torch.load(shared / f"{number}.pt", weights_only=True)
     epochs, losses = json.loads((shared / f"{number}.json").read_text())
-    assert epochs == one.epochs == 2
-    np.testing.assert_allclose(losses, [line["loss"] for line in one.history], rtol=1e-5)
+    assert epochs == single.epochs == 2
+    np.testing.assert_allclose(losses, [line["loss"] for line in single.history], rtol=1e-5)
     d = SMALL.dimension
-    for name, tensor in one.model.state_dict().items():
-        if name.endswith("qkv.bias"):  # that of the keys has no say: its gradient is rounding, its steps chance
+    for name, tensor in single.model.state_dict().items():
+        if name.endswith("qkv.bias"):  # the bias of the keys has no effect: its gradient is rounding error
             weights[name][d : 2 * d] = tensor[d : 2 * d]
-        # rounding decides where a gradient is about nothing, and how directions of about the same variance turn; a
-        # step is fifty times as long
+        # rounding errors dominate gradients near zero, and the rotation of directions of similar variance; a step is
+        # fifty times as long as the tolerance
         np.testing.assert_allclose(weights[name], tensor, rtol=1e-3, atol=2e-4, err_msg=name)
 
 
-def test_a_run_of_two_processes_is_that_of_one_and_is_written_once(tmp_path):
+def test_a_run_of_two_processes_equals_a_run_of_one_and_writes_one_bundle(tmp_path):
     write_tables(tmp_path / "data")
     command = [*TORCHRUN, "--no-python", str(Path(sys.executable).with_name("recsys")), "train"]
     config = toy_config(tmp_path, training={"epochs": 2, "batch_events": 128, "learning_rate": 0.01})
-    ran = subprocess.run(
+    completed = subprocess.run(
         [*command, str(config), "--no-track", "--json"], capture_output=True, text=True, timeout=200, check=False
     )
-    assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)  # of the first process alone
-    assert ran.stderr.count("the same recipe on all events") == 1
+    assert completed.returncode == 0, completed.stderr
+    report = json.loads(completed.stdout)  # rank 0 alone prints
+    assert completed.stderr.count("the same recipe on all events") == 1
     (folder,) = [path for path in (tmp_path / "bundles").iterdir() if path.name != "current"]
-    assert str(folder) == told["bundle"]
+    assert str(folder) == report["bundle"]
     assert current_bundle(tmp_path / "bundles") == folder
 
     config = toy_config(tmp_path, training={"epochs": 2, "batch_events": 256, "learning_rate": 0.01})
-    one = load_bundle(train(load_config(config, {}), NullTracker(), Quiet())[0]).recommender
-    np.testing.assert_allclose(load_bundle(folder).recommender.vectors, one.vectors, atol=1e-4)
+    single = load_bundle(train(load_config(config, {}), NullTracker(), Quiet())[0]).recommender
+    np.testing.assert_allclose(load_bundle(folder).recommender.vectors, single.vectors, atol=1e-4)
 
 
 class Quiet:
-    """Says nothing."""
+    """A reporter without output."""
 
     def say(self, text):
-        """Nothing."""
+        pass
 
     def steps(self, what, total):
         return lambda done: None
 
 
-def test_alone_nothing_is_shared():
+def test_a_single_process_shares_nothing():
     state = torch.random.get_rng_state()
     with distributed.process_rng(7):
         torch.rand(3)
-    assert not torch.equal(state, torch.random.get_rng_state())  # one stream, as if it were not there
+    assert not torch.equal(state, torch.random.get_rng_state())  # one process: the generator is the common one
     module = torch.nn.Linear(1, 1)
     assert distributed.data_parallel(module) is module
-    assert distributed.broadcast_value("mine") == "mine"
+    assert distributed.broadcast_value("own") == "own"
     assert (distributed.rank(), distributed.size()) == (0, 1)
 
 

@@ -1,4 +1,4 @@
-"""Dropout: the share that is hidden, what is left on average, its gradient, and that torch's seed decides."""
+"""Dropout: share of zeros, mean, gradient, and the seed."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from recsys.towers.dropout import dropout
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.9])
-def test_the_share_that_is_hidden_and_the_mean_that_is_left(rate):
+def test_the_share_of_zeros_is_the_rate_and_other_values_are_scaled(rate):
     torch.manual_seed(0)
     y = dropout(torch.ones(999, 501), rate, True)
     assert y.shape == (999, 501)
@@ -17,26 +17,26 @@ def test_the_share_that_is_hidden_and_the_mean_that_is_left(rate):
     assert (y == 0).float().mean(0).std().item() == pytest.approx((rate * (1 - rate) / 999) ** 0.5, rel=0.2)
 
 
-def test_gradients_go_where_values_went():
+def test_gradients_are_zero_where_values_are_zero():
     x = torch.full((50, 7), 3.0, requires_grad=True)
     y = dropout(x, 0.4, True)
     y.sum().backward()
     assert torch.equal(x.grad, y.detach() / 3)
 
 
-def test_the_seed_of_torch_decides():
+def test_the_seed_of_torch_determines_the_zeros():
     def draw(seed):
         torch.manual_seed(seed)
         return [dropout(torch.ones(8, 8), 0.5, True) for _ in range(2)]
 
-    (first, second), again, other = draw(1), draw(1), draw(2)
-    assert torch.equal(first, again[0])
-    assert torch.equal(second, again[1])
+    (first, second), repeated, different = draw(1), draw(1), draw(2)
+    assert torch.equal(first, repeated[0])
+    assert torch.equal(second, repeated[1])
     assert not torch.equal(first, second)
-    assert not torch.equal(first, other[0])
+    assert not torch.equal(first, different[0])
 
 
-def test_nothing_is_hidden_outside_of_training_or_at_a_rate_of_zero():
+def test_outside_training_and_at_rate_zero_the_input_is_unchanged():
     x, state = torch.randn(4, 4), torch.random.get_rng_state()
     assert torch.equal(dropout(x, 0.5, False), x)
     assert torch.equal(dropout(x, 0.0, True), x)

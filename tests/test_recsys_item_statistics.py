@@ -12,7 +12,7 @@ def test_counts_by_hand():
     log = toy_log(
         [
             (0, 0, 100 * DAY),
-            (1, 0, 93 * DAY),  # 7 days before the latest event: not within the last 7 days any more
+            (1, 0, 93 * DAY),  # exactly 7 days before the latest event: outside the last 7 days
             (2, 0, 93 * DAY + 1),
             (0, 1, 70 * DAY + 1),
             (1, 1, 70 * DAY),
@@ -28,7 +28,7 @@ def test_counts_by_hand():
     assert s.last.tolist() == [100 * DAY, 70 * DAY + 1, NEVER, 1, NEVER, NEVER]
 
 
-def test_windows_end_at_the_latest_event_of_any_kind():
+def test_periods_end_at_the_latest_event_of_any_kind():
     s = ItemStatistics.of(toy_log([(0, 0, 10 * DAY), (0, 1, 50 * DAY, False)]))
     assert s.fitted_until == 50 * DAY
     assert s.recent.tolist() == [0] * 6
@@ -43,7 +43,7 @@ def test_logs_are_standardised():
     assert logs.dtype == np.float32
 
 
-def test_no_events_at_all_are_zeros():
+def test_without_events_all_statistics_are_zero():
     s = ItemStatistics.of(toy_log([]))
     assert s.total.tolist() == [0] * 6
     assert s.fitted_until == NEVER

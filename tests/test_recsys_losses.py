@@ -1,4 +1,4 @@
-"""The losses against torch's own and against their formulas: over all items, a sample, a batch, and cut vectors."""
+"""The losses and their gradients against torch and against formulas: all items, a sample, a batch, cut vectors."""
 
 from unittest import mock
 
@@ -18,7 +18,7 @@ from recsys.towers.losses import (
 )
 
 SCALE = torch.tensor(7.0)
-OF, TARGET = torch.tensor([0, 0, 1, 2, 3, 4]), torch.tensor([3, 7, 0, 8, 3, 1])
+PAIR_TO_QUERY, TARGET = torch.tensor([0, 0, 1, 2, 3, 4]), torch.tensor([3, 7, 0, 8, 3, 1])
 WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.25, 1.5, 0.75])
 
 
@@ -28,109 +28,114 @@ def case(q=5, n=9, d=4, seed=0):
     return tuple(functional.normalize(torch.randn(rows, d, generator=g), dim=-1) for rows in (q, n))
 
 
-def pairs(of=OF, target=TARGET, weight=None):
-    return Pairs(of, target, torch.ones(len(of)) if weight is None else weight)
+def pairs(pair_to_query=PAIR_TO_QUERY, target=TARGET, weight=None):
+    return Pairs(pair_to_query, target, torch.ones(len(pair_to_query)) if weight is None else weight)
 
 
-def expected(queries, items, scale, of=OF, target=TARGET, weight=None):
-    losses = functional.cross_entropy((queries @ items.T * scale)[of], target, reduction="none")
+def expected(queries, items, scale, pair_to_query=PAIR_TO_QUERY, target=TARGET, weight=None):
+    losses = functional.cross_entropy((queries @ items.T * scale)[pair_to_query], target, reduction="none")
     return (losses if weight is None else losses * weight).mean()
 
 
-def same(loss, told, ours, theirs):
-    """The two losses, and the gradients by what each of them was made of."""
-    assert loss.item() == pytest.approx(told.item(), rel=1e-5)
+def assert_same(loss, reference_loss, inputs, reference_inputs):
+    """Compares two losses, and their gradients by their inputs."""
+    assert loss.item() == pytest.approx(reference_loss.item(), rel=1e-5)
     (3 * loss).backward()
-    (3 * told).backward()
-    for mine, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(mine.grad, other.grad, rtol=1e-3, atol=1e-6)
+    (3 * reference_loss).backward()
+    for tensor, reference in zip(inputs, reference_inputs, strict=True):
+        np.testing.assert_allclose(tensor.grad, reference.grad, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.5, 7.0, MAX_SCALE])
 def test_full_softmax_and_its_gradients_are_torchs(scale):
-    """Also over several chunks, with queries that have several targets and one that has none."""
+    """Also with several blocks of queries, queries with several targets, and a query without one."""
     queries, items = case(q=2 * QUERIES_AT_ONCE + 3, n=50, d=8)
-    of = torch.arange(1, len(queries)).repeat_interleave(torch.arange(1, len(queries)) % 3 + 1)
-    target = torch.randint(50, (len(of),), generator=torch.Generator().manual_seed(1))
-    weight = torch.rand(len(of), generator=torch.Generator().manual_seed(2)) + 0.1
-    for one in (None, weight):
-        ours, theirs = ([t.clone().requires_grad_() for t in (queries, items, torch.tensor(scale))] for _ in range(2))
-        loss = softmax_loss(*ours, pairs(of, target, one))
-        same(loss, expected(*theirs, of, target, one), ours, theirs)
+    pair_to_query = torch.arange(1, len(queries)).repeat_interleave(torch.arange(1, len(queries)) % 3 + 1)
+    target = torch.randint(50, (len(pair_to_query),), generator=torch.Generator().manual_seed(1))
+    weight = torch.rand(len(pair_to_query), generator=torch.Generator().manual_seed(2)) + 0.1
+    for weights in (None, weight):
+        inputs, reference_inputs = (
+            [t.clone().requires_grad_() for t in (queries, items, torch.tensor(scale))] for _ in range(2)
+        )
+        loss = softmax_loss(*inputs, pairs(pair_to_query, target, weights))
+        assert_same(loss, expected(*reference_inputs, pair_to_query, target, weights), inputs, reference_inputs)
 
 
-def test_an_item_that_is_opposite_to_everything_still_has_a_loss():
+def test_a_query_opposite_to_all_items_has_a_finite_loss():
     queries, items = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0], [-1.0, 0.0]])
     loss = softmax_loss(queries, items, torch.tensor(MAX_SCALE), pairs(torch.tensor([0]), torch.tensor([1])))
     assert loss.item() == pytest.approx(np.log(2), rel=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 14.0])
-def test_sampled_softmax_comes_near_to_the_full_one(scale):
-    """Also where the target is found and is drawn again and again, as in a small catalogue."""
+def test_sampled_softmax_approximates_the_full_softmax(scale):
+    """Also when the score of the target is high and the target is often drawn, as in a small catalogue."""
     queries, items = case(n=40)
-    of, target = torch.arange(5), torch.tensor([3, 0, 8, 3, 1])
+    pair_to_query, target = torch.arange(5), torch.tensor([3, 0, 8, 3, 1])
     queries = functional.normalize(items[target] + 0.3 * queries, dim=-1)
     torch.manual_seed(0)
 
     def loss(negatives):
-        return softmax_loss(queries, items, torch.tensor(scale), pairs(of, target), negatives).item()
+        return softmax_loss(queries, items, torch.tensor(scale), pairs(pair_to_query, target), negatives).item()
 
     full = loss(0)
-    assert np.mean([loss(39) for _ in range(400)]) == pytest.approx(full, rel=0.03)  # all but one
+    assert np.mean([loss(39) for _ in range(400)]) == pytest.approx(full, rel=0.03)  # all items but one
     assert abs(np.mean([loss(20) for _ in range(200)]) - full) < 0.1 * full + 0.05
-    assert loss(20) != loss(20)  # they are draws
+    assert loss(20) != loss(20)  # different draws
 
 
-def test_sampled_softmax_and_its_gradients_are_those_of_the_formula():
-    """Z = exp(s+) + (n - 1) / m * sum of exp(s-) over the m drawn that are no targets; also where all of them are."""
+def test_sampled_softmax_and_its_gradients_equal_the_formula():
+    """Z = exp(s+) + (n - 1) / m * sum exp(s-) over the m drawn items that are not targets; also when all are."""
     n, drawn = 9, [7, 0, 4, 3]
-    of, target = torch.tensor([0, 0, 1, 2, 3, 3, 3, 3]), torch.tensor([3, 8, 0, 2, 7, 0, 4, 3])
-    weight = torch.linspace(0.3, 1.7, len(of))
+    pair_to_query, target = torch.tensor([0, 0, 1, 2, 3, 3, 3, 3]), torch.tensor([3, 8, 0, 2, 7, 0, 4, 3])
+    weight = torch.linspace(0.3, 1.7, len(pair_to_query))
 
     def formula(queries, items, scale):
         losses = []
-        for q, t in zip(of.tolist(), target.tolist(), strict=True):
-            others = [i for i in drawn if i not in target[of == q].tolist()]
-            rest = sum(torch.exp(queries[q] @ items[i] * scale) for i in others) * ((n - 1) / max(1, len(others)))
+        for q, t in zip(pair_to_query.tolist(), target.tolist(), strict=True):
+            negatives = [i for i in drawn if i not in target[pair_to_query == q].tolist()]
+            factor = (n - 1) / max(1, len(negatives))
+            rest = factor * sum(torch.exp(queries[q] @ items[i] * scale) for i in negatives)
             positive = queries[q] @ items[t] * scale
             losses.append(torch.log(torch.exp(positive) + rest) - positive)
         return (torch.stack(losses) * weight).mean()
 
     queries, items = case(q=4, n=n)
-    ours, theirs = ([x.clone().requires_grad_() for x in (queries, items, SCALE)] for _ in range(2))
+    inputs, reference_inputs = ([x.clone().requires_grad_() for x in (queries, items, SCALE)] for _ in range(2))
     with drawing(drawn):
-        loss = softmax_loss(*ours, pairs(of, target, weight), len(drawn))
-    same(loss, formula(*theirs), ours, theirs)
+        loss = softmax_loss(*inputs, pairs(pair_to_query, target, weight), len(drawn))
+    assert_same(loss, formula(*reference_inputs), inputs, reference_inputs)
 
 
 def drawing(drawn):
-    """torch.randperm begins with these."""
+    """Patches torch.randperm: the permutation starts with `drawn`."""
     return mock.patch.object(
         torch, "randperm", lambda n, device: torch.tensor([*drawn, *(set(range(n)) - set(drawn))])
     )
 
 
-def test_in_batch_softmax_and_its_gradients_are_those_of_the_formula():
-    """Each other target of the batch stands for its count / (pairs * frequency) items; a query's own are left out."""
+def test_in_batch_softmax_and_its_gradients_equal_the_formula():
+    """A target of other queries stands for count / (pairs * frequency) items; own targets are left out."""
     frequency = torch.tensor([0.1, 0.05, 0.2, 0.15, 0.1, 0.1, 0.1, 0.15, 0.05])
     counts = {3: 2, 7: 1, 0: 1, 8: 1, 1: 1}
 
     def formula(queries, items, scale):
         losses = []
-        for q, t in zip(OF.tolist(), TARGET.tolist(), strict=True):
-            others = set(counts) - set(TARGET[q == OF].tolist())
-            rest = sum(counts[i] / (6 * frequency[i]) * torch.exp(queries[q] @ items[i] * scale) for i in others)
+        for q, t in zip(PAIR_TO_QUERY.tolist(), TARGET.tolist(), strict=True):
+            negatives = set(counts) - set(TARGET[q == PAIR_TO_QUERY].tolist())
+            rest = sum(counts[i] / (6 * frequency[i]) * torch.exp(queries[q] @ items[i] * scale) for i in negatives)
             positive = queries[q] @ items[t] * scale
             losses.append(torch.log(torch.exp(positive) + rest) - positive)
         return (torch.stack(losses) * WEIGHT).mean()
 
-    ours, theirs = ([x.clone().requires_grad_() for x in (*case(), SCALE)] for _ in range(2))
-    same(in_batch_loss(*ours, pairs(weight=WEIGHT), frequency), formula(*theirs), ours, theirs)
+    inputs, reference_inputs = ([x.clone().requires_grad_() for x in (*case(), SCALE)] for _ in range(2))
+    assert_same(
+        in_batch_loss(*inputs, pairs(weight=WEIGHT), frequency), formula(*reference_inputs), inputs, reference_inputs
+    )
 
 
-def test_in_batch_softmax_comes_near_to_the_full_one():
-    """The correction makes up for batches in which popular items come often: without it the gap is .13."""
+def test_in_batch_softmax_approximates_the_full_softmax():
+    """logQ corrects for popular items being in batches more often: without it the losses differ by .13."""
     queries, items = case(q=400, n=40, d=8)
     frequency = torch.arange(1.0, 41.0) ** -1
     frequency = frequency / frequency.sum()
@@ -142,28 +147,28 @@ def test_in_batch_softmax_comes_near_to_the_full_one():
         losses.append(in_batch_loss(queries, items, SCALE, drawn, frequency).item())
         full.append(softmax_loss(queries, items, SCALE, drawn).item())
     assert np.mean(losses) == pytest.approx(np.mean(full), rel=0.01)
-    flat = in_batch_loss(queries, items, SCALE, drawn, torch.full((40,), 1 / 40)).item()
-    assert abs(flat - full[-1]) > 0.1
+    uncorrected = in_batch_loss(queries, items, SCALE, drawn, torch.full((40,), 1 / 40)).item()
+    assert abs(uncorrected - full[-1]) > 0.1
 
 
 @pytest.mark.parametrize("drawn", [[7, 0, 4, 3], list(range(9))])
-def test_gbce_and_its_gradients_are_those_of_the_formula(drawn):
-    """b = a (t (1 - 1 / a) + 1 / a); over all items a is 1, and so is b."""
+def test_gbce_and_its_gradients_equal_the_formula(drawn):
+    """b = a (t (1 - 1 / a) + 1 / a). Over all items a = 1 and b = 1."""
     a = min(1, len(drawn) / 8)
     b = a * (0.75 * (1 - 1 / a) + 1 / a)
 
     def formula(queries, items, scale):
         losses = []
-        for q, t in zip(OF.tolist(), TARGET.tolist(), strict=True):
-            others = [i for i in drawn if i not in TARGET[q == OF].tolist()]
-            rest = sum(torch.log(1 - torch.sigmoid(queries[q] @ items[i] * scale)) for i in others)
+        for q, t in zip(PAIR_TO_QUERY.tolist(), TARGET.tolist(), strict=True):
+            negatives = [i for i in drawn if i not in TARGET[q == PAIR_TO_QUERY].tolist()]
+            rest = sum(torch.log(1 - torch.sigmoid(queries[q] @ items[i] * scale)) for i in negatives)
             losses.append(-b * torch.log(torch.sigmoid(queries[q] @ items[t] * scale)) - rest)
         return (torch.stack(losses) * WEIGHT).mean()
 
-    ours, theirs = ([x.clone().requires_grad_() for x in (*case(), torch.tensor(2.0))] for _ in range(2))
+    inputs, reference_inputs = ([x.clone().requires_grad_() for x in (*case(), torch.tensor(2.0))] for _ in range(2))
     with drawing(drawn):
-        loss = gbce_loss(*ours, pairs(weight=WEIGHT), 0 if len(drawn) == 9 else len(drawn))
-    same(loss, formula(*theirs), ours, theirs)
+        loss = gbce_loss(*inputs, pairs(weight=WEIGHT), 0 if len(drawn) == 9 else len(drawn))
+    assert_same(loss, formula(*reference_inputs), inputs, reference_inputs)
 
 
 def test_nested_loss_is_the_mean_over_the_cuts():

@@ -1,4 +1,4 @@
-"""Training: a planted pattern, seeds, early stopping, and where ids begin."""
+"""Training: a planted pattern, weights and types of events, seeds, early stopping, initial id embeddings."""
 
 from dataclasses import replace
 
@@ -15,21 +15,21 @@ from recsys.towers.training import fit_towers, learning_rate_factor, svd_item_ve
 QUICK = TrainingConfig(epochs=3, batch_events=200, learning_rate=0.01)
 
 
-def test_behaviour_vectors_against_numpys_svd():
+def test_svd_item_vectors_equal_those_of_numpys_svd():
     events = noise(n_users=50, n_items=20)
     vectors = svd_item_vectors(events, 6, seed=0)
     seen = np.zeros((50, 20))
     positives = events.positives()
-    seen[positives.users, positives.items] = 1  # once, however often
+    seen[positives.users, positives.items] = 1  # 1, also for repeated events
     scaled = seen / np.sqrt(np.maximum(seen.sum(1, keepdims=True) * seen.sum(0), 1e-9))
     _, s, right = np.linalg.svd(scaled)
     expected = right[:6].T * s[:6]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True).clip(min=1e-12)
     assert vectors.dtype == np.float32
-    np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=2e-3)  # signs are free
+    np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=2e-3)  # up to the signs of factors
 
 
-def test_behaviour_vectors_are_zero_for_items_without_events_and_beyond_the_rank():
+def test_svd_item_vectors_are_zero_for_cold_items_and_beyond_the_rank():
     events = toy_log([(0, 0, 1), (0, 1, 2), (1, 1, 3), (1, 2, 4), (2, 3, 5, False)], n_users=3, n_items=6)
     vectors = svd_item_vectors(events, 8, seed=0)
     assert vectors.shape == (6, 8)
@@ -41,7 +41,7 @@ def test_behaviour_vectors_are_zero_for_items_without_events_and_beyond_the_rank
     "settings", [{}, {"schedule": "cosine"}, {"loss": "in-batch"}, {"loss": "gbce", "negatives": 8}], ids=str
 )
 def test_a_planted_pattern_is_learned(settings):
-    """Everyone walks i -> i + 1 from a start of their own: the next item is certain."""
+    """Each user takes items i, i + 1, ... from a random start: the next item is certain."""
     events = chain(n_users=80, n_items=20, length=8)
     config = SMALL.model_copy(update={"dimension": 16, "history": 8})
     fitted = fit_towers(
@@ -55,64 +55,66 @@ def test_a_planted_pattern_is_learned(settings):
     last = events.times[events.offsets[1:] - 1]
     states = events.states(np.arange(80), last + 1)
     truth = (events.items[events.offsets[1:] - 1] + 1) % 20
-    best = (fitted.model.user_vectors(states, vectors) @ vectors.T).argmax(1)
-    assert (best == truth).mean() > 0.9
+    predicted = (fitted.model.user_vectors(states, vectors) @ vectors.T).argmax(1)
+    assert (predicted == truth).mean() > 0.9
     assert fitted.epochs == 60
     assert fitted.fitted_until == events.latest
     assert fitted.history[-1]["loss"] < fitted.history[0]["loss"] / 2
 
 
-def test_events_that_weigh_next_to_nothing_are_not_learned_from():
-    """Of two users from the same start one walks on by 1, the other, whose events weigh little, by 7."""
-    one = chain(n_users=60, n_items=20, length=8)
-    start = one.items[one.offsets[one.users]]
-    away = replace(one, users=one.users + 60, items=(start + 7 * (one.items - start)) % 20)
+def test_events_of_almost_no_weight_are_not_learned():
+    """Of two users with the same first item one continues by 1, the other, whose events have weight 1e-4, by 7."""
+    regular = chain(n_users=60, n_items=20, length=8)
+    start = regular.items[regular.offsets[regular.users]]
+    light = replace(regular, users=regular.users + 60, items=(start + 7 * (regular.items - start)) % 20)
     columns = ("users", "items", "times", "positive", "seen")
-    weights = np.repeat(np.array([1.0, 1e-4], np.float32), len(one))
-    both = Interactions(
-        *(np.concatenate([getattr(log, name) for log in (one, away)]) for name in columns), 120, 20, weights
+    weights = np.repeat(np.array([1.0, 1e-4], np.float32), len(regular))
+    events = Interactions(
+        *(np.concatenate([getattr(log, name) for log in (regular, light)]) for name in columns), 120, 20, weights
     )
     config = SMALL.model_copy(update={"dimension": 16, "history": 8})
     training = TrainingConfig(epochs=40, batch_events=200, learning_rate=0.01)
-    model = fit_towers(toy_catalog(20), both, config, training, seed=0).model
-    last = both.items[both.offsets[1:] - 1]
-    states = both.states(np.arange(120), np.full(120, both.latest + 1))
+    model = fit_towers(toy_catalog(20), events, config, training, seed=0).model
+    last = events.items[events.offsets[1:] - 1]
+    states = events.states(np.arange(120), np.full(120, events.latest + 1))
     vectors = model.item_vectors()
-    best = (model.user_vectors(states, vectors) @ vectors.T).argmax(1)
-    assert (best == (last + 1) % 20)[:60].mean() > 0.9
-    assert (best == (last + 7) % 20)[60:].mean() < 0.2
+    predicted = (model.user_vectors(states, vectors) @ vectors.T).argmax(1)
+    assert (predicted == (last + 1) % 20)[:60].mean() > 0.9
+    assert (predicted == (last + 7) % 20)[60:].mean() < 0.2
 
 
-def test_the_type_of_an_event_says_what_follows():
-    """Some walk on by 1 and take, others by 7 and look: after a single event its type alone tells them apart."""
+def test_event_types_are_learned():
+    """Users with events of type 2 continue by 1, those of type 1 by 7: after one event its type predicts the next."""
     take = chain(n_users=60, n_items=20, length=8)
     start = take.items[take.offsets[take.users]]
     look = replace(take, users=take.users + 60, items=(start + 7 * (take.items - start)) % 20)
     columns = ("users", "items", "times", "positive", "seen")
-    both = Interactions(*(np.concatenate([getattr(log, name) for log in (take, look)]) for name in columns), 120, 20)
+    events = Interactions(
+        *(np.concatenate([getattr(log, name) for log in (take, look)]) for name in columns), 120, 20
+    )
     types = np.repeat(np.array([2, 1]), len(take))
     config = SMALL.model_copy(update={"dimension": 16, "history": 8})
     training = TrainingConfig(epochs=40, batch_events=200, learning_rate=0.01)
 
-    def share(log):
+    def accuracy(log):
         model = fit_towers(toy_catalog(20), log, config, training, seed=0).model
-        assert not model.users.event.weight[0].any()  # of what is not told apart nothing is made
+        assert not model.users.event.weight[0].any()  # unknown types have no effect
         first = log.offsets[:-1]
         states = log.states(np.arange(120), log.times[first] + 1)
         vectors = model.item_vectors()
-        best = (model.user_vectors(states, vectors) @ vectors.T).argmax(1)
-        return (best == (log.items[first] + np.repeat([1, 7], 60)) % 20).mean()
+        predicted = (model.user_vectors(states, vectors) @ vectors.T).argmax(1)
+        return (predicted == (log.items[first] + np.repeat([1, 7], 60)) % 20).mean()
 
-    assert share(replace(both, types=types, n_types=3)) > 0.9
-    assert share(both) < 0.7
+    assert accuracy(replace(events, types=types, n_types=3)) > 0.9
+    assert accuracy(events) < 0.7
 
 
-def test_a_cosine_falls_from_the_warm_up_to_zero():
+def test_the_cosine_schedule_decays_from_the_warm_up_to_zero():
     constant, cosine = (TrainingConfig(epochs=5, schedule=name) for name in ("constant", "cosine"))
     assert [learning_rate_factor(constant, at) for at in (0.25, 1, 3, 5)] == [0.25, 1, 1, 1]
     shares = [learning_rate_factor(cosine, at) for at in (0.25, 1, 2, 3, 4, 5)]
     np.testing.assert_allclose(shares, [0.25, 1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5, 0], atol=1e-12)
-    assert learning_rate_factor(cosine, 7) == 0  # where more passes are made than configured
+    assert learning_rate_factor(cosine, 7) == 0  # after more epochs than configured
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit():
@@ -120,13 +122,13 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit():
 
     def weights(seed, negatives):
         training = QUICK.model_copy(update={"negatives": negatives})
-        torch.rand(seed + 3)  # what was drawn before must not matter
+        torch.rand(seed + 3)  # earlier draws must not matter
         return fit_towers(toy_catalog(30), noise(), config, training, seed=seed).model.state_dict()
 
     for negatives in (0, 16):
-        first, again, other = weights(1, negatives), weights(1, negatives), weights(2, negatives)
-        assert all(torch.equal(first[name], again[name]) for name in first)
-        assert not all(torch.equal(first[name], other[name]) for name in first)
+        first, repeated, different = weights(1, negatives), weights(1, negatives), weights(2, negatives)
+        assert all(torch.equal(first[name], repeated[name]) for name in first)
+        assert not all(torch.equal(first[name], different[name]) for name in first)
 
 
 def test_early_stopping_keeps_the_best_epoch():
@@ -137,7 +139,7 @@ def test_early_stopping_keeps_the_best_epoch():
         kept.append({name: t.clone() for name, t in model.state_dict().items()})
         return {"ndcg_at_10": next(figures)}
 
-    told = []
+    reported = []
     fitted = fit_towers(
         toy_catalog(30),
         noise(),
@@ -145,24 +147,24 @@ def test_early_stopping_keeps_the_best_epoch():
         TrainingConfig(epochs=9, patience=3, batch_events=200),
         seed=0,
         validate=validate,
-        report=told.append,
+        report=reported.append,
     )
-    assert fitted.epochs == 2  # the first of equals
-    assert [line["epoch"] for line in fitted.history] == [1, 2, 3, 4, 5]  # three without a better one
-    assert [line["ndcg_at_10"] for line in told] == [0.1, 0.3, 0.2, 0.3, 0.1]
+    assert fitted.epochs == 2  # the first of two equal figures
+    assert [line["epoch"] for line in fitted.history] == [1, 2, 3, 4, 5]  # three epochs without a better figure
+    assert [line["ndcg_at_10"] for line in reported] == [0.1, 0.3, 0.2, 0.3, 0.1]
     weights = dict(fitted.model.named_parameters())
     assert all(torch.equal(t, kept[1][name]) for name, t in weights.items())
     assert not all(torch.equal(t, kept[4][name]) for name, t in weights.items())
     assert not fitted.model.training
 
 
-def test_passes_asked_for_are_made():
+def test_the_requested_epochs_are_run():
     fitted = fit_towers(toy_catalog(30), noise(), SMALL, QUICK, seed=0, epochs=2)
     assert fitted.epochs == len(fitted.history) == 2
     assert set(fitted.history[0]) == {"epoch", "loss", "seconds"}
 
 
-def test_every_parameter_that_has_a_say_is_trained():
+def test_every_parameter_is_trained():
     config = SMALL.model_copy(update={"nested": (4,), "id_dropout": 0.1, "calendar": True})
     events = replace(log := noise(), types=log.items % 3, n_types=3)
     catalog = toy_catalog(30, categories=[["a"], ["b"]] * 15, text=np.eye(30, 4, dtype=np.float32))
@@ -173,14 +175,14 @@ def test_every_parameter_that_has_a_say_is_trained():
     assert [name for name in first if torch.equal(first[name], second[name])] == []
 
 
-def test_nothing_to_learn_from_is_said():
+def test_a_log_without_targets_is_an_error():
     with pytest.raises(DataError, match="no user has a positive event after an earlier one"):
         fit_towers(toy_catalog(6), toy_log([(0, 1, 1), (1, 2, 2)]), SMALL, QUICK, seed=0)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_the_towers_learn_are_validated_and_come_back():
+def test_on_a_gpu_towers_are_trained_validated_and_returned_on_the_cpu():
     seen = []
 
     def validate(model):

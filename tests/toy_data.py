@@ -1,4 +1,4 @@
-"""Tiny logs, catalogues and data sets whose answers are known by hand."""
+"""Small logs, catalogues and data sets with results that can be computed by hand."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ SMALL = TowerConfig(dimension=8, layers=1, heads=2, history=5, dropout=0.0, id_d
 
 
 class Lines:
-    """Keeps what a run says."""
+    """A reporter that keeps the lines of a run."""
 
     def __init__(self):
         self.said = []
@@ -39,7 +39,7 @@ class Lines:
 
 
 def toy_log(rows, n_users=4, n_items=6):
-    """From (user, item, time[, positive[, seen]]) tuples in log order; both marks are true unless given."""
+    """Interactions from (user, item, time[, positive[, seen]]) tuples in log order; the flags default to True."""
     full = [(*row, *(True,) * (5 - len(row))) for row in rows]
     columns = [list(c) for c in zip(*full, strict=True)] if full else [[]] * 5
     ints = [np.array(c, dtype=np.int64) for c in columns[:3]]
@@ -48,7 +48,7 @@ def toy_log(rows, n_users=4, n_items=6):
 
 
 def toy_catalog(n, *, categories=None, text=None):
-    """Items i0, i1, …; categories: a list of names each; text (n, m) vectors, zero rows are items without."""
+    """Items i0, i1, …; categories: a list of names for each item; text (n, m): vectors, zero where missing."""
     ids = IdMap(tuple(f"i{row}" for row in range(n)))
     text = np.zeros((n, 1), np.float32) if text is None else np.asarray(text, np.float32)
     frame = pl.DataFrame(
@@ -60,18 +60,18 @@ def toy_catalog(n, *, categories=None, text=None):
 
 
 def chain(n_users=40, n_items=12, length=10, *, seed=0):
-    """Everyone walks i -> i + 1 round the catalogue, from a start of their own, an hour a step."""
+    """Each user takes items i, i + 1, ... modulo n_items, from a random start, one every hour."""
     rng = np.random.default_rng(seed)
-    begin, late = rng.integers(0, n_items, n_users), rng.integers(0, 30 * DAY, n_users)
+    first_item, delay = rng.integers(0, n_items, n_users), rng.integers(0, 30 * DAY, n_users)
     step = np.arange(length)
     users = np.repeat(np.arange(n_users), length)
-    items = (begin[:, None] + step).ravel() % n_items
-    times = (START + late[:, None] + step * 3600 * 10**6).ravel()
+    items = (first_item[:, None] + step).ravel() % n_items
+    times = (START + delay[:, None] + step * 3600 * 10**6).ravel()
     return toy_log(np.stack([users, items, times], axis=1).tolist(), n_users, n_items)
 
 
 def noise(n_users=60, n_items=30, length=12, *, seed=0):
-    """Events without any pattern over 60 days; a tenth of them not positive, a tenth not counting as seen."""
+    """Random events over 60 days: a tenth is not positive, and a tenth does not count as seen."""
     rng = np.random.default_rng(seed)
     m = n_users * length
     rows = zip(
@@ -86,7 +86,7 @@ def noise(n_users=60, n_items=30, length=12, *, seed=0):
 
 
 def toy_stage(events, catalog=None, *, reranked=True, config=SMALL, seed=0):
-    """An untrained recommender around `events`, its reranker fitted on what users did in the last part of them."""
+    """(recommender, catalogue, statistics) of untrained towers; the reranker is fitted on random relevance."""
     import torch
 
     torch.manual_seed(seed)
@@ -99,12 +99,12 @@ def toy_stage(events, catalog=None, *, reranked=True, config=SMALL, seed=0):
     if reranked:
         users = np.arange(events.n_users)
         states = events.states(users, np.full(len(users), int(np.quantile(events.times, 0.7))))
-        found = index.search(model.user_vectors(states, vectors), 20)
+        candidates = index.search(model.user_vectors(states, vectors), 20)
         rng = np.random.default_rng(seed)
-        relevant = rng.random(found.rows.shape) < 0.5 / (1 + found.rows.clip(min=0))
+        relevant = rng.random(candidates.rows.shape) < 0.5 / (1 + candidates.rows.clip(min=0))
         features = PairFeatures.of(catalog, vectors, events)
         reranker = fit_reranker(
-            features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=5), seed=seed
+            features, [RankingExamples(states, candidates, relevant)], RerankerConfig(trees=5), seed=seed
         )
         assert reranker is not None
     stage = TwoStageRecommender(model, vectors, index, fit_popular(events), reranker, 20, events.latest)
@@ -112,12 +112,12 @@ def toy_stage(events, catalog=None, *, reranked=True, config=SMALL, seed=0):
 
 
 def rows_of(ragged: Ragged) -> list[list[int]]:
-    """The slices as lists."""
+    """The slices, as lists."""
     return [ragged.flat[b:e].tolist() for b, e in zip(ragged.begin, ragged.end, strict=True)]
 
 
 def write_tables(folder: Path, n_users=40, n_items=12, length=13) -> None:
-    """items.csv and events.csv of a `chain`: users u0, u1, … and items i0, i1, …, of two categories."""
+    """Writes items.csv and events.csv of a `chain`: users u0, u1, …, items i0, i1, … of two categories."""
     folder.mkdir(parents=True, exist_ok=True)
     pl.DataFrame(
         {
@@ -138,7 +138,7 @@ def write_tables(folder: Path, n_users=40, n_items=12, length=13) -> None:
 
 
 def toy_config(folder: Path, **sections: object) -> Path:
-    """A configuration file in `folder` for the tables that `write_tables` wrote to folder/data."""
+    """Path of a new configuration file in `folder`, for the tables that `write_tables` wrote to folder/data."""
     config = {
         "name": "toy",
         "data": {

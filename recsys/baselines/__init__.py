@@ -1,4 +1,4 @@
-"""Baselines behind the `Recommender` Protocol: each `fit_*` takes Interactions and returns a frozen fitted object."""
+"""Baselines: each `fit_*` takes Interactions and returns a frozen `DenseRecommender`."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -20,13 +20,14 @@ KINDS: dict[str, Callable[..., DenseRecommender]] = {
     "bridge": fit_bridge,
     "frequency": fit_frequency,
 }
-"""Kind, the first word of a baseline's name -> its fit function, of events and, for NEED_TEXTS, of item texts."""
+"""Kind -> fit function. The kind is the first word of a baseline's name. Kinds of NEED_TEXTS also take item texts."""
 
 NEED_TEXTS = ("tfidf", "bridge")
+"""Kinds whose fit function takes item texts after the events."""
 
 
 def check_baseline(name: str, arguments: Mapping[str, float]) -> None:
-    """Raises ValueError when the kind is unknown or its fit function does not take the arguments."""
+    """Raises ValueError when the kind is unknown or its fit function does not accept the arguments."""
     kind = name.split()[0] if name.strip() else name
     if kind not in KINDS:
         raise ValueError(f"no baseline {kind!r}; there are {', '.join(KINDS)}")

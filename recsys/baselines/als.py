@@ -1,4 +1,4 @@
-"""Implicit ALS through the package `implicit`: the one file that imports it."""
+"""ALS for implicit feedback, by the package `implicit`. No other file imports it."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from implicit.cpu.als import AlternatingLeastSquares
 
 
-def _one_pool() -> threadpool_limits:
-    """implicit calls BLAS from threads of its own: with a second pool inside it warns, crawls and may hang."""
+def _single_blas_thread() -> threadpool_limits:
+    """Limits BLAS to one thread. implicit calls BLAS from its own threads; nested pools are slow and may hang."""
     return threadpool_limits(1, "blas")
 
 
 @dataclass(frozen=True)
 class ImplicitALS(DenseRecommender):
-    """model: fitted, with item factors (n, f) float32; its own user factors are not used."""
+    """model: a fitted model with item factors (n, f) float32. Its user factors are not used."""
 
     model: "AlternatingLeastSquares"
 
     def scores(self, positives: Ragged) -> Floats:
-        """Dot products of item factors with user factors solved for these histories: (b, n) float32."""
-        import torch  # a faster product; not at the top, since every command would wait for it
+        """Inner products of item factors and the user factors of the histories: (b, n) float32."""
+        import torch  # for its faster product; imported late, because the import is slow
 
-        history = profile(positives, len(self.popularity), 1.0)
-        with _one_pool():
-            users = self.model.recalculate_user(np.arange(len(positives)), sp.csr_matrix(history))
+        history = profile(positives, len(self.popularity), 1.0)  # (b, n)
+        with _single_blas_thread():
+            users = self.model.recalculate_user(np.arange(len(positives)), sp.csr_matrix(history))  # (b, f)
         return (torch.from_numpy(users) @ torch.from_numpy(self.model.item_factors).T).numpy()
 
 
@@ -47,10 +47,11 @@ def fit_als(
     iterations: int = 15,
     seed: int = 0,
 ) -> ImplicitALS:
-    """ALS for implicit feedback (Hu, Koren & Volinsky 2008; solver of Takács et al. 2011), confidence alpha if liked.
+    """ALS for implicit feedback (Hu, Koren & Volinsky 2008; solver of Takács et al. 2011).
 
-    A user's factors are solved anew from the history at hand (their equation 4), so users unseen in training are
-    served as well. Raises DataError without positive events, ConfigError on settings out of range.
+    alpha: confidence of a positive item. The factors of a user are computed from the history of the request (equation
+    4 of Hu et al.), so that users without training events are served too.
+    Raises DataError without positive events, ConfigError on settings out of range.
     """
     from implicit.cpu.als import AlternatingLeastSquares
 
@@ -60,7 +61,7 @@ def fit_als(
             "needs factors >= 1, regularization >= 0, alpha > 0, iterations >= 1"
         )
     popularity = positive_counts(events)
-    with _one_pool():
+    with _single_blas_thread():
         model = AlternatingLeastSquares(
             factors=factors, regularization=regularization, alpha=alpha, iterations=iterations, random_state=seed
         )

@@ -14,13 +14,13 @@ from recsys.ranking.item_similarity import item_similarity
 
 @dataclass(frozen=True)
 class ItemKNN(DenseRecommender):
-    """similarity (n, n) sparse: row = item of the history, column = item scored, the best k of each row."""
+    """similarity (n, n) sparse: row = item of the history, column = scored item; the k largest of each row."""
 
     similarity: sp.csr_array
     decay: float
 
     def scores(self, positives: Ragged) -> Floats:
-        """Sum over the history of decay ** age times similarity: (b, n) float32."""
+        """Sum over the history of decay ** age * similarity: (b, n) float32."""
         weights = profile(positives, len(self.popularity), self.decay)
         scores: Floats = (weights @ self.similarity).toarray()
         return scores
@@ -29,9 +29,9 @@ class ItemKNN(DenseRecommender):
 def fit_item_knn(
     events: Interactions, *, k: int = 1000, shrink: float = 50.0, exponent: float = 0.3, decay: float = 0.5
 ) -> ItemKNN:
-    """Item-kNN: similarities as in `item_similarity`, from each item of the history to the item scored.
+    """Item-kNN: scores are sums of `item_similarity` from the items of the history to the scored item.
 
-    decay = 1 is the plain item-kNN. Raises DataError without positive events, ConfigError on settings out of range.
+    decay = 1 gives plain item-kNN. Raises DataError without positive events, ConfigError on settings out of range.
     """
     if k < 1 or shrink < 0 or not 0 <= exponent <= 1 or not 0 < decay <= 1:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Items without events, placed among the others by what they say and show."""
+"""Vectors of cold items, predicted from their content, and the lift that gives them a share of the top places."""
 
 import contextlib
 
@@ -14,239 +14,261 @@ from recsys.retrieval.index import Index
 from recsys.towers.model import TwoTowers, numeric_features
 
 TOP = 10
-"""Places of a list in which newcomers are counted."""
+"""Top places of a list, in which the share of cold items is measured."""
 
 MAX_LIFT = 4.0
-"""Newcomers are lifted to at most this multiple of their number's share of those places."""
+"""Cold items get at most this multiple of their share of the catalogue as their share of the top places."""
 
 MIN_STEP, MAX_STEP = 1 / 64, 8.0
-"""Lengths of the shortest step that is tried, and of the longest: little of an item's own direction is left by it."""
+"""Shortest and longest lift that is tried. After the longest, item vectors hardly differ."""
 
 FILLER_FRACTION = 4
-"""One in so many coordinates, the last ones, takes what is left of a newcomer's length."""
+"""One in so many coordinates, the last ones, holds the filler that makes a cold item's vector a unit vector."""
 
 RIDGE = 4.0
-"""Penalty of the regression from contents to vectors, whose features are of length about 1."""
+"""Penalty of the ridge regression from content features, of length about 1, to item vectors."""
 
 NEIGHBOURS = 100
-"""Items with most words in common whose vectors also say where a newcomer would lie."""
+"""Warm items of highest TF-IDF cosine that predict a cold item's vector."""
 
 HELD_OUT_FRACTION = 5
-"""One in so many of the other items is held out to see what the regression and the neighbours are worth."""
+"""One in so many warm items is held out, to weigh the predictions of the regression and of the neighbours."""
 
 MIN_WARM_ITEMS = 100
-"""Other items that there must be for that: with fewer the regression alone speaks."""
+"""With fewer warm items none are held out, and the regression alone predicts."""
 
 MAX_PAIRS = 20_000_000
-"""Pairs of a newcomer and another item that are compared at once."""
+"""(cold item, warm item) pairs that are compared at a time."""
 
 MAX_ITERATIONS, TOLERANCE, TINY = 50, 1e-3, 1e-12
-"""Of conjugate gradients: at most so many, until so little is left; and what stands for nothing in a division."""
+"""Conjugate gradients: maximum of iterations; relative residual norm to stop at; smallest denominator."""
 
 
 def place_cold_items(model: TwoTowers, catalog: Catalog, events: Interactions, *, seed: int) -> Floats:
-    """The item vectors of towers fitted on `events`, those of items without a positive event by content: (n, d).
+    """Item vectors (n, d) of towers fitted on `events`; the vectors of cold items are predicted from content.
 
-    A ridge regression from words, contents, categories and numbers to the vectors of the other items says where such
-    an item would come to lie (as Gantner et al. 2010, Learning attribute-to-feature mappings for cold-start
-    recommendations), and so do its neighbours by words, since rare words that few items share are lost on a
-    regression: each has as much of a say as foretells other items that are held out (`_predicted`). The less can be
-    said of an item the shorter is what is predicted, and the lower it should stand: made longer it would be found
-    where nobody is known to want it. It becomes a unit vector by what no user looks at (`_filler`), which hardly
-    changes its products with users.
+    A cold item has no positive event. Two models, fitted on the warm items, predict its vector: a ridge regression on
+    content vectors, numbers, categories and TF-IDF (as Gantner et al. 2010, Learning attribute-to-feature mappings
+    for cold-start recommendations), and a mean of its neighbours by TF-IDF. The neighbours cover rare words, which
+    the regression misses because few items share them. The weights of the two are fitted on held-out warm items
+    (`_predicted`).
 
-    Those are small: what the towers know of a user's next items they do not know of new ones, and these would never
-    be seen. Hence those that nobody has touched and that are available move, all by the same step, FARTHEST at most,
-    towards what users have in common, until they take config.newcomers of the first places of lists, or PARITY times
-    the share of the catalogue that they are, whichever is less. Where they take as much already, they stay. Those
-    that are published after the events move with the others and are not counted, since nobody is shown them yet: how
-    many places they take when they come out is seen to when the towers are next fitted.
+    A prediction is shorter when the content says less about the item. A shorter vector has lower scores, as it
+    should: scaling it to unit length would rank the item high for users who may not want it. `_filler` makes it a
+    unit vector instead, in coordinates in which users hardly differ, so that its scores hardly change.
+
+    The towers know less about users' interest in cold items than in warm ones. Predictions are therefore short, and
+    cold items would never be recommended. Available items without any event are therefore lifted: all move by the
+    same step, at most MAX_STEP, along the mean user vector. The step is chosen so that they take config.newcomers of
+    the TOP places of lists, or MAX_LIFT times their share of the catalogue, whichever is less. They do not move when
+    they take that share already. Items published after `events` move with the others but are not counted, because
+    they are not shown yet; the next fit counts them.
     """
-    vectors = model.item_vectors().copy()
-    positives = np.bincount(events.positives().items, minlength=len(catalog))
-    unknown, known = np.flatnonzero(positives == 0), np.flatnonzero(positives)
-    most = model.config.newcomers
-    if len(unknown) == 0 or most == 0 or not model.config.content:
+    vectors = model.item_vectors().copy()  # (n, d)
+    positives = np.bincount(events.positives().items, minlength=len(catalog))  # (n,) positive events of each item
+    cold, warm = np.flatnonzero(positives == 0), np.flatnonzero(positives)  # item rows
+    max_share = model.config.newcomers
+    if len(cold) == 0 or max_share == 0 or not model.config.content:
         return vectors
-    states, asked = model.newest_users(vectors, events, seed=seed)
-    predicted = _predicted(catalog, vectors, known, unknown, positives, asked, seed=seed)
-    aside = _filler(len(unknown), model.config.dimension, seed)
-    vectors[unknown] = _unit_length(predicted, aside)
-    touched = np.bincount(events.items, minlength=len(catalog)) > 0
-    new = (catalog.available & ~touched)[unknown]
-    shown = catalog.available & catalog.published_by(events.latest)
-    counted = shown[unknown[new]]
+    states, users = model.newest_users(vectors, events, seed=seed)  # (b, d) user vectors
+    predicted = _predicted(catalog, vectors, warm, cold, positives, users, seed=seed)  # (n_cold, d)
+    filler = _filler(len(cold), model.config.dimension, seed)  # (n_cold, d)
+    vectors[cold] = _unit_length(predicted, filler)
+    has_events = np.bincount(events.items, minlength=len(catalog)) > 0  # (n,) of any kind
+    lifted = (catalog.available & ~has_events)[cold]  # (n_cold,)
+    shown = catalog.available & catalog.published_by(events.latest)  # (n,)
+    counted = shown[cold[lifted]]  # (n_lifted,)
     if counted.any():
-        share = min(most, MAX_LIFT * int(counted.sum()) / int(shown.sum()))
-        rivals = Index(vectors).search(asked, TOP, allow=shown & touched, exclude=states.seen_items()).scores
-        vectors[unknown[new]] = _lift(predicted[new], aside[new], counted, asked, rivals, share)
+        share = min(max_share, MAX_LIFT * int(counted.sum()) / int(shown.sum()))
+        competitors = Index(vectors).search(users, TOP, allow=shown & has_events, exclude=states.seen_items()).scores
+        vectors[cold[lifted]] = _lift(predicted[lifted], filler[lifted], counted, users, competitors, share)
     return vectors
 
 
 def informative_part(vectors: Floats) -> Floats:
-    """Unit rows (b, d) to ask for items similar to items (b, d) with: without what makes newcomers of full length
-    (`_filler`)."""
+    """Unit rows (b, d): query vectors for items similar to items (b, d), without the coordinates of `_filler`."""
     return unit(vectors * (np.arange(vectors.shape[1]) < _informative_width(vectors.shape[1])))
 
 
 def item_tfidf(catalog: Catalog) -> sp.csr_array:
-    """(n, w) sparse float32: TF-IDF of words and pairs of words that three items have, rows of length 1 or 0."""
-    from sklearn.feature_extraction.text import TfidfVectorizer  # a second to import
+    """(n, w) sparse float32: TF-IDF of words and word pairs that three items or more have; rows of norm 1 or 0."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # imported late, because it takes a second
 
-    words = TfidfVectorizer(dtype=np.float32, ngram_range=(1, 2), min_df=3, sublinear_tf=True)
-    with contextlib.suppress(ValueError):  # sklearn's only sign that there is no such word
-        return sp.csr_array(words.fit_transform(item_texts(catalog.frame)))
+    vectorizer = TfidfVectorizer(dtype=np.float32, ngram_range=(1, 2), min_df=3, sublinear_tf=True)
+    with contextlib.suppress(ValueError):  # how sklearn reports an empty vocabulary
+        return sp.csr_array(vectorizer.fit_transform(item_texts(catalog.frame)))
     return sp.csr_array((len(catalog), 0), dtype=np.float32)
 
 
-def content_features(catalog: Catalog, words: sp.csr_array) -> sp.csr_array:
-    """(n, f) sparse float32: what is known of items besides events.
+def content_features(catalog: Catalog, tfidf: sp.csr_array) -> sp.csr_array:
+    """(n, f) sparse float32: content vectors, numbers as the item tower reads them, categories, and TF-IDF (n, w).
 
-    Content vectors, numbers as the item tower reads them, categories, and words; rows of each but the numbers are of
-    length 1 or 0.
+    The rows of each block but the numbers have norm 1 or 0.
     """
     n, blocks = len(catalog), [catalog.content, numeric_features(catalog)]
-    row, slot = np.nonzero(catalog.categories >= 0)
+    row, slot = np.nonzero(catalog.categories >= 0)  # (c,) item and slot of each category of each item
+    # (c,) 1 / sqrt(categories of the item), so that the item's row has norm 1
     share = (1.0 / np.sqrt((catalog.categories >= 0).sum(1).clip(min=1)))[row].astype(np.float32)
     shape = (n, len(catalog.category_names) + 1)
-    blocks += [sp.csr_array((share, (row, catalog.categories[row, slot])), shape=shape), words]
+    blocks += [sp.csr_array((share, (row, catalog.categories[row, slot])), shape=shape), tfidf]
     return sp.csr_array(sp.hstack([sp.csr_array(block) for block in blocks], dtype=np.float32))
 
 
 def _predicted(
-    catalog: Catalog, vectors: Floats, known: Ints, unknown: Ints, positives: Ints, asked: Floats, *, seed: int
+    catalog: Catalog, vectors: Floats, warm: Ints, cold: Ints, positives: Ints, users: Floats, *, seed: int
 ) -> Floats:
-    """Rows for `unknown` from those of `known`, as regression and neighbours say. liked (n,): events of each item.
+    """Vectors (n_cold, d) of the cold items, predicted from the vectors of the warm items.
 
-    How much each has to say is what foretells best the products of users `asked` with items that are held out: least
-    squares, an item weighing as the root of its events. Neighbours that foretell nothing have no say.
+    positives (n,): positive events of each item; users (b, d): user vectors.
+
+    The prediction is v + a1 * r + a2 * k: the mean vector v, and the predictions r of the regression and k of the
+    neighbours, both centred. a1, a2 >= 0 minimise sum_i sqrt(positives_i) * |U (v_i - v - a1 r_i - a2 k_i)|^2 over
+    the held-out warm items i: the squared error of the scores of users U. Neighbours that predict nothing get the
+    weight 0.
     """
-    words = item_tfidf(catalog)
-    features = content_features(catalog, words)
+    tfidf = item_tfidf(catalog)
+    features = content_features(catalog, tfidf)
 
-    def both(of: Ints, rows: Ints) -> tuple[Floats, Floats]:
-        regressed = _ridge_predictions(features, vectors, of, rows, positives[of])
-        return regressed, _neighbour_means(words, vectors, of, rows, positives[of], regressed)
+    def predict(known: Ints, unknown: Ints) -> tuple[Floats, Floats]:
+        """Both predictions (len(unknown), d) from the items `known`."""
+        regression = _ridge_predictions(features, vectors, known, unknown, positives[known])
+        return regression, _neighbour_means(tfidf, vectors, known, unknown, positives[known], regression)
 
-    if len(known) < MIN_WARM_ITEMS:
-        return both(known, unknown)[0]
-    order = np.random.default_rng(seed).permutation(known)
+    if len(warm) < MIN_WARM_ITEMS:
+        return predict(warm, cold)[0]
+    order = np.random.default_rng(seed).permutation(warm)
     held, rest = np.sort(order[: len(order) // HELD_OUT_FRACTION]), np.sort(order[len(order) // HELD_OUT_FRACTION :])
-    told = np.stack([vectors[held], *both(rest, held)]).astype(np.float64)  # (3, m, d): the truth, and what is said
-    weight = np.sqrt(positives[held])[:, None]
-    middle = (told * weight).sum(1, keepdims=True) / weight.sum()  # (3, 1, d)
-    products = np.einsum("amd,bme,de->ab", (told - middle) * weight, told - middle, asked.T @ asked, optimize=True)
-    root = np.linalg.cholesky(products[1:, 1:] + TINY * (1 + np.trace(products)) * np.eye(2))
-    says, _ = nnls(root.T, np.linalg.solve(root, products[1:, 0]))
-    regressed, beside = both(known, unknown)
-    rows = middle[0] + says[0] * (regressed - middle[1]) + says[1] * (beside - middle[2])
-    return np.asarray(rows, dtype=np.float32)
+    rows = np.stack([vectors[held], *predict(rest, held)]).astype(np.float64)  # (3, m, d): v, r and k
+    weight = np.sqrt(positives[held])[:, None]  # (m, 1)
+    mean = (rows * weight).sum(1, keepdims=True) / weight.sum()  # (3, 1, d)
+    # (3, 3) weighted products of scores: sum_i w_i (x_i - mean_x)' U'U (y_i - mean_y) for x, y in (v, r, k)
+    products = np.einsum("amd,bme,de->ab", (rows - mean) * weight, rows - mean, users.T @ users, optimize=True)
+    # normal equations G a = g, G = products[1:, 1:], g = products[1:, 0]; with G = L L': min_a>=0 |L' a - L^-1 g|
+    root = np.linalg.cholesky(products[1:, 1:] + TINY * (1 + np.trace(products)) * np.eye(2))  # (2, 2) L
+    weights, _ = nnls(root.T, np.linalg.solve(root, products[1:, 0]))  # (2,) a1, a2
+    regression, neighbours = predict(warm, cold)
+    combined = mean[0] + weights[0] * (regression - mean[1]) + weights[1] * (neighbours - mean[2])  # (n_cold, d)
+    return np.asarray(combined, dtype=np.float32)
 
 
 def _ridge_predictions(features: sp.csr_array, vectors: Floats, known: Ints, unknown: Ints, events: Ints) -> Floats:
-    """Rows for `unknown` by weighted ridge regression with an intercept, from the rows and events of `known`.
+    """Vectors (len(unknown), d) by weighted ridge regression with an intercept on features (n, f).
 
-    By conjugate gradients (Hestenes & Stiefel 1952) for all coordinates at once: ten times as fast as scikit-learn's,
-    which takes them one after the other.
+    The regression is fitted on the items `known`; events (len(known),): positive events of each. It solves
+    (Xc' W Xc + RIDGE I) B = Xc' W Yc, where Xc, Yc are centred features and vectors and W the weights, by conjugate
+    gradients (Hestenes & Stiefel 1952) for all d columns at a time: ten times as fast as scikit-learn, which solves
+    column by column.
     """
-    weights = np.sqrt(events)  # an item of a hundred events lies where it should, one of a single event by chance
-    weights = (weights / weights.mean()).astype(np.float32)[:, None]
-    x, y = features[known], vectors[known]
-    middle_x, middle_y = (weights.T @ x) / len(known), (weights.T @ y) / len(known)  # (1, f), (1, d)
+    weights = np.sqrt(events)  # the vector of an item of few events is noisy
+    weights = (weights / weights.mean()).astype(np.float32)[:, None]  # (m, 1), mean 1
+    x, y = features[known], vectors[known]  # (m, f), (m, d)
+    mean_x, mean_y = (weights.T @ x) / len(known), (weights.T @ y) / len(known)  # (1, f), (1, d)
 
     def centred(b: Floats) -> Floats:
-        out: Floats = x @ b - middle_x @ b
+        """Xc @ b, (f, d) -> (m, d), without a dense Xc."""
+        out: Floats = x @ b - mean_x @ b
         return out
 
     def transposed(r: Floats) -> Floats:
-        out: Floats = x.T @ r - middle_x.T * r.sum(0)
+        """Xc' @ r, (m, d) -> (f, d)."""
+        out: Floats = x.T @ r - mean_x.T * r.sum(0)
         return out
 
-    solved = np.zeros((x.shape[1], y.shape[1]), dtype=np.float32)
-    left = transposed(weights * (y - middle_y))
-    step, size = left.copy(), (left**2).sum(0)
-    begun = size
+    solution = np.zeros((x.shape[1], y.shape[1]), dtype=np.float32)  # (f, d) B
+    residual = transposed(weights * (y - mean_y))  # (f, d)
+    direction, squared = residual.copy(), (residual**2).sum(0)  # (f, d), (d,)
+    initial = squared
     for _ in range(MAX_ITERATIONS):
-        along = transposed(weights * centred(step)) + RIDGE * step
-        length = size / (step * along).sum(0).clip(min=TINY)
-        solved += length * step
-        left -= length * along
-        before, size = size, (left**2).sum(0)
-        if (size <= TOLERANCE**2 * begun).all():
+        product = transposed(weights * centred(direction)) + RIDGE * direction  # (f, d) A p
+        step = squared / (direction * product).sum(0).clip(min=TINY)  # (d,) r'r / p'Ap
+        solution += step * direction
+        residual -= step * product
+        previous, squared = squared, (residual**2).sum(0)
+        if (squared <= TOLERANCE**2 * initial).all():
             break
-        step = left + size / before.clip(min=TINY) * step
-    rows: Floats = features[unknown] @ solved - middle_x @ solved + middle_y
+        direction = residual + squared / previous.clip(min=TINY) * direction
+    rows: Floats = features[unknown] @ solution - mean_x @ solution + mean_y
     return rows
 
 
 def _neighbour_means(
-    words: sp.csr_array, vectors: Floats, known: Ints, unknown: Ints, events: Ints, otherwise: Floats
+    tfidf: sp.csr_array, vectors: Floats, known: Ints, unknown: Ints, events: Ints, fallback: Floats
 ) -> Floats:
-    """Rows for `unknown`: means of those NEIGHBOURS of `known` whose words are most alike.
+    """Vectors (len(unknown), d): weighted means of the NEIGHBOURS items of `known` with the highest TF-IDF cosine.
 
-    They weigh as the square of the cosine and the root of their events. Rows of `otherwise` where none is shared.
+    A neighbour weighs cosine^2 * sqrt(events). events (len(known),): positive events of each. An item that shares no
+    word with any of `known` gets its row of `fallback` (len(unknown), d).
     """
-    out, theirs, weight = otherwise.copy(), sp.csc_array(words[known].T), np.sqrt(events).astype(np.float32)
+    out, known_terms = fallback.copy(), sp.csc_array(tfidf[known].T)  # (w, len(known))
+    weight = np.sqrt(events).astype(np.float32)  # (len(known),)
     size = max(1, MAX_PAIRS // len(known))
     for at in range(0, len(unknown), size):
-        alike = (words[unknown[at : at + size]] @ theirs).toarray()  # (size, known)
+        similarity = (tfidf[unknown[at : at + size]] @ known_terms).toarray()  # (size, len(known)) cosines
         if len(known) > NEIGHBOURS:
-            least = np.partition(alike, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS]
-            alike[alike < least[:, None]] = 0
-        alike = alike**2 * weight
-        total = alike.sum(1, keepdims=True)
-        there = total[:, 0] > 0
-        out[at : at + size][there] = (alike[there] / total[there]) @ vectors[known]
+            threshold = np.partition(similarity, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS]  # (size,)
+            similarity[similarity < threshold[:, None]] = 0
+        similarity = similarity**2 * weight
+        total = similarity.sum(1, keepdims=True)  # (size, 1)
+        has_neighbours = total[:, 0] > 0  # (size,)
+        out[at : at + size][has_neighbours] = (similarity[has_neighbours] / total[has_neighbours]) @ vectors[known]
     return out
 
 
 def _filler(n: int, d: int, seed: int) -> Floats:
-    """n unit rows (n, d), at random in the last coordinates, those that users vary least in (`TwoTowers.rotate`).
+    """n random unit rows (n, d), zero except in the last coordinates, where users differ least (`TwoTowers.rotate`).
 
-    At random, so that what is left of one newcomer's length does not make it alike to the others.
+    They are random so that the filler does not make cold items similar to each other.
     """
-    rows, kept = np.zeros((n, d), dtype=np.float32), _informative_width(d)
-    rows[:, kept:] = np.random.default_rng(seed).standard_normal((n, d - kept), dtype=np.float32)
+    rows, informative = np.zeros((n, d), dtype=np.float32), _informative_width(d)
+    rows[:, informative:] = np.random.default_rng(seed).standard_normal((n, d - informative), dtype=np.float32)
     return unit(rows)
 
 
 def _informative_width(d: int) -> int:
+    """Number of leading coordinates that hold no filler."""
     return d - max(1, d // FILLER_FRACTION)
 
 
-def _unit_length(rows: Floats, aside: Floats) -> Floats:
-    """Unit rows (n, d): of longer rows the direction, and shorter ones with what is left of 1 aside."""
-    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1)
-    along = (rows * aside).sum(1, keepdims=True)
-    left = np.copysign(np.sqrt(along**2 + (1 - (rows**2).sum(1, keepdims=True)).clip(min=0)), along) - along
-    return unit(rows + left * aside)  # of length 1 up to rounding
+def _unit_length(rows: Floats, filler: Floats) -> Floats:
+    """Unit rows (n, d): longer rows are scaled down, and filler (n, d), unit rows, is added to shorter ones.
 
-
-def _lift(predicted: Floats, aside: Floats, counted: Bools, asked: Floats, rivals: Floats, share: float) -> Floats:
-    """Unit rows for what was predicted of m new items, moved as far as they take at most `share` of the first places.
-
-    counted (m,): those that can be shown; asked (b, d): users, whose best others have the scores `rivals` (b, FIRST).
+    The amount t solves |row + t * filler| = 1: t = -<row, filler> +- sqrt(<row, filler>^2 + 1 - |row|^2), with the
+    sign of <row, filler>.
     """
-    common = unit(asked.mean(0, keepdims=True))
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1)
+    along = (rows * filler).sum(1, keepdims=True)  # (n, 1) <row, filler>
+    amount = np.copysign(np.sqrt(along**2 + (1 - (rows**2).sum(1, keepdims=True)).clip(min=0)), along) - along
+    return unit(rows + amount * filler)  # `unit` removes the rounding error
+
+
+def _lift(
+    predicted: Floats, filler: Floats, counted: Bools, users: Floats, competitors: Floats, share: float
+) -> Floats:
+    """Unit rows (m, d) of m predicted vectors, moved as far as they take at most `share` of the top places.
+
+    The move is step * mean user direction, with one step for all rows. counted (m,): items that can be shown already;
+    users (b, d): user vectors; competitors (b, TOP): highest scores of the other items for each user.
+    """
+    common = unit(users.mean(0, keepdims=True))  # (1, d)
 
     def moved(step: float) -> Floats:
-        return _unit_length(predicted + step * common, aside)
+        return _unit_length(predicted + step * common, filler)
 
-    def taken(step: float) -> float:
-        theirs = Index(moved(step)[counted]).search(asked, TOP).scores
-        first = np.argsort(-np.concatenate([rivals, theirs], axis=1), axis=1, kind="stable")[:, :TOP]
-        return float((first >= TOP).mean())
+    def share_taken(step: float) -> float:
+        scores = Index(moved(step)[counted]).search(users, TOP).scores  # (b, TOP)
+        top = np.argsort(-np.concatenate([competitors, scores], axis=1), axis=1, kind="stable")[:, :TOP]
+        return float((top >= TOP).mean())  # columns from TOP on are the moved items
 
-    # the share rises with the step, and falls again when little else than the step is left of the items
+    # the share rises with the step, and falls again when the step is so long that the items hardly differ
     steps, shares = np.append(0.0, np.geomspace(MIN_STEP, MAX_STEP, 20)), list[float]()
     for step in steps:
-        shares.append(taken(step))
+        shares.append(share_taken(step))
         if shares[-1] > share:
             break
-    else:
+    else:  # no step exceeds the share: take the step of the largest share
         return moved(steps[int(np.argmax(shares))])
     low, high = (steps[max(0, len(shares) - 2)], steps[len(shares) - 1])
-    for _ in range(8):
+    for _ in range(8):  # bisection
         step = (low + high) / 2
-        low, high = (step, high) if taken(step) <= share else (low, step)
+        low, high = (step, high) if share_taken(step) <= share else (low, step)
     return moved(low)

@@ -1,7 +1,7 @@
-"""Several processes that fit towers together: torchrun starts them, the first does the run, the others help.
+"""Data-parallel training of the towers: torchrun starts the processes, and rank 0 does the run.
 
-`torchrun --nproc-per-node 2 --no-python recsys train CONFIG`. Whatever the first process fits, it hands to the others
-as a call; they wait for the next one and neither read data, judge, print nor write.
+`torchrun --nproc-per-node 2 --no-python recsys train CONFIG`. Rank 0 broadcasts each call that fits towers, and all
+processes execute it. Between calls the other processes wait: only rank 0 reads data, evaluates, prints and writes.
 """
 
 import os
@@ -18,35 +18,35 @@ CPU = torch.device("cpu")
 
 
 def size() -> int:
-    """How many processes there are; 1 where torchrun started none."""
+    """Number of processes; 1 without torchrun."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is; the first is 0."""
+    """Rank of this process; 0 without torchrun."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def device() -> torch.device:
-    """Where this process computes: on a graphics card of its own where there is one. Not run on a GPU yet."""
+    """Device of this process: the GPU of its local rank if CUDA is available, else the CPU. Not run on a GPU yet."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else CPU
 
 
 def run_distributed(work: Callable[[], None]) -> None:
-    """Do `work` in the first process; in every other one what it calls for by `broadcast_call`, until it is done.
+    """Runs `work` in rank 0. The other processes run the calls that it broadcasts (`broadcast_call`).
 
-    A failure in any process ends that one, and torchrun ends the others.
+    A process that fails ends, and torchrun ends the others.
     """
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        timeout=timedelta(days=7),  # the others wait as long as the first one reads, judges and writes
+        timeout=timedelta(days=7),  # the other processes wait while rank 0 reads, evaluates and writes
     )
     if rank() == 0:
         try:
             work()
-        except SystemExit as end:  # how commands end, well or not
+        except SystemExit as end:  # commands end with it, also when they succeed
             if end.code:
                 raise
         broadcast_value(None)
@@ -59,19 +59,19 @@ def run_distributed(work: Callable[[], None]) -> None:
 def _next_call() -> Any:
     try:
         return broadcast_value(None)
-    except RuntimeError:  # the first process is gone, and has said why
+    except RuntimeError:  # rank 0 has ended, and has reported the reason
         distributed.destroy_process_group()
         raise SystemExit(1) from None
 
 
 def broadcast_call(call: Callable[[], Any]) -> None:
-    """Let the other processes begin a call, where this is the first one, which goes on with its own."""
+    """Starts the call in the other processes if this is rank 0, which then makes its own call; else does nothing."""
     if size() > 1 and rank() == 0:
         broadcast_value(call)
 
 
 def broadcast_value(value: Any) -> Any:
-    """The first process's value, in every process."""
+    """The value of rank 0, in every process."""
     box = [value]
     if size() > 1:
         distributed.broadcast_object_list(box, src=0, device=CPU)
@@ -79,14 +79,14 @@ def broadcast_value(value: Any) -> Any:
 
 
 def mean(values: Tensor) -> Tensor:
-    """Mean over the processes, of a tensor that each has one of."""
+    """Mean over the processes of a tensor that each process has, of one shape. Overwrites `values`."""
     if size() > 1:
         distributed.all_reduce(values)
     return values / size()
 
 
 def data_parallel(module: nn.Module) -> nn.Module:
-    """The module with gradients that are the mean over the processes."""
+    """The module, with gradients averaged over the processes."""
     if size() == 1:
         return module
     return DistributedDataParallel(module, broadcast_buffers=False, static_graph=True)
@@ -94,7 +94,10 @@ def data_parallel(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def process_rng(seed: int) -> Iterator[None]:
-    """Random numbers of this process alone; outside of this all processes draw the same ones."""
+    """Context in which torch draws random numbers of this process, seeded with `seed`.
+
+    Outside, all processes draw the same numbers. Has no effect with one process.
+    """
     if size() == 1:
         yield
         return

@@ -1,4 +1,4 @@
-"""The two towers: items and users as unit vectors of one space."""
+"""The two towers: models that map items and users to unit vectors of one space."""
 
 import numpy as np
 import torch
@@ -14,18 +14,18 @@ from recsys.towers.dropout import dropout
 from recsys.towers.history import HOUR, WAIT_BUCKETS, WEEK, History
 
 INITIAL_LENGTH = 0.2
-"""Length of what ids, contents and categories begin as: short rows turn fast under AdamW's steps of one size."""
+"""Initial length of id, content and category vectors. AdamW takes steps of one size, so short rows rotate fast."""
 
 
 class ItemTower(nn.Module):
-    """Items to unit vectors: id + popularity + projected content + numbers + mean of categories, normalised.
+    """Item vectors: id + popularity + projected content + numbers + mean of categories, normalised.
 
-    Id and popularity come from events. An item without any has neither; id dropout teaches that case, and
-    `recsys.towers.cold_start` places such items better still when the towers are fitted.
+    A cold item has neither the id nor the popularity term, because these are learned from events. Id dropout trains
+    that case. `recsys.towers.cold_start` replaces the vectors of cold items by better ones after training.
     """
 
     def __init__(self, catalog: Catalog, statistics: ItemStatistics, config: TowerConfig) -> None:
-        """Parameters for the n items of the catalogue, of which the statistics say what events told."""
+        """New parameters for the n items of the catalogue. statistics: counts of their positive events."""
         super().__init__()
         d = config.dimension
         self.config = config
@@ -44,38 +44,41 @@ class ItemTower(nn.Module):
         self.project = nn.Linear(catalog.content.shape[1], d, bias=False)
         self.number = nn.Linear(self.numbers.shape[1], d, bias=False)
         self.category = nn.EmbeddingBag(len(catalog.category_names) + 1, d, mode="mean", padding_idx=0)
-        for table in (self.id, self.project, self.category):  # of unit rows, so that each begins as long as START
+        for table in (self.id, self.project, self.category):  # inputs are unit rows: outputs have INITIAL_LENGTH
             nn.init.normal_(table.weight, std=INITIAL_LENGTH * d**-0.5)
         for table in (self.popularity, self.number):
             nn.init.normal_(table.weight, std=0.3 * INITIAL_LENGTH * d**-0.5)
         nn.init.zeros_(self.category.weight[0])
 
     def forward(self) -> Tensor:
-        """All items: (n, d) float32 unit rows."""
-        mask = self.known
+        """Vectors of all items: (n, d) float32 unit rows."""
+        mask = self.known  # (n,) 1 for items with positive events, 0 for cold ones
         if self.training and self.config.id_dropout:
             mask = mask * (torch.rand_like(mask) >= self.config.id_dropout)
-        told = self.popularity(self.counts)  # (n, d)
-        x = (told + self.id.weight if self.config.id else told) * mask[:, None]
+        behaviour = self.popularity(self.counts)  # (n, d)
+        x = (behaviour + self.id.weight if self.config.id else behaviour) * mask[:, None]
         if self.config.content:
             x = x + self.project(self.content) + self.number(self.numbers) + self.category(self.categories + 1)
         return functional.normalize(x, dim=-1)
 
 
 def numeric_features(catalog: Catalog) -> Floats:
-    """(n, 4) float32: log price and time of publication, each standardised and 0 where unknown, and whether known."""
+    """(n, 4) float32: log price, whether it is known, publication time, whether it is known.
+
+    Price and time are standardised over the items where they are known, and 0 elsewhere.
+    """
     published = np.where(catalog.dated, catalog.published.astype(np.float64), np.nan)
     out = np.zeros((len(catalog), 4), dtype=np.float32)
-    for at, values in enumerate((np.log1p(catalog.price.astype(np.float64)), published)):
+    for number, values in enumerate((np.log1p(catalog.price.astype(np.float64)), published)):
         known = np.isfinite(values)
         if known.any():
-            out[known, 2 * at] = (values[known] - values[known].mean()) / max(values[known].std(), 1e-6)
-            out[known, 2 * at + 1] = 1.0
+            out[known, 2 * number] = (values[known] - values[known].mean()) / max(values[known].std(), 1e-6)
+            out[known, 2 * number + 1] = 1.0
     return out
 
 
 class Block(nn.Module):
-    """A causal LiGR layer: pre-norm attention and SwiGLU, each let through by a gate of its input.
+    """A causal LiGR layer: pre-norm attention and SwiGLU, each multiplied by a sigmoid gate of its input.
 
     Borisyuk et al. 2025 (arXiv 2502.03417); as in eSASRec (Tikhonovich et al. 2025, arXiv 2508.06450).
     """
@@ -91,12 +94,13 @@ class Block(nn.Module):
         self.gate1, self.gate2 = nn.Linear(d, d), nn.Linear(d, d)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, t, d) -> (b, t, d); position i reads positions 0..i."""
+        """(b, t, d) -> (b, t, d). Position i reads positions 0..i."""
         b, t, d = x.shape
+        # (b, heads, t, d / heads) each
         q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)  # (b, heads, t, d / heads)
         x = x + self._drop(self.out(y.transpose(1, 2).reshape(b, t, d))) * torch.sigmoid(self.gate1(x))
-        value, swish = self.up(self.norm2(x)).chunk(2, dim=-1)
+        value, swish = self.up(self.norm2(x)).chunk(2, dim=-1)  # (b, t, 4 d) each
         return x + self._drop(self.down(functional.silu(swish) * value)) * torch.sigmoid(self.gate2(x))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -104,14 +108,14 @@ class Block(nn.Module):
 
 
 class UserTower(nn.Module):
-    """A history of item vectors to a unit vector after each event: a causal transformer (Kang & McAuley 2018).
+    """User vectors, one after each event of a history of item vectors: a causal transformer (Kang & McAuley 2018).
 
-    What it makes is added to a mean of the positive items in which the newer weigh more, at a learned rate, and to
-    what everybody wants at that hour and on that weekday, where the calendar is read.
+    The transformer's output is added to the projected mean of the positive items, whose weights decay with age at a
+    learned rate, and, if config.calendar, to a vector of the hour and a vector of the weekday.
     """
 
     def __init__(self, config: TowerConfig, n_types: int = 1) -> None:
-        """Parameters for histories up to config.history, of events of n_types: 0, not told apart, and the others."""
+        """New parameters for histories of up to config.history events. n_types: event types; type 0 is unknown."""
         super().__init__()
         d = config.dimension
         self.config = config
@@ -120,20 +124,20 @@ class UserTower(nn.Module):
         self.kind = nn.Embedding(2, d)
         for table in (self.position, self.wait, self.kind):
             nn.init.normal_(table.weight, std=0.1 * d**-0.5)
-        # zero until it is learned, so that nothing is made of a type or an hour that has not been seen
+        # zeros, so that a type or an hour without training events has no effect
         self.event = nn.Embedding(n_types, d, padding_idx=0, _weight=torch.zeros(n_types, d))
         self.hour, self.day = (nn.Embedding(n, d, _weight=torch.zeros(n, d)) for n in (24, 7))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(d)
-        nn.init.constant_(self.norm.weight, 0.1)  # the mean of the history speaks first, attention refines it
+        nn.init.constant_(self.norm.weight, 0.1)  # small: at first the mean of the history dominates
         self.profile = nn.Linear(d, d, bias=False)
         nn.init.eye_(self.profile.weight)
         self.forget = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, vectors: Tensor, history: History[Tensor]) -> Tensor:
-        """Vectors (b, t, d), unit rows of the items of a history (b, t) -> (b, t, d) unit rows.
+        """vectors (b, t, d): unit rows of the items of a history (b, t) -> user vectors (b, t, d), unit rows.
 
-        Row i says what follows event i, when it follows after waits[i] at hours[i].
+        User vector i predicts the item after event i, given that it follows after waits[i] at hours[i].
         """
         t, d = vectors.shape[1:]
         x = vectors + self.position.weight[:t] + self.kind(history.positive.long()) + self.event(history.types)
@@ -149,27 +153,27 @@ class UserTower(nn.Module):
         return functional.normalize(out, dim=-1)
 
     def _recent(self, vectors: Tensor, positive: Tensor) -> Tensor:
-        """Means of the positive items so far (b, t, d), each weighing sigmoid(forget) as much as the next newer."""
+        """(b, t, d): weighted mean of the positive items up to each event, with weights sigmoid(forget) ** age."""
         t = vectors.shape[1]
-        at = torch.arange(t, device=vectors.device)
-        age = at[:, None] - at  # (t, t)
-        weights = torch.exp(functional.logsigmoid(self.forget) * age.clamp(min=0)).tril()
+        position = torch.arange(t, device=vectors.device)
+        age = position[:, None] - position  # (t, t)
+        weights = torch.exp(functional.logsigmoid(self.forget) * age.clamp(min=0)).tril()  # (t, t)
         weights = weights * positive[:, None, :]  # (b, t, t)
         return weights / weights.sum(-1, keepdim=True).clamp(min=1e-6) @ vectors
 
 
 MAX_SAMPLED_USERS = 2000
-"""At most this many users are looked at where it matters what users have in common."""
+"""Maximum number of users whose vectors are sampled to fit the rotation and to lift cold items."""
 
 
 class TwoTowers(nn.Module):
     """Both towers and the learned temperature: score(user, item) = <user, item> * exp(log_scale).
 
-    What both make is turned by `rotation` (d, d), the same for both, so that no product changes; see `rotate`.
+    Both outputs are multiplied by the same `rotation` (d, d), which leaves every product unchanged: see `rotate`.
     """
 
     def __init__(self, catalog: Catalog, statistics: ItemStatistics, config: TowerConfig, n_types: int = 1) -> None:
-        """Fresh parameters from torch's global generator: seed it first. n_types: of events, see `Interactions`."""
+        """New parameters from torch's global generator: seed it first. n_types: see `Interactions`."""
         super().__init__()
         self.config = config
         self.items = ItemTower(catalog, statistics, config)
@@ -180,37 +184,39 @@ class TwoTowers(nn.Module):
 
     @torch.inference_mode()
     def item_vectors(self) -> Floats:
-        """(n, d) float32 unit rows."""
+        """Rotated vectors of all items: (n, d) float32 unit rows. Sets evaluation mode."""
         self.eval()
         vectors: Floats = (self.items() @ self.rotation).cpu().numpy()
         return vectors
 
     def rotate(self, events: Interactions, *, seed: int) -> None:
-        """Turn the space so that users vary most in its first coordinates, and ever less in the later ones.
+        """Fits the rotation that orders the coordinates by the second moment of the user vectors, largest first.
 
-        Vectors may then be cut anywhere (Matryoshka): of all ways to keep m coordinates this one loses least of the
-        users (principal components, without a mean: products have none).
+        The rotation is onto the principal components of sampled users, without centring, because scores are products
+        without a mean. Vectors can then be cut to any m first coordinates (as in Matryoshka representations): no
+        other m coordinates keep more of the user vectors.
         """
-        _, users = self.newest_users(self.item_vectors(), events, seed=seed)
-        _, directions = np.linalg.eigh(users.T.astype(np.float64) @ users)  # ascending
+        _, users = self.newest_users(self.item_vectors(), events, seed=seed)  # (b, d)
+        _, directions = np.linalg.eigh(users.T.astype(np.float64) @ users)  # (d, d) columns, ascending eigenvalues
         self.rotation = self.rotation @ torch.from_numpy(directions[:, ::-1].astype(np.float32).copy()).to(
             self.rotation.device
         )
 
     def newest_users(self, item_vectors: Floats, events: Interactions, *, seed: int) -> tuple[UserStates, Floats]:
-        """States after all events of USERS with a positive one, drawn by the seed, and their vectors (b, d).
+        """(states, vectors (b, d)) after all events, of b <= MAX_SAMPLED_USERS users drawn by the seed.
 
-        Where the calendar is read each is asked at some hour of the week that follows, so that all hours have a say.
+        Only users with a positive event are drawn. If config.calendar, each state is moved to a random hour of the
+        following week, so that the vectors cover all hours.
         """
         rng = np.random.default_rng(seed)
         users = np.sort(rng.permutation(np.unique(events.positives().users))[:MAX_SAMPLED_USERS])
-        later = rng.integers(WEEK, size=len(users)) * HOUR if self.config.calendar else np.zeros(len(users), np.int64)
-        states = events.states(users, events.latest + 1 + later)
+        delay = rng.integers(WEEK, size=len(users)) * HOUR if self.config.calendar else np.zeros(len(users), np.int64)
+        states = events.states(users, events.latest + 1 + delay)
         return states, self.user_vectors(states, item_vectors)
 
     @torch.inference_mode()
     def user_vectors(self, states: UserStates, item_vectors: Floats) -> Floats:
-        """(b, d) float32: unit rows, or a zero row for a user without positive events."""
+        """Rotated user vectors (b, d) float32: unit rows, or a zero row for a user without positive events."""
         self.eval()
         history = self.config.history
         lengths = np.minimum(states.items.lengths, history)
@@ -218,11 +224,11 @@ class TwoTowers(nn.Module):
         device = self.log_scale.device
         table = torch.from_numpy(item_vectors).to(device)
         order = np.flatnonzero(states.positives().lengths > 0)
-        order = order[np.argsort(lengths[order], kind="stable")]  # like lengths together: less padding
+        order = order[np.argsort(lengths[order], kind="stable")]  # similar lengths in one batch: less padding
         for start in range(0, len(order), 256):
             part = order[start : start + 256]
-            read = History.newest(states[part], int(lengths[part].max())).on(device)
-            hidden = self.users(table[read.items] @ self.rotation.T, read)
+            events = History.newest(states[part], int(lengths[part].max())).on(device)  # (256, t)
+            hidden = self.users(table[events.items] @ self.rotation.T, events)  # (256, t, d), not rotated
             last = hidden[torch.arange(len(part)), torch.from_numpy(lengths[part] - 1)]
             out[part] = (last @ self.rotation).cpu().numpy()
         return out

@@ -1,4 +1,4 @@
-"""Histories as training material: windows, and what is to be predicted after which event."""
+"""Training sequences: slices of user histories, and the items that the user tower learns to predict in them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +13,16 @@ from recsys.towers.history import History
 
 @dataclass(frozen=True)
 class TrainingSequences:
-    """Training material: windows of user histories, and what is to be predicted after which event.
+    """The training log and its p (query, target) pairs.
 
-    history: the n events by user and time, each followed by the same user's next; offsets (n_users + 1,);
-    query (q,) int64 positions in the log after which something is predicted: the last event strictly before a target;
-    pair_to_query (p,) ascending index into query, target (p,) item rows of positive events, weight (p,) float32 of
-    mean 1, how much each counts: the p pairs.
+    A query is a log position after which items are predicted. A target is the item of a positive event. The query of
+    a target is the last event of the same user that is strictly earlier.
+
+    history (n,): the events by user and time; waits and hours lead to the same user's next event.
+    offsets (n_users + 1,): events of user u are at offsets[u]..offsets[u + 1].
+    query (q,) int64: log positions, ascending.
+    pair_to_query (p,) int64: index into query, ascending; target (p,) int64: item rows; weight (p,) float32: weight
+    of each pair in the loss, of mean 1.
     """
 
     history: History[np.ndarray]
@@ -30,82 +34,99 @@ class TrainingSequences:
 
     @classmethod
     def build(cls, events: Interactions, since: int | None = None) -> "TrainingSequences":
-        """From training events. An event at the same moment as its target is never its input.
+        """The queries and targets of training events.
 
-        since (µs): only events after it are targets. Raises DataError when no user has a positive event, after that,
-        after another event.
+        An event with the timestamp of a target is never an input of that target. since (µs): only later events are
+        targets. Raises DataError when there is no target: no positive event (later than `since`) follows an earlier
+        event of its user.
         """
         log, n = events, len(events)
-        moment = np.ones(n, dtype=np.bool_)
-        moment[1:] = (log.users[1:] != log.users[:-1]) | (log.times[1:] != log.times[:-1])
-        start = np.maximum.accumulate(np.where(moment, np.arange(n), 0))  # first event of each moment
+        is_first = np.ones(n, dtype=np.bool_)  # (n,) whether it is the first event of its user at its timestamp
+        is_first[1:] = (log.users[1:] != log.users[:-1]) | (log.times[1:] != log.times[:-1])
+        first = np.maximum.accumulate(np.where(is_first, np.arange(n), 0))  # (n,) first event at the timestamp
         offsets = log.offsets
-        before = np.where(start > offsets[log.users], start - 1, -1)
-        use = (before >= 0) & log.positive
+        previous = np.where(first > offsets[log.users], first - 1, -1)  # (n,) last strictly earlier event, -1: none
+        is_target = (previous >= 0) & log.positive  # (n,)
         if since is not None:
-            use &= log.times > since
-        if not use.any():
-            when = "" if since is None else f" since {np.datetime64(since, 'us')} UTC"
-            raise DataError(f"no user has a positive event after an earlier one among {n}{when}: nothing to train on")
-        query, of = np.unique(before[use], return_inverse=True)
-        following = log.times.copy()  # of its user's last event nothing is predicted
+            is_target &= log.times > since
+        if not is_target.any():
+            period = "" if since is None else f" since {np.datetime64(since, 'us')} UTC"
+            raise DataError(
+                f"no user has a positive event after an earlier one among {n} events{period}: nothing to train on; "
+                "add events, or check events.positive in the data config"
+            )
+        query, pair_to_query = np.unique(previous[is_target], return_inverse=True)  # (q,), (p,)
+        following = log.times.copy()  # (n,) time of the user's next event; the last event has none and is no query
         following[:-1] = np.where(log.users[1:] == log.users[:-1], log.times[1:], log.times[:-1])
-        weight = np.ones(len(of), np.float32) if log.weights is None else log.weights[use] / log.weights[use].mean()
-        pairs = of.astype(np.int64), log.items[use], weight
+        if log.weights is None:
+            weight = np.ones(len(pair_to_query), np.float32)
+        else:
+            weight = log.weights[is_target] / log.weights[is_target].mean()  # (p,)
         history = History.of(log.items, log.positive, log.types, log.times, following)
-        return cls(history, offsets, query, *pairs)
+        return cls(history, offsets, query, pair_to_query.astype(np.int64), log.items[is_target], weight)
 
     def batches(
         self, length: int, batch_events: int, rng: np.random.Generator, *, part: int = 0, parts: int = 1
     ) -> Iterator["Batch"]:
-        """One epoch: windows with a fresh random phase for each user, of like length, in random order.
+        """Yields the batches of one epoch, in random order. Sequences of similar length share a batch.
 
-        parts: processes that share each batch; the part-th of them gets every parts-th window of it.
+        A history of more than `length` events is cut after every `length` events. The first cut is drawn for each
+        user in each epoch. A batch holds about `batch_events` events, padding included.
+
+        parts: number of processes that share each batch. Process `part` gets every parts-th sequence of the batch.
         """
         n = len(self.history.items)
-        sizes = np.diff(self.offsets)
-        user = np.repeat(np.arange(len(sizes)), sizes)
-        phase: Ints = np.where(sizes > length, rng.integers(0, length, len(sizes)), 0)
-        piece = (np.arange(n) - self.offsets[user] + phase[user]) // length
-        starts = np.flatnonzero(np.r_[True, (user[1:] != user[:-1]) | (piece[1:] != piece[:-1])])
-        ends = np.append(starts[1:], n)
-        first = np.searchsorted(self.query, starts).astype(np.int64)
-        last = np.searchsorted(self.query, ends).astype(np.int64)
-        useful = np.flatnonzero(last > first)
+        sizes = np.diff(self.offsets)  # (n_users,) events of each user
+        user = np.repeat(np.arange(len(sizes)), sizes)  # (n,)
+        phase: Ints = np.where(sizes > length, rng.integers(0, length, len(sizes)), 0)  # (n_users,)
+        piece = (np.arange(n) - self.offsets[user] + phase[user]) // length  # (n,) sequence number within the user
+        starts = np.flatnonzero(np.r_[True, (user[1:] != user[:-1]) | (piece[1:] != piece[:-1])])  # (s,) sequences
+        ends = np.append(starts[1:], n)  # (s,)
+        first = np.searchsorted(self.query, starts).astype(np.int64)  # (s,) first query of each sequence
+        last = np.searchsorted(self.query, ends).astype(np.int64)  # (s,) one past its last query
+        useful = np.flatnonzero(last > first)  # (u,) sequences with at least one query
+        # (u,) by length plus uniform noise in [0, 4), so that batches differ between epochs
         order: Ints = useful[np.argsort((ends - starts)[useful] + rng.random(len(useful)) * 4, kind="stable")]
-        widths = np.maximum.accumulate((ends - starts)[order])
+        widths = np.maximum.accumulate((ends - starts)[order])  # (u,) padded length of a batch that ends here
         groups, at = [], 0
         while at < len(order):  # a group holds about batch_events padded events
             size = max(1, batch_events // int(widths[min(at + batch_events // int(widths[at]), len(order) - 1)]))
             groups.append(order[at : at + size])
             at += size
-        pair_start = np.searchsorted(self.pair_to_query, np.arange(len(self.query) + 1)).astype(np.int64)
-        pairs = pair_start[last] - pair_start[first]  # of each window
+        pair_start = np.searchsorted(self.pair_to_query, np.arange(len(self.query) + 1)).astype(np.int64)  # (q + 1,)
+        n_pairs = pair_start[last] - pair_start[first]  # (s,) pairs of each sequence
         for g in rng.permutation(len(groups)):
             group = groups[int(g)]
-            mine = group[part::parts]
-            share = float(pairs[mine].sum() / pairs[group].sum())
-            mine = mine if len(mine) else group[:1]  # a share of 0, but a batch: all processes must take the step
-            yield self._batch(mine, share, starts, ends, first, last, pair_start)
+            own = group[part::parts]
+            share = float(n_pairs[own].sum() / n_pairs[group].sum())
+            own = own if len(own) else group[:1]  # share 0, but not empty: every process must take the step
+            yield self._batch(own, share, starts, ends, first, last, pair_start)
 
     def _batch(
         self, group: Ints, share: float, starts: Ints, ends: Ints, first: Ints, last: Ints, pair_start: Ints
     ) -> "Batch":
-        size = ends[group] - starts[group]
-        at = starts[group][:, None] + np.arange(int(size.max()))[None, :]  # (b, t)
-        inside = at < ends[group][:, None]
+        """The b sequences of `group`, padded to t events, with their q queries and p pairs.
+
+        starts, ends (s,): log positions of each sequence; first, last (s,): its queries; pair_start (q + 1,): the
+        pairs of query i are pair_start[i]..pair_start[i + 1].
+        """
+        size = ends[group] - starts[group]  # (b,)
+        at = starts[group][:, None] + np.arange(int(size.max()))[None, :]  # (b, t) log positions
+        inside = at < ends[group][:, None]  # (b, t)
         at = np.minimum(at, len(self.history.items) - 1)
-        counts = last[group] - first[group]
-        row = np.repeat(np.arange(len(group)), counts)
+        counts = last[group] - first[group]  # (b,) queries of each sequence
+        row = np.repeat(np.arange(len(group)), counts)  # (q,) sequence of each query
+        # (q,) index into self.query: position within the sequence + first query of the sequence
         q = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[group][row]
-        pairs = pair_start[q + 1] - pair_start[q]
-        of = np.repeat(np.arange(len(q)), pairs)
-        pair = np.arange(pairs.sum()) - np.repeat(np.cumsum(pairs) - pairs, pairs) + pair_start[q][of]
+        pairs = pair_start[q + 1] - pair_start[q]  # (q,) pairs of each query
+        query_of_pair = np.repeat(np.arange(len(q)), pairs)  # (p,) query of each pair, counted within the batch
+        # (p,) index into self.target: position within the query + first pair of the query
+        pair = np.arange(pairs.sum()) - np.repeat(np.cumsum(pairs) - pairs, pairs) + pair_start[q][query_of_pair]
         return Batch(
             history=self.history.map_arrays(lambda values: values[at]).padded(inside),
             row=row,
             column=self.query[q] - starts[group][row],
-            pair_to_query=of,
+            pair_to_query=query_of_pair,
             target=self.target[pair],
             weight=self.weight[pair],
             share=share,
@@ -114,11 +135,11 @@ class TrainingSequences:
 
 @dataclass(frozen=True)
 class Batch:
-    """b windows of up to t events, q queries in them, p pairs.
+    """b sequences, padded to t events, with q queries and p (query, target) pairs.
 
-    history (b, t); row, column (q,) place of each query; pair_to_query (p,) the query of each pair; target,
-    weight (p,).
-    share: of all pairs of the step, 1 unless several processes share it.
+    history (b, t); row, column (q,) int64: position of each query in history.
+    pair_to_query (p,) int64: query of each pair; target (p,) int64: item rows; weight (p,) float32.
+    share: share of the pairs of the training step: 1 unless several processes share the step.
     """
 
     history: History[np.ndarray]

@@ -1,4 +1,4 @@
-"""A warm start: fitted towers go on from where they are, over a catalogue that has grown since."""
+"""Warm start: weights of fitted towers for a catalogue with new items."""
 
 import numpy as np
 import polars as pl
@@ -14,46 +14,53 @@ from recsys.item_statistics import ItemStatistics
 from recsys.towers.model import TwoTowers
 
 PASSES = 1
-"""Over the new events."""
+"""Epochs over the new events."""
 
 FIXED_SETTINGS = ("dimension", "nested", "layers", "heads", "history", "id", "content", "times", "calendar")
-"""What fitted weights do not allow to change."""
+"""Settings of `TowerConfig` that fitted weights depend on: a warm start cannot change them."""
 
 
 def extend_catalog(old: Catalog, new: Catalog) -> Catalog:
-    """The items of a new catalogue in the rows that the old one gave them; those that it lacks come after.
+    """The new catalogue with each item of the old one in its old row; new items come after.
 
-    What the new one no longer has keeps its row and is not available. Contents are zeros until they are encoded anew.
+    An item that the new catalogue lacks keeps its row and becomes unavailable. Content vectors are zeros until they
+    are encoded again.
     """
     ids = IdMap((*old.ids.ids, *(name for name in new.ids.ids if name not in old.ids)))
-    gone = old.frame.filter(~pl.col(ITEM).is_in(new.ids.ids)).with_columns(pl.lit(False).alias(AVAILABLE))
-    shared = [name for name in new.frame.columns if name in gone.columns]
-    frame = pl.concat([new.frame, gone.select(shared)], how="diagonal_relaxed")
+    removed = old.frame.filter(~pl.col(ITEM).is_in(new.ids.ids)).with_columns(pl.lit(False).alias(AVAILABLE))
+    shared = [name for name in new.frame.columns if name in removed.columns]
+    frame = pl.concat([new.frame, removed.select(shared)], how="diagonal_relaxed")
     return Catalog.of(frame, ids, np.zeros((len(ids), 1), np.float32), np.zeros(len(ids), np.bool_))
 
 
 def transfer_weights(
     towers: TwoTowers, old: Catalog, catalog: Catalog, events: Interactions, config: TowerConfig
 ) -> TwoTowers:
-    """Towers of a catalogue that begins with the rows of the old one, with what the fitted ones have learned.
+    """Towers for `catalog`, whose first rows are those of `old`, with the weights of fitted towers of `old`.
 
-    New items begin where an item without events stands, categories by their names. Raises ConfigError where the
-    configuration is of towers of another shape.
+    New items get zero id embeddings, as cold items have. Category weights are matched by category name; new
+    categories keep their random initial weights. Raises ConfigError when `config` or the content vectors have
+    another shape than the fitted towers.
     """
     for field in FIXED_SETTINGS:
-        mine, its = getattr(config, field), getattr(towers.config, field)
-        if mine != its:
-            raise ConfigError(f"towers.{field} is {mine} and that of the bundle {its}: set it back, or train anew")
-    if (mine := catalog.content.shape[1]) != (its := towers.items.content.shape[1]):
-        raise ConfigError(f"contents have {mine} dimensions and those of the bundle {its}: train anew")
+        configured, fitted = getattr(config, field), getattr(towers.config, field)
+        if configured != fitted:
+            raise ConfigError(
+                f"towers.{field} is {configured} and that of the bundle {fitted}: set it back, or train from scratch"
+            )
+    if (dimensions := catalog.content.shape[1]) != (fitted := towers.items.content.shape[1]):
+        raise ConfigError(
+            f"contents have {dimensions} dimensions and those of the bundle {fitted}: "
+            "use the encoder of the bundle, or train from scratch"
+        )
     weights = towers.state_dict()
     model = TwoTowers(catalog, ItemStatistics.of(events), config, len(weights["users.event.weight"]))
     ids = torch.zeros_like(model.items.id.weight)
     ids[: len(old)] = weights["items.id.weight"]
-    known = {name: at + 1 for at, name in enumerate(old.category_names)}
+    old_rows = {name: row for row, name in enumerate(old.category_names, 1)}  # row 0 is padding
     categories = model.items.category.weight.detach().clone()
-    for at, name in enumerate(catalog.category_names, 1):
-        if name in known:
-            categories[at] = weights["items.category.weight"][known[name]]
+    for row, name in enumerate(catalog.category_names, 1):
+        if name in old_rows:
+            categories[row] = weights["items.category.weight"][old_rows[name]]
     model.load_state_dict(weights | {"items.id.weight": ids, "items.category.weight": categories})
     return model
