@@ -180,12 +180,12 @@ def targets(events: Interactions, start: int, end: int, history: str, repeats: b
     users, as_of, items = chosen.users[order], as_of[order], chosen.items[order]
     first = np.append(True, (users[1:] != users[:-1]) | (as_of[1:] != as_of[:-1]))[: len(users)]  # opens a state
     distinct = first | np.append(True, items[1:] != items[:-1])[: len(users)]
-    found = Targets(
+    in_window = Targets(
         states=events.states(users[first], as_of[first]),
         state=(np.cumsum(first, dtype=np.int64) - 1)[distinct],
         item=items[distinct],
     )
-    kept = found if repeats else found.where(~_seen(found, events.n_items))
+    kept = in_window if repeats else in_window.where(~_seen(in_window, events.n_items))
     if not len(kept):
         reason = (
             "no event is positive"

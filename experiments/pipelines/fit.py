@@ -198,8 +198,8 @@ def train_reranker(
         for rows, published in published_batches(targets.states.as_of, dataset.catalog):
             batch = targets.states[rows].compact()
             seen = None if repeats else batch.seen_items()
-            found = retrieval.retrieve(batch, config.reranker.candidates, allow=published, exclude=seen)
-            candidates.rows[rows], candidates.scores[rows] = found.rows, found.scores
+            retrieved = retrieval.retrieve(batch, config.reranker.candidates, allow=published, exclude=seen)
+            candidates.rows[rows], candidates.scores[rows] = retrieved.rows, retrieved.scores
         n = len(dataset.catalog)
         pairs = (
             np.arange(len(candidates))[:, None] * n + candidates.rows

@@ -35,8 +35,8 @@ def train_from(
 ) -> tuple[Path, list[Comparison]]:
     """Continue the training of a bundle on the events since it was fitted, write the result and publish it.
 
-    name: fingerprint of the bundle, a prefix of it, `current`, or a folder. The new bundle is fitted on all events, and
-    no event is left to evaluate it: the tables show the previous bundle on the new events. Returns the folder of the
+    name: fingerprint of the bundle, a prefix of it, `current`, or a folder. All events are used for
+    training, so the tables show the previous bundle on the new events, not the new one. Returns the folder of the
     new bundle and one table for each placement that has targets. Raises any RecsysError; a run that fails publishes
     nothing.
     """

@@ -67,7 +67,7 @@ def bundle_compare(
 
 @bundle_app.command("publish")
 def bundle_publish(name: str = typer.Argument(..., help=BUNDLE), root: Path = ROOT) -> None:
-    """Verify the files of a bundle and make it the current one, which the service loads. The previous one is kept."""
+    """Verify the files of a bundle and make it current: the service loads it. The previous bundle is kept."""
     from recsys.bundle.io import load_bundle
     from recsys.bundle.registry import find_bundle, publish_bundle
 

@@ -97,8 +97,8 @@ def embed(
         return
     for encoder in report.encoders:
         typer.echo(
-            f"{encoder.encoder}: {encoder.readable:,} of {encoder.contents:,} items have it; "
-            f"{encoder.cached:,} cached, {encoder.computed:,} computed ({encoder.per_second:,.1f}/s), {encoder.failed:,} parts failed"
+            f"{encoder.encoder}: {encoder.readable:,} of {encoder.contents:,} items have it; {encoder.cached:,} "
+            f"cached, {encoder.computed:,} computed ({encoder.per_second:,.1f}/s), {encoder.failed:,} parts failed"
         )
         for failure in encoder.first:
             typer.echo(f"  item {failure.row + 1}, part {failure.part + 1}: {failure.reason}")

@@ -17,7 +17,7 @@ def train(
     publish: bool = typer.Option(
         True,
         "--publish/--no-publish",
-        help="Make the bundle the current one, which the service loads. Publish it later with `recsys bundle`.",
+        help="Make the bundle current: the service loads it. After --no-publish, see `recsys bundle`.",
     ),
     start: str | None = typer.Option(
         None,
