@@ -1,1 +1,1 @@
-"""Runs: configuration, splits, training, evaluation, tracking, benchmarks."""
+"""Training runs: configuration, splits, training, evaluation, tracking, benchmarks."""

@@ -1,4 +1,4 @@
-"""One run's configuration: a complete YAML file, overridden by RECSYS__A__B in the environment."""
+"""The configuration of a run: a YAML file, overridden by environment variables RECSYS__SECTION__KEY."""
 
 import difflib
 import inspect
@@ -23,7 +23,7 @@ PREFIX = "RECSYS__"
 
 
 class RunConfig(Strict):
-    """Everything a run depends on besides the data and the code."""
+    """Every setting of a run. A run depends on the configuration, the data and the code, and on nothing else."""
 
     name: str
     """Name of the MLflow experiment and of the run's tables."""
@@ -31,32 +31,32 @@ class RunConfig(Strict):
     data: DataConfig
     split: SplitConfig = SplitConfig()
     encoder: EncoderConfig | None = BuiltinConfig()
-    """What items are read, seen and heard with; null: ids and categories alone."""
+    """Encoder of item contents (text, image, audio, video); null: items have ids and categories only."""
 
     limits: Limits = Limits()
-    """What is accepted of one content."""
+    """Size limits of one content."""
 
     alignment: AlignmentConfig = AlignmentConfig()
-    """How encoders of several spaces come to one."""
+    """How the vectors of several encoders are aligned in one space."""
 
     towers: TowerConfig = TowerConfig()
     retriever: RetrieverConfig = RetrieverConfig()
     training: TrainingConfig = TrainingConfig()
     reranker: RerankerConfig | None = RerankerConfig()
-    """null: the order of retrieval is served."""
+    """null: items are served in the order of the retrieval scores."""
 
     baselines: dict[str, dict[str, int | float]] = Field(default={"popular": {}}, min_length=1)
-    """Name -> arguments of its fit function; a name may carry a suffix after a space to occur twice."""
+    """Name -> arguments of its fit function. A suffix distinguishes two of one kind: `popular 7 days`."""
 
     seed: int = 0
     bundles: str = "bundles"
-    """Folder that bundles are written to."""
+    """Folder of the bundles that a run writes."""
 
     cache: str = "data/cache"
     """Folder of encoded contents and exported models."""
 
     def changed(self, settings: Mapping[str, Any]) -> "RunConfig":
-        """With other settings, as {"towers.dropout": 0.3}. Raises ValidationError when they do not go together."""
+        """A copy with other settings, e.g. {"towers.dropout": 0.3}. Raises ValidationError for invalid settings."""
         sections: dict[str, dict[str, Any]] = {}
         for key, value in settings.items():
             section, name = key.split(".")
@@ -66,17 +66,19 @@ class RunConfig(Strict):
 
     @field_validator("baselines")
     @classmethod
-    def _known(cls, baselines: dict[str, dict[str, int | float]]) -> dict[str, dict[str, int | float]]:
+    def _check_baselines(cls, baselines: dict[str, dict[str, int | float]]) -> dict[str, dict[str, int | float]]:
         for name, arguments in baselines.items():
             check_baseline(name, arguments)
         return baselines
 
 
 def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> RunConfig:
-    """Read a YAML file; `$NAME` in its strings and RECSYS__SECTION__KEY come from the environment.
+    """Read a configuration from a YAML file and the environment.
 
-    A key of the file's own, as the baseline `item-knn`, is ITEM_KNN there: capitals, and _ for any other sign.
-    Raises ConfigError naming the file, the key and, for an unknown key, its nearest neighbour.
+    `$NAME` in a string is replaced by the environment variable NAME. RECSYS__SECTION__KEY overrides a value of the
+    file. The variable spells a key in capitals, with _ for every character that is not a letter or a digit: the
+    baseline `item-knn` is ITEM_KNN. Raises ConfigError that names the file and the key, and for an unknown key the
+    most similar known one.
     """
     path = Path(path)
     try:
@@ -104,13 +106,13 @@ def _expand(value: Any, environ: Mapping[str, str], path: Path) -> Any:
     if not isinstance(value, str):
         return value
 
-    def look(match: re.Match[str]) -> str:
+    def lookup(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         if name not in environ:
             raise ConfigError(f"{path}: {value!r} needs the environment variable {name}, which is not set")
         return environ[name]
 
-    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", look, value)
+    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", lookup, value)
 
 
 def _override(raw: dict[str, Any], name: str, text: str) -> None:
@@ -120,35 +122,35 @@ def _override(raw: dict[str, Any], name: str, text: str) -> None:
         raise ConfigError(f"environment variable {name}: {text!r} is not YAML: {error}") from error
     *sections, key = name.removeprefix(PREFIX).lower().split("__")
     for section in sections:
-        raw = raw.setdefault(_own(raw, section), {})
+        raw = raw.setdefault(_matching_key(raw, section), {})
         if not isinstance(raw, dict):
             raise ConfigError(f"environment variable {name}: {section!r} holds a value, not a section")
-    raw[_own(raw, key)] = value
+    raw[_matching_key(raw, key)] = value
 
 
-def _own(section: dict[str, Any], name: str) -> str:
-    """The key of the section that the environment can only spell as `name`."""
+def _matching_key(section: dict[str, Any], name: str) -> str:
+    """The key of the section that environment variables spell as `name`; `name` itself where there is none."""
     return next((key for key in section if re.sub(r"\W", "_", str(key)).lower() == name), name)
 
 
 def _explain(problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(problem["loc"][:-1]), n=1, cutoff=0.0)
-        return f"unknown key {place!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        similar = difflib.get_close_matches(str(problem["loc"][-1]), _keys(problem["loc"][:-1]), n=1, cutoff=0.0)
+        return f"unknown key {place!r}" + (f"; did you mean {similar[0]!r}?" if similar else "")
     return f"{place}: {problem['msg']} (got {problem['input']!r})"
 
 
 def _keys(place: tuple[str | int, ...]) -> list[str]:
-    """Keys that the section at this place has."""
+    """Keys of the section at this place."""
     model: Any = RunConfig
-    named = False  # whether the next part is a name of the user's own, as of a placement
+    in_mapping = False  # whether the next part is a key that the user chose, e.g. the name of a placement
     for part in place:
-        if named:
-            named = False
+        if in_mapping:
+            in_mapping = False
             continue
         field = getattr(model, "model_fields", {}).get(part)
         options = [field.annotation, *get_args(field.annotation)] if field else []
         model = next((o for o in options if inspect.isclass(o) and issubclass(o, BaseModel)), None)
-        named = get_origin(field.annotation) is dict if field else False
+        in_mapping = get_origin(field.annotation) is dict if field else False
     return list(model.model_fields) if model else []

@@ -1,4 +1,4 @@
-"""Tables to arrays: the catalogue and the log of one run."""
+"""The data set of a run: the catalogue and the interactions as arrays, read from tables and the event log."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a run is made of.
+    """The input of a run.
 
-    hash: 16 hex digits of the tables' content; report: what reading them found;
-    left_out: events of items that the catalogue of this run leaves out; unknown: logged events of unknown items;
-    twice: logged events that the tables have already;
-    space: of the items' contents, and told: how it came to be, once they are encoded;
-    fitted_until: time (µs) of the latest event that had a say in which items those are.
+    hash: 16 hex digits, a digest of the tables' content; report: counts and problems of reading the tables;
+    left_out: number of events whose items are not in this catalogue;
+    unknown_items: number of logged events whose items are not in the tables;
+    duplicates: number of logged events that the tables contain already;
+    space, content_note: content space of the items and a line on how it was fitted, set by `encode_contents`;
+    fitted_until: time (µs) of the latest event that the choice of items depends on.
     """
 
     catalog: Catalog
@@ -54,14 +55,15 @@ class Dataset:
 
 
 def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Dataset:
-    """Read and check the tables and the service's log. The catalogue has no content vectors yet."""
+    """Read and validate the tables and the event log of the service. The catalogue has no content vectors yet."""
     tables = read_tables(config.data, progress=progress)
-    events, twice = tables.events, 0
+    events, duplicates = tables.events, 0
     if config.data.log is not None and Path(config.data.log).is_dir():
         logged = events_frame(Path(config.data.log)).select(events.columns)
-        both = pl.concat([events, logged], how="vertical_relaxed")
-        again = repeated_events(both, np.ones(len(both), dtype=np.bool_))  # a log may be exported to the tables
-        events, twice = both.filter(~pl.Series(again)), int(again.sum())
+        merged = pl.concat([events, logged], how="vertical_relaxed")
+        # an event is in both when the log was exported to the tables
+        repeated = repeated_events(merged, np.ones(len(merged), dtype=np.bool_))
+        events, duplicates = merged.filter(~pl.Series(repeated)), int(repeated.sum())
     items = tables.items
     ids = IdMap.shuffled(items.get_column(ITEM), config.seed)
     users = IdMap.shuffled(events.get_column(USER), config.seed)
@@ -95,37 +97,39 @@ def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Da
         digest.hexdigest()[:16],
         tables.report,
         unknown_items=int((~known).sum()),
-        duplicates=twice,
+        duplicates=duplicates,
     )
 
 
-def keep_frequent(dataset: Dataset, cut: int, least: int) -> Dataset:
-    """The data set without items that have fewer than `least` positive events before `cut` (µs).
+def keep_frequent(dataset: Dataset, cut: int, min_events: int) -> Dataset:
+    """The data set without items that have fewer than `min_events` positive events before `cut` (µs).
 
-    The vocabulary of a run depends on its cut: choosing it on all events would let the future in.
+    Later events do not count: a vocabulary chosen on all events would leak the future.
     """
-    if least == 0:
+    if min_events == 0:
         return dataset
     events, past = dataset.events, dataset.events.before(cut)
     counts = np.bincount(past.positives().items, minlength=events.n_items)
-    rows: Ints = np.flatnonzero(counts >= least).astype(np.int64)
-    return replace(_with_rows_of(dataset, dataset.catalog.take(rows)), fitted_until=past.latest)
+    rows: Ints = np.flatnonzero(counts >= min_events).astype(np.int64)
+    return replace(_with_catalog(dataset, dataset.catalog.take(rows)), fitted_until=past.latest)
 
 
-def extend_dataset(old: Catalog, dataset: Dataset, least: int) -> Dataset:
-    """The data set with the items of an older catalogue in its rows, and after them what came to have `least` events.
+def extend_dataset(old: Catalog, dataset: Dataset, min_events: int) -> Dataset:
+    """The data set on an extended catalogue: items of the old one keep their rows, new items follow.
 
-    See `recsys.towers.warm_start.extend_catalog`. Contents are as `load_dataset` leaves them.
+    A new item needs `min_events` positive events. See `recsys.towers.warm_start.extend_catalog`. The catalogue has no
+    content vectors, like that of `load_dataset`.
     """
-    from recsys.towers.warm_start import extend_catalog  # with torch, as below
+    from recsys.towers.warm_start import extend_catalog  # imports torch: lazy, as in `encode_contents`
 
     counts = np.bincount(dataset.events.positives().items, minlength=dataset.events.n_items)
-    wanted = (counts >= least) | (old.ids.rows(dataset.catalog.ids.ids) >= 0)
-    new = extend_catalog(old, dataset.catalog.take(np.flatnonzero(wanted).astype(np.int64)))
-    return replace(_with_rows_of(dataset, new), fitted_until=dataset.events.latest)
+    keep = (counts >= min_events) | (old.ids.rows(dataset.catalog.ids.ids) >= 0)
+    new = extend_catalog(old, dataset.catalog.take(np.flatnonzero(keep).astype(np.int64)))
+    return replace(_with_catalog(dataset, new), fitted_until=dataset.events.latest)
 
 
-def _with_rows_of(dataset: Dataset, catalog: Catalog) -> Dataset:
+def _with_catalog(dataset: Dataset, catalog: Catalog) -> Dataset:
+    """The data set in the rows of another catalogue, without events of items that it does not contain."""
     events = dataset.events
     rows = catalog.ids.rows(dataset.catalog.ids.ids)
     kept = events.where(rows[events.items] >= 0)
@@ -140,13 +144,13 @@ def _with_rows_of(dataset: Dataset, catalog: Catalog) -> Dataset:
 def encode_contents(
     dataset: Dataset, config: RunConfig, progress: StartProgress | None = None, *, space: "ContentSpace | None" = None
 ) -> Dataset:
-    """The data set with the content vectors of its items, in the space that fits them, or in the one that is given.
+    """The data set with the content vectors of its items, in `space`, or without it in a space fitted here.
 
-    Texts are encoded now; pictures, sounds and videos, and all that a native model reads, are those that
-    `recsys embed` has left in the cache. Raises ConfigError when a native model's are not there yet, and SpaceError
-    when these encoders do not lead into the given space.
+    Texts are encoded by this call. Vectors of images, sounds and videos, and all vectors of a native model, are read
+    from the cache that `recsys embed` fills. Raises ConfigError when the configured encoders have no vectors in the
+    cache, and SpaceError when their vectors do not fit the given space.
     """
-    from recsys.content.content_space import fit_content_space  # with torch, which embedding alone does not need
+    from recsys.content.content_space import fit_content_space  # imports torch: lazy, since `recsys embed` needs none
 
     if config.encoder is None:
         return dataset
@@ -159,43 +163,44 @@ def encode_contents(
             embed(contents, {TEXT_CHANNEL: encoders[TEXT_CHANNEL]}, cache, limits=limits, progress=progress)
         for name, encoder in encoders.items():
             channels[name] = cached_vectors(contents, encoder, cache, limits=limits)
-        # titles matter where words have to be brought together with something else
+        # titles are needed only where texts are aligned with another channel
         if TEXT_CHANNEL in encoders and any(
-            one.present.any() for name, one in channels.items() if name != TEXT_CHANNEL
+            channel.present.any() for name, channel in channels.items() if name != TEXT_CHANNEL
         ):
-            text = encoders[TEXT_CHANNEL]
-            named = item_titles(dataset.catalog.frame)
-            channels[TITLE_CHANNEL] = cached_vectors(named, text, cache, limits=limits)
-    if TEXT_CHANNEL not in encoders and not any(one.present.any() for one in channels.values()):
+            titles = item_titles(dataset.catalog.frame)
+            channels[TITLE_CHANNEL] = cached_vectors(titles, encoders[TEXT_CHANNEL], cache, limits=limits)
+    if TEXT_CHANNEL not in encoders and not any(channel.present.any() for channel in channels.values()):
         names = ", ".join(encoders) or "no kind of content"
-        raise ConfigError(f"{cache}: items have no vectors yet by what is read: {names}; run `recsys embed` first")
+        raise ConfigError(
+            f"{cache}: no item has a vector of the configured encoders ({names}); run `recsys embed` first"
+        )
     if space is None:
-        space, content, told = fit_content_space(channels, config.alignment, seed=config.seed, progress=progress)
+        space, content, note = fit_content_space(channels, config.alignment, seed=config.seed, progress=progress)
     else:
-        (space, content), told = space.with_catalog(channels), "contents in the space of the bundle"
+        (space, content), note = space.with_catalog(channels), "contents in the space of the bundle"
     catalog = replace(dataset.catalog, content=content.vectors, has_content=content.present)
-    return replace(dataset, catalog=catalog, space=space, content_note=told)
+    return replace(dataset, catalog=catalog, space=space, content_note=note)
 
 
 def embed_catalog(
     config: RunConfig, *, retry: bool = False, refetch: bool = False, progress: StartProgress | None = None
 ) -> tuple[EmbedReport, Report]:
-    """Embed all that there is of every item, as far as the cache does not have it: what was done, and of what items.
+    """Embed every content of every item that the cache does not have: the report of embedding, and that of the items.
 
     Raises ConfigError when the configuration has no encoder.
     """
     if config.encoder is None:
-        raise ConfigError("encoder is null: there is nothing to embed with; set it to {kind: builtin}")
+        raise ConfigError("encoder is null: contents cannot be embedded; set it to {kind: builtin}")
     items, report = read_items(config.data, progress=progress)
     contents = item_contents(items, Path(config.data.path))
     cache = Path(config.cache)
     with DecoderPool() as decoders:
         encoders = open_encoders(config.encoder, decoders, config.limits, cache / "models")
-        work = partial(embed, cache=cache, limits=config.limits, retry=retry, refetch=refetch, progress=progress)
+        run = partial(embed, cache=cache, limits=config.limits, retry=retry, refetch=refetch, progress=progress)
         titles = (
-            work(item_titles(items), {TITLE_CHANNEL: encoders[TEXT_CHANNEL]}) if TEXT_CHANNEL in encoders else None
+            run(item_titles(items), {TITLE_CHANNEL: encoders[TEXT_CHANNEL]}) if TEXT_CHANNEL in encoders else None
         )
-        done = work(contents, encoders)  # last: its failures are those that stay on disk
+        done = run(contents, encoders)  # last: each run overwrites the file of failures
     if titles is not None:
         done = replace(done, encoders=(*done.encoders, *titles.encoders), seconds=done.seconds + titles.seconds)
     return done, report

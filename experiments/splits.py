@@ -1,4 +1,4 @@
-"""Splits that cannot leak: what may be fitted on, and which events are to be predicted from what."""
+"""Splits of the interactions into fitting, validation and test events, and the guard against leaks between them."""
 
 import hashlib
 import itertools
@@ -15,29 +15,32 @@ from features.schema import Strict
 
 
 class SplitConfig(Strict):
-    """How time is cut."""
+    """How the events are split by time."""
 
     kind: Literal["time", "leave-last-out"] = "time"
-    """time: global cuts (default). leave-last-out: for comparison with papers; lets other users' future in."""
+    """time: one cut for all users (default). leave-last-out: one cut for each user, for comparison with papers.
+
+    With leave-last-out, models are fitted on events of other users that are later than a target.
+    """
 
     history: Literal["prequential", "fixed"] = "prequential"
-    """prequential: each test event is predicted from its user's events strictly before it. fixed: before the cut."""
+    """prequential: predict a test event from all earlier events of its user; fixed: from those before the cut."""
 
     test: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the events, the newest, that are tested."""
+    """Share of the events, the newest ones, that are test events."""
 
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the events before each cut, the newest, that choose epochs and train the reranker."""
+    """Share of the events before each cut, the newest ones, that choose the epochs and train the reranker."""
 
     windows: Annotated[int, Field(ge=1)] = 1
-    """The tested events are cut in this many windows, each with models of its own (small data needs several)."""
+    """Number of windows of the test events. Models are fitted for each window. Small data needs several."""
 
 
 @dataclass(frozen=True)
 class Targets:
     """m events to predict from b states.
 
-    states: b point-in-time histories; state (m,) int64: which of them; item (m,) int64 row of the item.
+    states: b point-in-time histories; state (m,) int64 index into `states`; item (m,) int64 row of the item.
     """
 
     states: UserStates
@@ -53,16 +56,16 @@ class Targets:
         return self.states.users[self.state]
 
     def where(self, keep: Bools) -> "Targets":
-        """The targets where keep (m,) is True, and the states they need."""
+        """The targets where keep (m,) is True, with only the states that these targets refer to."""
         used, state = np.unique(self.state[keep], return_inverse=True)
         return Targets(self.states[used], state.astype(np.int64), self.item[keep])
 
 
 @dataclass(frozen=True)
 class Split:
-    """One cut: fit on `fit`, choose on `validation`, refit on `train`, report on `test`.
+    """The events around one cut: fit on `fit`, select on `validation`, refit on `train`, report on `test`.
 
-    cut, validation_cut: int64 µs, None for leave-last-out, where `train` is `fit` (nothing is refitted).
+    cut, validation_cut: µs; None for leave-last-out, where `train` is `fit` and nothing is refitted.
     """
 
     kind: str
@@ -75,14 +78,16 @@ class Split:
 
     @property
     def note(self) -> str:
-        """What a reader of the figures must know of this kind of split."""
+        """One sentence on the split, printed above its figures."""
         if self.cut is None:
-            return "leave-last-out: fitted without the last two items of each user; other users' future is let in"
+            return (
+                "leave-last-out: fitted without the last two items of each user, but with later events of other users"
+            )
         return f"{self.kind}: models see only events before {np.datetime64(self.cut, 'us')} UTC"
 
     @property
     def hash(self) -> str:
-        """16 hex digits that change with any event of any part."""
+        """16 hex digits, a digest of all events and targets of the split."""
         digest = hashlib.sha256(f"{self.kind} {self.cut} {self.validation_cut}".encode())
         for log in (self.fit, self.train):
             for array in (log.users, log.items, log.times, log.positive, log.seen, log.weights, log.types):
@@ -96,37 +101,39 @@ class Split:
 
 
 class Fitted(Protocol):
-    """Whatever was fitted on events."""
+    """Anything that was fitted on events."""
 
     @property
     def fitted_until(self) -> int:
-        """Time (µs) of the latest event it has seen."""
+        """Time (µs) of the latest event that it was fitted on."""
         ...
 
 
 def check_no_leak(cut: int | None, **fitted: Fitted) -> None:
-    """Fail the run when something fitted has seen an event at or after the cut.
+    """Raise LeakError that names every part that was fitted on an event at or after the cut (µs).
 
-    Raises LeakError naming each such part. A leave-last-out split has no cut and nothing to guard.
+    A leave-last-out split has no cut, and nothing is checked.
     """
     if cut is None:
         return
     leaks = {name: part.fitted_until for name, part in fitted.items() if part.fitted_until >= cut}
     if leaks:
-        told = "; ".join(f"{name} has seen {np.datetime64(at, 'us')}" for name, at in leaks.items())
+        parts = "; ".join(f"{name} has seen {np.datetime64(at, 'us')}" for name, at in leaks.items())
         raise LeakError(
-            f"leak: the cut is {np.datetime64(cut, 'us')} UTC, but {told}; fit on split.train or split.fit"
+            f"leak: the cut is {np.datetime64(cut, 'us')} UTC, but {parts}; fit on split.train or split.fit"
         )
 
 
 def window_cuts(events: Interactions, config: SplitConfig) -> list[tuple[int, int, int]]:
-    """(validation cut, cut, end) in µs of each window, by quantiles of event times; end is exclusive.
+    """(validation cut, cut, end) of each window in µs, at quantiles of the event times; end is exclusive.
 
     Raises DataError when the events have too few distinct times.
     """
     times = np.sort(events.times)
     if not len(times):
-        raise DataError("a time cut needs events before, between and after: there are none; check the events table")
+        raise DataError(
+            "a time cut needs events before, between and after its cuts; there are no events: check the events table"
+        )
     shares = np.linspace(1 - config.test, 1, config.windows + 1)
     edges = [int(times[int(len(times) * s)]) for s in shares[:-1]] + [int(times[-1]) + 1]
     out = []
@@ -135,17 +142,18 @@ def window_cuts(events: Interactions, config: SplitConfig) -> list[tuple[int, in
         validation = int(past[int(len(past) * (1 - config.validation))]) if len(past) else cut
         if not int(times[0]) < validation < cut < end:
             raise DataError(
-                f"a time cut needs events before, between and after: window [{np.datetime64(cut, 'us')}, "
-                f"{np.datetime64(end, 'us')}) of {len(times)} events has none; use fewer windows or leave-last-out"
+                f"a time cut needs events before, between and after its cuts; window [{np.datetime64(cut, 'us')}, "
+                f"{np.datetime64(end, 'us')}) of {len(times)} events lacks some; use fewer windows or leave-last-out"
             )
         out.append((validation, cut, end))
     return out
 
 
 def time_split(events: Interactions, window: tuple[int, int, int], *, history: str, repeats: bool) -> Split:
-    """Split at one global cut. repeats=False drops targets that the user has seen: excluded, they are never right.
+    """The split at the cuts of one window of `window_cuts`; history: as in `SplitConfig`.
 
-    Raises DataError when that leaves nothing to predict in the validation or the test window.
+    repeats=False drops targets that the user has seen: they are excluded from the lists and cannot be hit. Raises
+    DataError when there is no target in the validation or in the test window.
     """
     validation_cut, cut, end = window
     return Split(
@@ -160,64 +168,68 @@ def time_split(events: Interactions, window: tuple[int, int, int], *, history: s
 
 
 def targets(events: Interactions, start: int, end: int, history: str, repeats: bool) -> Targets:
-    """The positive events of [start, end) µs, each to be predicted from what its user did before.
+    """The positive events of [start, end) µs as targets, with the earlier events of their users as states.
 
-    history, repeats: as in `time_split`. Raises DataError when there is none.
+    history, repeats: as in `time_split`. Raises DataError when there is no target.
     """
     inside = events.positive & (events.times >= start) & (events.times < end)
     chosen = events.where(inside)
     as_of = np.full(len(chosen), start) if history == "fixed" else chosen.times
-    # one state for all events of a user at one moment; one target for each item in it
+    # one state for all events of a user at one time; one target for each distinct item of a state
     order = np.lexsort((chosen.items, as_of, chosen.users))
     users, as_of, items = chosen.users[order], as_of[order], chosen.items[order]
-    first = np.append(True, (users[1:] != users[:-1]) | (as_of[1:] != as_of[:-1]))[: len(users)]
-    new = first | np.append(True, items[1:] != items[:-1])[: len(users)]
-    asked = Targets(
+    first = np.append(True, (users[1:] != users[:-1]) | (as_of[1:] != as_of[:-1]))[: len(users)]  # opens a state
+    distinct = first | np.append(True, items[1:] != items[:-1])[: len(users)]
+    in_window = Targets(
         states=events.states(users[first], as_of[first]),
-        state=(np.cumsum(first, dtype=np.int64) - 1)[new],
-        item=items[new],
+        state=(np.cumsum(first, dtype=np.int64) - 1)[distinct],
+        item=items[distinct],
     )
-    kept = asked if repeats else asked.where(~_seen(asked, events.n_items))
+    kept = in_window if repeats else in_window.where(~_seen(in_window, events.n_items))
     if not len(kept):
         reason = (
-            "none is positive" if not len(chosen) else f"all {len(chosen)} positive ones are of items seen before"
+            "no event is positive"
+            if not len(chosen)
+            else f"all {len(chosen)} positive events are of items that their users have seen"
         )
         raise DataError(
-            f"nothing to predict in [{np.datetime64(start, 'us')}, {np.datetime64(end, 'us')}) UTC: of its events "
+            f"nothing to predict in [{np.datetime64(start, 'us')}, {np.datetime64(end, 'us')}) UTC: "
             f"{reason}; check data.events, use fewer windows or a larger share, or a placement with repeats"
         )
     return kept
 
 
 def _seen(targets: Targets, n_items: int) -> Bools:
-    """(m,) bool: the target's item is in the seen items of its state."""
-    which, items = targets.states.seen_items().pairs()
-    return np.isin(targets.state * n_items + targets.item, which * n_items + items)
+    """(m,) bool: the user of the target has seen its item."""
+    state, item = targets.states.seen_items().pairs()  # two (total length of the histories,)
+    return np.isin(targets.state * n_items + targets.item, state * n_items + item)
 
 
 def leave_last_out(events: Interactions) -> Split:
-    """Strict leave-last-out on positive events: test the last, validate on the one before, train on the rest.
+    """Strict leave-last-out on positive events: the last event of a user is the test target, the one before it the
+    validation target, and the others are training events.
 
-    The test history includes the validation item (as SASRec and its successors evaluate). Users with fewer than
-    three positive events are trained on and not tested. Raises DataError when there are no others.
+    The test history includes the validation item, as in the evaluation of SASRec and its successors. Users with fewer
+    than three positive events are only trained on. Raises DataError when every user has fewer.
     """
     log = events.positives()
     offsets = log.offsets
-    size = np.diff(offsets)
-    users = np.flatnonzero(size >= 3)
+    n_events = np.diff(offsets)  # (users,)
+    users = np.flatnonzero(n_events >= 3)
     if not len(users):
         raise DataError(
-            f"leave-last-out needs users with three positive events; the most of {len(size)} users is "
-            f"{size.max(initial=0)}; check data.events, or use a time split"
+            f"leave-last-out needs users with three positive events; the maximum over {len(n_events)} users is "
+            f"{n_events.max(initial=0)}; check data.events, or use a time split"
         )
-    held = np.zeros(len(log), dtype=np.bool_)
+    held_out = np.zeros(len(log), dtype=np.bool_)
 
     def target(back: int) -> Targets:
+        """The `back`-th newest event of each user, counted from 1."""
         at = offsets[users + 1] - back
-        held[at] = True
+        held_out[at] = True
         states = log.states_at(users, log.times[at], offsets[users], at)
         return Targets(states, np.arange(len(users), dtype=np.int64), log.items[at])
 
     validation, test = target(2), target(1)
-    train = log.where(~held)
+    train = log.where(~held_out)
     return Split("strict leave-last-out", None, None, train, train, validation, test)

@@ -1,4 +1,4 @@
-"""What every test shares: few threads, read once by OpenMP when the first library that uses it is imported."""
+"""Shared fixtures, and a small number of threads. OpenMP reads it once, when the first library that uses it loads."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def large():
-    """An embedding service of as many dimensions as Gemini has at least."""
+    """A fake embedding service with the smallest number of dimensions that Gemini offers."""
     from fake_embeddings import FakeEmbeddings, G
 
     with FakeEmbeddings(G) as running:
@@ -19,7 +19,7 @@ def large():
 
 @pytest.fixture
 def clock():
-    """Time that passes by sleeping only."""
+    """A clock that advances only when the code sleeps."""
     from fake_embeddings import Clock
 
     return Clock()
@@ -27,7 +27,7 @@ def clock():
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory):
-    """A database with MLflow's tables: making them takes seconds, copying none."""
+    """A database file with the tables of MLflow. Creating the tables takes seconds; copying the file does not."""
     from mlflow import MlflowClient
 
     file = tmp_path_factory.mktemp("mlflow") / "template.db"
@@ -37,7 +37,7 @@ def template(tmp_path_factory):
 
 @pytest.fixture
 def uri(template, tmp_path, monkeypatch):
-    """A fresh MLflow in the working folder, which is a temporary one."""
-    monkeypatch.chdir(tmp_path)  # artifacts lie in ./mlruns
+    """The address of an empty MLflow database in the working folder, which is a temporary folder."""
+    monkeypatch.chdir(tmp_path)  # artifacts are stored in ./mlruns
     shutil.copy(template, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"

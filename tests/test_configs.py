@@ -1,4 +1,4 @@
-"""Every shipped configuration loads, names what it fits, and says where it comes from."""
+"""Every shipped configuration loads, and its header documents the source, the date and the results."""
 
 import re
 from pathlib import Path
@@ -14,31 +14,31 @@ ENVIRON = {"RECSYS_DATA": "/data"}
 shipped = pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 
 
-def test_there_are_some_and_nothing_else():
+def test_the_folder_holds_configurations_only():
     assert len(CONFIGS) >= 2
     assert sorted(FOLDER.iterdir()) == CONFIGS
 
 
 @shipped
-def test_it_loads(path):
+def test_a_shipped_configuration_loads(path):
     config = load_config(path, ENVIRON)
     assert config.name == path.stem
     assert config.towers.dimension % config.towers.heads == 0
 
 
 @shipped
-def test_it_begins_with_its_source_the_date_it_was_checked_what_it_reaches_and_the_command(path):
+def test_the_header_has_source_date_results_and_command(path):
     header = re.match(r"(?:#.*\n)+", path.read_text())
     assert header is not None
-    told = header[0].replace("\n#", "")
-    assert re.search(r"Checked \d{4}-\d{2}-\d{2}", told)
-    assert re.search(r"Command: .*\b(recsys|make) ", told)
-    if path.stem != "folder":  # whose data are yours
-        assert re.search(r"HR@10 / NDCG@10 .*: \.\d{4} / \.\d{4}", told)
+    text = header[0].replace("\n#", "")
+    assert re.search(r"Checked \d{4}-\d{2}-\d{2}", text)
+    assert re.search(r"Command: .*\b(recsys|make) ", text)
+    if path.stem != "folder":  # the user's own data: no results
+        assert re.search(r"HR@10 / NDCG@10 .*: \.\d{4} / \.\d{4}", text)
 
 
 @shipped
-def test_it_holds_no_absolute_path(path):
+def test_a_shipped_configuration_has_no_absolute_paths(path):
     config = load_config(path, {"RECSYS_DATA": "data"})
     for value in (config.data.path, config.data.origin, config.data.log, config.bundles, config.cache):
         assert value is None or not value.startswith(("/", "~"))

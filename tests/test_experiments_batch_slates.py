@@ -1,4 +1,4 @@
-"""Slates of all users in one job: the same as one by one, in shards that survive a kill and come from one bundle."""
+"""The batch job of slates: equal to single recommendations, resumed after a kill, one job for each folder."""
 
 import json
 import threading
@@ -27,7 +27,7 @@ from recsys.cli.main import app
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """40 users, 12 items; i4 and i5 are variants of one product, i7 is not to be had, i8 is published in 2999."""
+    """40 users, 12 items; i4 and i5 are variants of one product, i7 is unavailable, i8 is published in 2999."""
     folder = tmp_path_factory.mktemp("batch")
     write_tables(folder / "data", length=7)
     path = folder / "data" / "items.csv"
@@ -47,31 +47,31 @@ def read(folder):
 
 
 @pytest.mark.parametrize("placement", ["home", "again"])
-def test_each_slate_is_what_the_recommender_says_of_that_user_alone(trained, tmp_path, placement):
+def test_each_slate_equals_the_recommendation_for_that_user_alone(trained, tmp_path, placement):
     bundle, dataset = trained
-    done = write_slates(bundle, tmp_path, k=5, placement=placement, shard=16, progress=silent)
-    assert (done.shards, done.there, done.users) == (3, 0, 40)
+    report = write_slates(bundle, tmp_path, k=5, placement=placement, shard=16, progress=silent)
+    assert (report.shards, report.there, report.users) == (3, 0, 40)
     table = read(tmp_path)
-    assert done.rows == len(table)
+    assert report.rows == len(table)
     assert table.get_column("user_id").unique(maintain_order=True).to_list() == sorted(dataset.users.ids)
     groups = {"i4": "g", "i5": "g"}
     for user in dataset.users.ids:
         row = dataset.users.row(user)
         state = dataset.events.states(np.array([row]), np.array([dataset.events.latest + 1]))
-        own = slice(int(state.items.begin[0]), int(state.items.end[0]))
-        rows = bundle.catalog.ids.rows([dataset.catalog.ids.ids[item] for item in state.items.flat[own]])
-        mine = type(state)(
+        events_of_user = slice(int(state.items.begin[0]), int(state.items.end[0]))
+        rows = bundle.catalog.ids.rows([dataset.catalog.ids.ids[item] for item in state.items.flat[events_of_user]])
+        in_bundle_rows = type(state)(
             state.users,
             state.as_of,
             Ragged.of([rows.tolist()]),
-            state.times[own],
-            state.positive[own],
-            state.seen[own],
+            state.times[events_of_user],
+            state.positive[events_of_user],
+            state.seen[events_of_user],
         )
-        seen = None if placement == "again" else mine.seen_items()
-        for wide in (5, 12):  # more are looked at where variants leave a slate short
-            shown = ~np.isin(bundle.catalog.ids.ids, ["i7", "i8"])
-            found = bundle.recommender.recommend(mine, wide, allow=shown, exclude=seen)
+        seen = None if placement == "again" else in_bundle_rows.seen_items()
+        for n_candidates in (5, 12):  # all items, when variants leave fewer than 5 products
+            allowed = ~np.isin(bundle.catalog.ids.ids, ["i7", "i8"])
+            found = bundle.recommender.recommend(in_bundle_rows, n_candidates, allow=allowed, exclude=seen)
             expected, products = [], set()
             for item in [bundle.catalog.ids.ids[r] for r in found.rows[0] if r >= 0]:
                 if groups.get(item, item) not in products:
@@ -86,18 +86,18 @@ def test_each_slate_is_what_the_recommender_says_of_that_user_alone(trained, tmp
         assert "i7" not in expected
 
 
-def test_a_killed_job_goes_on_and_parts_share_a_folder(trained, tmp_path, monkeypatch):
+def test_a_killed_job_is_resumed_and_parts_share_a_folder(trained, tmp_path, monkeypatch):
     bundle, _ = trained
-    whole = tmp_path / "whole"
-    write_slates(bundle, whole, k=3, shard=8, progress=silent)
+    complete = tmp_path / "complete"
+    write_slates(bundle, complete, k=3, shard=8, progress=silent)
     shared, calls = tmp_path / "shared", []
-    real = batch._slates
+    original = batch._slates
 
-    def killed(*given):
-        calls.append(given)
+    def killed(*arguments):
+        calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(*given)
+        return original(*arguments)
 
     monkeypatch.setattr(batch, "_slates", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -106,15 +106,15 @@ def test_a_killed_job_goes_on_and_parts_share_a_folder(trained, tmp_path, monkey
     first = write_slates(bundle, shared, k=3, part=(1, 2), shard=8, progress=silent)
     second = write_slates(bundle, shared, k=3, part=(2, 2), shard=8, progress=silent)
     assert (first.shards, first.there, second.shards, second.there) == (3, 1, 2, 1)
-    assert len(calls) == 3 + 3  # none twice but the one that was killed
-    assert read(shared).equals(read(whole))
-    assert sorted(path.name for path in shared.iterdir()) == sorted(path.name for path in whole.iterdir())
+    assert len(calls) == 3 + 3  # only the killed shard is computed again
+    assert read(shared).equals(read(complete))
+    assert sorted(path.name for path in shared.iterdir()) == sorted(path.name for path in complete.iterdir())
 
 
 def with_a_new_user(dataset):
-    """The same when the service has logged one event more."""
+    """The data set after the service has logged one more event, of a new user."""
     events = dataset.events
-    later = replace(
+    extended = replace(
         events,
         users=np.append(events.users, events.n_users),
         items=np.append(events.items, 0),
@@ -123,40 +123,40 @@ def with_a_new_user(dataset):
         seen=np.append(events.seen, True),
         n_users=events.n_users + 1,
     )
-    return replace(dataset, users=IdMap((*dataset.users.ids, "a new one")), events=later, hash="another")
+    return replace(dataset, users=IdMap((*dataset.users.ids, "a new user")), events=extended, hash="another")
 
 
-def test_what_is_logged_meanwhile_is_of_the_next_job(trained, tmp_path, monkeypatch):
+def test_events_logged_during_a_job_belong_to_the_next_job(trained, tmp_path, monkeypatch):
     bundle, dataset = trained
     write_slates(bundle, tmp_path / "before", k=3, shard=8, progress=silent)
     write_slates(bundle, tmp_path / "half", k=3, shard=8, part=(1, 2), progress=silent)
-    grown = with_a_new_user(dataset)
-    monkeypatch.setattr(batch, "load_dataset", lambda *_: grown)
+    extended = with_a_new_user(dataset)
+    monkeypatch.setattr(batch, "load_dataset", lambda *_: extended)
     write_slates(bundle, tmp_path / "half", k=3, shard=8, part=(2, 2), progress=silent)
     assert read(tmp_path / "half").equals(read(tmp_path / "before"))
 
 
-def test_of_two_parts_that_begin_at_once_one_says_whose_slates_and_until_when(trained, tmp_path, monkeypatch):
+def test_of_two_runs_that_start_together_one_sets_users_and_time(trained, tmp_path, monkeypatch):
     bundle, dataset = trained
     later = with_a_new_user(dataset)
-    found, both, write = threading.local(), threading.Barrier(2, timeout=60), pl.DataFrame.write_parquet
-    monkeypatch.setattr(batch, "load_dataset", lambda *_: found.dataset)
+    local, barrier, write = threading.local(), threading.Barrier(2, timeout=60), pl.DataFrame.write_parquet
+    monkeypatch.setattr(batch, "load_dataset", lambda *_: local.dataset)
 
-    def run(folder, mine, part=(1, 1)):
-        found.dataset = mine
+    def run(folder, data, part=(1, 1)):
+        local.dataset = data
         write_slates(bundle, folder, k=3, shard=8, part=part, progress=silent)
 
-    for folder, mine in (("now", dataset), ("then", later)):
-        run(tmp_path / folder, mine)
+    for folder, data in (("now", dataset), ("then", later)):
+        run(tmp_path / folder, data)
 
-    def write_both(frame, file, **more):
-        write(frame, file, **more)
+    def write_and_wait(frame, file, **options):
+        write(frame, file, **options)
         if file.name.endswith("users.parquet"):
-            both.wait()  # neither found a manifest, and neither has put anything yet
+            barrier.wait()  # both runs have seen no manifest, and neither has moved its file into place
 
-    monkeypatch.setattr(pl.DataFrame, "write_parquet", write_both)
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", write_and_wait)
     with ThreadPoolExecutor(2) as pool:
-        parts = [pool.submit(run, tmp_path / "once", mine, (i, 2)) for i, mine in ((1, dataset), (2, later))]
+        parts = [pool.submit(run, tmp_path / "once", data, (i, 2)) for i, data in ((1, dataset), (2, later))]
         [part.result() for part in parts]
     first = json.loads((tmp_path / "once" / "manifest.json").read_text())
     alone = tmp_path / ("now" if first["until"] == dataset.events.latest + 1 else "then")
@@ -167,26 +167,27 @@ def test_of_two_parts_that_begin_at_once_one_says_whose_slates_and_until_when(tr
     assert {path.name for path in (tmp_path / "once").iterdir()} == {path.name for path in alone.iterdir()}
 
 
-def test_a_users_table_that_is_no_jobs_stays(trained, tmp_path):
+def test_a_users_table_of_another_origin_is_not_overwritten(trained, tmp_path):
     pl.DataFrame({"user_id": ["mine"]}).write_parquet(tmp_path / "users.parquet")
     with pytest.raises(ConfigError, match=r"users\.parquet is not of slates"):
         write_slates(trained[0], tmp_path, k=3, progress=silent)
     assert [path.name for path in tmp_path.iterdir()] == ["users.parquet"]
 
 
-def test_many_variants_of_one_product_do_not_leave_slates_short(trained):
+def test_slates_are_full_when_many_items_are_variants_of_one_product(trained):
     bundle, dataset = trained
     frame = bundle.catalog.frame.with_columns(
         pl.when(pl.col("item_id").is_in(["i0", "i11"])).then("item_id").otherwise(pl.lit("g")).alias("group_id")
     )
-    three = replace(bundle, catalog=replace(bundle.catalog, frame=frame))
+    three_products = replace(bundle, catalog=replace(bundle.catalog, frame=frame))
     names = pl.Series("user_id", sorted(dataset.users.ids))
-    mine = batch._dataset(bundle, silent)
-    table = batch._slates(three, mine, names, mine.events.latest + 1, 3, repeats=True)
+    in_bundle_rows = batch._load_dataset(bundle, silent)
+    until = in_bundle_rows.events.latest + 1
+    table = batch._slates(three_products, in_bundle_rows, names, until, 3, repeats=True)
     assert table.group_by("user_id").len().get_column("len").to_list() == [3] * 40
 
 
-def test_another_job_does_not_mix_into_a_folder(trained, tmp_path):
+def test_a_folder_of_another_job_is_refused(trained, tmp_path):
     bundle, _ = trained
     write_slates(bundle, tmp_path, k=3, progress=silent)
     assert json.loads((tmp_path / "manifest.json").read_text())["bundle"] == bundle.fingerprint
@@ -201,13 +202,13 @@ def test_another_job_does_not_mix_into_a_folder(trained, tmp_path):
         write_slates(bundle, tmp_path / "file" / "in", k=3, progress=silent)
 
 
-def test_by_command(trained, tmp_path):
+def test_the_command_writes_slates(trained, tmp_path):
     bundle, _ = trained
     root = str(bundle.path.parent)
-    asked = ["slates", str(tmp_path / "out"), "--bundles", root, "--placement", "again", "--k", "2"]
-    done = CliRunner().invoke(app, [*asked, "--json"])
+    command = ["slates", str(tmp_path / "out"), "--bundles", root, "--placement", "again", "--k", "2"]
+    done = CliRunner().invoke(app, [*command, "--json"])
     assert done.exit_code == 0
     assert json.loads(done.stdout.splitlines()[-1])["users"] == 40
     assert len(read(tmp_path / "out")) == 80
-    done = CliRunner().invoke(app, [*asked, "--part", "one"])
+    done = CliRunner().invoke(app, [*command, "--part", "one"])
     assert isinstance(done.exception, ConfigError)

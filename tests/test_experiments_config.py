@@ -1,4 +1,4 @@
-"""Configurations: files, the environment over them, and messages that say what was meant."""
+"""Configurations: YAML files, overrides by the environment, and error messages with the likely correction."""
 
 import pytest
 import yaml
@@ -10,7 +10,7 @@ from features.errors import ConfigError
 
 @pytest.fixture
 def load(tmp_path):
-    """Load the toy configuration with changed sections and an environment of its own."""
+    """Load the toy configuration with changed sections and the given environment."""
 
     def call(environ=None, **sections):
         return load_config(toy_config(tmp_path, **sections), environ or {})
@@ -28,7 +28,7 @@ def test_a_file_is_read(load):
     assert config.baselines["item-knn"] == {"decay": 0.9, "shrink": 1, "exponent": 0.5, "k": 10}
 
 
-def test_what_is_left_out_has_its_default(load):
+def test_missing_settings_have_defaults(load):
     config = load(split={}, training={}, reranker=None)
     assert config.split.kind == "time"
     assert config.training.epochs == 50
@@ -36,38 +36,41 @@ def test_what_is_left_out_has_its_default(load):
 
 
 @pytest.mark.parametrize(
-    ("sections", "told"),
+    ("sections", "message"),
     [
         ({"traning": {}}, "unknown key 'traning'; did you mean 'training'?"),
         ({"training": {"epoch": 3}}, "unknown key 'training.epoch'; did you mean 'epochs'?"),
         ({"reranker": {"tree": 3}}, "unknown key 'reranker.tree'; did you mean 'trees'?"),  # an optional section
         ({"split": {"valdation": 0.1}}, "unknown key 'split.valdation'; did you mean 'validation'?"),
-        ({"towers": {"xyz": 1}}, "unknown key 'towers.xyz'; did you mean '"),  # far from all: the nearest still
+        (
+            {"towers": {"xyz": 1}},
+            "unknown key 'towers.xyz'; did you mean '",
+        ),  # unlike every key: the most similar one is named anyway
     ],
 )
-def test_an_unknown_key_names_its_nearest_neighbour(load, sections, told):
+def test_the_error_of_an_unknown_key_names_the_most_similar_key(load, sections, message):
     with pytest.raises(ConfigError) as caught:
         load(**sections)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "toy.yaml" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"placements": {"home": {"repeat": True}}}, "'data.placements.home.repeat'; did you mean 'repeats'?"),
         ({"events": {"positve": {}}}, "'data.events.positve'; did you mean 'positive'?"),
         ({"pth": "x"}, "'data.pth'; did you mean 'path'?"),
     ],
 )
-def test_an_unknown_key_deep_inside_names_its_neighbour_too(load, change, told):
+def test_the_error_of_a_nested_unknown_key_names_the_most_similar_key(load, change, message):
     data = {"source": "folder", "path": ".", "events": {"positive": {"take": None}}} | change
     with pytest.raises(ConfigError) as caught:
         load(data=data)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_every_problem_is_told_at_once(load):
+def test_one_error_names_every_problem(load):
     with pytest.raises(ConfigError) as caught:
         load(training={"epochs": 0}, split={"tset": 0.1})
     assert "training.epochs: " in str(caught.value)
@@ -75,7 +78,7 @@ def test_every_problem_is_told_at_once(load):
 
 
 @pytest.mark.parametrize(
-    ("sections", "told"),
+    ("sections", "message"),
     [
         ({"seed": "many"}, r"seed: .*integer.*\(got 'many'\)"),
         ({"split": {"test": 1.5}}, r"split\.test: .*less than 1 \(got 1\.5\)"),
@@ -90,8 +93,8 @@ def test_every_problem_is_told_at_once(load):
         ({"training": 3}, r"training: .*\(got 3\)"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_place(load, sections, told):
-    with pytest.raises(ConfigError, match=told):
+def test_the_error_of_a_wrong_value_names_its_place(load, sections, message):
+    with pytest.raises(ConfigError, match=message):
         load(**sections)
 
 
@@ -123,20 +126,20 @@ def test_the_environment_overrides_the_file(load):
     assert config.baselines == {"popular": {"days": 7}}
 
 
-def test_the_environment_reaches_keys_that_it_cannot_spell(load):
+def test_the_environment_overrides_keys_with_special_characters(load):
     baselines = {"item-knn plain": {"k": 3}, "popular": {}}
-    told = load({"RECSYS__BASELINES__ITEM_KNN_PLAIN__K": "5"}, baselines=baselines).baselines
-    assert told == {"item-knn plain": {"k": 5}, "popular": {}}
+    overridden = load({"RECSYS__BASELINES__ITEM_KNN_PLAIN__K": "5"}, baselines=baselines).baselines
+    assert overridden == {"item-knn plain": {"k": 5}, "popular": {}}
 
 
-def test_the_environment_can_make_a_section(tmp_path):
+def test_the_environment_can_add_a_section(tmp_path):
     data = {"source": "folder", "path": ".", "events": {"positive": {"take": None}}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"name": "x", "data": data}))
     assert load_config(tmp_path / "c.yaml", {"RECSYS__TRAINING__EPOCHS": "4"}).training.epochs == 4
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         ("RECSYS__TRAINING__EPOCH", "3", "unknown key 'training.epoch'; did you mean 'epochs'?"),
         ("RECSYS__TRAINNG__EPOCHS", "3", "unknown key 'trainng'; did you mean 'training'?"),
@@ -145,10 +148,10 @@ def test_the_environment_can_make_a_section(tmp_path):
         ("RECSYS__NAME", "[never closed", "environment variable RECSYS__NAME: '[never closed' is not YAML"),
     ],
 )
-def test_a_wrong_override_is_named(load, name, value, told):
+def test_the_error_of_a_wrong_override_names_the_variable_or_key(load, name, value, message):
     with pytest.raises(ConfigError) as caught:
         load({name: value}, seed=0)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_variables_are_expanded_in_every_string(load):
@@ -164,35 +167,35 @@ def test_variables_are_expanded_in_every_string(load):
     assert config.data.origin == "/der"
 
 
-def test_a_variable_that_is_not_set_is_named(load):
+def test_the_error_of_an_unset_variable_names_it(load):
     with pytest.raises(ConfigError, match=r"'\$RECSYS_DATA/b' needs the environment variable RECSYS_DATA"):
         load(bundles="$RECSYS_DATA/b")
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "a mapping of sections is expected, not NoneType"),
         (b"- a\n- b", "a mapping of sections is expected, not list"),
         (b"name: [", "not YAML"),
         (b"name: \xff", "not YAML"),
-        (b"name: !!python/object/apply:os.getcwd []", "not YAML"),  # nothing is ever executed
+        (b"name: !!python/object/apply:os.getcwd []", "not YAML"),  # no code is executed
         (b"1: 2", "1"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_refused(tmp_path, content, told):
+def test_an_invalid_file_is_refused(tmp_path, content, message):
     (tmp_path / "c.yaml").write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "c.yaml", {})
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "c.yaml" in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_the_error_of_a_missing_file_names_it(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
         load_config(tmp_path / "none.yaml", {})
 
 
-def test_nothing_changes_after_reading(load):
+def test_a_configuration_is_immutable(load):
     with pytest.raises(ValueError, match="frozen"):
         load().seed = 3

@@ -1,4 +1,4 @@
-"""Tables and the service's log to one data set: rows, what is left out, and the hash of it all."""
+"""The data set of tables and the event log: rows, ignored events, the hash, and content vectors."""
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,7 @@ from features.log.records import Event
 
 @pytest.fixture
 def load(tmp_path):
-    """Load the toy data set from its folder, with changed sections of its configuration."""
+    """Load the toy data set with changed sections of its configuration."""
     write_tables(tmp_path / "data", n_users=10, n_items=6, length=5)
 
     def call(**sections):
@@ -25,7 +25,7 @@ def load(tmp_path):
     return call
 
 
-def append(tmp_path, *events, event="take"):
+def append_events(tmp_path, *events, event="take"):
     log = EventLog(tmp_path / "log")
     log.append_now(
         [Event(user_id=u, item_id=i, event=event, timestamp=t, event_id=f"{u} {i} {t}") for u, i, t in events]
@@ -34,15 +34,15 @@ def append(tmp_path, *events, event="take"):
 
 
 def ids(dataset):
-    """The events with their external ids, in the log's order."""
-    e = dataset.events
+    """The events as (user id, item id, time), in the order of the log."""
+    events = dataset.events
     return [
         (dataset.users.ids[u], dataset.catalog.ids.ids[i], int(t))
-        for u, i, t in zip(e.users, e.items, e.times, strict=True)
+        for u, i, t in zip(events.users, events.items, events.times, strict=True)
     ]
 
 
-def test_rows_stand_for_the_ids_of_the_tables(load, tmp_path):
+def test_rows_correspond_to_the_ids_of_the_tables(load, tmp_path):
     dataset = load()
     table = pl.read_csv(tmp_path / "data" / "events.csv", try_parse_dates=True)
     expected = {
@@ -55,9 +55,9 @@ def test_rows_stand_for_the_ids_of_the_tables(load, tmp_path):
     assert len(dataset.events) == 50
     assert dataset.events.positive.all()
     assert set(dataset.catalog.ids.ids) == {f"i{i}" for i in range(6)}
-    even = dataset.catalog.ids.row("i4")
-    assert dataset.catalog.category_names[dataset.catalog.categories[even, 0]] == "even"
-    assert dataset.catalog.frame["title"][even] == "Title 4"
+    row = dataset.catalog.ids.row("i4")
+    assert dataset.catalog.category_names[dataset.catalog.categories[row, 0]] == "even"
+    assert dataset.catalog.frame["title"][row] == "Title 4"
     assert [c.kept for c in dataset.report.counts] == [6, 50]
 
 
@@ -67,70 +67,72 @@ def test_rows_are_shuffled_by_the_seed(load):
     assert orders[0] != tuple(sorted(orders[0]))
 
 
-def test_what_is_positive_and_seen_comes_from_the_configuration(load, tmp_path):
+def test_the_configuration_defines_positive_and_seen_events(load, tmp_path):
     data = {"source": "folder", "path": str(tmp_path / "data")}
     dataset = load(data=data | {"events": {"positive": {"buy": None}, "seen": ["buy"]}})
     assert not dataset.events.positive.any()
     assert not dataset.events.seen.any()
 
 
-def test_events_weigh_what_the_configuration_says_in_the_order_of_the_log(load, tmp_path):
-    append(tmp_path, ("u1", "i2", START), event="buy")
-    append(tmp_path, ("u0", "i3", START + 5), ("u1", "i2", START + 7))
+def test_event_weights_follow_the_configuration(load, tmp_path):
+    append_events(tmp_path, ("u1", "i2", START), event="buy")
+    append_events(tmp_path, ("u0", "i3", START + 5), ("u1", "i2", START + 7))
     data = {"source": "folder", "path": str(tmp_path / "data"), "log": str(tmp_path / "log")}
     rules = {"positive": {"take": None, "buy": None}}
     assert load(data=data | {"events": rules}).events.weights is None
     dataset = load(data=data | {"events": rules | {"weights": {"buy": 3.0}}})
-    assert [3.0 if one == ("u1", "i2", START) else 1.0 for one in ids(dataset)] == dataset.events.weights.tolist()
+    assert [3.0 if event == ("u1", "i2", START) else 1.0 for event in ids(dataset)] == dataset.events.weights.tolist()
     assert dataset.events.weights.sum() == len(dataset.events) + 2
 
 
-def test_events_are_of_the_types_that_the_rules_name(load, tmp_path):
-    append(tmp_path, ("u1", "i2", START), event="buy")
-    append(tmp_path, ("u0", "i3", START + 5))
-    append(tmp_path, ("u2", "i3", START + 6), event="tkae")
+def test_event_types_are_those_that_the_rules_name(load, tmp_path):
+    append_events(tmp_path, ("u1", "i2", START), event="buy")
+    append_events(tmp_path, ("u0", "i3", START + 5))
+    append_events(tmp_path, ("u2", "i3", START + 6), event="tkae")
     alone = load().events
-    assert (alone.types, alone.n_types) == (None, 1)  # one type tells nothing, and what is not named is no type
+    assert (alone.types, alone.n_types) == (None, 1)  # with a single named type, types are not used
     data = {"source": "folder", "path": str(tmp_path / "data"), "log": str(tmp_path / "log")}
     rules = {"positive": {"take": None}, "seen": ["take", "buy"]}
     dataset = load(data=data | {"events": rules})
     known = {("u1", "i2", START): 1, ("u2", "i3", START + 6): 0}
-    assert dataset.events.types.tolist() == [known.get(one, 2) for one in ids(dataset)]  # buy, take
+    assert dataset.events.types.tolist() == [
+        known.get(event, 2) for event in ids(dataset)
+    ]  # 0: unnamed, 1: buy, 2: take
     assert dataset.events.n_types == 3
 
 
-def test_the_log_of_the_service_joins_the_table(load, tmp_path):
+def test_events_of_the_log_are_added_to_those_of_the_table(load, tmp_path):
     before = load()
-    append(tmp_path, ("u1", "i2", START), ("someone new", "i3", START + 5), ("u1", "i2", START))
+    append_events(tmp_path, ("u1", "i2", START), ("new user", "i3", START + 5), ("u1", "i2", START))
     after = load()
-    assert set(ids(after)) - set(ids(before)) == {("u1", "i2", START), ("someone new", "i3", START + 5)}
-    assert len(after.events) == len(before.events) + 2  # what a client sent twice counts once
-    assert "someone new" in after.users
+    assert set(ids(after)) - set(ids(before)) == {("u1", "i2", START), ("new user", "i3", START + 5)}
+    assert len(after.events) == len(before.events) + 2  # the repeated event counts once
+    assert "new user" in after.users
     assert after.hash != before.hash
 
 
-def test_a_log_that_was_exported_to_the_tables_counts_once(load, tmp_path):
-    append(tmp_path, ("u1", "i2", START), ("u2", "i3", START + 5))
+def test_events_of_an_exported_log_count_once(load, tmp_path):
+    append_events(tmp_path, ("u1", "i2", START), ("u2", "i3", START + 5))
     before = load()
     table, logged = pl.read_csv(tmp_path / "data" / "events.csv"), events_frame(tmp_path / "log")
     exported = logged.with_columns(pl.col("timestamp").dt.to_string("iso:strict"))
     pl.concat([table, exported], how="diagonal_relaxed").write_csv(tmp_path / "data" / "events.csv")
     after = load()
-    assert (before.twice, after.twice) == (0, 2)
+    assert (before.duplicates, after.duplicates) == (0, 2)
     assert ids(after) == ids(before)
 
 
 def test_logged_events_of_unknown_items_are_counted(load, tmp_path):
-    append(tmp_path, ("u1", "nothing of ours", START), ("u1", "i2", START))
+    append_events(tmp_path, ("u1", "unknown item", START), ("u1", "i2", START))
     dataset = load()
     assert dataset.unknown_items == 1
     assert len(dataset.events) == 51
 
 
-def test_the_hash_is_of_the_content(load, tmp_path):
+def test_the_hash_depends_on_the_tables_only(load, tmp_path):
     first = load().hash
     assert len(first) == 16
-    assert load(seed=1).hash == first  # of the data, not of the run
+    assert load(seed=1).hash == first  # the seed does not matter
     events = tmp_path / "data" / "events.csv"
     text = events.read_text()
     events.write_text(text.replace("u3,", "u4,", 1))
@@ -148,16 +150,16 @@ def test_items_without_enough_events_before_the_cut_are_left_out(load):
     cut = int(np.median(dataset.events.times))
     names = dataset.catalog.ids.ids
     counts = {n: sum(1 for _, i, t in ids(dataset) if i == n and t < cut) for n in names}
-    least = sorted(counts.values())[3]
-    kept = keep_frequent(dataset, cut, least)
-    assert set(kept.catalog.ids.ids) == {n for n, c in counts.items() if c >= least}
-    assert set(ids(kept)) == {e for e in ids(dataset) if counts[e[1]] >= least}
+    min_events = sorted(counts.values())[3]
+    kept = keep_frequent(dataset, cut, min_events)
+    assert set(kept.catalog.ids.ids) == {n for n, c in counts.items() if c >= min_events}
+    assert set(ids(kept)) == {e for e in ids(dataset) if counts[e[1]] >= min_events}
     assert kept.left_out == len(dataset.events) - len(kept.events) > 0
     assert kept.fitted_until == max(t for _, _, t in ids(dataset) if t < cut)
     assert kept.catalog.frame["item_id"].to_list() == list(kept.catalog.ids.ids)
 
 
-def test_without_an_encoder_there_are_no_texts(load, tmp_path):
+def test_without_an_encoder_items_have_no_vectors(load, tmp_path):
     config = load_config(toy_config(tmp_path), {})
     dataset = encode_contents(load(), config)
     assert not dataset.catalog.has_content.any()
@@ -170,20 +172,20 @@ def test_each_item_gets_the_vector_of_its_own_text(load, tmp_path):
     config = load_config(toy_config(tmp_path, encoder={"kind": "builtin"}), {})
     encoded = encode_contents(dataset, config)
     assert encoded.catalog.has_content.all()
-    assert encoded.space.space == MiniLM.key  # texts alone: their encoder's own space
-    assert encoded.told == "contents: text of 6"
+    assert encoded.space.space == MiniLM.key  # of texts alone: the space of the text encoder
+    assert encoded.content_note == "contents: text of 6"
     texts = [f"Title {n[1:]}. {'odd' if int(n[1:]) % 2 else 'even'}" for n in encoded.catalog.ids.ids]
     expected = MiniLM(Limits()).words(texts)
     np.testing.assert_allclose(encoded.catalog.content, expected, atol=1e-6)
 
 
-def test_embedding_again_computes_nothing_and_what_changed_alone(load, tmp_path):
+def test_embedding_again_computes_only_changed_contents(load, tmp_path):
     load(encoder={"kind": "builtin"})
     config = load_config(toy_config(tmp_path, encoder={"kind": "builtin"}), {})
 
     def computed():
         report, _ = embed_catalog(config)
-        return {one.encoder: one.computed for one in report.encoders}
+        return {encoder.encoder: encoder.computed for encoder in report.encoders}
 
     assert computed() == {"text": 6, "image": 0, "speech": 0, "sound": 0, "title": 6}
     assert computed() == {"text": 0, "image": 0, "speech": 0, "sound": 0, "title": 0}
@@ -192,7 +194,7 @@ def test_embedding_again_computes_nothing_and_what_changed_alone(load, tmp_path)
     assert computed() == {"text": 1, "image": 0, "speech": 0, "sound": 0, "title": 1}
 
 
-def test_without_an_encoder_nothing_is_embedded(tmp_path, load):
+def test_embedding_without_an_encoder_is_refused(tmp_path, load):
     load()
     with pytest.raises(ConfigError, match="encoder is null"):
         embed_catalog(load_config(toy_config(tmp_path), {}))

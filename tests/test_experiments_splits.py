@@ -1,4 +1,4 @@
-"""Splits against naive loops and by hand, and the guard against leaks planted in every part of a run."""
+"""Splits against a naive loop and values by hand, and the guard against leaks in every part of a run."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from toy_data import DAY, SMALL, START, chain, noise, rows_of, toy_catalog, toy_
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, keep_frequent
-from experiments.pipelines import fit as contenders
+from experiments.pipelines import fit as fit_module
 from experiments.pipelines.fit import fit_baseline, train_two_stage
 from experiments.pipelines.train import fit_and_evaluate
 from experiments.splits import SplitConfig, check_no_leak, leave_last_out, time_split, window_cuts
@@ -21,13 +21,11 @@ from recsys.config import RerankerConfig, TrainingConfig
 from recsys.item_statistics import ItemStatistics
 from recsys.ranking.pair_features import PairFeatures
 
-FAR = 10**9
-
 event = st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 9), st.booleans(), st.booleans())
 
 
-def questions(targets):
-    """Every target as (user, as_of, seen history, liked history, item), sorted."""
+def rows_of_targets(targets):
+    """Every target as (user, as_of, seen items, items of positive events, item), sorted."""
     seen, positives = rows_of(targets.states.seen_items()), rows_of(targets.states.positives())
     return sorted(
         (int(targets.states.users[s]), int(targets.states.as_of[s]), tuple(seen[s]), tuple(positives[s]), int(i))
@@ -36,17 +34,17 @@ def questions(targets):
 
 
 def naive(rows, start, end, *, history, repeats):
-    """The same, by a loop over the log."""
-    found = set()
+    """The expected value of `rows_of_targets`, by a loop over the log."""
+    out = set()
     for user, item, time, positive, _ in rows:
         if not (positive and start <= time < end):
             continue
         as_of = start if history == "fixed" else time
-        past = sorted((r for r in rows if r[0] == user and r[2] < as_of), key=lambda r: r[2])  # sorted is stable
+        past = sorted((r for r in rows if r[0] == user and r[2] < as_of), key=lambda r: r[2])  # a stable sort
         seen = tuple(r[1] for r in past if r[4])
         if repeats or item not in seen:
-            found.add((user, as_of, seen, tuple(r[1] for r in past if r[3]), item))
-    return sorted(found)
+            out.add((user, as_of, seen, tuple(r[1] for r in past if r[3]), item))
+    return sorted(out)
 
 
 @given(
@@ -65,30 +63,30 @@ def test_time_split_equals_a_naive_loop(rows, window, history, repeats):
             time_split(log, tuple(window), history=history, repeats=repeats)
         return
     split = time_split(log, tuple(window), history=history, repeats=repeats)
-    assert questions(split.validation) == validation
-    assert questions(split.test) == test
+    assert rows_of_targets(split.validation) == validation
+    assert rows_of_targets(split.test) == test
     for part, limit in ((split.fit, validation_cut), (split.train, cut)):
         kept = [(u, i, t) for u, i, t, _, _ in sorted(rows, key=lambda r: (r[0], r[2])) if t < limit]
         assert list(zip(part.users, part.items, part.times, strict=True)) == kept
 
 
-def test_history_is_strictly_before_and_who_arrives_later_counts():
+def test_histories_end_strictly_before_the_target_and_new_users_are_tested():
     log = toy_log([(0, 1, 5), (0, 2, 10), (0, 3, 10), (0, 4, 12), (1, 5, 11), (1, 0, 13)])
     split = time_split(log, (5, 10, 14), history="prequential", repeats=False)
-    assert questions(split.test) == [
-        (0, 10, (1,), (1,), 2),  # 2 and 3 are of one moment: neither is in the other's history
+    assert rows_of_targets(split.test) == [
+        (0, 10, (1,), (1,), 2),  # items 2 and 3 have the same time: neither is in the history of the other
         (0, 10, (1,), (1,), 3),
         (0, 12, (1, 2, 3), (1, 2, 3), 4),
-        (1, 11, (), (), 5),  # user 1 came after the cut
+        (1, 11, (), (), 5),  # user 1 has no event before the cut
         (1, 13, (5,), (5,), 0),
     ]
-    assert len(split.test.states) == 4  # one state for the two of a moment
+    assert len(split.test.states) == 4  # the two targets of one time share a state
 
 
 def test_fixed_history_ends_at_the_cut():
     log = toy_log([(0, 1, 5), (0, 2, 10), (0, 3, 10), (0, 4, 12), (1, 5, 11)])
     split = time_split(log, (4, 10, 13), history="fixed", repeats=False)
-    assert questions(split.test) == [(0, 10, (1,), (1,), i) for i in (2, 3, 4)] + [(1, 10, (), (), 5)]
+    assert rows_of_targets(split.test) == [(0, 10, (1,), (1,), i) for i in (2, 3, 4)] + [(1, 10, (), (), 5)]
     assert "fixed" in split.note
 
 
@@ -96,25 +94,35 @@ def test_without_repeats_targets_seen_before_are_dropped():
     log = toy_log([(0, 1, 5), (0, 2, 6, False, True), (0, 3, 7, True, False), (0, 1, 11), (0, 2, 12), (0, 3, 13)])
     window = (6, 10, 14)
     without = time_split(log, window, history="prequential", repeats=False)
-    assert [q[4] for q in questions(without.test)] == [3]  # the event before did not count as seen
-    both = time_split(log, window, history="prequential", repeats=True)
-    assert [q[4] for q in questions(both.test)] == [1, 2, 3]
+    assert [row[4] for row in rows_of_targets(without.test)] == [3]  # its earlier event does not count as seen
+    with_repeats = time_split(log, window, history="prequential", repeats=True)
+    assert [row[4] for row in rows_of_targets(with_repeats.test)] == [1, 2, 3]
 
 
-def test_rolling_windows_tile_the_tested_part():
+def test_rolling_windows_partition_the_test_events():
     times = np.arange(100) * 7
     log = toy_log([(0, 0, int(t)) for t in times])
     windows = window_cuts(log, SplitConfig(test=0.4, validation=0.25, windows=4))
-    assert [w[1] for w in windows] == [60 * 7, 70 * 7, 80 * 7, 90 * 7]  # the newest 40 % in four parts
-    assert [w[2] for w in windows] == [70 * 7, 80 * 7, 90 * 7, 99 * 7 + 1]  # each ends where the next begins
-    assert [w[0] for w in windows] == [45 * 7, 52 * 7, 60 * 7, 67 * 7]  # a quarter of what is before the cut
+    assert [w[1] for w in windows] == [60 * 7, 70 * 7, 80 * 7, 90 * 7]  # the newest 40 % in four windows
+    assert [w[2] for w in windows] == [
+        70 * 7,
+        80 * 7,
+        90 * 7,
+        99 * 7 + 1,
+    ]  # each window ends where the next one starts
+    assert [w[0] for w in windows] == [
+        45 * 7,
+        52 * 7,
+        60 * 7,
+        67 * 7,
+    ]  # the newest quarter of the events before the cut
     tested = np.concatenate(
         [time_split(log, w, history="prequential", repeats=True).test.states.as_of for w in windows]
     )
-    assert tested.tolist() == times[60:].tolist()  # every tested event in one window
+    assert tested.tolist() == times[60:].tolist()  # every test event is in one window
 
 
-def test_a_tie_at_the_cut_goes_to_the_test():
+def test_events_at_the_time_of_the_cut_are_test_events():
     log = toy_log([(0, i % 6, t) for i, t in enumerate([0, 1, 2, 3, 4, 5, 5, 5, 8, 9])])
     (window,) = window_cuts(log, SplitConfig(test=0.3, validation=0.2))
     split = time_split(log, window, history="prequential", repeats=True)
@@ -124,36 +132,36 @@ def test_a_tie_at_the_cut_goes_to_the_test():
 
 
 @pytest.mark.parametrize("times", [[], [5], [5] * 20, [1] * 19 + [2]])
-def test_a_window_without_events_is_refused(times):
+def test_times_without_room_for_cuts_are_refused(times):
     log = toy_log([(0, 0, t) for t in times])
     with pytest.raises(DataError, match="needs events before, between and after"):
         window_cuts(log, SplitConfig())
 
 
-def test_a_window_with_nothing_to_predict_says_why():
+def test_the_error_of_a_window_without_targets_says_why():
     log = toy_log([(0, 1, 1), (0, 2, 2), (0, 1, 3), (0, 3, 4, False)])
     with pytest.raises(
-        DataError, match=r"000003, 1970-01-01T00:00:00.000004\) UTC.* all 1 positive ones are of items seen"
+        DataError, match=r"000003, 1970-01-01T00:00:00.000004\) UTC.* all 1 positive events are of items that"
     ):
         time_split(log, (2, 3, 4), history="prequential", repeats=False)
-    with pytest.raises(DataError, match=r"000004, .* none is positive; check data.events"):
+    with pytest.raises(DataError, match=r"000004, .* no event is positive; check data.events"):
         time_split(log, (2, 4, 5), history="prequential", repeats=True)
-    with pytest.raises(DataError, match=r"three positive events; the most of 4 users is 2"):
+    with pytest.raises(DataError, match=r"three positive events; the maximum over 4 users is 2"):
         leave_last_out(toy_log([(0, 1, 1), (0, 2, 2), (0, 3, 3, False), (1, 1, 1)]))
 
 
-def test_a_refused_window_says_what_to_do():
+def test_the_error_of_too_few_times_says_what_to_do():
     log = toy_log([(0, 0, 0)] * 5 + [(0, 0, 1)] * 5)
     with pytest.raises(DataError, match=r"1970-01-01T00:00:00.000001.* of 10 events .*use fewer windows or leave"):
         window_cuts(log, SplitConfig(windows=5))
 
 
-def test_ties_keep_the_order_of_the_log():
+def test_events_of_the_same_time_keep_the_order_of_the_log():
     first = toy_log([(0, 3, 1), (0, 1, 1), (0, 2, 1), (0, 5, 2)])
     other = toy_log([(0, 2, 1), (0, 1, 1), (0, 3, 1), (0, 5, 2)])
     for log, history in ((first, (3, 1, 2)), (other, (2, 1, 3))):
         test = time_split(log, (0, 2, 3), history="prequential", repeats=True).test
-        assert questions(test) == [(0, 2, history, history, 5)]
+        assert rows_of_targets(test) == [(0, 2, history, history, 5)]
     assert leave_last_out(first).validation.item.tolist() == [2]
     assert leave_last_out(other).validation.item.tolist() == [3]
 
@@ -175,7 +183,13 @@ def test_leave_last_out_by_hand():
     )
     split = leave_last_out(log)
     pairs = list(zip(split.train.users.tolist(), split.train.items.tolist(), strict=True))
-    assert pairs == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 5)]  # all but the last two; user 1 has too few to be tested
+    assert pairs == [
+        (0, 1),
+        (0, 2),
+        (1, 1),
+        (1, 2),
+        (2, 5),
+    ]  # all but the last two positive events; user 1 has too few and is not tested
     assert split.fit is split.train
     assert split.cut is None
     assert split.validation.users.tolist() == [0, 2]
@@ -184,14 +198,14 @@ def test_leave_last_out_by_hand():
     assert split.test.users.tolist() == [0, 2]
     assert split.test.item.tolist() == [4, 3]
     assert rows_of(split.test.states.positives()) == [[1, 2, 3], [5, 4]]  # with the validation item
-    assert "future is let in" in split.note
+    assert "later events of other users" in split.note
 
 
 def test_targets_where_keeps_the_states_they_need():
     log = toy_log([(0, 1, 5), (0, 2, 10), (0, 3, 10), (1, 5, 11), (0, 4, 12)])
     test = time_split(log, (4, 10, 14), history="prequential", repeats=True).test
     kept = test.where(np.isin(test.item, [4, 3]))
-    assert questions(kept) == [q for q in questions(test) if q[4] in (3, 4)]
+    assert rows_of_targets(kept) == [row for row in rows_of_targets(test) if row[4] in (3, 4)]
     assert len(kept.states) == 2
 
 
@@ -202,20 +216,20 @@ def split_of(rows, window=(4, 7, 11), **options):
     return time_split(toy_log(rows), window, **{"history": "prequential", "repeats": True} | options)
 
 
-def test_the_hash_is_of_the_content():
+def test_the_hash_depends_on_the_events_only():
     assert split_of(ROWS).hash == split_of(ROWS).hash
     assert (
         split_of(ROWS).hash == split_of(ROWS[::-1]).hash
-    )  # no two events of a user at one time: the log is the same
+    )  # no user has two events at one time: the sorted log is the same
     assert len(split_of(ROWS).hash) == 16
 
 
 def changes():
     for i, row in enumerate(ROWS):
-        yield f"{i} left out", ROWS[:i] + ROWS[i + 1 :]
+        yield f"{i} removed", ROWS[:i] + ROWS[i + 1 :]
         for part, other in ((0, 3), (1, 0), (2, row[2] + 1)):
             yield f"{i} {part}", [*ROWS[:i], (*row[:part], other, *row[part + 1 :]), *ROWS[i + 1 :]]
-        if row[2] < 7:  # of a test event only what is predicted counts
+        if row[2] < 7:  # from the cut on, seen events are not part of the split
             yield f"{i} seen", [*ROWS[:i], (*row[:3], True, False), *ROWS[i + 1 :]]
         yield f"{i} positive", [*ROWS[:i], (*row[:3], False, True), *ROWS[i + 1 :]]
 
@@ -237,14 +251,13 @@ def test_the_hash_changes_with_the_kind_of_split():
     assert len(hashes) == 6
 
 
-# the guard
-
-
-def poisoned(events, cut):
-    """The events before the cut, and one at it."""
-    one = events.where(np.arange(len(events)) == np.flatnonzero(events.times >= cut)[0])
+def with_leak(events, cut):
+    """The events before the cut, and one event at the cut."""
+    leaked = events.where(np.arange(len(events)) == np.flatnonzero(events.times >= cut)[0])
     past = events.before(cut)
-    merged = [np.append(getattr(past, n), getattr(one, n)) for n in ("users", "items", "times", "positive", "seen")]
+    merged = [
+        np.append(getattr(past, n), getattr(leaked, n)) for n in ("users", "items", "times", "positive", "seen")
+    ]
     merged[2][-1] = cut
     return type(events).sort(*merged, events.n_users, events.n_items)
 
@@ -276,41 +289,41 @@ CONFIG = RunConfig.model_validate(
 )
 
 
-class Quiet:
+class SilentReporter:
     def say(self, text):
         pass
 
-    def steps(self, what, total):
+    def steps(self, description, total):
         return lambda done: None
 
 
-def test_a_clean_run_passes(dataset, split):
-    outcomes, _, trained = fit_and_evaluate(CONFIG, dataset, {"home": split}, Quiet(), None)
+def test_a_run_without_leaks_passes(dataset, split):
+    outcomes, _, trained = fit_and_evaluate(CONFIG, dataset, {"home": split}, SilentReporter(), None)
     assert [o.name for o in outcomes["home"]] == ["popular", "item-knn", "two towers", "two towers + reranker"]
     assert trained.recommender.fitted_until < split.cut
 
 
-def test_the_order_is_learned_from_what_there_was(dataset, split, monkeypatch):
-    """Item 3 comes out on the middle day of the validation window, item 4 after it."""
+def test_the_reranker_is_fitted_on_candidates_published_by_then(dataset, split, monkeypatch):
+    """Item 3 is published on the middle day of the validation window, item 4 after the window."""
     middle = int(np.median(split.validation.states.as_of)) // DAY * DAY
     published = dataset.catalog.published.copy()
     published[[3, 4]] = middle, split.cut + DAY
     dated = replace(dataset, catalog=replace(dataset.catalog, published=published))
-    lessons = []
-    monkeypatch.setattr(contenders, "fit_reranker", lambda features, given, config, *, seed: lessons.extend(given))
-    every = CONFIG.model_copy(update={"reranker": RerankerConfig(candidates=30, trees=2)})
-    contenders.select_model(every, dated, {"home": split}, print, lambda what, total: print)
-    (lesson,) = lessons
-    rows, early = lesson.candidates.rows, lesson.states.as_of < middle
+    examples = []
+    monkeypatch.setattr(fit_module, "fit_reranker", lambda features, given, config, *, seed: examples.extend(given))
+    config = CONFIG.model_copy(update={"reranker": RerankerConfig(candidates=30, trees=2)})
+    fit_module.select_model(config, dated, {"home": split}, print, lambda description, total: print)
+    (example,) = examples
+    rows, early = example.candidates.rows, example.states.as_of < middle
     assert 0 < early.sum() < len(early)
     assert not (rows == 4).any()
     assert not (rows[early] == 3).any()
     assert (rows[~early] == 3).any()
-    taken = {(user, moment, item) for user, moment, _, _, item in questions(split.validation)}
-    states = lesson.states
-    for row, place in zip(*np.nonzero(rows >= 0), strict=True):
-        asked = int(states.users[row]), int(states.as_of[row]), int(rows[row, place])
-        assert lesson.relevant[row, place] == (asked in taken)
+    targets = {(user, as_of, item) for user, as_of, _, _, item in rows_of_targets(split.validation)}
+    states = example.states
+    for row, column in zip(*np.nonzero(rows >= 0), strict=True):
+        pair = int(states.users[row]), int(states.as_of[row]), int(rows[row, column])
+        assert example.relevant[row, column] == (pair in targets)
 
 
 def test_the_guard_counts_the_cut_itself_as_future():
@@ -337,14 +350,13 @@ def test_an_event_that_is_not_positive_leaks_as_well():
 
 
 def test_a_leak_into_features_is_caught(dataset, split):
-    leaky = PairFeatures.of(dataset.catalog, np.zeros((30, 8), np.float32), poisoned(dataset.events, split.cut))
+    leaky = PairFeatures.of(dataset.catalog, np.zeros((30, 8), np.float32), with_leak(dataset.events, split.cut))
     with pytest.raises(LeakError, match="features has seen"):
         check_no_leak(split.cut, features=leaky)
 
 
 def test_a_leak_into_the_vocabulary_is_caught(dataset, split):
-    fine = keep_frequent(dataset, split.cut, 3)
-    check_no_leak(split.cut, vocabulary=fine)
+    check_no_leak(split.cut, vocabulary=keep_frequent(dataset, split.cut, 3))
     with pytest.raises(LeakError, match="vocabulary has seen"):
         check_no_leak(split.cut, vocabulary=keep_frequent(dataset, split.cut + DAY, 3))
 
@@ -357,36 +369,36 @@ def test_a_leak_into_any_baseline_is_caught(dataset, split, name):
     check_no_leak(split.cut, **{name: fit_baseline(name, arguments, dataset, split.train)})
     with pytest.raises(LeakError, match=f"{name} has seen"):
         check_no_leak(
-            split.cut, **{name: fit_baseline(name, arguments, dataset, poisoned(dataset.events, split.cut))}
+            split.cut, **{name: fit_baseline(name, arguments, dataset, with_leak(dataset.events, split.cut))}
         )
 
 
-def test_a_run_on_poisoned_training_events_fails(dataset, split):
-    """One event at the cut in `train`: towers (and by it their negatives), popularity, features."""
-    leaky = replace(split, train=poisoned(dataset.events, split.cut))
+def test_a_run_with_a_leak_into_training_events_fails(dataset, split):
+    """One event at the cut is in `train`: it leaks into the towers and their negatives, popularity and features."""
+    leaky = replace(split, train=with_leak(dataset.events, split.cut))
     with pytest.raises(LeakError) as caught:
-        train_two_stage(CONFIG, dataset, {"home": leaky}, print, lambda what, total: print)
+        train_two_stage(CONFIG, dataset, {"home": leaky}, print, lambda description, total: print)
     for part in ("towers", "popularity", "features"):
         assert f"{part} has seen" in str(caught.value)
-    with pytest.raises(LeakError, match="popular has seen"):  # the first thing that a run fits
-        fit_and_evaluate(CONFIG, dataset, {"home": leaky}, Quiet(), None)
+    with pytest.raises(LeakError, match="popular has seen"):  # the model that a run fits first
+        fit_and_evaluate(CONFIG, dataset, {"home": leaky}, SilentReporter(), None)
 
 
 @pytest.mark.parametrize("config", [CONFIG, CONFIG.model_copy(update={"reranker": None})], ids=["reranked", "plain"])
-def test_a_run_on_poisoned_fitting_events_fails(dataset, split, config):
-    """One event of the validation window in `fit`: what chooses epochs and teaches the reranker would know it."""
-    leaky = replace(split, fit=poisoned(dataset.events, split.validation_cut))
+def test_a_run_with_a_leak_into_fitting_events_fails(dataset, split, config):
+    """One event of the validation window is in `fit`: it leaks into the choice of epochs and the reranker."""
+    leaky = replace(split, fit=with_leak(dataset.events, split.validation_cut))
     with pytest.raises(LeakError, match="has seen"):
-        train_two_stage(config, dataset, {"home": leaky}, print, lambda what, total: print)
+        train_two_stage(config, dataset, {"home": leaky}, print, lambda description, total: print)
 
 
-def test_a_run_on_a_vocabulary_of_the_future_fails(dataset, split):
+def test_a_run_with_a_leak_into_the_vocabulary_fails(dataset, split):
     leaky = replace(dataset, fitted_until=split.cut)
     with pytest.raises(LeakError, match="vocabulary has seen"):
-        train_two_stage(CONFIG, leaky, {"home": split}, print, lambda what, total: print)
+        train_two_stage(CONFIG, leaky, {"home": split}, print, lambda description, total: print)
 
 
-def test_the_vocabulary_is_of_items_frequent_before_the_cut(dataset):
+def test_the_vocabulary_holds_the_items_that_are_frequent_before_the_cut(dataset):
     cut = START + 30 * DAY
     kept = keep_frequent(dataset, cut, 4)
     positives = dataset.events.before(cut).positives()
@@ -406,6 +418,6 @@ def test_the_vocabulary_is_of_items_frequent_before_the_cut(dataset):
     assert keep_frequent(dataset, cut, 0) is dataset
 
 
-def test_chain_is_what_its_name_says():
+def test_chain_walks_one_item_a_step():
     events = chain()
     assert ((events.items[1:] - events.items[:-1]) % 12)[events.users[1:] == events.users[:-1]].tolist() == [1] * 360

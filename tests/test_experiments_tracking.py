@@ -1,4 +1,4 @@
-"""MLflow on SQLite, and training that goes on when MLflow does not."""
+"""MLflow on SQLite, and runs that continue when MLflow fails."""
 
 import contextlib
 import logging
@@ -21,7 +21,7 @@ from experiments.tracking.mlflow import MlflowTracker, NullTracker
 from experiments.tracking.plots import learning_curve
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:The ``noload`` loader strategy",  # SQLAlchemy 2.1 says so of MLflow's own queries
+    "ignore:The ``noload`` loader strategy",  # SQLAlchemy 2.1 warns about queries of MLflow
     "ignore::ResourceWarning",  # MLflow leaves its SQLite connections to the garbage collector
     "ignore::pytest.PytestUnraisableExceptionWarning",
 )
@@ -33,11 +33,11 @@ def run_of(uri, experiment):
     return client, run
 
 
-def test_a_run_is_recorded_and_read_back(uri, tmp_path):
+def test_a_run_is_recorded(uri, tmp_path):
     bundle = tmp_path / "bundle"
-    (bundle / "deep").mkdir(parents=True)
+    (bundle / "nested").mkdir(parents=True)
     (bundle / "manifest.json").write_text("{}")
-    (bundle / "deep" / "index.faiss").write_bytes(b"1234")
+    (bundle / "nested" / "index.faiss").write_bytes(b"1234")
     (tmp_path / "one.txt").write_text("one")
     tracker = MlflowTracker(uri)
     baselines = {"popular 7 days": {"days": 7}, "item-knn": {"k": 5}}
@@ -64,53 +64,53 @@ def test_a_run_is_recorded_and_read_back(uri, tmp_path):
     assert {f.path for f in client.list_artifacts(run.info.run_id)} == {"bundle", "one.txt", "learning_curve.png"}
     assert {f.path for f in client.list_artifacts(run.info.run_id, "bundle")} == {
         "bundle/manifest.json",
-        "bundle/deep",
+        "bundle/nested",
     }
-    kept = client.download_artifacts(run.info.run_id, "bundle/deep/index.faiss", str(tmp_path))
-    with open(kept, "rb") as file:
+    index_file = client.download_artifacts(run.info.run_id, "bundle/nested/index.faiss", str(tmp_path))
+    with open(index_file, "rb") as file:
         assert file.read() == b"1234"
-    picture = client.download_artifacts(run.info.run_id, "learning_curve.png", str(tmp_path))
-    with open(picture, "rb") as file:
+    plot = client.download_artifacts(run.info.run_id, "learning_curve.png", str(tmp_path))
+    with open(plot, "rb") as file:
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
-def test_more_than_a_hundred_parameters_and_a_second_run_and_a_failed_one(uri):
+def test_many_parameters_a_failed_run_and_a_second_run_are_recorded(uri):
     tracker = MlflowTracker(uri)
     tracker.start("many", {f"p{i}": i for i in range(230)}, {})
     tracker.finish(failed=True)
     _, run = run_of(uri, "many")
     assert run.info.status == "FAILED"
     assert len(run.data.params) == 230
-    again = MlflowTracker(uri)
-    again.start("many", {}, {})
-    again.finish()
+    second = MlflowTracker(uri)
+    second.start("many", {}, {})
+    second.finish()
     client = MlflowClient(uri)
     assert len(client.search_runs([client.get_experiment_by_name("many").experiment_id])) == 2
 
 
-def test_runs_inside_a_run_and_one_that_was_pruned(uri):
+def test_nested_runs_and_a_pruned_run_are_recorded(uri):
     tracker = MlflowTracker(uri)
     tracker.start("search", {}, {})
     for pruned in (False, True):
-        inside = tracker.nested()
-        inside.start("search", {"pruned": pruned}, {})
-        inside.finish(pruned=pruned)
+        nested = tracker.nested()
+        nested.start("search", {"pruned": pruned}, {})
+        nested.finish(pruned=pruned)
     tracker.finish()
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("search").experiment_id])
-    outer = next(run for run in runs if not run.data.params)
-    told = {run.data.params["pruned"]: run for run in runs if run.data.params}
-    assert {name: run.info.status for name, run in told.items()} == {"False": "FINISHED", "True": "KILLED"}
-    assert {run.data.tags["mlflow.parentRunId"] for run in told.values()} == {outer.info.run_id}
-    assert "mlflow.parentRunId" not in outer.data.tags
+    parent = next(run for run in runs if not run.data.params)
+    nested_runs = {run.data.params["pruned"]: run for run in runs if run.data.params}
+    assert {name: run.info.status for name, run in nested_runs.items()} == {"False": "FINISHED", "True": "KILLED"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in nested_runs.values()} == {parent.info.run_id}
+    assert "mlflow.parentRunId" not in parent.data.tags
 
 
-def test_inside_a_run_that_is_not_recorded_nothing_is(uri):
+def test_a_run_nested_in_an_unrecorded_run_is_not_recorded(uri):
     assert isinstance(MlflowTracker(uri).nested(), NullTracker)
 
 
-def use(tracker, tmp_path):
-    """Everything that a training does."""
+def record_run(tracker, tmp_path):
+    """Every call that a training makes."""
     (tmp_path / "file").write_text("x")
     tracker.start("toy", {"a": 1}, {"t": "x"})
     tracker.metrics({"loss": 1.0}, 1)
@@ -124,15 +124,15 @@ def warnings_of(caplog):
 
 
 @contextmanager
-def away(kind, uri, tmp_path):
-    """The address of a tracking server that is of no use."""
+def broken_server(kind, uri, tmp_path):
+    """The address of a tracking server that does not work."""
     if kind == "locked":
         holder = sqlite3.connect(tmp_path / "mlflow.db")
         holder.execute("BEGIN EXCLUSIVE")
-        yield f"{uri}?timeout=0.2"  # SQLite would wait for five seconds
+        yield f"{uri}?timeout=0.2"  # SQLite waits for five seconds by default
         holder.close()
     elif kind == "no database":
-        (tmp_path / "bad.db").write_bytes(b"this is no database, whatever its name says" * 99)
+        (tmp_path / "bad.db").write_bytes(b"these bytes are not a database" * 99)
         yield f"sqlite:///{tmp_path}/bad.db"
     elif kind == "no scheme":
         yield "nonsense://x"
@@ -140,50 +140,50 @@ def away(kind, uri, tmp_path):
         with socket.socket() as server:
             server.bind(("127.0.0.1", 0))
             if kind == "silent":
-                server.listen()  # and never answers
+                server.listen()  # accepts connections, never answers
             yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("kind", ["refused", "silent", "locked", "no database", "no scheme"])
-def test_a_tracking_server_that_is_of_no_use_costs_one_warning(kind, uri, tmp_path, caplog, monkeypatch):
+def test_a_tracking_server_that_does_not_work_causes_one_warning(kind, uri, tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    with caplog.at_level(logging.WARNING), away(kind, uri, tmp_path) as address:
-        worker = threading.Thread(target=use, args=(MlflowTracker(address), tmp_path), daemon=True)
+    with caplog.at_level(logging.WARNING), broken_server(kind, uri, tmp_path) as address:
+        worker = threading.Thread(target=record_run, args=(MlflowTracker(address), tmp_path), daemon=True)
         worker.start()
         worker.join(30)
         assert not worker.is_alive()
-    (told,) = warnings_of(caplog)
-    assert told.startswith(f"tracking at {address} failed (start: ")
-    assert told.endswith("the run goes on untracked")
+    (message,) = warnings_of(caplog)
+    assert message.startswith(f"tracking at {address} failed (start: ")
+    assert message.endswith("the run goes on untracked")
 
 
-def test_a_database_that_breaks_in_the_middle_costs_one_warning(uri, tmp_path, caplog):
-    """Locked it would do the same after 20 s, which MLflow waits whatever it is told."""
+def test_a_database_that_breaks_during_a_run_causes_one_warning(uri, tmp_path, caplog):
+    """A table is renamed. A locked database has the same effect, but MLflow waits 20 s for it, which is fixed."""
     tracker = MlflowTracker(uri)
     tracker.start("toy", {"a": 1}, {})
     tracker.metrics({"loss": 3.0}, 1)
-    with sqlite3.connect(tmp_path / "mlflow.db") as other:
-        other.execute("ALTER TABLE metrics RENAME TO away")
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        connection.execute("ALTER TABLE metrics RENAME TO renamed")
     with caplog.at_level(logging.WARNING):
         tracker.metrics({"loss": 2.0}, 2)
-        other.execute("ALTER TABLE away RENAME TO metrics")
-        other.close()
-        tracker.metrics({"loss": 1.0}, 3)  # given up: half a curve would look like a whole one
+        connection.execute("ALTER TABLE renamed RENAME TO metrics")
+        connection.close()
+        tracker.metrics({"loss": 1.0}, 3)  # not recorded: a curve with a gap would mislead
         tracker.finish()
-    (told,) = warnings_of(caplog)
-    assert "(metrics: " in told
+    (message,) = warnings_of(caplog)
+    assert "(metrics: " in message
     client, run = run_of(uri, "toy")
     assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [1]
 
 
-def test_nothing_is_opened_before_the_start(monkeypatch, tmp_path):
+def test_no_database_is_opened_before_the_start(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     MlflowTracker()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_address_is_the_given_one_or_the_environments(monkeypatch):
+def test_the_address_is_the_argument_else_the_environment_variable_else_the_default(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere.db")
     assert MlflowTracker()._uri == "sqlite:///elsewhere.db"
     assert MlflowTracker("sqlite:///here.db")._uri == "sqlite:///here.db"
@@ -191,30 +191,30 @@ def test_the_address_is_the_given_one_or_the_environments(monkeypatch):
     assert MlflowTracker()._uri == "sqlite:///mlflow.db"
 
 
-def test_the_page_of_runs_opens_on_loopback_and_knows_the_experiment(uri, tmp_path):
-    use(MlflowTracker(uri), tmp_path)
+def test_the_user_interface_lists_the_experiment(uri, tmp_path):
+    record_run(MlflowTracker(uri), tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [Path(sys.executable).with_name("recsys"), "experiment", "ui", "--port", str(port)]
     environ = os.environ | {"MLFLOW_TRACKING_URI": uri}
-    page = subprocess.Popen(command, cwd=tmp_path, env=environ, start_new_session=True)  # it starts workers
+    server = subprocess.Popen(command, cwd=tmp_path, env=environ, start_new_session=True)  # it starts workers
     try:
         base = f"http://127.0.0.1:{port}"
         for _ in range(300):
-            assert page.poll() is None
+            assert server.poll() is None
             with contextlib.suppress(httpx.TransportError):
                 assert "<title>MLflow</title>" in httpx.get(base).text
                 break
             time.sleep(0.2)
-        found = httpx.post(f"{base}/api/2.0/mlflow/experiments/search", json={"max_results": 10}).json()
-        assert "toy" in [experiment["name"] for experiment in found["experiments"]]
+        response = httpx.post(f"{base}/api/2.0/mlflow/experiments/search", json={"max_results": 10}).json()
+        assert "toy" in [experiment["name"] for experiment in response["experiments"]]
     finally:
-        os.killpg(page.pid, signal.SIGTERM)
-        page.wait(20)
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(20)
 
 
 def test_a_null_tracker_records_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    use(NullTracker(), tmp_path)
+    record_run(NullTracker(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,4 +1,4 @@
-"""A whole run on a tiny data set: what it leaves, that it can be repeated, that the loop closes, that it may die."""
+"""A complete run on a tiny data set: its outputs, repeatability, events from the log, failures and kills."""
 
 import json
 import os
@@ -24,11 +24,11 @@ from recsys.bundle.io import load_bundle
 from recsys.bundle.registry import current_bundle
 from recsys.ranking.pair_features import FEATURES
 
-CONTENDERS = ["popular", "item-knn", "two towers", "two towers + reranker"]
+MODELS = ["popular", "item-knn", "two towers", "two towers + reranker"]
 
 
 class Recorder(NullTracker):
-    """Keeps what a run tells the tracker."""
+    """Keeps every call of the tracker."""
 
     def __init__(self):
         self.started, self.figures, self.artifacts, self.values, self.finished = None, {}, [], [], []
@@ -56,7 +56,7 @@ def run(folder, *, tracker=None, reporter=None, environ=None, **sections):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """One run: (folder, bundle, tables, tracker, reporter)."""
+    """One run: (folder, path of the bundle, tables, tracker, reporter)."""
     folder = tmp_path_factory.mktemp("run")
     write_tables(folder / "data")
     tracker, reporter = Recorder(), Lines()
@@ -64,7 +64,7 @@ def done(tmp_path_factory):
     return folder, path, tables, tracker, reporter
 
 
-def test_the_bundle_is_current_and_says_everything_about_the_run(done):
+def test_the_bundle_is_current_and_its_manifest_describes_the_run(done):
     folder, path, tables, _, _ = done
     assert current_bundle(folder / "bundles") == path
     manifest = load_bundle(path).manifest
@@ -77,19 +77,19 @@ def test_the_bundle_is_current_and_says_everything_about_the_run(done):
     assert manifest["metrics"] == json.loads(json.dumps([t.to_dict() for t in tables]))
     assert manifest["metrics"][0]["split_hashes"] == [manifest["split_hash"]]
     rows = manifest["metrics"][0]["rows"]
-    assert [r["name"] for r in rows] == CONTENDERS
+    assert [r["name"] for r in rows] == MODELS
     assert all(0 <= r["ndcg_at_10"]["low"] <= r["ndcg_at_10"]["mean"] for r in rows)
 
 
 def test_there_is_one_table_for_each_placement(done):
     _, _, tables, _, _ = done
     assert [t.title for t in tables] == ["toy · home: repeats excluded", "toy · again: repeats allowed"]
-    assert all([o.name for o in t.outcomes] == CONTENDERS for t in tables)
-    assert tables[0].hashes != tables[1].hashes  # what is seen already is no target where repeats are excluded
+    assert all([o.name for o in t.outcomes] == MODELS for t in tables)
+    assert tables[0].hashes != tables[1].hashes  # seen items are not targets where repeats are excluded
     assert tables[0].to_dict()["events"] < tables[1].to_dict()["events"]
 
 
-def test_the_bundle_holds_models_of_the_events_before_the_cut(done):
+def test_the_bundle_is_fitted_on_all_events(done):
     folder, path, _, _, _ = done
     bundle = load_bundle(path)
     cut = np.datetime64(bundle.manifest["metrics"][0]["note"].split("before ")[1].removesuffix(" UTC"), "us")
@@ -97,7 +97,7 @@ def test_the_bundle_holds_models_of_the_events_before_the_cut(done):
         np.datetime64(line.split(",")[3].removesuffix("Z"), "us")
         for line in (folder / "data" / "events.csv").read_text().splitlines()[1:]
     ]
-    assert bundle.manifest["fitted_until"] == max(times).astype(np.int64)  # judged before the cut, served with all
+    assert bundle.manifest["fitted_until"] == max(times).astype(np.int64)  # evaluated before the cut, refitted on all
     assert bundle.recommender.fallback.popularity.sum() > 0
     assert sum(t < cut for t in times) < len(times)
 
@@ -125,27 +125,26 @@ def test_the_run_is_tracked(done):
     assert tracker.finished == [False]
 
 
-def test_the_run_says_what_it_read_and_fitted(done):
-    said = "\n".join(done[4].said)
-    assert "items: 12 rows read, 12 kept, 0 rejected" in said
-    assert "40 users, 12 items, 520 events, 520 positive" in said
-    for name in CONTENDERS:
-        assert f"{name} · home: NDCG@10" in said
+def test_the_run_reports_what_it_read_and_fitted(done):
+    output = "\n".join(done[4].said)
+    assert "items: 12 rows read, 12 kept, 0 rejected" in output
+    assert "40 users, 12 items, 520 events, 520 positive" in output
+    for name in MODELS:
+        assert f"{name} · home: NDCG@10" in output
 
 
 def test_the_same_seed_gives_the_same_weights(done, tmp_path):
     folder, path, tables, _, _ = done
     hashes = {name: f["sha256"] for name, f in load_bundle(path).manifest["files"].items()}
-    again = load_bundle(run(folder, bundles=str(tmp_path / "again"))[0]).manifest
-    assert {name: f["sha256"] for name, f in again["files"].items()} == hashes
-    figures = [[r["ndcg_at_10"] for r in m["rows"]] for m in again["metrics"]]
+    repeated = load_bundle(run(folder, bundles=str(tmp_path / "repeated"))[0]).manifest
+    assert {name: f["sha256"] for name, f in repeated["files"].items()} == hashes
+    figures = [[r["ndcg_at_10"] for r in m["rows"]] for m in repeated["metrics"]]
     assert figures == [[r["ndcg_at_10"] for r in t.to_dict()["rows"]] for t in tables]
     other = load_bundle(run(folder, bundles=str(tmp_path / "other"), seed=1)[0]).manifest
     assert other["files"]["towers.safetensors"]["sha256"] != hashes["towers.safetensors"]
 
 
-def test_what_people_do_is_trained_on_the_next_time(tmp_path):
-    """The loop closes: events that the service accepted are in the next bundle."""
+def test_events_of_the_log_are_in_the_next_bundle(tmp_path):
     write_tables(tmp_path / "data")
     first = load_bundle(run(tmp_path)[0])
     log = EventLog(tmp_path / "log")
@@ -160,15 +159,15 @@ def test_what_people_do_is_trained_on_the_next_time(tmp_path):
     assert second.manifest["data_hash"] != first.manifest["data_hash"]
     assert second.manifest["split_hash"] != first.manifest["split_hash"]
     counts = [b.recommender.reranker.features.statistics.total[b.catalog.ids.row("i7")] for b in (first, second)]
-    assert counts[1] >= counts[0] + 90  # the cut has moved a little
+    assert counts[1] >= counts[0] + 90  # the cut has moved
     assert current_bundle(tmp_path / "bundles") == second.path
-    assert load_bundle(first.path).fingerprint == first.fingerprint  # the old one is kept
+    assert load_bundle(first.path).fingerprint == first.fingerprint  # the first bundle is kept
 
 
 def test_a_failed_run_publishes_nothing_and_is_tracked_as_failed(done, monkeypatch):
     folder, path, _, _, _ = done
     tracker = Recorder()
-    monkeypatch.setattr(plots, "popularity_bias", fail)  # the last thing before a bundle is written
+    monkeypatch.setattr(plots, "popularity_bias", fail)  # the last step before a bundle is written
     with pytest.raises(ZeroDivisionError):
         run(folder, tracker=tracker)
     assert tracker.finished == [True]
@@ -176,23 +175,23 @@ def test_a_failed_run_publishes_nothing_and_is_tracked_as_failed(done, monkeypat
 
 
 def fail(*_):
-    """Raises."""
+    """Raises ZeroDivisionError."""
     return 1 / 0
 
 
-def test_too_few_events_are_told(tmp_path):
+def test_too_few_events_are_refused(tmp_path):
     write_tables(tmp_path / "data", n_users=1, n_items=3, length=2)
     with pytest.raises(DataError, match="a time cut needs events before, between and after"):
         run(tmp_path)
 
 
-def test_leave_last_out_fits_once_and_says_what_it_lets_in(done, tmp_path):
+def test_leave_last_out_fits_once_and_notes_its_leak(done, tmp_path):
     folder = done[0]
     path, tables = run(folder, bundles=str(tmp_path), split={"kind": "leave-last-out"}, reranker=None)
     assert [t.note for t in tables] == [
-        "leave-last-out: fitted without the last two items of each user; other users' future is let in"
+        "leave-last-out: fitted without the last two items of each user, but with later events of other users"
     ] * 2
-    assert [o.name for o in tables[0].outcomes] == CONTENDERS[:3]
+    assert [o.name for o in tables[0].outcomes] == MODELS[:3]
     assert tables[0].to_dict()["events"] == tables[0].to_dict()["users"] == 40
     assert load_bundle(path).recommender.reranker is None
 
@@ -204,46 +203,45 @@ def test_evaluation_joins_all_windows(done):
     reporter = Lines()
     tables = evaluate_run(load_config(toy_config(folder, split=split), {}), reporter)
     assert all(len(t.hashes) == 2 and "(2 windows)" in t.note for t in tables)
-    assert [o.name for o in tables[0].outcomes] == CONTENDERS
+    assert [o.name for o in tables[0].outcomes] == MODELS
     assert "window 2 of 2: 12 items, 0 events left out" in reporter.said
-    assert sorted((folder / "bundles").iterdir()) == before  # nothing is written
-    again = tables[1].to_dict()
-    assert 0.3 * 520 < again["events"] <= 0.4 * 520 + 1
+    assert sorted((folder / "bundles").iterdir()) == before  # no bundle is written
+    with_repeats = tables[1].to_dict()
+    assert 0.3 * 520 < with_repeats["events"] <= 0.4 * 520 + 1
 
 
-def test_rare_items_are_left_out_and_it_is_said(done, tmp_path):
+def test_rare_items_are_left_out_and_reported(done, tmp_path):
     folder = done[0]
     reporter = Lines()
     config = load_config(toy_config(folder), {})
     events = load_dataset(config).events
-    early = events.before(
-        window_cuts(events, config.split)[-1][0]
-    ).positives()  # what the validation window adds is its future
+    # events of the validation window do not count
+    early = events.before(window_cuts(events, config.split)[-1][0]).positives()
     counts = np.bincount(early.items, minlength=events.n_items)
-    least = int(np.sort(counts)[5]) + 1
+    min_events = int(np.sort(counts)[5]) + 1
     data = config.data.model_dump()
-    path, tables = run(folder, reporter=reporter, bundles=str(tmp_path), data=data | {"min_train_events": least})
-    judged = counts >= least
-    assert judged.sum() < 12
-    assert tables[0].outcomes[0].items.max() < judged.sum()
+    path, tables = run(folder, reporter=reporter, bundles=str(tmp_path), data=data | {"min_train_events": min_events})
+    frequent = counts >= min_events
+    assert frequent.sum() < 12
+    assert tables[0].outcomes[0].items.max() < frequent.sum()
     in_all = np.bincount(events.positives().items, minlength=events.n_items)
-    served = load_bundle(path).catalog  # with what became frequent later
+    served = load_bundle(path).catalog  # with the items that became frequent later
     assert set(served.ids.ids) == {
-        load_dataset(config).catalog.ids.ids[row] for row in np.flatnonzero(in_all >= least)
+        load_dataset(config).catalog.ids.ids[row] for row in np.flatnonzero(in_all >= min_events)
     }
-    assert len(served) > judged.sum()
+    assert len(served) > frequent.sum()
     assert any(
-        f"events left out: items with fewer than {least} before the validation window" in line
+        f"events left out: items with fewer than {min_events} before the validation window" in line
         for line in reporter.said
     )
 
 
-def test_what_has_become_frequent_is_read_in_the_space_that_was_judged(done, tmp_path, monkeypatch):
-    spaces, real = [], train_module.encode_contents
+def test_items_that_become_frequent_are_encoded_in_the_evaluated_space(done, tmp_path, monkeypatch):
+    spaces, original = [], train_module.encode_contents
 
     def encode(dataset, config, progress=None, *, space=None):
         spaces.append(space)
-        return real(dataset, config, progress, space=space)
+        return original(dataset, config, progress, space=space)
 
     monkeypatch.setattr(train_module, "encode_contents", encode)
     data = load_config(toy_config(done[0]), {}).data.model_dump() | {"min_train_events": 2}
@@ -269,6 +267,6 @@ def test_a_killed_training_leaves_the_old_bundle(done, moment):
     assert child.returncode == -signal.SIGKILL
     assert current_bundle(folder / "bundles") == path
     assert load_bundle(path).fingerprint == path.name
-    for other in (folder / "bundles").iterdir():
-        if not other.name.startswith(".writing-") and other.name != "current":
-            load_bundle(other)
+    for entry in (folder / "bundles").iterdir():
+        if not entry.name.startswith(".writing-") and entry.name != "current":
+            load_bundle(entry)

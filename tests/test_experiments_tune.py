@@ -1,4 +1,4 @@
-"""The search of settings: repeatable, resumed, pruned, recorded, and blind to the test window."""
+"""The hyper-parameter search: repeatable, resumed, pruned, tracked, and without the test events."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from features.errors import ConfigError
 from recsys.cli import main as cli
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:The ``noload`` loader strategy",  # SQLAlchemy 2.1 says so of MLflow's own queries
+    "ignore:The ``noload`` loader strategy",  # SQLAlchemy 2.1 warns about queries of MLflow
     "ignore::ResourceWarning",  # MLflow and Optuna leave their SQLite connections to the garbage collector
     "ignore::pytest.PytestUnraisableExceptionWarning",
 )
@@ -45,34 +45,34 @@ def search(config, *, trials=3, tracker=None, only=RATES, **options):
     return tune(config, tracker or NullTracker(), Lines(), trials=trials, only=only, **options)
 
 
-def judged(monkeypatch, curves):
-    """Trials get these figures, pass by pass, and train nothing; returns the configurations that were tried."""
+def replace_training(monkeypatch, curves):
+    """Trials train nothing and report these figures by epoch; returns the list of configurations that were tried."""
     tried = []
 
-    def choose(config, dataset, splits, report, progress):
+    def select_model(config, dataset, splits, report, progress):
         tried.append(config)
         for epoch, value in enumerate(curves[len(tried) - 1], 1):
             report({"epoch": float(epoch), "seconds": 2.0, "ndcg_at_10": value})
 
-    monkeypatch.setattr(module, "select_model", choose)
+    monkeypatch.setattr(module, "select_model", select_model)
     return tried
 
 
-def test_the_same_seed_gives_the_same_trials_and_the_first_is_the_configurations_own(config, tmp_path):
-    config = config.changed({"training.learning_rate": 0.012345})  # others have three digits
+def test_the_same_seed_gives_the_same_trials_and_the_first_has_the_configured_values(config, tmp_path):
+    config = config.changed({"training.learning_rate": 0.012345})  # proposed values have three digits
     first = search(config)
     (tmp_path / "cache" / "tune.sqlite").unlink()
-    again = search(config)
+    repeated = search(config)
     assert [(t.number, t.settings, t.ndcg_at_10) for t in first.trials] == [
-        (t.number, t.settings, t.ndcg_at_10) for t in again.trials
+        (t.number, t.settings, t.ndcg_at_10) for t in repeated.trials
     ]
-    own = next(t for t in first.trials if t.number == 0)
-    assert own.settings == {"towers.dropout": 0.0, "training.learning_rate": 0.012345}
-    others = [t.settings["training.learning_rate"] for t in first.trials if t.number]
-    assert others == [float(f"{rate:.3g}") for rate in others]
+    configured = next(t for t in first.trials if t.number == 0)
+    assert configured.settings == {"towers.dropout": 0.0, "training.learning_rate": 0.012345}
+    rates = [t.settings["training.learning_rate"] for t in first.trials if t.number]
+    assert rates == [float(f"{rate:.3g}") for rate in rates]
     assert len({json.dumps(t.settings) for t in first.trials}) == 3
-    other = search(config.model_copy(update={"seed": 1}))
-    assert {json.dumps(t.settings) for t in other.trials} != {json.dumps(t.settings) for t in first.trials}
+    reseeded = search(config.model_copy(update={"seed": 1}))
+    assert {json.dumps(t.settings) for t in reseeded.trials} != {json.dumps(t.settings) for t in first.trials}
 
 
 def test_test_events_are_never_read(config, monkeypatch):
@@ -81,11 +81,11 @@ def test_test_events_are_never_read(config, monkeypatch):
             raise AssertionError(f"test.{name} was read")
 
     def poisoned(config, dataset):
-        every = evaluation_windows(config, dataset)
-        for _, splits in every:
+        windows = evaluation_windows(config, dataset)
+        for _, splits in windows:
             for split in splits.values():
                 object.__setattr__(split, "test", Poison())
-        return every
+        return windows
 
     clean = search(config, trials=1)
     monkeypatch.setattr(module, "evaluation_windows", poisoned)
@@ -94,16 +94,16 @@ def test_test_events_are_never_read(config, monkeypatch):
     )
 
 
-def test_the_best_are_lines_of_a_configuration(config, monkeypatch):
-    judged(monkeypatch, [[0.1, 0.2], [0.1, 0.5, 0.3], [0.4]])
-    found = search(config)
-    assert [(t.number, t.ndcg_at_10, t.passes, t.seconds) for t in found.trials] == [
+def test_the_best_settings_are_sections_of_a_configuration(config, monkeypatch):
+    replace_training(monkeypatch, [[0.1, 0.2], [0.1, 0.5, 0.3], [0.4]])
+    result = search(config)
+    assert [(t.number, t.ndcg_at_10, t.passes, t.seconds) for t in result.trials] == [
         (1, 0.5, 3, 6.0),
         (2, 0.4, 1, 2.0),
         (0, 0.2, 2, 4.0),
     ]
-    sections = yaml.safe_load(found.best)
-    best = found.trials[0].settings
+    sections = yaml.safe_load(result.best)
+    best = result.trials[0].settings
     assert sections["towers"] == {**config.towers.model_dump(mode="json"), "dropout": best["towers.dropout"]}
     assert sections["training"] == {
         "epochs": 2,
@@ -112,7 +112,7 @@ def test_the_best_are_lines_of_a_configuration(config, monkeypatch):
     }
 
 
-def test_a_trial_below_the_median_is_pruned_and_recorded_so(config, monkeypatch):
+def test_a_trial_below_the_median_is_pruned_and_tracked_as_pruned(config, monkeypatch):
     ended = []
 
     class Recorder(NullTracker):
@@ -122,19 +122,19 @@ def test_a_trial_below_the_median_is_pruned_and_recorded_so(config, monkeypatch)
         def finish(self, failed=False, pruned=False):
             ended.append((failed, pruned))
 
-    # the first five teach the median, .3 after three passes, before which nobody is judged
+    # the first five trials set the median, 0.3 in epoch 3; no trial is pruned before epoch 3
     poor = [0.01, 0.02, 0.03, 0.04]
-    judged(monkeypatch, [poor, *[[0.1, 0.2, 0.3, 0.4]] * 4, [0.05, 0.1, 0.29, 0.9]])
-    found = search(config, trials=6, tracker=Recorder())
-    told = [(t.number, t.state, t.passes, t.ndcg_at_10) for t in found.trials[-2:]]
-    assert told == [(0, "complete", 4, 0.04), (5, "pruned", 3, 0.29)]
-    assert ended == [(False, False)] * 5 + [(False, True), (False, False)]  # the last is the whole search
+    replace_training(monkeypatch, [poor, *[[0.1, 0.2, 0.3, 0.4]] * 4, [0.05, 0.1, 0.29, 0.9]])
+    result = search(config, trials=6, tracker=Recorder())
+    worst = [(t.number, t.state, t.passes, t.ndcg_at_10) for t in result.trials[-2:]]
+    assert worst == [(0, "complete", 4, 0.04), (5, "pruned", 3, 0.29)]
+    assert ended == [(False, False)] * 5 + [(False, True), (False, False)]  # the last one is the run of the search
 
 
-def test_a_search_that_was_killed_goes_on(config, monkeypatch):
-    tried = judged(monkeypatch, [[0.1], [], [0.2], [0.4]])
+def test_a_killed_search_is_resumed(config, monkeypatch):
+    tried = replace_training(monkeypatch, [[0.1], [], [0.2], [0.4]])
     search(config, trials=1)
-    whole = module.select_model
+    working = module.select_model
 
     def killed(config, *arguments):
         tried.append(config)
@@ -143,25 +143,27 @@ def test_a_search_that_was_killed_goes_on(config, monkeypatch):
     monkeypatch.setattr(module, "select_model", killed)
     with pytest.raises(KeyboardInterrupt):
         search(config)
-    monkeypatch.setattr(module, "select_model", whole)
-    found = search(config)
-    assert [(t.number, t.ndcg_at_10) for t in found.trials] == [(3, 0.4), (2, 0.2), (0, 0.1)]  # trial 1 was lost
-    asked = [(c.towers.dropout, c.training.learning_rate) for c in tried]
-    assert asked[1] == asked[2]  # tried again
-    assert len(set(asked)) == 3
-    assert search(config).trials == found.trials  # there are enough
+    monkeypatch.setattr(module, "select_model", working)
+    result = search(config)
+    assert [(t.number, t.ndcg_at_10) for t in result.trials] == [(3, 0.4), (2, 0.2), (0, 0.1)]  # trial 1 was killed
+    settings = [(c.towers.dropout, c.training.learning_rate) for c in tried]
+    assert settings[1] == settings[2]  # tried again
+    assert len(set(settings)) == 3
+    assert search(config).trials == result.trials  # three trials have ended: nothing is run
     assert len(tried) == 4
 
 
-def test_time_that_is_up_begins_no_trial(config, monkeypatch):
-    judged(monkeypatch, [[0.1], [0.2], [0.3]])
+def test_no_trial_starts_after_the_time_limit(config, monkeypatch):
+    replace_training(monkeypatch, [[0.1], [0.2], [0.3]])
     clock = iter([0.0, 0.0, 61.0])
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))  # this module's alone
+    monkeypatch.setattr(
+        module, "time", SimpleNamespace(monotonic=lambda: next(clock))
+    )  # the name of this module only
     assert [t.ndcg_at_10 for t in search(config, minutes=1).trials] == [0.1]
 
 
-def test_a_search_is_a_run_with_a_run_for_each_trial(config, uri, monkeypatch):
-    judged(monkeypatch, [[0.1, 0.3], [0.2]])
+def test_a_search_is_tracked_as_a_run_with_a_nested_run_for_each_trial(config, uri, monkeypatch):
+    replace_training(monkeypatch, [[0.1, 0.3], [0.2]])
     search(config, trials=2, tracker=MlflowTracker(uri))
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("toy tune").experiment_id])
@@ -176,7 +178,7 @@ def test_a_search_is_a_run_with_a_run_for_each_trial(config, uri, monkeypatch):
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
-def test_an_unknown_setting_is_refused_with_the_known_ones(config):
+def test_the_error_of_an_unknown_setting_lists_the_known_ones(config):
     with pytest.raises(ConfigError, match=r"no setting 'towers.width'.*towers.dimension, towers.layers"):
         search(config, only=("towers.width",))
 
@@ -187,11 +189,11 @@ def test_several_processes_are_refused(config, monkeypatch):
         search(config)
 
 
-def test_the_space_holds_the_configurations_own_values_and_none_that_do_not_fit(config):
-    odd = config.changed({"towers.dimension": 48, "towers.nested": (40,), "training.learning_rate": 0.5})
-    space = module._space(odd, ())
+def test_the_space_has_the_configured_values_and_no_invalid_ones(config):
+    changed = config.changed({"towers.dimension": 48, "towers.nested": (40,), "training.learning_rate": 0.5})
+    space = module._space(changed, ())
     assert list(space) == list(SEARCH_SPACE)
-    assert space["towers.dimension"].choices == (48, 64, 128)  # 32 is less than what vectors are cut to
+    assert space["towers.dimension"].choices == (48, 64, 128)  # 32 is below the nested dimension
     assert space["training.learning_rate"] == optuna.distributions.FloatDistribution(3e-4, 0.5, log=True)
     assert space["training.negatives"].choices == (0, 256, 1024)
 
@@ -199,9 +201,9 @@ def test_the_space_holds_the_configurations_own_values_and_none_that_do_not_fit(
 def test_the_command_prints_a_table_or_json(config, tmp_path):
     command = ["tune", str(tmp_path / "toy.yaml"), "--trials", "1", "--only", "towers.dropout", "--no-track"]
     done = CliRunner().invoke(cli.app, [*command, "--json"], catch_exceptions=False)
-    told = json.loads(done.stdout)
-    assert [one["settings"] for one in told["trials"]] == [{"towers.dropout": 0.0}]
-    assert yaml.safe_load(told["best"])["towers"]["dropout"] == 0.0
-    shown = CliRunner().invoke(cli.app, command, catch_exceptions=False).stdout
-    assert "best first" in shown
-    assert f"{told['trials'][0]['ndcg_at_10']:.4f}" in shown
+    result = json.loads(done.stdout)
+    assert [trial["settings"] for trial in result["trials"]] == [{"towers.dropout": 0.0}]
+    assert yaml.safe_load(result["best"])["towers"]["dropout"] == 0.0
+    output = CliRunner().invoke(cli.app, command, catch_exceptions=False).stdout
+    assert "best first" in output
+    assert f"{result['trials'][0]['ndcg_at_10']:.4f}" in output

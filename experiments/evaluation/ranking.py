@@ -1,4 +1,4 @@
-"""One honest table: every contender on the same targets, with intervals over users."""
+"""Offline evaluation: outcomes of all models on the same targets, compared in one table with intervals over users."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,21 +17,22 @@ from recsys.evaluation.bootstrap import Interval, bootstrap, paired_bootstrap
 from recsys.interfaces import Recommender
 
 K = 10
-"""Cutoff of the headline figures."""
+"""Cutoff k of the headline metrics."""
 
 DEPTH = 100
-"""Candidates asked for: mid-ranks are exact to half of it."""
+"""Length of the lists; mid-ranks are exact up to half of it."""
 
 BATCH = 1024
-"""States ranked at a time."""
+"""Maximum number of states in one call of a recommender."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one contender did with m targets over one or several windows.
+    """Results of one model on m targets of one or several windows.
 
-    ranks, users, items (m,): of each target; warm_user, warm_item (m,) bool: had a positive event before the cut;
-    history (m,): positive events of the user before it; seconds of fitting;
+    ranks, users, items (m,): rank, user row and item row of each target;
+    warm_user, warm_item (m,) bool: the user or the item has a positive event before the cut;
+    history (m,): number of positive events of the user before the target; seconds: time of fitting;
     coverage, novelty (bits), diversity, popularity (percentile): means over windows or lists.
     """
 
@@ -49,12 +50,12 @@ class Outcome:
     popularity: float
 
     def per_user(self, metric: str, keep: Bools | None = None) -> Doubles:
-        """hr, ndcg or mrr at K of each user, in the order of the user rows: (u,)."""
-        at = slice(None) if keep is None else keep
-        return metrics.per_user(self.per_event(metric)[at], self.users[at])[0]
+        """hr, ndcg or mrr at K of each user, in the order of the user rows: (u,). keep (m,): targets that count."""
+        chosen = slice(None) if keep is None else keep
+        return metrics.per_user(self.per_event(metric)[chosen], self.users[chosen])[0]
 
     def per_event(self, metric: str) -> Doubles:
-        """hr, ndcg or mrr at K of each target: (m,); average precision at K is mrr, since there is one target."""
+        """hr, ndcg or mrr at K of each target: (m,). With one relevant item, mrr equals average precision."""
         return {"hr": metrics.hit, "ndcg": metrics.ndcg, "mrr": metrics.reciprocal_rank}[metric](
             self.ranks, K, depth=DEPTH
         )
@@ -70,9 +71,9 @@ def evaluate(
     repeats: bool,
     seconds: float,
 ) -> Outcome:
-    """Rank the full catalogue for every state of `targets`; items seen are excluded unless repeats are allowed.
+    """Rank all items for every state of `targets`; seen items are excluded unless repeats are allowed.
 
-    The full catalogue is what was published by then (`published_batches`).
+    All items are those published at the time of the state, see `published_batches`.
     """
     ranks, rows = rank_targets(recommender, targets, catalog, repeats=repeats)
     counts = np.bincount(split.train.positives().items, minlength=len(catalog))
@@ -96,59 +97,60 @@ def evaluate(
 def headline_metrics(
     recommender: Recommender, targets: Targets, catalog: Catalog, *, repeats: bool
 ) -> dict[str, float]:
-    """ndcg_at_10 and hr_at_10, means over users: what passes are chosen by."""
+    """ndcg_at_10 and hr_at_10, means over users. Training selects the number of epochs by them."""
     ranks, _ = rank_targets(recommender, targets, catalog, repeats=repeats)
     figures = {"ndcg_at_10": metrics.ndcg(ranks, K, depth=DEPTH), "hr_at_10": metrics.hit(ranks, K, depth=DEPTH)}
-    return {name: float(metrics.per_user(of, targets.users)[0].mean()) for name, of in figures.items()}
+    return {name: float(metrics.per_user(values, targets.users)[0].mean()) for name, values in figures.items()}
 
 
 def rank_targets(
     recommender: Recommender, targets: Targets, catalog: Catalog, *, repeats: bool, allow: Bools | None = None
 ) -> tuple[Doubles, Ints]:
-    """Ranks (m,) of m targets in lists of DEPTH, inf where not among them, and the first K rows (b, K) of each state.
+    """Ranks (m,) of m targets in lists of DEPTH items, and the first K item rows (b, K) of the list of each state.
 
-    allow (n,): what may be listed of what was published by then, None for all of it; items seen are left out unless
-    repeats are allowed.
+    The rank is inf where the list lacks the target. Only published items are listed; allow (n,) restricts them
+    further. Seen items are excluded unless repeats are allowed.
     """
     states = targets.states
     ranks, lists = np.full(len(targets), np.inf), np.full((len(states), K), -1, dtype=np.int64)
-    place = np.full(len(states), -1)
-    for rows, there in published_batches(states.as_of, catalog):
-        part = states[rows].compact()
-        found = recommender.recommend(
-            part,
+    row_in_batch = np.full(len(states), -1)  # (b,); -1: the state is not in the batch
+    for rows, published in published_batches(states.as_of, catalog):
+        batch = states[rows].compact()
+        candidates = recommender.recommend(
+            batch,
             DEPTH,
-            allow=there if allow is None else there & allow,
-            exclude=None if repeats else part.seen_items(),
+            allow=published if allow is None else published & allow,
+            exclude=None if repeats else batch.seen_items(),
         )
-        place[rows] = np.arange(len(rows))
-        asked = np.flatnonzero(place[targets.state] >= 0)
-        ranks[asked] = metrics.target_ranks(found, place[targets.state[asked]], targets.item[asked])
-        lists[rows] = found.rows[:, :K]
-        place[rows] = -1
+        row_in_batch[rows] = np.arange(len(rows))
+        chosen = np.flatnonzero(row_in_batch[targets.state] >= 0)
+        ranks[chosen] = metrics.target_ranks(candidates, row_in_batch[targets.state[chosen]], targets.item[chosen])
+        lists[rows] = candidates.rows[:, :K]
+        row_in_batch[rows] = -1
     return ranks, lists
 
 
 def published_batches(as_of: Ints, catalog: Catalog) -> Iterator[tuple[Ints, Bools]]:
-    """Of b states, BATCH at most: their rows, and the items (n,) that there were to recommend when they were asked.
+    """Batches of at most BATCH of b states: rows of the states, and a mask (n,) of the items published by their time.
 
-    What is published later nobody could have shown. To the day: an item is there from the beginning of its day on, so
-    that there are not as many parts as moments. What is available today says nothing of then, and is not asked.
+    An item that is published later could not be recommended. An item counts as published from the beginning of its
+    day, so that all states of a day share a mask. Availability is not used: its value at the time is unknown.
     """
     day_ends = (as_of // DAY + 1) * DAY - 1
-    edition = np.searchsorted(np.sort(catalog.published), day_ends, side="right")  # number of items
-    order: Ints = np.argsort(edition, kind="stable")
-    for alike in np.split(order, np.flatnonzero(np.diff(edition[order])) + 1):
-        for at in range(0, len(alike), BATCH):
-            yield alike[at : at + BATCH], catalog.published_by(int(day_ends[alike[0]]))
+    n_published = np.searchsorted(np.sort(catalog.published), day_ends, side="right")  # (b,)
+    order: Ints = np.argsort(n_published, kind="stable")
+    for group in np.split(order, np.flatnonzero(np.diff(n_published[order])) + 1):  # states with the same mask
+        for start in range(0, len(group), BATCH):
+            yield group[start : start + BATCH], catalog.published_by(int(day_ends[group[0]]))
 
 
 def _mean(values: Doubles) -> float:
+    """The mean of the values that are not NaN; NaN where there is none."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def join_windows(windows: Sequence[Outcome]) -> Outcome:
-    """One contender's windows as one outcome: targets side by side, so that users are averaged once over all."""
+    """The outcomes of one model in several windows as one: targets concatenated, seconds summed, others averaged."""
     first = windows[0]
 
     def stack(pick: Callable[[Outcome], np.ndarray]) -> Any:
@@ -175,7 +177,7 @@ def join_windows(windows: Sequence[Outcome]) -> Outcome:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table: outcomes over the same targets; `ours` is the row that the others are compared with."""
+    """Outcomes of several models on the same targets; `ours` names the one that the others are compared with."""
 
     title: str
     placement: str
@@ -193,67 +195,77 @@ class Comparison:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """One dict a contender: figures, intervals, and the paired difference ours minus it in NDCG@10."""
+        """One dict for each model: metrics, intervals, and the paired difference in NDCG@10, ours minus the model."""
         ours = next(o for o in self.outcomes if o.name == self.ours)
         out = []
-        for o in self.outcomes:
-            row: dict[str, Any] = {"name": o.name}
+        for outcome in self.outcomes:
+            row: dict[str, Any] = {"name": outcome.name}
             for metric in ("hr", "ndcg"):
-                row[f"{metric}_at_{K}"] = interval_dict(bootstrap(o.per_user(metric), seed=self.seed))
-            if o is not ours:
-                difference = paired_bootstrap(ours.per_user("ndcg"), o.per_user("ndcg"), seed=self.seed)
+                row[f"{metric}_at_{K}"] = interval_dict(bootstrap(outcome.per_user(metric), seed=self.seed))
+            if outcome is not ours:
+                difference = paired_bootstrap(ours.per_user("ndcg"), outcome.per_user("ndcg"), seed=self.seed)
                 row[f"ours_minus_ndcg_at_{K}"] = interval_dict(difference)
             row |= {
-                f"mrr_at_{K}": float(o.per_user("mrr").mean()),
-                "coverage": o.coverage,
-                "novelty_bits": o.novelty,
-                "diversity": o.diversity,
-                "popularity_percentile": o.popularity,
-                "fit_seconds": round(o.seconds, 1),
+                f"mrr_at_{K}": float(outcome.per_user("mrr").mean()),
+                "coverage": outcome.coverage,
+                "novelty_bits": outcome.novelty,
+                "diversity": outcome.diversity,
+                "popularity_percentile": outcome.popularity,
+                "fit_seconds": round(outcome.seconds, 1),
             }
-            slices = {
-                "warm": o.warm_user & o.warm_item,
-                "cold_user": ~o.warm_user,
-                "cold_item": ~o.warm_item,
+            segments = {
+                "warm": outcome.warm_user & outcome.warm_item,
+                "cold_user": ~outcome.warm_user,
+                "cold_item": ~outcome.warm_item,
             }
-            for part, keep in slices.items():
-                row[f"hr_at_{K}_{part}"] = float(o.per_user("hr", keep).mean()) if keep.any() else None
+            for segment, keep in segments.items():
+                row[f"hr_at_{K}_{segment}"] = float(outcome.per_user("hr", keep).mean()) if keep.any() else None
             out.append(row)
         return out
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; null where a figure does not exist, as the interval of a single user."""
-        o = self.outcomes[0]
+        """Plain values for JSON; null where a figure is undefined, e.g. the interval of a single user."""
+        first = self.outcomes[0]
         return {
             "title": self.title,
             "placement": self.placement,
             "note": self.note,
             "split_hashes": list(self.hashes),
-            "users": len(np.unique(o.users)),
-            "events": len(o.users),
-            "events_cold_user": int((~o.warm_user).sum()),
-            "events_cold_item": int((~o.warm_item).sum()),
+            "users": len(np.unique(first.users)),
+            "events": len(first.users),
+            "events_cold_user": int((~first.warm_user).sum()),
+            "events_cold_item": int((~first.warm_item).sum()),
             "ours": self.ours,
             "rows": _finite(self.rows),
         }
 
     def render(self) -> Table:
-        """For a rich console."""
+        """The table for a rich console."""
         facts = self.to_dict()
         head = (
             f"{self.title}\n{self.note}\nsplit {', '.join(self.hashes)} · {facts['users']:,} users · "
-            f"{facts['events']:,} test events ({facts['events_cold_user']:,} of users, "
-            f"{facts['events_cold_item']:,} of items never seen before the cut)"
+            f"{facts['events']:,} test events ({facts['events_cold_user']:,} of cold users, "
+            f"{facts['events_cold_item']:,} of cold items: without a positive event before the cut)"
         )
         table = Table(
-            title=head, caption=f"in brackets: 95 % interval over users; Δ: {self.ours} minus the row, paired"
+            title=head,
+            caption=f"in brackets: 95 % interval over users; Δ: paired difference, {self.ours} minus the row",
         )
-        parts = {"warm": "warm\nHR", "cold_user": "cold-user\nHR", "cold_item": "cold-item\nHR"}
-        for column in ("", "HR@10", "NDCG@10", "Δ NDCG@10", *parts.values(), "cover-\nage", "popu-\nlarity", "fit s"):
+        segments = {"warm": "warm\nHR", "cold_user": "cold-user\nHR", "cold_item": "cold-item\nHR"}
+        for column in (
+            "",
+            "HR@10",
+            "NDCG@10",
+            "Δ NDCG@10",
+            *segments.values(),
+            "cover-\nage",
+            "popu-\nlarity",
+            "fit s",
+        ):
             table.add_column(column, justify="right" if column else "left")
         for row in self.rows:
             difference = row.get(f"ours_minus_ndcg_at_{K}")
-            hits = [row[f"hr_at_{K}_{part}"] for part in parts]
+            hits = [row[f"hr_at_{K}_{segment}"] for segment in segments]
             table.add_row(
                 row["name"],
                 _show(row[f"hr_at_{K}"]),
@@ -269,6 +281,7 @@ class Comparison:
 
 
 def _finite(value: Any) -> Any:
+    """The value with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(v) for key, v in value.items()}
     if isinstance(value, list):
@@ -276,10 +289,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def interval_dict(i: Interval) -> dict[str, float]:
-    """Plain values of an interval."""
-    return {"mean": i.mean, "low": i.low, "high": i.high}
+def interval_dict(interval: Interval) -> dict[str, float]:
+    """An interval as plain values for JSON."""
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
-def _show(i: dict[str, float], sign: str = "") -> str:
-    return f"{i['mean']:{sign}.4f} [{i['low']:{sign}.4f}, {i['high']:{sign}.4f}]"
+def _show(interval: dict[str, float], sign: str = "") -> str:
+    return f"{interval['mean']:{sign}.4f} [{interval['low']:{sign}.4f}, {interval['high']:{sign}.4f}]"

@@ -1,4 +1,4 @@
-"""What a run fits: the baselines by name, and the two stages of the real recommender."""
+"""Fitting of a run: the baselines by name, and the two stages of the recommender, retrieval and reranking."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,13 +26,13 @@ from recsys.towers.training import FittedTowers, Report, fit_towers
 
 TOWERS, RERANKED = "two towers", "two towers + reranker"
 POPULAR_DAYS = 30.0
-"""Strangers get what was popular in this many days."""
+"""Cold users get the most popular items of this many days."""
 
 
 def fit_baseline(
     name: str, arguments: Mapping[str, float], dataset: Dataset, events: Interactions
 ) -> DenseRecommender:
-    """Fit one baseline; its kind is the first word of its name."""
+    """Fit one baseline. Its kind is the first word of its name."""
     kind = name.split()[0]
     texts = [item_texts(dataset.catalog.frame)] if kind in baselines.NEED_TEXTS else []
     return baselines.KINDS[kind](events, *texts, **arguments)
@@ -40,9 +40,10 @@ def fit_baseline(
 
 @dataclass(frozen=True)
 class FittedRecommender:
-    """The real recommender fitted on some events.
+    """The two-stage recommender, fitted on one set of events.
 
-    recommender: with the reranker, where there is one; retrieval: without; towers: of both; statistics: of items.
+    towers: the towers of both recommenders; recommender: retrieval and reranker, or retrieval alone when there is no
+    reranker; retrieval: the first stage alone; statistics: event counts of the items.
     """
 
     towers: FittedTowers
@@ -53,7 +54,10 @@ class FittedRecommender:
 
 @dataclass(frozen=True)
 class SelectedModel:
-    """What the validation window decided: how many passes the towers make, and the order of candidates."""
+    """What was selected on the validation window: the number of epochs of the towers, and the reranker.
+
+    selection: the towers that were validated, fitted on the events before the window.
+    """
 
     selection: FittedTowers
     reranker: Reranker | None
@@ -62,9 +66,10 @@ class SelectedModel:
 def select_model(
     config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], report: Report, progress: StartProgress
 ) -> SelectedModel:
-    """Fit towers on `fit`, choose their epochs on the first placement's validation window, learn the order on all.
+    """Fit the towers on `fit`, select their epochs on the validation window, and fit the reranker on that window.
 
-    The reranker learns from candidates of towers that have not seen its window. Raises LeakError by the guard.
+    The epochs are selected for the first placement; the reranker learns from all placements. Its candidates come from
+    towers that were not fitted on the window. Raises LeakError, see `check_no_leak`.
     """
     name, split = next(iter(splits.items()))
     repeats = config.data.placements[name].repeats
@@ -98,18 +103,19 @@ def fit_selected(
     config: RunConfig,
     dataset: Dataset,
     events: Interactions,
-    recipe: SelectedModel,
+    selected: SelectedModel,
     report: Report,
     progress: StartProgress,
     *,
-    again: bool = True,
+    refit: bool = True,
 ) -> FittedRecommender:
-    """The recommender on `events`, by what validation decided; again=False keeps the towers that it was decided on.
+    """The recommender on `events`: the towers are refitted for the selected epochs, or kept when refit is False.
 
-    The reranker then orders candidates of towers that have seen its window: it knows no item by its id.
+    The reranker is not refitted. It can score candidates of refitted towers because none of its features is the id of
+    an item.
     """
-    towers = recipe.selection
-    if again:
+    towers = selected.selection
+    if refit:
         towers = fit_towers(
             dataset.catalog,
             events,
@@ -121,39 +127,40 @@ def fit_selected(
             progress=progress,
         )
     retrieval = build_two_stage(towers.model, events, config, dataset.catalog)
-    if recipe.reranker is None:
+    if selected.reranker is None:
         return FittedRecommender(towers, retrieval, retrieval, ItemStatistics.of(events))
     features = PairFeatures.of(dataset.catalog, retrieval.vectors, events)
-    ranked = replace(retrieval, reranker=Reranker(recipe.reranker.booster, features))
+    ranked = replace(retrieval, reranker=Reranker(selected.reranker.booster, features))
     return FittedRecommender(towers, ranked, retrieval, features.statistics)
 
 
 def train_two_stage(
     config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], report: Report, progress: StartProgress
 ) -> tuple[SelectedModel, FittedRecommender]:
-    """Choose on validation, then fit on all of `train`; a leave-last-out split refits nothing.
+    """Select the model on `validation`, then fit it on `train`. A leave-last-out split refits nothing.
 
-    Raises LeakError by the guard.
+    Raises LeakError, see `check_no_leak`.
     """
     split = next(iter(splits.values()))
-    recipe = select_model(config, dataset, splits, report, progress)
-    trained = fit_selected(config, dataset, split.train, recipe, report, progress, again=split.cut is not None)
+    selected = select_model(config, dataset, splits, report, progress)
+    trained = fit_selected(config, dataset, split.train, selected, report, progress, refit=split.cut is not None)
     check_no_leak(
         split.cut,
         vocabulary=dataset,
-        towers=trained.towers,  # their negatives too: drawn from the vocabulary
+        towers=trained.towers,  # covers their negatives, which are drawn from the vocabulary
         popularity=trained.retrieval.fallback,
         features=trained.statistics,
     )
-    return recipe, trained
+    return selected, trained
 
 
 def build_two_stage(
     model: TwoTowers, events: Interactions, config: RunConfig, catalog: Catalog | None = None
 ) -> TwoStageRecommender:
-    """The first stage around trained towers; strangers get what was popular of late in `events`.
+    """The first stage of trained towers. Cold users get the items that are popular at the end of `events`.
 
-    With the catalogue, items without events are placed by it, which takes seconds: not needed to compare passes.
+    With `catalog`, cold items get vectors from `place_cold_items`. That takes seconds, and comparing epochs does not
+    need it.
     """
     vectors = model.item_vectors() if catalog is None else place_cold_items(model, catalog, events, seed=config.seed)
     return TwoStageRecommender(
@@ -168,41 +175,45 @@ def build_two_stage(
 
 
 def train_reranker(
-    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], first: TwoStageRecommender
+    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], retrieval: TwoStageRecommender
 ) -> Reranker | None:
-    """Fit the reranker on what users of the validation window took among the first stage's candidates.
+    """Fit one reranker for all placements on the validation windows; None when there is nothing to learn.
 
-    Every placement teaches its share of the groups, with its own rule on repeats: one order serves them all.
+    A query is a state of the window, its candidates are those of the first stage, and its targets are the relevant
+    ones. Each placement contributes an equal share of the queries, with its own rule on repeats.
     """
     assert config.reranker is not None
     split = next(iter(splits.values()))
-    features = PairFeatures.of(dataset.catalog, first.vectors, split.fit)
+    features = PairFeatures.of(dataset.catalog, retrieval.vectors, split.fit)
     check_no_leak(split.validation_cut, features=features)
-    lessons = []
-    for name, each in splits.items():
+    examples = []
+    for name, placement_split in splits.items():
         repeats = config.data.placements[name].repeats
-        acquainted = each.validation.states.positives().lengths > 0  # strangers are never given to the reranker
-        known = each.validation.where(acquainted[each.validation.state])
-        targets = sample_states(known, max(1, config.reranker.groups // len(splits)), config.seed)
+        validation = placement_split.validation
+        warm = validation.states.positives().lengths > 0  # the reranker does not serve cold users
+        warm_targets = validation.where(warm[validation.state])
+        targets = sample_states(warm_targets, max(1, config.reranker.groups // len(splits)), config.seed)
         shape = len(targets.states), config.reranker.candidates
         candidates = Candidates(np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32))
-        for at, there in published_batches(targets.states.as_of, dataset.catalog):
-            part = targets.states[at].compact()
-            seen = None if repeats else part.seen_items()
-            found = first.retrieve(part, config.reranker.candidates, allow=there, exclude=seen)
-            candidates.rows[at], candidates.scores[at] = found.rows, found.scores
+        for rows, published in published_batches(targets.states.as_of, dataset.catalog):
+            batch = targets.states[rows].compact()
+            seen = None if repeats else batch.seen_items()
+            retrieved = retrieval.retrieve(batch, config.reranker.candidates, allow=published, exclude=seen)
+            candidates.rows[rows], candidates.scores[rows] = retrieved.rows, retrieved.scores
         n = len(dataset.catalog)
-        asked = np.arange(len(candidates))[:, None] * n + candidates.rows
-        relevant = np.isin(asked, targets.state * n + targets.item) & (candidates.rows >= 0)
-        lessons.append(RankingExamples(targets.states, candidates, relevant))
-    return fit_reranker(features, lessons, config.reranker, seed=config.seed)
+        pairs = (
+            np.arange(len(candidates))[:, None] * n + candidates.rows
+        )  # (state, item) as one number: (b, candidates)
+        relevant = np.isin(pairs, targets.state * n + targets.item) & (candidates.rows >= 0)
+        examples.append(RankingExamples(targets.states, candidates, relevant))
+    return fit_reranker(features, examples, config.reranker, seed=config.seed)
 
 
-def sample_states(targets: Targets, most: int, seed: int) -> Targets:
-    """At most `most` of the states, drawn by the seed, with their targets."""
+def sample_states(targets: Targets, max_states: int, seed: int) -> Targets:
+    """A random sample of at most `max_states` states, with all their targets."""
     n = len(targets.states)
-    if n <= most:
+    if n <= max_states:
         return targets
     chosen = np.zeros(n, dtype=np.bool_)
-    chosen[np.random.default_rng(seed).permutation(n)[:most]] = True
+    chosen[np.random.default_rng(seed).permutation(n)[:max_states]] = True
     return targets.where(chosen[targets.state])

@@ -1,4 +1,4 @@
-"""Rolling windows: where the time of a run is cut, and which items and events each cut lets in."""
+"""Rolling evaluation windows: the data set and the splits of each window of a run."""
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, keep_frequent
@@ -7,23 +7,23 @@ from features.errors import ConfigError
 
 
 def evaluation_windows(config: RunConfig, dataset: Dataset) -> list[tuple[Dataset, dict[str, Split]]]:
-    """The data set and the split of each placement, for each window; oldest first.
+    """For each window, oldest first: the data set of its frequent items, and the split of each placement.
 
-    Raises ConfigError when items are to be frequent before a cut and there is none, and DataError when the events
-    have too few distinct times or leave nothing to predict.
+    Raises ConfigError when data.min_train_events is set and the split has no cut in time, and DataError when the
+    events have too few distinct times or a window has no targets.
     """
     placements = config.data.placements
     if config.split.kind == "leave-last-out":
         if config.data.min_train_events:
             raise ConfigError(
-                f"data.min_train_events = {config.data.min_train_events} needs a cut in time, and split.kind is "
-                "leave-last-out: set it to 0"
+                f"data.min_train_events = {config.data.min_train_events} needs a cut in time, and split.kind = "
+                "leave-last-out has none: set data.min_train_events to 0"
             )
         split = leave_last_out(dataset.events)
         return [(dataset, dict.fromkeys(placements, split))]
     out = []
-    # by the events before the validation window: validation must not know which items it will make frequent
     for window in window_cuts(dataset.events, config.split):
+        # counted before the validation cut: events of the validation window must not choose the vocabulary
         kept = keep_frequent(dataset, window[0], config.data.min_train_events)
         splits = {
             name: time_split(kept.events, window, history=config.split.history, repeats=placement.repeats)

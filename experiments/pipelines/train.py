@@ -1,4 +1,4 @@
-"""One training run, top to bottom; each line takes what the line above returned."""
+"""A training run: read the data, fit and evaluate the models, refit on all events, write a bundle."""
 
 import subprocess
 import time
@@ -32,47 +32,26 @@ from recsys.interfaces import Recommender
 def train(
     config: RunConfig, tracker: Tracker, reporter: Reporter, *, publish: bool = True
 ) -> tuple[Path, list[Comparison]]:
-    """Train, compare with the baselines on the newest window, fit the same recipe on everything, publish a bundle.
+    """Train and evaluate on the newest window, refit the selected model on all events, write and publish a bundle.
 
-    What is served has seen the tested window too: the table is of the recipe, and the newest events are not wasted,
-    nor the items that they made frequent.
-    A leave-last-out split serves what it judged. Returns the bundle's folder and one table for each placement.
-    Raises any RecsysError; a failed run publishes nothing.
+    The tables compare models that were fitted before the test window. The bundle is refitted afterwards on all events
+    and all items that are frequent by then, so that it includes the newest events. With a leave-last-out split, the
+    bundle holds the evaluated model itself. Returns the folder of the bundle and one table for each placement. Raises
+    any RecsysError; a run that fails publishes nothing.
     """
     dataset = load_dataset(config, reporter.steps)
     report_dataset(dataset, reporter)
     kept, splits = evaluation_windows(config, dataset)[-1]
     kept = encode_contents(kept, config, reporter.steps)
-    if kept.content_note:
-        reporter.say(kept.content_note)
+    report_window(config, kept, reporter)
     first = next(iter(splits.values()))
-    if kept.left_out:
-        reporter.say(
-            f"{kept.left_out:,} events left out: items with fewer than {config.data.min_train_events} "
-            "before the validation window"
-        )
-    tracker.start(
-        config.name,
-        config.model_dump(),
-        {
-            "data_hash": dataset.hash,
-            "split_hash": first.hash,
-            "code_version": code_version(),
-            "seed": str(config.seed),
-        },
-    )
+    tracker.start(config.name, config.model_dump(), run_tags(config, dataset) | {"split_hash": first.hash})
     try:
-        outcomes, recipe, trained = fit_and_evaluate(config, kept, splits, reporter, tracker)
+        outcomes, selected, trained = fit_and_evaluate(config, kept, splits, reporter, tracker)
         tables = [comparison(config, name, [split], outcomes[name]) for name, split in splits.items()]
         if first.cut is not None:
-            reporter.say("the same recipe on all events, to be served")
-            if least := config.data.min_train_events:  # what has become frequent since belongs to it
-                frequent = keep_frequent(dataset, dataset.events.latest + 1, least)
-                kept = encode_contents(frequent, config, reporter.steps, space=kept.space)
-            trained = fit_selected(
-                config, kept, kept.events, recipe, lambda line: reporter.say(format_line(line)), reporter.steps
-            )
-        figures = plots.draw(recipe.selection.history, tables[0].outcomes)
+            kept, trained = refit_on_all_events(config, dataset, kept, selected, reporter)
+        figures = plots.draw(selected.selection.history, tables[0].outcomes)
         path = save_bundle(
             Path(config.bundles),
             kept.catalog,
@@ -84,8 +63,8 @@ def train(
         if publish:
             publish_bundle(path)
         record_run(tracker, tables, figures, path)
-        if recipe.reranker is not None:
-            tracker.metrics({f"importance.{name}": share for name, share in recipe.reranker.importance.items()})
+        if selected.reranker is not None:
+            tracker.metrics({f"importance.{name}": share for name, share in selected.reranker.importance.items()})
     except BaseException:
         tracker.finish(failed=True)
         raise
@@ -93,80 +72,104 @@ def train(
     return path, tables
 
 
+def refit_on_all_events(
+    config: RunConfig, dataset: Dataset, kept: Dataset, selected: SelectedModel, reporter: Reporter
+) -> tuple[Dataset, FittedRecommender]:
+    """The data set and the recommender to serve: the selected model, refitted on all events.
+
+    dataset: all items and events; kept: those of the evaluated window. Items that have become frequent since the cut
+    of the window are added; their contents are encoded in the space of the window.
+    """
+    reporter.say("the same recipe on all events, to be served")
+    if min_events := config.data.min_train_events:
+        frequent = keep_frequent(dataset, dataset.events.latest + 1, min_events)
+        kept = encode_contents(frequent, config, reporter.steps, space=kept.space)
+    trained = fit_selected(
+        config, kept, kept.events, selected, lambda line: reporter.say(format_line(line)), reporter.steps
+    )
+    return kept, trained
+
+
 def evaluate_run(config: RunConfig, reporter: Reporter) -> list[Comparison]:
-    """Every baseline and the two towers, fitted anew in every window: one table for each placement."""
+    """Fit the baselines and the recommender separately in every window; returns one table for each placement."""
     dataset = load_dataset(config, reporter.steps)
     report_dataset(dataset, reporter)
-    every = evaluation_windows(config, dataset)
-    gathered: dict[str, list[list[Outcome]]] = {name: [] for name in config.data.placements}
-    for number, (kept, splits) in enumerate(every, 1):
+    windows = evaluation_windows(config, dataset)
+    outcomes_by_placement: dict[str, list[list[Outcome]]] = {name: [] for name in config.data.placements}
+    for number, (kept, splits) in enumerate(windows, 1):
         reporter.say(
-            f"window {number} of {len(every)}: {len(kept.catalog):,} items, {kept.left_out:,} events left out"
+            f"window {number} of {len(windows)}: {len(kept.catalog):,} items, {kept.left_out:,} events left out"
         )
         kept = encode_contents(kept, config, reporter.steps)
         for name, outcomes in fit_and_evaluate(config, kept, splits, reporter, None)[0].items():
-            gathered[name].append(outcomes)
+            outcomes_by_placement[name].append(outcomes)
     return [
         comparison(
-            config, name, [splits[name] for _, splits in every], [join_windows(w) for w in zip(*parts, strict=True)]
+            config,
+            name,
+            [splits[name] for _, splits in windows],
+            [join_windows(outcomes_of_model) for outcomes_of_model in zip(*outcomes_of_windows, strict=True)],
         )
-        for name, parts in gathered.items()
+        for name, outcomes_of_windows in outcomes_by_placement.items()
     ]
 
 
 def fit_and_evaluate(
     config: RunConfig, dataset: Dataset, splits: dict[str, Split], reporter: Reporter, tracker: Tracker | None
 ) -> tuple[dict[str, list[Outcome]], SelectedModel, FittedRecommender]:
-    """Fit every baseline and the real recommender once; evaluate each in every placement."""
+    """Fit every baseline and the recommender once, and evaluate each of them in every placement.
+
+    Returns the outcomes by placement, in the order of fitting. Raises LeakError, see `check_no_leak`.
+    """
     outcomes: dict[str, list[Outcome]] = {name: [] for name in splits}
     first = next(iter(splits.values()))
-    done = reporter.steps("contenders", len(config.baselines) + 1)
+    step = reporter.steps("models", len(config.baselines) + 1)
 
-    def judge(name: str, recommender: Recommender, seconds: float) -> None:
+    def add_outcomes(name: str, recommender: Recommender, seconds: float) -> None:
         for placement, split in splits.items():
             repeats = config.data.placements[placement].repeats
             outcome = evaluate(
                 name, recommender, split, dataset.catalog, split.test, repeats=repeats, seconds=seconds
             )
             outcomes[placement].append(outcome)
-            told = f"NDCG@10 {outcome.per_user('ndcg').mean():.4f}"
-            reporter.say(f"{name} · {placement}: {told}, fitted in {seconds:.1f} s")
+            ndcg = outcome.per_user("ndcg").mean()
+            reporter.say(f"{name} · {placement}: NDCG@10 {ndcg:.4f}, fitted in {seconds:.1f} s")
 
     for name, arguments in config.baselines.items():
         started = time.perf_counter()
         baseline = fit_baseline(name, arguments, dataset, first.train)
         check_no_leak(first.cut, **{name: baseline})
-        judge(name, baseline, time.perf_counter() - started)
-        done(1)
+        add_outcomes(name, baseline, time.perf_counter() - started)
+        step(1)
 
     def report(line: dict[str, float]) -> None:
         reporter.say(format_line(line))
-        if tracker and "ndcg_at_10" in line:  # the fit that is validated; the one after repeats its passes
+        if tracker and "ndcg_at_10" in line:  # the validated fit only: the refit has the same epochs, unvalidated
             tracker.metrics(line, int(line["epoch"]))
 
     started = time.perf_counter()
-    recipe, trained = train_two_stage(config, dataset, splits, report, reporter.steps)
+    selected, trained = train_two_stage(config, dataset, splits, report, reporter.steps)
     seconds = time.perf_counter() - started
-    judge(TOWERS, trained.retrieval, seconds)
-    if config.reranker is not None:  # where nothing could be learned, retrieval stands under both names
-        judge(RERANKED, trained.recommender, seconds)
-    done(1)
-    return outcomes, recipe, trained
+    add_outcomes(TOWERS, trained.retrieval, seconds)
+    if config.reranker is not None:  # when no reranker could be fitted, this row repeats the retrieval
+        add_outcomes(RERANKED, trained.recommender, seconds)
+    step(1)
+    return outcomes, selected, trained
 
 
 def format_line(values: dict[str, float]) -> str:
-    """A pass of training as one line."""
+    """The figures of one epoch as one line of text."""
     return "  ".join(f"{key} {value:.4g}" for key, value in values.items())
 
 
 def comparison(config: RunConfig, placement: str, splits: list[Split], outcomes: list[Outcome]) -> Comparison:
-    """The table of one placement."""
+    """The table of one placement, over one or several windows."""
     repeats = "repeats allowed" if config.data.placements[placement].repeats else "repeats excluded"
-    several = f" ({len(splits)} windows)" if len(splits) > 1 else ""
+    n_windows = f" ({len(splits)} windows)" if len(splits) > 1 else ""
     return Comparison(
         title=f"{config.name} · {placement}: {repeats}",
         placement=placement,
-        note=splits[-1].note + several,
+        note=splits[-1].note + n_windows,
         hashes=tuple(split.hash for split in splits),
         outcomes=tuple(outcomes),
         ours=TOWERS if config.reranker is None else RERANKED,
@@ -177,7 +180,7 @@ def comparison(config: RunConfig, placement: str, splits: list[Split], outcomes:
 def manifest_facts(
     config: RunConfig, dataset: Dataset, splits: list[Split], tables: list[Comparison]
 ) -> dict[str, Any]:
-    """What the manifest of the bundle records."""
+    """What the manifest of the bundle records about the run."""
     return {
         "config": config.model_dump(mode="json"),
         "data_hash": dataset.hash,
@@ -189,7 +192,7 @@ def manifest_facts(
 
 
 def record_run(tracker: Tracker, tables: list[Comparison], figures: dict[str, Any], bundle: Path) -> None:
-    """Final metrics, plots and the bundle."""
+    """Record the final metrics, the plots and the bundle in the tracker."""
     for table in tables:
         for row in table.rows:
             name = "".join(c if c.isalnum() else "_" for c in f"{table.placement}.{row['name']}")
@@ -199,17 +202,33 @@ def record_run(tracker: Tracker, tables: list[Comparison], figures: dict[str, An
     tracker.artifact(bundle, "bundle")
 
 
+def run_tags(config: RunConfig, dataset: Dataset) -> dict[str, str]:
+    """Tags of a tracked run: what it depends on besides its parameters."""
+    return {"data_hash": dataset.hash, "code_version": code_version(), "seed": str(config.seed)}
+
+
+def report_window(config: RunConfig, dataset: Dataset, reporter: Reporter) -> None:
+    """Print how the content space was fitted, and how many events the evaluated window does not use."""
+    if dataset.content_note:
+        reporter.say(dataset.content_note)
+    if dataset.left_out:
+        reporter.say(
+            f"{dataset.left_out:,} events left out: items with fewer than {config.data.min_train_events} "
+            "before the validation window"
+        )
+
+
 def report_dataset(dataset: Dataset, reporter: Reporter) -> None:
-    """What was read, and what was not used."""
+    """Print what was read, and what is not used."""
     for count in dataset.report.counts:
         reporter.say(f"{count.table}: {count.read:,} rows read, {count.kept:,} kept, {count.rejected:,} rejected")
     if dataset.unknown_items:
-        reporter.say(f"{dataset.unknown_items:,} logged events are of items that the tables do not have: left out")
+        reporter.say(f"{dataset.unknown_items:,} logged events ignored: their items are not in the tables")
     if dataset.duplicates:
-        reporter.say(f"{dataset.duplicates:,} logged events are in the tables already: counted once")
+        reporter.say(f"{dataset.duplicates:,} logged events ignored: the tables contain them")
     events = dataset.events
     if early := int((events.times // DAY < dataset.catalog.published[events.items] // DAY).sum()):
-        reporter.say(f"{early:,} events are older than the publication of their item: as targets they are in no list")
+        reporter.say(f"{early:,} events are older than the publication of their item: as targets they cannot be hit")
     reporter.say(
         f"{events.n_users:,} users, {events.n_items:,} items, {len(events):,} events, "
         f"{int(events.positive.sum()):,} positive; data {dataset.hash}"
@@ -217,13 +236,12 @@ def report_dataset(dataset: Dataset, reporter: Reporter) -> None:
 
 
 def code_version() -> str:
-    """Version of the package, and the git commit where there is one."""
-    here = Path(__file__).resolve().parent
-    done = subprocess.run(
+    """Version of the package and git commit, e.g. 0.1.0+1a2b3c4; "unknown" in place of the commit outside git."""
+    described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude", "*"],
-        cwd=here,
+        cwd=Path(__file__).resolve().parent,
         capture_output=True,
         text=True,
         check=False,
     )
-    return f"{metadata.version('recsys')}+{done.stdout.strip() or 'unknown'}"
+    return f"{metadata.version('recsys')}+{described.stdout.strip() or 'unknown'}"

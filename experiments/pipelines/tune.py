@@ -1,8 +1,9 @@
-"""Hyper-parameter search: Optuna proposes settings of the towers, the newest validation window judges them.
+"""Hyper-parameter search: Optuna proposes settings of the towers, and the newest validation window evaluates them.
 
-TPE (Bergstra et al. 2011) with median pruning (Golovin et al. 2017), by NDCG@10 of the first placement. Nothing of
-the test window is read. Each trial is on disk when it ends: the same search, started again, goes on where it was. One
-process at a time: a trial that another has begun is taken for lost.
+The sampler is TPE (Bergstra et al. 2011), the pruner is the median rule (Golovin et al. 2017), and the objective is
+NDCG@10 of the first placement on validation. Test events are not read. Each trial is on disk when it ends, and the
+same search continues from there when it is started again. A search must run in one process at a time: it treats a
+running trial of another process as lost.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from experiments.config import RunConfig
 from experiments.dataset import Dataset, encode_contents, load_dataset
 from experiments.pipelines.fit import select_model
 from experiments.pipelines.rolling_windows import evaluation_windows
-from experiments.pipelines.train import code_version, report_dataset
+from experiments.pipelines.train import report_dataset, run_tags
 from experiments.splits import Split
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
@@ -43,7 +44,7 @@ SEARCH_SPACE: dict[str, BaseDistribution] = {
     "training.batch_events": CategoricalDistribution((1024, 2048, 4096, 8192)),
     "training.negatives": CategoricalDistribution((0, 256, 1024)),
 }
-"""What is searched, besides the configuration's own value of each, which is tried first."""
+"""Range of each setting. The configuration's own value is added to the range and tried first."""
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -53,7 +54,11 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """state: complete or pruned; ndcg_at_10: of its best pass on validation; seconds: of all passes."""
+    """One trial that has ended.
+
+    state: complete or pruned; ndcg_at_10: of its best epoch, on validation; passes: number of epochs; seconds: of all
+    epochs.
+    """
 
     number: int
     state: str
@@ -65,18 +70,19 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """trials: complete ones first, best first; best: sections of a configuration, as YAML."""
+    """trials: complete ones first, each kind by descending NDCG@10; best: the best settings as YAML sections."""
 
     trials: tuple[Trial, ...]
     best: str
 
     def render(self) -> Group:
-        """For a rich console."""
+        """The trials and the best settings for a rich console."""
         keys = list(self.trials[0].settings)
         table = Table("trial", "state", "NDCG@10", "passes", "seconds", *keys, title="on validation, best first")
-        for one in self.trials:
-            figures = (str(one.number), one.state, f"{one.ndcg_at_10:.4f}", str(one.passes), f"{one.seconds:.0f}")
-            table.add_row(*figures, *(f"{value:g}" for value in one.settings.values()))
+        for trial in self.trials:
+            figures = (str(trial.number), trial.state, f"{trial.ndcg_at_10:.4f}", str(trial.passes))
+            values = (f"{value:g}" for value in trial.settings.values())
+            table.add_row(*figures, f"{trial.seconds:.0f}", *values)
         return Group(table, Text(self.best.rstrip()))
 
 
@@ -89,12 +95,13 @@ def tune(
     minutes: float | None = None,
     only: Sequence[str] = (),
 ) -> Search:
-    """Try settings until there are `trials` of them, those of earlier calls among them, or time is up.
+    """Run trials until `trials` of them have ended, including those of earlier calls, or `minutes` have passed.
 
-    only: keys of SEARCH_SPACE, empty for all. No trial begins after `minutes`. Each trial is a run inside that of
-    the search. Raises ConfigError for an unknown key or among several processes, and what a training raises.
+    only: keys of SEARCH_SPACE; empty: all. No trial starts after `minutes`, except the very first one. Each trial is
+    tracked as a nested run of the run of the search. Raises ConfigError for an unknown key or under torchrun, and
+    whatever a training raises.
     """
-    if distributed.size() > 1:  # those that help would wait in the middle of a trial that is pruned
+    if distributed.size() > 1:  # pruning ends a trial in this process only: the others would wait for it
         raise ConfigError("a search runs in one process: start it without torchrun")
     space = _space(config, only)
     dataset = load_dataset(config, reporter.steps)
@@ -102,46 +109,50 @@ def tune(
     dataset, splits = evaluation_windows(config, dataset)[-1]
     dataset = encode_contents(dataset, config, reporter.steps)
     name, split = next(iter(splits.items()))
-    facts = {"data_hash": dataset.hash, "code_version": code_version(), "seed": str(config.seed)}
+    facts = run_tags(config, dataset)
     study = _study(config, space, facts)
-    done = reporter.steps("trials", trials)
-    done(before := len(study.get_trials(states=ENDED)))
-    began = time.monotonic()
+    step = reporter.steps("trials", trials)
+    step(n_before := len(study.get_trials(states=ENDED)))
+    started = time.monotonic()
     tracker.start(f"{config.name} tune", config.model_dump(), facts)
     try:
-        for _ in range(before, trials):
-            late = minutes is not None and time.monotonic() - began > 60 * minutes
-            if late and study.get_trials(states=ENDED):  # of one at least there is something to tell
+        for _ in range(n_before, trials):
+            late = minutes is not None and time.monotonic() - started > 60 * minutes
+            if late and study.get_trials(states=ENDED):  # one trial at least, so that there is a result
                 break
             trial = study.ask(space)
             try:
-                study.tell(trial, _try(config, dataset, {name: split}, trial, tracker.nested(), reporter))
+                study.tell(trial, _run_trial(config, dataset, {name: split}, trial, tracker.nested(), reporter))
             except optuna.TrialPruned:
                 study.tell(trial, state=TrialState.PRUNED)
-            except Exception:  # tried again, it would fail again
+            except Exception:  # not retried: it would fail again
                 study.tell(trial, state=TrialState.FAIL)
                 raise
-            done(1)
-        found = _search(config, study)
-        tracker.metrics({"ndcg_at_10": found.trials[0].ndcg_at_10, "trials": len(found.trials)})
+            step(1)
+        result = _collect(config, study)
+        tracker.metrics({"ndcg_at_10": result.trials[0].ndcg_at_10, "trials": len(result.trials)})
     except BaseException:
         tracker.finish(failed=True)
         raise
     tracker.finish()
-    return found
+    return result
 
 
 def _space(config: RunConfig, only: Sequence[str]) -> dict[str, BaseDistribution]:
+    """The distribution of each setting to search, extended by the configured value."""
     if unknown := [key for key in only if key not in SEARCH_SPACE]:
-        raise ConfigError(f"no setting {unknown[0]!r} is searched; there are: {', '.join(SEARCH_SPACE)}")
+        raise ConfigError(f"no setting {unknown[0]!r} is searched; choose from: {', '.join(SEARCH_SPACE)}")
     out: dict[str, BaseDistribution] = {}
     for key in only or SEARCH_SPACE:
-        kind, own = SEARCH_SPACE[key], _configured(config, key)
-        if isinstance(kind, CategoricalDistribution):
-            others = (choice for choice in kind.choices if choice != own and _fits(config, key, choice))
-            out[key] = CategoricalDistribution((own, *others))
-        elif isinstance(kind, FloatDistribution | IntDistribution):
-            out[key] = type(kind)(min(kind.low, own), max(kind.high, own), log=kind.log)
+        distribution, configured = SEARCH_SPACE[key], _configured(config, key)
+        if isinstance(distribution, CategoricalDistribution):
+            others = (
+                value for value in distribution.choices if value != configured and _is_valid(config, key, value)
+            )
+            out[key] = CategoricalDistribution((configured, *others))
+        elif isinstance(distribution, FloatDistribution | IntDistribution):
+            low, high = min(distribution.low, configured), max(distribution.high, configured)
+            out[key] = type(distribution)(low, high, log=distribution.log)
     return out
 
 
@@ -150,8 +161,8 @@ def _configured(config: RunConfig, key: str) -> Any:
     return getattr(getattr(config, section), name)
 
 
-def _fits(config: RunConfig, key: str, value: Any) -> bool:
-    """As a dimension does not that vectors are to be cut to."""
+def _is_valid(config: RunConfig, key: str, value: Any) -> bool:
+    """Whether the value goes with the other settings: a dimension below `towers.nested` does not, for example."""
     try:
         config.changed({key: value})
     except ValidationError:
@@ -160,32 +171,32 @@ def _fits(config: RunConfig, key: str, value: Any) -> bool:
 
 
 def _study(config: RunConfig, space: dict[str, BaseDistribution], facts: dict[str, str]) -> optuna.Study:
-    """The search of this configuration, space, data and commit, with the trials that it has had.
+    """The study of this configuration, space, data and commit, with the trials that were run before.
 
-    What is not committed is not told apart: a search that went on over other changes would mix them up.
+    Uncommitted changes of the code are not distinguished: do not continue a search after changing the code.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = Path(config.cache) / "tune.sqlite"
     file.parent.mkdir(parents=True, exist_ok=True)
-    kinds = {key: optuna.distributions.distribution_to_json(kind) for key, kind in space.items()}
-    same = json.dumps([config.model_dump(mode="json"), kinds, facts], sort_keys=True)
+    distributions = {key: optuna.distributions.distribution_to_json(kind) for key, kind in space.items()}
+    identity = json.dumps([config.model_dump(mode="json"), distributions, facts], sort_keys=True)
     study = optuna.create_study(
-        study_name=f"{config.name} {hashlib.sha256(same.encode()).hexdigest()[:16]}",
+        study_name=f"{config.name} {hashlib.sha256(identity.encode()).hexdigest()[:16]}",
         storage=f"sqlite:///{file}",
         direction="maximize",
-        pruner=optuna.pruners.MedianPruner(n_warmup_steps=3),  # judges from the third pass on
+        pruner=optuna.pruners.MedianPruner(n_warmup_steps=3),  # prunes from the third epoch on
         load_if_exists=True,
     )
-    for lost in study.get_trials(states=(TrialState.RUNNING,)):  # of a process that has ended in the middle
+    for lost in study.get_trials(states=(TrialState.RUNNING,)):  # their process was killed
         study.tell(lost.number, state=TrialState.FAIL)
         study.enqueue_trial(lost.params)
-    # a sampler that begins again would propose again what it has proposed
+    # with the same seed, a new sampler would repeat its earlier proposals
     study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
     study.enqueue_trial({key: _configured(config, key) for key in space}, skip_if_exists=True)
     return study
 
 
-def _try(
+def _run_trial(
     config: RunConfig,
     dataset: Dataset,
     splits: dict[str, Split],
@@ -193,23 +204,26 @@ def _try(
     tracker: Tracker,
     reporter: Reporter,
 ) -> float:
-    """One trial: NDCG@10 of the best pass. Raises TrialPruned when half of the others were better by then."""
-    settings = {key: _short(value, _configured(config, key)) for key, value in trial.params.items()}
-    tried = config.changed(settings).model_copy(update={"reranker": None})
+    """Run one trial: NDCG@10 of its best epoch, without the reranker.
+
+    Raises TrialPruned when the trial is below the median of the others at the same epoch.
+    """
+    settings = {key: _rounded(value, _configured(config, key)) for key, value in trial.params.items()}
+    trial_config = config.changed(settings).model_copy(update={"reranker": None})
     trial.set_user_attr("settings", settings)
     tracker.start(f"{config.name} tune", settings, {"trial": str(trial.number)})
     lines: list[dict[str, float]] = []
 
     def report(line: dict[str, float]) -> None:
         lines.append(line)
-        passed = int(line["epoch"])
-        tracker.metrics(line, passed)
-        trial.report(line["ndcg_at_10"], passed)
+        epoch = int(line["epoch"])
+        tracker.metrics(line, epoch)
+        trial.report(line["ndcg_at_10"], epoch)
         if trial.should_prune():
             raise optuna.TrialPruned
 
     try:
-        select_model(tried, dataset, splits, report, reporter.steps)
+        select_model(trial_config, dataset, splits, report, reporter.steps)
     except optuna.TrialPruned:
         tracker.finish(pruned=True)
         raise
@@ -219,18 +233,22 @@ def _try(
     finally:
         best = max((line["ndcg_at_10"] for line in lines), default=0.0)
         trial.set_user_attr("seconds", sum(line["seconds"] for line in lines))
-        told = ", ".join(f"{key} {value:g}" for key, value in settings.items())
-        reporter.say(f"trial {trial.number}: NDCG@10 {best:.4f} after {len(lines)} passes; {told}")
+        description = ", ".join(f"{key} {value:g}" for key, value in settings.items())
+        reporter.say(f"trial {trial.number}: NDCG@10 {best:.4f} after {len(lines)} epochs; {description}")
     tracker.finish()
     return best
 
 
-def _short(value: Any, own: Any) -> Any:
-    """Three digits of a number, but for the configuration's own: what is printed is what was tried."""
-    return float(f"{value:.3g}") if isinstance(value, float) and value != own else value
+def _rounded(value: Any, configured: Any) -> Any:
+    """A proposed float rounded to three digits, so that the printed value is the one that was tried.
+
+    The configured value itself is not rounded.
+    """
+    return float(f"{value:.3g}") if isinstance(value, float) and value != configured else value
 
 
-def _search(config: RunConfig, study: optuna.Study) -> Search:
+def _collect(config: RunConfig, study: optuna.Study) -> Search:
+    """All trials that have ended, and the sections of the configuration with the best settings."""
     ended = [
         Trial(
             number=trial.number,
@@ -242,8 +260,8 @@ def _search(config: RunConfig, study: optuna.Study) -> Search:
         )
         for trial in study.get_trials(states=ENDED)
     ]
-    ended.sort(key=lambda one: (one.state, -one.ndcg_at_10))  # "complete" comes before "pruned"
+    ended.sort(key=lambda trial: (trial.state, -trial.ndcg_at_10))  # "complete" sorts before "pruned"
     best = config.changed(ended[0].settings)
     sections = {name: getattr(best, name) for name in dict.fromkeys(key.split(".")[0] for key in ended[0].settings)}
-    told = {name: section.model_dump(mode="json", exclude_unset=True) for name, section in sections.items()}
-    return Search(tuple(ended), yaml.safe_dump(told, default_flow_style=None, sort_keys=False, width=118))
+    values = {name: section.model_dump(mode="json", exclude_unset=True) for name, section in sections.items()}
+    return Search(tuple(ended), yaml.safe_dump(values, default_flow_style=None, sort_keys=False, width=118))

@@ -1,4 +1,4 @@
-"""A warm start, top to bottom: a bundle goes on over the events since it was fitted, and is published anew."""
+"""A warm start: continue the training of a bundle on the events since it was fitted, and publish the result."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +9,14 @@ import torch
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, encode_contents, extend_dataset, load_dataset
 from experiments.evaluation.ranking import Comparison, evaluate
-from experiments.pipelines.fit import RERANKED, TOWERS, SelectedModel, fit_selected
+from experiments.pipelines.fit import RERANKED, TOWERS, FittedRecommender, SelectedModel, fit_selected
 from experiments.pipelines.train import (
-    code_version,
     comparison,
     format_line,
     manifest_facts,
     record_run,
     report_dataset,
+    run_tags,
 )
 from experiments.splits import Split, targets
 from experiments.tracking.mlflow import Tracker
@@ -33,65 +33,20 @@ from recsys.towers.warm_start import PASSES, transfer_weights
 def train_from(
     config: RunConfig, name: str, tracker: Tracker, reporter: Reporter, *, publish: bool = True
 ) -> tuple[Path, list[Comparison]]:
-    """Go on from a bundle (its fingerprint, the beginning of it, `current`, or a folder) with the events since then.
+    """Continue the training of a bundle on the events since it was fitted, write the result and publish it.
 
-    There is no window left to judge the result on, so the tables are of the bundle before: what it was worth on the
-    new events, none of which it had seen. Returns the new bundle's folder and one table for each placement that had
-    something to predict. Raises any RecsysError; a failed run publishes nothing.
+    name: fingerprint of the bundle, a prefix of it, `current`, or a folder. All events are used for
+    training, so the tables show the previous bundle on the new events, not the new one. Returns the folder of the
+    new bundle and one table for each placement that has targets. Raises any RecsysError; a run that fails publishes
+    nothing.
     """
     bundle = load_bundle(Path(name) if (Path(name) / MANIFEST).is_file() else find_bundle(Path(config.bundles), name))
-    check(config, bundle)
-    dataset = load_dataset(config, reporter.steps)
-    report_dataset(dataset, reporter)
-    dataset = extend_dataset(bundle.catalog, dataset, config.data.min_train_events)
-    since = bundle.recommender.fitted_until
-    new = dataset.events.times > since
-    if not (new & dataset.events.positive).any():
-        raise DataError(
-            f"no positive events since {np.datetime64(since, 'us')} UTC, until when {bundle.path} was fitted: "
-            "there is nothing to go on with"
-        )
-    added = len(dataset.catalog) - len(bundle.catalog)
-    reporter.say(f"{int(new.sum()):,} events and {added:,} items since {np.datetime64(since, 'us')} UTC")
-    dataset = encode_contents(dataset, config, reporter.steps, space=bundle.content)
-    tracker.start(
-        config.name,
-        config.model_dump(),
-        {
-            "data_hash": dataset.hash,
-            "code_version": code_version(),
-            "seed": str(config.seed),
-            "from": bundle.fingerprint,
-        },
-    )
-
-    def report(line: dict[str, float]) -> None:
-        reporter.say(format_line(line))
-
+    check_compatible(config, bundle)
+    dataset = load_extended(config, bundle, reporter)
+    tracker.start(config.name, config.model_dump(), run_tags(config, dataset) | {"from": bundle.fingerprint})
     try:
-        splits, tables = judge(config, bundle, dataset, reporter)
-        torch.manual_seed(config.seed)  # categories that are new begin at random
-        towers = transfer_weights(
-            bundle.recommender.towers, bundle.catalog, dataset.catalog, dataset.events, config.towers
-        )
-        fitted = fit_towers(
-            dataset.catalog,
-            dataset.events,
-            config.towers,
-            config.training,
-            seed=config.seed,
-            epochs=PASSES,
-            start=towers,
-            since=since,
-            report=report,
-            progress=reporter.steps,
-        )
-        order = bundle.recommender.reranker
-        order = order if config.reranker and isinstance(order, Reranker) else None
-        if config.reranker and order is None:
-            reporter.say(f"{bundle.path} has no reranker to go on with: what is published is retrieval alone")
-        recipe = SelectedModel(fitted, order)
-        trained = fit_selected(config, dataset, dataset.events, recipe, report, reporter.steps, again=False)
+        splits, tables = evaluate_previous(config, bundle, dataset, reporter)
+        trained = continue_training(config, bundle, dataset, reporter)
         path = save_bundle(
             Path(config.bundles),
             dataset.catalog,
@@ -110,53 +65,112 @@ def train_from(
     return path, tables
 
 
-def check(config: RunConfig, bundle: Bundle) -> None:
-    """Raises ConfigError or SpaceError where the bundle and the configuration are of different things."""
-    mine, its = config.data, bundle.data
-    if (mine.source, mine.path) != (its.source, its.path):
+def check_compatible(config: RunConfig, bundle: Bundle) -> None:
+    """Raise ConfigError or SpaceError when the configuration does not fit the bundle."""
+    ours, previous = config.data, bundle.data
+    if (ours.source, ours.path) != (previous.source, previous.path):
         raise ConfigError(
-            f"the configuration is of {mine.source} in {mine.path}, and {bundle.path} of {its.source} in {its.path}: "
-            "train anew, or go on from a bundle of the same data"
+            f"the configuration is of {ours.source} in {ours.path}, and {bundle.path} of {previous.source} in "
+            f"{previous.path}: train without --from, or continue from a bundle of the same data"
         )
-    named = [", ".join(data.events.types) or "none" for data in (mine, its)]
-    if named[0] != named[1]:
+    types, previous_types = (", ".join(data.events.types) or "none" for data in (ours, previous))
+    if types != previous_types:
         raise ConfigError(
-            f"of types of events to tell apart data.events names {named[0]}, and that of {bundle.path} {named[1]}: "
-            "set it back, or train anew"
+            f"data.events distinguishes the event types {types}, and that of {bundle.path} {previous_types}: "
+            "set it back, or train without --from"
         )
     if config.split.kind == "leave-last-out" or bundle.manifest["config"]["split"]["kind"] == "leave-last-out":
         raise ConfigError(
-            f"{bundle.path}: a leave-last-out split leaves out events from before the time that it was fitted until: "
-            "nothing can go on from there; split by time"
+            f"{bundle.path}: a bundle of a leave-last-out split was not fitted on all events until its last one, and "
+            "training cannot continue from it; split by time"
         )
     if config.encoder is None and bundle.content is not None:
-        raise SpaceError(f"encoder is null, and the contents of {bundle.path} lie in {bundle.content.space}")
+        raise SpaceError(
+            f"encoder is null, and the contents of {bundle.path} are in {bundle.content.space}; set encoder back"
+        )
     if config.encoder is not None and bundle.content is None:
-        raise SpaceError(f"encoder is {config.encoder.kind}, and {bundle.path} was trained without contents")
+        raise SpaceError(
+            f"encoder is {config.encoder.kind}, and {bundle.path} was trained without contents; set encoder to null"
+        )
 
 
-def judge(
+def load_extended(config: RunConfig, bundle: Bundle, reporter: Reporter) -> Dataset:
+    """The current data on the extended catalogue of the bundle, with contents in the content space of the bundle.
+
+    Raises DataError when no positive event is newer than the bundle.
+    """
+    dataset = load_dataset(config, reporter.steps)
+    report_dataset(dataset, reporter)
+    dataset = extend_dataset(bundle.catalog, dataset, config.data.min_train_events)
+    since = bundle.recommender.fitted_until
+    new = dataset.events.times > since  # (events,)
+    if not (new & dataset.events.positive).any():
+        raise DataError(
+            f"no positive events since {np.datetime64(since, 'us')} UTC, until when {bundle.path} was fitted: "
+            "there is nothing to train on; add events to the tables or the log"
+        )
+    n_new_items = len(dataset.catalog) - len(bundle.catalog)
+    reporter.say(f"{int(new.sum()):,} events and {n_new_items:,} items since {np.datetime64(since, 'us')} UTC")
+    return encode_contents(dataset, config, reporter.steps, space=bundle.content)
+
+
+def evaluate_previous(
     config: RunConfig, bundle: Bundle, dataset: Dataset, reporter: Reporter
 ) -> tuple[list[Split], list[Comparison]]:
-    """What the bundle was worth on what it had not seen: each new event by its user's before, with its own items."""
+    """The split and the table of each placement that has targets: the previous bundle on the new events.
+
+    Each new event is predicted from the earlier events of its user. Events of items that the bundle does not contain
+    are not evaluated.
+    """
     since, known = bundle.recommender.fitted_until, dataset.events.items < len(bundle.catalog)
     events = replace(dataset.events.where(known), n_items=len(bundle.catalog))
-    strange = int((~known & (dataset.events.times > since)).sum())
-    reporter.say(f"{strange:,} of the new events are of items that the bundle does not know: not judged")
+    n_unknown = int((~known & (dataset.events.times > since)).sum())
+    reporter.say(f"{n_unknown:,} of the new events are of items that the bundle does not contain: not evaluated")
+    model = TOWERS if bundle.recommender.reranker is None else RERANKED
     splits, tables = [], []
     for name, placement in config.data.placements.items():
         try:
-            asked = targets(events, since + 1, events.latest + 1, "prequential", placement.repeats)
+            test = targets(events, since + 1, events.latest + 1, "prequential", placement.repeats)
         except DataError as error:
             reporter.say(f"{name}: {error}")
             continue
-        seen = events.before(since + 1)
-        split = Split(f"bundle {bundle.fingerprint}, prequential", since + 1, None, seen, seen, asked, asked)
-        ours = TOWERS if bundle.recommender.reranker is None else RERANKED
+        past = events.before(since + 1)
+        split = Split(f"bundle {bundle.fingerprint}, prequential", since + 1, None, past, past, test, test)
         outcome = evaluate(
-            ours, bundle.recommender, split, bundle.catalog, asked, repeats=placement.repeats, seconds=0
+            model, bundle.recommender, split, bundle.catalog, test, repeats=placement.repeats, seconds=0
         )
         splits.append(split)
-        tables.append(replace(comparison(config, name, [split], [outcome]), ours=ours))
-        reporter.say(f"the bundle before · {name}: NDCG@10 {outcome.per_user('ndcg').mean():.4f} on {len(asked):,}")
+        tables.append(replace(comparison(config, name, [split], [outcome]), ours=model))
+        ndcg = outcome.per_user("ndcg").mean()
+        reporter.say(f"previous bundle · {name}: NDCG@10 {ndcg:.4f} on {len(test):,} events")
     return splits, tables
+
+
+def continue_training(config: RunConfig, bundle: Bundle, dataset: Dataset, reporter: Reporter) -> FittedRecommender:
+    """The recommender of the bundle, with towers trained on the new events for PASSES epochs.
+
+    The reranker of the bundle is kept. When the bundle has none, the result has none either.
+    """
+
+    def report(line: dict[str, float]) -> None:
+        reporter.say(format_line(line))
+
+    previous = bundle.recommender
+    torch.manual_seed(config.seed)  # embeddings of new categories are random at the start
+    fitted = fit_towers(
+        dataset.catalog,
+        dataset.events,
+        config.towers,
+        config.training,
+        seed=config.seed,
+        epochs=PASSES,
+        start=transfer_weights(previous.towers, bundle.catalog, dataset.catalog, dataset.events, config.towers),
+        since=previous.fitted_until,
+        report=report,
+        progress=reporter.steps,
+    )
+    reranker = previous.reranker if config.reranker and isinstance(previous.reranker, Reranker) else None
+    if config.reranker and reranker is None:
+        reporter.say(f"{bundle.path} has no reranker: the new bundle serves the order of the retrieval scores")
+    selected = SelectedModel(fitted, reranker)
+    return fit_selected(config, dataset, dataset.events, selected, report, reporter.steps, refit=False)

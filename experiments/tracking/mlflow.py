@@ -15,94 +15,96 @@ class Tracker(Protocol):
     """Where a run is recorded."""
 
     def start(self, experiment: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Begin a run; nested parameters are flattened with dots."""
+        """Start a run. Nested parameters are flattened: the keys are joined by dots."""
         ...
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Record figures; names as MLflow takes them: ndcg_at_10."""
+        """Record figures. Names use only characters that MLflow accepts, e.g. ndcg_at_10."""
         ...
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a file, or a folder with all in it."""
+        """Store a file, or a folder with everything in it."""
         ...
 
     def figure(self, name: str, figure: Any) -> None:
-        """Keep a matplotlib figure as name.png."""
+        """Store a matplotlib figure as `name`.png."""
         ...
 
     def nested(self) -> "Tracker":
-        """For a run inside this one."""
+        """A tracker for a run nested in this one."""
         ...
 
     def finish(self, failed: bool = False, pruned: bool = False) -> None:
-        """End the run; pruned: it promised too little to go on with."""
+        """End the run. pruned: a search stopped the trial early, because its figures were low."""
         ...
 
 
 class NullTracker:
-    """Records nothing."""
+    """A tracker that records nothing."""
 
     def start(self, experiment: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def figure(self, name: str, figure: Any) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def nested(self) -> Tracker:
-        """Nothing either."""
+        """This tracker."""
         return self
 
     def finish(self, failed: bool = False, pruned: bool = False) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 class MlflowTracker:
-    """MLflow at MLFLOW_TRACKING_URI, or an SQLite file here. Its being down or locked never fails a training.
+    """Records in MLflow at MLFLOW_TRACKING_URI, or without it in the SQLite file DEFAULT_URI.
 
-    The first call that fails is logged as a warning that names it, and nothing more is recorded of the run.
+    A tracking server that is down, or a database that is locked, does not fail a training: the first call that fails
+    is logged as a warning, and nothing more of the run is recorded.
     """
 
     def __init__(self, uri: str | None = None, parent: str = "") -> None:
-        """Nothing is opened before `start`. parent: the run that this one lies in."""
+        """parent: id of the run that this one is nested in. No connection is opened before `start`."""
         self._uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
         self._client: Any = None
         self._run = ""
-        self._within = {"mlflow.parentRunId": parent} if parent else {}
+        self._parent_tags = {"mlflow.parentRunId": parent} if parent else {}
 
-    def _try(self, what: str, call: Callable[[], Any]) -> Any:
+    def _attempt(self, action: str, call: Callable[[], Any]) -> Any:
+        """Result of the call. When it raises, tracking ends with one warning, and the result is None."""
         try:
             return call()
-        except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: a training goes on
-            logger.warning("tracking at %s failed (%s: %s); the run goes on untracked", self._uri, what, error)
+        except Exception as error:  # of MLflow, SQLAlchemy or the network: none may fail a training
+            logger.warning("tracking at %s failed (%s: %s); the run goes on untracked", self._uri, action, error)
             self._client = None
             return None
 
     def start(self, experiment: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Begin a run."""
+        """Start a run."""
 
-        def begin() -> None:
-            # MLflow's own defaults would retry a dead server for minutes
+        def open_run() -> None:
+            # with MLflow's defaults, a dead server is retried for minutes
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
             from mlflow import MlflowClient
             from mlflow.entities import Param
 
             client = MlflowClient(self._uri)
-            found = client.get_experiment_by_name(experiment)
-            number = found.experiment_id if found else client.create_experiment(experiment)
-            self._run = client.create_run(number, tags={**tags, **self._within}).info.run_id
+            existing = client.get_experiment_by_name(experiment)
+            experiment_id = existing.experiment_id if existing else client.create_experiment(experiment)
+            self._run = client.create_run(experiment_id, tags={**tags, **self._parent_tags}).info.run_id
             flat = [Param(key, str(value)[:6000]) for key, value in _flatten(parameters).items()]
-            for at in range(0, len(flat), 100):
-                client.log_batch(self._run, params=flat[at : at + 100])
+            for start in range(0, len(flat), 100):  # MLflow accepts at most 100 parameters a call
+                client.log_batch(self._run, params=flat[start : start + 100])
             self._client = client
 
-        self._try("start", begin)
+        self._attempt("start", open_run)
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Record figures."""
@@ -118,29 +120,29 @@ class MlflowTracker:
             now = int(time.time() * 1000)
             client.log_batch(self._run, metrics=[Metric(k, float(v), now, step or 0) for k, v in values.items()])
 
-        self._try("metrics", log)
+        self._attempt("metrics", log)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a file or folder."""
+        """Store a file or folder."""
         if self._client is not None:
             log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-            self._try("artifact", lambda: log(self._run, str(path), folder))
+            self._attempt("artifact", lambda: log(self._run, str(path), folder))
 
     def figure(self, name: str, figure: Any) -> None:
-        """Keep a figure."""
+        """Store a figure."""
         if self._client is not None:
             client = self._client
-            self._try("figure", lambda: client.log_figure(self._run, figure, f"{name}.png"))
+            self._attempt("figure", lambda: client.log_figure(self._run, figure, f"{name}.png"))
 
     def nested(self) -> Tracker:
-        """For a run inside this one; of a run that is not recorded none is."""
+        """A tracker for a run nested in this one; it records nothing when this run is not recorded."""
         return NullTracker() if self._client is None else MlflowTracker(self._uri, parent=self._run)
 
     def finish(self, failed: bool = False, pruned: bool = False) -> None:
-        """End the run; MLflow's word for a pruned one is KILLED."""
+        """End the run. A pruned run has the MLflow status KILLED."""
         if self._client is not None:
             client, status = self._client, "FAILED" if failed else "KILLED" if pruned else "FINISHED"
-            self._try("finish", lambda: client.set_terminated(self._run, status))
+            self._attempt("finish", lambda: client.set_terminated(self._run, status))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -154,11 +156,11 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def open_ui(port: int, uri: str | None = None) -> int:
-    """Run MLflow's own page on loopback until it is stopped; returns its exit status."""
+    """Run the MLflow user interface on loopback until it is stopped; returns its exit status."""
     import subprocess
     import sys
 
-    where = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    backend = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     return subprocess.call(
         [
             sys.executable,
@@ -166,7 +168,7 @@ def open_ui(port: int, uri: str | None = None) -> int:
             "mlflow",
             "ui",
             "--backend-store-uri",
-            where,
+            backend,
             "--host",
             "127.0.0.1",
             "--port",

@@ -10,7 +10,7 @@ from features.arrays import Doubles
 
 
 def draw(history: list[dict[str, float]], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Every plot of a run by name. history: one dict an epoch; outcomes: of one placement."""
+    """All plots of a run by name. history: figures of each epoch; outcomes: of all models in one placement."""
     return {
         "learning_curve": learning_curve(history),
         "ndcg_by_history_length": ndcg_by_history(outcomes),
@@ -29,7 +29,7 @@ def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
 
 
 def learning_curve(history: list[dict[str, float]]) -> Any:
-    """Loss and validation NDCG@10 by epoch."""
+    """Loss (left axis) and validation NDCG@10 (right axis) by epoch."""
     figure, axes = _axes("Learning curve", "epoch", "loss")
     epochs = [line["epoch"] for line in history]
     axes.plot(epochs, [line["loss"] for line in history], color="tab:blue", label="loss")
@@ -40,16 +40,16 @@ def learning_curve(history: list[dict[str, float]]) -> Any:
 
 
 def ndcg_by_history(outcomes: Sequence[Outcome]) -> Any:
-    """NDCG@10 of the events whose user had that many positive events before."""
+    """Mean NDCG@10 of the targets by the number of earlier positive events of their user."""
     figure, axes = _axes("NDCG@10 by history length", "positive events before the target", "NDCG@10")
     edges = np.array([0, 1, 5, 10, 20, 50, 100, 200, 500, np.inf])
     for outcome in outcomes:
-        which = np.digitize(outcome.history, edges) - 1
+        bin_of = np.digitize(outcome.history, edges) - 1  # (m,)
         values: Doubles = outcome.per_event("ndcg")
-        bins = np.unique(which)
+        bins = np.unique(bin_of)
         axes.plot(
             [str(int(edges[b])) + "+" for b in bins],
-            [values[which == b].mean() for b in bins],
+            [values[bin_of == b].mean() for b in bins],
             "o-",
             label=outcome.name,
         )
@@ -58,7 +58,7 @@ def ndcg_by_history(outcomes: Sequence[Outcome]) -> Any:
 
 
 def popularity_bias(outcomes: Sequence[Outcome]) -> Any:
-    """Mean popularity percentile of what is recommended, against NDCG@10."""
+    """NDCG@10 against the mean popularity percentile of the recommended items, one point for each model."""
     figure, axes = _axes("Popularity bias", "mean popularity percentile of the top 10 (.5: none)", "NDCG@10")
     for outcome in outcomes:
         y = float(outcome.per_user("ndcg").mean())

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of a run: lines and progress bars on standard error."""
+"""Progress of a run on the terminal: lines and progress bars on standard error."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,41 +20,41 @@ from features.progress import Step
 
 
 class Reporter(Protocol):
-    """Tells a person how a run goes on."""
+    """Shows the progress of a run to a person."""
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         ...
 
-    def steps(self, what: str, total: int) -> Step:
-        """A progress bar; call what it returns with the size of each step done."""
+    def steps(self, description: str, total: int) -> Step:
+        """Add a progress bar; the returned function advances it by a number of steps."""
         ...
 
 
 class Rate(ProgressColumn):
-    """Steps a second."""
+    """Column with the rate of a bar, in steps per second."""
 
     def render(self, task: Task) -> Text:
-        """Whole ones where they are many."""
+        """The rate; from 10 steps per second on, as a whole number."""
         speed = task.speed or 0
         return Text(f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2g}/s")
 
 
 class Terminal:
-    """Lines above the bars; each bar is gone when it is full."""
+    """Prints lines above the bars. A bar is removed when it is full."""
 
     def __init__(self, bars: Progress) -> None:
-        """On bars that are shown."""
+        """bars: the display, which is already started."""
         self._bars = bars
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         self._bars.console.print(text, markup=False, highlight=False)
 
-    def steps(self, what: str, total: int) -> Callable[[int], None]:
-        """A new bar; call what it returns with the size of each step done."""
+    def steps(self, description: str, total: int) -> Callable[[int], None]:
+        """Add a bar; the returned function advances it by a number of steps."""
         bars = self._bars
-        task = bars.add_task(what, total=total)
+        task = bars.add_task(description, total=total)
 
         def step(done: int) -> None:
             bars.update(task, advance=done)
@@ -66,7 +66,7 @@ class Terminal:
 
 @contextmanager
 def terminal() -> Iterator[Reporter]:
-    """Rate and time left of whatever takes long, as long as it takes."""
+    """A reporter on standard error; each bar shows its rate and the remaining time."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         yield Terminal(bars)

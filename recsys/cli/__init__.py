@@ -1,1 +1,1 @@
-"""The `recsys` command: one file a command group."""
+"""The `recsys` command: one file for each group of commands."""

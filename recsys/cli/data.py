@@ -1,4 +1,4 @@
-"""`recsys data`, `recsys embed`: get a data set, check tables, embed contents."""
+"""`recsys data` and `recsys embed`: get a data set, check tables, embed contents."""
 
 from typing import Any
 
@@ -6,14 +6,16 @@ import typer
 
 from recsys.cli.options import CONFIG, config_path, print_json, progress_bars
 
-data_app = typer.Typer(help="Get a data set by name; check tables against the data contract.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Get a data set by name, and check tables against the data contract.", no_args_is_help=True
+)
 
 
 @data_app.command("get")
 def data_get(
     name: str = typer.Argument(..., metavar="CONFIG_OR_NAME", help=CONFIG),
-    force: bool = typer.Option(False, "--force", help="Write anew what is there already."),
-    as_json: bool = typer.Option(False, "--json", help="Print source.json as one line."),
+    force: bool = typer.Option(False, "--force", help="Overwrite existing tables."),
+    as_json: bool = typer.Option(False, "--json", help="Print source.json as one JSON object."),
 ) -> None:
     """Write the tables of a data set into its folder: items.parquet, events.parquet, source.json.
 
@@ -25,31 +27,31 @@ def data_get(
     from features.tables.sources import get
 
     config = load_config(config_path(name)).data
-    typer.echo(f"getting {config.source} into {config.path}", err=True)  # a download draws its own progress bar
+    typer.echo(f"getting {config.source} into {config.path}", err=True)  # a download shows its own progress bar
     folder = get(config, force=force)
     manifest = folder / "source.json"
-    told: dict[str, Any] = {"name": config.source}
+    facts: dict[str, Any] = {"name": config.source}
     if manifest.is_file():
-        told = json.loads(manifest.read_text(encoding="utf-8"))
+        facts = json.loads(manifest.read_text(encoding="utf-8"))
     if as_json:
-        print_json(told | {"path": str(folder)})
+        print_json(facts | {"path": str(folder)})
         return
-    typer.echo(f"{config.source} is in {folder}" + (f", from {told['origin']}" if "origin" in told else ""))
-    for file, about in told.get("files", {}).items():
-        typer.echo(f"  {file}: {about['rows']:,} rows")
-    for note in told.get("notes", []):
+    typer.echo(f"{config.source} is in {folder}" + (f", from {facts['origin']}" if "origin" in facts else ""))
+    for file, table in facts.get("files", {}).items():
+        typer.echo(f"  {file}: {table['rows']:,} rows")
+    for note in facts.get("notes", []):
         typer.echo(f"  note: {note}")
-    if "terms" in told:
-        typer.echo(f"  terms of use: {told['terms']}")
+    if "terms" in facts:
+        typer.echo(f"  terms of use: {facts['terms']}")
     typer.echo(f"next: recsys data check {name}")
 
 
 @data_app.command("check")
 def data_check(
     name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
-    as_json: bool = typer.Option(False, "--json", help="Print the report as one line."),
+    as_json: bool = typer.Option(False, "--json", help="Print the report as one JSON object."),
 ) -> None:
-    """Read the tables and report what was kept, repaired and set aside, with places and what to do.
+    """Read the tables and report the rows kept, repaired and rejected, with their places and what to do.
 
     Example: recsys data check configs/movielens.yaml
     """
@@ -69,13 +71,13 @@ def data_check(
 
 def embed(
     name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
-    retry: bool = typer.Option(False, "--retry", help="Try again what could not be read before."),
-    refetch: bool = typer.Option(False, "--refetch", help="Embed again what is behind URLs."),
-    as_json: bool = typer.Option(False, "--json", help="Print the report as one line."),
+    retry: bool = typer.Option(False, "--retry", help="Try again contents that could not be read before."),
+    refetch: bool = typer.Option(False, "--refetch", help="Fetch URLs again and embed what they return."),
+    as_json: bool = typer.Option(False, "--json", help="Print the report as one JSON object."),
 ) -> None:
-    """Turn what items show, say and sound like into vectors; only what is new or changed is computed.
+    """Compute the vectors of item contents: texts, images, sounds and videos. Unchanged contents are not recomputed.
 
-    May be killed and run again at any time. The next `recsys train` uses what is there.
+    The command can be killed and run again at any time: finished vectors are kept. The next `recsys train` uses them.
     Example: recsys embed movielens
     """
     from dataclasses import asdict
@@ -85,19 +87,20 @@ def embed(
 
     config = load_config(config_path(name))
     with progress_bars() as reporter:
-        done, items = embed_catalog(config, retry=retry, refetch=refetch, progress=reporter.steps)
+        report, items = embed_catalog(config, retry=retry, refetch=refetch, progress=reporter.steps)
     if as_json:
         encoders = [
-            asdict(one) | {"space": str(one.space), "items_per_second": one.per_second} for one in done.encoders
+            asdict(encoder) | {"space": str(encoder.space), "items_per_second": encoder.per_second}
+            for encoder in report.encoders
         ]
-        print_json({"items": items.to_dict(), "encoders": encoders, "failures": str(done.failures)})
+        print_json({"items": items.to_dict(), "encoders": encoders, "failures": str(report.failures)})
         return
-    for one in done.encoders:
+    for encoder in report.encoders:
         typer.echo(
-            f"{one.encoder}: {one.readable:,} of {one.contents:,} items have it; {one.cached:,} known, "
-            f"{one.computed:,} computed ({one.per_second:,.1f}/s), {one.failed:,} parts failed"
+            f"{encoder.encoder}: {encoder.readable:,} of {encoder.contents:,} items have it; {encoder.cached:,} "
+            f"cached, {encoder.computed:,} computed ({encoder.per_second:,.1f}/s), {encoder.failed:,} parts failed"
         )
-        for failure in one.first:
+        for failure in encoder.first:
             typer.echo(f"  item {failure.row + 1}, part {failure.part + 1}: {failure.reason}")
-    if any(one.failed for one in done.encoders):
-        typer.echo(f"all failures: {done.failures}")
+    if any(encoder.failed for encoder in report.encoders):
+        typer.echo(f"all failures: {report.failures}")

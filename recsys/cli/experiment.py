@@ -1,4 +1,4 @@
-"""`recsys evaluate` and `recsys experiment`: figures offline, and tracked runs."""
+"""`recsys evaluate` and `recsys experiment`: offline evaluation and tracked runs."""
 
 import typer
 
@@ -9,9 +9,9 @@ def evaluate(
     name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
     as_json: bool = typer.Option(False, "--json", help="Print the tables as one JSON object."),
 ) -> None:
-    """Fit every baseline and the two towers in every window of the split and print one table a placement.
+    """Evaluate offline: fit the baselines and the two towers in every window, and print a table for each placement.
 
-    Nothing is written. Example: recsys evaluate complete-journey
+    No bundle is written. Example: recsys evaluate complete-journey
     """
     from experiments.config import load_config
     from experiments.pipelines.train import evaluate_run
@@ -25,12 +25,12 @@ def evaluate(
         print_tables(tables)
 
 
-experiment_app = typer.Typer(help="Tracked runs.", no_args_is_help=True)
+experiment_app = typer.Typer(help="Look at tracked runs.", no_args_is_help=True)
 
 
 @experiment_app.command("ui")
-def experiment_ui(port: int = typer.Option(5000, help="Port on loopback.")) -> None:
-    """Open MLflow's page of the tracked runs at http://127.0.0.1:5000, until Ctrl-C."""
+def experiment_ui(port: int = typer.Option(5000, help="Port on loopback (127.0.0.1).")) -> None:
+    """Serve the MLflow user interface with the tracked runs at http://127.0.0.1:5000. Ctrl-C stops it."""
     from experiments.tracking.mlflow import open_ui
 
     raise typer.Exit(open_ui(port))

@@ -1,4 +1,4 @@
-"""The `recsys` command: its groups, and how an error is shown. Nothing imports this package."""
+"""The `recsys` command: its commands and groups, and the display of errors. No other package imports this one."""
 
 import os
 
@@ -8,7 +8,7 @@ from recsys.cli import bench, bundle, data, experiment, features, serve, train
 
 app = typer.Typer(
     help="Recommendations on one embedding space.\n\n"
-    "Start with `make demo`, or step by step: recsys data get movielens, recsys train movielens, recsys serve.",
+    "Start with `make demo`. Or run three commands: recsys data get movielens, recsys train movielens, recsys serve.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -29,7 +29,7 @@ app.add_typer(experiment.experiment_app, name="experiment")
 def main() -> None:
     """Run the command. A RecsysError becomes one line on standard error and exit status 1.
 
-    Under torchrun the first process runs the command; the others help to train.
+    Under torchrun the first process runs the command; the other processes take part in training only.
     """
     # By default a waiting OpenMP thread spins and keeps its core from other processes. OpenMP reads the variable
     # once, when the first library that uses OpenMP is loaded; none is loaded yet. Figures: experiments/LOG.md.

@@ -1,4 +1,4 @@
-"""What the command groups share: options, configurations by name, output."""
+"""Shared by the commands: help texts of options, configurations by name, output."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,36 +10,39 @@ if TYPE_CHECKING:
     from experiments.evaluation.ranking import Comparison
     from experiments.tracking.progress import Reporter
 
-CONFIG = "A configuration file, or the name of a shipped one: movielens, complete-journey, beauty, ..."
+CONFIG = "A configuration file, or the name of a shipped configuration: movielens, complete-journey, beauty, ..."
 
 
 def config_path(name: str) -> Path:
-    """A configuration by file name, or by the name of one that is shipped in configs/."""
+    """The file of a configuration, which is given as a path or as the name of a configuration in configs/.
+
+    Raises ConfigError that lists the shipped configurations.
+    """
     from features.errors import ConfigError
 
     shipped = Path(__file__).resolve().parents[2] / "configs"
-    tried = (Path(name), Path("configs") / f"{name}.yaml", shipped / f"{name}.yaml")
-    if found := next((path for path in tried if path.is_file()), None):
+    candidates = (Path(name), Path("configs") / f"{name}.yaml", shipped / f"{name}.yaml")
+    if found := next((path for path in candidates if path.is_file()), None):
         return found
     names = {path.stem: path for path in sorted(shipped.glob("*.yaml"))}
-    of = [stem for stem, path in names.items() if f"\n  source: {name}\n" in path.read_text(encoding="utf-8")]
-    meant = f"; {name} is the source of {', '.join(of)}" if of else ""
-    told = ", ".join(names) or "none"
-    raise ConfigError(f"no configuration {name!r}: not a file, and not among the shipped ones: {told}{meant}")
+    using = [stem for stem, path in names.items() if f"\n  source: {name}\n" in path.read_text(encoding="utf-8")]
+    hint = f"; {name} is the source of {', '.join(using)}" if using else ""
+    known = ", ".join(names) or "none"
+    raise ConfigError(f"no configuration {name!r}: not a file, and not among the shipped ones: {known}{hint}")
 
 
 def print_json(value: object) -> None:
-    """One line of JSON; numpy values are understood."""
+    """Print a value as one line of JSON; it may contain numpy values."""
     import orjson
 
     typer.echo(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode())
 
 
 def print_tables(tables: "list[Comparison]") -> None:
-    """Tables of an evaluation, one for each placement."""
+    """Print the tables of an evaluation, one for each placement."""
     from rich.console import Console
 
-    console = Console(width=max(Console().width, 175))  # narrower would cut the figures off
+    console = Console(width=max(Console().width, 175))  # a narrower table cuts its figures off
     for table in tables:
         console.print(table.render())
 

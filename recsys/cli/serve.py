@@ -1,4 +1,4 @@
-"""`recsys serve` and `recsys search`: the service, and one search without it."""
+"""`recsys serve` and `recsys search`: the service, and a search without the service."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,20 +10,24 @@ from recsys.cli.options import print_json
 
 
 def serve(
-    bundles: Path | None = typer.Option(None, help="Folder of the bundles; `current` in it is served. [bundles]"),
+    bundles: Path | None = typer.Option(
+        None, help="Folder of the bundles; its `current` bundle is served. [bundles]"
+    ),
     log: Path | None = typer.Option(None, help="Folder of the event log. [state/log]"),
     host: str | None = typer.Option(None, help="Address to listen on. [127.0.0.1]"),
     port: int | None = typer.Option(None, help="Port to listen on. [8000]"),
 ) -> None:
-    """Serve the current bundle: the page at /, the API at /v1, its documentation at /docs.
+    """Serve the current bundle: a demo page at /, the API at /v1, and its documentation at /docs.
 
-    Every option can be given as RECSYS_SERVE__NAME. The feature store is at REDIS_URL, else a private server.
-    Ctrl-C stops it after the requests under way. Example: recsys serve --bundles bundles --port 8000
+    Every option can be set by an environment variable RECSYS_SERVE__NAME. The feature store is the Redis server at
+    REDIS_URL. Without REDIS_URL, the command starts a Redis server of its own. Ctrl-C stops the service when the
+    running requests are finished.
+    Example: recsys serve --bundles bundles --port 8000
     """
     import logging
     import os
 
-    # requests share the cores already: more threads inside each would only get in each other's way
+    # requests run in parallel on the cores: more threads in each of them would only compete
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     import uvicorn
@@ -33,10 +37,10 @@ def serve(
     from serving.app import create_app
     from serving.settings import ServeSettings
 
-    given = {"bundles": bundles, "log": log, "host": host, "port": port}
+    options = {"bundles": bundles, "log": log, "host": host, "port": port}
     try:
         settings = ServeSettings.model_validate({})
-        settings = ServeSettings(**{**settings.model_dump(), **{k: v for k, v in given.items() if v is not None}})
+        settings = ServeSettings(**{**settings.model_dump(), **{k: v for k, v in options.items() if v is not None}})
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(
@@ -57,17 +61,18 @@ def serve(
 
 
 def search(
-    text: str | None = typer.Option(None, help="Words."),
-    image: Path | None = typer.Option(None, help="A picture: JPEG, PNG, WebP or GIF."),
-    audio: Path | None = typer.Option(None, help="A sound: WAV, FLAC, OGG or MP3."),
-    video: Path | None = typer.Option(None, help="A video: MP4 or WebM."),
-    k: int = typer.Option(10, min=1, max=1000, help="How many items."),
-    bundles: Path = typer.Option(Path("bundles"), help="Folder of the bundles; `current` in it is searched."),
+    text: str | None = typer.Option(None, help="Text to search for."),
+    image: Path | None = typer.Option(None, help="An image file: JPEG, PNG, WebP or GIF."),
+    audio: Path | None = typer.Option(None, help="A sound file: WAV, FLAC, OGG or MP3."),
+    video: Path | None = typer.Option(None, help="A video file: MP4 or WebM."),
+    k: int = typer.Option(10, min=1, max=1000, help="Number of items to find."),
+    bundles: Path = typer.Option(Path("bundles"), help="Folder of the bundles; its `current` bundle is searched."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    """Find items by words, a picture, a sound, a video, or any mixture of them, and say in what they are near.
+    """Find items by text, an image, a sound, a video, or a combination, and show which of them each item is near to.
 
-    Parts that cannot be read are told on standard error. Example: recsys search --text "a dog on a beach"
+    Parts of the query that cannot be read are reported on standard error.
+    Example: recsys search --text "a dog on a beach"
     """
     from rich.console import Console
 
@@ -78,15 +83,15 @@ def search(
     from recsys.bundle.registry import current_bundle
 
     kinds: list[tuple[Callable[[Any], Part], object]] = [(Text, text), (Image, image), (Audio, audio), (Video, video)]
-    content = Content(tuple(kind(given) for kind, given in kinds if given is not None))
+    content = Content(tuple(kind(value) for kind, value in kinds if value is not None))
     if not content.parts:
-        raise ConfigError("nothing to search by: give --text, --image, --audio or --video")
-    found = search_bundle(load_bundle(current_bundle(bundles)), content, k)
-    for part, reason in found.failed:
+        raise ConfigError("the query is empty: give --text, --image, --audio or --video")
+    results = search_bundle(load_bundle(current_bundle(bundles)), content, k)
+    for part, reason in results.failed:
         typer.echo(f"{part} not read: {reason}", err=True)
-    if not found.read:
-        raise ContentError("nothing of the query could be read")
+    if not results.read:
+        raise ContentError("no part of the query can be read: see the reasons above")
     if as_json:
-        print_json(found)
+        print_json(results)
     else:
-        Console().print(found.render())
+        Console().print(results.render())

@@ -1,29 +1,34 @@
-"""`recsys train`, `tune` and `slates`: what is fitted, and what is made with it."""
+"""`recsys train`, `recsys tune` and `recsys slates`: train, search settings, write slates of all users."""
 
 from pathlib import Path
 
 import typer
 
-from recsys.cli.bundle import ONE
+from recsys.cli.bundle import BUNDLE
 from recsys.cli.options import CONFIG, config_path, print_json, print_tables, progress_bars
 
 
 def train(
     name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
     as_json: bool = typer.Option(
-        False, "--json", help="Print the bundle's folder and the tables as one JSON object."
+        False, "--json", help="Print the folder of the bundle and the tables as one JSON object."
     ),
     track: bool = typer.Option(True, "--track/--no-track", help="Record the run in MLflow."),
     publish: bool = typer.Option(
-        True, "--publish/--no-publish", help="Let the service take the bundle; else see `recsys bundle`."
+        True,
+        "--publish/--no-publish",
+        help="Make the bundle current: the service loads it. After --no-publish, see `recsys bundle`.",
     ),
     start: str | None = typer.Option(
-        None, "--from", metavar="BUNDLE", help=f"Go on from it with the events since then. {ONE} Or its folder."
+        None,
+        "--from",
+        metavar="BUNDLE",
+        help=f"Continue the training of a bundle on the events since then. {BUNDLE} A folder is accepted too.",
     ),
 ) -> None:
-    """Train the two towers and the reranker, compare them with the baselines, write and publish a bundle.
+    """Train the two towers and the reranker, compare them with the baselines, and write and publish a bundle.
 
-    Example: recsys train movielens; a day later: recsys train movielens --from current
+    Example: recsys train movielens. To add the events of a later day: recsys train movielens --from current
     """
     from experiments.config import load_config
     from experiments.pipelines.train import train as run
@@ -45,17 +50,23 @@ def train(
 
 
 def slates(
-    out: Path = typer.Argument(..., help="Folder for part-*.parquet: user_id, position, item_id, score, source."),
-    bundle: str = typer.Option("current", help=ONE),
+    out: Path = typer.Argument(
+        ..., help="Output folder: part-*.parquet with user_id, position, item_id, score, source."
+    ),
+    bundle: str = typer.Option("current", help=BUNDLE),
     bundles: Path = typer.Option(Path("bundles"), help="Folder of the bundles."),
-    k: int = typer.Option(20, min=1, max=1000, help="Items for each user."),
-    placement: str | None = typer.Option(None, help="Whose rule on repeats holds. [the bundle's first]"),
-    part: str = typer.Option("1/1", metavar="I/N", help="The I-th of N shares: one process or machine each."),
-    as_json: bool = typer.Option(False, "--json", help="Print the report as one line."),
+    k: int = typer.Option(20, min=1, max=1000, help="Number of items for each user."),
+    placement: str | None = typer.Option(
+        None, help="Placement whose rule on repeats is applied. [first placement of the bundle]"
+    ),
+    part: str = typer.Option(
+        "1/1", metavar="I/N", help="Write share I of N, to divide the job among processes or machines."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print the report as one JSON object."),
 ) -> None:
-    """Write the best items of every user of the tables and the log, for e-mail and for judging offline.
+    """Write the best items of every user in the tables and the log, for e-mail and for offline evaluation.
 
-    May be killed and run again: what is there is kept. Example: recsys slates data/slates --k 50
+    The command can be killed and run again: finished files are kept. Example: recsys slates data/slates --k 50
     """
     from dataclasses import asdict
 
@@ -67,28 +78,33 @@ def slates(
     share = part.split("/")
     if len(share) != 2 or not all(text.isdecimal() for text in share):
         raise ConfigError(f"--part {part}: give I/N, e.g. 1/4 to 4/4")
-    numbered = int(share[0]), int(share[1])
-    chosen = load_bundle(find_bundle(bundles, bundle))
+    numbers = int(share[0]), int(share[1])
+    loaded = load_bundle(find_bundle(bundles, bundle))
     with progress_bars() as reporter:
-        done = write_slates(chosen, out, k=k, placement=placement, part=numbered, progress=reporter.steps)
+        report = write_slates(loaded, out, k=k, placement=placement, part=numbers, progress=reporter.steps)
     if as_json:
-        print_json(asdict(done) | {"folder": str(done.folder)})
+        print_json(asdict(report) | {"folder": str(report.folder)})
         return
-    typer.echo(f"{out}: {done.rows:,} rows for {done.users:,} users; {done.there} of {done.shards} shards were there")
+    typer.echo(
+        f"{out}: {report.rows:,} rows for {report.users:,} users written; "
+        f"{report.there} of {report.shards} shards existed before"
+    )
 
 
 def tune(
     name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
-    trials: int = typer.Option(30, min=1, help="How many are to be there in the end."),
-    minutes: float | None = typer.Option(None, min=0.0, help="No trial begins after so many minutes."),
-    only: str = typer.Option("", help="Settings to search, as towers.dropout,training.learning_rate. [all]"),
+    trials: int = typer.Option(30, min=1, help="Number of trials in total, including those of earlier runs."),
+    minutes: float | None = typer.Option(None, min=0.0, help="No trial starts after this many minutes."),
+    only: str = typer.Option("", help="Settings to search, e.g. towers.dropout,training.learning_rate. [all]"),
     as_json: bool = typer.Option(False, "--json", help="Print the trials and the best settings as one JSON object."),
-    track: bool = typer.Option(True, "--track/--no-track", help="Record the search in MLflow, a run for each trial."),
+    track: bool = typer.Option(
+        True, "--track/--no-track", help="Record the search in MLflow, with a run for each trial."
+    ),
 ) -> None:
-    """Search settings of the towers by the validation window: trials, and the best as lines of a configuration.
+    """Search the best settings of the towers on the validation window. Print the trials and the best as YAML.
 
-    May be stopped at any time: run again, it goes on. Without the reranker, and test events are not looked at: what
-    the best is worth, `recsys evaluate` says.
+    The command can be stopped at any time; it continues when it is run again. Trials have no reranker and do not use
+    the test events. Evaluate the best settings with `recsys evaluate`.
     Example: recsys tune movielens --trials 20 --only towers.dropout,training.learning_rate
     """
     from dataclasses import asdict
@@ -102,8 +118,8 @@ def tune(
     keys = [key.strip() for key in only.split(",") if key.strip()]
     config, tracker = load_config(config_path(name)), MlflowTracker() if track else NullTracker()
     with progress_bars() as reporter:
-        found = run(config, tracker, reporter, trials=trials, minutes=minutes, only=keys)
+        result = run(config, tracker, reporter, trials=trials, minutes=minutes, only=keys)
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(result))
     else:
-        Console(width=max(Console().width, 175)).print(found.render())
+        Console(width=max(Console().width, 175)).print(result.render())
