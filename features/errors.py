@@ -56,5 +56,10 @@ class LogError(RecsysError):
     """The event log cannot be written or read."""
 
 
+def missing_package(purpose: str, package: str | None, extra: str) -> "DependencyError":
+    """The error to raise where an optional package is not installed: what needs it, and the extra that brings it."""
+    return DependencyError(f"{purpose} needs the package {package}: install this project with the extra `{extra}`")
+
+
 class DependencyError(RecsysError):
     """A missing library, or two libraries that exclude each other."""

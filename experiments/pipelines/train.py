@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, encode_contents, keep_frequent, load_dataset
+from experiments.evaluation.outcomes import outcome_rows, write_outcomes
 from experiments.evaluation.ranking import Comparison, Outcome, evaluate, join_windows
 from experiments.pipelines.fit import (
     RERANKED,
@@ -23,6 +24,7 @@ from experiments.splits import Split, check_no_leak
 from experiments.tracking import plots
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
+from features.errors import DependencyError
 from features.interactions import DAY
 from recsys.bundle.io import save_bundle
 from recsys.bundle.registry import publish_bundle
@@ -90,12 +92,16 @@ def refit_on_all_events(
     return kept, trained
 
 
-def evaluate_run(config: RunConfig, reporter: Reporter) -> list[Comparison]:
-    """Fit the baselines and the recommender separately in every window; returns one table for each placement."""
+def evaluate_run(config: RunConfig, reporter: Reporter, *, outcomes_file: Path | None = None) -> list[Comparison]:
+    """Fit the baselines and the recommender separately in every window; returns one table for each placement.
+
+    outcomes_file: where the rank of every event is written to, see `write_outcomes`.
+    """
     dataset = load_dataset(config, reporter.steps)
     report_dataset(dataset, reporter)
     windows = evaluation_windows(config, dataset)
     outcomes_by_placement: dict[str, list[list[Outcome]]] = {name: [] for name in config.data.placements}
+    rows = []
     for number, (kept, splits) in enumerate(windows, 1):
         reporter.say(
             f"window {number} of {len(windows)}: {len(kept.catalog):,} items, {kept.left_out:,} events left out"
@@ -103,6 +109,9 @@ def evaluate_run(config: RunConfig, reporter: Reporter) -> list[Comparison]:
         kept = encode_contents(kept, config, reporter.steps)
         for name, outcomes in fit_and_evaluate(config, kept, splits, reporter, None)[0].items():
             outcomes_by_placement[name].append(outcomes)
+            rows += [outcome_rows(outcome, name, number, kept.users, kept.catalog.ids) for outcome in outcomes]
+    if outcomes_file is not None:
+        write_outcomes(outcomes_file, rows, {"config": config.model_dump_json()} | run_tags(config, dataset))
     return [
         comparison(
             config,
@@ -137,7 +146,12 @@ def fit_and_evaluate(
 
     for name, arguments in config.baselines.items():
         started = time.perf_counter()
-        baseline = fit_baseline(name, arguments, dataset, first.train)
+        try:
+            baseline = fit_baseline(name, arguments, dataset, first.train)
+        except DependencyError as error:  # the others are compared all the same
+            reporter.say(f"{name} is left out: {error}")
+            step(1)
+            continue
         check_no_leak(first.cut, **{name: baseline})
         add_outcomes(name, baseline, time.perf_counter() - started)
         step(1)
@@ -244,4 +258,4 @@ def code_version() -> str:
         text=True,
         check=False,
     )
-    return f"{metadata.version('recsys')}+{described.stdout.strip() or 'unknown'}"
+    return f"{metadata.version('onespace-recsys')}+{described.stdout.strip() or 'unknown'}"

@@ -3,8 +3,11 @@
 import logging
 import os
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
+
+from features.errors import missing_package
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +95,11 @@ class MlflowTracker:
             # with MLflow's defaults, a dead server is retried for minutes
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-            from mlflow import MlflowClient
-            from mlflow.entities import Param
+            try:
+                from mlflow import MlflowClient
+                from mlflow.entities import Param
+            except ImportError as error:
+                raise missing_package("tracking", "mlflow", "track") from error
 
             client = MlflowClient(self._uri)
             existing = client.get_experiment_by_name(experiment)
@@ -156,10 +162,15 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def open_ui(port: int, uri: str | None = None) -> int:
-    """Run the MLflow user interface on loopback until it is stopped; returns its exit status."""
+    """Run the MLflow user interface on loopback until it is stopped; returns its exit status.
+
+    Raises DependencyError where MLflow is not installed.
+    """
     import subprocess
     import sys
 
+    if find_spec("mlflow") is None:
+        raise missing_package("the page of tracked runs", "mlflow", "track")
     backend = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     return subprocess.call(
         [

@@ -1,16 +1,27 @@
 """Plots of a run. The only file that imports matplotlib."""
 
+import logging
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from experiments.evaluation.ranking import Outcome
 from features.arrays import Doubles
+from features.errors import missing_package
+
+logger = logging.getLogger(__name__)
 
 
 def draw(history: list[dict[str, float]], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """All plots of a run by name. history: figures of each epoch; outcomes: of all models in one placement."""
+    """All plots of a run by name; none where matplotlib is not installed, which is logged.
+
+    history: figures of each epoch; outcomes: of all models in one placement.
+    """
+    if find_spec("matplotlib") is None:
+        logger.warning("no plots are drawn: %s", missing_package("a plot", "matplotlib", "track"))
+        return {}
     return {
         "learning_curve": learning_curve(history),
         "ndcg_by_history_length": ndcg_by_history(outcomes),

@@ -1,5 +1,7 @@
 """Configuration of the encoders of a run, and the function that opens them."""
 
+import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +11,8 @@ from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Limits
 from features.content.spaces import Encoder
 from features.schema import Strict
+
+logger = logging.getLogger("recsys.content")
 
 
 class BuiltinConfig(Strict):
@@ -80,9 +84,10 @@ TITLE_CHANNEL = "title"
 def builtin_encoders(
     decoders: DecoderPool, limits: Limits, models: Path, *, multilingual: bool = False
 ) -> dict[str, Encoder]:
-    """Channel -> encoder: text, image, speech, sound. models: folder of exported models.
+    """Channel -> encoder: text, image, speech, and sound where the package aisfx is installed.
 
-    Image reads the frames of a video; speech and sound read its sound track. A model is loaded at its first use.
+    models: folder of exported models. Image reads the frames of a video; speech and sound read its sound track. A
+    model is loaded at its first use.
     """
     from features.content.encoders.frozen import Media
     from features.content.encoders.images import EfficientNet
@@ -91,12 +96,16 @@ def builtin_encoders(
     from features.content.encoders.text import MiniLM, MultilingualE5
 
     media, text = Media(decoders, limits), MultilingualE5(limits) if multilingual else MiniLM(limits)
-    return {
+    encoders: dict[str, Encoder] = {
         "text": text,
         "image": EfficientNet(media, models),
         "speech": Whisper(media, text),
-        "sound": AiSFX(media, models),
     }
+    if find_spec("aisfx") is not None:
+        encoders["sound"] = AiSFX(media, models)
+    else:  # no extra brings the package, since its wheel pins an old numpy
+        logger.warning("channel sound is left out: it needs the package aisfx (pip install --no-deps aisfx==0.1.2)")
+    return encoders
 
 
 def open_encoders(config: EncoderConfig, decoders: DecoderPool, limits: Limits, models: Path) -> dict[str, Encoder]:

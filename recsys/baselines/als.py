@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
 from features.arrays import Floats
-from features.errors import ConfigError
+from features.errors import ConfigError, missing_package
 from features.interactions import Interactions, Ragged
 from recsys.dense_recommender import DenseRecommender
 from recsys.histories import positive_counts, profile, user_item_matrix
@@ -53,7 +53,10 @@ def fit_als(
     4 of Hu et al.), so that users without training events are served too.
     Raises DataError without positive events, ConfigError on settings out of range.
     """
-    from implicit.cpu.als import AlternatingLeastSquares
+    try:
+        from implicit.cpu.als import AlternatingLeastSquares
+    except ImportError as error:
+        raise missing_package("the baseline als", "implicit", "train") from error
 
     if factors < 1 or regularization < 0 or alpha <= 0 or iterations < 1:
         raise ConfigError(

@@ -1,5 +1,7 @@
 """`recsys evaluate` and `recsys experiment`: offline evaluation and tracked runs."""
 
+from pathlib import Path
+
 import typer
 
 from recsys.cli.options import CONFIG, config_path, print_json, print_tables, progress_bars
@@ -7,25 +9,54 @@ from recsys.cli.options import CONFIG, config_path, print_json, print_tables, pr
 
 def evaluate(
     name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
+    outcomes: Path | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="Write the rank of every event to this parquet file, for `recsys experiment compare`.",
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the tables as one JSON object."),
 ) -> None:
     """Evaluate offline: fit the baselines and the two towers in every window, and print a table for each placement.
 
-    No bundle is written. Example: recsys evaluate complete-journey
+    No bundle is written. Example: recsys evaluate complete-journey --outcomes before.parquet
     """
     from experiments.config import load_config
     from experiments.pipelines.train import evaluate_run
 
     config = load_config(config_path(name))
     with progress_bars() as reporter:
-        tables = evaluate_run(config, reporter)
+        tables = evaluate_run(config, reporter, outcomes_file=outcomes)
     if as_json:
         print_json({"tables": [table.to_dict() for table in tables]})
     else:
         print_tables(tables)
 
 
-experiment_app = typer.Typer(help="Look at tracked runs.", no_args_is_help=True)
+experiment_app = typer.Typer(help="Compare evaluations; look at tracked runs.", no_args_is_help=True)
+
+
+@experiment_app.command("compare")
+def experiment_compare(
+    first: Path = typer.Argument(
+        ..., metavar="A", help="A file that `recsys evaluate CONFIG --outcomes FILE` wrote."
+    ),
+    second: Path = typer.Argument(..., metavar="B", help="Another one, of the same split."),
+    model: str | None = typer.Option(None, help="Compare this model only. [every model in both files]"),
+    as_json: bool = typer.Option(False, "--json", help="Print the comparison as one JSON object."),
+) -> None:
+    """Compare two evaluations on the events that both have: the difference of B to A, with a 95 % interval over users.
+
+    Example: recsys experiment compare before.parquet after.parquet --model "two towers"
+    """
+    from rich.console import Console
+
+    from experiments.evaluation.outcomes import compare_outcomes
+
+    compared = compare_outcomes(first, second, model=model)
+    if as_json:
+        print_json(compared.to_dict())
+    else:
+        Console(width=max(Console().width, 140)).print(compared.render())
 
 
 @experiment_app.command("ui")

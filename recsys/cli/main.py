@@ -1,10 +1,14 @@
 """The `recsys` command: its commands and groups, and the display of errors. No other package imports this one."""
 
 import os
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from recsys.cli import bench, bundle, data, experiment, features, serve, train
+
+if TYPE_CHECKING:
+    from features.errors import RecsysError
 
 app = typer.Typer(
     help="Recommendations on one embedding space.\n\n"
@@ -25,6 +29,13 @@ app.add_typer(bundle.bundle_app, name="bundle")
 app.add_typer(features.features_app, name="features")
 app.add_typer(experiment.experiment_app, name="experiment")
 
+EXTRAS = {
+    **dict.fromkeys(("fastapi", "uvicorn", "pydantic_settings", "python_multipart", "redis"), "serve"),
+    **dict.fromkeys(("implicit", "optuna"), "train"),
+    **dict.fromkeys(("mlflow", "matplotlib"), "track"),
+}
+"""Package that a command may need -> the extra that installs it."""
+
 
 def main() -> None:
     """Run the command. A RecsysError becomes one line on standard error and exit status 1.
@@ -35,7 +46,7 @@ def main() -> None:
     # once, when the first library that uses OpenMP is loaded; none is loaded yet. Figures: experiments/LOG.md.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-    from features.errors import RecsysError
+    from features.errors import RecsysError, missing_package
 
     try:
         # Schedulers set WORLD_SIZE too; only torchrun sets TORCHELASTIC_RUN_ID.
@@ -46,8 +57,18 @@ def main() -> None:
         else:
             app()
     except RecsysError as error:
-        from rich.console import Console
-        from rich.text import Text
+        _fail(error)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        _fail(missing_package("this command", package, EXTRAS[package]))
 
-        Console(stderr=True).print(Text.assemble(("error: ", "red"), str(error)))
-        raise SystemExit(1) from None
+
+def _fail(error: "RecsysError") -> NoReturn:
+    """Print an error as one line and exit with status 1."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text.assemble(("error: ", "red"), str(error)))
+    raise SystemExit(1) from None

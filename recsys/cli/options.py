@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from pathlib import Path
+from sysconfig import get_path
 from typing import TYPE_CHECKING
 
 import typer
@@ -20,7 +21,8 @@ def config_path(name: str) -> Path:
     """
     from features.errors import ConfigError
 
-    shipped = Path(__file__).resolve().parents[2] / "configs"
+    checkout = Path(__file__).resolve().parents[2] / "configs"
+    shipped = checkout if checkout.is_dir() else Path(get_path("data")) / "share" / "onespace-recsys" / "configs"
     candidates = (Path(name), Path("configs") / f"{name}.yaml", shipped / f"{name}.yaml")
     if found := next((path for path in candidates if path.is_file()), None):
         return found

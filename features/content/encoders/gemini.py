@@ -31,7 +31,7 @@ from features.content.media.formats import sniff
 from features.content.media.worker import Array, Prepared
 from features.content.parts import Content, Limits, Modality, Text, readable
 from features.content.spaces import Embedded, SpaceKey, Task
-from features.errors import ConfigError, ContentError, DependencyError, SpaceError
+from features.errors import ConfigError, ContentError, SpaceError, missing_package
 from features.progress import Step
 
 MAX_REQUEST_CONTENTS = 100
@@ -259,7 +259,7 @@ def _client(key: str, base_url: str | None, service: EmbeddingService, timeout: 
         from google import genai
         from google.genai import errors, types  # noqa: F401  # reached as genai.errors, genai.types
     except ImportError as error:
-        raise DependencyError("Gemini needs google-genai: pip install 'recsys[native]'") from error
+        raise missing_package("Gemini", "google-genai", "native") from error
     options = genai.types.HttpOptions(
         base_url=checked_base_url(base_url) if base_url else None,
         timeout=int(timeout * 1000),

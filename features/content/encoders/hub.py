@@ -6,7 +6,7 @@ Only data files are fetched: weights as safetensors, never pickle, and no code.
 import hashlib
 from pathlib import Path
 
-from features.errors import ConfigError, DependencyError, SpaceError
+from features.errors import ConfigError, SpaceError, missing_package
 
 FETCHED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """Files of a model that are fetched from the hub; of a folder, these files are hashed."""
@@ -48,7 +48,7 @@ def _snapshot(model: str, revision: str) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError as error:
-        raise DependencyError(f"{model} needs {error.name}: pip install 'recsys[native]'") from error
+        raise missing_package(model, error.name, "native") from error
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(FETCHED)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:

@@ -261,7 +261,11 @@ def _load(folder: Path, family: Family, device: str | None) -> _Model:
             else _TwoTowerModel(folder, family, device)
         )
     except ImportError as error:
-        missing = f"needs {error.name}: pip install 'recsys[native]'" if error.name else " ".join(str(error).split())
+        missing = (
+            f"needs {error.name}: install this project with the extra `native`"
+            if error.name
+            else " ".join(str(error).split())
+        )
         raise DependencyError(f"{folder.name}: {missing[:300]}") from error  # transformers names no module
     except ConfigError:
         raise

