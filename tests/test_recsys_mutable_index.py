@@ -105,7 +105,7 @@ def test_what_cannot_be_put_is_refused_and_changes_nothing(rows, vectors):
 
 def test_the_old_index_is_released_when_its_last_search_ends():
     live = MutableIndex(Index(CORNERS))
-    old = live._now
+    old = live._state
     held = weakref.ref(old.index)
     live.upsert(at(1), CORNERS[[3]])
     live.merge()
