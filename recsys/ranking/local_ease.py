@@ -23,7 +23,7 @@ def fit_local_ease(events: Interactions, *, k: int, regularization: float = 200.
     ConfigError when regularization <= 0.
     """
     if regularization <= 0:
-        raise ConfigError(f"local EASE with regularization {regularization}: it must be greater than 0")
+        raise ConfigError(f"local EASE with regularization={regularization}: it must be greater than 0")
     n = events.n_items
     similarity = item_similarity(events, k=k, shrink=10, exponent=0.5)
     x = user_item_matrix(events)
