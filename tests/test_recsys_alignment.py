@@ -1,4 +1,4 @@
-"""The alignment: it finds factors that spaces share, says nothing of what is missing, and never lets spaces mix."""
+"""The alignment: it recovers shared factors, leaves out what is missing, and never mixes spaces."""
 
 from dataclasses import replace
 
@@ -21,23 +21,23 @@ CLOSED = AlignmentConfig(nested=(4, 8, 16), steps=0, shrinkage=(1.0, 3.0), power
 TRAINED = CLOSED.model_copy(update={"nested": (4, 16), "steps": 20, "passes": 1, "batch": 64, "shrinkage": (3.0,)})
 
 
-def world(n, seed, noise=0.3):
-    """Unit rows of n items in each space: linear mixes, the same for all seeds, of shared factors, plus noise."""
+def simulate(n, seed, noise=0.3):
+    """Unit rows of n items in each space: shared factors times a matrix, the same for all seeds, plus noise."""
     fixed, rng = np.random.default_rng(0), np.random.default_rng(seed)
     mixes = {key: fixed.standard_normal((FACTORS, key.dimension)) for key in (TEXT, IMAGE, SOUND)}
     z = rng.standard_normal((n, FACTORS))
-    made = {key: z @ mix for key, mix in mixes.items()}
+    signal = {key: z @ mix for key, mix in mixes.items()}
     return {
         key: unit((x + noise * FACTORS**0.5 * rng.standard_normal(x.shape) + 2.0).astype(np.float32))
-        for key, x in made.items()
+        for key, x in signal.items()
     }
 
 
-KNOWN, NEW = world(N, seed=1), world(HELD, seed=2)
+KNOWN, NEW = simulate(N, seed=1), simulate(HELD, seed=2)
 
 
-def views(key, items=None, of=None):
-    vectors = (KNOWN if of is None else of)[key]
+def views(key, items=None, source=None):
+    vectors = (KNOWN if source is None else source)[key]
     items = np.arange(len(vectors)) if items is None else np.asarray(items, dtype=np.int64)
     return Views(key, items, vectors[items])
 
@@ -48,7 +48,7 @@ def embedded(key, vectors, present=None):
 
 
 THREE = {"text": views(TEXT), "image": views(IMAGE), "sound": views(SOUND)}
-UNSEEN = {"text": views(TEXT, of=NEW), "image": views(IMAGE, of=NEW), "sound": views(SOUND, of=NEW)}
+UNSEEN = {"text": views(TEXT, source=NEW), "image": views(IMAGE, source=NEW), "sound": views(SOUND, source=NEW)}
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +70,19 @@ def noise_maps(seed=0):
     return Alignment(maps, (4, 16))
 
 
-# what it learns
+# what the maps learn
 
 
-def test_held_out_items_find_themselves_from_any_space(closed, trained):
+def test_held_out_items_are_found_from_any_space(closed, trained):
     assert cross_channel_mrr(noise_maps(), UNSEEN, HELD) < 0.15  # chance is .05
     assert cross_channel_mrr(closed, UNSEEN, HELD) > 0.95
     assert cross_channel_mrr(trained.alignment, UNSEEN, HELD) > 0.95
     shuffled = {**UNSEEN, "image": replace(UNSEEN["image"], items=np.random.default_rng(0).permutation(HELD))}
-    assert cross_channel_mrr(closed, shuffled, HELD) < 0.5  # and not since all look the same
+    assert cross_channel_mrr(closed, shuffled, HELD) < 0.5  # a control: with shuffled items the MRR is low
 
 
 def test_the_closed_form_is_canonical_correlation():
-    """Without shrinkage, against scikit-learn and against the generalised eigenproblem of textbooks."""
+    """Without shrinkage: against scikit-learn, and against the generalised eigenvalue problem of textbooks."""
     known = spectra({"text": views(TEXT), "sound": views(SOUND)}, N)
     rank = 5
     alignment = fit_cca(known, {TEXT: 0.0, SOUND: 0.0}, 0.0, 0.3, (rank,))
@@ -96,30 +96,30 @@ def test_the_closed_form_is_canonical_correlation():
     for key, textbook, sklearn in ((TEXT, oracle[:40], cca.x_rotations_), (SOUND, oracle[40:], cca.y_rotations_)):
         weight = alignment.maps[key].weight
         np.testing.assert_allclose(alignment.maps[key].mean, KNOWN[key].mean(0), atol=1e-6)
-        for other in (textbook, sklearn):
-            cosines = (unit(weight.T) * unit(other.T)).sum(1)
+        for expected in (textbook, sklearn):
+            cosines = (unit(weight.T) * unit(expected.T)).sum(1)
             np.testing.assert_allclose(np.abs(cosines), 1, atol=1e-3)
         scores = (KNOWN[key] - alignment.maps[key].mean) @ weight
-        np.testing.assert_allclose((scores**2).sum(1).mean(), 1, atol=1e-3)  # of mean length 1
+        np.testing.assert_allclose((scores**2).sum(1).mean(), 1, atol=1e-3)  # mean squared length 1
         np.testing.assert_allclose(np.cov(scores.T), np.eye(rank) / rank, atol=2e-3)  # whitened
     a, b = ((KNOWN[key] - alignment.maps[key].mean) @ alignment.maps[key].weight for key in (TEXT, SOUND))
     correlations = [np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(rank)]
     np.testing.assert_allclose(correlations, values[::-1][:rank], atol=1e-3)
 
 
-def test_directions_that_agree_more_weigh_more_by_the_power():
+def test_directions_are_scaled_by_their_agreement_to_the_power():
     known = spectra({"text": views(TEXT), "sound": views(SOUND)}, N)
-    plain, weighed = (fit_cca(known, {TEXT: 0.0, SOUND: 0.0}, power, 0.7, (5,)) for power in (0.0, 1.0))
-    scales = np.linalg.norm(weighed.maps[TEXT].weight, axis=0) / np.linalg.norm(plain.maps[TEXT].weight, axis=0)
+    plain, scaled = (fit_cca(known, {TEXT: 0.0, SOUND: 0.0}, power, 0.7, (5,)) for power in (0.0, 1.0))
+    scales = np.linalg.norm(scaled.maps[TEXT].weight, axis=0) / np.linalg.norm(plain.maps[TEXT].weight, axis=0)
     a, b = ((KNOWN[key] - plain.maps[key].mean) @ plain.maps[key].weight for key in (TEXT, SOUND))
-    agreed = (
+    agreement = (
         np.array([np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(5)]) + 0.7
-    )  # each view with itself, by within
-    np.testing.assert_allclose(scales / scales[0], agreed / agreed[0], atol=1e-3)
+    )  # plus the weight `within` of each view with itself
+    np.testing.assert_allclose(scales / scales[0], agreement / agreement[0], atol=1e-3)
 
 
 def test_views_of_one_space_agree_in_closed_form():
-    """Two views of each item, against the eigenproblem of their cross-covariance within the covariance of all."""
+    """Two views of each item: against the eigenvalue problem of their cross-covariance and total covariance."""
     x = KNOWN[TEXT].astype(np.float64)
     y = unit(x + 0.1 * np.random.default_rng(3).standard_normal(x.shape))
     known = spectra({"text": views(TEXT), "speech": Views(TEXT, np.arange(N), y)}, N)
@@ -129,11 +129,11 @@ def test_views_of_one_space_agree_in_closed_form():
     values, directions = scipy.linalg.eigh(x.T @ y + y.T @ x, x.T @ x + y.T @ y)
     cosines = (unit(weight.T) * unit(directions[:, ::-1][:, :5].T)).sum(1)
     np.testing.assert_allclose(np.abs(cosines), 1, atol=1e-3)
-    spread = np.concatenate([x @ weight, y @ weight]).std(0)  # each direction weighs as much as views agree there
+    spread = np.concatenate([x @ weight, y @ weight]).std(0)  # each direction is scaled by the agreement of the views
     np.testing.assert_allclose(spread / spread[0], (values / values[-1])[::-1][:5], atol=1e-3)
 
 
-def test_shrinkage_is_chosen_for_each_space_among_those_given():
+def test_shrinkage_is_selected_for_each_space_from_the_grid():
     config = AlignmentConfig(nested=(8,), steps=0, shrinkage=(0.5, 2.0), power=(1.0,), within=(0.1,))
     fitted = fit_alignment(THREE, N, config, seed=0)
     assert set(fitted.chosen.shrinkage) == {TEXT, IMAGE, SOUND}
@@ -143,21 +143,21 @@ def test_shrinkage_is_chosen_for_each_space_among_those_given():
 
 
 def test_training_changes_the_weights_and_lowers_the_loss(closed):
-    """On pairs, whose loss starts where the other begins; a rate of nearly nothing is the yardstick."""
+    """The reference is training from the same start with a learning rate of almost zero."""
     config = TRAINED.model_copy(update={"nested": (16,), "steps": 40, "learning_rate": 3e-3, "dropout": 0.0})
-    still = fit_alignment(THREE, N, config.model_copy(update={"learning_rate": 1e-9}), seed=0)
-    moved = fit_alignment(THREE, N, config, seed=0)
+    reference = fit_alignment(THREE, N, config.model_copy(update={"learning_rate": 1e-9}), seed=0)
+    fitted = fit_alignment(THREE, N, config, seed=0)
     start = fit_alignment(THREE, N, config.model_copy(update={"steps": 0}), seed=0).alignment
     for key in (TEXT, IMAGE, SOUND):
-        assert np.abs(moved.alignment.maps[key].weight - start.maps[key].weight).max() > 1e-3
-        np.testing.assert_allclose(still.alignment.maps[key].weight, start.maps[key].weight, atol=1e-5)
-        np.testing.assert_array_equal(moved.alignment.maps[key].mean, start.maps[key].mean)
-    assert list(moved.losses) == ["pairs", "halves"]
-    assert all(moved.losses[stage] < still.losses[stage] - 0.001 for stage in moved.losses)
+        assert np.abs(fitted.alignment.maps[key].weight - start.maps[key].weight).max() > 1e-3
+        np.testing.assert_allclose(reference.alignment.maps[key].weight, start.maps[key].weight, atol=1e-5)
+        np.testing.assert_array_equal(fitted.alignment.maps[key].mean, start.maps[key].mean)
+    assert list(fitted.losses) == ["pairs", "halves"]
+    assert all(fitted.losses[stage] < reference.losses[stage] - 0.001 for stage in fitted.losses)
 
 
 def test_the_loss_by_hand():
-    """Symmetric cross-entropy of cosines over .07, the mean of the nested dimensions, at the first step."""
+    """The first step: symmetric cross-entropy of cosines / .07, mean over the nested dimensions."""
     two = {"image": views(IMAGE), "text": Views(TEXT, np.arange(N)[::-1].copy(), KNOWN[TEXT][::-1].copy())}
     config = TRAINED.model_copy(update={"steps": 1, "batch": N, "dropout": 0.0, "nested": (2, 16)})
     fitted = fit_alignment(two, N, config, seed=0)
@@ -165,97 +165,99 @@ def test_the_loss_by_hand():
     a, b = (start.channel(embedded(key, KNOWN[key])).vectors.astype(np.float64) for key in (IMAGE, TEXT))
     expected = []
     for d in (2, 16):
-        one, other = (v[:, :d] / np.linalg.norm(v[:, :d], axis=1, keepdims=True) for v in (a, b))
-        logits = one @ other.T / 0.07
+        x, y = (v[:, :d] / np.linalg.norm(v[:, :d], axis=1, keepdims=True) for v in (a, b))
+        logits = x @ y.T / 0.07
         expected += [np.mean(np.log(np.exp(side).sum(1)) - np.diag(side)) for side in (logits, logits.T)]
-    assert fitted.losses["pairs"] == pytest.approx(np.mean(expected), abs=0.02)  # which side is asked is drawn
-    assert fitted.losses["halves"] == pytest.approx(np.mean(expected), rel=0.05)  # one small step later
+    assert fitted.losses["pairs"] == pytest.approx(np.mean(expected), abs=0.02)  # the sides are drawn at random
+    assert fitted.losses["halves"] == pytest.approx(np.mean(expected), rel=0.05)  # after one small step
 
 
-def test_a_step_takes_only_channels_that_are_there():
-    """Each item has two of three channels: were the third ever taken, the loss would be that of guessing."""
+def test_a_step_draws_present_channels_only():
+    """Each item has two of three channels. If a step drew the third, the loss would be that of chance."""
     gaps = {name: views(v.space, np.flatnonzero(np.arange(N) % 3 != i)) for i, (name, v) in enumerate(THREE.items())}
     losses = fit_alignment(gaps, N, TRAINED, seed=0).losses
     assert max(losses.values()) < 0.3 * np.log(TRAINED.batch)
 
 
-def test_settings_are_chosen_by_the_seed():
-    noisy = world(60, seed=4, noise=3.0)
-    channels = {"text": views(TEXT, of=noisy), "image": views(IMAGE, of=noisy)}
+def test_the_seed_determines_the_selected_settings():
+    noisy = simulate(60, seed=4, noise=3.0)
+    channels = {"text": views(TEXT, source=noisy), "image": views(IMAGE, source=noisy)}
     config = CLOSED.model_copy(update={"shrinkage": tuple(np.geomspace(0.1, 30, 8).tolist()), "power": (0.5, 1.0)})
-    chosen = [
+    selected = [
         tuple(fit_alignment(channels, 60, config, seed=s).chosen.shrinkage.values()) for s in (0, 0, 0, 0, 1, 2, 3)
     ]
-    assert len(set(chosen[:4])) == 1
-    assert len(set(chosen)) > 1
+    assert len(set(selected[:4])) == 1
+    assert len(set(selected)) > 1
 
 
-def test_a_seed_makes_a_space(trained):
+def test_the_seed_determines_the_space(trained):
     again = fit_alignment(THREE, N, TRAINED, seed=0)
     assert again.alignment.space == trained.alignment.space
     assert again.losses == trained.losses
     assert fit_alignment(THREE, N, TRAINED, seed=1).alignment.space != trained.alignment.space
 
 
-def test_progress_tells_each_stage():
-    told = {}
+def test_progress_reports_each_stage():
+    reported = {}
 
-    def begin(name, total):
-        told[name] = [total]
-        return told[name].append
+    def start(name, total):
+        reported[name] = [total]
+        return reported[name].append
 
     config = TRAINED.model_copy(update={"steps": 3, "passes": 2, "batch": 100})
-    fit_alignment(THREE, N, config, seed=0, progress=begin)
-    assert told == {f"alignment, {stage}": [6] + [1] * 6 for stage in ("pairs", "halves")}  # 2 passes of 3 batches
+    fit_alignment(THREE, N, config, seed=0, progress=start)
+    assert reported == {
+        f"alignment, {stage}": [6] + [1] * 6 for stage in ("pairs", "halves")
+    }  # 2 passes of 3 batches
 
 
-# what is missing, rare or the same
+# missing, rare and shared spaces
 
 
 def test_channels_of_one_space_share_one_map():
     rng = np.random.default_rng(5)
-    heard = unit(KNOWN[TEXT] + 0.02 * rng.standard_normal((N, 40)).astype(np.float32))
-    channels = {"text": views(TEXT), "speech": Views(TEXT, np.arange(0, N, 2), heard[::2]), "image": views(IMAGE)}
+    speech = unit(KNOWN[TEXT] + 0.02 * rng.standard_normal((N, 40)).astype(np.float32))
+    channels = {"text": views(TEXT), "speech": Views(TEXT, np.arange(0, N, 2), speech[::2]), "image": views(IMAGE)}
     alignment = fit_alignment(channels, N, CLOSED, seed=0).alignment
     assert set(alignment.maps) == {TEXT, IMAGE}
-    vectors = np.concatenate([KNOWN[TEXT], heard[::2]])
+    vectors = np.concatenate([KNOWN[TEXT], speech[::2]])
     np.testing.assert_allclose(alignment.maps[TEXT].mean, vectors.mean(0), atol=1e-6)
     spoken = {"speech": UNSEEN["text"], "image": UNSEEN["image"]}
-    assert cross_channel_mrr(alignment, spoken, HELD) > 0.95  # words are words
+    assert cross_channel_mrr(alignment, spoken, HELD) > 0.95  # speech is mapped as text
 
 
-def test_items_with_gaps_are_learned_from(trained):
+def test_items_with_missing_channels_are_trained_on(trained):
     rng = np.random.default_rng(0)
-    some = {name: views(v.space, np.sort(rng.permutation(N)[:200])) for name, v in THREE.items()}
+    partial = {name: views(v.space, np.sort(rng.permutation(N)[:200])) for name, v in THREE.items()}
     for config in (CLOSED, TRAINED):
-        assert cross_channel_mrr(fit_alignment(some, N, config, seed=0).alignment, UNSEEN, HELD) > 0.9
+        assert cross_channel_mrr(fit_alignment(partial, N, config, seed=0).alignment, UNSEEN, HELD) > 0.9
 
 
 @pytest.mark.parametrize("config", [CLOSED, TRAINED], ids=["closed", "trained"])
 @pytest.mark.parametrize("items", [[], [7], [7, 7], [7, 200]])
-def test_a_space_that_hardly_any_item_is_in_spoils_nothing(config, items):
+def test_a_space_with_few_items_does_no_harm(config, items):
     channels = {"text": views(TEXT), "image": views(IMAGE), "sound": views(SOUND, items)}
     alignment = fit_alignment(channels, N, config, seed=0).alignment
     assert set(alignment.maps) == ({TEXT, IMAGE, SOUND} if items else {TEXT, IMAGE})
-    for each in alignment.maps.values():
-        assert np.isfinite(each.weight).all()
+    for affine in alignment.maps.values():
+        assert np.isfinite(affine.weight).all()
     two = {name: UNSEEN[name] for name in ("text", "image")}
     assert cross_channel_mrr(alignment, two, HELD) > 0.9
-    if len(set(items)) == 1:  # nothing can be learned of one sound: it says nothing, rather than anything
-        heard = alignment.channel(embedded(SOUND, NEW[SOUND]))
-        assert not heard.present.any()
-        assert not heard.vectors.any()
-        words = alignment.channel(embedded(TEXT, NEW[TEXT]))
-        np.testing.assert_allclose(fuse({"a": heard, "b": words}).vectors, words.vectors, atol=1e-6)
+    if len(set(items)) == 1:  # a map cannot be fitted on one sound: it maps to zero, not to noise
+        sound = alignment.channel(embedded(SOUND, NEW[SOUND]))
+        assert not sound.present.any()
+        assert not sound.vectors.any()
+        text = alignment.channel(embedded(TEXT, NEW[TEXT]))
+        np.testing.assert_allclose(fuse({"a": sound, "b": text}).vectors, text.vectors, atol=1e-6)
 
 
 def test_too_few_items_with_two_channels():
     nineteen = {"text": views(TEXT), "image": views(IMAGE, np.arange(19))}
     with pytest.raises(DataError, match=r"items that have two of text, image; 19 do, at least 20 are needed: give"):
         fit_alignment(nineteen, N, CLOSED, seed=0)
-    twice = {"text": Views(TEXT, np.zeros(50, np.int64), KNOWN[TEXT][:50])}
-    with pytest.raises(DataError, match="two of text; 0 do"):  # two views of a channel are no two channels
-        fit_alignment(twice, N, CLOSED, seed=0)
+    repeated = {"text": Views(TEXT, np.zeros(50, np.int64), KNOWN[TEXT][:50])}
+    with pytest.raises(DataError, match="two of text; 0 do"):  # two views of one channel are not two channels
+        fit_alignment(repeated, N, CLOSED, seed=0)
     twenty = {"text": views(TEXT), "image": views(IMAGE, np.arange(20))}
     assert set(fit_alignment(twenty, N, CLOSED, seed=0).alignment.maps) == {TEXT, IMAGE}
 
@@ -266,46 +268,48 @@ def test_nested_dimensions_ascend(nested):
         AlignmentConfig(nested=nested)
 
 
-# what it makes of contents
+# application to contents
 
 
 def test_a_channel_is_mapped_and_masked(trained):
     alignment = trained.alignment
     vectors = NEW[IMAGE][:3] * np.array([[1], [0], [1]], np.float32)
-    given = Embedded(IMAGE, vectors, np.array([True, False, True]), (Failure(1, 0, "broken"),))
-    there = alignment.channel(given)
+    channel = Embedded(IMAGE, vectors, np.array([True, False, True]), (Failure(1, 0, "broken"),))
+    mapped = alignment.channel(channel)
     image = alignment.maps[IMAGE]
     by_hand = (vectors[[0, 2]] - image.mean).astype(np.float64) @ image.weight
     np.testing.assert_allclose(
-        there.vectors[[0, 2]], by_hand / np.linalg.norm(by_hand, axis=1, keepdims=True), atol=1e-5
+        mapped.vectors[[0, 2]], by_hand / np.linalg.norm(by_hand, axis=1, keepdims=True), atol=1e-5
     )
-    assert not there.vectors[1].any()
-    assert there.present.tolist() == [True, False, True]
-    assert there.failures == given.failures
-    assert there.space == alignment.space
-    assert there.vectors.dtype == np.float32
+    assert not mapped.vectors[1].any()
+    assert mapped.present.tolist() == [True, False, True]
+    assert mapped.failures == channel.failures
+    assert mapped.space == alignment.space
+    assert mapped.vectors.dtype == np.float32
 
 
-def test_a_foreign_space_is_refused_with_all_printed(closed):
-    foreign = replace(TEXT, revision="2")
-    with pytest.raises(SpaceError) as told:
-        closed.channel(embedded(foreign, NEW[TEXT]))
-    assert str(foreign) in str(told.value)
-    assert all(str(key) in str(told.value) for key in (TEXT, IMAGE, SOUND))
+def test_an_unknown_space_is_rejected_with_all_keys_printed(closed):
+    unknown = replace(TEXT, revision="2")
+    with pytest.raises(SpaceError) as error:
+        closed.channel(embedded(unknown, NEW[TEXT]))
+    assert str(unknown) in str(error.value)
+    assert all(str(key) in str(error.value) for key in (TEXT, IMAGE, SOUND))
 
 
-def test_the_space_is_named_by_the_numbers():
-    one, other = noise_maps(0), noise_maps(1)
-    assert one.space == noise_maps(0).space
-    assert one.space != other.space
-    assert one.space.dimension == one.dimension == 16
-    backwards = Alignment(dict(reversed(one.maps.items())), one.nested)
-    assert backwards.space == one.space
+def test_the_space_is_named_by_its_weights():
+    alignment, another = noise_maps(0), noise_maps(1)
+    assert alignment.space == noise_maps(0).space
+    assert alignment.space != another.space
+    assert alignment.space.dimension == alignment.dimension == 16
+    reordered = Alignment(dict(reversed(alignment.maps.items())), alignment.nested)
+    assert reordered.space == alignment.space
     for part in ("mean", "weight"):
-        numbers = getattr(one.maps[SOUND], part).copy()
+        numbers = getattr(alignment.maps[SOUND], part).copy()
         numbers.flat[3] = np.nextafter(numbers.flat[3], np.float32(9))
-        changed = Alignment({**one.maps, SOUND: replace(one.maps[SOUND], **{part: numbers})}, one.nested)
-        assert changed.space != one.space
+        changed = Alignment(
+            {**alignment.maps, SOUND: replace(alignment.maps[SOUND], **{part: numbers})}, alignment.nested
+        )
+        assert changed.space != alignment.space
 
 
 SHARED = SpaceKey("recsys alignment", "x", 3)
@@ -319,15 +323,15 @@ def test_fusing_by_hand():
     np.testing.assert_allclose(fused.vectors, [[half, half, 0], [0.6, 0.8, 0], [0, 0, 1], [0, 0, 0]], atol=1e-6)
     assert fused.present.tolist() == [True, True, True, False]
     assert fused.space == SHARED
-    with pytest.raises(SpaceError) as told:
+    with pytest.raises(SpaceError) as error:
         fuse({"text": a, "image": embedded(replace(SHARED, revision="y"), b.vectors)})
-    assert str(told.value).startswith("channel image: ")
-    assert str(SHARED) in str(told.value)
-    assert str(replace(SHARED, revision="y")) in str(told.value)
+    assert str(error.value).startswith("channel image: ")
+    assert str(SHARED) in str(error.value)
+    assert str(replace(SHARED, revision="y")) in str(error.value)
 
 
-def test_fusing_at_a_nested_dimension_weighs_channels_alike():
-    a = embedded(SHARED, [[0.06, 0.08, 0.995]])  # all but nothing of it lies in the first two coordinates
+def test_fusing_at_a_nested_dimension_weights_channels_equally():
+    a = embedded(SHARED, [[0.06, 0.08, 0.995]])  # the first two coordinates are almost zero
     b = embedded(SHARED, [[0, 1, 0]])
     fused = fuse({"text": cut(a, 2), "image": cut(b, 2)})
     by_hand = np.array([0.6, 0.8 + 1])
@@ -335,25 +339,25 @@ def test_fusing_at_a_nested_dimension_weighs_channels_alike():
     assert fused.space == SHARED.cut(2)
 
 
-def test_a_nested_cut_is_the_prefix_normalised_and_still_finds(closed):
-    whole = {name: closed.channel(embedded(v.space, v.vectors)) for name, v in UNSEEN.items()}
-    text, image = (cut(whole[name], 8) for name in ("text", "image"))
-    prefix = whole["text"].vectors[:, :8]
+def test_a_nested_cut_is_the_normalised_prefix_and_finds_items(closed):
+    mapped = {name: closed.channel(embedded(v.space, v.vectors)) for name, v in UNSEEN.items()}
+    text, image = (cut(mapped[name], 8) for name in ("text", "image"))
+    prefix = mapped["text"].vectors[:, :8]
     np.testing.assert_allclose(text.vectors, prefix / np.linalg.norm(prefix, axis=1, keepdims=True), atol=1e-5)
     assert text.space == closed.space.cut(8)
     assert ((text.vectors @ image.vectors.T).argmax(1) == np.arange(HELD)).mean() > 0.9
-    tail = unit(whole["text"].vectors[:, 8:]) @ unit(whole["image"].vectors[:, 8:]).T
-    assert (tail.argmax(1) == np.arange(HELD)).mean() < 0.5  # all eight factors lie in the first eight
+    tail = unit(mapped["text"].vectors[:, 8:]) @ unit(mapped["image"].vectors[:, 8:]).T
+    assert (tail.argmax(1) == np.arange(HELD)).mean() < 0.5  # the first eight coordinates hold all eight factors
 
 
-# parts
+# views and agreement
 
 
 def test_views_by_hand():
-    given = Embedded(TEXT, KNOWN[TEXT][:4], np.array([True, False, True, True]))
-    of = Views.of(given)
-    assert of.items.tolist() == [0, 2, 3]
-    np.testing.assert_array_equal(of.vectors, KNOWN[TEXT][[0, 2, 3]])
+    channel = Embedded(TEXT, KNOWN[TEXT][:4], np.array([True, False, True, True]))
+    present = Views.of(channel)
+    assert present.items.tolist() == [0, 2, 3]
+    np.testing.assert_array_equal(present.vectors, KNOWN[TEXT][[0, 2, 3]])
     several = Views(TEXT, np.array([4, 0, 2, 0, 3]), np.arange(5, dtype=np.float32)[:, None])
     kept = several.where(np.array([True, True, False, False, True]))  # items 0, 1, 4 become 0, 1, 2
     assert kept.items.tolist() == [2, 0, 0]
@@ -362,38 +366,41 @@ def test_views_by_hand():
     assert several.where(np.zeros(5, dtype=bool)).items.tolist() == []
 
 
-def plane(degrees):
+def on_circle(degrees):
     angles = np.radians(degrees)
     return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
 
 
 def test_agreement_by_hand():
     a, b = SpaceKey("a", "1", 2), SpaceKey("b", "1", 2)
-    still = AffineMap(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
-    alignment = Alignment({a: still, b: still}, (2,))
-    one = Views(a, np.array([0, 1, 2]), plane([0, 90, 180]))
-    other = Views(b, np.array([0, 1, 2]), plane([20, 170, 100]))
-    # of a: item 0 finds 0 first; 1 (90°) finds 2 (10° off), 0 (70°), 1 (80°): third; 2 (180°) finds 1, then 2
-    # of b: item 0 first; 1 (170°) finds 2, then 1; 2 (100°) finds 1, 2 (80°): second
+    identity = AffineMap(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
+    alignment = Alignment({a: identity, b: identity}, (2,))
+    views_a = Views(a, np.array([0, 1, 2]), on_circle([0, 90, 180]))
+    views_b = Views(b, np.array([0, 1, 2]), on_circle([20, 170, 100]))
+    # ranks from a: item 0: 1; item 1 (90°): 3, after 2 (10° away) and 0 (70°); item 2 (180°): 2, after 1
+    # ranks from b: item 0: 1; item 1 (170°): 2, after 2; item 2 (100°): 2, after 1
     expected = np.mean([np.mean([1, 1 / 3, 1 / 2]), np.mean([1, 1 / 2, 1 / 2])])
-    assert cross_channel_mrr(alignment, {"a": one, "b": other}, 3) == pytest.approx(expected)
-    same = {"a": one, "c": Views(a, one.items, plane([20, 170, 100]))}
+    assert cross_channel_mrr(alignment, {"a": views_a, "b": views_b}, 3) == pytest.approx(expected)
+    same = {"a": views_a, "c": Views(a, views_a.items, on_circle([20, 170, 100]))}
     assert cross_channel_mrr(alignment, same, 3) == pytest.approx(
         expected
-    )  # words written and spoken find each other too
-    assert cross_channel_mrr(alignment, {"a": one}, 3) == 0
-    fewer = {"a": one, "b": Views(b, np.array([0, 2]), plane([20, 100]))}
-    # item 1 has nothing to find; of a: 0 first, 2 first among 20° and 100°; of b, among all of a: 1 and 1/2
+    )  # channels of one space search each other, too
+    assert cross_channel_mrr(alignment, {"a": views_a}, 3) == 0
+    fewer = {"a": views_a, "b": Views(b, np.array([0, 2]), on_circle([20, 100]))}
+    # item 1 is not in b; ranks from a, among 20° and 100°: 1 and 1; from b, among all of a: 1 and 2
     assert cross_channel_mrr(alignment, fewer, 3) == pytest.approx(np.mean([1, np.mean([1, 1 / 2])]))
-    twice = {"a": one, "b": Views(b, np.array([0, 1, 2, 2]), plane([20, 170, 40, 160]))}
-    # item 2 is found by the mean of its views, 100°, and asked with each: 40° finds 0, 1, 2; 160° finds itself
-    of_b = np.mean([1, 1 / 2, 1 / 3, 1])
-    assert cross_channel_mrr(alignment, twice, 3) == pytest.approx(np.mean([np.mean([1, 1 / 3, 1 / 2]), of_b]))
+    repeated = {"a": views_a, "b": Views(b, np.array([0, 1, 2, 2]), on_circle([20, 170, 40, 160]))}
+    # item 2 is found at the mean of its views, 100°; each view is a query: 40° ranks it third, 160° first
+    from_b = np.mean([1, 1 / 2, 1 / 3, 1])
+    assert cross_channel_mrr(alignment, repeated, 3) == pytest.approx(np.mean([np.mean([1, 1 / 3, 1 / 2]), from_b]))
 
 
-def test_what_says_nothing_is_found_in_the_middle():
+def test_zero_vectors_have_the_mid_rank():
     a, b = SpaceKey("a", "1", 2), SpaceKey("b", "1", 2)
-    still, blind = (AffineMap(np.zeros(2, np.float32), scale * np.eye(2, dtype=np.float32)) for scale in (1, 0))
-    channels = {"a": Views(a, np.arange(3), plane([0, 90, 180])), "b": Views(b, np.arange(3), plane([0, 90, 180]))}
-    assert cross_channel_mrr(Alignment({a: still, b: still}, (2,)), channels, 3) == 1
-    assert cross_channel_mrr(Alignment({a: still, b: blind}, (2,)), channels, 3) == 0.5
+    identity, zero = (AffineMap(np.zeros(2, np.float32), scale * np.eye(2, dtype=np.float32)) for scale in (1, 0))
+    channels = {
+        "a": Views(a, np.arange(3), on_circle([0, 90, 180])),
+        "b": Views(b, np.arange(3), on_circle([0, 90, 180])),
+    }
+    assert cross_channel_mrr(Alignment({a: identity, b: identity}, (2,)), channels, 3) == 1
+    assert cross_channel_mrr(Alignment({a: identity, b: zero}, (2,)), channels, 3) == 0.5

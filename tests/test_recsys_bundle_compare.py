@@ -1,4 +1,4 @@
-"""Two spaces side by side: neighbours that stay, the switch in one step, the way back, and the command."""
+"""Comparison of bundles, publishing and republishing, and the commands."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ def content(vectors, name):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Two bundles of one training whose contents lie otherwise: on a circle in order, and with the ends swapped."""
+    """Two bundles of one training with different contents: on a circle in order, and with both ends swapped."""
     root = tmp_path_factory.mktemp("bundles")
     rows = [{"name": "ours", "hr_at_10": {"mean": 0.25}, "ndcg_at_10": {"mean": 0.125}}]
     table = {"title": "toy · home", "note": "time cut", "ours": "ours", "split_hashes": ["s"], "rows": rows}
@@ -50,44 +50,44 @@ def copies(root, tmp_path):
     return shutil.copytree(root, tmp_path / "bundles", symlinks=True)
 
 
-def test_a_bundle_beside_itself_keeps_every_neighbour(root):
+def test_a_bundle_compared_with_itself_keeps_every_neighbour(root):
     bundle = load_bundle(list_bundles(root)[0])
-    told = compare_bundles(bundle, bundle, k=3)
-    assert told["overlap"] == {"behaviour": 1.0, "content": 1.0}
+    report = compare_bundles(bundle, bundle, k=3)
+    assert report["overlap"] == {"behaviour": 1.0, "content": 1.0}
 
 
 def test_neighbours_that_change_are_counted(root):
-    one, other = map(load_bundle, list_bundles(root))
-    told = compare_bundles(one, other, k=1)
-    # nearest on the circle, ties to none: item i has i-1 and i+1 at one distance, so k = 2 is the whole neighbourhood
-    near = {i: {i - 1, i + 1} for i in range(1, N - 1)} | {0: {1, 2}, N - 1: {N - 2, N - 3}}
-    place = np.r_[N - 1, 1 : N - 1, 0]
-    after = {int(place[i]): {int(place[j]) for j in js} for i, js in near.items()}
-    expected = np.mean([len(near[i] & after[i]) / 2 for i in range(N)])
-    assert compare_bundles(one, other, k=2)["overlap"]["content"] == pytest.approx(expected)
-    assert told["items"] == {one.fingerprint: N, other.fingerprint: N, "both": N}
-    assert told["spaces"][one.fingerprint].startswith("one@1")
-    assert told["metrics"][other.fingerprint][0]["rows"][0]["ndcg_at_10"]["mean"] == 0.125
+    first, second = map(load_bundle, list_bundles(root))
+    report = compare_bundles(first, second, k=1)
+    # on the circle, i-1 and i+1 have the same distance from item i: k = 2 includes both
+    neighbours = {i: {i - 1, i + 1} for i in range(1, N - 1)} | {0: {1, 2}, N - 1: {N - 2, N - 3}}
+    position = np.r_[N - 1, 1 : N - 1, 0]
+    after = {int(position[i]): {int(position[j]) for j in js} for i, js in neighbours.items()}
+    expected = np.mean([len(neighbours[i] & after[i]) / 2 for i in range(N)])
+    assert compare_bundles(first, second, k=2)["overlap"]["content"] == pytest.approx(expected)
+    assert report["items"] == {first.fingerprint: N, second.fingerprint: N, "both": N}
+    assert report["spaces"][first.fingerprint].startswith("one@1")
+    assert report["metrics"][second.fingerprint][0]["rows"][0]["ndcg_at_10"]["mean"] == 0.125
 
 
 def test_bundles_without_contents_have_none_to_compare(root):
     bundle = load_bundle(list_bundles(root)[0])
-    bare = replace(bundle, content=None, catalog=replace(bundle.catalog, has_content=np.zeros(N, dtype=np.bool_)))
-    assert compare_bundles(bundle, bare)["overlap"]["content"] is None
-    assert compare_bundles(bundle, bare)["spaces"][bare.fingerprint] is None
+    without = replace(bundle, content=None, catalog=replace(bundle.catalog, has_content=np.zeros(N, dtype=np.bool_)))
+    assert compare_bundles(bundle, without)["overlap"]["content"] is None
+    assert compare_bundles(bundle, without)["spaces"][without.fingerprint] is None
 
 
-def test_too_few_common_items_are_refused(root):
+def test_too_few_common_items_are_rejected(root):
     bundle = load_bundle(list_bundles(root)[0])
     with pytest.raises(BundleError, match="share 30 items: too few"):
         compare_bundles(bundle, bundle, k=30)
 
 
-def test_a_bundle_is_found_by_the_beginning_of_its_name(copies):
-    one, other = list_bundles(copies)
-    assert find_bundle(copies, one.name) == one
-    publish_bundle(other)
-    assert find_bundle(copies, "current") == other
+def test_a_bundle_is_found_by_a_prefix_of_its_name(copies):
+    first, second = list_bundles(copies)
+    assert find_bundle(copies, first.name) == first
+    publish_bundle(second)
+    assert find_bundle(copies, "current") == second
     with pytest.raises(BundleError, match="0 bundles begin with 'nope'; there are: "):
         find_bundle(copies, "nope")
     with pytest.raises(BundleError, match="2 bundles begin with ''"):
@@ -100,26 +100,26 @@ def recsys(*arguments):
     return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, env=env)
 
 
-def test_the_command_compares_switches_and_goes_back(copies):
-    one, other = list_bundles(copies)
-    publish_bundle(one)
-    told = recsys("bundle", "compare", "current", other.name[:6], "--bundles", copies).stdout
-    assert "of the 10 nearest stay" in told
-    assert f"{other.name} · toy · home (time cut; split s): hr_at_10 0.2500, ndcg_at_10 0.1250" in told
-    assert recsys("bundle", "publish", other.name[:6], "--bundles", copies).returncode == 0
-    assert current_bundle(copies) == other
-    assert recsys("bundle", "publish", one.name, "--bundles", copies).returncode == 0
-    assert current_bundle(copies) == one
+def test_the_commands_compare_publish_and_republish(copies):
+    first, second = list_bundles(copies)
+    publish_bundle(first)
+    output = recsys("bundle", "compare", "current", second.name[:6], "--bundles", copies).stdout
+    assert "of the 10 nearest stay" in output
+    assert f"{second.name} · toy · home (time cut; split s): hr_at_10 0.2500, ndcg_at_10 0.1250" in output
+    assert recsys("bundle", "publish", second.name[:6], "--bundles", copies).returncode == 0
+    assert current_bundle(copies) == second
+    assert recsys("bundle", "publish", first.name, "--bundles", copies).returncode == 0
+    assert current_bundle(copies) == first
     listed = recsys("bundle", "list", "--bundles", copies).stdout.splitlines()
-    assert [line.split()[0] for line in listed] == [one.name, other.name]
+    assert [line.split()[0] for line in listed] == [first.name, second.name]
     assert [line.endswith("<- current") for line in listed] == [True, False]
 
 
 def test_a_damaged_bundle_is_not_published(copies):
-    one, other = list_bundles(copies)
-    publish_bundle(one)
-    (other / "vectors.npy").write_bytes(b"")
-    done = recsys("bundle", "publish", other.name, "--bundles", copies)
+    first, second = list_bundles(copies)
+    publish_bundle(first)
+    (second / "vectors.npy").write_bytes(b"")
+    done = recsys("bundle", "publish", second.name, "--bundles", copies)
     assert done.returncode == 1
     assert "vectors.npy" in done.stderr
-    assert current_bundle(copies) == one
+    assert current_bundle(copies) == first

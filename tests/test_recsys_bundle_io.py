@@ -1,4 +1,4 @@
-"""Bundles: what is loaded answers as what was saved; what is damaged is refused by name; a kill leaves no other."""
+"""Bundles on disk: load agrees with save, damaged files are rejected by name, a kill leaves no invalid bundle."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("reranked", [True, False])
-def test_what_is_loaded_answers_as_what_was_saved(parts, tmp_path, reranked):
+def test_a_loaded_bundle_recommends_as_the_saved_one(parts, tmp_path, reranked):
     stage, catalog, statistics = parts
     stage = stage if reranked else replace(stage, reranker=None)
     bundle = load_bundle(save_bundle(tmp_path, catalog, stage, statistics, FACTS))
@@ -73,12 +73,12 @@ def test_what_is_loaded_answers_as_what_was_saved(parts, tmp_path, reranked):
     assert (bundle.recommender.reranker is not None) == reranked
     assert (bundle.path / "reranker.txt").exists() == reranked
     if reranked:
-        loaded, kept = (one.reranker.features for one in (bundle.recommender, stage))
-        assert kept.neighbours.nnz > 0
-        np.testing.assert_array_equal(loaded.neighbours.toarray(), kept.neighbours.toarray())
-        assert kept.tfidf.rows.nnz > 0
-        assert (loaded.tfidf.rows != kept.tfidf.rows).nnz == 0
-        np.testing.assert_array_equal(loaded.tfidf.idf, kept.tfidf.idf)
+        loaded, saved = (r.reranker.features for r in (bundle.recommender, stage))
+        assert saved.neighbours.nnz > 0
+        np.testing.assert_array_equal(loaded.neighbours.toarray(), saved.neighbours.toarray())
+        assert saved.tfidf.rows.nnz > 0
+        assert (loaded.tfidf.rows != saved.tfidf.rows).nnz == 0
+        np.testing.assert_array_equal(loaded.tfidf.idf, saved.tfidf.idf)
     assert bundle.recommender.fitted_until == stage.fitted_until
     assert bundle.catalog.ids == catalog.ids
     assert bundle.catalog.category_names == catalog.category_names
@@ -91,27 +91,27 @@ def test_what_is_loaded_answers_as_what_was_saved(parts, tmp_path, reranked):
     assert sorted(bundle.popular.tolist()) == list(range(30))
 
 
-def test_what_types_of_events_say_is_kept_with_the_towers(parts, tmp_path):
+def test_weights_of_event_types_are_saved_with_the_towers(parts, tmp_path):
     stage, catalog, statistics = parts
     torch.manual_seed(0)
-    told = TwoTowers(catalog, statistics, SMALL, n_types=3)
-    torch.nn.init.normal_(told.users.event.weight)
-    bundle = load_bundle(save_bundle(tmp_path, catalog, replace(stage, towers=told), statistics, FACTS))
+    towers = TwoTowers(catalog, statistics, SMALL, n_types=3)
+    torch.nn.init.normal_(towers.users.event.weight)
+    bundle = load_bundle(save_bundle(tmp_path, catalog, replace(stage, towers=towers), statistics, FACTS))
     log = replace(EVENTS, types=1 + EVENTS.items % 2)
     states = log.states(np.arange(3), np.full(3, log.latest + DAY))
     users = bundle.recommender.towers.user_vectors(states, stage.vectors)
-    np.testing.assert_array_equal(users, told.user_vectors(states, stage.vectors))
-    others = replace(states, types=3 - states.types)
-    assert not np.allclose(users, bundle.recommender.towers.user_vectors(others, stage.vectors), atol=1e-4)
+    np.testing.assert_array_equal(users, towers.user_vectors(states, stage.vectors))
+    swapped = replace(states, types=3 - states.types)
+    assert not np.allclose(users, bundle.recommender.towers.user_vectors(swapped, stage.vectors), atol=1e-4)
 
 
-def test_similar_items_leave_themselves_out(saved):
+def test_similar_items_exclude_the_item_itself(saved):
     bundle = load_bundle(saved)
     rows = np.array([3, 17])
     vectors = bundle.recommender.vectors
     d = vectors.shape[1]
-    told = d - d // 4  # the last quarter of the coordinates makes newcomers of full length
-    scores = vectors[rows, :told] @ vectors[:, :told].T
+    informative = d - d // 4  # the last quarter of the coordinates only gives cold items length 1
+    scores = vectors[rows, :informative] @ vectors[:, :informative].T
     scores[[0, 1], rows] = -np.inf
     found = bundle.similar(rows, 5)
     np.testing.assert_array_equal(found.rows, np.argsort(-scores, axis=1)[:, :5])
@@ -120,21 +120,21 @@ def test_similar_items_leave_themselves_out(saved):
     assert (bundle.similar(rows, 5, allow=allow).rows < 10).all()
 
 
-def test_words_find_items_as_by_content_alone_whatever_the_towers_say(tmp_path):
+def test_search_uses_content_only(tmp_path):
     text = np.random.default_rng(1).normal(size=(30, 6)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     catalog = toy_catalog(30, text=text)
     stage, catalog, statistics = toy_stage(EVENTS, catalog)
     bundle = load_bundle(save_bundle(tmp_path, catalog, stage, statistics, FACTS))
-    asked = np.random.default_rng(2).normal(size=(5, 6)).astype(np.float32)
-    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
-    found = bundle.search(asked, 10)
-    cosines = asked @ text.T
+    queries = np.random.default_rng(2).normal(size=(5, 6)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    found = bundle.search(queries, 10)
+    cosines = queries @ text.T
     np.testing.assert_array_equal(found.rows, np.argsort(-cosines, axis=1)[:, :10])
     np.testing.assert_allclose(found.scores, -np.sort(-cosines, axis=1)[:, :10], atol=1e-6)
 
 
-def test_the_manifest_says_where_it_comes_from(saved):
+def test_the_manifest_records_the_facts(saved):
     manifest = json.loads((saved / "manifest.json").read_text())
     assert FACTS.items() <= manifest.items()
     assert manifest["fingerprint"] == saved.name
@@ -142,7 +142,7 @@ def test_the_manifest_says_where_it_comes_from(saved):
     assert sorted(p.name for p in saved.iterdir()) == sorted(FILES)
 
 
-def test_the_same_content_has_the_same_fingerprint_and_any_other_another(parts, tmp_path):
+def test_equal_content_has_equal_fingerprints_and_other_content_another(parts, tmp_path):
     stage, catalog, statistics = parts
     first = save_bundle(tmp_path, catalog, stage, statistics, FACTS)
     assert save_bundle(tmp_path, catalog, stage, statistics, FACTS) == first
@@ -152,20 +152,22 @@ def test_the_same_content_has_the_same_fingerprint_and_any_other_another(parts, 
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "grown", "deleted"])
-def test_a_damaged_file_is_refused_by_name(copy, name, damage):
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "extended", "deleted"])
+def test_a_damaged_file_is_rejected_by_name(copy, name, damage):
     file = copy / name
     content = file.read_bytes()
     if damage == "deleted":
         file.unlink()
     else:
-        file.write_bytes({"truncated": content[: len(content) // 2], "emptied": b"", "grown": content + b"x"}[damage])
+        file.write_bytes(
+            {"truncated": content[: len(content) // 2], "emptied": b"", "extended": content + b"x"}[damage]
+        )
     with pytest.raises(BundleError, match=re.escape(str(file))):
         load_bundle(copy)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_single_flipped_bit_is_refused_by_name(copy, name):
+def test_a_single_flipped_bit_is_rejected_by_name(copy, name):
     file = copy / name
     content = bytearray(file.read_bytes())
     before = json.loads((copy / "manifest.json").read_text())
@@ -173,7 +175,7 @@ def test_a_single_flipped_bit_is_refused_by_name(copy, name):
         content[at] ^= 1 << (at % 8)
         file.write_bytes(content)
         if name == "manifest.json" and _json(file) == before:
-            pass  # the last digit of a number beyond its precision
+            pass  # a digit beyond the precision of the number
         else:
             with pytest.raises(BundleError, match=re.escape(str(file))):
                 load_bundle(copy)
@@ -198,7 +200,7 @@ def _json(file):
         {"files": {}},
     ],
 )
-def test_an_edited_manifest_is_refused(copy, change):
+def test_an_edited_manifest_is_rejected(copy, change):
     manifest = json.loads((copy / "manifest.json").read_text()) | change
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"manifest\.json"):
@@ -206,14 +208,14 @@ def test_an_edited_manifest_is_refused(copy, change):
 
 
 @pytest.mark.parametrize("content", ["[]", "7", "null", '"manifest"', "{}"])
-def test_a_manifest_that_is_something_else_is_refused(copy, content):
+def test_json_that_is_no_manifest_is_rejected(copy, content):
     (copy / "manifest.json").write_text(content)
     with pytest.raises(BundleError, match=r"manifest\.json: format None, this version reads 8, 9; train again"):
         load_bundle(copy)
 
 
 def seal(folder, **changes):
-    """Make the manifest of a folder fit its files again."""
+    """Update the checksums and the fingerprint in the manifest of a folder."""
     manifest = json.loads((folder / "manifest.json").read_text()) | changes
     for name, entry in manifest["files"].items():
         entry |= {"sha256": module._sha256(folder / name), "bytes": (folder / name).stat().st_size}
@@ -221,7 +223,7 @@ def seal(folder, **changes):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_part_that_the_manifest_says_nothing_of_is_refused(copy):
+def test_a_missing_file_that_is_not_in_the_manifest_is_rejected(copy):
     space = {"space": {"model": "m", "revision": "1", "dimension": 2}, "maps": [], "nested": [], "channels": []}
     seal(copy, content=space)
     with pytest.raises(BundleError, match=r"do not fit together: FileNotFoundError.*content\.safetensors"):
@@ -229,7 +231,7 @@ def test_a_part_that_the_manifest_says_nothing_of_is_refused(copy):
 
 
 @pytest.mark.parametrize("changes", [{"files": None}, {"category_names": None}, {"content": 5}, {"towers": None}])
-def test_a_manifest_of_another_make_is_refused(copy, changes):
+def test_a_manifest_with_invalid_fields_is_rejected(copy, changes):
     manifest = json.loads((copy / "manifest.json").read_text()) | changes
     manifest["fingerprint"] = module._fingerprint(manifest)
     (copy / "manifest.json").write_text(json.dumps(manifest))
@@ -237,12 +239,12 @@ def test_a_manifest_of_another_make_is_refused(copy, changes):
         load_bundle(copy)
 
 
-def test_parts_of_different_models_are_refused(copy):
+def test_files_of_different_models_are_rejected(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     seal(copy)
     load_bundle(copy)
     seal(copy, towers=manifest["towers"] | {"dimension": 16})
-    with pytest.raises(BundleError, match="its parts do not fit together"):
+    with pytest.raises(BundleError, match="its files do not fit together"):
         load_bundle(copy)
 
 
@@ -254,11 +256,11 @@ def test_publish_switches_current(parts, tmp_path):
     publish_bundle(second)
     assert current_bundle(tmp_path) == second
     assert load_bundle(current_bundle(tmp_path)).fingerprint == second.name
-    assert (tmp_path / "current").readlink() == Path(second.name)  # relative: the folder can be moved
+    assert (tmp_path / "current").readlink() == Path(second.name)  # relative, so that the folder can be moved
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["current", first.name, second.name])
 
 
-def test_nothing_published_says_what_to_do(tmp_path):
+def test_without_a_published_bundle_the_error_says_what_to_do(tmp_path):
     with pytest.raises(BundleError, match=r"current: no bundle is published there; run `recsys train CONFIG` first"):
         current_bundle(tmp_path)
     (tmp_path / "current").symlink_to("gone")
@@ -275,37 +277,37 @@ from recsys.bundle.io import save_bundle
 from recsys.bundle.registry import publish_bundle
 
 root, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-moment = random.Random(seed)
+delays = random.Random(seed)
 for kill in range(kills):
-    ready, tell = os.pipe()
-    child = os.fork()  # before this process has run anything that starts threads: importing takes seconds
+    ready, signal = os.pipe()
+    child = os.fork()  # before this process starts threads; a fork saves the seconds of the imports
     if child == 0:
         stage, catalog, statistics = toy_stage(EVENTS)
         for number in itertools.count():
             if number == 1:
-                os.write(tell, b"!")  # one whole bundle is there
+                os.write(signal, b"!")  # one complete bundle exists
             publish_bundle(save_bundle(root, catalog, stage, statistics, FACTS | {"seed": [kill, number]}))
     os.read(ready, 1)
-    time.sleep(moment.uniform(0.0, 0.06))
+    time.sleep(delays.uniform(0.0, 0.06))
     os.kill(child, 9)
     os.waitpid(child, 0)
 """
 
 
-def test_a_kill_at_any_moment_leaves_nothing_that_loads_wrongly(tmp_path, parts):
+def test_a_kill_at_any_time_leaves_no_invalid_bundle(tmp_path, parts):
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", WRITER, str(tmp_path), "10", "4"], env=env, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    whole = [p for p in tmp_path.iterdir() if not p.name.startswith(".writing-") and p.name != "current"]
-    assert len(whole) >= 10
-    for folder in whole:
+    complete = [p for p in tmp_path.iterdir() if not p.name.startswith(".writing-") and p.name != "current"]
+    assert len(complete) >= 10
+    for folder in complete:
         assert load_bundle(folder).fingerprint == folder.name
-    assert load_bundle(current_bundle(tmp_path)).path in whole
+    assert load_bundle(current_bundle(tmp_path)).path in complete
     stage, catalog, statistics = parts
     fresh = save_bundle(tmp_path, catalog, stage, statistics, FACTS)
-    assert sorted(tmp_path.iterdir()) == sorted([*whole, fresh, tmp_path / "current"])  # and the rest is gone
+    assert sorted(tmp_path.iterdir()) == sorted([*complete, fresh, tmp_path / "current"])  # the rest has been removed
 
 
 STEPPER = """
@@ -322,17 +324,17 @@ for step in itertools.count(1):
     child = os.fork()
     if child == 0:
         stage, catalog, statistics = toy_stage(EVENTS)
-        left = step
+        remaining = step
 
         def trace(frame, event, argument):
-            global left
+            global remaining
             code = frame.f_code
             names = ("save_bundle", "_remove_abandoned", "_save_indexes", "publish_bundle")
             if code.co_name not in names and code.co_filename != shutil.__file__:
                 return None
             if event == "line":
-                left -= 1
-                if left == 0:
+                remaining -= 1
+                if remaining == 0:
                     os.kill(os.getpid(), 9)
             return trace
 
@@ -341,36 +343,36 @@ for step in itertools.count(1):
         os._exit(0)
     if os.waitpid(child, 0)[1] == 0:
         break
-    for half in root.glob(".writing-*"):
-        half.unlink() if half.is_symlink() else shutil.rmtree(half)
+    for unfinished in root.glob(".writing-*"):
+        unfinished.unlink() if unfinished.is_symlink() else shutil.rmtree(unfinished)
 print(step)
 """
 
 
-def test_a_kill_before_any_line_leaves_nothing_that_loads_wrongly(tmp_path):
+def test_a_kill_before_any_line_leaves_no_invalid_bundle(tmp_path):
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", STEPPER, str(tmp_path)], env=env, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 30
-    whole = [p for p in tmp_path.iterdir() if not p.name.startswith(".writing-") and p.name != "current"]
-    assert len(whole) > 3  # those killed between renaming and publishing, and the last
-    for folder in whole:
+    complete = [p for p in tmp_path.iterdir() if not p.name.startswith(".writing-") and p.name != "current"]
+    assert len(complete) > 3  # those killed between rename and publication, and the last one
+    for folder in complete:
         assert load_bundle(folder).fingerprint == folder.name
-    assert load_bundle(current_bundle(tmp_path)).path in whole
+    assert load_bundle(current_bundle(tmp_path)).path in complete
 
 
-def test_what_a_living_process_writes_is_left_alone(parts, tmp_path):
+def test_unfinished_bundles_of_running_processes_stay(parts, tmp_path):
     stage, catalog, statistics = parts
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    gone, there = f".writing-{dead.stdout.strip()}-a", f".writing-{os.getpid()}-b"
-    (tmp_path / gone).mkdir()
-    (tmp_path / gone / "items.parquet").write_bytes(b"half")
-    (tmp_path / f"{gone}-current").symlink_to("nowhere")
-    (tmp_path / there).mkdir()
+    abandoned, active = f".writing-{dead.stdout.strip()}-a", f".writing-{os.getpid()}-b"
+    (tmp_path / abandoned).mkdir()
+    (tmp_path / abandoned / "items.parquet").write_bytes(b"half")
+    (tmp_path / f"{abandoned}-current").symlink_to("nowhere")
+    (tmp_path / active).mkdir()
     save_bundle(tmp_path, catalog, stage, statistics, FACTS)
-    assert [p.name for p in tmp_path.glob(".writing-*")] == [there]
+    assert [p.name for p in tmp_path.glob(".writing-*")] == [active]
 
 
 PICKLE = re.compile(
@@ -380,7 +382,7 @@ PICKLE = re.compile(
 
 
 PIPES = ("worker.py", "decoder_pool.py")
-"""What a process tells its own child goes through no disk; what comes back is not unpickled."""
+"""Files in which a process sends pickles to its own child; nothing is read from disk, no reply is unpickled."""
 
 
 def test_no_pickle_is_read_anywhere():
@@ -392,7 +394,7 @@ def test_no_pickle_is_read_anywhere():
         for path in sources
         if path.name not in PIPES
         for line in path.read_text().splitlines()
-        if PICKLE.search(line) and not any(safe in line for safe in ("weights_only=True", "allow_pickle=False"))
+        if PICKLE.search(line) and not any(option in line for option in ("weights_only=True", "allow_pickle=False"))
     ]
     assert found == []
 

@@ -1,4 +1,4 @@
-"""Where contents lie: one encoder's space as it is, several aligned, and the way of any other content into it."""
+"""The content space: one encoder's space, several aligned spaces, and the placement of other contents."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from recsys.bundle.io import load_bundle, save_bundle
 from recsys.config import AlignmentConfig
 from recsys.content.content_space import fit_content_space
 
-WORDS, PICTURES, OTHER = (SpaceKey(name, "1", 8) for name in ("words", "pictures", "other"))
+TEXTS, IMAGES, OTHER = (SpaceKey(name, "1", 8) for name in ("texts", "images", "other"))
 CONFIG = AlignmentConfig(nested=(2, 4), steps=4)
 N = 60
 
@@ -23,23 +23,23 @@ def embedded(space, vectors, present=None):
 
 @pytest.fixture(scope="module")
 def channels():
-    """Words and pictures of one hidden cause each, the last ten items without a picture."""
+    """Text and image of each item from the same hidden factors; the last ten items have no image."""
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal((N, 4))
-    words = hidden @ rng.standard_normal((4, 8)) + 0.1 * rng.standard_normal((N, 8))
-    pictures = hidden @ rng.standard_normal((4, 8)) + 0.1 * rng.standard_normal((N, 8))
-    return {"text": embedded(WORDS, words), "image": embedded(PICTURES, pictures, np.arange(N) < N - 10)}
+    text = hidden @ rng.standard_normal((4, 8)) + 0.1 * rng.standard_normal((N, 8))
+    image = hidden @ rng.standard_normal((4, 8)) + 0.1 * rng.standard_normal((N, 8))
+    return {"text": embedded(TEXTS, text), "image": embedded(IMAGES, image, np.arange(N) < N - 10)}
 
 
 def test_one_encoders_space_is_used_as_it_is(channels):
-    nothing = embedded(PICTURES, np.zeros((N, 8)), np.zeros(N, dtype=np.bool_))
-    space, content, told = fit_content_space({"text": channels["text"], "image": nothing}, CONFIG, seed=0)
-    assert (space.space, space.alignment, told) == (WORDS, None, "contents: text of 60")
+    nothing = embedded(IMAGES, np.zeros((N, 8)), np.zeros(N, dtype=np.bool_))
+    space, content, line = fit_content_space({"text": channels["text"], "image": nothing}, CONFIG, seed=0)
+    assert (space.space, space.alignment, line) == (TEXTS, None, "contents: text of 60")
     np.testing.assert_allclose(content.vectors, channels["text"].vectors, atol=1e-6)
 
 
 def test_channels_of_one_space_are_summed(channels):
-    spoken = embedded(WORDS, np.roll(channels["text"].vectors, 1, axis=0), np.arange(N) < 5)
+    spoken = embedded(TEXTS, np.roll(channels["text"].vectors, 1, axis=0), np.arange(N) < 5)
     space, content, _ = fit_content_space({"text": channels["text"], "speech": spoken}, CONFIG, seed=0)
     assert space.alignment is None
     written = channels["text"].vectors
@@ -48,76 +48,76 @@ def test_channels_of_one_space_are_summed(channels):
 
 
 def test_several_spaces_become_one(channels):
-    space, content, told = fit_content_space(channels, CONFIG, seed=0)
+    space, content, line = fit_content_space(channels, CONFIG, seed=0)
     assert space.alignment is not None
     assert space.space == space.alignment.space
-    assert told == "contents aligned: text of 60, image of 50"
+    assert line == "contents aligned: text of 60, image of 50"
     assert content.present.all()
     np.testing.assert_array_equal(space.place(channels).vectors, content.vectors)
-    asked = space.place({"image": channels["image"]}).vectors[:50] @ content.vectors.T
-    assert (asked.argmax(1) == np.arange(50)).mean() > 0.9  # the hidden cause is nearly all there is
+    scores = space.place({"image": channels["image"]}).vectors[:50] @ content.vectors.T
+    assert (scores.argmax(1) == np.arange(50)).mean() > 0.9  # the hidden factors are almost all of the signal
 
 
 @pytest.mark.parametrize("titles", [False, True])
-def test_too_few_items_with_both_leave_the_largest_space(channels, titles):
-    few = embedded(PICTURES, channels["image"].vectors, np.arange(N) < 19)
-    words = {"text": channels["text"]} | ({"title": channels["text"]} if titles else {})  # two of one space
-    space, content, told = fit_content_space(words | {"image": few}, CONFIG, seed=0)
-    assert space.space == WORDS
-    assert list(space.channels) == list(words)
-    assert told.endswith("image of 19; image left out: at least 20 items need it beside another kind")
+def test_too_few_common_items_leave_the_largest_space(channels, titles):
+    few = embedded(IMAGES, channels["image"].vectors, np.arange(N) < 19)
+    texts = {"text": channels["text"]} | ({"title": channels["text"]} if titles else {})  # two channels of one space
+    space, content, line = fit_content_space(texts | {"image": few}, CONFIG, seed=0)
+    assert space.space == TEXTS
+    assert list(space.channels) == list(texts)
+    assert line.endswith("image of 19; image left out: fewer than 20 items are in another space too")
     np.testing.assert_allclose(content.vectors, channels["text"].vectors, atol=1e-6)
-    enough = embedded(PICTURES, channels["image"].vectors, np.arange(N) < 20)
-    assert list(fit_content_space(words | {"image": enough}, CONFIG, seed=0)[0].channels) == [*words, "image"]
+    enough = embedded(IMAGES, channels["image"].vectors, np.arange(N) < 20)
+    assert list(fit_content_space(texts | {"image": enough}, CONFIG, seed=0)[0].channels) == [*texts, "image"]
 
 
-def test_a_space_that_few_items_have_beside_another_is_left_out_of_the_alignment(channels):
+def test_a_space_that_shares_few_items_is_left_out_of_the_alignment(channels):
     rng = np.random.default_rng(1)
     rare = embedded(OTHER, rng.standard_normal((N, 8)), np.arange(N) >= N - 19)
-    space, content, told = fit_content_space(channels | {"sound": rare}, CONFIG, seed=0)
+    space, content, line = fit_content_space(channels | {"sound": rare}, CONFIG, seed=0)
     without, expected, _ = fit_content_space(channels, CONFIG, seed=0)
-    assert told.startswith("contents aligned: text of 60, image of 50, sound of 19; sound left out")
+    assert line.startswith("contents aligned: text of 60, image of 50, sound of 19; sound left out")
     assert space.space == without.space
     np.testing.assert_array_equal(content.vectors, expected.vectors)
 
 
-def test_spaces_that_meet_only_a_rare_one_are_not_aligned(channels):
-    """Words of 40 items, pictures of 15 others; sounds of 10 of the one and 10 of the other bring none near."""
+def test_spaces_that_share_items_with_a_rare_one_only_are_not_aligned(channels):
+    """Text of 40 items, images of 15 others, sounds of 10 of each: too few common items."""
     at = np.arange(N)
-    words = embedded(WORDS, channels["text"].vectors, at < 40)
-    pictures = embedded(PICTURES, channels["text"].vectors, at >= 45)
+    text = embedded(TEXTS, channels["text"].vectors, at < 40)
+    images = embedded(IMAGES, channels["text"].vectors, at >= 45)
     sounds = embedded(OTHER, channels["text"].vectors, (at >= 30) & (at < 55))
-    space, _, told = fit_content_space({"text": words, "image": pictures, "sound": sounds}, CONFIG, seed=0)
-    assert (space.space, list(space.channels)) == (WORDS, ["text"])
-    assert told.startswith("contents: text of 40, image of 15, sound of 25; image, sound left out")
+    space, _, line = fit_content_space({"text": text, "image": images, "sound": sounds}, CONFIG, seed=0)
+    assert (space.space, list(space.channels)) == (TEXTS, ["text"])
+    assert line.startswith("contents: text of 40, image of 15, sound of 25; image, sound left out")
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_a_query_of_another_space_is_refused_and_both_are_printed(channels, aligned):
+def test_a_query_of_another_space_is_rejected_with_both_printed(channels, aligned):
     space, _, _ = fit_content_space(channels if aligned else {"text": channels["text"]}, CONFIG, seed=0)
     with pytest.raises(SpaceError) as caught:
         space.place({"text": embedded(OTHER, np.ones((1, 8)))})
     assert str(OTHER) in str(caught.value)
-    assert str(WORDS) in str(caught.value)
+    assert str(TEXTS) in str(caught.value)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_another_catalogue_comes_into_the_same_space(channels, aligned):
-    """Its items stand where the first catalogue's would; kinds that the space was made without are left out."""
-    mine = channels if aligned else {"text": channels["text"]}
-    space, content, _ = fit_content_space(mine, CONFIG, seed=0)
-    turned = {name: embedded(c.space, c.vectors[::-1], c.present[::-1]) for name, c in channels.items()}
-    again, placed = space.with_catalog(turned | {"sound": embedded(OTHER, np.ones((N, 8)))})
-    assert (again.space, again.alignment, list(again.channels)) == (space.space, space.alignment, list(mine))
+def test_another_catalogue_is_placed_in_the_same_space(channels, aligned):
+    """Its items are placed as those of the first catalogue; channels unknown to the space are left out."""
+    own = channels if aligned else {"text": channels["text"]}
+    space, content, _ = fit_content_space(own, CONFIG, seed=0)
+    reversed_ = {name: embedded(c.space, c.vectors[::-1], c.present[::-1]) for name, c in channels.items()}
+    again, placed = space.with_catalog(reversed_ | {"sound": embedded(OTHER, np.ones((N, 8)))})
+    assert (again.space, again.alignment, list(again.channels)) == (space.space, space.alignment, list(own))
     np.testing.assert_allclose(placed.vectors, content.vectors[::-1], atol=1e-6)
     np.testing.assert_allclose(again.channels["text"].vectors, space.channels["text"].vectors[::-1], atol=1e-6)
     with pytest.raises(SpaceError, match="contents are of sound, and "):
-        space.with_catalog({"sound": turned["text"]})
+        space.with_catalog({"sound": reversed_["text"]})
     with pytest.raises(SpaceError):
         space.with_catalog({"text": embedded(OTHER, np.ones((N, 8)))})
 
 
-def test_in_which_kind_two_items_are_near(channels):
+def test_cosines_of_items_by_channel(channels):
     space, _, _ = fit_content_space(channels, CONFIG, seed=0)
     near = space.near_item(0, np.array([1, N - 1]))
     text, image = (space.channels[name].vectors for name in ("text", "image"))

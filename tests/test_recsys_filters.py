@@ -1,4 +1,4 @@
-"""Filters against a catalogue that can be read at a glance."""
+"""Filters over a small catalogue."""
 
 from dataclasses import replace
 from datetime import date
@@ -20,7 +20,7 @@ DAY = 86_400_000_000
 
 @pytest.fixture(scope="module")
 def catalog():
-    """Items a to f; f has nothing but its id."""
+    """Items a to f; f has an id only."""
     frame = pl.DataFrame(
         {
             "item_id": list("abcdef"),
@@ -42,7 +42,7 @@ def catalog():
 
 
 @pytest.mark.parametrize(
-    ("given_", "left"),
+    ("fields", "passing"),
     [
         ({}, "abcdef"),
         ({"categories": ["red"]}, "ab"),
@@ -66,37 +66,37 @@ def catalog():
         ({"columns": {"sold": [True]}}, "ac"),
         ({"columns": {"published_at": ["1970-01-02T00:00:00Z"]}}, "b"),
         ({"columns": {"day": ["1970-01-03"]}}, "c"),
-        ({"categories": ["c9"]}, "e"),  # the tenth of one item
+        ({"categories": ["c9"]}, "e"),  # the tenth category of an item
         ({"columns": {"brand": ["x", "y"], "year": [1999, 2000]}}, "ab"),
         ({"categories": ["blue"], "price": [None, 2.5], "exclude": ["c"]}, "b"),
     ],
 )
-def test_what_is_let_through(catalog, given_, left):
-    mask = Filter.model_validate(given_).mask(catalog)
+def test_items_that_pass(catalog, fields, passing):
+    mask = Filter.model_validate(fields).mask(catalog)
     assert mask.dtype == np.bool_
-    assert "".join(np.array(list("abcdef"))[mask]) == left
+    assert "".join(np.array(list("abcdef"))[mask]) == passing
 
 
-def test_a_filter_takes_away_what_another_would_and_no_more(catalog):
-    one, other = {"price": [2, None]}, {"columns": {"brand": ["x"]}}
-    both = Filter.model_validate(one | other).mask(catalog)
+def test_conditions_are_combined_by_and(catalog):
+    price, brand = {"price": [2, None]}, {"columns": {"brand": ["x"]}}
+    combined = Filter.model_validate(price | brand).mask(catalog)
     np.testing.assert_array_equal(
-        both, Filter.model_validate(one).mask(catalog) & Filter.model_validate(other).mask(catalog)
+        combined, Filter.model_validate(price).mask(catalog) & Filter.model_validate(brand).mask(catalog)
     )
 
 
 @given(data=st.data())
-def test_prices_as_python_compares_them(catalog, data):
+def test_prices_agree_with_python_comparisons(catalog, data):
     prices = data.draw(st.lists(st.floats(0, 9, width=32) | st.just(float("nan")), min_size=6, max_size=6))
     low, high = sorted(data.draw(st.tuples(st.floats(0, 9, width=32), st.floats(0, 9, width=32))))
     mask = Filter(price=(low, high)).mask(replace(catalog, price=np.array(prices, np.float32)))
     assert mask.tolist() == [low <= price <= high for price in prices]
 
 
-def test_a_column_that_is_not_there_or_of_another_type_is_an_error_that_says_so(catalog):
+def test_a_missing_column_or_another_type_is_an_error_with_the_reason(catalog):
     with pytest.raises(DataError, match=r"column 'colour': the items have none; there are: item_id, .*brand"):
         Filter(columns={"colour": ("red",)}).mask(catalog)
-    for name, value, why in (
+    for name, value, reason in (
         ("year", "x", "numbers are needed"),
         ("year", True, "numbers are needed"),
         ("year", 10**400, "int too large"),
@@ -104,12 +104,12 @@ def test_a_column_that_is_not_there_or_of_another_type_is_an_error_that_says_so(
         ("brand", 1, "texts are needed"),
         ("published_at", "yesterday", "could not find an appropriate format"),
     ):
-        with pytest.raises(DataError, match=rf"column '{name}' of type .*{why}"):
+        with pytest.raises(DataError, match=rf"column '{name}' of type .*{reason}"):
             Filter.model_construct(columns={name: (value,)}).mask(catalog)
 
 
 @pytest.mark.parametrize(
-    ("given_", "why"),
+    ("fields", "reason"),
     [
         ({"prices": [1, 2]}, "prices"),
         ({"price": [3, 2]}, "is empty: give the smaller bound first"),
@@ -120,6 +120,6 @@ def test_a_column_that_is_not_there_or_of_another_type_is_an_error_that_says_so(
         ({"exclude": ["a"] * 10_001}, "exclude"),
     ],
 )
-def test_what_is_no_filter_is_refused_by_name(given_, why):
-    with pytest.raises(ValidationError, match=why):
-        Filter.model_validate(given_)
+def test_an_invalid_filter_is_rejected_by_field(fields, reason):
+    with pytest.raises(ValidationError, match=reason):
+        Filter.model_validate(fields)

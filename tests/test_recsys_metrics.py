@@ -1,4 +1,4 @@
-"""Ranks and metrics: by hand, against the full catalogue, against ranx."""
+"""Ranks and metrics: by hand, against ranks in the full catalogue, against ranx."""
 
 import warnings
 
@@ -26,13 +26,13 @@ def ranks_of(rows, scores, state, item):
 def test_ranks_by_hand():
     rows = [[4, 2, 7, 1], [5, 3, -1, -1]]
     scores = [[0.9, 0.5, 0.5, 0.1], [1.0, 1.0, -INF, -INF]]
-    # list 0: item 4 first, 2 and 7 share places 2 and 3; item 1 touches the end of a full list; 9 is not there
-    # list 1 is padded: its tie ends where it ends, and -1 is never found
+    # list 0: item 4 is first, 2 and 7 are tied at ranks 2 and 3; item 1 ends a full list; 9 is not in it
+    # list 1 is padded: its tie does not continue, and -1 is never found
     state, item = [0, 0, 0, 0, 0, 1, 1, 1], [4, 2, 7, 1, 9, 5, 3, -1]
     assert ranks_of(rows, scores, state, item) == [1.0, 2.5, 2.5, INF, INF, 1.5, 1.5, INF]
 
 
-def test_a_tie_that_runs_past_the_end_of_a_full_list_is_no_hit():
+def test_a_tie_at_the_end_of_a_full_list_is_no_hit():
     assert ranks_of([[0, 1, 2, 3]], [[1.0, 1.0, 1.0, 1.0]], [0, 0], [0, 3]) == [INF, INF]
 
 
@@ -41,14 +41,14 @@ def test_ranks_of_no_lists_and_no_targets():
     assert ranks_of([[1]], [[1.0]], np.array([], int), np.array([], int)) == []
 
 
-def test_ranks_do_not_depend_on_how_they_are_chunked(monkeypatch):
+def test_ranks_do_not_depend_on_the_chunk_size(monkeypatch):
     rng = np.random.default_rng(0)
     dense = rng.integers(0, 9, size=(50, 40)).astype(np.float32)
     found = top_k(dense, 20)
     state, item = rng.integers(50, size=300), rng.integers(40, size=300)
-    whole = metrics.target_ranks(found, state, item)
+    expected = metrics.target_ranks(found, state, item)
     monkeypatch.setattr(metrics, "_CHUNK", 70)
-    np.testing.assert_array_equal(metrics.target_ranks(found, state, item), whole)
+    np.testing.assert_array_equal(metrics.target_ranks(found, state, item), expected)
 
 
 @given(st.lists(st.integers(0, 6), min_size=12, max_size=12), st.integers(2, 14))
@@ -72,7 +72,7 @@ def test_single_events_by_hand():
 
 @pytest.mark.parametrize("metric", [metrics.hit, metrics.ndcg, metrics.reciprocal_rank])
 @pytest.mark.parametrize(("k", "depth"), [(11, 20), (0, 20), (1, 1)])
-def test_cutoffs_beyond_half_of_the_list_are_refused(metric, k, depth):
+def test_cutoffs_above_half_of_the_list_are_rejected(metric, k, depth):
     with pytest.raises(ConfigError, match=f"k = {k} with lists of {depth}"):
         metric(np.array([1.0]), k, depth=depth)
     with pytest.raises(ConfigError, match=f"k = {k} with lists of {depth}"):
@@ -92,7 +92,7 @@ def test_baskets_by_hand():
     np.testing.assert_allclose(got["ndcg"], [1.5 / 2.13093, 0.43068, 0], atol=1e-5)
 
 
-def test_targets_tied_with_each_other_share_their_place():
+def test_tied_targets_share_their_mid_rank():
     got, _ = metrics.basket_metrics(np.array([1.5, 1.5]), np.array([0, 0]), 5, depth=10)
     assert got["map"].tolist() == [1.0]
     assert got["ndcg"][0] == pytest.approx(2 / np.log2(2.5) / (1 + 1 / np.log2(3)))
@@ -112,20 +112,20 @@ def test_agrees_with_ranx_on_random_rankings(monkeypatch):
     scores = np.tile(np.arange(depth, 0, -1, dtype=np.float32), (lists, 1))
     targets = [rng.permutation(60)[: rng.integers(1, 16)] for _ in range(lists)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ranx and numba announce their own future
+        warnings.simplefilter("ignore")  # deprecation warnings of ranx and numba
         from ranx import Qrels, Run, evaluate
 
         qrels = Qrels({str(i): {str(t): 1 for t in ts} for i, ts in enumerate(targets)})
         run = Run({str(i): {str(r): float(s) for r, s in zip(rows[i], scores[i], strict=True)} for i in range(lists)})
         names = ["hit_rate", "recall", "ndcg", "mrr", "map"]
-        theirs = evaluate(qrels, run, [f"{n}@{k}" for n in names], return_mean=False)
+        peer = evaluate(qrels, run, [f"{n}@{k}" for n in names], return_mean=False)
     state = np.repeat(np.arange(lists), [len(t) for t in targets])
     ranks = metrics.target_ranks(Candidates(rows, scores), state, np.concatenate(targets))
     ours, states = metrics.basket_metrics(ranks, state, k, depth=depth)
     assert states.tolist() == list(range(lists))
     order = np.argsort([int(q) for q in qrels.keys()])  # noqa: SIM118  (Qrels iterates otherwise)
     for name in names:
-        np.testing.assert_allclose(ours[name], np.asarray(theirs[f"{name}@{k}"])[order], err_msg=name)
+        np.testing.assert_allclose(ours[name], np.asarray(peer[f"{name}@{k}"])[order], err_msg=name)
 
 
 def test_users_weigh_the_same_however_many_events_they_have():
@@ -134,7 +134,7 @@ def test_users_weigh_the_same_however_many_events_they_have():
     np.testing.assert_allclose(values, [0, 2 / 3])
 
 
-def test_per_user_refuses_what_would_spoil_a_mean():
+def test_per_user_rejects_values_that_are_not_finite_and_unknown_users():
     with pytest.raises(DataError, match="nan of user 4 at position 1"):
         metrics.per_user(np.array([1.0, np.nan]), np.array([3, 4]))
     with pytest.raises(DataError, match="user -1 at position 0"):
@@ -152,7 +152,7 @@ def test_coverage_by_hand():
 
 
 def test_novelty_and_popularity_by_hand():
-    counts = np.array([8, 4, 4, 0])  # shares 1/2, 1/4, 1/4, and an unseen item counted as once: 1/16
+    counts = np.array([8, 4, 4, 0])  # shares 1/2, 1/4, 1/4, and an unseen item counts as 1: 1/16
     np.testing.assert_allclose(metrics.novelty(ROWS, counts), [(1 + 2 + 2) / 3, (1 + 4) / 2, np.nan])
     np.testing.assert_allclose(metrics.average_popularity(ROWS, counts), [16 / 3, 4, np.nan])
     # percentiles: item 3 the lowest of four: .125; items 1 and 2 share the middle: .5; item 0: .875
@@ -183,8 +183,8 @@ def test_diversity_equals_a_loop_over_pairs(monkeypatch):
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     naive = []
     for row in rows:
-        real = row[row >= 0]
-        naive.append(np.mean([1 - unit[a] @ unit[b] for a in real for b in real if a != b]))
+        items = row[row >= 0]
+        naive.append(np.mean([1 - unit[a] @ unit[b] for a in items for b in items if a != b]))
     monkeypatch.setattr(metrics, "_CHUNK", 10)
     np.testing.assert_allclose(metrics.diversity(rows, vectors), naive, rtol=1e-5)
 

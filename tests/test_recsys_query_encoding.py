@@ -1,4 +1,4 @@
-"""Search by words, pictures and mixtures: the vector, and the command."""
+"""Search by text, images and mixtures: the query vector, and the command."""
 
 import json
 from collections.abc import Iterator
@@ -36,11 +36,11 @@ RED_PNG = picture(np.full((8, 8, 3), (255, 0, 0), np.uint8), "PNG")
 
 
 class Fixed:
-    """Says the same of every content; failures as told."""
+    """An encoder with one vector for every content, and given failures."""
 
-    def __init__(self, space: SpaceKey, kinds: set[str], vector: Any, why: dict[int, str] | None = None) -> None:
-        self.key, self.modalities, self.vector, self.why = space, frozenset(kinds), vector, why or {}
-        self.asked = 0
+    def __init__(self, space: SpaceKey, kinds: set[str], vector: Any, reasons: dict[int, str] | None = None) -> None:
+        self.key, self.modalities, self.vector, self.reasons = space, frozenset(kinds), vector, reasons or {}
+        self.calls = 0
 
     def space(self, task: str = "document") -> SpaceKey:
         return self.key
@@ -48,66 +48,68 @@ class Fixed:
     def encode(self, contents: Any, *, task: str = "document", progress: Any = None) -> Embedded:
         from features.content.spaces import Failure
 
-        self.asked += 1
+        self.calls += 1
         vectors = np.asarray([self.vector], np.float32)
-        return Embedded(self.key, vectors, vectors.any(1), tuple(Failure(0, at, w) for at, w in self.why.items()))
+        return Embedded(
+            self.key, vectors, vectors.any(1), tuple(Failure(0, at, reason) for at, reason in self.reasons.items())
+        )
 
 
-WORDY, SEEN, HEARD = SpaceKey("words", "1", 2), SpaceKey("eyes", "1", 3), SpaceKey("ears", "1", 4)
+TEXTS, IMAGES, SOUNDS = SpaceKey("words", "1", 2), SpaceKey("eyes", "1", 3), SpaceKey("ears", "1", 4)
 
 
 def aligned() -> ContentSpace:
-    """Words are turned by 90 degrees, of pictures the last coordinate is dropped."""
-    turn = AffineMap(np.zeros(2, np.float32), np.array([[0, 1], [1, 0]], np.float32))
+    """The map of text swaps both coordinates, that of images drops the last one."""
+    swap = AffineMap(np.zeros(2, np.float32), np.array([[0, 1], [1, 0]], np.float32))
     drop = AffineMap(np.zeros(3, np.float32), np.eye(3, 2, dtype=np.float32))
-    alignment = Alignment({WORDY: turn, SEEN: drop}, (2,))
+    alignment = Alignment({TEXTS: swap, IMAGES: drop}, (2,))
     items = Embedded(alignment.space, np.eye(2, dtype=np.float32), np.array([True, True]))
     return ContentSpace(alignment.space, alignment, {"text": items, "image": items})
 
 
 def test_a_mixture_is_the_sum_of_its_channels_in_the_space_of_the_items() -> None:
     space = aligned()
-    searcher = QueryEncoder(
-        space, {"text": Fixed(WORDY, {"text"}, [1, 0]), "image": Fixed(SEEN, {"image"}, [1, 0, 0])}
+    query_encoder = QueryEncoder(
+        space, {"text": Fixed(TEXTS, {"text"}, [1, 0]), "image": Fixed(IMAGES, {"image"}, [1, 0, 0])}
     )
-    both = searcher.embed(Content.of(Text("x"), Image(b"y")))
-    np.testing.assert_allclose(both.vectors, [[0.5**0.5, 0.5**0.5]], rtol=1e-6)
-    assert (both.space, both.failures, both.present.tolist()) == (space.space, (), [True])
-    np.testing.assert_allclose(searcher.embed(Content.of(Text("x"))).vectors, [[0, 1]])
+    mixture = query_encoder.embed(Content.of(Text("x"), Image(b"y")))
+    np.testing.assert_allclose(mixture.vectors, [[0.5**0.5, 0.5**0.5]], rtol=1e-6)
+    assert (mixture.space, mixture.failures, mixture.present.tolist()) == (space.space, (), [True])
+    np.testing.assert_allclose(query_encoder.embed(Content.of(Text("x"))).vectors, [[0, 1]])
 
 
-def test_only_encoders_of_the_parts_kinds_are_asked() -> None:
-    words, eyes = Fixed(WORDY, {"text"}, [1, 0]), Fixed(SEEN, {"image", "video"}, [1, 0, 0])
-    QueryEncoder(aligned(), {"text": words, "image": eyes}).embed(Content.of(Text("x")))
-    assert (words.asked, eyes.asked) == (1, 0)
+def test_only_encoders_that_read_a_part_are_called() -> None:
+    text, image = Fixed(TEXTS, {"text"}, [1, 0]), Fixed(IMAGES, {"image", "video"}, [1, 0, 0])
+    QueryEncoder(aligned(), {"text": text, "image": image}).embed(Content.of(Text("x")))
+    assert (text.calls, image.calls) == (1, 0)
 
 
-def test_a_channel_that_no_item_has_is_told_and_not_asked() -> None:
-    ears, speech = Fixed(HEARD, {"audio"}, [1, 0, 0, 0]), Fixed(WORDY, {"audio"}, [1, 0])
+def test_a_channel_that_no_item_has_is_reported_and_not_encoded() -> None:
+    sound, speech = Fixed(SOUNDS, {"audio"}, [1, 0, 0, 0]), Fixed(TEXTS, {"audio"}, [1, 0])
     content = Content.of(Text("x"), Image(b"a"))
-    told = QueryEncoder(aligned(), {"text": Fixed(WORDY, {"text"}, [1, 0]), "sound": ears}).embed(content)
-    assert [(f.part, f.reason.partition(":")[0]) for f in told.failures] == [
+    embedded = QueryEncoder(aligned(), {"text": Fixed(TEXTS, {"text"}, [1, 0]), "sound": sound}).embed(content)
+    assert [(f.part, f.reason.partition(":")[0]) for f in embedded.failures] == [
         (1, "the items cannot be searched by image")
     ]
-    alone = QueryEncoder(aligned(), {"sound": ears}).embed(Content.of(content.parts[1]))
-    assert (alone.present.tolist(), len(alone.failures), ears.asked) == ([False], 1, 0)
+    alone = QueryEncoder(aligned(), {"sound": sound}).embed(Content.of(content.parts[1]))
+    assert (alone.present.tolist(), len(alone.failures), sound.calls) == ([False], 1, 0)
     from features.content.parts import Audio
 
-    spoken = QueryEncoder(aligned(), {"sound": ears, "speech": speech}).embed(Content.of(Audio(b"a")))
-    np.testing.assert_allclose(spoken.vectors, [[0, 1]])  # as its words, though no item is spoken
-    assert (spoken.failures, ears.asked) == ((), 0)
+    spoken = QueryEncoder(aligned(), {"sound": sound, "speech": speech}).embed(Content.of(Audio(b"a")))
+    np.testing.assert_allclose(spoken.vectors, [[0, 1]])  # in the space of text, though no item has speech
+    assert (spoken.failures, sound.calls) == ((), 0)
 
 
-def test_parts_that_fail_or_say_nothing_are_told_once() -> None:
-    eyes = {"image": Fixed(SEEN, {"image"}, [0, 0, 0], {0: "broken"}), "text": Fixed(WORDY, {"text"}, [0, 0])}
-    told = QueryEncoder(aligned(), eyes).embed(Content.of(Image(b"a"), Text("x")))
-    assert [(f.part, f.reason) for f in told.failures] == [(0, "broken"), (1, "there is nothing in it to search by")]
-    assert told.present.tolist() == [False]
+def test_parts_that_fail_or_are_empty_are_reported_once() -> None:
+    encoders = {"image": Fixed(IMAGES, {"image"}, [0, 0, 0], {0: "broken"}), "text": Fixed(TEXTS, {"text"}, [0, 0])}
+    embedded = QueryEncoder(aligned(), encoders).embed(Content.of(Image(b"a"), Text("x")))
+    assert [(f.part, f.reason) for f in embedded.failures] == [(0, "broken"), (1, "it has no content to search by")]
+    assert embedded.present.tolist() == [False]
 
 
-@pytest.mark.parametrize("space", [aligned(), ContentSpace(WORDY, None, {"text": aligned().channels["text"]})])
-def test_an_encoder_that_became_another_is_refused(space: ContentSpace) -> None:
-    newer = replace(WORDY, revision="2")
+@pytest.mark.parametrize("space", [aligned(), ContentSpace(TEXTS, None, {"text": aligned().channels["text"]})])
+def test_an_encoder_that_has_changed_is_rejected(space: ContentSpace) -> None:
+    newer = replace(TEXTS, revision="2")
     with pytest.raises(SpaceError, match="words@2"):
         QueryEncoder(space, {"text": Fixed(newer, {"text"}, [1, 0])}).embed(Content.of(Text("x")))
 
@@ -120,7 +122,7 @@ def test_near_query_is_the_cosine_by_channel(tmp_path: Path) -> None:
     assert near["image"] == [0.0, None, 1.0, None]
 
 
-def test_the_encoding_is_what_the_manifest_says() -> None:
+def test_the_encoder_setup_is_read_from_the_manifest() -> None:
     run = {"encoder": {"kind": "builtin", "multilingual": True}, "limits": {"pixels": 9}, "cache": "c"}
     assert EncoderSetup.of({"config": run}) == EncoderSetup(
         BuiltinConfig(multilingual=True), Limits(pixels=9), Path("c/models")
@@ -130,9 +132,9 @@ def test_the_encoding_is_what_the_manifest_says() -> None:
     )
     assert EncoderSetup.of({"config": run | {"encoder": None}}) is None
     assert EncoderSetup.of({"config": {}}) is None
-    for wrong in ({"encoder": {"kind": "crystal ball"}}, {"limits": {"pixels": 0}}):
+    for invalid in ({"encoder": {"kind": "crystal ball"}}, {"limits": {"pixels": 0}}):
         with pytest.raises(BundleError, match="train again"):
-            EncoderSetup.of({"config": run | wrong})
+            EncoderSetup.of({"config": run | invalid})
 
 
 @settings(max_examples=60, deadline=None)
@@ -141,19 +143,19 @@ def test_the_encoding_is_what_the_manifest_says() -> None:
     angle=st.floats(0, 360),
     k=st.integers(1, 14),
 )
-def test_hidden_items_are_never_found(available: list[bool], angle: float, k: int) -> None:
+def test_unavailable_items_are_never_found(available: list[bool], angle: float, k: int) -> None:
     bundle = with_contents(toy_bundle(Path()))
     bundle = replace(bundle, catalog=replace(bundle.catalog, available=np.array(available)))
     vector = np.array([[np.cos(np.radians(angle)), np.sin(np.radians(angle)), 0]], np.float32)
     found = ServingSnapshot.of(bundle, MemoryStore(RULES)).search(vector, k, {})
     rows = found.rows.tolist()
-    may = {row for row in range(12) if available[row] and row != 9}
-    assert set(rows) <= may
-    assert len(rows) == len(set(rows)) == min(k, len(may) - ({4, 5} <= may))
+    allowed = {row for row in range(12) if available[row] and row != 9}
+    assert set(rows) <= allowed
+    assert len(rows) == len(set(rows)) == min(k, len(allowed) - ({4, 5} <= allowed))
     scores = bundle.catalog.content @ vector[0]
     assert (np.diff(scores[rows]) <= 1e-6).all()
-    left = may - set(rows) - ({4, 5} if {4, 5} & set(rows) else set())
-    assert not left or max(scores[list(left)]) <= scores[rows[-1]] + 1e-6
+    missed = allowed - set(rows) - ({4, 5} if {4, 5} & set(rows) else set())
+    assert not missed or max(scores[list(missed)]) <= scores[rows[-1]] + 1e-6
     assert searchable(bundle.catalog).tolist() == [a and row != 9 for row, a in enumerate(available)]
     later = np.where(np.arange(12) < 3, 2**62, bundle.catalog.published)
     assert not searchable(replace(bundle.catalog, published=later))[:3].any()
@@ -173,7 +175,7 @@ def service() -> Iterator[FakeEmbeddings]:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory, service: FakeEmbeddings) -> Path:
-    """A real bundle of 30 items, whose texts were embedded by the service; i7 is hidden, i5 has none."""
+    """A bundle of 30 items, whose texts were embedded by the service; i7 is not available, i5 has no text."""
     folder = tmp_path_factory.mktemp("bundles")
     text = np.stack([unit(f"Title {row}", D) for row in range(30)])
     text[5] = 0
@@ -195,33 +197,33 @@ def search(bundles: Path, *arguments: str) -> Any:
     return CliRunner().invoke(cli.app, ["search", "--bundles", str(bundles), *arguments])
 
 
-def test_the_command_finds(bundles: Path, tmp_path: Path) -> None:
+def test_the_command_prints_json(bundles: Path, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(RED_PNG)
     done = search(bundles, "--text", "Title 4", "--image", str(tmp_path / "x.png"), "--k", "40", "--json")
     assert done.exit_code == 0, done.exception
-    said = json.loads(done.stdout)
+    response = json.loads(done.stdout)
     cosines = {
         f"i{row}": float(unit(f"Title {row}", D) @ unit("Title 4", D)) for row in range(30) if row not in (5, 7)
     }
-    assert [i["item_id"] for i in said["items"]] == sorted(cosines, key=lambda item: -cosines[item])
-    assert said["items"][0] == {
+    assert [i["item_id"] for i in response["items"]] == sorted(cosines, key=lambda item: -cosines[item])
+    assert response["items"][0] == {
         "item_id": "i4",
         "title": "Title 4",
         "score": pytest.approx(1, abs=1e-5),
-        "near": {"content": pytest.approx(1, abs=1e-3)},  # kept in half precision
+        "near": {"content": pytest.approx(1, abs=1e-3)},  # stored in half precision
     }
-    assert [part for part, _ in said["failed"]] == ["image"]
+    assert [part for part, _ in response["failed"]] == ["image"]
     assert done.stderr.startswith("image not read: the items cannot be searched by image")
 
 
 def test_the_command_prints_a_table(bundles: Path) -> None:
-    told = search(bundles, "--text", "Title 4", "--k", "2").stdout
-    assert "Title 4" in told
-    assert "1.000" in told
-    assert "content" in told
+    output = search(bundles, "--text", "Title 4", "--k", "2").stdout
+    assert "Title 4" in output
+    assert "1.000" in output
+    assert "content" in output
 
 
-def test_the_command_refuses(bundles: Path, tmp_path: Path) -> None:
+def test_the_command_rejects_invalid_queries_and_bundles(bundles: Path, tmp_path: Path) -> None:
     assert isinstance(search(bundles).exception, ConfigError)
     done = search(bundles, "--text", POISON, "--image", str(tmp_path / "absent.png"))
     assert isinstance(done.exception, ContentError)

@@ -1,4 +1,4 @@
-"""The reranker: every feature by hand, an order that one feature decides, and its file."""
+"""The reranker: every feature by hand, learning the order of one feature, and its file."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def features():
 
 @pytest.fixture(scope="module")
 def table(features):
-    """(state, place) -> feature -> value. State 0 liked 0, 0, 1; state 1 is of a user without any history."""
+    """(state, position) -> feature -> value. State 0 has positive events with 0, 0, 1; state 1 has no history."""
     log = toy_log([(0, 0, 10), (0, 0, 20), (0, 3, 25, False), (0, 1, 30), (0, 2, 200 * DAY)], n_items=4)
     states = log.states(np.array([0, -1]), np.array([110 * DAY, 110 * DAY]))
     rows = np.array([[2, 0, 3, -1], [1, 3, -1, -1]])
@@ -47,13 +47,13 @@ def table(features):
     matrix = features.matrix(states, Candidates(rows, scores))
     assert matrix.shape == (2, 4, len(FEATURES))
     assert matrix.dtype == np.float32
-    return lambda state, place: dict(zip(FEATURES, matrix[state, place].tolist(), strict=True))
+    return lambda state, position: dict(zip(FEATURES, matrix[state, position].tolist(), strict=True))
 
 
 LOG3, LOG2 = np.log1p(3), np.log1p(2)
 
-WORDS = TfidfVectorizer().fit_transform(["title aa xx", "title bb", "title aa", "title xx aa"]).toarray()
-LIKED = TFIDF_DECAY * WORDS[0] + WORDS[1]
+TFIDF = TfidfVectorizer().fit_transform(["title aa xx", "title bb", "title aa", "title xx aa"]).toarray()
+PROFILE = TFIDF_DECAY * TFIDF[0] + TFIDF[1]
 
 EXPECTED = {
     "retrieval_score": (0.9, 0.5, 0.25),
@@ -62,22 +62,22 @@ EXPECTED = {
     "similarity_max": (R2, 1, 0),
     "similarity_mean": (R2, 2 / 3, -2 / 3),
     "text_similarity": (0, 2 * 5**-0.5, R2 * (2 - 1) * 5**-0.5),  # profile (2, 1) / sqrt 5; item 2 has no text
-    "word_similarity": WORDS[[2, 0, 3]] @ LIKED / np.linalg.norm(LIKED),
+    "word_similarity": TFIDF[[2, 0, 3]] @ PROFILE / np.linalg.norm(PROFILE),
     "category_share": (2 / 3, 2 / 3, 0),  # main categories of 0, 0, 1: aa, aa, bb
-    # of three who took 0, two took 1 and one took 2; nobody 1 and 2: both / (owners of the other + 200), newest first
+    # users: 3 with item 0, of them 2 with 1 and 1 with 2; weight = users of both / (users of the neighbour + 200)
     "neighbours_long": (LONG_DECAY / (3 + 200), 2 / (2 + 200), 0),
     "neighbours_short": (SHORT_DECAY / (3 + 200), 2 / (2 + 200), 0),
     "item_log_count": (np.log1p(1), LOG3, 0),
     "item_log_recent": (np.log1p(1), 0, 0),
     "item_log_newest": (np.log1p(1), 0, 0),
     "item_trend": (np.log1p(30 / 7) - np.log1p(1), 0, 0),
-    "item_days_since_last": (0, 50, np.nan),  # until the statistics end, on day 100
-    "item_days_since_published": (-10, 100, 25),  # until it is asked, on day 110
+    "item_days_since_last": (0, 50, np.nan),  # to the end of the statistics, day 100
+    "item_days_since_published": (-10, 100, 25),  # to the request, day 110
     "user_log_history": (LOG3, LOG3, LOG3),
     "user_popularity_gap": tuple(x - (2 * LOG3 + LOG2) / 3 for x in (np.log1p(1), LOG3, 0)),
     "user_item_log_count": (0, LOG2, 0),
     "user_item_recency": (0, DECAY + DECAY**2, 0),
-    # finest categories are xx, bb, aa, aa and those of the history xx, xx, bb: candidates 2 and 3 share none
+    # finest categories are xx, bb, aa, aa; in the history xx, xx, bb: not those of candidates 2 and 3
     "user_category_log_count": (0, LOG2, 0),
     "user_category_recency": (0, DECAY + DECAY**2, 0),
     "user_category_days_since_last": (np.nan, 110, np.nan),
@@ -93,17 +93,17 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_each_feature_by_hand(table, name):
-    found = [table(0, place)[name] for place in range(3)]
+    found = [table(0, position)[name] for position in range(3)]
     np.testing.assert_allclose(found, EXPECTED[name], rtol=1e-5, atol=1e-6)
 
 
-def test_of_a_user_without_history_only_the_item_is_known(table):
+def test_without_a_history_only_item_features_are_known(table):
     first, second = table(1, 0), table(1, 1)
     assert first["retrieval_score"] == 0.75
     assert second["retrieval_rank"] == 1
     assert first["item_log_count"] == pytest.approx(LOG2)
     assert first["item_days_since_last"] == pytest.approx(5)
-    assert np.isnan(first["item_days_since_published"])  # of item 1 it is unknown
+    assert np.isnan(first["item_days_since_published"])  # unknown for item 1
     for name in (
         "text_similarity",
         "word_similarity",
@@ -116,12 +116,12 @@ def test_of_a_user_without_history_only_the_item_is_known(table):
     assert first["user_item_share"] == first["user_log_moments"] == 0
     for name in ("user_item_days_since_last", "user_item_due", "user_repeat_share", "user_days_since_last"):
         assert np.isnan(first[name])
-    assert first["similarity_max"] == first["similarity_last"] == -1  # the least there is
+    assert first["similarity_max"] == first["similarity_last"] == -1  # the minimum
     assert np.isnan(first["user_popularity_gap"])
 
 
-def test_what_is_due_by_hand(features):
-    """Item 0 on days 0, 10 and 30, 1 in the last of these baskets, 3 on day 1, 2 seen on day 40; asked on day 45."""
+def test_repeat_consumption_by_hand(features):
+    """Item 0 on days 0, 10 and 30, 1 on day 30, 3 on day 1, a negative event with 2 on day 40; request on day 45."""
     rows = [(1, 0, 0), (1, 0, 10 * DAY), (1, 0, 30 * DAY), (1, 1, 30 * DAY), (1, 2, 40 * DAY, False), (1, 3, DAY)]
     states = toy_log(rows, n_items=4).states(np.array([1]), np.array([45 * DAY]))
     matrix = features.matrix(states, Candidates(np.array([[0, 1, 2]]), np.zeros((1, 3), np.float32)))[0]
@@ -131,7 +131,7 @@ def test_what_is_due_by_hand(features):
         "user_item_share": (3 / 4, 1 / 4, 0),
         "user_item_days_since_last": (15, 15, np.nan),
         "user_item_due": (15 / 15, np.nan, np.nan),
-        "user_category_log_count": (np.log1p(3), np.log1p(1), np.log1p(1)),  # xx, bb, and aa: of item 3
+        "user_category_log_count": (np.log1p(3), np.log1p(1), np.log1p(1)),  # xx, bb, and aa by item 3
         "user_category_days_since_last": (15, 15, 44),
         "user_log_moments": (np.log1p(4),) * 3,
         "user_repeat_share": (2 / 5,) * 3,
@@ -150,9 +150,9 @@ def test_items_without_a_category_share_none():
     assert matrix[0, :, FEATURES.index("category_share")].tolist() == [0, 0]
 
 
-def test_similarities_look_at_the_newest_events_only_and_counts_at_all(features):
-    old = [(0, 0, t) for t in range(10)]
-    log = toy_log(old + [(0, 1, 100 + t) for t in range(RECENT_EVENTS)], n_items=4)
+def test_similarities_use_the_newest_events_and_counts_use_all(features):
+    early = [(0, 0, t) for t in range(10)]
+    log = toy_log(early + [(0, 1, 100 + t) for t in range(RECENT_EVENTS)], n_items=4)
     found = Candidates(np.array([[0, 1]]), np.zeros((1, 2), np.float32))
     matrix = features.matrix(log.states(np.array([0]), np.array([10**6])), found)[0]
     assert matrix[0, FEATURES.index("similarity_max")] == 0  # to item 1 alone
@@ -160,7 +160,7 @@ def test_similarities_look_at_the_newest_events_only_and_counts_at_all(features)
     assert matrix[:, FEATURES.index("user_log_history")] == pytest.approx([np.log1p(RECENT_EVENTS + 10)] * 2)
 
 
-def test_nothing_after_the_moment_is_read(features):
+def test_features_are_point_in_time(features):
     base = toy_log([(0, 0, 10), (0, 1, 30)], n_items=4)
     later = toy_log([(0, 0, 10), (0, 1, 30), (0, 3, 40), (0, 2, 50)], n_items=4)
     found = Candidates(np.array([[0, 1, 2, 3]]), np.zeros((1, 4), np.float32))
@@ -169,7 +169,7 @@ def test_nothing_after_the_moment_is_read(features):
 
 
 def toy(n=200, k=10, *, decides, seed=0):
-    """States and candidates of which, in each list, the one with the most of a feature was taken."""
+    """States and candidates; in each list, the one with the largest value of a feature is relevant."""
     rng = np.random.default_rng(seed)
     events = noise()
     catalog = toy_catalog(30)
@@ -183,7 +183,7 @@ def toy(n=200, k=10, *, decides, seed=0):
 
 
 @pytest.mark.parametrize("decides", ["item_log_count", "similarity_last"])
-def test_the_order_that_one_feature_decides_is_learned(decides):
+def test_the_order_of_one_feature_is_learned(decides):
     features, states, found, relevant, _ = toy(decides=decides)
     fitted = fit_reranker(
         features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=40, learning_rate=0.2), seed=0
@@ -194,47 +194,47 @@ def test_the_order_that_one_feature_decides_is_learned(decides):
     assert isinstance(reranker, Scorer)
     assert scores.shape == found.rows.shape
     assert scores.dtype == np.float32
-    best = values[np.arange(len(values)), scores.argmax(1)]
-    assert (best >= np.sort(values, axis=1)[:, -2]).mean() > 0.9  # the best or the second
+    first = values[np.arange(len(values)), scores.argmax(1)]
+    assert (first >= np.sort(values, axis=1)[:, -2]).mean() > 0.9  # the largest or second largest value
     assert max(fitted.importance, key=fitted.importance.get) == decides
     assert sum(fitted.importance.values()) == pytest.approx(1)
 
 
-def test_padding_is_neither_learned_from_nor_ranked():
+def test_padding_is_neither_trained_on_nor_ranked():
     features, states, found, relevant, _ = toy(decides="item_log_count")
     rows, scores = found.rows.copy(), found.scores.copy()
     rows[:, 7:], scores[:, 7:] = -1, -np.inf
     relevant = relevant.copy()
-    relevant[:, 7:] = True  # nonsense that nobody may read
+    relevant[:, 7:] = True  # invalid labels, which must not be read
     padded = Candidates(rows, scores)
     config = RerankerConfig(trees=10)
     fitted = fit_reranker(features, [RankingExamples(states, padded, relevant)], config, seed=0)
     short = Candidates(found.rows[:, :7], found.scores[:, :7])
-    other = fit_reranker(features, [RankingExamples(states, short, relevant[:, :7])], config, seed=0)
-    trees = [r.booster.model_to_string().split("\nparameters:")[0] for r in (fitted, other)]
+    unpadded = fit_reranker(features, [RankingExamples(states, short, relevant[:, :7])], config, seed=0)
+    trees = [r.booster.model_to_string().split("\nparameters:")[0] for r in (fitted, unpadded)]
     assert trees[0] == trees[1]
-    answer = fitted.score(states, padded)
-    assert np.isneginf(answer[:, 7:]).all()
-    assert np.isfinite(answer[:, :7]).all()
+    scores = fitted.score(states, padded)
+    assert np.isneginf(scores[:, 7:]).all()
+    assert np.isfinite(scores[:, :7]).all()
 
 
-def test_nothing_taken_teaches_nothing():
+def test_without_relevant_candidates_there_is_no_reranker():
     features, states, found, relevant, _ = toy(decides="item_log_count")
     assert (
         fit_reranker(features, [RankingExamples(states, found, relevant & False)], RerankerConfig(), seed=0) is None
     )
-    rows = np.where(relevant, -1, found.rows)  # what was taken is padding
+    rows = np.where(relevant, -1, found.rows)  # the relevant candidates become padding
     hidden = Candidates(rows, found.scores)
     assert fit_reranker(features, [RankingExamples(states, hidden, relevant)], RerankerConfig(), seed=0) is None
 
 
-def test_every_lesson_is_learned_from_and_the_same_lessons_give_the_same_trees():
+def test_all_examples_are_trained_on_and_equal_examples_give_equal_trees():
     features, states, found, relevant, _ = toy(decides="item_log_count")
-    lesson = RankingExamples(states, found, relevant)
+    example = RankingExamples(states, found, relevant)
     config = RerankerConfig(trees=3)
     texts = [
-        fit_reranker(features, lessons, config, seed=0).booster.model_to_string()
-        for lessons in ([lesson], [lesson], [lesson, lesson])
+        fit_reranker(features, examples, config, seed=0).booster.model_to_string()
+        for examples in ([example], [example], [example, example])
     ]
     assert texts[0] == texts[1]
     for text, rows in ((texts[0], 200 * 10), (texts[2], 2 * 200 * 10)):
@@ -242,8 +242,8 @@ def test_every_lesson_is_learned_from_and_the_same_lessons_give_the_same_trees()
         assert sum(int(c) for c in counted.removeprefix("leaf_count=").split()) == rows
 
 
-def test_every_state_is_learned_from_with_its_own_features(monkeypatch):
-    """Also when there are more states than a chunk."""
+def test_every_state_is_trained_on_with_its_own_features(monkeypatch):
+    """With more states than one chunk holds."""
     features, states, found, relevant, _ = toy(600, decides="similarity_last")
 
     class Stop(Exception):
@@ -260,7 +260,7 @@ def test_every_state_is_learned_from_with_its_own_features(monkeypatch):
         fit_reranker(features, [RankingExamples(states, found, relevant)], RerankerConfig(), seed=0)
 
 
-def test_of_many_candidates_all_that_were_taken_and_some_of_the_others_are_learned_from(monkeypatch):
+def test_all_relevant_candidates_and_a_sample_of_the_others_are_trained_on(monkeypatch):
     features, states, _, _, _ = toy(50, decides="similarity_last")
     rng = np.random.default_rng(1)
     rows = np.tile(np.arange(30), (50, 20))  # 600 candidates
@@ -272,10 +272,10 @@ def test_of_many_candidates_all_that_were_taken_and_some_of_the_others_are_learn
 
     def dataset(data, *, label, group, feature_name):
         assert label.sum() == relevant.sum()
-        others = group.sum() - relevant.sum()
-        assert others == pytest.approx(50 * NEGATIVES * 0.95, rel=0.05)
+        negatives = group.sum() - relevant.sum()
+        assert negatives == pytest.approx(50 * NEGATIVES * 0.95, rel=0.05)
         ranks = data[: group[0], FEATURES.index("retrieval_rank")]
-        assert (np.diff(ranks) > 0).all()  # they keep the rank they had among all
+        assert (np.diff(ranks) > 0).all()  # their ranks among all candidates
         assert set(np.flatnonzero(relevant[0])) == set(ranks[label[: group[0]] > 0].astype(int))
         raise Stop
 
@@ -284,7 +284,7 @@ def test_of_many_candidates_all_that_were_taken_and_some_of_the_others_are_learn
         fit_reranker(features, [RankingExamples(states, found, relevant)], RerankerConfig(), seed=0)
 
 
-def test_its_file_gives_the_same_scores(tmp_path):
+def test_a_loaded_reranker_gives_the_same_scores(tmp_path):
     features, states, found, relevant, _ = toy(decides="item_log_count")
     fitted = fit_reranker(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=10), seed=0)
     fitted.save(tmp_path / "reranker.txt")
@@ -294,13 +294,13 @@ def test_its_file_gives_the_same_scores(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"tree\nversion=v4\n", b"\xff\xfe\x00"])
-def test_a_file_that_is_no_model_is_refused_by_name(tmp_path, features, content):
+def test_a_file_that_is_no_model_is_rejected_by_name(tmp_path, features, content):
     (tmp_path / "reranker.txt").write_bytes(content)
     with pytest.raises(BundleError, match=r"reranker\.txt: not a LightGBM model"):
         Reranker.load(tmp_path / "reranker.txt", features)
 
 
-def test_a_model_of_other_features_is_refused(tmp_path):
+def test_a_model_of_other_features_is_rejected(tmp_path):
     features, states, found, relevant, _ = toy(decides="item_log_count")
     fitted = fit_reranker(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=2), seed=0)
     text = fitted.booster.model_to_string().replace("retrieval_rank", "phase_of_moon")

@@ -34,7 +34,7 @@ def test_groups(tmp_path: Path) -> None:
     assert item_groups(without).tolist() == list(range(12))
 
 
-def test_one_variant_each_available_and_no_padding(tmp_path: Path) -> None:
+def test_available_items_without_padding_one_of_each_group(tmp_path: Path) -> None:
     found = slate([7, 5, 3, 4, 2, -1, -1], 9, tmp_path)
     assert found.items == ("i7", "i5", "i2")  # i3 is not available, i4 is a variant of i5
     assert found.rows.tolist() == [7, 5, 2]
@@ -45,7 +45,7 @@ def test_one_variant_each_available_and_no_padding(tmp_path: Path) -> None:
     assert len(found) == 3
 
 
-def test_k_and_scores_that_are_no_numbers(tmp_path: Path) -> None:
+def test_k_and_scores_that_are_not_finite(tmp_path: Path) -> None:
     assert slate([7, 6, 2], 2, tmp_path).items == ("i7", "i6")
     assert slate([7, 6, 2], 3, tmp_path, [np.nan, 2.0, -np.inf]).items == ("i6",)
     assert slate([], 3, tmp_path).items == ()

@@ -1,1 +1,1 @@
-"""The bundle: everything a training run hands to the service."""
+"""The bundle: everything that a training run hands to the service."""

@@ -1,7 +1,7 @@
 """Formats of bundles on disk: what each one changed, and how an older one is read.
 
-A service must be able to take a new version of the code without a training. So each version reads the format before
-its own as well, and an older format is refused with the version that reads it.
+An upgrade of the code must not need a new training. So each version reads the format before its own, too. It refuses
+older formats, and names the formats that it reads.
 
 9   names: arrays `words.*` are `tfidf.*`, the weight `turn` of the towers is `rotation`
 8   the format of version 0.1.0
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from features.errors import BundleError
 
 FORMAT = 9
-"""What `save_bundle` writes. It rises when an older version could not read what is written."""
+"""The format that `save_bundle` writes. It rises when older versions could not read the result."""
 
 READABLE = (8, FORMAT)
 
@@ -24,22 +24,22 @@ T = TypeVar("T")
 
 
 def check_format(manifest: Any, place: str) -> int:
-    """The format that a manifest declares. Raises BundleError where this version does not read it."""
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found in READABLE:
-        return int(found)
-    if isinstance(found, int) and found > FORMAT:
+    """The format that a manifest declares. Raises BundleError when this version does not read it."""
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version in READABLE:
+        return int(version)
+    if isinstance(version, int) and version > FORMAT:
         remedy = "a newer version wrote it: install that version"
     else:
         remedy = "train again"
-    raise BundleError(f"{place}: format {found!r}, this version reads {', '.join(map(str, READABLE))}; {remedy}")
+    raise BundleError(f"{place}: format {version!r}, this version reads {', '.join(map(str, READABLE))}; {remedy}")
 
 
 def current_arrays(arrays: Mapping[str, T], version: int) -> dict[str, T]:
-    """Arrays of a bundle of format `version`, under the names of FORMAT."""
+    """The arrays of a bundle of format `version`, renamed to the names in FORMAT."""
     return {(_RENAMED_ARRAYS.get(name, name) if version < 9 else name): values for name, values in arrays.items()}
 
 
 def current_weights(weights: Mapping[str, T], version: int) -> dict[str, T]:
-    """Weights of the towers of a bundle of format `version`, under the names of FORMAT."""
+    """The weights of the towers of a bundle of format `version`, renamed to the names in FORMAT."""
     return {(_RENAMED_WEIGHTS.get(name, name) if version < 9 else name): values for name, values in weights.items()}

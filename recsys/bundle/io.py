@@ -1,7 +1,7 @@
-"""A bundle: everything a run leaves for the service, in one immutable, fingerprinted folder.
+"""Bundles on disk: everything a training run hands to the service, in one immutable folder named by its fingerprint.
 
-Written under a temporary name, synced, renamed; read only after every checksum has held. Safetensors, parquet, JSON,
-faiss's and LightGBM's own formats: nothing is ever unpickled.
+A bundle is written under a temporary name, synced, then renamed. It is read only after all checksums have been
+verified. Its files are safetensors, parquet, JSON and the formats of faiss and LightGBM: nothing is unpickled.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ _READ_ERRORS = (
     *(AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError),
     *(SafetensorError, SpaceError, pl.exceptions.PolarsError),
 )
-"""What reading raises of parts that are whole, and are not what the manifest says."""
+"""Raised by readers of files that are intact, but not what the manifest declares."""
 
 
 def save_bundle(
@@ -73,12 +73,12 @@ def save_bundle(
     facts: dict[str, Any],
     content: ContentSpace | None = None,
 ) -> Path:
-    """Write a bundle below root and return its folder, named by its fingerprint.
+    """Write a bundle below root and return its folder, whose name is its fingerprint.
 
-    facts: what the manifest records beside the files (config, hashes, code version, seed, metrics), as plain JSON;
-    content: where the items' contents lie, None where they have none.
-    A crash at any moment leaves at most a folder or link whose name begins with `.writing-`: it is never read, and
-    the next call removes it when the process that made it is gone.
+    facts: plain JSON for the manifest (config, hashes, code version, seed, metrics); content: the space of the
+    items' contents, None where they have none.
+    A crash at any moment leaves at most a folder or link whose name starts with `.writing-`. It is never read, and
+    the next call removes it if the process that made it has ended.
     """
     root.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(root)
@@ -110,7 +110,7 @@ def save_bundle(
         sync(file)
     sync(folder)
     final = root / str(manifest["fingerprint"])
-    if final.exists():  # the same bytes were written before
+    if final.exists():  # an identical bundle exists
         shutil.rmtree(folder)
     else:
         folder.rename(final)
@@ -119,7 +119,7 @@ def save_bundle(
 
 
 def _remove_abandoned(root: Path) -> None:
-    """Remove what processes that are gone were writing."""
+    """Remove the unfinished folders and links of processes that have ended."""
     for abandoned in root.glob(".writing-*"):
         if not Path(f"/proc/{abandoned.name.split('-')[1]}").exists():
             abandoned.unlink() if abandoned.is_symlink() else shutil.rmtree(abandoned)
@@ -141,21 +141,21 @@ def _arrays(
 def _save_indexes(
     folder: Path, catalog: Catalog, recommender: TwoStageRecommender, content: ContentSpace | None
 ) -> Index:
-    """Write both indexes; the weights of the towers are in the folder already. Returns the index of contents."""
+    """Write both indexes and return that of the contents. The towers' weights must be in the folder already."""
     index = recommender.index
     if not isinstance(index, Index):
-        raise TypeError(f"a bundle is saved with the index that was built, given {type(index).__name__}")
+        raise TypeError(f"a bundle is saved with a built Index, given {type(index).__name__}")
     index.save(folder / VECTORS, behaviour_space(folder / TOWERS, index.dimension))
-    # `retriever.dimensions` is about the towers' vectors; content vectors are searched in all their dimensions
+    # `retriever.dimensions` applies to the towers' vectors only; content vectors are searched in all dimensions
     contents = Index(catalog.content, index.config.model_copy(update={"dimensions": None}))
     contents.save(folder / CONTENTS, content_space(content, contents.dimension))
     return contents
 
 
 def load_bundle(path: Path) -> Bundle:
-    """Verify every file and load.
+    """Verify every file of a bundle, then load it.
 
-    Raises BundleError naming the file that is missing, truncated, tampered with or of another format.
+    Raises BundleError, which names the file, when one is missing, truncated, tampered with or of another format.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
@@ -168,17 +168,18 @@ def load_bundle(path: Path) -> Bundle:
         _verify(path, manifest["files"])
         return _load(path, manifest, version)
     except _READ_ERRORS as error:
-        raise BundleError(f"{path}: its parts do not fit together: {error!r}; train again") from error
+        raise BundleError(f"{path}: its files do not fit together: {error!r}; train again") from error
 
 
 def _verify(path: Path, files: dict[str, Any]) -> None:
+    """Compare size and SHA-256 of every file with the manifest's. Raises BundleError when they differ."""
     for name, expected in files.items():
         file = path / name
         if not file.is_file():
-            raise BundleError(f"{file}: missing, though the manifest lists it")
+            raise BundleError(f"{file}: missing, but listed in the manifest; restore it or train again")
         if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
             raise BundleError(
-                f"{file}: {file.stat().st_size} bytes with another SHA-256 than the manifest's "
+                f"{file}: size ({file.stat().st_size} bytes) or SHA-256 is not that of the manifest "
                 f"({expected['bytes']} bytes): truncated or tampered with; restore it or train again"
             )
 
@@ -233,12 +234,12 @@ def _sparse_matrix(name: str, arrays: Mapping[str, npt.NDArray[Any]], shape: tup
 
 
 def behaviour_space(weights: Path, dimension: int) -> SpaceKey:
-    """The space of vectors by the towers whose weights are in a file: no other towers' users may meet them."""
+    """The space of the towers whose weights are in a file: vectors of other towers are in other spaces."""
     return SpaceKey("two towers", _sha256(weights)[:16], dimension)
 
 
 def content_space(content: ContentSpace | None, dimension: int) -> SpaceKey:
-    """The space of `Catalog.content`; one of its own where nothing is known of the items."""
+    """The space of `Catalog.content`; a placeholder where the items have no contents."""
     return SpaceKey("no contents", "", dimension) if content is None else content.space
 
 
@@ -253,13 +254,13 @@ def _content_facts(content: ContentSpace) -> dict[str, Any]:
 
 
 def _content_arrays(content: ContentSpace) -> dict[str, np.ndarray]:
-    """Channels in half precision: they are compared with each other, not searched."""
+    """Arrays of the content space. Channels are in half precision: they are compared only, not searched."""
     arrays: dict[str, np.ndarray] = {}
     for name, channel in content.channels.items():
         arrays[f"channel.{name}"] = channel.vectors.astype(np.float16)
         arrays[f"present.{name}"] = channel.present
-    for i, one in enumerate(content.alignment.maps.values() if content.alignment else ()):
-        arrays |= {f"map.{i}.mean": one.mean, f"map.{i}.weight": np.ascontiguousarray(one.weight)}
+    for i, affine in enumerate(content.alignment.maps.values() if content.alignment else ()):
+        arrays |= {f"map.{i}.mean": affine.mean, f"map.{i}.weight": np.ascontiguousarray(affine.weight)}
     return arrays
 
 
@@ -280,14 +281,15 @@ def _load_content(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Conte
 
 
 def _fingerprint(manifest: dict[str, Any]) -> str:
+    """16 hex digits of the SHA-256 of a manifest, its own fingerprint left out."""
     body = {key: value for key, value in manifest.items() if key != "fingerprint"}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _sha256(file: Path) -> str:
-    """Of the file's bytes; read once for each version of a file (place, size and time of change)."""
-    about = file.stat()
-    return _sha256_of_version(file, about.st_ino, about.st_size, about.st_mtime_ns)
+    """SHA-256 of a file, in hex. Cached by path, inode, size and modification time."""
+    stat = file.stat()
+    return _sha256_of_version(file, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(1024)

@@ -24,7 +24,7 @@ class Bundle:
     """A loaded bundle.
 
     manifest: format, fingerprint, config, hashes of data and split, code version, seed, metrics, and the SHA-256 of
-    every file. content: where the items' contents lie, None where they have none; contents: finds items by
+    every file; content: the space of the items' contents, None where they have none; contents: the index of
     `catalog.content`.
     """
 
@@ -37,42 +37,45 @@ class Bundle:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over everything in the manifest, and by it over every file."""
+        """16 hex digits: a hash of the manifest, which contains the hash of every file."""
         return str(self.manifest["fingerprint"])
 
     @cached_property
     def data(self) -> DataConfig:
-        """What events mean, and which placements there are."""
+        """The data configuration: what events mean, and the placements."""
         return DataConfig.model_validate(self.manifest["config"]["data"])
 
     @cached_property
     def popular(self) -> Ints:
-        """(n,) int64 rows, the most popular first."""
+        """Item rows (n,) int64, most popular first."""
         return np.argsort(-self.recommender.fallback.popularity, kind="stable").astype(np.int64)
 
     @property
     def note(self) -> str:
-        """Why candidates are not found by the kind that was asked for, "" where they are."""
+        """Why another kind of retriever than the configured one is in use, "" where the configured one is."""
         return self.contents.note
 
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
-        """The k items nearest to each of rows (b,), themselves left out unless `exclude` says otherwise."""
+        """The k items nearest to each of rows (b,). exclude: by default each item itself."""
         own = Ragged(rows, np.arange(len(rows)), np.arange(1, len(rows) + 1)) if exclude is None else exclude
-        asked = informative_part(self.recommender.vectors[rows])
-        return self.recommender.index.search(asked, k, allow=allow, exclude=own)
+        queries = informative_part(self.recommender.vectors[rows])  # (b, d)
+        return self.recommender.index.search(queries, k, allow=allow, exclude=own)
 
     def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
-        """The k items nearest to each of some contents (b, m) of the bundle's space; those without any last."""
+        """The k items nearest to each of contents (b, m) in the bundle's space; items without content come last."""
         return self.contents.search(content, k, allow=allow)
 
     def search_for(
-        self, content: Floats, who: UserStates, k: int, *, weight: float, allow: Bools | None = None
+        self, content: Floats, states: UserStates, k: int, *, weight: float, allow: Bools | None = None
     ) -> Candidates:
-        """The k items near to some contents (b, m) and to who asks (b states); see `fused_search`."""
-        its = self.recommender
-        users = its.towers.user_vectors(who, its.vectors)
-        questions = (
+        """The k items for each of contents (b, m), fused with the users of b states; see `fused_search`.
+
+        weight: of the user, in 0..1; the content's is 1 - weight.
+        """
+        recommender = self.recommender
+        users = recommender.towers.user_vectors(states, recommender.vectors)  # (b, d)
+        weighted = (
             WeightedQuery(content, 1 - weight, self.contents, self.catalog.content),
-            WeightedQuery(users, weight, its.index, its.vectors),
+            WeightedQuery(users, weight, recommender.index, recommender.vectors),
         )
-        return fused_search(questions, k, allow=allow)
+        return fused_search(weighted, k, allow=allow)

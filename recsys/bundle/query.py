@@ -1,4 +1,4 @@
-"""One search in a bundle: its encoders are opened for it and closed again."""
+"""A single search in a bundle, which opens the encoders and closes them again."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +15,18 @@ from recsys.content.query_encoding import EncoderSetup, QueryEncoder, searchable
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a query found. read: whether anything of it was; failed: (kind of part, reason); items: best first, each
-    with item_id, title, score, and near: cosine by channel, None where the item has nothing there."""
+    """The result of a query.
+
+    read: whether any part of the query was read; failed: (kind of part, reason) of the others; items: best first,
+    each with item_id, title, score, and near: channel -> cosine, None where the item has no such channel.
+    """
 
     read: bool
     failed: list[tuple[str, str]]
     items: list[dict[str, Any]]
 
     def render(self) -> "Table":
-        """For a terminal."""
+        """As a table for a terminal."""
         from rich.table import Table
         from rich.text import Text
 
@@ -36,13 +39,13 @@ class SearchResult:
 
 
 def search_bundle(bundle: Bundle, content: Content, k: int) -> SearchResult:
-    """The k items of a bundle that a content is nearest to, once: encoders are opened for it and closed again.
+    """The k items of a bundle nearest to a content. Opens the encoders and closes them again.
 
-    Raises ConfigError where the bundle knows of no contents.
+    Raises ConfigError when the bundle has no contents.
     """
     encoding, space = EncoderSetup.of(bundle.manifest), bundle.content
     if encoding is None or space is None:
-        raise ConfigError(f"{bundle.path}: the bundle knows of no contents; train with an encoder")
+        raise ConfigError(f"{bundle.path}: the bundle has no contents; train with an encoder")
     with DecoderPool() as decoders:
         query = QueryEncoder(space, encoding.open(decoders)).embed(content)
     failed = [(str(content.parts[each.part].modality), each.reason) for each in query.failures]

@@ -1,4 +1,4 @@
-"""Bundles in a folder: which there are, and which one is published."""
+"""The bundles in a folder: list, find, and publish one as `current`."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from recsys.bundle.io import MANIFEST
 
 
 def publish_bundle(bundle: Path) -> None:
-    """Point `current` beside the bundle at it, in one step."""
+    """Point the link `current`, in the folder of bundles, at a bundle: one atomic rename."""
     link = bundle.parent / f".writing-{os.getpid()}-current"
     link.unlink(missing_ok=True)
     link.symlink_to(bundle.name)
@@ -18,7 +18,7 @@ def publish_bundle(bundle: Path) -> None:
 
 
 def current_bundle(root: Path) -> Path:
-    """The folder that root/current points at. Raises BundleError when there is none."""
+    """The folder that root/current points to. Raises BundleError when no bundle is published."""
     link = root / "current"
     if not link.is_symlink():
         raise BundleError(f"{link}: no bundle is published there; run `recsys train CONFIG` first")
@@ -26,20 +26,20 @@ def current_bundle(root: Path) -> Path:
 
 
 def find_bundle(root: Path, name: str) -> Path:
-    """The folder of a bundle by its fingerprint, the beginning of it, or `current`.
+    """The folder of a bundle, by its fingerprint, a prefix of it, or `current`.
 
-    Raises BundleError when there is none, or several begin so.
+    Raises BundleError when no bundle or several bundles match.
     """
     if name == "current":
         return current_bundle(root)
-    found = [path for path in list_bundles(root) if path.name.startswith(name)]
-    if len(found) != 1:
-        there = ", ".join(path.name for path in list_bundles(root)) or "none"
-        raise BundleError(f"{root}: {len(found)} bundles begin with {name!r}; there are: {there}")
-    return found[0]
+    matches = [path for path in list_bundles(root) if path.name.startswith(name)]
+    if len(matches) != 1:
+        existing = ", ".join(path.name for path in list_bundles(root)) or "none"
+        raise BundleError(f"{root}: {len(matches)} bundles begin with {name!r}; there are: {existing}")
+    return matches[0]
 
 
 def list_bundles(root: Path) -> list[Path]:
-    """Folders of the bundles below root, the oldest first."""
+    """The folders of the bundles below root, oldest first."""
     folders = [path.parent for path in root.glob(f"[!.]*/{MANIFEST}") if not path.parent.is_symlink()]
     return sorted(folders, key=lambda folder: ((folder / MANIFEST).stat().st_mtime_ns, folder.name))

@@ -1,8 +1,9 @@
-"""The alignment: vectors of several frozen encoders into one shared space.
+"""The alignment: one affine map for each encoder's space, into one shared space.
 
-Channels are what an item is made of (title, text, image, speech, sound); each lies in the space of its encoder, and
-channels of one space, as written and spoken words, share one map. An item is the sum of its channels' unit vectors in
-the shared space: what is missing is left out, and a query made of anything meets items made of anything else.
+An item has channels: title, text, image, speech, sound. Each channel is embedded in the space of its encoder.
+Channels of one space share one map (written and spoken words, for example). An item's vector is the normalised sum of
+the unit vectors of its channels in the shared space. Missing channels are left out, so that queries and items of any
+channels can be compared.
 """
 
 import hashlib
@@ -19,9 +20,9 @@ from features.errors import SpaceError
 
 @dataclass(frozen=True)
 class Views:
-    """What one channel has of n items, or says of them in several ways: p vectors.
+    """The p vectors of one channel over n items; an item has zero, one or several.
 
-    space: whose vectors; items (p,) int64: the row of each vector's item; vectors (p, d) float32 unit rows.
+    space: the encoder's; items (p,) int64: the item row of each vector; vectors (p, d) float32 unit rows.
     """
 
     space: SpaceKey
@@ -30,20 +31,20 @@ class Views:
 
     @classmethod
     def of(cls, embedded: Embedded) -> "Views":
-        """One view of each content that there is something of."""
+        """One view of each content that is present."""
         rows = np.flatnonzero(embedded.present)
         return cls(embedded.space, rows, embedded.vectors[rows])
 
     def where(self, keep: Bools) -> "Views":
-        """The views of the items that keep (n,) marks, of which there are then keep.sum(), in order."""
-        new = np.cumsum(keep) - 1
-        mine = keep[self.items]
-        return Views(self.space, new[self.items[mine]], self.vectors[mine])
+        """The views of the items that keep (n,) selects; these items are renumbered 0..keep.sum()-1, in order."""
+        new_row = np.cumsum(keep) - 1  # (n,)
+        selected = keep[self.items]  # (p,)
+        return Views(self.space, new_row[self.items[selected]], self.vectors[selected])
 
 
 @dataclass(frozen=True)
 class AffineMap:
-    """(x - mean) @ weight; mean (d,), weight (d, D), float32. Its first coordinates matter most: Matryoshka."""
+    """(x - mean) @ weight; mean (d,), weight (d, D), float32. Output coordinates are in order of importance."""
 
     mean: Floats
     weight: Floats
@@ -57,7 +58,7 @@ class AffineMap:
 class Alignment:
     """One map for each encoder's space.
 
-    maps: by the space they map from; nested: dimensions that its vectors may be cut to.
+    maps: source space -> map; nested: ascending dimensions that vectors may be cut to (Matryoshka), the last one D.
     """
 
     maps: Mapping[SpaceKey, AffineMap]
@@ -65,12 +66,12 @@ class Alignment:
 
     @property
     def dimension(self) -> int:
-        """Of the shared space."""
+        """D, the dimension of the shared space."""
         return self.nested[-1]
 
     @cached_property
     def space(self) -> SpaceKey:
-        """The shared space, named by the maps' numbers: two trainings make two spaces."""
+        """The key of the shared space, with a hash of all weights: every training makes another space."""
         digest = hashlib.sha256()
         for key in sorted(self.maps, key=str):
             digest.update(str(key).encode())
@@ -78,24 +79,24 @@ class Alignment:
         return SpaceKey("recsys alignment", digest.hexdigest()[:16], self.dimension)
 
     def channel(self, embedded: Embedded) -> Embedded:
-        """One channel in the shared space; what the map makes nothing of is absent there.
+        """One channel in the shared space: (n, D). Contents that map to zero are absent there.
 
-        Raises SpaceError for vectors of a space that it was not fitted on.
+        Raises SpaceError when the alignment has no map from the channel's space.
         """
         if embedded.space not in self.maps:
-            there = "\n  ".join(map(str, self.maps))
-            raise SpaceError(f"the alignment has no map from\n  {embedded.space}\nbut from\n  {there}")
+            known = "\n  ".join(map(str, self.maps))
+            raise SpaceError(f"the alignment has no map from\n  {embedded.space}\nit has maps from\n  {known}")
         vectors = self.maps[embedded.space](embedded.vectors) * embedded.present[:, None]
         return Embedded(self.space, vectors, np.asarray(vectors.any(axis=1)), embedded.failures)
 
 
 def fuse(channels: Mapping[str, Embedded]) -> Embedded:
-    """Channels of the same n contents in one space, summed and normalised: (n, D).
+    """The normalised sum of the channels of the same n contents: (n, D).
 
-    Raises SpaceError when they lie in different spaces.
+    Raises SpaceError when the channels are in different spaces.
     """
     first = next(iter(channels.values()))
-    total: Floats = np.zeros(first.vectors.shape, dtype=np.float32)
+    total: Floats = np.zeros(first.vectors.shape, dtype=np.float32)  # (n, D)
     for name, channel in channels.items():
         same_space(channel.space, first.space, f"channel {name}")
         total += unit(channel.vectors)

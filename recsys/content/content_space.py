@@ -1,4 +1,4 @@
-"""Where contents lie: the one space of a catalogue's content vectors, and how any other content gets there."""
+"""The content space: the one space of a catalogue's content vectors, and the map of other contents into it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from recsys.content.alignment_training import MIN_PAIRED_ITEMS, fit_alignment
 
 @dataclass(frozen=True)
 class ContentSpace:
-    """The space of a run's contents.
+    """The space of the content vectors of a training run.
 
-    alignment: from the encoders' spaces into this one, None where an encoder's own is used as it is;
+    alignment: maps from the encoders' spaces into this one, None where it is the space of an encoder;
     channels: name -> that channel of the catalogue's n items, in this space.
     """
 
@@ -27,91 +27,100 @@ class ContentSpace:
     channels: Mapping[str, Embedded]
 
     def accepts(self, name: str, space: SpaceKey) -> bool:
-        """Whether training placed that channel of the items, or another one in the same space."""
+        """Whether vectors of a channel in an encoder's space can be placed here.
+
+        They can if training placed that channel of the items, or another channel in the same space.
+        """
         known = {self.space} if self.alignment is None else self.alignment.maps.keys()
         return name in self.channels or space in known
 
     def place(self, channels: Mapping[str, Embedded]) -> Embedded:
-        """Contents by what their channels' encoders made of them: (k, D) unit rows, zeros of what says nothing.
+        """Vectors of k contents in this space: (k, D) unit rows, zeros where all channels are absent.
 
-        Raises SpaceError when an encoder's space is not one of those that this run was made with.
+        channels: name -> the contents' vectors in the encoder's space. Raises SpaceError when training did not use an
+        encoder's space.
         """
         if self.alignment is not None:
-            return fuse({name: self.alignment.channel(one) for name, one in channels.items()})
-        for name, one in channels.items():
-            same_space(self.space, one.space, f"channel {name}")
+            return fuse({name: self.alignment.channel(channel) for name, channel in channels.items()})
+        for name, channel in channels.items():
+            same_space(self.space, channel.space, f"channel {name}")
         return fuse(channels)
 
     def with_catalog(self, channels: Mapping[str, Embedded]) -> tuple["ContentSpace", Embedded]:
-        """The same space around another catalogue's n items, and their vectors in it.
+        """This space with the n items of another catalogue, and their vectors in it.
 
-        channels: what their encoders made of the items; those that this space was made without are left out.
-        Raises SpaceError when none is left, or one comes from another encoder's space.
+        channels: name -> the items' vectors in the encoder's space. Channels that this space was fitted without are
+        left out. Raises SpaceError when no channel remains, or when one is in another encoder's space.
         """
-        same = {name: one for name, one in channels.items() if name in self.channels}
-        if not same:
-            raise SpaceError(f"contents are of {', '.join(channels)}, and {self.space} of {', '.join(self.channels)}")
-        content = self.place(same)
+        kept = {name: channel for name, channel in channels.items() if name in self.channels}
+        if not kept:
+            raise SpaceError(
+                f"contents are of {', '.join(channels)}, and {self.space} has {', '.join(self.channels)} only"
+            )
+        content = self.place(kept)
         if self.alignment is not None:
-            same = {name: self.alignment.channel(one) for name, one in same.items()}
-        return ContentSpace(self.space, self.alignment, same), content
+            kept = {name: self.alignment.channel(channel) for name, channel in kept.items()}
+        return ContentSpace(self.space, self.alignment, kept), content
 
     def near_item(self, row: int, others: Ints) -> dict[str, list[float | None]]:
-        """Cosines between an item and others (k,), by channel; None where one of the two has nothing there."""
+        """Cosines of an item with others (k,), by channel; None where the channel of either item is absent."""
         return {
             name: _cosines(channel, channel.vectors[row], others) if channel.present[row] else [None] * len(others)
             for name, channel in self.channels.items()
         }
 
     def near_query(self, query: Floats, others: Ints) -> dict[str, list[float | None]]:
-        """Cosines between a query (D,) of this space and items (k,), by channel; None where one has nothing there."""
+        """Cosines of a query (D,) in this space with items (k,), by channel; None where an item's is absent."""
         return {name: _cosines(channel, query, others) for name, channel in self.channels.items()}
 
 
 def fit_content_space(
     channels: Mapping[str, Embedded], config: AlignmentConfig, *, seed: int, progress: StartProgress | None = None
 ) -> tuple[ContentSpace, Embedded, str]:
-    """The space of n items, their vectors in it, and a line that says how it came to be.
+    """The space of n items, their vectors in it, and a line for the log.
 
-    channels: name -> what its encoder made of the items. Where they lie in one space, that is it. Several are aligned
-    on the items that are in more than one; a space that fewer than MIN_PAIRED_ITEMS such items are in is left out.
-    Where that leaves nothing to align, the space that most items are in is used.
+    channels: name -> the items' vectors in the encoder's space. One space is used as it is. Several spaces are
+    aligned on the items that have vectors in more than one; a space with fewer than MIN_PAIRED_ITEMS such items is
+    left out. Where fewer than two spaces remain, the space of the channel that most items have is used as it is.
     """
-    there = {name: one for name, one in channels.items() if one.present.any()}
-    counts = ", ".join(f"{name} of {one.present.sum():,}" for name, one in there.items()) or "nothing"
-    meeting = _alignable(there)
-    if few := [name for name in there if name not in meeting]:
-        counts += f"; {', '.join(few)} left out: at least {MIN_PAIRED_ITEMS} items need it beside another kind"
-    if len({one.space for one in meeting.values()}) > 1:
-        n = len(next(iter(meeting.values())).present)
-        views = {name: Views.of(one) for name, one in meeting.items()}
+    present = {name: channel for name, channel in channels.items() if channel.present.any()}
+    counts = ", ".join(f"{name} of {channel.present.sum():,}" for name, channel in present.items()) or "nothing"
+    alignable = _alignable(present)
+    if few := [name for name in present if name not in alignable]:
+        counts += f"; {', '.join(few)} left out: fewer than {MIN_PAIRED_ITEMS} items are in another space too"
+    if len({channel.space for channel in alignable.values()}) > 1:
+        n = len(next(iter(alignable.values())).present)
+        views = {name: Views.of(channel) for name, channel in alignable.items()}
         alignment = fit_alignment(views, n, config, seed=seed, progress=progress).alignment
-        placed = {name: alignment.channel(one) for name, one in meeting.items()}
+        placed = {name: alignment.channel(channel) for name, channel in alignable.items()}
         return ContentSpace(alignment.space, alignment, placed), fuse(placed), f"contents aligned: {counts}"
-    best = max(there or channels, key=lambda name: channels[name].present.sum())
-    same = {name: one for name, one in (there or channels).items() if one.space == channels[best].space}
-    return ContentSpace(channels[best].space, None, same), fuse(same), f"contents: {counts}"
+    candidates = present or channels
+    largest = max(candidates, key=lambda name: channels[name].present.sum())
+    space = channels[largest].space
+    same = {name: channel for name, channel in candidates.items() if channel.space == space}
+    return ContentSpace(space, None, same), fuse(same), f"contents: {counts}"
 
 
 def _cosines(channel: Embedded, vector: Floats, rows: Ints) -> list[float | None]:
+    """Cosines of a vector (D,) with the items of rows (k,); None where the item's channel is absent."""
     cosines = (channel.vectors[rows] @ vector).tolist()
-    return [cosine if there else None for cosine, there in zip(cosines, channel.present[rows], strict=True)]
+    return [cosine if present else None for cosine, present in zip(cosines, channel.present[rows], strict=True)]
 
 
 def _alignable(channels: Mapping[str, Embedded]) -> Mapping[str, Embedded]:
-    """Those of spaces that meet another one in at least MIN_PAIRED_ITEMS items; those of one space where none does.
+    """The channels of spaces that share at least MIN_PAIRED_ITEMS items with other spaces; else those of one space.
 
-    A map of fewer would put their items anywhere, and the other channels of these items with them.
+    A map that is fitted on fewer items is arbitrary, and would misplace the items with all their channels.
     """
-    while len(spaces := {one.space for one in channels.values()}) > 1:
-        within = {
-            key: np.logical_or.reduce([one.present for one in channels.values() if one.space == key])
-            for key in spaces
+    while len(spaces := {channel.space for channel in channels.values()}) > 1:
+        items_in = {  # space -> (n,): items with a vector in it
+            space: np.logical_or.reduce([channel.present for channel in channels.values() if channel.space == space])
+            for space in spaces
         }
-        several = np.sum(list(within.values()), axis=0) > 1
-        met = {key: (int((mine & several).sum()), int(mine.sum()), str(key)) for key, mine in within.items()}
-        rarest = min(met, key=lambda key: met[key])
-        if met[rarest][0] >= MIN_PAIRED_ITEMS:
+        in_several = np.sum(list(items_in.values()), axis=0) > 1  # (n,)
+        sizes = {key: (int((has & in_several).sum()), int(has.sum()), str(key)) for key, has in items_in.items()}
+        rarest = min(sizes, key=lambda space: sizes[space])
+        if sizes[rarest][0] >= MIN_PAIRED_ITEMS:
             break
-        channels = {name: one for name, one in channels.items() if one.space != rarest}
+        channels = {name: channel for name, channel in channels.items() if channel.space != rarest}
     return channels

@@ -1,9 +1,9 @@
-"""Search: words, pictures, sounds and videos, or any mixture of them, as one vector among the items' contents."""
+"""Search queries of text, images, sounds and videos, as one vector in the space of the items' contents."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,13 +17,13 @@ from features.errors import BundleError
 from features.interactions import now_micros
 from recsys.content.content_space import ContentSpace
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class EncoderSetup:
-    """What a bundle's contents were encoded with, as its queries have to be; models: folder of exported models."""
+    """The encoders of a bundle's contents, which its queries must use too.
+
+    config, limits: of the encoders and of what they read; models: folder of exported models.
+    """
 
     config: EncoderConfig
     limits: Limits
@@ -31,7 +31,10 @@ class EncoderSetup:
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> "EncoderSetup | None":
-        """As a bundle's manifest says; None where it was trained without an encoder. Raises BundleError."""
+        """From a bundle's manifest; None where the bundle was trained without an encoder.
+
+        Raises BundleError when the manifest's settings are not valid in this version.
+        """
         run = manifest["config"]
         if run.get("encoder") is None:
             return None
@@ -40,12 +43,12 @@ class EncoderSetup:
             return cls(config, Limits.model_validate(run["limits"]), Path(run["cache"]) / "models")
         except (KeyError, ValidationError) as error:
             raise BundleError(
-                f"encoder, limits or cache in the manifest cannot be used, train again: {error}"
+                f"encoder, limits or cache in the manifest are not valid in this version, train again: {error}"
             ) from None
 
     @property
     def remote(self) -> bool:
-        """Whether another machine encodes."""
+        """Whether the encoder is a remote service."""
         return isinstance(self.config, GeminiConfig | OpenAICompatibleConfig)
 
     def open(self, decoders: DecoderPool) -> dict[str, Encoder]:
@@ -55,16 +58,17 @@ class EncoderSetup:
 
 @dataclass(frozen=True)
 class QueryEncoder:
-    """Makes vectors of queries. encoders: channel -> encoder."""
+    """Embeds queries. space: of the items' contents; encoders: channel -> encoder."""
 
     space: ContentSpace
     encoders: Mapping[str, Encoder]
 
     def embed(self, content: Content) -> Embedded:
-        """The content in the space of the items' contents: (1, D), not present where nothing of it could be read.
+        """The content in the space of the items' contents: (1, D), absent where no part could be read.
 
-        failures: each part that was not read, or not wholly, once. Only encoders of its parts' kinds are asked, so
-        that nothing else is loaded. Raises SpaceError when one has become another than the items were encoded with.
+        failures: one for each part that was not read, or not completely. Only encoders that read a kind of part in
+        the content are called: no other model is loaded. Raises SpaceError when an encoder has changed since the
+        items were encoded.
         """
         kinds = {part.modality for part in content.parts}
         channels = {
@@ -79,20 +83,23 @@ class QueryEncoder:
         return replace(placed, present=placed.present & placed.vectors.any(axis=1), failures=failures)
 
     def _failures(self, content: Content, channels: Mapping[str, Embedded]) -> tuple[Failure, ...]:
-        why: dict[int, str] = {}
+        """One failure for each part that was not read, or not completely, with the first reason."""
+        reasons: dict[int, str] = {}  # part -> reason
         for channel in channels.values():
             for failure in channel.failures:
-                why.setdefault(failure.part, failure.reason)
+                reasons.setdefault(failure.part, failure.reason)
         for at, part in enumerate(content.parts):
             readers = [name for name in channels if part.modality in self.encoders[name].modalities]
             if not readers:
-                why.setdefault(at, f"the items cannot be searched by {part.modality}: they were trained without")
+                reasons.setdefault(
+                    at, f"the items cannot be searched by {part.modality}: they were trained without it"
+                )
             elif not any(channels[name].vectors.any() for name in readers):
-                why.setdefault(at, "there is nothing in it to search by")
-        return tuple(Failure(0, at, reason) for at, reason in sorted(why.items()))
+                reasons.setdefault(at, "it has no content to search by")
+        return tuple(Failure(0, at, reason) for at, reason in sorted(reasons.items()))
 
 
 def searchable(catalog: Catalog) -> Bools:
-    """(n,): items that a search may find: available, published by now, and something is known of them."""
+    """(n,): items that a search may return: available, published by now, and with content."""
     out: Bools = catalog.available & catalog.has_content & catalog.published_by(now_micros())
     return out

@@ -1,4 +1,4 @@
-"""Intervals by resampling users: the user is the unit, since events of one user are not independent."""
+"""Bootstrap confidence intervals over users: the events of one user are not independent, so users are resampled."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from features.arrays import Doubles
 from features.errors import ConfigError, DataError
 
 _CHUNK = 1 << 21
-"""Users drawn at a time over all resamples: 16 MiB of indexes."""
+"""Users drawn at a time, over several resamples: 16 MiB of indexes."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over users and the ends of its confidence interval."""
+    """A mean over users with the bounds of its confidence interval."""
 
     mean: float
     low: float
@@ -21,20 +21,20 @@ class Interval:
 
 
 def bootstrap(values: Doubles, *, samples: int = 2000, seed: int, level: float = 0.95) -> Interval:
-    """Percentile bootstrap of the mean of values (u,), one number a user.
+    """Percentile bootstrap of the mean of values (u,), one value a user.
 
-    Efron & Tibshirani 1993, chapter 13: draw u users with replacement, `samples` times, and read the (1 - level) / 2
-    and (1 + level) / 2 quantiles of the means. Users as clusters: Field & Welsh 2007. The same seed and u draw the
-    same users, so figures of one table share their resamples.
+    Efron & Tibshirani 1993, chapter 13: draw u users with replacement, `samples` times; the bounds are the
+    (1 - level) / 2 and (1 + level) / 2 quantiles of the means. Users as clusters: Field & Welsh 2007. The same seed
+    and u draw the same users, so the figures of one table share their resamples.
 
-    One user tells nothing of the others: the interval is then infinite. DataError on no users or a value that is not
-    finite; ConfigError on a level outside (0, 1) or no samples.
+    The interval of a single user is infinite. Raises DataError when there are no users or a value is not finite,
+    ConfigError when level is outside (0, 1) or samples < 1.
     """
     n = len(values)
     if not 0 < level < 1 or samples < 1:
         raise ConfigError(f"bootstrap of {samples} samples at level {level}: needs samples >= 1 and 0 < level < 1")
     if n == 0:
-        raise DataError("bootstrap over 0 users: there is nothing to resample")
+        raise DataError("bootstrap over 0 users: at least one is needed")
     if not np.isfinite(values).all():
         i = int((~np.isfinite(values)).argmax())
         raise DataError(f"bootstrap: value {values[i]} at position {i} of {n} users is not finite; leave it out")
@@ -52,13 +52,13 @@ def bootstrap(values: Doubles, *, samples: int = 2000, seed: int, level: float =
 
 
 def paired_bootstrap(
-    ours: Doubles, theirs: Doubles, *, samples: int = 2000, seed: int, level: float = 0.95
+    ours: Doubles, peer: Doubles, *, samples: int = 2000, seed: int, level: float = 0.95
 ) -> Interval:
-    """Interval of mean(ours - theirs), both (u,) over the same users in the same order; errors as in `bootstrap`.
+    """Interval of mean(ours - peer), both (u,) over the same users in the same order.
 
-    Resampling the differences keeps the pairing: what makes a user easy for both cancels out (Koehn 2004 for the
-    paired form in evaluation).
+    Differences are resampled, so that the difficulty of a user, common to both, cancels out (Koehn 2004, on the
+    paired form in evaluation). Raises DataError when the shapes differ, and as `bootstrap`.
     """
-    if ours.shape != theirs.shape or ours.ndim != 1:
-        raise DataError(f"paired bootstrap of shapes {ours.shape} and {theirs.shape}: both must be (u,), same users")
-    return bootstrap(ours - theirs, samples=samples, seed=seed, level=level)
+    if ours.shape != peer.shape or ours.ndim != 1:
+        raise DataError(f"paired bootstrap of shapes {ours.shape} and {peer.shape}: both must be (u,), same users")
+    return bootstrap(ours - peer, samples=samples, seed=seed, level=level)

@@ -1,4 +1,4 @@
-"""EASE^R among the nearest items alone: weights that stay sparse however many items there are."""
+"""Local EASE^R: each column is solved over the nearest items only, so the weights stay sparse for any catalogue."""
 
 import numpy as np
 import scipy.sparse as sp
@@ -10,47 +10,47 @@ from recsys.histories import user_item_matrix
 from recsys.ranking.item_similarity import item_similarity
 
 _MAX_DENSE_BYTES = 1 << 30
-"""Bytes that a dense matrix of pairs may take: its parts are read several times as fast as a sparse one's."""
+"""Maximum size of a dense matrix of item pairs; submatrices of a sparse one take several times as long."""
 
 
 def fit_local_ease(events: Interactions, *, k: int, regularization: float = 200.0) -> sp.csr_array:
-    """Weights (n, n) float32: row = item of the history, column = item scored, at most k in a column.
+    """Weights (n, n) sparse float32: row = item of the history, column = scored item, at most k in a column.
 
-    EASE^R (Steck 2019) where each column j uses the items N nearest to it alone, as fsSLIM does (Ning & Karypis
-    2011): (X_N'X_N + regularization I)^-1 X_N'x_j, X binary. N are the k largest cosines of item-kNN, without a tie
-    that does not fit in whole. With all items near to each it is EASE^R itself.
-    Takes the memory of all pairs of items that some user has both of. Raises DataError without positive events,
-    ConfigError on settings out of range.
+    EASE^R (Steck 2019) where column j uses only the set N of the items nearest to j, as fsSLIM does (Ning & Karypis
+    2011): (X_N'X_N + regularization I)^-1 X_N'x_j, X binary. N are the k items of largest cosine, as in item-kNN; a
+    tie that exceeds k is left out completely. If N holds all other items, this is EASE^R itself.
+    Memory: one number for each pair of items that have a user in common. Raises DataError when no event is positive,
+    ConfigError when regularization <= 0.
     """
     if regularization <= 0:
-        raise ConfigError(f"local EASE with regularization={regularization}: needs > 0")
+        raise ConfigError(f"local EASE with regularization={regularization}: it must be greater than 0")
     n = events.n_items
-    near = item_similarity(events, k=k, shrink=10, exponent=0.5)
+    similarity = item_similarity(events, k=k, shrink=10, exponent=0.5)
     x = user_item_matrix(events)
-    sparse = (x.T @ x).tocsr()  # (n, n) users with both
-    together = sparse.toarray() if 4 * n * n <= _MAX_DENSE_BYTES else sparse
+    sparse = (x.T @ x).tocsr()  # (n, n): users with both items
+    gram = sparse.toarray() if 4 * n * n <= _MAX_DENSE_BYTES else sparse
     columns, rows = [], []
     for item in range(n):
-        chosen = _nearest(near, item, k)
-        pairs = _submatrix(together, np.append(chosen, item))
-        pairs[np.diag_indices(len(pairs))] += np.float32(regularization)
-        columns.append(np.linalg.solve(pairs[:-1, :-1], pairs[:-1, -1]))
-        rows.append(chosen)
+        nearest = _nearest(similarity, item, k)  # N, (r,)
+        system = _submatrix(gram, np.append(nearest, item))  # (r + 1, r + 1)
+        system[np.diag_indices(len(system))] += np.float32(regularization)
+        columns.append(np.linalg.solve(system[:-1, :-1], system[:-1, -1]))
+        rows.append(nearest)
     starts = np.cumsum([0, *map(len, rows)])
     return sp.csc_array((np.concatenate(columns), np.concatenate(rows), starts), shape=(n, n)).tocsr()
 
 
-def _nearest(near: sp.csr_array, item: int, k: int) -> Ints:
+def _nearest(similarity: sp.csr_array, item: int, k: int) -> Ints:
     """Rows of the k items nearest to one; fewer where a tie at the k-th is left out."""
-    begin, end = near.indptr[item : item + 2]
-    items, alike = near.indices[begin:end], near.data[begin:end]
-    nearest: Ints = items if len(items) <= k else items[alike > np.partition(alike, -k - 1)[-k - 1]]
+    start, end = similarity.indptr[item : item + 2]
+    items, values = similarity.indices[start:end], similarity.data[start:end]
+    nearest: Ints = items if len(items) <= k else items[values > np.partition(values, -k - 1)[-k - 1]]
     return nearest
 
 
-def _submatrix(pairs: sp.csr_array | Floats, rows: Ints) -> Floats:
-    """The (r, r) part of a matrix, a new array."""
-    if isinstance(pairs, np.ndarray):
-        return pairs[np.ix_(rows, rows)]
-    part: Floats = pairs[rows][:, rows].toarray()
-    return part
+def _submatrix(matrix: sp.csr_array | Floats, rows: Ints) -> Floats:
+    """The submatrix (r, r) of rows and columns (r,), a new array."""
+    if isinstance(matrix, np.ndarray):
+        return matrix[np.ix_(rows, rows)]
+    submatrix: Floats = matrix[rows][:, rows].toarray()
+    return submatrix

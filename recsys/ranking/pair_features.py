@@ -1,4 +1,4 @@
-"""Features of (user, item) pairs: what the reranker reads."""
+"""Features of (user, item) pairs, the input of the reranker."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,23 +52,24 @@ FEATURES = (
 
 
 RECENT_EVENTS = 50
-"""Newest positive events of a user that similarities are taken with."""
+"""Number of newest positive events of a user that similarities are computed with."""
 
 
 NEIGHBOURS = 200
-"""Items that each item is foretold from."""
+"""Number of neighbours that predict each item in `fit_local_ease`."""
 
 
 LONG_DECAY, SHORT_DECAY = 0.99, 0.8
-"""Weight of an event in neighbours_long and neighbours_short against the next one in the history."""
+"""Weight of an event relative to the next newer one, in neighbours_long and neighbours_short."""
 
 
 @dataclass(frozen=True)
 class PairFeatures:
-    """Makes the feature matrix of (state, candidate) pairs from arrays fixed at training.
+    """Computes the feature matrix of (state, candidate) pairs from arrays that are fixed at training.
 
-    vectors (n, d) item vectors of the towers that found the candidates; statistics and words of the items;
-    neighbours (n, n) sparse: how much the item of a column goes with that of a row (`fit_local_ease`).
+    vectors (n, d): item vectors of the towers that retrieved the candidates; statistics, tfidf: event counts and
+    TF-IDF rows of the items; neighbours (n, n) sparse: weights of local EASE, row = item of the history, column =
+    scored item (`fit_local_ease`).
     """
 
     catalog: Catalog
@@ -79,78 +80,78 @@ class PairFeatures:
 
     @classmethod
     def of(cls, catalog: Catalog, vectors: Floats, events: Interactions) -> "PairFeatures":
-        """From the events of a time. Raises DataError when none is positive."""
-        words = TfidfIndex.of(item_texts(catalog.frame))
-        return cls(catalog, vectors, ItemStatistics.of(events), words, fit_local_ease(events, k=NEIGHBOURS))
+        """Fitted on events. Raises DataError when no event is positive."""
+        tfidf = TfidfIndex.of(item_texts(catalog.frame))
+        return cls(catalog, vectors, ItemStatistics.of(events), tfidf, fit_local_ease(events, k=NEIGHBOURS))
 
     @property
     def fitted_until(self) -> int:
-        """µs of the latest event that the features have seen."""
+        """Time in µs of the latest event that the features are fitted on."""
         return self.statistics.fitted_until
 
     def _neighbours(self, positives: Ragged, decay: float, rows: Ints) -> Doubles:
-        """(b, k): sums over b histories of decay ** age times how much the items of rows (b, k) go with theirs."""
+        """Sums over b histories of decay ** age times the weights of the items of rows (b, k): (b, k)."""
         n = len(self.vectors)
-        sums = sp.csr_array(profile(positives, n, decay) @ self.neighbours)
+        sums = sp.csr_array(profile(positives, n, decay) @ self.neighbours)  # (b, n)
         sums.sort_indices()
-        key = np.repeat(np.arange(len(rows)), np.diff(sums.indptr)) * n + sums.indices
-        asked = np.arange(len(rows))[:, None] * n + rows
-        at = np.searchsorted(key, asked)
-        return np.where(np.append(key, -1)[at] == asked, np.append(sums.data, 0.0)[at], 0.0)
+        key = np.repeat(np.arange(len(rows)), np.diff(sums.indptr)) * n + sums.indices  # ascending: state * n + item
+        query = np.arange(len(rows))[:, None] * n + rows  # (b, k)
+        at = np.searchsorted(key, query)
+        return np.where(np.append(key, -1)[at] == query, np.append(sums.data, 0.0)[at], 0.0)
 
     def _ages(self, as_of: Ints, rows: Ints) -> Doubles:
-        """(b, k): days from the publication of items rows (b, k) to the moments as_of (b,), NaN where it is unknown.
+        """Days from the publication of the items of rows (b, k) to the times as_of (b,): (b, k), NaN if unknown.
 
-        Of what nobody has touched yet, the new is wanted far more often than what has lain there for long. They end
-        when it is asked for, not with the statistics: what is put tomorrow is new tomorrow.
+        Among cold items, users take new ones far more often than old ones. Ages are counted to the request, not to
+        the end of the statistics: an item that is published tomorrow is new tomorrow.
         """
         published = self.catalog.published[rows]
         return np.where(published == UNDATED, np.nan, (as_of[:, None] - published.astype(np.float64)) / DAY)
 
     @cached_property
     def finest_category(self) -> Ints:
-        """(n,) int64: the last category of each item, the finest where they are a path; -1 for none."""
+        """The last category of each item, the finest if its categories are a path; -1 if it has none: (n,) int64."""
         depth = (self.catalog.categories >= 0).sum(1)
         last = self.catalog.categories[np.arange(len(depth)), depth - 1]
         return np.where(depth > 0, last, -1).astype(np.int64)
 
     def matrix(self, states: UserStates, candidates: Candidates) -> Floats:
-        """(b, k, len(FEATURES)) float32; NaN where a feature does not exist; padding rows are meaningless."""
+        """Features of candidates (b, k): (b, k, len(FEATURES)) float32, NaN where undefined; padding is arbitrary."""
         s, positives = self.statistics, states.positives()
         rows = np.maximum(candidates.rows, 0)  # (b, k)
         recent = positives.tail(RECENT_EVENTS)  # (b, h), right-aligned
-        there = recent >= 0
-        known = np.maximum(recent, 0)
-        count = there.sum(1).clip(min=1)[:, None]
-        similar = np.einsum("bkd,bhd->bkh", self.vectors[rows], self.vectors[known], optimize=True)
-        similar[np.broadcast_to(~there[:, None, :], similar.shape)] = np.nan
-        text = (self.catalog.content[known] * there[:, :, None]).sum(1)  # (b, m)
+        valid = recent >= 0
+        recent = np.maximum(recent, 0)
+        count = valid.sum(1).clip(min=1)[:, None]  # (b, 1)
+        similar = np.einsum("bkd,bhd->bkh", self.vectors[rows], self.vectors[recent], optimize=True)
+        similar[np.broadcast_to(~valid[:, None, :], similar.shape)] = np.nan
+        text = (self.catalog.content[recent] * valid[:, :, None]).sum(1)  # (b, m)
         text /= np.linalg.norm(text, axis=1, keepdims=True).clip(min=1e-9)
-        main = self.catalog.categories[:, 0]
-        same = (main[rows][:, :, None] == main[known][:, None, :]) & there[:, None, :]
-        same &= (main[rows] >= 0)[:, :, None]  # items without a category share none
-        popularity = np.log1p(s.total[rows])  # of the candidates only, not of the catalogue
-        recently = np.log1p(s.recent[rows])
-        # until the statistics were taken, not until now: a bundle orders tomorrow as it was judged today
+        main = self.catalog.categories[:, 0]  # (n,)
+        same = (main[rows][:, :, None] == main[recent][:, None, :]) & valid[:, None, :]  # (b, k, h)
+        same &= (main[rows] >= 0)[:, :, None]  # items without a category have none in common
+        popularity = np.log1p(s.total[rows])  # of the candidates only, not of the whole catalogue
+        recent_popularity = np.log1p(s.recent[rows])
+        # days to the end of the statistics, not to the request: the ranking stays the one that was evaluated
         days = (s.fitted_until - s.last[rows].astype(np.float64)) / DAY
-        empty = ~there.any(1)
-        mean_popularity = (np.log1p(s.total[known]) * there).sum(1) / count[:, 0]
-        filled = np.where(np.isnan(similar), -1.0, similar)
+        empty = ~valid.any(1)  # (b,)
+        mean_popularity = (np.log1p(s.total[recent]) * valid).sum(1) / count[:, 0]  # (b,)
+        filled = np.where(np.isnan(similar), -1.0, similar)  # (b, k, h): -1, the minimum of a cosine
         columns = {
             "retrieval_score": candidates.scores,
             "retrieval_rank": np.arange(candidates.rows.shape[1]),
             "similarity_last": filled[:, :, -1],
             "similarity_max": filled.max(2),
-            "similarity_mean": np.where(there[:, None, :], filled, 0).sum(2) / count,
+            "similarity_mean": np.where(valid[:, None, :], filled, 0).sum(2) / count,
             "text_similarity": np.einsum("bkm,bm->bk", self.catalog.content[rows], text, optimize=True),
             "word_similarity": self.tfidf.similarity(positives, rows),
             "category_share": same.sum(2) / count,
             "neighbours_long": self._neighbours(positives, LONG_DECAY, rows),
             "neighbours_short": self._neighbours(positives, SHORT_DECAY, rows),
             "item_log_count": popularity,
-            "item_log_recent": recently,
+            "item_log_recent": recent_popularity,
             "item_log_newest": np.log1p(s.newest[rows]),
-            "item_trend": np.log1p(s.newest[rows] * (30 / 7)) - recently,
+            "item_trend": np.log1p(s.newest[rows] * (30 / 7)) - recent_popularity,
             "item_days_since_last": np.where(s.total[rows] > 0, days, np.nan),
             "item_days_since_published": self._ages(states.as_of, rows),
             "user_log_history": np.log1p(positives.lengths)[:, None],
@@ -163,46 +164,46 @@ class PairFeatures:
 
 
 def repeat_consumption_features(states: UserStates, rows: Ints, finest: Ints) -> dict[str, Doubles]:
-    """Those of FEATURES that the positive events of b states tell by name: arrays (b, k) of pairs, (b, 1) of users.
+    """The repeat-consumption features: name -> (b, k) for pairs, (b, 1) for users. rows (b, k): the candidates.
 
-    finest (n,): a category of each item, -1 for none. A moment is all that happened at one time, as a basket; share:
-    events with the item for each moment.
+    finest (n,): category of each item, -1 for none. A moment is all positive events at one time, such as a basket.
+    user_item_share: events with the item for each moment of the user.
     """
     items = UserItemCounts.of(states, len(finest))
     categories = UserItemCounts.of(states, int(finest.max(initial=0)) + 1, finest)
-    of_item = _taken(items, rows, states.as_of)
-    of_category = _taken(categories, finest[rows], states.as_of)
+    item_features = _consumption(items, rows, states.as_of)
+    category_features = _consumption(categories, finest[rows], states.as_of)
     positives = states.positive_times()
-    which, times = positives.pairs()
-    begins = np.append(True, (which[1:] != which[:-1]) | (times[1:] != times[:-1]))[: len(which)]
-    moments = np.bincount(which[begins], minlength=len(rows))[:, None]  # (b, 1)
-    events = np.bincount(which, minlength=len(rows))[:, None]
+    owner, times = positives.pairs()  # state and time of each positive event
+    starts = np.append(True, (owner[1:] != owner[:-1]) | (times[1:] != times[:-1]))[: len(owner)]
+    moments = np.bincount(owner[starts], minlength=len(rows))[:, None]  # (b, 1)
+    events = np.bincount(owner, minlength=len(rows))[:, None]
     distinct = np.bincount(items.key // len(finest), minlength=len(rows))[:, None]
     return {
-        **{f"user_item_{name}": values for name, values in of_item.items()},
-        **{f"user_category_{name}": values for name, values in of_category.items()},
-        "user_item_share": np.expm1(of_item["log_count"]) / moments.clip(min=1),
+        **{f"user_item_{name}": values for name, values in item_features.items()},
+        **{f"user_category_{name}": values for name, values in category_features.items()},
+        "user_item_share": np.expm1(item_features["log_count"]) / moments.clip(min=1),
         "user_log_moments": np.log1p(moments),
         "user_repeat_share": np.where(events > 0, 1 - distinct / events.clip(min=1), np.nan),
         "user_days_since_last": np.where(events > 0, (states.as_of[:, None] - positives.tail(1)) / DAY, np.nan),
     }
 
 
-def _taken(tally: UserItemCounts, kinds: Ints, as_of: Ints) -> dict[str, Doubles]:
-    """How often kinds (b, k) were taken, by recency, days since, and whether they are due: (b, k) each.
+def _consumption(counts: UserItemCounts, kinds: Ints, as_of: Ints) -> dict[str, Doubles]:
+    """Log count, recency, days since the last event and due ratio of kinds (b, k): name -> (b, k).
 
-    due: days since the last time over the mean of the days from one to the next, half a day at least.
+    due = days since the last event / mean days between two events, of at least half a day.
     """
-    at = tally.find(kinds)
-    between = np.where(tally.count > 1, (tally.last - tally.first) / (tally.count - 1).clip(min=1), np.nan)
+    at = counts.find(kinds)  # (b, k)
+    mean_gap = np.where(counts.count > 1, (counts.last - counts.first) / (counts.count - 1).clip(min=1), np.nan)
 
-    def of(values: Doubles, without: float) -> Doubles:
-        return np.append(values, without)[at]
+    def values_of(values: Doubles, default: float) -> Doubles:
+        return np.append(values, default)[at]
 
-    since = (as_of[:, None] - of(tally.last, np.nan)) / DAY
+    days = (as_of[:, None] - values_of(counts.last, np.nan)) / DAY
     return {
-        "log_count": np.log1p(of(tally.count, 0)),
-        "recency": of(tally.recency, 0),
-        "days_since_last": since,
-        "due": since / (of(between, np.nan) / DAY).clip(min=0.5),
+        "log_count": np.log1p(values_of(counts.count, 0)),
+        "recency": values_of(counts.recency, 0),
+        "days_since_last": days,
+        "due": days / (values_of(mean_gap, np.nan) / DAY).clip(min=0.5),
     }

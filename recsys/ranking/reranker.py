@@ -1,4 +1,4 @@
-"""The second stage: features of user, item and pair, ordered by LambdaMART. The only import of lightgbm."""
+"""The reranker, the second stage: LambdaMART on features of user, item and pair. The only import of lightgbm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ from recsys.ranking.pair_features import FEATURES, PairFeatures
 
 try:
     import lightgbm
-except OSError as error:  # the wheel links the system's OpenMP, which slim images lack
+except OSError as error:  # the wheel needs the system's OpenMP, which slim images lack
     raise DependencyError(
         f"lightgbm cannot be loaded ({error}): install libgomp, e.g. apt-get install libgomp1"
     ) from error
 
 
 STATES_AT_ONCE = 128
-"""Whose features are made at once: with 500 candidates of 768 dimensions they take 200 MB."""
+"""States whose features are computed together: 200 MB with 500 candidates of 768 dimensions."""
 
 NEGATIVES = 100
-"""About this many of a state's candidates that were not taken are learned from, drawn by the seed.
+"""Approximate number of negatives per state in training, sampled from its candidates by the seed.
 
-The time saved goes into more states and more trees, which are worth more.
+The time that sampling saves is better spent on more states and more trees.
 """
 
 
 class Reranker:
-    """LambdaMART (Burges 2010) behind `Scorer`."""
+    """A `Scorer` by LambdaMART (Burges 2010)."""
 
     def __init__(self, booster: lightgbm.Booster, features: PairFeatures) -> None:
-        """A fitted booster and the features it reads."""
+        """A reranker from a fitted booster and the features it reads."""
         self.booster = booster
         self.features = features
 
@@ -44,24 +44,24 @@ class Reranker:
         scores = np.empty(candidates.rows.shape, dtype=np.float32)
         for at in range(0, len(states), STATES_AT_ONCE):
             part = slice(at, at + STATES_AT_ONCE)
-            asked = Candidates(candidates.rows[part], candidates.scores[part])
-            matrix = self.features.matrix(states[part], asked).reshape(-1, len(FEATURES))
-            scores[part] = self.booster.predict(matrix, num_threads=1).reshape(asked.rows.shape)
+            chunk = Candidates(candidates.rows[part], candidates.scores[part])
+            matrix = self.features.matrix(states[part], chunk).reshape(-1, len(FEATURES))
+            scores[part] = self.booster.predict(matrix, num_threads=1).reshape(chunk.rows.shape)
         return np.where(candidates.rows >= 0, scores, -np.inf)
 
     @property
     def importance(self) -> dict[str, float]:
-        """Share of the total gain of each feature."""
+        """Feature -> share of the total gain."""
         gain = self.booster.feature_importance("gain")
         return dict(zip(FEATURES, (gain / max(gain.sum(), 1e-12)).tolist(), strict=True))
 
     def save(self, path: Path) -> None:
-        """Write the trees in LightGBM's own text format."""
+        """Write the trees in the text format of LightGBM."""
         path.write_text(self.booster.model_to_string())
 
     @classmethod
     def load(cls, path: Path, features: PairFeatures) -> "Reranker":
-        """Read what `save` wrote. Raises BundleError when the file is no model of these features."""
+        """Read what `save` wrote. Raises BundleError when the file is not a model with these features."""
         try:
             booster = lightgbm.Booster(model_str=path.read_text())
         except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:
@@ -73,7 +73,7 @@ class Reranker:
 
 @dataclass(frozen=True)
 class RankingExamples:
-    """Candidates of b states, and which of them were taken: relevant (b, k) bool."""
+    """Candidates (b, k) of b states, and whether the user took each of them next: relevant (b, k) bool."""
 
     states: UserStates
     candidates: Candidates
@@ -81,22 +81,22 @@ class RankingExamples:
 
 
 def fit_reranker(
-    features: PairFeatures, lessons: Sequence[RankingExamples], config: RerankerConfig, *, seed: int
+    features: PairFeatures, examples: Sequence[RankingExamples], config: RerankerConfig, *, seed: int
 ) -> Reranker | None:
-    """Fit on what was taken. None when nothing was: only states with a relevant candidate teach an order."""
+    """Fit on ranking examples. Returns None when no state has a relevant candidate: there is no order to learn."""
     rng = np.random.default_rng(seed)
     parts, labels, sizes = [], [], []
-    for lesson in lessons:
-        rows, scores, relevant = lesson.candidates.rows, lesson.candidates.scores, lesson.relevant
+    for example in examples:
+        rows, scores, relevant = example.candidates.rows, example.candidates.scores, example.relevant
         useful = np.flatnonzero((relevant & (rows >= 0)).any(1))
         for start in range(0, len(useful), STATES_AT_ONCE):
             part = useful[start : start + STATES_AT_ONCE]
-            drawn = rng.random(rows[part].shape) < NEGATIVES / rows.shape[1]
-            learned = (rows[part] >= 0) & (relevant[part] | drawn)
-            asked = Candidates(rows[part], scores[part])
-            parts.append(features.matrix(lesson.states[part].compact(), asked)[learned])
-            labels.append(relevant[part][learned])
-            sizes.append(learned.sum(1))
+            sampled = rng.random(rows[part].shape) < NEGATIVES / rows.shape[1]
+            used = (rows[part] >= 0) & (relevant[part] | sampled)  # (c, k)
+            chunk = Candidates(rows[part], scores[part])
+            parts.append(features.matrix(example.states[part].compact(), chunk)[used])
+            labels.append(relevant[part][used])
+            sizes.append(used.sum(1))
     if not parts:
         return None
     data = lightgbm.Dataset(
@@ -108,7 +108,7 @@ def fit_reranker(
     booster = lightgbm.train(
         {
             "objective": "lambdarank",
-            # all of them: they begin with equal scores, and a shorter list would learn from whichever stand first
+            # all candidates: initial scores are equal, and a smaller level would train on arbitrary ones
             "lambdarank_truncation_level": max(int(size.max()) for size in sizes),
             "num_leaves": config.leaves,
             "learning_rate": config.learning_rate,

@@ -1,4 +1,4 @@
-"""The slate: what one request gets, after the rules that hold whatever the models say."""
+"""The slate: the items of one response, after the rules that do not depend on the models."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ from recsys.interfaces import Candidates
 class Slate:
     """k items, best first.
 
-    items (k,) external ids; rows (k,) int64 of them in the bundle that `fingerprint` names; positions (k,) int64
-    from 1; scores (k,) float32; propensities (k,) float64: the chance that the item was shown here, given the user
-    (1 for a deterministic policy); reasons (k,); trace: stage -> milliseconds.
+    items (k,): external ids; rows (k,) int64: their rows in the bundle with this fingerprint; positions (k,) int64
+    from 1; scores (k,) float32; propensities (k,) float64: the probability that the item is shown at this position,
+    given the user (1 for a deterministic policy); reasons (k,); trace: stage -> milliseconds.
     """
 
     items: tuple[str, ...]
@@ -34,11 +34,11 @@ class Slate:
 
 
 def item_groups(catalog: Catalog) -> Ints:
-    """(n,) int64: items with one number are variants of one product (column group_id); without it, each its own."""
+    """Group of each item, (n,) int64: variants of a product (column group_id) share one; others have their own."""
     if GROUP not in catalog.frame.columns:
         return np.arange(len(catalog), dtype=np.int64)
-    named = catalog.frame.get_column(GROUP)
-    codes = named.rank("dense").cast(pl.Int64).fill_null(-1).to_numpy()
+    names = catalog.frame.get_column(GROUP)
+    codes = names.rank("dense").cast(pl.Int64).fill_null(-1).to_numpy()
     return np.where(codes < 0, np.arange(len(catalog)), len(catalog) + codes).astype(np.int64)
 
 
@@ -53,11 +53,11 @@ def make_slate(
     trace: dict[str, float],
     fingerprint: str,
 ) -> Slate:
-    """The first k of one user's candidates (1, c): available, finite in score, one variant of each product."""
+    """The first k of one user's candidates (1, c) that are available and have a finite score, one of each group."""
     rows, scores = found.rows[0], found.scores[0]
     kept = np.flatnonzero((rows >= 0) & np.isfinite(scores))
     kept = kept[available[rows[kept]]]
-    first = np.sort(np.unique(groups[rows[kept]], return_index=True)[1])  # unique's index is the first occurrence
+    first = np.sort(np.unique(groups[rows[kept]], return_index=True)[1])  # first of each group
     chosen = kept[first[:k]]
     return Slate(
         items=tuple(catalog.ids.ids[row] for row in rows[chosen].tolist()),

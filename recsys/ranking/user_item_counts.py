@@ -1,4 +1,4 @@
-"""Histories added up: how often and when each user took each item, or items of each kind."""
+"""User-item counts: how often and when each user took each item, or items of each category."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,16 @@ from features.interactions import Ragged, UserStates
 from recsys.histories import ages
 
 DECAY = 0.995
-"""Weight of an event in `UserItemCounts.recency` against the next one in the history."""
+"""Weight of an event in `UserItemCounts.recency` relative to the next newer one in the history."""
 
 
 @dataclass(frozen=True)
 class UserItemCounts:
-    """One entry for each (history, kind of item) pair of b histories of positive events, ordered by it.
+    """One entry for each (history, kind) pair of b histories of positive events, sorted by key.
 
-    key (m,) int64: history * width + kind; the rest (m,) float64. count: events; recency: the sum of DECAY ** age,
-    age being the events of the history since then; first, last: µs of the oldest and the newest.
+    A kind is an item or a category. key (m,) int64: history * width + kind; the others are (m,) float64: count:
+    events; recency: sum of DECAY ** age, where age is the number of later events in the history; first, last: times
+    in µs of the oldest and the newest event.
     """
 
     width: int
@@ -29,41 +30,44 @@ class UserItemCounts:
 
     @classmethod
     def of(cls, states: UserStates, width: int, kinds: Ints | None = None) -> "UserItemCounts":
-        """From the positive events of b states. kinds (n,): of each item, below width, -1 for none; None: itself."""
+        """Of the positive events of b states.
+
+        kinds (n,): kind of each item, less than width, -1 for none; None: the kind is the item.
+        """
         positives = states.positives()
-        which, items = positives.pairs()
+        history, items = positives.pairs()  # (events,)
         kind = items if kinds is None else kinds[items]
-        order = np.argsort(which * width + kind, kind="stable")  # histories are oldest first: so is each pair's run
+        order = np.argsort(history * width + kind, kind="stable")  # the events of a pair stay oldest first
         order = order[kind[order] >= 0]
-        ordered, times = (which * width + kind)[order], states.positive_times().pairs()[1][order].astype(np.float64)
-        start = np.flatnonzero(np.diff(ordered, prepend=-1))
-        size = np.diff(start, append=len(ordered))
+        key, times = (history * width + kind)[order], states.positive_times().pairs()[1][order].astype(np.float64)
+        start = np.flatnonzero(np.diff(key, prepend=-1))  # (m,): first event of each pair
+        size = np.diff(start, append=len(key))
         weights = np.power(DECAY, ages(positives))[order]
         recency = np.add.reduceat(weights, start) if len(start) else np.zeros(0)
-        return cls(width, ordered[start], size.astype(np.float64), recency, times[start], times[start + size - 1])
+        return cls(width, key[start], size.astype(np.float64), recency, times[start], times[start + size - 1])
 
     def find(self, kinds: Ints) -> Ints:
-        """Which entry each of kinds (b, k) has in its history: (b, k) int64, m where it has none."""
-        asked = np.arange(len(kinds))[:, None] * self.width + kinds
-        at = np.searchsorted(self.key, asked)
-        there = (kinds >= 0) & (np.append(self.key, -1)[at] == asked)
-        return np.where(there, at, len(self.key))
+        """The entry of each of kinds (b, k) in its history: (b, k) int64, m where there is none."""
+        query = np.arange(len(kinds))[:, None] * self.width + kinds
+        at = np.searchsorted(self.key, query)
+        exists = (kinds >= 0) & (np.append(self.key, -1)[at] == query)
+        return np.where(exists, at, len(self.key))
 
-    def favourites(self, b: int, most: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Ints:
-        """Up to `most` items of each of b histories, the largest recency first: (b, most) int64, -1 = padding.
+    def favourites(self, b: int, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Ints:
+        """Up to k items of each of b histories, largest recency first: (b, k) int64, -1 = padding.
 
-        For a tally of items. allow and exclude as in `Retriever.search`.
+        Only where kinds are items. allow and exclude as in `Retriever.search`.
         """
-        user, item = np.divmod(self.key, self.width)
+        history, item = np.divmod(self.key, self.width)
         keep = np.ones(len(item), dtype=np.bool_) if allow is None else allow[item]
         if exclude is not None:
-            which, items = exclude.pairs()
-            keep &= ~np.isin(self.key, which * self.width + items)
-        user, item = user[keep], item[keep]
-        order = np.lexsort((-self.recency[keep], user))
-        user, item = user[order], item[order]
-        place = np.arange(len(user)) - np.searchsorted(user, user)
-        out = np.full((b, most), -1, dtype=np.int64)
-        inside = place < most
-        out[user[inside], place[inside]] = item[inside]
+            owner, items = exclude.pairs()
+            keep &= ~np.isin(self.key, owner * self.width + items)
+        history, item = history[keep], item[keep]
+        order = np.lexsort((-self.recency[keep], history))
+        history, item = history[order], item[order]
+        position = np.arange(len(history)) - np.searchsorted(history, history)
+        out = np.full((b, k), -1, dtype=np.int64)
+        inside = position < k
+        out[history[inside], position[inside]] = item[inside]
         return out

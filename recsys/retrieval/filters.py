@@ -1,4 +1,4 @@
-"""Filters: which items of a catalogue a request lets through, as the mask that every search takes."""
+"""Filters of a request, as the mask of allowed items that every search takes."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -13,27 +13,31 @@ from features.errors import DataError
 from features.schema import CATEGORIES
 
 MAX_VALUES = 10_000
-"""Ids or values that one list may have."""
+"""Maximum number of ids or values in one list."""
 
 Names = Annotated[tuple[str, ...], Field(max_length=MAX_VALUES)]
 Value = str | bool | int | float
 
 
 class Filter(BaseModel):
-    """Everything given must hold. What is not known of an item, such as its price, holds for no bound."""
+    """Conditions on items. An item passes if it meets all of them. An unknown price or date meets no range."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    categories: Names | None = Field(default=None, description="in one of these")
-    price: tuple[float | None, float | None] | None = Field(default=None, description="[least, most]; null: no bound")
-    published: tuple[AwareDatetime | None, AwareDatetime | None] | None = Field(
-        default=None, description="[from, before], ISO 8601 with a zone; null: no bound"
+    categories: Names | None = Field(default=None, description="the item is in at least one of these categories")
+    price: tuple[float | None, float | None] | None = Field(
+        default=None, description="[minimum, maximum], both inclusive; null: no bound"
     )
-    items: Names | None = Field(default=None, description="one of these, by id")
-    exclude: Names = Field(default=(), description="none of these, by id")
+    published: tuple[AwareDatetime | None, AwareDatetime | None] | None = Field(
+        default=None,
+        description="[from, before), ISO 8601 with a time zone; null: no bound",
+    )
+    items: Names | None = Field(default=None, description="only items with these ids")
+    exclude: Names = Field(default=(), description="no items with these ids")
     columns: dict[str, Annotated[tuple[Value, ...], Field(max_length=MAX_VALUES)]] = Field(
         default={},
-        description="a column of the items table -> its value, or one of a list, is one of these; times in ISO 8601",
+        description="column of the items table -> allowed values; of a list, one of its values is enough; "
+        "dates and times in ISO 8601",
     )
 
     @field_validator("price", "published")
@@ -44,10 +48,10 @@ class Filter(BaseModel):
         return bounds
 
     def mask(self, catalog: Catalog) -> Bools:
-        """(n,): the items that are let through.
+        """(n,): whether each item passes.
 
-        Raises DataError naming a column that the catalogue does not have, and those it has, and values that are of
-        another type than the column.
+        Raises DataError when the catalogue has no such column (the message lists those it has), and when values are
+        of another type than their column.
         """
         keep = np.ones(len(catalog), dtype=np.bool_)
         if self.categories is not None:
@@ -55,8 +59,8 @@ class Filter(BaseModel):
         if self.price is not None:
             keep &= _within(catalog.price.astype(np.float64), *self.price, ~np.isnan(catalog.price))
         if self.published is not None:
-            begin, end = (_micros(moment) for moment in self.published)
-            keep &= _within(catalog.published, begin, None if end is None else end - 1, catalog.dated)
+            start, end = (_micros(time) for time in self.published)
+            keep &= _within(catalog.published, start, None if end is None else end - 1, catalog.dated)
         if self.items is not None:
             keep &= _has_id(catalog, self.items)
         if self.exclude:
@@ -66,17 +70,18 @@ class Filter(BaseModel):
         return keep
 
 
-def _within(values: np.ndarray, least: float | None, most: float | None, known: Bools) -> Bools:
+def _within(values: np.ndarray, minimum: float | None, maximum: float | None, known: Bools) -> Bools:
+    """(n,): values that are known and within the bounds, both inclusive."""
     out: Bools = known.copy()
-    if least is not None:
-        out &= values >= least
-    if most is not None:
-        out &= values <= most
+    if minimum is not None:
+        out &= values >= minimum
+    if maximum is not None:
+        out &= values <= maximum
     return out
 
 
-def _micros(moment: datetime | None) -> int | None:
-    return None if moment is None else round(moment.timestamp() * 1e6)
+def _micros(time: datetime | None) -> int | None:
+    return None if time is None else round(time.timestamp() * 1e6)
 
 
 def _has_id(catalog: Catalog, ids: tuple[str, ...]) -> Bools:
@@ -87,35 +92,39 @@ def _has_id(catalog: Catalog, ids: tuple[str, ...]) -> Bools:
 
 
 def _equals_any(catalog: Catalog, name: str, values: tuple[Value, ...]) -> Bools:
+    """(n,): whether the value of a column, or one value of a list column, is among the values."""
     if name not in catalog.frame.columns:
         raise DataError(
             f"filter on column {name!r}: the items have none; there are: {', '.join(catalog.frame.columns)} "
             "(data.extra_columns keeps further ones)"
         )
     column = catalog.frame.get_column(name)
-    listed = isinstance(column.dtype, pl.List)
+    is_list = isinstance(column.dtype, pl.List)
     try:
-        # numbers as numbers: 1 and 1.0 are one
-        kind = column.explode().dtype if listed else column.dtype
-        wanted = _as_type(values, pl.Float64() if kind.is_numeric() else kind)
-        inner = pl.element().cast(wanted.dtype).is_in(wanted.implode())
-        found = column.list.eval(inner).list.any() if listed else column.cast(wanted.dtype).is_in(wanted.implode())
+        kind = column.explode().dtype if is_list else column.dtype
+        # numbers are compared as floats: 1 equals 1.0
+        allowed = _as_type(values, pl.Float64() if kind.is_numeric() else kind)
+        if is_list:
+            element = pl.element().cast(allowed.dtype).is_in(allowed.implode())
+            matches = column.list.eval(element).list.any()
+        else:
+            matches = column.cast(allowed.dtype).is_in(allowed.implode())
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-        why = str(error).partition("\n")[0]
-        raise DataError(f"filter on column {name!r} of type {column.dtype}: {list(values)[:3]}: {why}") from error
-    out: Bools = found.fill_null(False).to_numpy()
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"filter on column {name!r} of type {column.dtype}: {list(values)[:3]}: {reason}") from error
+    out: Bools = matches.fill_null(False).to_numpy()
     return out
 
 
 def _as_type(values: tuple[Value, ...], kind: pl.DataType) -> pl.Series:
-    """Raises TypeError, ValueError, OverflowError or PolarsError where they are not of that type."""
-    needed: dict[type, str] = {pl.Float64: "numbers", pl.Boolean: "true or false"}
-    kinds = {pl.Float64: (int, float), pl.Boolean: (bool,)}.get(type(kind), (str,))
-    if any(not isinstance(v, kinds) or isinstance(v, bool) != (kinds == (bool,)) for v in values):
-        raise TypeError(f"{needed.get(type(kind), 'texts')} are needed")
-    if kinds == (int, float):
+    """The values as a series of a type. Raises TypeError, ValueError, OverflowError or PolarsError on others."""
+    names: dict[type, str] = {pl.Float64: "numbers", pl.Boolean: "true or false"}
+    python_types = {pl.Float64: (int, float), pl.Boolean: (bool,)}.get(type(kind), (str,))
+    if any(not isinstance(v, python_types) or isinstance(v, bool) != (python_types == (bool,)) for v in values):
+        raise TypeError(f"{names.get(type(kind), 'texts')} are needed")
+    if python_types == (int, float):
         return pl.Series([float(v) for v in values], dtype=pl.Float64)
-    given = pl.Series(list(values), dtype=pl.Boolean if kinds == (bool,) else pl.String)
+    series = pl.Series(list(values), dtype=pl.Boolean if python_types == (bool,) else pl.String)
     if isinstance(kind, pl.Datetime):
-        return given.str.to_datetime(time_unit=kind.time_unit, time_zone=kind.time_zone)
-    return given.str.to_date() if isinstance(kind, pl.Date) else given
+        return series.str.to_datetime(time_unit=kind.time_unit, time_zone=kind.time_zone)
+    return series.str.to_date() if isinstance(kind, pl.Date) else series

@@ -1,4 +1,4 @@
-"""Several questions at once, each in its own space: words and who says them."""
+"""Score fusion of several queries, each in its own space: search content and user, for example."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,40 +9,40 @@ from features.arrays import Bools, Floats
 from recsys.interfaces import Candidates, Retriever, first_occurrences, sort_candidates
 
 CANDIDATES_PER_RESULT = 5
-"""For each item that is asked for, so many are looked up by each question."""
+"""Candidates that each query retrieves for each item of the result; at least 100 in all."""
 
 
 @dataclass(frozen=True)
 class WeightedQuery:
-    """asked (b, d) by `weight`, of the items' vectors (n, d), which the index finds."""
+    """b query vectors (b, d) with a weight; the index searches the items' vectors (n, d) of the same space."""
 
-    asked: Floats
+    queries: Floats
     weight: float
     index: Retriever
     vectors: Floats
 
 
-def fused_search(questions: Sequence[WeightedQuery], k: int, *, allow: Bools | None = None) -> Candidates:
-    """The k best for each of b times some questions, among the items nearest to any of them.
+def fused_search(weighted: Sequence[WeightedQuery], k: int, *, allow: Bools | None = None) -> Candidates:
+    """The k best items for each of b requests, of the union of the items nearest to any of its queries: (b, k).
 
-    The score is the weighted sum of how near an item is to each, measured in standard deviations of the candidates:
-    cosines of two spaces are of different sizes.
+    score = sum over queries q of weight_q * z_q, where z_q is the inner product with the item, standardised over the
+    candidates of the request: inner products in different spaces differ in scale.
     """
-    deep = max(100, CANDIDATES_PER_RESULT * k)
-    found = [question.index.search(question.asked, deep, allow=allow).rows for question in questions]
-    rows = np.concatenate(found, axis=1)  # (b, w)
-    there = first_occurrences(rows)
+    depth = max(100, CANDIDATES_PER_RESULT * k)
+    retrieved = [query.index.search(query.queries, depth, allow=allow).rows for query in weighted]
+    rows = np.concatenate(retrieved, axis=1)  # (b, w)
+    valid = first_occurrences(rows)  # (b, w): neither padding nor a duplicate
     scores = np.zeros(rows.shape)
-    for question in questions:
-        near = np.einsum("bd,bwd->bw", question.asked, question.vectors[np.maximum(rows, 0)], optimize=True)
-        scores += question.weight * _standardised(near, there)
-    return sort_candidates(rows, np.where(there, scores, -np.inf), k)
+    for query in weighted:
+        products = np.einsum("bd,bwd->bw", query.queries, query.vectors[np.maximum(rows, 0)], optimize=True)
+        scores += query.weight * _standardised(products, valid)
+    return sort_candidates(rows, np.where(valid, scores, -np.inf), k)
 
 
-def _standardised(near: np.ndarray, there: Bools) -> np.ndarray:
-    """Each line of (b, w) less its mean, over its standard deviation, of those that are there."""
-    count = there.sum(axis=1, keepdims=True).clip(min=1)
-    centred = np.where(there, near - np.where(there, near, 0).sum(axis=1, keepdims=True) / count, 0)
-    spread = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
-    out: np.ndarray = centred / np.maximum(spread, 1e-6)
+def _standardised(values: np.ndarray, valid: Bools) -> np.ndarray:
+    """(b, w): (value - mean) / standard deviation, both over the valid values of the line; 0 where not valid."""
+    count = valid.sum(axis=1, keepdims=True).clip(min=1)  # (b, 1)
+    centred = np.where(valid, values - np.where(valid, values, 0).sum(axis=1, keepdims=True) / count, 0)
+    deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
+    out: np.ndarray = centred / np.maximum(deviation, 1e-6)
     return out

@@ -1,8 +1,8 @@
 """FAISS behind `Retriever`: every kind of search that a configuration can name. The only file that imports faiss.
 
-A kind is a structure over the vectors (a graph, or lists of neighbours) that looks at a part of them only. What it
-finds is as good as what was asked for: where a filter leaves few items, or a structure finds too few, the items that
-are allowed are compared one by one.
+Every kind but `exact` adds a structure over the vectors: a graph, or inverted lists. A search then compares a part
+of the vectors only. Brute force over the allowed items replaces the structure where a filter allows few items, and
+answers the queries for which the structure finds fewer than k.
 """
 
 import json
@@ -26,9 +26,9 @@ logger = logging.getLogger("recsys.retrieval.index")
 
 
 def check_faiss() -> None:
-    """Exactly one faiss wheel must be installed: faiss-cpu and faiss-gpu overwrite each other's folder.
+    """Check that exactly one faiss wheel is installed: faiss-cpu and faiss-gpu overwrite each other's folder.
 
-    Raises DependencyError saying what to install or remove.
+    Raises DependencyError, which says what to install or remove, when none or both are installed.
     """
     wheels = [name for name in ("faiss-cpu", "faiss-gpu") if any(metadata.distributions(name=name))]
     if not wheels:
@@ -41,96 +41,97 @@ def check_faiss() -> None:
 
 
 check_faiss()
-import faiss as _faiss  # noqa: E402  (the check explains what an ImportError here would not)
+import faiss as _faiss  # noqa: E402  (the check gives a clearer message than ImportError)
 
 faiss: Any = _faiss
-"""Its type stubs lack half of it."""
+"""Untyped: the type stubs of faiss lack half of its names."""
 
 BRUTE_FORCE_MAX = 50_000
-"""So many items, all there are or all that a filter leaves, are compared one by one: no structure is faster."""
+"""Up to this many items (in all, or allowed by a filter) are searched by brute force: no structure is faster."""
 
 GPU_BRUTE_FORCE_MAX = 1000
-"""So many, too, are compared one by one on a GPU: lists and codes are learned from more."""
+"""Up to this many items are searched by brute force on a GPU: training lists and codes takes more vectors."""
 
 MATRIX_BATCH = 20
-"""Queries for which faiss multiplies matrices: then it is worth to copy what a filter leaves."""
+"""From this many queries on, faiss multiplies matrices. Copying the allowed vectors is then worth its cost."""
 
 faiss.cvar.distance_compute_blas_threshold = MATRIX_BATCH
-"""faiss 1.15 comes with 128,000: a batch of 64 then takes twelve times as long."""
+"""The default of faiss 1.15 is 128,000, with which a batch of 64 queries takes twelve times as long."""
 
 DEFAULT_EFFORT = {"hnsw": 512, "ivf-flat": 64, "ivf-pq": 64}
-"""What `RetrieverConfig.effort` is where it is not given."""
+"""`RetrieverConfig.effort` where it is not given: efSearch of hnsw, nprobe of ivf."""
 
 GRAPH_LINKS, GRAPH_BUILD_CANDIDATES = 32, 80
-"""Of a graph: neighbours of each item, and candidates looked at while it is built."""
+"""HNSW: links of each item (M), and candidates compared while the graph is built (efConstruction)."""
 
 TRAINING_VECTORS_PER_LIST = 64
-"""Vectors for each list that the lists' centres are learned from."""
+"""Vectors for each inverted list that k-means learns the centres from."""
 
 SAMPLE_PER_LIST = 16
-"""Items of a list, about, by which a filter's share of the list is estimated."""
+"""Approximate number of items sampled for each list; the sample estimates how many of a list a filter allows."""
 
 DIMENSIONS_PER_BYTE = 4
-"""Dimensions that one byte of a compressed vector stands for."""
+"""Dimensions that one byte of a product-quantised vector encodes."""
 
 GPU_MAX_RESULTS = 2048
-"""Results that faiss gives on a GPU at most."""
+"""Largest k of a faiss search on a GPU."""
 
 
 class Index:
-    """The items nearest to queries by inner product, over unit vectors (n, d).
+    """Finds the items of largest inner product with queries, over unit vectors (n, d).
 
-    vectors: as they were given, perhaps mapped from a file; note: why the kind in use is not the one that was asked
-    for, "" where it is.
+    vectors: the vectors as given, possibly mapped from a file; note: why another kind than the configured one is in
+    use, "" where the configured one is.
     """
 
     def __init__(self, vectors: Floats, config: RetrieverConfig | None = None, *, seed: int = 0) -> None:
-        """Build over vectors (n, d) float32. Raises ValueError when they are not finite, ConfigError when
-        config.dimensions are more than d."""
+        """Build over vectors (n, d) float32.
+
+        Raises ValueError when a vector is not finite, ConfigError when config.dimensions is more than d.
+        """
         if not np.isfinite(vectors).all():
             raise ValueError(f"{(~np.isfinite(vectors)).any(1).sum()} of {len(vectors)} vectors are not finite")
-        self._open(np.ascontiguousarray(vectors, dtype=np.float32), config or RetrieverConfig())
-        self._place(_build(self.kind, self._short, seed) if self._structured else None)
+        self._configure(np.ascontiguousarray(vectors, dtype=np.float32), config or RetrieverConfig())
+        self._attach(_build(self.kind, self._searched, seed) if self._needs_structure else None)
 
-    def _open(self, vectors: Floats, config: RetrieverConfig) -> None:
+    def _configure(self, vectors: Floats, config: RetrieverConfig) -> None:
         self.vectors, self.config = vectors, config
         self.kind, self.note = config.kind.removeprefix("gpu-"), ""
-        self._short = vectors
+        self._searched = vectors  # (n, config.dimensions or d)
         if config.dimensions is not None and config.dimensions != vectors.shape[1]:
             if config.dimensions > vectors.shape[1]:
                 raise ConfigError(
-                    f"retriever.dimensions is {config.dimensions}, but vectors have {vectors.shape[1]}: take fewer"
+                    f"retriever.dimensions is {config.dimensions}, but vectors have {vectors.shape[1]}: lower it"
                 )
-            self._short = np.ascontiguousarray(vectors[:, : config.dimensions])
+            self._searched = np.ascontiguousarray(vectors[:, : config.dimensions])
 
     @property
-    def _structured(self) -> bool:
-        """Whether there is more than vectors: what is compared one by one anyway needs no structure."""
-        least = GPU_BRUTE_FORCE_MAX if self.config.kind.startswith("gpu-") else BRUTE_FORCE_MAX
-        return self.kind != "exact" and len(self) > least
+    def _needs_structure(self) -> bool:
+        """Whether the kind adds a structure to the vectors: up to a size, brute force searches every kind."""
+        brute_force_max = GPU_BRUTE_FORCE_MAX if self.config.kind.startswith("gpu-") else BRUTE_FORCE_MAX
+        return self.kind != "exact" and len(self) > brute_force_max
 
-    def _place(self, structure: Any) -> None:
-        """Put what was built where it is searched: on a GPU where the kind asks for one and there is one."""
+    def _attach(self, structure: Any) -> None:
+        """Set the structure that is searched; copy it to the GPU where the kind asks for one and one is available."""
         self._built, self._structure, self._on_gpu = structure, structure, False
         lists = structure.nlist if self.kind.startswith("ivf") and structure is not None else 0
-        effort = self.config.effort or max(
-            DEFAULT_EFFORT.get(self.kind, 0), lists // 64
-        )  # lists hold ever less of all
+        # the more lists there are, the smaller the share of the items that one list holds
+        effort = self.config.effort or max(DEFAULT_EFFORT.get(self.kind, 0), lists // 64)
         self._effort = min(effort, lists) if lists else effort
-        self._rescored = self._short is not self.vectors or self.kind == "ivf-pq"
+        self._rescored = self._searched is not self.vectors or self.kind == "ivf-pq"
         self._plain = self._parameters(self._effort, None)
         if self.config.kind.startswith("gpu-"):
-            if faiss.get_num_gpus() > 0:  # without one, faiss's own call would give an empty index and no error
+            if faiss.get_num_gpus() > 0:  # without a GPU, index_cpu_to_gpu returns an empty index and no error
                 if structure is None:
-                    structure = faiss.IndexFlatIP(self._short.shape[1])
-                    structure.add(self._short)
+                    structure = faiss.IndexFlatIP(self._searched.shape[1])
+                    structure.add(self._searched)
                 elif lists:
                     structure.nprobe = self._effort
-                self._gpu = faiss.StandardGpuResources()  # lives as long as what lies in it
-                self._turn = Lock()  # faiss: an index on a GPU is searched by one thread at a time
+                self._gpu = faiss.StandardGpuResources()  # must outlive the index on the GPU
+                self._gpu_lock = Lock()  # faiss: one thread at a time may search an index on a GPU
                 self._structure, self._on_gpu = faiss.index_cpu_to_gpu(self._gpu, 0, structure), True
             else:
-                self.note = f"no GPU is here: retriever {self.config.kind} is searched as {self.kind} on the CPU"
+                self.note = f"no GPU is available: retriever {self.config.kind} runs as {self.kind} on the CPU"
                 logger.warning(self.note)
 
     def __len__(self) -> int:
@@ -144,106 +145,111 @@ class Index:
     def search(
         self, queries: Floats, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
     ) -> Candidates:
-        """See `Retriever`. Excluded items are searched past: each query asks for as many more as it excludes.
+        """See `Retriever`. A search of k + e items, e the most that one query excludes, drops the excluded ones.
 
-        Raises ValueError on queries that are not finite (faiss would answer -1 without a word).
+        Raises ValueError on queries that are not finite (faiss returns -1 for them, without an error).
         """
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)  # (b, d)
         if not np.isfinite(queries).all():
-            raise ValueError("queries must be finite")
-        there = len(self) if allow is None else int(np.count_nonzero(allow))
-        if there == len(self):
+            raise ValueError(f"{(~np.isfinite(queries)).any(1).sum()} of {len(queries)} queries are not finite")
+        n_allowed = len(self) if allow is None else int(np.count_nonzero(allow))
+        if n_allowed == len(self):
             allow = None
-        extra = 0 if exclude is None else int(exclude.lengths.max(initial=0))
-        deep = min(k + extra, there)
-        if deep == 0 or len(queries) == 0:
+        n_excluded = 0 if exclude is None else int(exclude.lengths.max(initial=0))
+        depth = min(k + n_excluded, n_allowed)
+        if depth == 0 or len(queries) == 0:
             return empty_candidates(len(queries), k)
-        if (self._structure is None and not self._rescored) or (there <= BRUTE_FORCE_MAX and not self._on_gpu):
-            found = brute_force(queries, self.vectors, deep, allow)
+        if (self._structure is None and not self._rescored) or (n_allowed <= BRUTE_FORCE_MAX and not self._on_gpu):
+            found = brute_force(queries, self.vectors, depth, allow)
             return drop_excluded(found, exclude, k)
-        found = drop_excluded(self._by_structure(queries, deep, allow, there), exclude, k)
-        short = np.flatnonzero((found.rows < 0).any(1))  # as few are left of a filter, or as little was looked at
-        if len(short) and there > 0:
-            again = drop_excluded(
-                brute_force(queries[short], self.vectors, deep, allow), None if exclude is None else exclude[short], k
-            )
-            found.rows[short], found.scores[short] = again.rows, again.scores
+        found = drop_excluded(self._by_structure(queries, depth, allow, n_allowed), exclude, k)  # (b, k)
+        short = np.flatnonzero((found.rows < 0).any(1))  # queries with fewer than k: few allowed, or few compared
+        if len(short) and n_allowed > 0:
+            exact = brute_force(queries[short], self.vectors, depth, allow)
+            exact = drop_excluded(exact, None if exclude is None else exclude[short], k)
+            found.rows[short], found.scores[short] = exact.rows, exact.scores
         return found
 
     def _by_structure(self, queries: Floats, k: int, allow: Bools | None, there: int) -> Candidates:
-        """What the structure finds: k of each query or fewer, padded."""
-        wide = min(k * self.config.refine, there) if self._rescored else k
-        asked = queries if self._short is self.vectors else np.ascontiguousarray(queries[:, : self._short.shape[1]])
-        if self._structure is None:  # the first dimensions, one by one
-            found = brute_force(asked, self._short, wide, allow, in_order=False)
+        """The items that the structure finds: (b, k), or fewer, padded. there: number of allowed items."""
+        n_candidates = min(k * self.config.refine, there) if self._rescored else k
+        cut = queries  # (b, config.dimensions or d)
+        if self._searched is not self.vectors:
+            cut = np.ascontiguousarray(queries[:, : self._searched.shape[1]])
+        if self._structure is None:  # brute force over the first dimensions
+            found = brute_force(cut, self._searched, n_candidates, allow, in_order=False)
         elif self._on_gpu:
-            found = self._by_gpu(asked, wide, allow, there)
+            found = self._by_gpu(cut, n_candidates, allow, there)
         elif allow is None:
-            parameters = self._plain if self.kind != "hnsw" else self._parameters(max(self._effort, wide), None)
-            scores, rows = self._structure.search(asked, wide, params=parameters)
+            effort = max(self._effort, n_candidates)
+            parameters = self._parameters(effort, None) if self.kind == "hnsw" else self._plain
+            scores, rows = self._structure.search(cut, n_candidates, params=parameters)
             found = Candidates(rows, scores)
         elif self.kind == "hnsw":
-            # so much more is looked at as the filter leaves less of it
+            # the fewer items a filter allows, the more candidates: effort * sqrt(n / allowed)
             effort = min(len(self), int(self._effort * (len(self) / there) ** 0.5) + 1)
-            bits = np.packbits(allow, bitorder="little")  # kept until faiss has read it
-            parameters = self._parameters(max(effort, wide), faiss.IDSelectorBitmap(bits))
-            scores, rows = self._structure.search(asked, wide, params=parameters)
+            bits = np.packbits(allow, bitorder="little")  # referenced until faiss has read it
+            parameters = self._parameters(max(effort, n_candidates), faiss.IDSelectorBitmap(bits))
+            scores, rows = self._structure.search(cut, n_candidates, params=parameters)
             found = Candidates(rows, scores)
         else:
-            found = self._by_lists(asked, wide, allow, there)
+            found = self._by_lists(cut, n_candidates, allow, there)
         if self._rescored:
-            return self._in_full(queries, found.rows, k)
+            return self._rescore(queries, found.rows, k)
         found.scores[found.rows < 0] = -np.inf
         return found
 
-    def _by_lists(self, asked: Floats, k: int, allow: Bools, there: int) -> Candidates:
-        """From as many lists, each query's nearest first, as hold enough of what a filter allows.
+    def _by_lists(self, queries: Floats, k: int, allow: Bools, n_allowed: int) -> Candidates:
+        """Search inverted lists, each query's nearest first, until they hold enough allowed items: (b, k).
 
-        A random filter leaves its share of each list, and then about effort * share^-0.75 lists are looked at. Where
-        the lists nearest to a query hold less than that, what is allowed is far off, in many directions: then more of
-        it is looked at as well, by the root of how many times as many lists that takes.
+        e = effort, f = n_allowed / n, s = sampled items, L = lists. A query searches lists until they hold
+        t = e (s / L) f^0.25 allowed items of the sample. A random filter allows f s / L of them in each list, so a
+        query searches e f^-0.75 lists. Where its nearest m > e f^-0.75 lists are needed to hold t, the allowed items
+        are far from the query, in many directions: t is then multiplied by sqrt(m f^0.75 / e).
         """
-        centres, rows, of = self._lists
-        share = there / len(self)
-        nearness = asked @ centres.T  # (b, lists)
-        order = np.argsort(-nearness, axis=1)
-        held = np.cumsum(np.bincount(of[allow[rows]], minlength=len(centres))[order], axis=1)  # of the sample
-        enough = self._effort * len(rows) / len(centres) * share**0.25
-        lists = (held < enough).sum(axis=1)
-        further = np.maximum(1, lists * share**0.75 / self._effort) ** 0.5
-        lists = np.maximum(self._effort, (held < enough * further[:, None]).sum(axis=1) + 1)
-        most = min(int(lists.max()), len(centres))
-        nearness = np.ascontiguousarray(np.take_along_axis(nearness, order[:, :most], 1))
-        order = np.where(np.arange(most) < lists[:, None], order[:, :most], -1)
-        bits = np.packbits(allow, bitorder="little")  # kept until faiss has read it
-        parameters = self._parameters(most, faiss.IDSelectorBitmap(bits))
-        found, at = _empty(len(asked), k), faiss.swig_ptr
+        centres, sample, list_of_sample = self._lists  # (L, d), (s,), (s,)
+        share = n_allowed / len(self)  # f
+        nearness = queries @ centres.T  # (b, L)
+        order = np.argsort(-nearness, axis=1)  # (b, L)
+        allowed_in_list = np.bincount(list_of_sample[allow[sample]], minlength=len(centres))  # (L,)
+        held = np.cumsum(allowed_in_list[order], axis=1)  # (b, L): allowed samples in each query's nearest lists
+        enough = self._effort * len(sample) / len(centres) * share**0.25  # t
+        lists = (held < enough).sum(axis=1)  # (b,): m
+        further = np.maximum(1, lists * share**0.75 / self._effort) ** 0.5  # (b,)
+        lists = np.maximum(self._effort, (held < enough * further[:, None]).sum(axis=1) + 1)  # (b,)
+        n_lists = min(int(lists.max()), len(centres))
+        nearness = np.ascontiguousarray(np.take_along_axis(nearness, order[:, :n_lists], 1))  # (b, n_lists)
+        order = np.where(np.arange(n_lists) < lists[:, None], order[:, :n_lists], -1)  # -1: not searched
+        bits = np.packbits(allow, bitorder="little")  # referenced until faiss has read it
+        parameters = self._parameters(n_lists, faiss.IDSelectorBitmap(bits))
+        found, at = _empty(len(queries), k), faiss.swig_ptr
         self._structure.search_preassigned_c(  # faiss's own wrapper takes no parameters
-            *(len(asked), at(asked), k, at(order), at(nearness), at(found.scores), at(found.rows), False, parameters)
+            *(len(queries), at(queries), k, at(order), at(nearness)),
+            *(at(found.scores), at(found.rows), False, parameters),
         )
         return found
 
     @cached_property
     def _lists(self) -> tuple[Floats, Ints, Ints]:
-        """Centres (lists, d); rows (s,) of a sample of the items, and the list that each is in (s,)."""
-        n, held = self._structure.nlist, self._structure.invlists
-        step = max(1, len(self) // (SAMPLE_PER_LIST * n))
-        sizes = [held.list_size(i) for i in range(n)]
-        rows = [faiss.rev_swig_ptr(held.get_ids(i), size)[::step].copy() for i, size in enumerate(sizes) if size]
-        of = np.repeat(np.arange(n), [-(-size // step) for size in sizes])
-        return self._structure.quantizer.reconstruct_n(0, n), np.concatenate(rows), of
+        """Centres (L, d) of the lists; rows (s,) of a sample of the items; the list (s,) of each sampled item."""
+        n_lists, lists = self._structure.nlist, self._structure.invlists
+        step = max(1, len(self) // (SAMPLE_PER_LIST * n_lists))  # every step-th item of a list is sampled
+        sizes = [lists.list_size(i) for i in range(n_lists)]
+        rows = [faiss.rev_swig_ptr(lists.get_ids(i), size)[::step].copy() for i, size in enumerate(sizes) if size]
+        list_of_row = np.repeat(np.arange(n_lists), [-(-size // step) for size in sizes])  # ceil(size / step) rows
+        return self._structure.quantizer.reconstruct_n(0, n_lists), np.concatenate(rows), list_of_row
 
-    def _by_gpu(self, asked: Floats, wide: int, allow: Bools | None, there: int) -> Candidates:
-        """A GPU knows no filter: search deeper, and leave out what is not allowed."""
-        deeper = wide if allow is None else int(1.5 * wide * len(self) / there) + 1
-        with self._turn:
-            scores, rows = self._structure.search(asked, min(deeper, GPU_MAX_RESULTS, len(self)))
+    def _by_gpu(self, queries: Floats, k: int, allow: Bools | None, n_allowed: int) -> Candidates:
+        """Search on the GPU: (b, k). faiss has no filter there: search deeper, then drop what is not allowed."""
+        depth = k if allow is None else int(1.5 * k * len(self) / n_allowed) + 1
+        with self._gpu_lock:
+            scores, rows = self._structure.search(queries, min(depth, GPU_MAX_RESULTS, len(self)))
         if allow is not None:
             rows[~allow[rows]] = -1
-        return sort_candidates(rows, scores, wide)
+        return sort_candidates(rows, scores, k)
 
-    def _in_full(self, queries: Floats, rows: Ints, k: int) -> Candidates:
-        """The k best of the rows (b, w) found for each query, by their whole vectors."""
+    def _rescore(self, queries: Floats, rows: Ints, k: int) -> Candidates:
+        """The k best of rows (b, w), by inner products of queries (b, d) with all d dimensions."""
         found = _empty(len(queries), min(k, rows.shape[1]))
         at = faiss.swig_ptr
         faiss.knn_inner_products_by_idx(
@@ -254,15 +260,16 @@ class Index:
         found.scores[found.rows < 0] = -np.inf
         return found
 
-    def _parameters(self, effort: int, chosen: Any) -> Any:
+    def _parameters(self, effort: int, selector: Any) -> Any:
+        """Search parameters of faiss. selector: the allowed items, None for all."""
         if self.kind == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=effort, sel=chosen)
+            return faiss.SearchParametersHNSW(efSearch=effort, sel=selector)
         if self.kind.startswith("ivf"):
-            return faiss.SearchParametersIVF(nprobe=effort, sel=chosen)
+            return faiss.SearchParametersIVF(nprobe=effort, sel=selector)
         return None
 
     def save(self, path: Path, space: SpaceKey) -> None:
-        """Write path.npy, the vectors, path.json, their header: space and kind, and path.faiss, what was built."""
+        """Write path.npy (vectors), path.json (their space and the configuration) and path.faiss (the structure)."""
         header = {"space": vars(space), "retriever": self.config.model_dump()}
         path.with_suffix(".json").write_text(json.dumps(header))
         np.save(path.with_suffix(".npy"), self.vectors)
@@ -271,64 +278,66 @@ class Index:
 
     @classmethod
     def load(cls, path: Path, space: SpaceKey) -> "Index":
-        """Read what `save` wrote. Vectors and structure are mapped, not read: their files must not change.
+        """Read what `save` wrote. Vectors and structure are memory-mapped: their files must not change.
 
-        Raises BundleError when a file is no such index or truncated, SpaceError when its vectors are of another
-        space. Verify a checksum before: flipped bits are not seen here.
+        Raises BundleError when a file is truncated or not such an index, SpaceError when its vectors are in another
+        space. Verify checksums first: this method does not detect flipped bits.
         """
         file = path.with_suffix(".json")
         try:
             header = json.loads(file.read_text())
-            there, config = SpaceKey(**header["space"]), RetrieverConfig.model_validate(header["retriever"])
-            same_space(there, space, str(file))
+            saved_space, config = SpaceKey(**header["space"]), RetrieverConfig.model_validate(header["retriever"])
+            same_space(saved_space, space, str(file))
             file = path.with_suffix(".npy")
-            # copy-on-write: torch wants arrays that it may write to
+            # copy-on-write: torch needs writable arrays
             vectors = np.asarray(np.load(file, mmap_mode="c", allow_pickle=False))
             if vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.shape[1] != space.dimension:
                 raise ValueError(f"{vectors.dtype} of shape {vectors.shape}, not float32 (n, {space.dimension})")
             self = cls.__new__(cls)
-            self._open(vectors, config)
+            self._configure(vectors, config)
             file, structure = path.with_suffix(".faiss"), None
-            if self._structured:
+            if self._needs_structure:
                 structure = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
-                if (structure.ntotal, structure.d) != self._short.shape:
+                if (structure.ntotal, structure.d) != self._searched.shape:
                     raise ValueError(
-                        f"{structure.ntotal} vectors of {structure.d} dimensions, not {self._short.shape}"
+                        f"{structure.ntotal} vectors of {structure.d} dimensions, not {self._searched.shape}"
                     )
         except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleError(f"{file}: no index can be read from it: {error}") from error
-        self._place(structure)
+        self._attach(structure)
         return self
 
 
 def empty_candidates(b: int, k: int) -> Candidates:
-    """Padding alone."""
+    """(b, k) candidates, all padding."""
     return Candidates(np.full((b, k), -1, dtype=np.int64), np.full((b, k), -np.inf, dtype=np.float32))
 
 
 def drop_excluded(found: Candidates, exclude: Ragged | None, k: int) -> Candidates:
-    """The k first of what was found that are not excluded, padded."""
+    """The first k candidates of each query that it does not exclude, padded: (b, k)."""
     rows, scores = found.rows, found.scores
     if exclude is not None:
-        which, items = exclude.pairs()
-        width = int(max(rows.max(initial=0), items.max(initial=0))) + 1
-        out = np.isin(np.arange(len(rows))[:, None] * width + rows, which * width + items)
-        return sort_candidates(np.where(out, -1, rows), scores, k)
+        query_of_pair, items = exclude.pairs()
+        width = int(max(rows.max(initial=0), items.max(initial=0))) + 1  # key of a pair: query * width + item
+        excluded = np.isin(np.arange(len(rows))[:, None] * width + rows, query_of_pair * width + items)  # (b, w)
+        return sort_candidates(np.where(excluded, -1, rows), scores, k)
     return found if rows.shape[1] == k else sort_candidates(rows, scores, k)
 
 
 def _empty(b: int, k: int) -> Candidates:
+    """(b, k) candidates, uninitialised: faiss writes into them."""
     return Candidates(np.empty((b, k), dtype=np.int64), np.empty((b, k), dtype=np.float32))
 
 
 def brute_force(
     queries: Floats, vectors: Floats, k: int, allow: Bools | None = None, *, in_order: bool = True
 ) -> Candidates:
-    """The k best of vectors (n, d) for each of queries (b, d), exactly; k <= the number of allowed ones.
+    """The k vectors (n, d) of largest inner product with each of queries (b, d), exactly: (b, k).
 
-    in_order: whether the best has to come first; what is compared again needs no order, and gets no scores.
+    k is at most the number of allowed vectors. in_order False: candidates that are rescored later come by row, and
+    their scores are undefined.
 
-    For a few queries the product of matrix and vector is twice as fast as faiss, and for many faiss's of matrices.
+    numpy's matrix-vector product is twice as fast as faiss for few queries; faiss's matrix product is for many.
     """
     n = len(vectors)
     found = _empty(len(queries), k)
@@ -337,17 +346,17 @@ def brute_force(
             scores = vectors @ query  # (n,)
             if allow is not None:
                 scores[~allow] = -np.inf
+            best = np.argpartition(scores, n - k)[n - k :]  # (k,), in no order
             if in_order:
-                best = np.argpartition(scores, n - k)[n - k :]
                 found.rows[i] = best[np.argsort(-scores[best], kind="stable")]
                 found.scores[i] = scores[found.rows[i]]
-            else:  # by row: what is read again lies in order
-                found.rows[i] = np.sort(np.argpartition(scores, n - k)[n - k :])
+            else:  # by row: rescoring then reads the vectors in order
+                found.rows[i] = np.sort(best)
         return found
     if allow is None:
         _inner_products(queries, vectors, found, None)
         return found
-    rows = np.flatnonzero(allow)
+    rows = np.flatnonzero(allow)  # (allowed,)
     if len(queries) < MATRIX_BATCH:
         _inner_products(queries, vectors, found, faiss.IDSelectorArray(rows))
         return found
@@ -355,16 +364,17 @@ def brute_force(
     return Candidates(rows[found.rows], found.scores)
 
 
-def _inner_products(queries: Floats, vectors: Floats, found: Candidates, chosen: Any) -> None:
-    """Fill `found` with the best of all vectors, or of those chosen, which may lie in a mapped file."""
+def _inner_products(queries: Floats, vectors: Floats, found: Candidates, selector: Any) -> None:
+    """Write the best of all vectors, or of the selected ones, into `found`. vectors may be a memory map."""
     at = faiss.swig_ptr
     faiss.knn_inner_product(
         *(at(queries), at(vectors), vectors.shape[1], len(queries), len(vectors), found.rows.shape[1]),
-        *(at(found.scores), at(found.rows), chosen),
+        *(at(found.scores), at(found.rows), selector),
     )
 
 
 def _build(kind: str, vectors: Floats, seed: int) -> Any:
+    """The faiss structure of a kind over vectors (n, d). About 4 sqrt(n) lists, a power of two, of >= 40 vectors."""
     n, d = vectors.shape
     if kind == "hnsw":
         graph = faiss.IndexHNSWFlat(d, GRAPH_LINKS, faiss.METRIC_INNER_PRODUCT)
@@ -376,7 +386,7 @@ def _build(kind: str, vectors: Floats, seed: int) -> Any:
     if kind == "ivf-flat":
         index = faiss.IndexIVFFlat(centres, d, lists, faiss.METRIC_INNER_PRODUCT)
     else:
-        bits = 8 if n >= 256 * 39 else 4  # faiss learns a code of b bits from at least 39 * 2^b vectors
+        bits = 8 if n >= 256 * 39 else 4  # faiss trains a code of b bits on at least 39 * 2^b vectors
         pieces = next(pieces for pieces in range(max(1, d // DIMENSIONS_PER_BYTE), 0, -1) if d % pieces == 0)
         index = faiss.IndexIVFPQ(centres, d, lists, pieces, bits, faiss.METRIC_INNER_PRODUCT)
         index.pq.cp.seed = seed

@@ -1,4 +1,4 @@
-"""The popular items: of all time, or of the last days."""
+"""Popularity: positive events of each item, of all time or of the last days."""
 
 from dataclasses import dataclass
 
@@ -13,24 +13,24 @@ from recsys.histories import positive_counts
 
 @dataclass(frozen=True)
 class Popular(DenseRecommender):
-    """The same order for everyone."""
+    """Recommends the most popular items to every user."""
 
     def scores(self, positives: Ragged) -> Floats:
-        """popularity, for each state: (b, n) float32."""
+        """The popularity of all items, repeated for each state: (b, n) float32."""
         return np.repeat(self.popularity[None, :], len(positives), axis=0)
 
 
 def fit_popular(events: Interactions, *, days: float | None = None) -> Popular:
-    """Order items by their positive events, of all time or of the last `days` before the latest event.
+    """Rank items by their number of positive events, of all time or of the last `days` before the latest event.
 
-    Items equally popular in the window stand by all time. A window is the harder baseline under a global time cut,
-    where fashion moves (Ji et al. 2020, "A re-visit of the popularity baseline in recommender systems"). Raises
-    DataError without positive events, ConfigError unless days > 0.
+    Items with equal counts in the last days are ranked by their counts of all time. Under a global time cut, recent
+    popularity is the stronger baseline, since popularity drifts (Ji et al. 2020, "A re-visit of the popularity
+    baseline in recommender systems"). Raises DataError without positive events, ConfigError unless days > 0.
     """
     if days is None:
         return Popular(positive_counts(events), events.latest)
     if not days > 0:
-        raise ConfigError(f"popular in the last {days} days: days must be above 0")
+        raise ConfigError(f"popular in the last {days} days: days must be greater than 0")
     recent = positive_counts(events.where(events.times > events.latest - int(days * DAY)))
-    ever = positive_counts(events)
-    return Popular(recent + ever / (ever.max() + 1), events.latest)
+    total = positive_counts(events)
+    return Popular(recent + total / (total.max() + 1), events.latest)  # the second term is below 1: it breaks ties
