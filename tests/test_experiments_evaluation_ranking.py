@@ -235,7 +235,7 @@ def outcome_with(name, ranks, users):
     m = len(ranks)
     warm = np.ones(m, np.bool_)
     items, history = np.arange(m), np.zeros(m, np.int64)
-    return module.Outcome(name, ranks, users, items, warm, warm, history, 1.0, 0.5, 1.0, 0.5, 0.5)
+    return module.Outcome(name, ranks, users, items, items, warm, warm, history, 1.0, 0.5, 1.0, 0.5, 0.5)
 
 
 def test_the_paired_interval_is_ours_minus_the_row():

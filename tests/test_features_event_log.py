@@ -17,7 +17,7 @@ import pytest
 from features.errors import LogError
 from features.log import event_log
 from features.log.event_log import EventLog, events_frame, item_changes, read, recover
-from features.log.records import Event, Exposure, ItemGone, ItemPut
+from features.log.records import Event, Exposure, ItemDeleted, ItemPut
 from features.schema import EventRules
 from features.store.memory import MemoryStore
 from features.store.refresh import refresh
@@ -61,7 +61,7 @@ def test_read_gives_back_every_kind_of_record_once(tmp_path: Path) -> None:
 
 
 PUT = ItemPut(item_id="x", timestamp=1, fields={"title": "é", "categories": ["a"], "price": 1.5, "image": "media/00"})
-GONE = ItemGone(item_id="x", timestamp=2)
+GONE = ItemDeleted(item_id="x", timestamp=2)
 
 
 def test_item_changes_are_read_apart_from_events(tmp_path: Path) -> None:

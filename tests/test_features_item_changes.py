@@ -18,7 +18,7 @@ from features.errors import LogError
 from features.interactions import DAY
 from features.log.event_log import EventLog
 from features.log.item_changes import MEDIA_FOLDER, ItemChanges, keep_media, media_in_use, sweep_media
-from features.log.records import Event, ItemGone, ItemPut
+from features.log.records import Event, ItemDeleted, ItemPut
 from features.schema import DataConfig, EventRules
 from features.tables.read import Tables, read_items, read_tables
 
@@ -27,8 +27,8 @@ def put(item: str, **fields: Any) -> ItemPut:
     return ItemPut(item_id=item, timestamp=1, fields=fields)
 
 
-def gone(item: str) -> ItemGone:
-    return ItemGone(item_id=item, timestamp=1)
+def gone(item: str) -> ItemDeleted:
+    return ItemDeleted(item_id=item, timestamp=1)
 
 
 def tables(folder: Path, *changes: Any, extra: tuple[str, ...] = ()) -> Tables:
@@ -61,7 +61,7 @@ def test_the_newest_change_of_each_item_counts() -> None:
     changes = ItemChanges.of_changes(
         [put("a", title="1"), put("b"), gone("a"), gone("t"), put("b", title="2"), gone("b")]
     )
-    assert changes.gone == {"a", "b", "t"}
+    assert changes.deleted == {"a", "b", "t"}
     assert changes.puts == {"a": put("a", title="1"), "b": put("b", title="2")}
     assert list(ItemChanges.of_changes([put("a"), put("b"), put("a", title="2")]).puts) == ["b", "a"]
     assert ItemChanges.of_changes([gone("a"), put("a")]).gone == frozenset()
@@ -156,7 +156,7 @@ NOW = 100 * DAY
 
 
 def test_media_are_in_use_until_no_item_has_had_them_for_a_day() -> None:
-    def at(day: float, change: ItemPut | ItemGone) -> ItemPut | ItemGone:
+    def at(day: float, change: ItemPut | ItemDeleted) -> ItemPut | ItemDeleted:
         return replace(change, timestamp=int(day * DAY))
 
     changes = [

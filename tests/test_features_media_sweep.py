@@ -16,7 +16,7 @@ from toy_service import NOW
 from features.interactions import DAY
 from features.log.event_log import EventLog
 from features.log.item_changes import keep_media
-from features.log.records import ItemGone, ItemPut
+from features.log.records import ItemDeleted, ItemPut
 
 
 def log_of_days(folder: Path) -> dict[str, Path]:
@@ -26,7 +26,7 @@ def log_of_days(folder: Path) -> dict[str, Path]:
     old, new, deleted = (keep_media(folder / "log", picture(grey, form)) for form in ("BMP", "PNG", "GIF"))
     for item, days, image in (("sky", 3, old), ("cloud", 3, deleted), ("sky", 2, new)):
         log.append_now([ItemPut(item_id=item, timestamp=NOW - days * DAY, fields={"title": "blue", "image": image})])
-    log.append_now([ItemGone(item_id="cloud", timestamp=NOW - 2 * DAY)])
+    log.append_now([ItemDeleted(item_id="cloud", timestamp=NOW - 2 * DAY)])
     log.close()
     for name in (old, new, deleted):
         os.utime(folder / "log" / name, ns=(0, (NOW - 3 * DAY) * 1000))

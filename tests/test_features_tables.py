@@ -57,7 +57,7 @@ def problems(tables: Tables) -> dict[str, Problem]:
 def check_counts(tables: Tables) -> None:
     """Assert that read == kept + rejected, and that the problems add up to the rejected rows."""
     for count in tables.report.counts:
-        rejected = [p.count for p in tables.report.problems if p.table == count.table and p.action == "set aside"]
+        rejected = [p.count for p in tables.report.problems if p.table == count.table and p.action == "rejected"]
         assert count.read == count.kept + count.rejected
         assert count.rejected == sum(rejected)
 

@@ -16,7 +16,7 @@ from service_harness import GREEN_PNG, ServiceHarness, b64, service_harness
 from toy_service import NOW, ToyBundle, ToyShelf, ToyWords, toy_bundle, toy_encoders, toy_upsert, with_contents
 
 from features.log.event_log import read
-from features.log.records import ItemGone, ItemPut
+from features.log.records import ItemDeleted, ItemPut
 from recsys.retrieval.filters import Filter
 from serving.state import catalog_updater
 from serving.state.snapshot import ServingSnapshot
@@ -132,8 +132,8 @@ def test_a_deleted_item_is_hidden_from_the_next_response_on(tmp_path: Path) -> N
         assert harness.client.delete("/v1/items/i1").status_code == 404
         assert harness.client.delete("/v1/items/never").json()["error"]["code"] == "unknown_item"
         assert harness.client.get("/v1/users/eve/history").json()["events"][0]["title"] is None
-        records = [r for r in read(tmp_path / "log").records if isinstance(r, ItemPut | ItemGone)]
-        assert records == [ItemGone(item_id="i1", timestamp=NOW)]
+        records = [r for r in read(tmp_path / "log").records if isinstance(r, ItemPut | ItemDeleted)]
+        assert records == [ItemDeleted(item_id="i1", timestamp=NOW)]
         assert put(harness, "i1", title="blue")["new"]
         assert settled(harness, "i1")["status"] == "live"
         assert harness.found(text="blue", k=1) == ["i1"]
@@ -200,7 +200,7 @@ def test_appends_that_complete_out_of_order_apply_in_the_order_of_the_log(tmp_pa
         log: Any = Late()
         first = asyncio.create_task(updater.accept(log, ItemPut(item_id="x", timestamp=1, fields={})))
         await asyncio.sleep(0)  # it is in the queue
-        await updater.accept(log, ItemGone(item_id="x", timestamp=2))
+        await updater.accept(log, ItemDeleted(item_id="x", timestamp=2))
         await first
 
     asyncio.run(run())

@@ -1,7 +1,6 @@
 """Configuration of the encoders of a run, and the function that opens them."""
 
 import logging
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -89,9 +88,9 @@ def builtin_encoders(
     models: folder of exported models. Image reads the frames of a video; speech and sound read its sound track. A
     model is loaded at its first use.
     """
+    from features.content.encoders import sounds
     from features.content.encoders.frozen import Media
     from features.content.encoders.images import EfficientNet
-    from features.content.encoders.sounds import AiSFX
     from features.content.encoders.speech import Whisper
     from features.content.encoders.text import MiniLM, MultilingualE5
 
@@ -101,8 +100,8 @@ def builtin_encoders(
         "image": EfficientNet(media, models),
         "speech": Whisper(media, text),
     }
-    if find_spec("aisfx") is not None:
-        encoders["sound"] = AiSFX(media, models)
+    if sounds.installed():
+        encoders["sound"] = sounds.AiSFX(media, models)
     else:  # no extra brings the package, since its wheel pins an old numpy
         logger.warning("channel sound is left out: it needs the package aisfx (pip install --no-deps aisfx==0.1.2)")
     return encoders

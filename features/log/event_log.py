@@ -26,7 +26,7 @@ import polars as pl
 
 from features.errors import LogError
 from features.files import sync
-from features.log.records import ItemGone, ItemPut, Record, record_of
+from features.log.records import ItemDeleted, ItemPut, Record, record_of
 from features.schema import EVENT, EVENT_ID, ITEM, POSITION, PROPENSITY, REQUEST_ID, TIME, USER, VALUE
 
 SEGMENT_BYTES = 64 << 20
@@ -173,15 +173,15 @@ def events_frame(folder: Path) -> pl.DataFrame:
     )
 
 
-def item_changes(folder: Path) -> list[ItemPut | ItemGone]:
+def item_changes(folder: Path) -> list[ItemPut | ItemDeleted]:
     """All item changes by time, then in log order: two services may have written at the same time.
 
     Raises LogError when a segment cannot be read.
     """
-    changes: list[ItemPut | ItemGone] = []
+    changes: list[ItemPut | ItemDeleted] = []
     for lines in _payloads_with_prefix(folder, b'{"kind":"item_'):
         records = map(record_of, map(orjson.loads, lines))
-        changes += [record for record in records if isinstance(record, ItemPut | ItemGone)]
+        changes += [record for record in records if isinstance(record, ItemPut | ItemDeleted)]
     return sorted(changes, key=lambda change: change.timestamp)
 
 

@@ -20,7 +20,7 @@ from features.errors import LogError
 from features.files import put_file, sync
 from features.interactions import DAY
 from features.log.event_log import item_changes
-from features.log.records import ItemGone, ItemPut
+from features.log.records import ItemDeleted, ItemPut
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, ITEM, PRICE, VIDEO
 
 MEDIA_FOLDER = "media"
@@ -47,11 +47,11 @@ class ItemChanges:
     """The newest state of each item in the log.
 
     puts: item -> its newest put, the oldest put first; deleted items are included, without their stored media;
-    gone: the items whose newest change is a deletion.
+    deleted: the items whose newest change is a deletion.
     """
 
     puts: dict[str, ItemPut]
-    gone: frozenset[str]
+    deleted: frozenset[str]
 
     @classmethod
     def of(cls, folder: Path) -> "ItemChanges":
@@ -59,22 +59,22 @@ class ItemChanges:
         return cls.of_changes(item_changes(folder))
 
     @classmethod
-    def of_changes(cls, changes: Iterable[ItemPut | ItemGone]) -> "ItemChanges":
+    def of_changes(cls, changes: Iterable[ItemPut | ItemDeleted]) -> "ItemChanges":
         """From item changes, the oldest first."""
         puts: dict[str, ItemPut] = {}
-        gone: set[str] = set()
+        deleted: set[str] = set()
         for change in changes:
             if isinstance(change, ItemPut):
                 puts.pop(change.item_id, None)
                 puts[change.item_id] = change
-                gone.discard(change.item_id)
+                deleted.discard(change.item_id)
             else:
-                gone.add(change.item_id)
+                deleted.add(change.item_id)
                 if put := puts.get(change.item_id):
                     media = _media(put)
                     fields = {name: value for name, value in put.fields.items() if name not in media}
                     puts[change.item_id] = replace(put, fields=fields)
-        return cls(puts, frozenset(gone))
+        return cls(puts, frozenset(deleted))
 
 
 def keep_media(log: Path, data: bytes) -> str:
@@ -94,7 +94,7 @@ def keep_media(log: Path, data: bytes) -> str:
     return f"{MEDIA_FOLDER}/{name}"
 
 
-def media_in_use(changes: Sequence[ItemPut | ItemGone], now: int) -> frozenset[str]:
+def media_in_use(changes: Sequence[ItemPut | ItemDeleted], now: int) -> frozenset[str]:
     """Names, as `keep_media` returns them, of the media that any item used at some time in the day before now (µs).
 
     changes: all item changes of the log, the oldest first.

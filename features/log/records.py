@@ -61,7 +61,7 @@ class ItemPut:
 
 
 @dataclass(frozen=True, slots=True)
-class ItemGone:
+class ItemDeleted:
     """The deletion of an item: it is not recommended until it is put again."""
 
     kind: Literal["item_gone"] = field(default="item_gone", init=False)
@@ -69,12 +69,12 @@ class ItemGone:
     timestamp: int
 
 
-Record = Event | Exposure | ItemPut | ItemGone
-_KINDS: dict[str, type[Event] | type[Exposure] | type[ItemPut] | type[ItemGone]] = {
+Record = Event | Exposure | ItemPut | ItemDeleted
+_KINDS: dict[str, type[Event] | type[Exposure] | type[ItemPut] | type[ItemDeleted]] = {
     "event": Event,
     "exposure": Exposure,
     "item_put": ItemPut,
-    "item_gone": ItemGone,
+    "item_gone": ItemDeleted,
 }
 _FIELDS = {kind: tuple(f.name for f in fields(cls) if f.init) for kind, cls in _KINDS.items()}
 

@@ -198,8 +198,8 @@ def _read(
         tables.append(table)
         problems += missing
     items = tables[0]
-    if changes is not None and (changes.puts or changes.gone):
-        items, change_notes = _changed(items, tables[1] if logged else items.clear(), changes.gone)
+    if changes is not None and (changes.puts or changes.deleted):
+        items, change_notes = _changed(items, tables[1] if logged else items.clear(), changes.deleted)
         notes += change_notes
     events = done["events"].kept if "events" in done else pl.DataFrame(schema=EVENTS)
     if "events" in done:
@@ -214,17 +214,17 @@ def _ids(items: Validated, logged: Validated | None) -> pl.Series:
     return ids if logged is None else pl.concat([ids, logged.kept.get_column(ITEM)])
 
 
-def _changed(items: pl.DataFrame, puts: pl.DataFrame, gone: Collection[str]) -> tuple[pl.DataFrame, list[str]]:
+def _changed(items: pl.DataFrame, puts: pl.DataFrame, deleted_ids: Collection[str]) -> tuple[pl.DataFrame, list[str]]:
     """The items table after the changes of the log, and notes.
 
-    A put item replaces the table's row of that id. Items in `gone` become unavailable.
+    A put item replaces the table's row of that id. Items in `deleted_ids` become unavailable.
     """
     cast = puts.select(pl.col(name).cast(kind, strict=False) for name, kind in items.schema.items())
     lost = {name: cast[name].null_count() - puts[name].null_count() for name in items.columns}
     notes = [f"event log: {n:,} values of {name} are not {items.schema[name]}: null" for name, n in lost.items() if n]
     kept = items.join(cast.select(ITEM), on=ITEM, how="anti", maintain_order="left")
     merged = pl.concat([kept, cast])
-    deleted = pl.col(ITEM).is_in(list(gone))
+    deleted = pl.col(ITEM).is_in(list(deleted_ids))
     new, replaced = len(merged) - len(items), len(items) - len(kept)
     hidden = merged.select(deleted.sum()).item()
     notes.append(f"event log: {new:,} new items, {replaced:,} put in place of the table's, {hidden:,} deleted")

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-REJECTED, REPAIRED = "set aside", "repaired"
+REJECTED, REPAIRED = "rejected", "repaired"
 
 PLACES = 3
 """Number of places that the report names per problem, the first ones."""
@@ -52,7 +52,7 @@ class Report:
 
     def render(self) -> Group:
         """The report as a renderable of rich."""
-        counts = Table("table", "file", *(_right(c) for c in ("read", "kept", "set aside")), title="rows")
+        counts = Table("table", "file", *(_right(c) for c in ("read", "kept", "rejected")), title="rows")
         for c in self.counts:
             counts.add_row(c.table, Text(c.file), f"{c.read:,}", f"{c.kept:,}", f"{c.rejected:,}")
         parts: list[Table | Text] = [counts]
@@ -65,7 +65,7 @@ class Report:
                 table.add_row(p.table, Text(p.reason), p.action, f"{p.count:,}", places, Text(p.advice))
             parts.append(table)
         parts += [Text(f"note: {note}") for note in self.notes]
-        parts += [Text(f"rows of {name} set aside: {file}") for name, file in self.files.items()]
+        parts += [Text(f"rejected rows of {name}: {file}") for name, file in self.files.items()]
         return Group(*parts)
 
 

@@ -207,7 +207,7 @@ def write_rejected(validated: Validated, folder: Path, notes: list[str]) -> dict
         validated.rejected.write_parquet(part)
         os.replace(part, path)
     except OSError as error:
-        notes.append(f"rows set aside of {validated.count.table} could not be written to {path}: {error}")
+        notes.append(f"rejected rows of {validated.count.table} could not be written to {path}: {error}")
         return {}
     return {validated.count.table: str(path)}
 

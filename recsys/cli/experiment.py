@@ -12,7 +12,7 @@ def evaluate(
     outcomes: Path | None = typer.Option(
         None,
         metavar="FILE",
-        help="Write the rank of every event to this parquet file, for `recsys experiment compare`.",
+        help="Write the rank of every event to a parquet file for `recsys experiment compare`.",
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the tables as one JSON object."),
 ) -> None:
@@ -37,14 +37,12 @@ experiment_app = typer.Typer(help="Compare evaluations; look at tracked runs.", 
 
 @experiment_app.command("compare")
 def experiment_compare(
-    first: Path = typer.Argument(
-        ..., metavar="A", help="A file that `recsys evaluate CONFIG --outcomes FILE` wrote."
-    ),
+    first: Path = typer.Argument(..., metavar="A", help="A file that `recsys evaluate --outcomes FILE` wrote."),
     second: Path = typer.Argument(..., metavar="B", help="Another one, of the same split."),
     model: str | None = typer.Option(None, help="Compare this model only. [every model in both files]"),
     as_json: bool = typer.Option(False, "--json", help="Print the comparison as one JSON object."),
 ) -> None:
-    """Compare two evaluations on the events that both have: the difference of B to A, with a 95 % interval over users.
+    """Compare two evaluations on the events that both have: B minus A, with a 95 % interval over users.
 
     Example: recsys experiment compare before.parquet after.parquet --model "two towers"
     """

@@ -17,7 +17,7 @@ import numpy as np
 
 from features.arrays import Bools, Floats, Ints
 from features.content.spaces import SpaceKey, same_space
-from features.errors import BundleError, ConfigError, DependencyError
+from features.errors import BundleError, ConfigError, DependencyError, missing_package
 from features.interactions import Ragged
 from recsys.config import RetrieverConfig
 from recsys.interfaces import Candidates, sort_candidates
@@ -32,11 +32,11 @@ def check_faiss() -> None:
     """
     wheels = [name for name in ("faiss-cpu", "faiss-gpu") if any(metadata.distributions(name=name))]
     if not wheels:
-        raise DependencyError("no faiss is installed: pip install 'recsys[cpu]' (or 'recsys[gpu]' with CUDA 12.6+)")
+        raise missing_package("retrieval", "faiss", "cpu` (or, with CUDA 12.6 or newer, `gpu")
     if len(wheels) > 1:
         raise DependencyError(
             "faiss-cpu and faiss-gpu are both installed and overwrite each other: "
-            "pip uninstall -y faiss-cpu faiss-gpu, then pip install 'recsys[cpu]' or 'recsys[gpu]'"
+            "pip uninstall -y faiss-cpu faiss-gpu, then install the extra `cpu` or the extra `gpu`"
         )
 
 

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from features.log.item_changes import keep_media
-from features.log.records import ItemGone, ItemPut
+from features.log.records import ItemDeleted, ItemPut
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, TITLE, VIDEO
 from serving.errors import ApiError, ErrorResponse, json_response
 from serving.routes.responses import FilterParameter, log_exposure, slate_response, snapshot_of, timed, with_filter
@@ -230,7 +230,7 @@ def _add_changes(
         """Hide an item from the next response on, until it is put again."""
         snapshot_of(service)
         _require_item(service, item_id)
-        await service.catalog_updater.accept(service.log, ItemGone(item_id=item_id, timestamp=service.now()))
+        await service.catalog_updater.accept(service.log, ItemDeleted(item_id=item_id, timestamp=service.now()))
         return json_response({"item_id": item_id, "status": "deleted"})
 
 

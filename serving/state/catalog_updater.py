@@ -25,7 +25,7 @@ from features.errors import LogError
 from features.ids import IdMap
 from features.log.event_log import EventLog, item_changes
 from features.log.item_changes import ItemChanges, media_in_use, sweep_media
-from features.log.records import ItemGone, ItemPut
+from features.log.records import ItemDeleted, ItemPut
 from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, PUBLISHED, VIDEO
 from features.tables.read import check_item_puts
 from recsys.content.item_encoding import ItemVectors
@@ -99,7 +99,7 @@ class CatalogUpdater:
         self._statuses = {
             put.item_id: _ItemStatus(i - len(changes.puts), put) for i, put in enumerate(changes.puts.values())
         }
-        self._statuses |= {name: _ItemStatus(0, None, waiting=False) for name in changes.gone}
+        self._statuses |= {name: _ItemStatus(0, None, waiting=False) for name in changes.deleted}
 
     def serve(self, snapshot: ServingSnapshot) -> None:
         """Serve the snapshot of another bundle. Deleted items are hidden in it, and all puts are queued again."""
@@ -113,7 +113,7 @@ class CatalogUpdater:
             self._update_note()
         self._wake_loop()
 
-    async def accept(self, log: EventLog, change: ItemPut | ItemGone) -> bool:
+    async def accept(self, log: EventLog, change: ItemPut | ItemDeleted) -> bool:
         """Log a change, then apply it. Returns whether the item was new.
 
         Raises LogError when the change cannot be logged; nothing changes then.

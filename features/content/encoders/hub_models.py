@@ -21,7 +21,7 @@ from features.content.encoders.text import sum_texts
 from features.content.media.images import Pixels, decode_image
 from features.content.parts import Content, Limits, Modality
 from features.content.spaces import Embedded, Failure, SpaceKey, Task, mean_of_parts
-from features.errors import ConfigError, ContentError, DependencyError, SpaceError
+from features.errors import ConfigError, ContentError, DependencyError, SpaceError, missing_package
 from features.progress import Step
 
 Family = Literal["siglip", "clip", "clap", "sentence-transformers"]
@@ -261,12 +261,10 @@ def _load(folder: Path, family: Family, device: str | None) -> _Model:
             else _TwoTowerModel(folder, family, device)
         )
     except ImportError as error:
-        missing = (
-            f"needs {error.name}: install this project with the extra `native`"
-            if error.name
-            else " ".join(str(error).split())
-        )
-        raise DependencyError(f"{folder.name}: {missing[:300]}") from error  # transformers names no module
+        if error.name:
+            raise missing_package(folder.name, error.name, "native") from error
+        message = " ".join(str(error).split())[:300]  # transformers raises one that names no module
+        raise DependencyError(f"{folder.name}: {message}") from error
     except ConfigError:
         raise
     except Exception as error:  # a damaged folder raises exceptions of many classes

@@ -1,5 +1,6 @@
 """Embeds the acoustic content of sounds, not their speech, by aiSFX."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ SECONDS = 30.0
 WINDOW, HOP, BANDS, BLOCK = 2048, 1024, 96, 100
 MAX_LOG_MEL = 9.457798957824707
 """Largest log-mel value in the training data of the model; its inputs are divided by it."""
+
+
+def installed() -> bool:
+    """Whether the package aisfx is installed."""
+    return find_spec("aisfx") is not None
 
 
 def prepare(data: bytes, limits: Limits) -> Array:

@@ -1,0 +1,109 @@
+"""Outcomes on disk: what is written, what is refused, and a comparison whose figures are known by hand."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from toy_data import Lines, toy_config, write_tables
+from typer.testing import CliRunner
+
+from experiments.config import load_config
+from experiments.evaluation.outcomes import SCHEMA, compare_outcomes, read_outcomes, write_outcomes
+from experiments.pipelines.train import evaluate_run
+from features.errors import DataError
+from recsys.cli.main import app
+
+
+def table(rows):
+    """(model, user, item, rank) tuples; one placement, one window, one moment."""
+    columns = list(zip(*rows, strict=True))
+    return pl.DataFrame(
+        {
+            "model": columns[0],
+            "placement": ["home"] * len(rows),
+            "window": [1] * len(rows),
+            "user": columns[1],
+            "item": columns[2],
+            "time": pl.Series([0] * len(rows)).cast(pl.Datetime("us", "UTC")),
+            "rank": [float(rank) for rank in columns[3]],
+        },
+        schema=SCHEMA,
+    )
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A and B: user u has two events, v one; B alone has an event of w, A alone a model."""
+    a = table([("m", "u", "x", 1), ("m", "u", "y", 20), ("m", "v", "x", 3), ("old", "u", "x", 1)])
+    b = table([("m", "v", "x", 1), ("m", "u", "y", 3), ("m", "u", "x", np.inf), ("m", "w", "x", 1)])
+    write_outcomes(tmp_path / "a.parquet", [a], {"seed": "0"})
+    write_outcomes(tmp_path / "b.parquet", [b], {"seed": "1"})
+    return tmp_path / "a.parquet", tmp_path / "b.parquet"
+
+
+def test_a_comparison_pairs_events_and_averages_by_user(files):
+    compared = compare_outcomes(*files)
+    assert compared.unpaired == (0, 1)
+    (row,) = compared.rows
+    assert (row["model"], row["placement"], row["users"], row["events"]) == ("m", "home", 2, 3)
+    # HR@10: u hits 1 of 2 in A and 1 of 2 in B, v 1 of 1 in both
+    assert row["hr_at_10_a"]["mean"] == row["hr_at_10_b"]["mean"] == 0.75
+    assert row["hr_at_10_change"] == {"mean": 0, "low": 0, "high": 0}
+    # NDCG@10: rank 1 gives 1, rank 3 gives 1 / log2(4) = .5
+    assert row["ndcg_at_10_a"]["mean"] == pytest.approx((0.5 + 0.5) / 2)
+    assert row["ndcg_at_10_b"]["mean"] == pytest.approx((0.25 + 1) / 2)
+    assert row["ndcg_at_10_change"]["mean"] == pytest.approx((-0.25 + 0.5) / 2)
+    assert row["ndcg_at_10_change"]["low"] == pytest.approx(-0.25)
+    assert row["ndcg_at_10_change"]["high"] == pytest.approx(0.5)
+
+
+def test_the_command_prints_both_forms(files):
+    runner = CliRunner()
+    printed = runner.invoke(app, ["experiment", "compare", *map(str, files), "--json"], catch_exceptions=False)
+    assert json.loads(printed.stdout) == compare_outcomes(*files).to_dict()
+    shown = runner.invoke(app, ["experiment", "compare", *map(str, files)], catch_exceptions=False).stdout
+    assert "0.6250" in shown
+    assert "1 that only B has" in shown
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "cannot be read"),
+        (lambda path: path.write_bytes(b"no parquet"), "cannot be read"),
+        (lambda path: pl.DataFrame({"a": [1]}).write_parquet(path), "is no file of outcomes"),
+        (lambda path: write_outcomes(path, [table([("other", "u", "x", 1)])], {}), "no model is in both files"),
+        (lambda path: write_outcomes(path, [table([("m", "u", "z", 1)])], {}), "no event in common"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_by_name(files, tmp_path, write, message):
+    path = tmp_path / "c.parquet"
+    write(path)
+    with pytest.raises(DataError, match=rf"c\.parquet.*{message}|{message}.*c\.parquet"):
+        compare_outcomes(files[0], path)
+
+
+def test_a_model_that_is_not_in_both_is_refused(files):
+    with pytest.raises(DataError, match="no model 'old' is in both files"):
+        compare_outcomes(*files, model="old")
+
+
+def test_an_evaluation_writes_the_ranks_that_its_tables_average(tmp_path):
+    write_tables(tmp_path / "data")
+    config = load_config(toy_config(tmp_path), {})
+    path = tmp_path / "out" / "outcomes.parquet"
+    tables = evaluate_run(config, Lines(), outcomes_file=path)
+    rows = read_outcomes(path)
+    assert rows.get_column("placement").unique().sort().to_list() == ["again", "home"]
+    for one in tables:
+        for row in one.rows:
+            own = rows.filter(model=row["name"], placement=one.placement)
+            hits = own.group_by("user").agg((pl.col("rank") <= 10).mean().alias("hit"))
+            assert hits.get_column("hit").mean() == pytest.approx(row["hr_at_10"]["mean"])
+    assert rows.select("user", "item").row(0)[0].startswith("u")
+    with pytest.raises(DataError, match="outcomes cannot be written"):
+        write_outcomes(path / "below-a-file", [rows], {})
+    assert pl.read_parquet_metadata(path)["seed"] == "0"
+    compared = compare_outcomes(path, path)
+    assert {row["ndcg_at_10_change"]["mean"] for row in compared.rows} == {0.0}
