@@ -64,7 +64,7 @@ def test_the_newest_change_of_each_item_counts() -> None:
     assert changes.deleted == {"a", "b", "t"}
     assert changes.puts == {"a": put("a", title="1"), "b": put("b", title="2")}
     assert list(ItemChanges.of_changes([put("a"), put("b"), put("a", title="2")]).puts) == ["b", "a"]
-    assert ItemChanges.of_changes([gone("a"), put("a")]).gone == frozenset()
+    assert ItemChanges.of_changes([gone("a"), put("a")]).deleted == frozenset()
 
 
 def test_put_items_replace_or_join_the_table_and_deleted_ones_are_not_available(tmp_path: Path) -> None:
