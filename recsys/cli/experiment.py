@@ -54,7 +54,7 @@ def experiment_compare(
     if as_json:
         print_json(compared.to_dict())
     else:
-        Console(width=max(Console().width, 140)).print(compared.render())
+        Console(width=max(Console().width, 150)).print(compared.render())
 
 
 @experiment_app.command("ui")
