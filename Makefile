@@ -49,7 +49,7 @@ lint: install
 	$(BIN)/mypy --config-file tests/mypy.ini tests examples
 
 docs: install  ## the API reference, from docstrings, into build/docs; a warning is an error
-	$(BIN)/python -W error::UserWarning -m pdoc -o build/docs features recsys serving experiments '!experiments.bench.peers.sasrec_worker'
+	$(BIN)/python -W error::UserWarning -m pdoc -o build/docs features recsys serving experiments '!.*[.]_'
 
 examples: install  ## run the scripts in examples/
 	set -e; for script in examples/*.py; do echo "$$script"; $(BIN)/python "$$script"; done

@@ -2,8 +2,8 @@
 
 Both evaluations are offline: they train on the events before a cut in time and predict the events after it. The
 first model reads the last 2 events of a user, the second the last 20. Each evaluation writes every predicted event to
-a file, and the two files are compared event by event. `recsys evaluate --outcomes FILE` and `recsys experiment compare`
-do the same.
+a file, and the two files are compared event by event. `recsys evaluate --outcomes FILE` does the first step on the
+command line, `recsys experiment compare` the second.
 """
 
 import tempfile

@@ -417,5 +417,5 @@ def test_a_name_on_the_hub_needs_a_revision(workers, monkeypatch):
 
 def test_a_missing_library_is_named(workers, clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(DependencyError, match=r"needs sentence_transformers: pip install .recsys\[native\]"):
+    with pytest.raises(DependencyError, match=r"needs the package sentence_transformers: .* extra `native`"):
         HubEncoder(workers, str(clip), family="sentence-transformers")

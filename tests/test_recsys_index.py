@@ -1,5 +1,7 @@
 """The contract of `Retriever`: every implementation against a loop; files; the check of faiss's two wheels."""
 
+from importlib import metadata
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,8 +13,9 @@ from features.interactions import Ragged
 from recsys.config import RetrieverConfig
 from recsys.interfaces import Retriever
 from recsys.retrieval import index
-from recsys.retrieval.index import Index, check_faiss
+from recsys.retrieval.index import Index
 from recsys.retrieval.mutable_index import MutableIndex
+from recsys.retrieval.structures import check_faiss
 
 
 def upserted(items):
@@ -297,7 +300,7 @@ def installed(tmp_path, monkeypatch):
             folder = tmp_path / f"{name.replace('-', '_')}-1.15.1.dist-info"
             folder.mkdir()
             (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.15.1\n")
-        monkeypatch.setattr(index.metadata.sys, "path", [str(tmp_path)])
+        monkeypatch.setattr(metadata.sys, "path", [str(tmp_path)])
 
     return install
 
@@ -310,7 +313,7 @@ def test_one_faiss_is_accepted(installed, name):
 
 def test_without_faiss_the_error_says_what_to_install(installed):
     installed("numpy")
-    with pytest.raises(DependencyError, match=r"no faiss is installed: pip install 'recsys\[cpu\]'"):
+    with pytest.raises(DependencyError, match=r"retrieval needs the package faiss: .* extra `cpu`"):
         check_faiss()
 
 

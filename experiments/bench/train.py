@@ -38,7 +38,7 @@ from recsys.towers.model import TwoTowers
 from recsys.towers.training import fit_towers
 from recsys.towers.training_batches import TrainingSequences
 
-WORKER = Path(__file__).parent / "peers" / "sasrec_worker.py"
+WORKER = Path(__file__).parent / "peers" / "_sasrec_worker.py"
 PINS = (
     "rectools[torch]==0.19.0",
     "numpy==1.26.4",

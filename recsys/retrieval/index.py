@@ -1,14 +1,13 @@
-"""FAISS behind `Retriever`: every kind of search that a configuration can name. The only file that imports faiss.
+"""FAISS behind `Retriever`: every kind of search that a configuration can name.
 
-Every kind but `exact` adds a structure over the vectors: a graph, or inverted lists. A search then compares a part
-of the vectors only. Brute force over the allowed items replaces the structure where a filter allows few items, and
+Every kind but `exact` adds a structure over the vectors (`structures.STRUCTURES`). A search then compares a part of
+the vectors only. Brute force over the allowed items replaces the structure where a filter allows few items, and
 answers the queries for which the structure finds fewer than k.
 """
 
 import json
 import logging
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -17,34 +16,14 @@ import numpy as np
 
 from features.arrays import Bools, Floats, Ints
 from features.content.spaces import SpaceKey, same_space
-from features.errors import BundleError, ConfigError, DependencyError, missing_package
+from features.errors import BundleError, ConfigError
 from features.interactions import Ragged
 from recsys.config import RetrieverConfig
 from recsys.interfaces import Candidates, sort_candidates
+from recsys.retrieval.structures import STRUCTURES, faiss
 
 logger = logging.getLogger("recsys.retrieval.index")
 
-
-def check_faiss() -> None:
-    """Check that exactly one faiss wheel is installed: faiss-cpu and faiss-gpu overwrite each other's folder.
-
-    Raises DependencyError, which says what to install or remove, when none or both are installed.
-    """
-    wheels = [name for name in ("faiss-cpu", "faiss-gpu") if any(metadata.distributions(name=name))]
-    if not wheels:
-        raise missing_package("retrieval", "faiss", "cpu` (or, with CUDA 12.6 or newer, `gpu")
-    if len(wheels) > 1:
-        raise DependencyError(
-            "faiss-cpu and faiss-gpu are both installed and overwrite each other: "
-            "pip uninstall -y faiss-cpu faiss-gpu, then install the extra `cpu` or the extra `gpu`"
-        )
-
-
-check_faiss()
-import faiss as _faiss  # noqa: E402  (the check gives a clearer message than ImportError)
-
-faiss: Any = _faiss
-"""Untyped: the type stubs of faiss lack half of its names."""
 
 BRUTE_FORCE_MAX = 50_000
 """Up to this many items (in all, or allowed by a filter) are searched by brute force: no structure is faster."""
@@ -58,20 +37,8 @@ MATRIX_BATCH = 20
 faiss.cvar.distance_compute_blas_threshold = MATRIX_BATCH
 """The default of faiss 1.15 is 128,000, with which a batch of 64 queries takes twelve times as long."""
 
-DEFAULT_EFFORT = {"hnsw": 512, "ivf-flat": 64, "ivf-pq": 64}
-"""`RetrieverConfig.effort` where it is not given: efSearch of hnsw, nprobe of ivf."""
-
-GRAPH_LINKS, GRAPH_BUILD_CANDIDATES = 32, 80
-"""HNSW: links of each item (M), and candidates compared while the graph is built (efConstruction)."""
-
-TRAINING_VECTORS_PER_LIST = 64
-"""Vectors for each inverted list that k-means learns the centres from."""
-
 SAMPLE_PER_LIST = 16
 """Approximate number of items sampled for each list; the sample estimates how many of a list a filter allows."""
-
-DIMENSIONS_PER_BYTE = 4
-"""Dimensions that one byte of a product-quantised vector encodes."""
 
 GPU_MAX_RESULTS = 2048
 """Largest k of a faiss search on a GPU."""
@@ -92,7 +59,7 @@ class Index:
         if not np.isfinite(vectors).all():
             raise ValueError(f"{(~np.isfinite(vectors)).any(1).sum()} of {len(vectors)} vectors are not finite")
         self._configure(np.ascontiguousarray(vectors, dtype=np.float32), config or RetrieverConfig())
-        self._attach(_build(self.kind, self._searched, seed) if self._needs_structure else None)
+        self._attach(STRUCTURES[self.kind].build(self._searched, seed) if self._needs_structure else None)
 
     def _configure(self, vectors: Floats, config: RetrieverConfig) -> None:
         self.vectors, self.config = vectors, config
@@ -114,12 +81,12 @@ class Index:
     def _attach(self, structure: Any) -> None:
         """Set the structure that is searched; copy it to the GPU where the kind asks for one and one is available."""
         self._built, self._structure, self._on_gpu = structure, structure, False
-        lists = structure.nlist if self.kind.startswith("ivf") and structure is not None else 0
+        kind = STRUCTURES.get(self.kind)  # None: exact
+        lists = structure.nlist if kind is not None and kind.has_lists and structure is not None else 0
         # the more lists there are, the smaller the share of the items that one list holds
-        effort = self.config.effort or max(DEFAULT_EFFORT.get(self.kind, 0), lists // 64)
+        effort = self.config.effort or max(0 if kind is None else kind.default_effort, lists // 64)
         self._effort = min(effort, lists) if lists else effort
-        self._rescored = self._searched is not self.vectors or self.kind == "ivf-pq"
-        self._plain = self._parameters(self._effort, None)
+        self._rescored = self._searched is not self.vectors or (kind is not None and kind.compressed)
         if self.config.kind.startswith("gpu-"):
             if faiss.get_num_gpus() > 0:  # without a GPU, index_cpu_to_gpu returns an empty index and no error
                 if structure is None:
@@ -163,41 +130,46 @@ class Index:
             found = brute_force(queries, self.vectors, depth, allow)
             return drop_excluded(found, exclude, k)
         found = drop_excluded(self._by_structure(queries, depth, allow, n_allowed), exclude, k)  # (b, k)
-        short = np.flatnonzero((found.rows < 0).any(1))  # queries with fewer than k: few allowed, or few compared
-        if len(short) and n_allowed > 0:
-            exact = brute_force(queries[short], self.vectors, depth, allow)
-            exact = drop_excluded(exact, None if exclude is None else exclude[short], k)
-            found.rows[short], found.scores[short] = exact.rows, exact.scores
+        underfilled = np.flatnonzero((found.rows < 0).any(1))  # queries with fewer than k: few allowed or compared
+        if len(underfilled) and n_allowed > 0:
+            exact = brute_force(queries[underfilled], self.vectors, depth, allow)
+            exact = drop_excluded(exact, None if exclude is None else exclude[underfilled], k)
+            found.rows[underfilled], found.scores[underfilled] = exact.rows, exact.scores
         return found
 
-    def _by_structure(self, queries: Floats, k: int, allow: Bools | None, there: int) -> Candidates:
-        """The items that the structure finds: (b, k), or fewer, padded. there: number of allowed items."""
-        n_candidates = min(k * self.config.refine, there) if self._rescored else k
+    def _by_structure(self, queries: Floats, k: int, allow: Bools | None, n_allowed: int) -> Candidates:
+        """The items that the structure finds: (b, k), or fewer, padded."""
+        n_candidates = min(k * self.config.refine, n_allowed) if self._rescored else k
         cut = queries  # (b, config.dimensions or d)
         if self._searched is not self.vectors:
             cut = np.ascontiguousarray(queries[:, : self._searched.shape[1]])
         if self._structure is None:  # brute force over the first dimensions
             found = brute_force(cut, self._searched, n_candidates, allow, in_order=False)
         elif self._on_gpu:
-            found = self._by_gpu(cut, n_candidates, allow, there)
+            found = self._by_gpu(cut, n_candidates, allow, n_allowed)
+        elif not STRUCTURES[self.kind].has_lists:
+            found = self._by_graph(cut, n_candidates, allow, n_allowed)
         elif allow is None:
-            effort = max(self._effort, n_candidates)
-            parameters = self._parameters(effort, None) if self.kind == "hnsw" else self._plain
-            scores, rows = self._structure.search(cut, n_candidates, params=parameters)
-            found = Candidates(rows, scores)
-        elif self.kind == "hnsw":
-            # the fewer items a filter allows, the more candidates: effort * sqrt(n / allowed)
-            effort = min(len(self), int(self._effort * (len(self) / there) ** 0.5) + 1)
-            bits = np.packbits(allow, bitorder="little")  # referenced until faiss has read it
-            parameters = self._parameters(max(effort, n_candidates), faiss.IDSelectorBitmap(bits))
-            scores, rows = self._structure.search(cut, n_candidates, params=parameters)
+            scores, rows = self._structure.search(cut, n_candidates, params=self._parameters(self._effort, None))
             found = Candidates(rows, scores)
         else:
-            found = self._by_lists(cut, n_candidates, allow, there)
+            found = self._by_lists(cut, n_candidates, allow, n_allowed)
         if self._rescored:
             return self._rescore(queries, found.rows, k)
         found.scores[found.rows < 0] = -np.inf
         return found
+
+    def _by_graph(self, queries: Floats, k: int, allow: Bools | None, n_allowed: int) -> Candidates:
+        """Search a graph, comparing at least as many candidates as are asked for: (b, k)."""
+        if allow is None:
+            parameters = self._parameters(max(self._effort, k), None)
+        else:
+            # the fewer items a filter allows, the more candidates: effort * sqrt(n / allowed)
+            effort = min(len(self), int(self._effort * (len(self) / n_allowed) ** 0.5) + 1)
+            bits = np.packbits(allow, bitorder="little")  # referenced until faiss has read it
+            parameters = self._parameters(max(effort, k), faiss.IDSelectorBitmap(bits))
+        scores, rows = self._structure.search(queries, k, params=parameters)
+        return Candidates(rows, scores)
 
     def _by_lists(self, queries: Floats, k: int, allow: Bools, n_allowed: int) -> Candidates:
         """Search inverted lists, each query's nearest first, until they hold enough allowed items: (b, k).
@@ -212,20 +184,21 @@ class Index:
         nearness = queries @ centres.T  # (b, L)
         order = np.argsort(-nearness, axis=1)  # (b, L)
         allowed_in_list = np.bincount(list_of_sample[allow[sample]], minlength=len(centres))  # (L,)
-        held = np.cumsum(allowed_in_list[order], axis=1)  # (b, L): allowed samples in each query's nearest lists
-        enough = self._effort * len(sample) / len(centres) * share**0.25  # t
-        lists = (held < enough).sum(axis=1)  # (b,): m
-        further = np.maximum(1, lists * share**0.75 / self._effort) ** 0.5  # (b,)
-        lists = np.maximum(self._effort, (held < enough * further[:, None]).sum(axis=1) + 1)  # (b,)
+        # (b, L): allowed items of the sample in a query's nearest list, nearest two, ...
+        allowed_so_far = np.cumsum(allowed_in_list[order], axis=1)
+        target = self._effort * len(sample) / len(centres) * share**0.25  # t
+        lists = (allowed_so_far < target).sum(axis=1)  # (b,): m
+        expansion = np.maximum(1, lists * share**0.75 / self._effort) ** 0.5  # (b,)
+        lists = np.maximum(self._effort, (allowed_so_far < target * expansion[:, None]).sum(axis=1) + 1)  # (b,)
         n_lists = min(int(lists.max()), len(centres))
         nearness = np.ascontiguousarray(np.take_along_axis(nearness, order[:, :n_lists], 1))  # (b, n_lists)
         order = np.where(np.arange(n_lists) < lists[:, None], order[:, :n_lists], -1)  # -1: not searched
         bits = np.packbits(allow, bitorder="little")  # referenced until faiss has read it
         parameters = self._parameters(n_lists, faiss.IDSelectorBitmap(bits))
-        found, at = _empty(len(queries), k), faiss.swig_ptr
+        found, pointer = _empty(len(queries), k), faiss.swig_ptr
         self._structure.search_preassigned_c(  # faiss's own wrapper takes no parameters
-            *(len(queries), at(queries), k, at(order), at(nearness)),
-            *(at(found.scores), at(found.rows), False, parameters),
+            *(len(queries), pointer(queries), k, pointer(order), pointer(nearness)),
+            *(pointer(found.scores), pointer(found.rows), False, parameters),
         )
         return found
 
@@ -251,22 +224,18 @@ class Index:
     def _rescore(self, queries: Floats, rows: Ints, k: int) -> Candidates:
         """The k best of rows (b, w), by inner products of queries (b, d) with all d dimensions."""
         found = _empty(len(queries), min(k, rows.shape[1]))
-        at = faiss.swig_ptr
+        pointer = faiss.swig_ptr
         faiss.knn_inner_products_by_idx(
-            *(at(queries), at(self.vectors), at(np.ascontiguousarray(rows))),
+            *(pointer(queries), pointer(self.vectors), pointer(np.ascontiguousarray(rows))),
             *(self.dimension, len(queries), len(self), rows.shape[1], found.rows.shape[1]),
-            *(at(found.scores), at(found.rows), rows.shape[1]),
+            *(pointer(found.scores), pointer(found.rows), rows.shape[1]),
         )
         found.scores[found.rows < 0] = -np.inf
         return found
 
     def _parameters(self, effort: int, selector: Any) -> Any:
         """Search parameters of faiss. selector: the allowed items, None for all."""
-        if self.kind == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=effort, sel=selector)
-        if self.kind.startswith("ivf"):
-            return faiss.SearchParametersIVF(nprobe=effort, sel=selector)
-        return None
+        return STRUCTURES[self.kind].parameters(effort, selector)
 
     def save(self, path: Path, space: SpaceKey) -> None:
         """Write path.npy (vectors), path.json (their space and the configuration) and path.faiss (the structure)."""
@@ -366,33 +335,8 @@ def brute_force(
 
 def _inner_products(queries: Floats, vectors: Floats, found: Candidates, selector: Any) -> None:
     """Write the best of all vectors, or of the selected ones, into `found`. vectors may be a memory map."""
-    at = faiss.swig_ptr
+    pointer = faiss.swig_ptr
     faiss.knn_inner_product(
-        *(at(queries), at(vectors), vectors.shape[1], len(queries), len(vectors), found.rows.shape[1]),
-        *(at(found.scores), at(found.rows), selector),
+        *(pointer(queries), pointer(vectors), vectors.shape[1], len(queries), len(vectors), found.rows.shape[1]),
+        *(pointer(found.scores), pointer(found.rows), selector),
     )
-
-
-def _build(kind: str, vectors: Floats, seed: int) -> Any:
-    """The faiss structure of a kind over vectors (n, d). About 4 sqrt(n) lists, a power of two, of >= 40 vectors."""
-    n, d = vectors.shape
-    if kind == "hnsw":
-        graph = faiss.IndexHNSWFlat(d, GRAPH_LINKS, faiss.METRIC_INNER_PRODUCT)
-        graph.hnsw.efConstruction = GRAPH_BUILD_CANDIDATES
-        graph.add(vectors)
-        return graph
-    lists = max(1, min(int(2 ** np.round(np.log2(4 * np.sqrt(max(n, 1))))), n // 40))
-    centres = faiss.IndexFlatIP(d)
-    if kind == "ivf-flat":
-        index = faiss.IndexIVFFlat(centres, d, lists, faiss.METRIC_INNER_PRODUCT)
-    else:
-        bits = 8 if n >= 256 * 39 else 4  # faiss trains a code of b bits on at least 39 * 2^b vectors
-        pieces = next(pieces for pieces in range(max(1, d // DIMENSIONS_PER_BYTE), 0, -1) if d % pieces == 0)
-        index = faiss.IndexIVFPQ(centres, d, lists, pieces, bits, faiss.METRIC_INNER_PRODUCT)
-        index.pq.cp.seed = seed
-    index.cp.seed, index.cp.max_points_per_centroid = seed, TRAINING_VECTORS_PER_LIST
-    index.cp.min_points_per_centroid = 1
-    sample = np.random.default_rng(seed).permutation(n)[: max(TRAINING_VECTORS_PER_LIST * lists, 256 * 256)]
-    index.train(np.ascontiguousarray(vectors[np.sort(sample)]))
-    index.add(vectors)
-    return index

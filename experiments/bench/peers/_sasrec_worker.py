@@ -1,6 +1,6 @@
 """RecTools' SASRec for `recsys bench train`, in its own environment; imports none of our packages.
 
-`python -P sasrec_worker.py FOLDER`, as `experiments/bench/train.py` calls it, reads settings.json and events.npz
+`python -P _sasrec_worker.py FOLDER`, as `experiments/bench/train.py` calls it, reads settings.json and events.npz
 (users, items; oldest first) in FOLDER. It writes the line {} when it is ready. For each line on its standard input it
 makes one pass, writes FOLDER/vectors.npz, and then writes one line of JSON: seconds of the pass, and positions
 predicted in it. vectors.npz has users (n_users, d) after all their events, and items (n_items, d); the rows of
