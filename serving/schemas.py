@@ -7,17 +7,13 @@ and lone surrogates. Invalid input gives a 4xx response that names the error, ne
 import math
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import quote
-from uuid import uuid4
 
-import orjson
 from fastapi import Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
-from features.interactions import DAY
-from features.log.records import Event
 from features.schema import MAX_ID_BYTES
 from serving.errors import ApiError
 
@@ -216,51 +212,6 @@ async def bounded_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     except ClientDisconnect:
         raise ApiError(400, "disconnected", "the body ended before its declared length", "body") from None
     return bytes(body)
-
-
-def parse_events(body: bytes, now: int) -> tuple[list[Event | EventResult], int]:
-    """Each event of a body or the result that rejects it, in order; and the number of valid events.
-
-    now: µs. Raises ApiError 400 when the body is not JSON, 422 when it is neither an object nor a list of 1 to
-    MAX_EVENTS objects.
-    """
-    try:
-        sent = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, "bad_json", f"the body is not valid JSON: {error}", "body") from None
-    if isinstance(sent, dict):
-        sent = [sent]
-    if not isinstance(sent, list) or not 1 <= len(sent) <= MAX_EVENTS:
-        raise ApiError(422, "bad_events", f"the body must be one event or a list of 1 to {MAX_EVENTS} events", "body")
-    parsed = [_event(raw, i, now) for i, raw in enumerate(sent)]
-    return parsed, sum(isinstance(x, Event) for x in parsed)
-
-
-def _event(raw: Any, index: int, now: int) -> Event | EventResult:
-    place = f"events[{index}]"
-    if not isinstance(raw, dict):
-        return EventResult(status="rejected", reason="is not an object", place=place)
-    try:
-        sent = EventIn.model_validate(raw)
-        # events without a time get increasing times, in the order sent
-        timestamp = now + index if sent.timestamp is None else micros(sent.timestamp)
-    except ValidationError as error:
-        field, reason = first_error(error)
-        return EventResult(status="rejected", reason=reason, place=f"{place}.{field}")
-    if timestamp < 0 or timestamp > now + DAY:
-        reason = "is before 1970" if timestamp < 0 else "is more than a day ahead"
-        return EventResult(status="rejected", reason=reason, place=f"{place}.timestamp")
-    return Event(
-        user_id=sent.user_id,
-        item_id=sent.item_id,
-        event=sent.event,
-        timestamp=timestamp,
-        value=sent.value,
-        event_id=sent.event_id or str(uuid4()),
-        request_id=sent.request_id,
-        position=sent.position,
-        order=index,
-    )
 
 
 def first_error(error: ValidationError) -> tuple[str, str]:

@@ -340,7 +340,7 @@ def test_a_delete_also_hides_the_item_in_older_snapshots(tmp_path: Path) -> None
         before = harness.service.snapshot
         assert before is not None
         filtered = before.with_filter(Filter())
-        harness.service.catalog_updater.serve(
+        harness.service.catalog_updater.swap_bundle(
             ServingSnapshot.of(with_contents(toy_bundle(tmp_path, fingerprint="toy-2")), before.store)
         )
         put(harness, "sky", title="blue")

@@ -5,7 +5,8 @@ from fastapi.responses import Response
 
 from features.log.records import Event
 from serving.errors import ErrorResponse, json_response
-from serving.schemas import EventIn, EventResult, EventsResponse, bounded_body, parse_events
+from serving.event_validation import validate_events
+from serving.schemas import EventIn, EventResult, EventsResponse, bounded_body
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
 from serving.state.thread_pool import InThread
@@ -26,15 +27,15 @@ def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None
     async def post_events(request: Request) -> Response:
         """Record what users did: one event or a list. An accepted event is on disk and affects the next response."""
         raw = await bounded_body(request)
-        parsed, n_accepted = await in_thread(parse_events, raw, service.now())
-        accepted = [e for e in parsed if isinstance(e, Event)]
+        validated, n_accepted = await in_thread(validate_events, raw, service.now())
+        accepted = [e for e in validated if isinstance(e, Event)]
         degraded: list[str] = []
         if accepted:
             await service.log.append(accepted)
             degraded = await in_thread(service.push, accepted)
-        results = [_result(e, service.snapshot) if isinstance(e, Event) else e for e in parsed]
+        results = [_result(e, service.snapshot) if isinstance(e, Event) else e for e in validated]
         response = EventsResponse(
-            accepted=n_accepted, rejected=len(parsed) - n_accepted, degraded=degraded, results=results
+            accepted=n_accepted, rejected=len(validated) - n_accepted, degraded=degraded, results=results
         ).model_dump()
         if accepted:
             return json_response(response, 202)

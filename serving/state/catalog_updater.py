@@ -101,7 +101,7 @@ class CatalogUpdater:
         }
         self._statuses |= {name: _ItemStatus(0, None, waiting=False) for name in changes.deleted}
 
-    def serve(self, snapshot: ServingSnapshot) -> None:
+    def swap_bundle(self, snapshot: ServingSnapshot) -> None:
         """Serve the snapshot of another bundle. Deleted items are hidden in it, and all puts are queued again."""
         with self._lock:
             for name, status in self._statuses.items():

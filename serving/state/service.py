@@ -57,7 +57,7 @@ class ServiceState:
         self._server: RedisServer | None = None
         self._log: EventLog | None = None
         self._path: Path | None = None
-        self._refused: Path | None = None
+        self._rejected_path: Path | None = None
         self._stop = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
@@ -77,7 +77,7 @@ class ServiceState:
         """Open the log, connect to the store (or start one), load the bundle, fill the store, and start the loop."""
         await asyncio.to_thread(self._open)
         await asyncio.to_thread(self.step)
-        self._loop = asyncio.create_task(self._follow())
+        self._loop = asyncio.create_task(self._poll_loop())
 
     async def stop(self) -> None:
         """Wait for the running step of the loop, then close everything."""
@@ -109,7 +109,7 @@ class ServiceState:
         if self._server:
             self._server.stop()
 
-    async def _follow(self) -> None:
+    async def _poll_loop(self) -> None:
         while not self._stop.is_set():
             try:
                 await asyncio.wait_for(self._stop.wait(), self.settings.follow_seconds)
@@ -119,19 +119,19 @@ class ServiceState:
     def step(self) -> None:
         """One step of the loop: serve the current bundle if it has changed, and let the store catch up."""
         try:
-            self._follow_bundle()
-            self._follow_store()
+            self._swap_bundle()
+            self._fill_store()
         except Exception:  # an error in this loop must not stop the service
             logger.exception("updating the bundle and the store failed; the next step tries again")
 
-    def _follow_bundle(self) -> None:
+    def _swap_bundle(self) -> None:
         path = None
         try:
             path = self._current(self.settings.bundles)
             if path == self._path:
-                self._refused = None
+                self._rejected_path = None
                 self.notes.pop("bundle", None)
-            if path in (self._path, self._refused):
+            if path in (self._path, self._rejected_path):
                 return
             bundle = self._load(path)
             store = self._store_for(bundle)
@@ -142,15 +142,15 @@ class ServiceState:
         except RecsysError as error:
             if self.notes.get("bundle") != str(error):
                 logger.error("bundle refused: %s", error)
-            self._refuse(path, str(error))
+            self._reject_bundle(path, str(error))
             return
         except Exception as error:  # a bundle whose models fail must not replace a working one
             logger.exception("bundle %s failed its first request", path)
-            self._refuse(path, f"{path} failed its first request: {error}")
+            self._reject_bundle(path, f"{path} failed its first request: {error}")
             return
         self.behind = True  # events may have been pushed to the store of the previous rules meanwhile
-        self.catalog_updater.serve(snapshot)
-        self._path, self._refused = path, None
+        self.catalog_updater.swap_bundle(snapshot)
+        self._path, self._rejected_path = path, None
         self.notes.pop("bundle", None)
         self.notes.pop("retriever", None)
         if bundle.note:
@@ -166,8 +166,8 @@ class ServiceState:
                 trained_on,
             )
 
-    def _refuse(self, path: Path | None, reason: str) -> None:
-        self._refused = path
+    def _reject_bundle(self, path: Path | None, reason: str) -> None:
+        self._rejected_path = path
         self.notes["bundle"] = reason
 
     def _example(self, snapshot: ServingSnapshot) -> UserState:
@@ -210,7 +210,7 @@ class ServiceState:
         report = refresh(store, tables, self.settings.log)
         logger.info("store filled: %s", report)
 
-    def _follow_store(self) -> None:
+    def _fill_store(self) -> None:
         if self.snapshot is None:
             return
         store = self.snapshot.store
