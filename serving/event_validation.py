@@ -1,0 +1,58 @@
+"""Validation of the events that clients post: each becomes an `Event` of the log, or a result that rejects it."""
+
+from typing import Any
+from uuid import uuid4
+
+import orjson
+from pydantic import ValidationError
+
+from features.interactions import DAY
+from features.log.records import Event
+from serving.errors import ApiError
+from serving.schemas import MAX_EVENTS, EventIn, EventResult, first_error, micros
+
+
+def validate_events(body: bytes, now: int) -> tuple[list[Event | EventResult], int]:
+    """Each event of a body or the result that rejects it, in order; and the number of valid events.
+
+    now: µs. Raises ApiError 400 when the body is not JSON, 422 when it is neither an object nor a list of 1 to
+    MAX_EVENTS objects.
+    """
+    try:
+        sent = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, "bad_json", f"the body is not valid JSON: {error}", "body") from None
+    if isinstance(sent, dict):
+        sent = [sent]
+    if not isinstance(sent, list) or not 1 <= len(sent) <= MAX_EVENTS:
+        raise ApiError(422, "bad_events", f"the body must be one event or a list of 1 to {MAX_EVENTS} events", "body")
+    validated = [_validate_event(raw, i, now) for i, raw in enumerate(sent)]
+    return validated, sum(isinstance(x, Event) for x in validated)
+
+
+def _validate_event(raw: Any, index: int, now: int) -> Event | EventResult:
+    """The event, or the result that says what is wrong with it. raw: from JSON; index: its place in the body."""
+    place = f"events[{index}]"
+    if not isinstance(raw, dict):
+        return EventResult(status="rejected", reason="is not an object", place=place)
+    try:
+        sent = EventIn.model_validate(raw)
+        # events without a time get increasing times, in the order sent
+        timestamp = now + index if sent.timestamp is None else micros(sent.timestamp)
+    except ValidationError as error:
+        field, reason = first_error(error)
+        return EventResult(status="rejected", reason=reason, place=f"{place}.{field}")
+    if timestamp < 0 or timestamp > now + DAY:
+        reason = "is before 1970" if timestamp < 0 else "is more than a day ahead"
+        return EventResult(status="rejected", reason=reason, place=f"{place}.timestamp")
+    return Event(
+        user_id=sent.user_id,
+        item_id=sent.item_id,
+        event=sent.event,
+        timestamp=timestamp,
+        value=sent.value,
+        event_id=sent.event_id or str(uuid4()),
+        request_id=sent.request_id,
+        position=sent.position,
+        order=index,
+    )
