@@ -200,7 +200,8 @@ def embed_catalog(
         titles = (
             run(item_titles(items), {TITLE_CHANNEL: encoders[TEXT_CHANNEL]}) if TEXT_CHANNEL in encoders else None
         )
-        done = run(contents, encoders)  # last: each run overwrites the file of failures
+        embedded = run(contents, encoders)  # last: each run overwrites the file of failures
     if titles is not None:
-        done = replace(done, encoders=(*done.encoders, *titles.encoders), seconds=done.seconds + titles.seconds)
-    return done, report
+        seconds = embedded.seconds + titles.seconds
+        embedded = replace(embedded, encoders=(*embedded.encoders, *titles.encoders), seconds=seconds)
+    return embedded, report

@@ -50,7 +50,7 @@ def read(folder):
 def test_each_slate_equals_the_recommendation_for_that_user_alone(trained, tmp_path, placement):
     bundle, dataset = trained
     report = write_slates(bundle, tmp_path, k=5, placement=placement, shard=16, progress=silent)
-    assert (report.shards, report.there, report.users) == (3, 0, 40)
+    assert (report.shards, report.existing_shards, report.users) == (3, 0, 40)
     table = read(tmp_path)
     assert report.rows == len(table)
     assert table.get_column("user_id").unique(maintain_order=True).to_list() == sorted(dataset.users.ids)
@@ -105,7 +105,7 @@ def test_a_killed_job_is_resumed_and_parts_share_a_folder(trained, tmp_path, mon
     assert len(list(shared.glob("part-*"))) == 2
     first = write_slates(bundle, shared, k=3, part=(1, 2), shard=8, progress=silent)
     second = write_slates(bundle, shared, k=3, part=(2, 2), shard=8, progress=silent)
-    assert (first.shards, first.there, second.shards, second.there) == (3, 1, 2, 1)
+    assert (first.shards, first.existing_shards, second.shards, second.existing_shards) == (3, 1, 2, 1)
     assert len(calls) == 3 + 3  # only the killed shard is computed again
     assert read(shared).equals(read(complete))
     assert sorted(path.name for path in shared.iterdir()) == sorted(path.name for path in complete.iterdir())

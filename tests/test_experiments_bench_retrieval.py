@@ -1,6 +1,7 @@
 """The benchmark of retrieval: its vectors, its measures, its check of concurrent updates, and filters of indexes."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,7 +84,8 @@ def test_an_index_is_built_once(material, monkeypatch):
     config = RetrieverConfig(kind="ivf-flat")
     first, built = material.index(1000, config)
     assert built["bytes_per_item"] > 2 * 4 * 16
-    monkeypatch.setattr(index_module, "_build", None)
+    structure = replace(index_module.STRUCTURES["ivf-flat"], build=None)
+    monkeypatch.setitem(index_module.STRUCTURES, "ivf-flat", structure)
     second, same = material.index(1000, config)
     assert same == built
     rows = [index.search(material.users, 5).rows for index in (first, second)]
@@ -200,6 +202,7 @@ def test_ignored_deletes_and_errors_are_detected(small, monkeypatch):
 STUB = """
 # Stands in for ann_worker.py.
 import sys
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 name, folder = sys.argv[1], Path(sys.argv[2])

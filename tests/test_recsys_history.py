@@ -17,7 +17,7 @@ def test_the_newest_events_by_hand():
     history = History.newest(states, 2)
     assert history.items.tolist() == [[4, 2], [5, 0], [0, 0], [3, 4]]  # the newest two, padding last
     assert history.positive.tolist() == [[False, True], [True, False], [False, False], [True, False]]
-    assert history.waits.tolist() == [[2, 3], [1, 0], [0, 0], [1, 1]]  # 3 and 7 minutes; 1; none; 1 and 1
+    assert history.gaps.tolist() == [[2, 3], [1, 0], [0, 0], [1, 1]]  # 3 and 7 minutes; 1; none; 1 and 1
     assert not history.hours.any()
     assert not history.types.any()  # types are unknown
     typed = replace(states, types=np.array([3, 1, 2, 4]))  # by user and time: of items 3, 4, 2 and 5

@@ -123,11 +123,11 @@ def test_newest_users_are_drawn_by_the_seed_from_users_with_a_positive_event(mon
 def history(b=3, t=5, d=8):
     """(vectors (b, t, d), history (b, t)): random histories of six items and three event types."""
     vectors = torch.nn.functional.normalize(torch.randn(b, t, d), dim=-1)
-    items, types, waits, hours = (torch.randint(0, n, (b, t)) for n in (6, 3, WAIT_BUCKETS + 1, 168))
-    return vectors, History(items, torch.rand(b, t) < 0.7, types, waits, hours)
+    items, types, gaps, hours = (torch.randint(0, n, (b, t)) for n in (6, 3, WAIT_BUCKETS + 1, 168))
+    return vectors, History(items, torch.rand(b, t) < 0.7, types, gaps, hours)
 
 
-@pytest.mark.parametrize("change", ["vectors", "positive", "types", "waits", "hours"])
+@pytest.mark.parametrize("change", ["vectors", "positive", "types", "gaps", "hours"])
 def test_a_later_input_never_changes_an_earlier_output(change):
     torch.manual_seed(0)
     tower = perturbed(UserTower(DEEP, n_types=3)).eval()
@@ -143,7 +143,7 @@ def test_a_later_input_never_changes_an_earlier_output(change):
             elif change == "positive":
                 values[:, at] = ~values[:, at]
             else:
-                values[:, at] = (values[:, at] + 1) % {"types": 3, "waits": WAIT_BUCKETS + 1, "hours": 168}[change]
+                values[:, at] = (values[:, at] + 1) % {"types": 3, "gaps": WAIT_BUCKETS + 1, "hours": 168}[change]
             after = tower(inputs.pop("vectors"), History(**inputs))
             np.testing.assert_allclose(after[:, :at], before[:, :at], atol=1e-6)
             changed = (after[:, at:] - before[:, at:]).abs().amax(-1) > 1e-5

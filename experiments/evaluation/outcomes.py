@@ -121,8 +121,8 @@ def compare_outcomes(a: Path, b: Path, *, model: str | None = None, seed: int = 
     names = [list(table.get_column("model").unique(maintain_order=True)) for table in tables]
     common = [name for name in names[0] if name in names[1] and model in (None, name)]
     if not common:
-        there = "; ".join(f"{path}: {', '.join(models)}" for path, models in zip((a, b), names, strict=True))
-        raise DataError(f"no model {'' if model is None else f'{model!r} '}is in both files: {there}")
+        available = "; ".join(f"{path}: {', '.join(models)}" for path, models in zip((a, b), names, strict=True))
+        raise DataError(f"no model {'' if model is None else f'{model!r} '}is in both files: {available}")
     paired = tables[0].join(tables[1], on=["model", *EVENT], how="inner", suffix="_b", maintain_order="left")
     paired = paired.filter(pl.col("model").is_in(common))
     if not len(paired):

@@ -39,12 +39,13 @@ USERS_AT_ONCE = 256
 class BatchReport:
     """Counts of one run.
 
-    shards: number of shards of this part; there: how many of them existed before; users, rows: written by this run.
+    shards: number of shards of this part; existing_shards: how many of them existed before; users, rows: written by
+    this run.
     """
 
     folder: Path
     shards: int
-    there: int
+    existing_shards: int
     users: int
     rows: int
 

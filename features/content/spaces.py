@@ -42,10 +42,12 @@ class SpaceKey:
         return replace(self, dimension=dimension)
 
 
-def same_space(have: SpaceKey, want: SpaceKey, place: str) -> None:
+def same_space(actual: SpaceKey, expected: SpaceKey, place: str) -> None:
     """Raises SpaceError with both keys when they differ; `place` names the file or object in the message."""
-    if have != want:
-        raise SpaceError(f"{place}: vectors of two spaces cannot be compared.\n  found: {have}\n  expected: {want}")
+    if actual != expected:
+        raise SpaceError(
+            f"{place}: vectors of two spaces cannot be compared.\n  found: {actual}\n  expected: {expected}"
+        )
 
 
 @dataclass(frozen=True, order=True)

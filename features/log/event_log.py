@@ -76,16 +76,16 @@ def _scan(data: bytes) -> tuple[list[bytes], int, list[tuple[int, int]]]:
     """
     payloads: list[bytes] = []
     damaged: list[tuple[int, int]] = []
-    undecided: list[tuple[int, int]] = []  # invalid lines with no valid line after them so far
+    pending: list[tuple[int, int]] = []  # invalid lines with no valid line after them so far
     at = end = 0
     for line in data.split(b"\n")[:-1]:
         payload = _payload(line)
         if payload is None:
-            undecided.append((at, len(line) + 1))
+            pending.append((at, len(line) + 1))
         else:
             payloads.append(payload)
-            damaged += undecided
-            undecided.clear()
+            damaged += pending
+            pending.clear()
             end = at + len(line) + 1
         at += len(line) + 1
     return payloads, end, damaged

@@ -96,12 +96,12 @@ def read_tables(config: DataConfig, *, now: datetime | None = None, progress: St
             f"{folder}: no file of {' and '.join(absent)} ({' or '.join(SUFFIXES)}); the folder has: {present}. "
             f"Run `recsys data get` for source {config.source!r}, or set data.path to your own tables"
         )
-    raws = [
+    raw_tables = [
         RawTable.of(name, path.name, scan(path, config.extra_columns))
         for name, path in paths.items()
         if path is not None
     ]
-    return _read(raws, config, folder, folder / "rejected", now, progress)
+    return _read(raw_tables, config, folder, folder / "rejected", now, progress)
 
 
 def read_items(config: DataConfig, *, progress: StartProgress | None = None) -> tuple[pl.DataFrame, Report]:
@@ -130,8 +130,8 @@ def check_tables(
     rejected: folder to write the rejected rows to; None: only count them. Raises like `read_tables`.
     """
     frames = zip(REQUIRED, (items, events, users), strict=True)
-    raws = [RawTable.of(name, name, frame) for name, frame in frames if frame is not None]
-    return _read(raws, config, media_root, rejected, now, None)
+    raw_tables = [RawTable.of(name, name, frame) for name, frame in frames if frame is not None]
+    return _read(raw_tables, config, media_root, rejected, now, None)
 
 
 def check_item_puts(puts: Sequence[ItemPut], log: Path, config: DataConfig) -> Validated:
@@ -166,7 +166,7 @@ def event_weights(events: pl.DataFrame, rules: EventRules) -> Floats | None:
 
 
 def _read(
-    raws: list[RawTable],
+    raw_tables: list[RawTable],
     config: DataConfig,
     media_root: Path | None,
     rejected: Path | None,
@@ -174,26 +174,26 @@ def _read(
     progress: StartProgress | None,
 ) -> Tables:
     """Validate the raw tables in order (items first), apply the item changes of the log, check media, and report."""
-    done: dict[str, Validated] = {}
+    validated_by_name: dict[str, Validated] = {}
     notes: list[str] = []
     files: dict[str, str] = {}
     log = None if config.log is None else Path(config.log)
     changes = None if log is None else ItemChanges.of(log)
     logged = check_item_puts(list(changes.puts.values()), log, config) if log and changes and changes.puts else None
-    for raw in raws:
-        known = _ids(done["items"], logged) if raw.name == "events" else None
+    for raw in raw_tables:
+        known = _ids(validated_by_name["items"], logged) if raw.name == "events" else None
         rules = _column_rules(raw, config, known, now or datetime.now(UTC))
         notes += [note for rule in rules.values() for note in rule.notes]
         notes += _undeclared(raw, rules)
-        done[raw.name] = validated = validate(raw, rules, progress)
+        validated_by_name[raw.name] = validated = validate(raw, rules, progress)
         if rejected is not None:
             files |= write_rejected(validated, rejected, notes)
         if len(validated.kept) == 0 and raw.name != "users":
             raise _nothing_left(validated)
-    counted = [*done.values(), *([logged] if logged else [])]
-    problems = [p for c in counted for p in c.problems]
+    validated_tables = [*validated_by_name.values(), *([logged] if logged else [])]
+    problems = [p for c in validated_tables for p in c.problems]
     tables = []
-    for validated in (done["items"], *([logged] if logged else [])):
+    for validated in (validated_by_name["items"], *([logged] if logged else [])):
         table, missing = (validated.kept, []) if media_root is None else find_media(validated, media_root)
         tables.append(table)
         problems += missing
@@ -201,11 +201,11 @@ def _read(
     if changes is not None and (changes.puts or changes.deleted):
         items, change_notes = _changed(items, tables[1] if logged else items.clear(), changes.deleted)
         notes += change_notes
-    events = done["events"].kept if "events" in done else pl.DataFrame(schema=EVENTS)
-    if "events" in done:
+    events = validated_by_name["events"].kept if "events" in validated_by_name else pl.DataFrame(schema=EVENTS)
+    if "events" in validated_by_name:
         notes += _unnamed_types(events, config.events)
-    report = Report(tuple(c.count for c in counted), tuple(problems), tuple(notes), files)
-    return Tables(items, events, done["users"].kept if "users" in done else None, report)
+    report = Report(tuple(c.count for c in validated_tables), tuple(problems), tuple(notes), files)
+    return Tables(items, events, validated_by_name["users"].kept if "users" in validated_by_name else None, report)
 
 
 def _ids(items: Validated, logged: Validated | None) -> pl.Series:
@@ -305,9 +305,9 @@ def _unnamed_types(events: pl.DataFrame, rules: EventRules) -> list[str]:
     """Notes on event types of the data that no rule names, and on types in the rules that no event has."""
     counts = dict(events.get_column(EVENT).value_counts().sort(EVENT).iter_rows())
     named = {*rules.positive, *(counts if rules.seen is None else rules.seen)}
-    neither = [f"{name!r} ({n:,})" for name, n in counts.items() if name not in named]
+    unlisted = [f"{name!r} ({n:,})" for name, n in counts.items() if name not in named]
     never = [repr(name) for name in sorted({*rules.positive, *(rules.seen or ())}) if name not in counts]
-    notes = [f"event types neither positive nor seen, by data.events: {', '.join(neither)}"] if neither else []
+    notes = [f"event types neither positive nor seen, by data.events: {', '.join(unlisted)}"] if unlisted else []
     return notes + ([f"event types in data.events that no event has: {', '.join(never)}"] if never else [])
 
 

@@ -38,7 +38,7 @@ def upsert_items(bundle: Bundle, items: pl.DataFrame, channels: Mapping[str, Emb
     channels: the items' vectors by the bundle's encoders (`embed_items`), empty where the bundle has no content.
     Existing items keep their rows. An item with events keeps its vector of the towers, and so does an item whose
     categories and content did not change. The others get the mean of their neighbours by content
-    (`neighbour_vectors`). Both bundles share the indexes: later searches in the old one must pass `allow` (n,), or
+    (`cold_item_vectors`). Both bundles share the indexes: later searches in the old one must pass `allow` (n,), or
     they return rows that it does not have.
     """
     recommender, index = bundle.recommender, bundle.recommender.index
@@ -48,16 +48,16 @@ def upsert_items(bundle: Bundle, items: pl.DataFrame, channels: Mapping[str, Emb
     catalog, rows = upsert_catalog(bundle.catalog, items, placed)
     total = len(catalog)
     popularity = extended(recommender.fallback.popularity, total)
-    moved = (popularity[rows] == 0) & ~_unchanged(bundle.catalog, catalog, rows)  # (m,): items that get a new vector
-    new_vectors = neighbour_vectors(bundle, catalog, rows, placed)[moved]
-    vectors = with_rows(recommender.vectors, total, rows[moved], new_vectors)
+    needs_vector = (popularity[rows] == 0) & ~_unchanged(bundle.catalog, catalog, rows)  # (m,)
+    new_vectors = cold_item_vectors(bundle, catalog, rows, placed)[needs_vector]
+    vectors = with_rows(recommender.vectors, total, rows[needs_vector], new_vectors)
     reranker = recommender.reranker
     if isinstance(reranker, Reranker):
         reranker = Reranker(reranker.booster, _upsert_features(reranker.features, catalog, vectors, rows))
     fallback = replace(recommender.fallback, popularity=popularity)
     recommender = replace(recommender, vectors=vectors, fallback=fallback, reranker=reranker)
     content = None if bundle.content is None else upsert_content_space(bundle.content, total, rows, channels)
-    index.upsert(rows[moved], new_vectors)  # last: nothing after it can fail
+    index.upsert(rows[needs_vector], new_vectors)  # last: nothing after it can fail
     bundle.contents.upsert(rows, catalog.content[rows])
     return replace(bundle, catalog=catalog, recommender=recommender, content=content)
 
@@ -118,7 +118,7 @@ def upsert_content_space(old: ContentSpace, total: int, rows: Ints, channels: Ma
     return replace(old, channels=upserted)
 
 
-def neighbour_vectors(bundle: Bundle, catalog: Catalog, rows: Ints, content: Embedded | None) -> Floats:
+def cold_item_vectors(bundle: Bundle, catalog: Catalog, rows: Ints, content: Embedded | None) -> Floats:
     """Unit vectors (m, d) for the items of rows (m,) of a catalogue, from the vectors of the bundle's other items.
 
     The mean of the NEAREST items by content, weighted by cosine. Without such items: the mean of the items with the
@@ -179,16 +179,16 @@ def _in_columns_of(frame: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
 
 def _upsert_categories(old: Catalog, new: Catalog, rows: Ints, total: int) -> tuple[tuple[str, ...], Categories]:
     """Names and numbers (total, width) of the categories, with those of the new items in rows (m,)."""
-    number_of = {name: number for number, name in enumerate(old.category_names)}
+    category_codes = {name: number for number, name in enumerate(old.category_names)}
     for name in new.category_names:
-        number_of.setdefault(name, len(number_of))
-    renumbered = np.array([*(number_of[name] for name in new.category_names), -1], dtype=np.int32)  # -1 stays -1
+        category_codes.setdefault(name, len(category_codes))
+    renumbered = np.array([*(category_codes[name] for name in new.category_names), -1], dtype=np.int32)  # -1 stays -1
     width = max(old.categories.shape[1], new.categories.shape[1])
     out = np.full((total, width), -1, dtype=np.int32)
     out[: len(old), : old.categories.shape[1]] = old.categories
     out[rows] = -1
     out[rows, : new.categories.shape[1]] = renumbered[new.categories]
-    return tuple(number_of), out
+    return tuple(category_codes), out
 
 
 def _upsert_features(features: PairFeatures, catalog: Catalog, vectors: Floats, rows: Ints) -> PairFeatures:

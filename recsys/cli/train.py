@@ -87,7 +87,7 @@ def slates(
         return
     typer.echo(
         f"{out}: {report.rows:,} rows for {report.users:,} users written; "
-        f"{report.there} of {report.shards} shards existed before"
+        f"{report.existing_shards} of {report.shards} shards existed before"
     )
 
 

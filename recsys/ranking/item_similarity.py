@@ -28,8 +28,8 @@ def item_similarity(events: Interactions, *, k: int, shrink: float, exponent: fl
     """
     positive_counts(events)
     x = user_item_matrix(events)  # (users, n)
-    owners = np.maximum(x.sum(axis=0), 1.0)  # (n,): users of each item
-    left, right = (owners**exponent).astype(np.float32), (owners ** (1 - exponent)).astype(np.float32)
+    n_users = np.maximum(x.sum(axis=0), 1.0)  # (n,): users of each item
+    left, right = (n_users**exponent).astype(np.float32), (n_users ** (1 - exponent)).astype(np.float32)
     by_item = x.T.tocsr()
     blocks = []
     step = max(1, _SIMILARITIES_AT_ONCE // events.n_items)
@@ -39,8 +39,8 @@ def item_similarity(events: Interactions, *, k: int, shrink: float, exponent: fl
         block.data /= left[at + i] * right[block.indices] + np.float32(shrink)
         block.data[block.indices == at + i] = 0
         threshold = _kth_largest(block, k)[i]
-        crowded = np.bincount(i[block.data >= threshold], minlength=block.shape[0])[i] > MAX_TIES * k
-        block.data[(block.data < threshold) | (crowded & (block.data == threshold))] = 0
+        has_many_ties = np.bincount(i[block.data >= threshold], minlength=block.shape[0])[i] > MAX_TIES * k
+        block.data[(block.data < threshold) | (has_many_ties & (block.data == threshold))] = 0
         block.eliminate_zeros()
         blocks.append(block)
     return sp.vstack(blocks, format="csr")

@@ -75,13 +75,13 @@ def place_cold_items(model: TwoTowers, catalog: Catalog, events: Interactions, *
     filler = _filler(len(cold), model.config.dimension, seed)  # (n_cold, d)
     vectors[cold] = _unit_length(predicted, filler)
     has_events = np.bincount(events.items, minlength=len(catalog)) > 0  # (n,) of any kind
-    lifted = (catalog.available & ~has_events)[cold]  # (n_cold,)
+    unseen = (catalog.available & ~has_events)[cold]  # (n_cold,)
     shown = catalog.available & catalog.published_by(events.latest)  # (n,)
-    counted = shown[cold[lifted]]  # (n_lifted,)
-    if counted.any():
-        share = min(max_share, MAX_LIFT * int(counted.sum()) / int(shown.sum()))
+    shown_now = shown[cold[unseen]]  # (n_unseen,)
+    if shown_now.any():
+        share = min(max_share, MAX_LIFT * int(shown_now.sum()) / int(shown.sum()))
         competitors = Index(vectors).search(users, TOP, allow=shown & has_events, exclude=states.seen_items()).scores
-        vectors[cold[lifted]] = _lift(predicted[lifted], filler[lifted], counted, users, competitors, share)
+        vectors[cold[unseen]] = _lift(predicted[unseen], filler[unseen], shown_now, users, competitors, share)
     return vectors
 
 
@@ -137,9 +137,9 @@ def _predicted(
     if len(warm) < MIN_WARM_ITEMS:
         return predict(warm, cold)[0]
     order = np.random.default_rng(seed).permutation(warm)
-    held, rest = np.sort(order[: len(order) // HELD_OUT_FRACTION]), np.sort(order[len(order) // HELD_OUT_FRACTION :])
-    rows = np.stack([vectors[held], *predict(rest, held)]).astype(np.float64)  # (3, m, d): v, r and k
-    weight = np.sqrt(positives[held])[:, None]  # (m, 1)
+    held_out, fit_rows = (np.sort(part) for part in np.split(order, [len(order) // HELD_OUT_FRACTION]))
+    rows = np.stack([vectors[held_out], *predict(fit_rows, held_out)]).astype(np.float64)  # (3, m, d): v, r and k
+    weight = np.sqrt(positives[held_out])[:, None]  # (m, 1)
     mean = (rows * weight).sum(1, keepdims=True) / weight.sum()  # (3, 1, d)
     # (3, 3) weighted products of scores: sum_i w_i (x_i - mean_x)' U'U (y_i - mean_y) for x, y in (v, r, k)
     products = np.einsum("amd,bme,de->ab", (rows - mean) * weight, rows - mean, users.T @ users, optimize=True)
@@ -236,26 +236,27 @@ def _unit_length(rows: Floats, filler: Floats) -> Floats:
     sign of <row, filler>.
     """
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1)
-    along = (rows * filler).sum(1, keepdims=True)  # (n, 1) <row, filler>
-    amount = np.copysign(np.sqrt(along**2 + (1 - (rows**2).sum(1, keepdims=True)).clip(min=0)), along) - along
+    component = (rows * filler).sum(1, keepdims=True)  # (n, 1) <row, filler>
+    missing = (1 - (rows**2).sum(1, keepdims=True)).clip(min=0)  # (n, 1) 1 - |row|^2
+    amount = np.copysign(np.sqrt(component**2 + missing), component) - component
     return unit(rows + amount * filler)  # `unit` removes the rounding error
 
 
 def _lift(
-    predicted: Floats, filler: Floats, counted: Bools, users: Floats, competitors: Floats, share: float
+    predicted: Floats, filler: Floats, shown_now: Bools, users: Floats, competitors: Floats, share: float
 ) -> Floats:
     """Unit rows (m, d) of m predicted vectors, moved as far as they take at most `share` of the top places.
 
-    The move is step * mean user direction, with one step for all rows. counted (m,): items that can be shown already;
-    users (b, d): user vectors; competitors (b, TOP): highest scores of the other items for each user.
+    The move is step * mean user direction, with one step for all rows. shown_now (m,): items that can be shown
+    already; users (b, d): user vectors; competitors (b, TOP): highest scores of the other items for each user.
     """
-    common = unit(users.mean(0, keepdims=True))  # (1, d)
+    mean_user = unit(users.mean(0, keepdims=True))  # (1, d)
 
     def moved(step: float) -> Floats:
-        return _unit_length(predicted + step * common, filler)
+        return _unit_length(predicted + step * mean_user, filler)
 
     def share_taken(step: float) -> float:
-        scores = Index(moved(step)[counted]).search(users, TOP).scores  # (b, TOP)
+        scores = Index(moved(step)[shown_now]).search(users, TOP).scores  # (b, TOP)
         top = np.argsort(-np.concatenate([competitors, scores], axis=1), axis=1, kind="stable")[:, :TOP]
         return float((top >= TOP).mean())  # columns from TOP on are the moved items
 

@@ -26,14 +26,14 @@ class History(Generic[Array]):
     """Events of a log (n,), or left-aligned histories of b users (b, t): arrays or tensors of one shape.
 
     items: int64 rows; positive: bool; types: int64, see `Interactions`, 0 where types are unknown.
-    waits, hours: int64. Each event is followed by the user's next event or by the request: waits is the bucket of
+    gaps, hours: int64. Each event is followed by the user's next event or by the request: gaps is the bucket of
     the time until then (`wait_buckets`), hours is its hour of the week (`hours_of_week`).
     """
 
     items: Array
     positive: Array
     types: Array
-    waits: Array
+    gaps: Array
     hours: Array
 
     @classmethod
@@ -57,7 +57,7 @@ class History(Generic[Array]):
 
     def map_arrays(self, do: Callable[[Array], Other]) -> "History[Other]":
         """The history of do(array) for each array."""
-        return History(do(self.items), do(self.positive), do(self.types), do(self.waits), do(self.hours))
+        return History(do(self.items), do(self.positive), do(self.types), do(self.gaps), do(self.hours))
 
     def padded(self: "History[np.ndarray]", inside: Bools) -> "History[np.ndarray]":
         """Zero and False where `inside` (b, t) is False: after the last event, which causal attention never reads."""
@@ -73,10 +73,10 @@ def hours_of_week(times: Ints) -> Ints:
     return times // HOUR % WEEK
 
 
-def wait_buckets(waits: Ints) -> Ints:
+def wait_buckets(gaps: Ints) -> Ints:
     """Bucket ceil(log2(1 + minutes)) of times in µs, at most WAIT_BUCKETS; int64, same shape.
 
     Bucket 0: no time; bucket i: above 2^(i-1) - 1, up to 2^i - 1 minutes.
     """
-    minutes = waits.clip(min=0) / 60e6
+    minutes = gaps.clip(min=0) / 60e6
     return np.ceil(np.log2(1 + minutes)).astype(np.int64).clip(0, WAIT_BUCKETS)

@@ -126,9 +126,9 @@ def _positive(queries: Tensor, items: Tensor, scale: Tensor, pairs: Pairs) -> Te
     return (queries[pairs.pair_to_query] * items[pairs.target]).sum(-1) * scale
 
 
-def _cross_entropy(positive: Tensor, rest: Tensor, pairs: Pairs) -> Tensor:
-    """Weighted mean of log(exp(s+) + exp(rest)) - s+; rest (q,): log of the sum over the negatives of each query."""
-    return ((torch.logaddexp(positive, rest[pairs.pair_to_query]) - positive) * pairs.weight).mean()
+def _cross_entropy(positive: Tensor, negatives: Tensor, pairs: Pairs) -> Tensor:
+    """Weighted mean of log(exp(s+) + exp(s-)) - s+; negatives (q,): s-, log of the sum over a query's negatives."""
+    return ((torch.logaddexp(positive, negatives[pairs.pair_to_query]) - positive) * pairs.weight).mean()
 
 
 class _LogSum(torch.autograd.Function):

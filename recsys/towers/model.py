@@ -137,12 +137,12 @@ class UserTower(nn.Module):
     def forward(self, vectors: Tensor, history: History[Tensor]) -> Tensor:
         """vectors (b, t, d): unit rows of the items of a history (b, t) -> user vectors (b, t, d), unit rows.
 
-        User vector i predicts the item after event i, given that it follows after waits[i] at hours[i].
+        User vector i predicts the item after event i, given that it follows after gaps[i] at hours[i].
         """
         t, d = vectors.shape[1:]
         x = vectors + self.position.weight[:t] + self.kind(history.positive.long()) + self.event(history.types)
         if self.config.times:
-            x = x + self.wait(history.waits)
+            x = x + self.wait(history.gaps)
         x = dropout(x * d**0.5, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)

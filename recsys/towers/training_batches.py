@@ -18,7 +18,7 @@ class TrainingSequences:
     A query is a log position after which items are predicted. A target is the item of a positive event. The query of
     a target is the last event of the same user that is strictly earlier.
 
-    history (n,): the events by user and time; waits and hours lead to the same user's next event.
+    history (n,): the events by user and time; gaps and hours lead to the same user's next event.
     offsets (n_users + 1,): events of user u are at offsets[u]..offsets[u + 1].
     query (q,) int64: log positions, ascending.
     pair_to_query (p,) int64: index into query, ascending; target (p,) int64: item rows; weight (p,) float32: weight
