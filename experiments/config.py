@@ -15,14 +15,14 @@ from experiments.splits import SplitConfig
 from features.content.encoder_config import BuiltinConfig, EncoderConfig
 from features.content.parts import Limits
 from features.errors import ConfigError
-from features.schema import DataConfig, Strict
+from features.schema import DataConfig, StrictModel
 from recsys.baselines import check_baseline
 from recsys.config import AlignmentConfig, RerankerConfig, RetrieverConfig, TowerConfig, TrainingConfig
 
 PREFIX = "RECSYS__"
 
 
-class RunConfig(Strict):
+class RunConfig(StrictModel):
     """Every setting of a run. A run depends on the configuration, the data and the code, and on nothing else."""
 
     name: str

@@ -11,10 +11,10 @@ from pydantic import Field
 from features.arrays import Bools, Ints
 from features.errors import DataError, LeakError
 from features.interactions import Interactions, UserStates
-from features.schema import Strict
+from features.schema import StrictModel
 
 
-class SplitConfig(Strict):
+class SplitConfig(StrictModel):
     """How the events are split by time."""
 
     kind: Literal["time", "leave-last-out"] = "time"

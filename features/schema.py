@@ -14,13 +14,13 @@ MAX_ID_BYTES = 512
 """Maximum length of an id in UTF-8 bytes, everywhere."""
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """A configuration section: unknown keys are errors, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class EventRules(Strict):
+class EventRules(StrictModel):
     """The meaning of event types."""
 
     positive: dict[str, float | None]
@@ -45,14 +45,14 @@ class EventRules(Strict):
         return self
 
 
-class Placement(Strict):
+class Placement(StrictModel):
     """A place in the product where recommendations are shown."""
 
     repeats: bool = False
     """Whether items that the user has seen may be recommended."""
 
 
-class DataConfig(Strict):
+class DataConfig(StrictModel):
     """Where the tables are and how they are read."""
 
     source: str

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from features.schema import Strict
+from features.schema import StrictModel
 
 
-class TowerConfig(Strict):
+class TowerConfig(StrictModel):
     """Architecture of the two towers."""
 
     dimension: Annotated[int, Field(ge=8, multiple_of=4)] = 64
@@ -59,7 +59,7 @@ class TowerConfig(Strict):
         return self
 
 
-class RetrieverConfig(Strict):
+class RetrieverConfig(StrictModel):
     """The retrieval index. docs/scale.md says which kind suits which number of items."""
 
     kind: Literal["exact", "hnsw", "ivf-flat", "ivf-pq", "gpu-exact", "gpu-ivf-pq"] = "exact"
@@ -77,7 +77,7 @@ class RetrieverConfig(Strict):
     """Items compared in all dimensions for each requested item, if cut or compressed vectors were searched."""
 
 
-class TrainingConfig(Strict):
+class TrainingConfig(StrictModel):
     """Training of the towers."""
 
     epochs: Annotated[int, Field(ge=1)] = 50
@@ -114,7 +114,7 @@ class TrainingConfig(Strict):
     """0: all items are negatives; else this many uniformly drawn items, the same for all pairs of a step."""
 
 
-class RerankerConfig(Strict):
+class RerankerConfig(StrictModel):
     """The reranker: LambdaMART over the candidates of retrieval."""
 
     candidates: Annotated[int, Field(ge=10)] = 500
@@ -127,7 +127,7 @@ class RerankerConfig(Strict):
     """Maximum number of states of the validation window that the reranker is trained on; the seed draws them."""
 
 
-class AlignmentConfig(Strict):
+class AlignmentConfig(StrictModel):
     """Alignment of the content vectors in a shared space."""
 
     nested: tuple[int, ...] = (32, 64, 128, 256)

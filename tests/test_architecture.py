@@ -50,7 +50,7 @@ LAYERS = {
         ("bundle",),
         ("cli",),
     ),
-    "serving": (("settings", "errors", "schemas"), ("state",), ("routes",), ("app",)),
+    "serving": (("settings", "errors", "schemas", "event_validation"), ("state",), ("routes",), ("app",)),
     "experiments": (("splits", "config"), ("dataset",), ("evaluation",), ("tracking",), ("pipelines",), ("bench",)),
 }
 """Package -> its files and sub-packages, the lowest layer first: each imports its own layer and lower ones."""

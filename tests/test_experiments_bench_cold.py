@@ -121,7 +121,7 @@ def test_the_sum_is_of_standard_scores_over_the_cold_items():
         (scores - scores[:, mask].mean(1, keepdims=True)) / scores[:, mask].std(1, keepdims=True)
         for scores in (profile.scores(positives), bridge.scores(positives))
     )
-    total = cold.Sum(profile.popularity, profile.fitted_until, bridge, profile, mask)
+    total = cold.ScoreSumRecommender(profile.popularity, profile.fitted_until, bridge, profile, mask)
     assert isinstance(total, DenseRecommender)
     np.testing.assert_allclose(total.scores(positives), expected, rtol=1e-4, atol=1e-5)
 

@@ -9,7 +9,7 @@ from toy_data import toy_config, write_tables
 
 from experiments.bench.retrieval import benchmark, concurrent_updates, peers, speed, vectors
 from experiments.bench.retrieval.concurrent_updates import Traffic, measure_updates
-from experiments.bench.retrieval.vectors import Material, allowed_masks, milliseconds, recall
+from experiments.bench.retrieval.vectors import VectorDataset, allowed_masks, milliseconds, recall
 from features.content.spaces import unit
 from features.errors import ConfigError
 from recsys.config import RetrieverConfig
@@ -36,7 +36,7 @@ def small(monkeypatch):
 @pytest.fixture
 def material(tmp_path, small):
     items, _ = clustered(400)
-    return Material(items, clustered(30, seed=1)[0], tmp_path, seed=0, graph=200)
+    return VectorDataset(items, clustered(30, seed=1)[0], tmp_path, seed=0, graph=200)
 
 
 def test_a_short_run_measures_its_parts_and_trains_once(tmp_path, small, monkeypatch):
@@ -71,7 +71,7 @@ def test_sampled_items_are_deterministic_unit_vectors_near_the_trained_ones(mate
     items, components = material.sampled(300)
     np.testing.assert_allclose(np.linalg.norm(items, axis=1), 1, atol=1e-5)
     (tmp_path / "again").mkdir()
-    again = Material(material.items, material.users, tmp_path / "again", seed=0, graph=200)
+    again = VectorDataset(material.items, material.users, tmp_path / "again", seed=0, graph=200)
     np.testing.assert_array_equal(items, again.sampled(300)[0])
     nearest = (np.asarray(items) @ material.items.T).max(1)
     random_vectors = unit(np.random.default_rng(5).normal(size=(300, 16)).astype(np.float32))
@@ -229,13 +229,13 @@ def test_peers_are_measured_on_the_same_items_and_failures_are_reported(material
 def test_costs_are_extrapolated_by_a_line_of_logarithms(material, monkeypatch):
     monkeypatch.setattr(speed, "milliseconds", lambda *_: {"ours": np.array([len(sized)])})
     sized = []
-    real = Material.index
+    real = VectorDataset.index
 
     def index(self, n, config):
         sized[:] = range(n // 100)  # a hundredth of a millisecond for each item
         return real(self, n, config)
 
-    monkeypatch.setattr(Material, "index", index)
+    monkeypatch.setattr(VectorDataset, "index", index)
     figures = speed.sizes(material, "exact", [200, 400, 800])
     fit = figures["exact: ms = a * items^b"]
     assert fit["b"] == pytest.approx(1)

@@ -9,7 +9,7 @@ from toy_data import toy_catalog, toy_config, toy_log, write_tables
 from experiments.bench import train as module
 from experiments.bench.peers import environment as environment_module
 from experiments.bench.peers.environment import environment
-from experiments.bench.train import TrainingCurve, Vectors, run
+from experiments.bench.train import FixedVectorRecommender, TrainingCurve, run
 from experiments.evaluation.ranking import headline_metrics
 from experiments.splits import Targets
 from features.errors import ConfigError, DependencyError, RecsysError
@@ -105,7 +105,7 @@ def test_vectors_are_judged_by_the_headline_metrics():
     items = np.array([[1, 0], [1, 0], [0, 1], [np.nan, np.nan]], np.float32)
     users = np.array([[0.5, 1], [1, 0.5]], np.float32)
     # user 0: item 2 first; user 1: item 0, then 2 (1 is seen, 3 unknown): 1 / log2(3)
-    figures = headline_metrics(Vectors(users, items), targets, toy_catalog(4), repeats=False)
+    figures = headline_metrics(FixedVectorRecommender(users, items), targets, toy_catalog(4), repeats=False)
     assert figures["ndcg_at_10"] == pytest.approx((1 + 1 / np.log2(3)) / 2)
 
 

@@ -32,8 +32,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from features.content.encoders.frozen import Media
-from features.content.encoders.hub_models import HubEncoder
-from features.content.encoders.hub_models import picture as decode
+from features.content.encoders.hub_models import HubEncoder, image_pixels
 from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Audio, Content, Image, Limits, Text, Video
 from features.content.spaces import unit
@@ -159,7 +158,7 @@ def without_prompts(tmp_path_factory):
     return sentences(tmp_path_factory.mktemp("without_prompts"), None)
 
 
-def picture(seed, height=20, width=30):
+def random_pixels(seed, height=20, width=30):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -195,7 +194,7 @@ def mean(*vectors):
 
 def test_clip_embeds_texts_and_pictures_in_one_space(workers, clip):
     encoder = HubEncoder(workers, str(clip), family="clip")
-    frames = [picture(0), picture(1, 40, 17)]
+    frames = [random_pixels(0), random_pixels(1, 40, 17)]
     long = " ".join(["red cat"] * 20)
     contents = [
         *(Content.of(Text(t)) for t in ("red cat", "a dog", long)),
@@ -215,7 +214,7 @@ def test_siglip_pads_as_in_training(workers, siglip):
     encoder = HubEncoder(workers, str(siglip), family="siglip")
     model = SiglipModel.from_pretrained(siglip).eval()
     words = tokenizer(9)(["red cat", "a"], padding="max_length", max_length=9, return_tensors="pt")
-    frame = picture(2)
+    frame = random_pixels(2)
     pixels = SiglipProcessor.from_pretrained(siglip).image_processor([frame], return_tensors="pt")
     with torch.no_grad():
         texts = unit(model.get_text_features(input_ids=words["input_ids"]).pooler_output.numpy())
@@ -248,7 +247,7 @@ def test_clap_reads_the_first_seconds_deterministically(workers, clap):
 
 
 def test_a_content_is_the_unit_mean_of_its_parts(workers, clip):
-    frame, animated = picture(3), [picture(4), picture(5), picture(6)]
+    frame, animated = random_pixels(3), [random_pixels(4), random_pixels(5), random_pixels(6)]
     contents = [
         Content.of(Text("red"), Image(png(frame)), Text("blue dog")),
         Content.of(Image(png(*animated)), Text("a")),
@@ -267,17 +266,17 @@ def test_unreadable_parts_are_failures_and_the_rest_is_embedded(workers, clip, m
     contents = [
         *[Content()] * 40,
         Content.of(Image(b"<svg/>"), Text("red")),
-        Content.of(Image(png(picture(0))[:90])),
+        Content.of(Image(png(random_pixels(0))[:90])),
         Content.of(Text(" \t"), Text("")),
-        Content.of(Image(png(picture(0, 1, 60)))),
+        Content.of(Image(png(random_pixels(0, 1, 60)))),
         Content.of(Text("x\ud800")),
-        Content.of(Image(b"die"), Image(png(picture(0)))),
+        Content.of(Image(b"die"), Image(png(random_pixels(0)))),
     ]
     steps = []
     embedded = HubEncoder(workers, str(clip), family="clip").encode(contents, progress=steps.append)
     assert embedded.present.tolist() == [False] * 40 + [True, False, False, False, True, True]
     np.testing.assert_allclose(embedded.vectors[[40, 44]], clip_texts(clip, ["red", "x?"]), atol=1e-5)
-    np.testing.assert_allclose(embedded.vectors[45], clip_pictures(clip, [picture(0)])[0], atol=1e-5)
+    np.testing.assert_allclose(embedded.vectors[45], clip_pictures(clip, [random_pixels(0)])[0], atol=1e-5)
     assert not embedded.vectors[~embedded.present].any()
     assert [(f.row, f.part) for f in embedded.failures] == [(40, 0), (41, 0), (43, 0), (45, 0)]
     assert "60 x 1 pixels" in embedded.failures[2].reason
@@ -287,7 +286,7 @@ def test_unreadable_parts_are_failures_and_the_rest_is_embedded(workers, clip, m
 
 def test_the_worker_scales_a_large_picture_down(workers, clip):
     pixels = np.zeros((600, 3000, 3), np.uint8)
-    frames = decode(media.picture(pixels, "PNG"), workers.limits)
+    frames = image_pixels(media.picture(pixels, "PNG"), workers.limits)
     assert frames.shape == (1, 205, 1024, 3)
     assert HubEncoder(workers, str(clip), family="clip").encode([Content.of(Image(png(pixels)))]).present.all()
 
@@ -348,7 +347,7 @@ def test_a_model_without_prompts_has_one_space(workers, without_prompts):
 
 def test_texts_that_look_like_tokens_or_addresses_are_plain_text(workers, without_prompts, tmp_path):
     trap = tmp_path / "cat.png"
-    trap.write_bytes(png(picture(0)))
+    trap.write_bytes(png(random_pixels(0)))
     words = ["red [SEP] cat [PAD] dog", "http://127.0.0.1:1/red.png", str(trap)]
     embedded = HubEncoder(workers, str(without_prompts), family="sentence-transformers").encode(
         [Content.of(Text(w)) for w in words]

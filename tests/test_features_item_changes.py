@@ -17,7 +17,7 @@ from experiments.dataset import load_dataset
 from features.errors import LogError
 from features.interactions import DAY
 from features.log.event_log import EventLog
-from features.log.item_changes import MEDIA_FOLDER, ItemChanges, keep_media, media_in_use, sweep_media
+from features.log.item_changes import MEDIA_FOLDER, ItemChanges, delete_unused_media, media_in_use, store_media
 from features.log.records import Event, ItemDeleted, ItemPut
 from features.schema import DataConfig, EventRules
 from features.tables.read import Tables, read_items, read_tables
@@ -121,8 +121,8 @@ def test_declared_columns_take_the_type_of_the_table_and_other_values_are_report
 
 
 def test_media_are_found_where_the_log_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = keep_media(tmp_path / "log", b"a picture")
-    assert keep_media(tmp_path / "log", b"a picture") == name
+    name = store_media(tmp_path / "log", b"a picture")
+    assert store_media(tmp_path / "log", b"a picture") == name
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)  # a relative log folder is relative to the working folder, not to the tables
     result = tables(
@@ -141,7 +141,7 @@ def test_media_are_found_where_the_log_keeps_them(tmp_path: Path, monkeypatch: p
 def test_media_that_cannot_be_written_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(LogError, match="no space left; nothing was accepted"):
-        keep_media(tmp_path, b"a picture")
+        store_media(tmp_path, b"a picture")
     assert list((tmp_path / "media").iterdir()) == []
 
 
@@ -177,7 +177,7 @@ def test_media_are_in_use_until_no_item_has_had_them_for_a_day() -> None:
 
 def aged(log: Path, data: bytes, days: float) -> str:
     """The name of media that were written `days` before NOW."""
-    name = keep_media(log, data)
+    name = store_media(log, data)
     os.utime(log / name, ns=(0, int(NOW - days * DAY) * 1000))
     return name
 
@@ -194,12 +194,12 @@ def test_a_sweep_deletes_old_unused_media_and_nothing_else(tmp_path: Path) -> No
     for link in ("a" * 64, "b" * 64):
         os.utime(folder / link, (0, 0))
     (tmp_path / digest).touch()
-    assert sweep_media(tmp_path, {used}, NOW) == 2
+    assert delete_unused_media(tmp_path, {used}, NOW) == 2
     names = {path.name for path in folder.iterdir()}
     assert names == foreign | {Path(used).name, Path(young).name, "a" * 64, "b" * 64}
     assert (tmp_path / digest).exists()
-    assert sweep_media(tmp_path, {used}, NOW) == 0
-    assert sweep_media(tmp_path / "none", set(), NOW) == 0
+    assert delete_unused_media(tmp_path, {used}, NOW) == 0
+    assert delete_unused_media(tmp_path / "none", set(), NOW) == 0
 
 
 def before_first_lock(lock: int, action: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,12 +216,12 @@ def before_first_lock(lock: int, action: Callable[[], object], monkeypatch: pyte
 
 def test_media_put_again_during_a_sweep_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = aged(tmp_path, b"old", 3)
-    before_first_lock(fcntl.LOCK_EX, lambda: keep_media(tmp_path, b"old"), monkeypatch)
-    assert sweep_media(tmp_path, set(), NOW) == 0
+    before_first_lock(fcntl.LOCK_EX, lambda: store_media(tmp_path, b"old"), monkeypatch)
+    assert delete_unused_media(tmp_path, set(), NOW) == 0
     assert (tmp_path / name).read_bytes() == b"old"
     assert aged(tmp_path, b"old", 3) == name
-    before_first_lock(fcntl.LOCK_SH, lambda: sweep_media(tmp_path, set(), NOW), monkeypatch)
-    assert keep_media(tmp_path, b"old") == name
+    before_first_lock(fcntl.LOCK_SH, lambda: delete_unused_media(tmp_path, set(), NOW), monkeypatch)
+    assert store_media(tmp_path, b"old") == name
     assert (tmp_path / name).read_bytes() == b"old"
 
 
@@ -229,11 +229,11 @@ def test_a_sweep_deletes_only_the_file_that_it_has_locked(tmp_path: Path, monkey
     name = aged(tmp_path, b"old", 3)
 
     def sweep_and_put() -> None:
-        assert sweep_media(tmp_path, set(), NOW) == 1
+        assert delete_unused_media(tmp_path, set(), NOW) == 1
         aged(tmp_path, b"old", 2)  # put again, with an older time of another clock
 
     before_first_lock(fcntl.LOCK_EX, sweep_and_put, monkeypatch)
-    assert sweep_media(tmp_path, set(), NOW) == 0
+    assert delete_unused_media(tmp_path, set(), NOW) == 0
     assert (tmp_path / name).exists()
 
 
@@ -248,7 +248,7 @@ def test_media_that_cannot_be_deleted_do_not_stop_the_sweep(tmp_path: Path, monk
 
     monkeypatch.setattr(Path, "unlink", fails)
     with pytest.raises(LogError, match="media: 1 media of no item cannot be deleted: read-only"):
-        sweep_media(tmp_path, set(), NOW)
+        delete_unused_media(tmp_path, set(), NOW)
     assert list((tmp_path / MEDIA_FOLDER).iterdir()) == [undeletable]
 
 

@@ -15,7 +15,7 @@ from toy_service import NOW
 
 from features.interactions import DAY
 from features.log.event_log import EventLog
-from features.log.item_changes import keep_media
+from features.log.item_changes import store_media
 from features.log.records import ItemDeleted, ItemPut
 
 
@@ -23,7 +23,7 @@ def log_of_days(folder: Path) -> dict[str, Path]:
     """A log of three days: `sky` was put with an old and then a new picture, `cloud` was put and deleted."""
     log = EventLog(folder / "log")
     grey = np.full((8, 8, 3), 99, np.uint8)
-    old, new, deleted = (keep_media(folder / "log", picture(grey, form)) for form in ("BMP", "PNG", "GIF"))
+    old, new, deleted = (store_media(folder / "log", picture(grey, form)) for form in ("BMP", "PNG", "GIF"))
     for item, days, image in (("sky", 3, old), ("cloud", 3, deleted), ("sky", 2, new)):
         log.append_now([ItemPut(item_id=item, timestamp=NOW - days * DAY, fields={"title": "blue", "image": image})])
     log.append_now([ItemDeleted(item_id="cloud", timestamp=NOW - 2 * DAY)])

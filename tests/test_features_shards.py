@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from features.content.shards import DamagedShard, Shards
+from features.content.shards import DamagedShardError, Shards
 from features.errors import StoreError
 
 
@@ -101,7 +101,7 @@ def test_a_kill_at_any_step_loses_nothing_that_was_added(tmp_path, monkeypatch):
 def test_a_damaged_shard_is_rejected_by_name(shards, damage):
     first, second = add(shards, b"one", b"two")
     shards.path(first).write_bytes(damage(b"one"))
-    with pytest.raises(DamagedShard, match=f"{first}.*recsys embed"):
+    with pytest.raises(DamagedShardError, match=f"{first}.*recsys embed"):
         shards.read(first)
     with shards.writing():
         damaged_path = shards.rejected(first)

@@ -15,8 +15,8 @@ from features.schema import EventRules
 from features.store.base import (
     HISTORY,
     FeatureStore,
-    Status,
     UserPatch,
+    UserStateStatus,
     Watermark,
     pack,
     pack_rows,
@@ -61,7 +61,7 @@ def event(item: str, at: int, kind: str = "buy", user: str = "u", event_id: str 
 
 
 def test_history_is_oldest_first_and_seen_follows_the_rules(store: FeatureStore) -> None:
-    store.move_watermark(MARK)
+    store.set_watermark(MARK)
     rated = replace(event("c", 3, "rating"), value=4.25)
     store.push([event("b", 2), rated, event("a", 1, "look"), event("x", 1, user="ümlaut user")])
     state, second, unknown = store.read_users(["u", "ümlaut user", "nobody"])
@@ -71,7 +71,11 @@ def test_history_is_oldest_first_and_seen_follows_the_rules(store: FeatureStore)
     np.testing.assert_array_equal(state.values, [np.nan, np.nan, 4.25])
     assert state.seen == {"b", "c"}
     assert state.positive(RULES).tolist() == [False, True, True]
-    assert (state.status, second.status, unknown.status) == (Status.PRESENT, Status.PRESENT, Status.MISSING)
+    assert (state.status, second.status, unknown.status) == (
+        UserStateStatus.PRESENT,
+        UserStateStatus.PRESENT,
+        UserStateStatus.MISSING,
+    )
     assert second.items == ("x",)
     assert (unknown.items, unknown.seen, len(unknown.times)) == ((), frozenset(), 0)
 
@@ -125,11 +129,11 @@ def test_only_the_newest_events_are_kept_but_all_seen_items(store: FeatureStore)
 
 def test_stale_until_filled(store: FeatureStore) -> None:
     store.push([event("a", 1)])
-    assert {s.status for s in store.read_users(["u", "v"])} == {Status.STALE}
+    assert {s.status for s in store.read_users(["u", "v"])} == {UserStateStatus.STALE}
     assert store.watermark() is None
-    store.move_watermark(MARK)
+    store.set_watermark(MARK)
     assert store.watermark() == MARK
-    assert [s.status for s in store.read_users(["u", "v"])] == [Status.PRESENT, Status.MISSING]
+    assert [s.status for s in store.read_users(["u", "v"])] == [UserStateStatus.PRESENT, UserStateStatus.MISSING]
 
 
 def test_a_watermark_of_version_0_1_0_is_read() -> None:

@@ -22,7 +22,7 @@ from toy_service import NOW, RULES, ToyShelf, toy_bundle, toy_upsert
 from features.errors import StoreError
 from features.log.event_log import events_frame, read
 from features.log.records import Event, Exposure
-from features.store.base import Status, UserState
+from features.store.base import UserState, UserStateStatus
 from features.store.memory import MemoryStore
 from recsys.retrieval.filters import Filter
 from serving.schemas import media_url
@@ -330,7 +330,9 @@ def test_user_states_of_a_small_history(tmp_path: Path) -> None:
     snapshot = ServingSnapshot.of(toy_bundle(tmp_path), MemoryStore(RULES))
     names, items = ("rating", "share", "click", "rating"), ("i1", "i2", "gone", "i9")
     values, times = np.array([3.0, np.nan, np.nan, 4.0]), np.array([1, 2, 3, 4])
-    states = snapshot.states(UserState("ann", items, names, times, values, frozenset(items), Status.PRESENT), now=9)
+    states = snapshot.states(
+        UserState("ann", items, names, times, values, frozenset(items), UserStateStatus.PRESENT), now=9
+    )
     assert states.items.flat.tolist() == [1, 2, 9]  # the third is not in the bundle
     assert states.types.tolist() == [2, 0, 2]  # other event types than click and rating are unknown (0)
     assert states.positive.tolist() == [False, False, True]

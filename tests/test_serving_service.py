@@ -69,16 +69,16 @@ def test_a_push_that_fails_while_the_store_catches_up_is_repeated(tmp_path: Path
         harness.store.away = True
         harness.click("ann", "i11")
         harness.store.away = False
-        move = harness.store.move_watermark
+        move = harness.store.set_watermark
 
         def moving(mark: Any) -> None:
             harness.store.away = True
             harness.click("ann", "i0")  # in the log, after the part that catch_up has read
             harness.store.away = False
-            harness.store.move_watermark = move  # type: ignore[method-assign]
+            harness.store.set_watermark = move  # type: ignore[method-assign]
             move(mark)
 
-        harness.store.move_watermark = moving  # type: ignore[method-assign]
+        harness.store.set_watermark = moving  # type: ignore[method-assign]
         harness.service.step()
         assert harness.get("ann")["degraded"] == ["stale"]
         harness.service.step()

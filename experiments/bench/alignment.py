@@ -39,7 +39,7 @@ DIRECTIONS = ("text to image", "image to text", "speech to text", "speech to ima
 
 
 @dataclass(frozen=True)
-class Photographs:
+class CaptionedImages:
     """n photographs: image (n, di), captions text (n, c, dt), the spoken caption speech (n, ds); all unit rows."""
 
     text: Floats
@@ -50,13 +50,13 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.image)
 
-    def take(self, rows: Ints) -> "Photographs":
+    def take(self, rows: Ints) -> "CaptionedImages":
         """The photographs of these rows."""
-        return Photographs(self.text[rows], self.image[rows], self.speech[rows], self.spaces)
+        return CaptionedImages(self.text[rows], self.image[rows], self.speech[rows], self.spaces)
 
 
 @dataclass(frozen=True)
-class Placed:
+class AlignedVectors:
     """Photographs in one space: text (n, c, d), image (n, d), speech (n, d), unit rows."""
 
     text: Floats
@@ -112,7 +112,7 @@ def run(*, short: bool = False, data: str | None = None, train: str | None = Non
 
 def _folds(
     data: str | None, train: str | None, test: str | None, short: bool
-) -> list[tuple[Photographs, Photographs]]:
+) -> list[tuple[CaptionedImages, CaptionedImages]]:
     """Pairs of photographs to fit on and photographs to judge on."""
     if data is None:
         return [(read(Path(str(train))), read(Path(str(test))))]
@@ -123,7 +123,7 @@ def _folds(
     return [(photographs.take(fit), photographs.take(held)) for fit, held in pairs][: 1 if short else None]
 
 
-def read(folder: Path) -> Photographs:
+def read(folder: Path) -> CaptionedImages:
     """The encoded photographs of a folder; vectors in the cache are not computed again.
 
     Raises SourceError when the folder has another layout than the one above, or when a file cannot be read.
@@ -148,7 +148,7 @@ def read(folder: Path) -> Photographs:
         speech = _vectors(spoken, "speech", encoders["speech"], limits)
     shape = (len(names), counts[0], text.vectors.shape[1])
     spaces = {"text": text.space, "image": image.space, "speech": speech.space}
-    return Photographs(text.vectors.reshape(shape), image.vectors, speech.vectors, spaces)
+    return CaptionedImages(text.vectors.reshape(shape), image.vectors, speech.vectors, spaces)
 
 
 def _vectors(contents: list[Content], name: str, encoder: Encoder, limits: Limits) -> Embedded:
@@ -161,7 +161,7 @@ def _vectors(contents: list[Content], name: str, encoder: Encoder, limits: Limit
     return embedded
 
 
-def _aligned(fit: Photographs) -> Callable[[Photographs, int | None], Placed]:
+def _aligned(fit: CaptionedImages) -> Callable[[CaptionedImages, int | None], AlignedVectors]:
     """Fits the alignment on photographs; returns the function (photographs, dimensions) -> their unit vectors."""
     rows = np.arange(len(fit))
     channels = {
@@ -173,17 +173,17 @@ def _aligned(fit: Photographs) -> Callable[[Photographs, int | None], Placed]:
     }
     maps = fit_alignment(channels, len(fit), AlignmentConfig(), seed=SEED).alignment.maps
 
-    def project(photographs: Photographs, dimension: int | None) -> Placed:
+    def project(photographs: CaptionedImages, dimension: int | None) -> AlignedVectors:
         def mapped(kind: str, x: Floats) -> Floats:
             return unit(maps[photographs.spaces[kind]](x.reshape(-1, x.shape[-1]))[:, :dimension])
 
         text = mapped("text", photographs.text).reshape(*photographs.text.shape[:2], -1)  # (n, c, d)
-        return Placed(text, mapped("image", photographs.image), mapped("speech", photographs.speech))
+        return AlignedVectors(text, mapped("image", photographs.image), mapped("speech", photographs.speech))
 
     return project
 
 
-def _ridge(fit: Photographs, held: Photographs) -> dict[str, Doubles]:
+def _ridge(fit: CaptionedImages, held: CaptionedImages) -> dict[str, Doubles]:
     """Ranks by ridge on `held`. The penalties are chosen for each direction by mean reciprocal rank within `fit`."""
     inner = np.array_split(np.random.default_rng(SEED).permutation(len(fit)), 4)
     scores = {(i, s, d): 0.0 for i in STRENGTHS for s in STRENGTHS for d in DIRECTIONS}
@@ -193,14 +193,14 @@ def _ridge(fit: Photographs, held: Photographs) -> dict[str, Doubles]:
         speech = {s: _regress(fit.speech[rest], fit.text[rest], fit.speech[part], s) for s in STRENGTHS}
         for a in STRENGTHS:
             for b in STRENGTHS:
-                for direction, rank in ranks(Placed(fit.text[part], image[a], speech[b])).items():
+                for direction, rank in ranks(AlignedVectors(fit.text[part], image[a], speech[b])).items():
                     scores[a, b, direction] += float((1 / rank).mean())
     out = {}
     for direction in DIRECTIONS:
         a, b, _ = max((key for key in scores if key[2] == direction), key=lambda key: scores[key])
         predicted_image = _regress(fit.image, fit.text, held.image, a)
         predicted_speech = _regress(fit.speech, fit.text, held.speech, b)
-        out[direction] = ranks(Placed(held.text, predicted_image, predicted_speech))[direction]
+        out[direction] = ranks(AlignedVectors(held.text, predicted_image, predicted_speech))[direction]
     return out
 
 
@@ -210,7 +210,7 @@ def _regress(x: Floats, text: Floats, queries: Floats, strength: float) -> Float
     return unit(Ridge(alpha=penalty).fit(x, text.mean(1)).predict(queries).astype(np.float32))
 
 
-def ranks(placed: Placed) -> dict[str, Doubles]:
+def ranks(placed: AlignedVectors) -> dict[str, Doubles]:
     """Mid-ranks of the right answers by direction: (n, c) where captions are the queries, (n,) where photographs are.
 
     In a search for text, any caption of the photograph is right: the best of them is ranked among the captions of all

@@ -43,7 +43,7 @@ AMONG_COLD, AMONG_ALL = "among cold", "among all"
 
 
 @dataclass(frozen=True)
-class Sum(DenseRecommender):
+class ScoreSumRecommender(DenseRecommender):
     """The sum of the content bridge and the TF-IDF profile, each in standard scores over the cold items."""
 
     bridge: ContentBridge
@@ -175,7 +175,7 @@ def _references(test: ColdTest, seed: int) -> dict[str, Recommender]:
     texts = item_texts(test.dataset.catalog.frame)
     profile = fit_tfidf(test.fit, texts, decay=DECAY)
     bridge = fit_bridge(test.fit, texts, decay=DECAY, seed=seed)
-    total = Sum(profile.popularity, profile.fitted_until, bridge, profile, test.cold)
+    total = ScoreSumRecommender(profile.popularity, profile.fitted_until, bridge, profile, test.cold)
     return {PROFILE: profile, BRIDGE: bridge, SUM: total}
 
 

@@ -77,7 +77,7 @@ class TrainingCurve:
 
 
 @dataclass(frozen=True)
-class Vectors:
+class FixedVectorRecommender:
     """A recommender with fixed vectors: users (n_users, d), items (n, d); rows of unknown ones are NaN."""
 
     users: Floats
@@ -234,7 +234,7 @@ def _figures(name: str, curve: TrainingCurve, patience: int) -> dict[str, Any]:
 @contextmanager
 def sasrec_worker(
     python: Path, message: dict[str, Any], events: Interactions
-) -> Iterator[Callable[[], tuple[float, int, Vectors]]]:
+) -> Iterator[Callable[[], tuple[float, int, FixedVectorRecommender]]]:
     """A RecTools process that is fitted on `events`. A call makes a pass; it returns seconds, positions and vectors.
 
     message: what the worker reads as settings.json. Raises RecsysError with the end of its standard error when the
@@ -260,12 +260,16 @@ def sasrec_worker(
                 fields: dict[str, Any] = json.loads(line)
                 return fields
 
-            def one_pass() -> tuple[float, int, Vectors]:
+            def one_pass() -> tuple[float, int, FixedVectorRecommender]:
                 with suppress(BrokenPipeError):  # the worker has ended: response() raises with the reason
                     print(file=requests, flush=True)
                 done = response()
                 with np.load(folder / "vectors.npz", allow_pickle=False) as tables:
-                    return done["seconds"], done["positions"], Vectors(tables["users"], tables["items"])
+                    return (
+                        done["seconds"],
+                        done["positions"],
+                        FixedVectorRecommender(tables["users"], tables["items"]),
+                    )
 
             try:
                 response()  # wait until the worker is ready, so that its start does not slow our first pass

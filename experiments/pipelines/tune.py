@@ -69,7 +69,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Search:
+class TuningResult:
     """trials: complete ones first, each kind by descending NDCG@10; best: the best settings as YAML sections."""
 
     trials: tuple[Trial, ...]
@@ -94,7 +94,7 @@ def tune(
     trials: int,
     minutes: float | None = None,
     only: Sequence[str] = (),
-) -> Search:
+) -> TuningResult:
     """Run trials until `trials` of them have ended, including those of earlier calls, or `minutes` have passed.
 
     only: keys of SEARCH_SPACE; empty: all. No trial starts after `minutes`, except the very first one. Each trial is
@@ -247,7 +247,7 @@ def _rounded(value: Any, configured: Any) -> Any:
     return float(f"{value:.3g}") if isinstance(value, float) and value != configured else value
 
 
-def _collect(config: RunConfig, study: optuna.Study) -> Search:
+def _collect(config: RunConfig, study: optuna.Study) -> TuningResult:
     """All trials that have ended, and the sections of the configuration with the best settings."""
     ended = [
         Trial(
@@ -264,4 +264,4 @@ def _collect(config: RunConfig, study: optuna.Study) -> Search:
     best = config.changed(ended[0].settings)
     sections = {name: getattr(best, name) for name in dict.fromkeys(key.split(".")[0] for key in ended[0].settings)}
     values = {name: section.model_dump(mode="json", exclude_unset=True) for name, section in sections.items()}
-    return Search(tuple(ended), yaml.safe_dump(values, default_flow_style=None, sort_keys=False, width=118))
+    return TuningResult(tuple(ended), yaml.safe_dump(values, default_flow_style=None, sort_keys=False, width=118))

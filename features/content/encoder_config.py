@@ -9,12 +9,12 @@ from pydantic import Field
 from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Limits
 from features.content.spaces import Encoder
-from features.schema import Strict
+from features.schema import StrictModel
 
 logger = logging.getLogger("recsys.content")
 
 
-class BuiltinConfig(Strict):
+class BuiltinConfig(StrictModel):
     """The encoders that need no network: one for each modality, aligned on the items of the catalogue."""
 
     kind: Literal["builtin"] = "builtin"
@@ -26,7 +26,7 @@ class BuiltinConfig(Strict):
     """Channels that are disabled, for items and for queries."""
 
 
-class HubConfig(Strict):
+class HubConfig(StrictModel):
     """A model of several modalities in one space, from the Hugging Face hub or a folder."""
 
     kind: Literal["siglip", "clip", "clap", "sentence-transformers"]
@@ -41,7 +41,7 @@ class HubConfig(Strict):
     """Number of coordinates to keep, for a model that was trained for such a cut."""
 
 
-class GeminiConfig(Strict):
+class GeminiConfig(StrictModel):
     """Gemini Embedding through Google's API; the key is in GEMINI_API_KEY."""
 
     kind: Literal["gemini"]
@@ -55,7 +55,7 @@ class GeminiConfig(Strict):
     """Maximum cost of one process in dollars, by estimates before each request."""
 
 
-class OpenAICompatibleConfig(Strict):
+class OpenAICompatibleConfig(StrictModel):
     """Texts by any server with OpenAI's POST /embeddings; a key, if needed, is in OPENAI_API_KEY."""
 
     kind: Literal["openai-compatible"]

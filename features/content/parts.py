@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from features.errors import ContentError
-from features.schema import Strict
+from features.schema import StrictModel
 
 Modality = Literal["text", "image", "audio", "video"]
 
@@ -66,7 +66,7 @@ class Content:
         return cls(parts)
 
 
-class Limits(Strict):
+class Limits(StrictModel):
     """Limits on one content, checked before anything is decoded."""
 
     parts: Annotated[int, Field(ge=1)] = 32

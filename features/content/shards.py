@@ -25,7 +25,7 @@ from features.files import sync
 MANIFEST, LOCK = "manifest.json", "lock"
 
 
-class DamagedShard(StoreError):
+class DamagedShardError(StoreError):
     """A shard whose bytes do not match its name."""
 
 
@@ -59,11 +59,11 @@ class Shards:
         return self.folder / f"{name}.parquet"
 
     def read(self, name: str) -> bytes:
-        """The bytes of a shard. Raises DamagedShard when they do not match its name."""
+        """The bytes of a shard. Raises DamagedShardError when they do not match its name."""
         path = self.path(name)
         data = _bytes(path)
         if hashlib.sha256(data).hexdigest() != name:
-            raise DamagedShard(
+            raise DamagedShardError(
                 f"{path}: damaged, its bytes do not match the checksum in its name. The next `recsys embed` rejects "
                 "it and computes its vectors again"
             )

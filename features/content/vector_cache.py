@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from features.arrays import Bools
-from features.content.shards import DamagedShard, Shards
+from features.content.shards import DamagedShardError, Shards
 from features.content.spaces import Embedded, Failure, SpaceKey, same_space
 from features.errors import SpaceError, StoreError
 
@@ -94,7 +94,7 @@ class VectorCache:
             for name in self._files.names():
                 try:
                     self._tables[name] = self._read(name, ["digest", "failures"])
-                except (DamagedShard, FileNotFoundError):
+                except (DamagedShardError, FileNotFoundError):
                     damaged.append(self._files.rejected(name))
             self.damaged = tuple(damaged)
             self._writing = True

@@ -25,7 +25,7 @@ from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, ITEM, PRICE, VI
 
 MEDIA_FOLDER = "media"
 _MEDIA_NAME = re.compile(r"(\.writing-\d+-\d+-)?[0-9a-f]{64}")
-"""Names of the files that `keep_media` writes into it: media, and temporary files that a crash left."""
+"""Names of the files that `store_media` writes into it: media, and temporary files that a crash left."""
 
 RETENTION = DAY
 """How long (µs) unused media are kept.
@@ -77,7 +77,7 @@ class ItemChanges:
         return cls(puts, frozenset(deleted))
 
 
-def keep_media(log: Path, data: bytes) -> str:
+def store_media(log: Path, data: bytes) -> str:
     """Write bytes under the log's folder, named by their hash, and return that name relative to the log.
 
     The file is on disk when this returns, and no sweep deletes it for a day. Raises LogError.
@@ -95,7 +95,7 @@ def keep_media(log: Path, data: bytes) -> str:
 
 
 def media_in_use(changes: Sequence[ItemPut | ItemDeleted], now: int) -> frozenset[str]:
-    """Names, as `keep_media` returns them, of the media that any item used at some time in the day before now (µs).
+    """Names, as `store_media` returns them, of the media that any item used at some time in the day before now (µs).
 
     changes: all item changes of the log, the oldest first.
     """
@@ -104,7 +104,7 @@ def media_in_use(changes: Sequence[ItemPut | ItemDeleted], now: int) -> frozense
     return frozenset(name for put in (*before.puts.values(), *recent_puts) for name in _media(put).values())
 
 
-def sweep_media(log: Path, in_use: Collection[str], now: int) -> int:
+def delete_unused_media(log: Path, in_use: Collection[str], now: int) -> int:
     """Delete the media that are not in use and were last written a day before now (µs) or earlier.
 
     Returns the number of deleted files. in_use: the names that the log used when it was read, at `now` or later.
@@ -154,7 +154,7 @@ def item_put_table(puts: Sequence[ItemPut], log: Path, extra: Sequence[str]) -> 
 
 
 def _media(put: ItemPut) -> dict[str, str]:
-    """Column -> name of the media file, for the columns whose value `keep_media` returned."""
+    """Column -> name of the media file, for the columns whose value `store_media` returned."""
     values = {name: put.fields.get(name) or "" for name in (IMAGE, AUDIO, VIDEO)}
     return {name: value for name, value in values.items() if value.startswith(f"{MEDIA_FOLDER}/")}
 

@@ -51,7 +51,7 @@ class ItemPut:
     """The complete new state of an item.
 
     fields: column of the items table -> value, null for absent columns; media are URLs or names that
-    `features.log.item_changes.keep_media` returned; timestamp: µs since 1970 UTC.
+    `features.log.item_changes.store_media` returned; timestamp: µs since 1970 UTC.
     """
 
     kind: Literal["item_put"] = field(default="item_put", init=False)

@@ -31,7 +31,7 @@ _SEPARATOR = "\x1f"  # ids never contain control characters
 _TIME_MARK = "\x1e"  # precedes the time that replaces a missing event_id
 
 
-class Status(StrEnum):
+class UserStateStatus(StrEnum):
     """Whether the store has a value, and whether the value can be incomplete."""
 
     PRESENT = "present"
@@ -54,12 +54,12 @@ class UserState:
     times: Ints
     values: Doubles
     seen: frozenset[str]
-    status: Status
+    status: UserStateStatus
 
     @classmethod
     def unknown(cls, user_id: str) -> "UserState":
         """The empty state of a user without events."""
-        return cls(user_id, (), (), np.zeros(0, np.int64), np.zeros(0), frozenset(), Status.MISSING)
+        return cls(user_id, (), (), np.zeros(0, np.int64), np.zeros(0), frozenset(), UserStateStatus.MISSING)
 
     def positive(self, rules: EventRules) -> Bools:
         """(h,) bool: the events that are positive for training."""
@@ -131,7 +131,7 @@ class FeatureStore(Protocol):
         """How far the store has been filled; None when it is empty or was emptied."""
         ...
 
-    def move_watermark(self, to: Watermark) -> None:
+    def set_watermark(self, to: Watermark) -> None:
         """Record how far the store has been filled."""
         ...
 
@@ -196,7 +196,13 @@ def unpack(
         key = (event_id, item, event, value) if event_id.startswith(_TIME_MARK) else (event_id,)
         first.setdefault(key, i)
     kept = list(first.values())
-    status = Status.STALE if not filled else Status.PRESENT if members or seen else Status.MISSING
+    status = (
+        UserStateStatus.STALE
+        if not filled
+        else UserStateStatus.PRESENT
+        if members or seen
+        else UserStateStatus.MISSING
+    )
     return UserState(
         user_id,
         tuple(parts[i][1] for i in kept),

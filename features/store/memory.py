@@ -70,7 +70,7 @@ class MemoryStore:
         """See FeatureStore."""
         return self._watermark
 
-    def move_watermark(self, to: Watermark) -> None:
+    def set_watermark(self, to: Watermark) -> None:
         """See FeatureStore."""
         self._watermark = to
 

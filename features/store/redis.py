@@ -173,7 +173,7 @@ class RedisStore:
         text: Any = self._try(lambda: self._client.get(self._prefix + "watermark"))
         return None if text is None else Watermark.from_json(text)
 
-    def move_watermark(self, to: Watermark) -> None:
+    def set_watermark(self, to: Watermark) -> None:
         """See FeatureStore."""
         self._try(lambda: self._client.set(self._prefix + "watermark", to.to_json()))
 

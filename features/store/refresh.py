@@ -57,7 +57,7 @@ def refresh(
                 step(len(patch_batch))
         written = len(tables)
     position, pushed, damaged = _replay(store, log, mark.log if mark else {})
-    store.move_watermark(Watermark(position, digest))
+    store.set_watermark(Watermark(position, digest))
     return RefreshReport(mark is None, users, written, pushed, damaged)
 
 
@@ -70,7 +70,7 @@ def catch_up(store: FeatureStore, log: Path) -> int:
     if mark is None:
         raise StoreError("the feature store has no watermark: it was emptied and must be refreshed from the tables")
     position, pushed, _ = _replay(store, log, mark.log)
-    store.move_watermark(Watermark(position, mark.tables))
+    store.set_watermark(Watermark(position, mark.tables))
     return pushed
 
 

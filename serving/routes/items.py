@@ -12,7 +12,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from features.log.item_changes import keep_media
+from features.log.item_changes import store_media
 from features.log.records import ItemDeleted, ItemPut
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, TITLE, VIDEO
 from serving.errors import ApiError, ErrorResponse, json_response
@@ -102,7 +102,7 @@ def parse_item(item_id: str, body: bytes, bundle: ServableBundle, log: Path, now
         name: _checked_media(values.pop(name), name, hosts) for name in (IMAGE, AUDIO, VIDEO) if values.get(name)
     }
     stored = {
-        name: keep_media(log, source) if isinstance(source, bytes) else source for name, source in media.items()
+        name: store_media(log, source) if isinstance(source, bytes) else source for name, source in media.items()
     }
     return ItemPut(item_id=item_id, timestamp=now, fields=values | stored)
 

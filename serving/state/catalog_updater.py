@@ -24,7 +24,7 @@ from features.content.spaces import Embedded
 from features.errors import LogError
 from features.ids import IdMap
 from features.log.event_log import EventLog, item_changes
-from features.log.item_changes import ItemChanges, media_in_use, sweep_media
+from features.log.item_changes import ItemChanges, delete_unused_media, media_in_use
 from features.log.records import ItemDeleted, ItemPut
 from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, PUBLISHED, VIDEO
 from features.tables.read import check_item_puts
@@ -94,7 +94,7 @@ class CatalogUpdater:
     def replay(self, now: int) -> None:
         """Read the puts and deletes before this start from the log. now: time of the start (µs). Raises LogError."""
         logged = item_changes(self._folder)
-        self._sweep = partial(sweep_media, self._folder, media_in_use(logged, now), now)
+        self._sweep = partial(delete_unused_media, self._folder, media_in_use(logged, now), now)
         changes = ItemChanges.of_changes(logged)
         self._statuses = {
             put.item_id: _ItemStatus(i - len(changes.puts), put) for i, put in enumerate(changes.puts.values())

@@ -13,7 +13,7 @@ from features.interactions import now_micros
 from features.log.event_log import EventLog
 from features.log.records import Event
 from features.schema import DataConfig, EventRules
-from features.store.base import FeatureStore, Status, UserState, Watermark
+from features.store.base import FeatureStore, UserState, UserStateStatus, Watermark
 from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
 from features.store.refresh import catch_up, refresh
@@ -178,7 +178,7 @@ class ServiceState:
         event, minimum = next(iter(positive.items()))
         item = snapshot.bundle.catalog.ids.ids[int(snapshot.bundle.popular[0])]
         times, values = np.array([self.now() - 1], dtype=np.int64), np.array([minimum or 1.0])
-        return UserState("", (item,), (event,), times, values, frozenset(), Status.PRESENT)
+        return UserState("", (item,), (event,), times, values, frozenset(), UserStateStatus.PRESENT)
 
     def _store_for(self, bundle: ServableBundle) -> FeatureStore:
         """The store with the event rules of a bundle, filled. If it does not respond, `step` fills it later."""
@@ -204,7 +204,7 @@ class ServiceState:
             logger.error("the events table cannot be read; histories from before this service are missing: %s", error)
             self.notes["tables"] = str(error)
             mark = store.watermark()
-            store.move_watermark(mark or Watermark({}, "unreadable"))
+            store.set_watermark(mark or Watermark({}, "unreadable"))
             catch_up(store, self.settings.log)
             return
         report = refresh(store, tables, self.settings.log)
@@ -248,4 +248,4 @@ class ServiceState:
         except StoreError as error:
             self.notes["store"] = str(error)
             return UserState.unknown(user_id), ["store"]
-        return state, ["stale"] if self.behind or state.status is Status.STALE else []
+        return state, ["stale"] if self.behind or state.status is UserStateStatus.STALE else []

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from experiments.bench.retrieval import speed
 from experiments.bench.retrieval.concurrent_updates import SWAP, measure_updates
 from experiments.bench.retrieval.peers import measure_peers
-from experiments.bench.retrieval.vectors import Material, load_material
+from experiments.bench.retrieval.vectors import VectorDataset, load_vector_dataset
 from experiments.bench.runner import Bar, Result
 from experiments.config import load_config
 from features.errors import ConfigError
@@ -57,7 +57,7 @@ def run(
     figures: dict[str, Any] = {}
     bars: list[Bar] = []
     with threadpool_limits(1):
-        material = load_material(load_config(Path(config)), 1 if short else 4, graph)
+        material = load_vector_dataset(load_config(Path(config)), 1 if short else 4, graph)
         if short:
             material = replace(material, users=material.users[:100])
         figures |= {"trained items": len(material.items), "users who ask": len(material.users), "threads": 1}
@@ -69,7 +69,7 @@ def run(
 
 
 def _measure(
-    part: str, material: Material, n: int, short: bool, largest: int, seconds: float
+    part: str, material: VectorDataset, n: int, short: bool, largest: int, seconds: float
 ) -> tuple[dict[str, Any], list[Bar]]:
     """Figures and bars of one part over n items."""
     if part == "live":
@@ -85,7 +85,7 @@ def _measure(
         return figures, []
     if part == "filters":
         return speed.filters(material, n, (speed.BEST,) if short else (speed.BEST, "hnsw"))
-    parts: dict[str, Callable[[Material, int], speed.Measured]] = {
+    parts: dict[str, Callable[[VectorDataset, int], speed.Measured]] = {
         "kinds": speed.kinds,
         "cuts": speed.cuts,
     }

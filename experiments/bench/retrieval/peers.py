@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bench.peers.environment import environment, quietly
-from experiments.bench.retrieval.vectors import Material, recall
+from experiments.bench.retrieval.vectors import VectorDataset, recall
 from features.errors import DependencyError
 
 WORKER = Path(__file__).parents[1] / "peers" / "ann_worker.py"
@@ -15,7 +15,7 @@ PINS = {"scann": "scann==1.4.2", "usearch": "usearch==2.26.6", "hnswlib": "hnswl
 GRAPHS = {"usearch", "hnswlib"}
 
 
-def measure_peers(material: Material, n: int) -> dict[str, Any]:
+def measure_peers(material: VectorDataset, n: int) -> dict[str, Any]:
     """Figures of each library over n items, or the reason why it could not be measured.
 
     Missing environments are installed by pip.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench.retrieval.vectors import K, Material, allowed_masks, milliseconds, recall, rows_of_singles
+from experiments.bench.retrieval.vectors import K, VectorDataset, allowed_masks, milliseconds, recall, rows_of_singles
 from experiments.bench.runner import Bar
 from features.arrays import Bools, Floats
 from recsys.config import RetrieverConfig
@@ -57,7 +57,7 @@ def bare(index: Index) -> Callable[[Floats], Any]:
     return lambda queries: index._structure.search(queries, n_candidates, params=parameters)
 
 
-def kinds(material: Material, n_items: int, chosen: tuple[str, ...] = KINDS) -> Measured:
+def kinds(material: VectorDataset, n_items: int, chosen: tuple[str, ...] = KINDS) -> Measured:
     """Each kind over n_items, by single queries and by batches.
 
     Searches alternate with bare faiss where the index has a faiss structure. A graph has material.graph items
@@ -98,7 +98,7 @@ def kinds(material: Material, n_items: int, chosen: tuple[str, ...] = KINDS) -> 
     return figures, bars
 
 
-def cuts(material: Material, n: int) -> Measured:
+def cuts(material: VectorDataset, n: int) -> Measured:
     """A search by the first dimensions, rescored with all, against exact search.
 
     The vectors are those of the towers, and n sampled ones. The search bypasses the rule that few items are compared
@@ -133,7 +133,7 @@ def cuts(material: Material, n: int) -> Measured:
     return figures, bars
 
 
-def filters(material: Material, n_items: int, chosen: tuple[str, ...]) -> Measured:
+def filters(material: VectorDataset, n_items: int, chosen: tuple[str, ...]) -> Measured:
     """Searches with masks of every share and shape, over n_items.
 
     Above a share of 1 %, the time is compared with that of the search without a mask. Up to 1 % it is compared with
@@ -208,7 +208,7 @@ def _gathering(items: Floats, allow: Bools) -> Callable[[Floats], Any]:
     return lambda queries: _inner_products(queries, items[np.flatnonzero(allow)], out, None)
 
 
-def sizes(material: Material, kind: str, ns: list[int]) -> dict[str, Any]:
+def sizes(material: VectorDataset, kind: str, ns: list[int]) -> dict[str, Any]:
     """Costs of ns items, and their extrapolation to a billion: cost = a * n^b, fitted to three sizes or more."""
     rows = []
     for n in ns:

@@ -35,7 +35,7 @@ FILES = (".npy", ".json", ".faiss")
 
 
 @dataclass(frozen=True)
-class Material:
+class VectorDataset:
     """items (n, d) and users (q, d): unit vectors of trained towers; folder: of the samples, indexes and results.
 
     graph: maximum number of items of a graph, which takes minutes to build.
@@ -101,7 +101,7 @@ class Material:
         return rows
 
 
-def load_material(config: RunConfig, passes: int, graph: int) -> Material:
+def load_vector_dataset(config: RunConfig, passes: int, graph: int) -> VectorDataset:
     """Vectors of towers fitted on all events in so many passes, with the state of every user after the last event.
 
     graph: maximum number of items of a graph.
@@ -120,7 +120,7 @@ def load_material(config: RunConfig, passes: int, graph: int) -> Material:
         states = log.states(users, np.full(len(users), log.latest + 1))
         np.savez(path, items=items, users=model.user_vectors(states, items))
     with np.load(path, allow_pickle=False) as tables:
-        return Material(tables["items"], tables["users"], folder, settings.seed, graph)
+        return VectorDataset(tables["items"], tables["users"], folder, settings.seed, graph)
 
 
 def recall(rows: Ints, truth: Ints) -> float:

@@ -64,7 +64,7 @@ class _Model(Protocol):
     def embed(self, kind: Modality, values: Sequence[Any], prompt: str) -> Floats: ...
 
 
-def picture(data: bytes, limits: Limits) -> Pixels:
+def image_pixels(data: bytes, limits: Limits) -> Pixels:
     """Frames (f, h, w, 3) uint8 of a picture or an animation. Raises ContentError above MAX_ASPECT_RATIO.
 
     Runs in a worker.
@@ -148,7 +148,7 @@ class HubEncoder:
         d, model, forward = self._space.dimension, self._model, partial(self._forward, kind, prompt)
         if kind == "text":
             return sum_texts(contents, forward, d, self._media.limits)
-        prepare = picture if kind == "image" else partial(stretch, rate=model.rate, seconds=model.seconds)
+        prepare = image_pixels if kind == "image" else partial(stretch, rate=model.rate, seconds=model.seconds)
         return self._media.sum(contents, frozenset({kind}), prepare, forward, d, batch=MEDIA_BATCH)
 
     def _forward(self, kind: Modality, prompt: str, values: Sequence[Any]) -> Floats:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from features.content.media import fetch
-from features.content.media.worker import OUT_OF_MEMORY, Prepare, Prepared, ReadSource, Worker, WorkerGone
+from features.content.media.worker import OUT_OF_MEMORY, Prepare, Prepared, ReadSource, Worker, WorkerDiedError
 from features.content.parts import Limits, Source
 from features.errors import ContentError, DependencyError
 
@@ -99,7 +99,9 @@ class DecoderPool:
                 return ContentError(result) if isinstance(result, str) else result
             except Exception as error:  # the worker has died or sends invalid data
                 reason = self._end(worker, error)
-                if not isinstance(error, WorkerGone):  # WorkerGone: it died before this source, try once more
+                if not isinstance(
+                    error, WorkerDiedError
+                ):  # WorkerDiedError: it died before this source, try once more
                     break
             finally:
                 with self._lock:

@@ -42,7 +42,7 @@ ACCEPTED = b"taken"
 """Message of a worker before it unpickles its task: a crash after this message is caused by the task."""
 
 
-class WorkerGone(Exception):
+class WorkerDiedError(Exception):
     """The worker died before it accepted the task."""
 
 
@@ -82,14 +82,14 @@ class Worker:
     def ask(self, task: bytes) -> Prepared | str:
         """The arrays for a task (a pickled (prepare, source, limits)), or the reason of the failure.
 
-        Raises WorkerGone when the worker died before it accepted the task, and OSError, EOFError, ValueError or
+        Raises WorkerDiedError when the worker died before it accepted the task, and OSError, EOFError, ValueError or
         another exception when it dies during the task or sends invalid data.
         """
         try:
             self._pipe.send_bytes(task)
             self._pipe.recv_bytes(len(ACCEPTED))
         except (OSError, EOFError) as error:
-            raise WorkerGone from error
+            raise WorkerDiedError from error
         header = json.loads(self._pipe.recv_bytes(_HEADER_BYTES))
         if (reason := header.get("error")) is not None:
             return str(reason)
