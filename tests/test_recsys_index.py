@@ -1,5 +1,7 @@
 """The contract of `Retriever`: every implementation against a loop; files; the check of faiss's two wheels."""
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -98,7 +100,7 @@ def test_equals_brute_force(make, data):
         assert np.isneginf(found.scores[i, size:]).all()
 
 
-@pytest.fixture(params=EXACT.values(), ids=EXACT)
+@pytest.fixture(params=EXACT.values(), ids=list(EXACT))
 def retriever(request):
     return request.param(vectors(20, 4, 0))
 
@@ -297,7 +299,7 @@ def installed(tmp_path, monkeypatch):
             folder = tmp_path / f"{name.replace('-', '_')}-1.15.1.dist-info"
             folder.mkdir()
             (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.15.1\n")
-        monkeypatch.setattr(index.metadata.sys, "path", [str(tmp_path)])
+        monkeypatch.setattr(sys, "path", [str(tmp_path)])
 
     return install
 

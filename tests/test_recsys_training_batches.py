@@ -23,7 +23,7 @@ def numbered(rows, n_users=5):
 
 def pairs(batches):
     """(query item, target) of every pair in the batches."""
-    out = []
+    out: list[tuple[int, int]] = []
     for batch in batches:
         query = batch.history.items[batch.row, batch.column]
         out += zip(query[batch.pair_to_query].tolist(), batch.target.tolist(), strict=True)
