@@ -7,7 +7,9 @@ import base64
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import numpy as np
 
@@ -79,12 +81,13 @@ class FakeEmbeddings:
 
     def __init__(self, d=8):
         self.d = d
-        self.script = []
-        self.requests = []
+        self.script: list[Callable[[Any, Any], None]] = []
+        self.requests: list[tuple[str, dict[str, str], Any]] = []
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            dimension = fake.d
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -124,7 +127,6 @@ class FakeEmbeddings:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self._server.d = d
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self):
@@ -178,8 +180,7 @@ def vectors(change):
     """Respond with changed vectors: change(list of the correct ones, d numbers each)."""
 
     def act(handler, contents):
-        d = handler.server.d
-        handler.respond_vectors(change([raw(content, d).tolist() for content in contents]))
+        handler.respond_vectors(change([raw(content, handler.dimension).tolist() for content in contents]))
 
     return act
 
@@ -188,7 +189,7 @@ def shuffled():
     """The correct vectors, in reverse order."""
 
     def act(handler, contents):
-        vectors_in_order = [raw(content, handler.server.d).tolist() for content in contents]
+        vectors_in_order = [raw(content, handler.dimension).tolist() for content in contents]
         handler.respond_vectors(vectors_in_order, order=range(len(vectors_in_order) - 1, -1, -1))
 
     return act

@@ -10,6 +10,7 @@ import zlib
 from fractions import Fraction
 from io import BytesIO
 from multiprocessing.connection import Connection
+from typing import cast
 
 import av
 import numpy as np
@@ -171,9 +172,11 @@ def video(levels=(), samples=None, form="mp4", size=(64, 48), fps=10, times=None
     codecs = {"mp4": ("mpeg4", "aac"), "webm": ("libvpx", "libopus")}[form]
     out = BytesIO()
     with av.open(out, "w", format=form, options=options or {}) as container:
-        picture_stream = container.add_stream(codecs[0], rate=fps) if len(levels) else None
-        sound_stream = container.add_stream(codecs[1], rate=rate) if samples is not None else None
-        if sound_stream is not None:
+        picture_stream = sound_stream = None
+        if len(levels):
+            picture_stream = cast(av.VideoStream, container.add_stream(codecs[0], rate=fps))
+        if samples is not None:
+            sound_stream = cast(av.AudioStream, container.add_stream(codecs[1], rate=rate))
             sound_stream.codec_context.layout = "mono"
         if picture_stream is not None:
             picture_stream.width, picture_stream.height = size
@@ -187,9 +190,9 @@ def video(levels=(), samples=None, form="mp4", size=(64, 48), fps=10, times=None
                 container.mux(picture_stream.encode(frame))
             container.mux(picture_stream.encode())
         if sound_stream is not None:
-            frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), "fltp", "mono")
-            frame.sample_rate, frame.pts = rate, 0
-            container.mux(sound_stream.encode(frame))
+            sound_frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), "fltp", "mono")
+            sound_frame.sample_rate, sound_frame.pts = rate, 0
+            container.mux(sound_stream.encode(sound_frame))
             container.mux(sound_stream.encode())
     return out.getvalue()
 

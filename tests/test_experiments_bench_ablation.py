@@ -8,6 +8,7 @@ from toy_data import chain, toy_catalog
 
 from experiments.bench import ablation
 from experiments.config import RunConfig, load_config
+from features.content.encoder_config import BuiltinConfig
 from features.errors import ConfigError
 
 
@@ -72,6 +73,7 @@ def test_a_change_without_effect_is_no_variant(config):
 def test_kinds_that_the_configuration_leaves_out_stay_left_out(config):
     settings = with_encoder(config, kind="builtin", without=["speech"])
     variant = ablation.variants(settings, {"text", "image"})["without texts"]
+    assert isinstance(variant.encoder, BuiltinConfig)
     assert variant.encoder.without == ("speech", "text")
 
 

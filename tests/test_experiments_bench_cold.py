@@ -79,7 +79,12 @@ def test_with_a_cut_items_that_occur_later_are_cold_and_later_events_are_not_fit
 
     def spy(name, events_of):
         real = getattr(cold, name)
-        monkeypatch.setattr(cold, name, lambda *a, **k: latest.append(events_of(a).latest) or real(*a, **k))
+
+        def spied(*args, **options):
+            latest.append(events_of(args).latest)
+            return real(*args, **options)
+
+        monkeypatch.setattr(cold, name, spied)
 
     spy("fit_tfidf", lambda args: args[0])
     spy("select_model", lambda args: args[1].events)

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_an_index_is_built_once(material, monkeypatch):
     config = RetrieverConfig(kind="ivf-flat")
     first, built = material.index(1000, config)
     assert built["bytes_per_item"] > 2 * 4 * 16
-    structure = replace(index_module.STRUCTURES["ivf-flat"], build=None)
+    structure = replace(index_module.STRUCTURES["ivf-flat"], build=None)  # type: ignore[arg-type]
     monkeypatch.setitem(index_module.STRUCTURES, "ivf-flat", structure)
     second, same = material.index(1000, config)
     assert same == built
@@ -113,7 +114,7 @@ def test_timed_searches_alternate_and_the_first_round_is_not_counted(monkeypatch
         return timed
 
     taken = milliseconds(
-        {"a": search("a", [9, 1, 5, 3]), "b": search("b", [8, 2, 2, 7])}, [np.zeros(1)], 3, lambda: now[0]
+        {"a": search("a", [9, 1, 5, 3]), "b": search("b", [8, 2, 2, 7])}, [np.zeros(1, np.float32)], 3, lambda: now[0]
     )
     assert order == ["a", "b"] * 4
     assert taken["a"].tolist() == [3000]
@@ -163,8 +164,9 @@ def test_results_are_checked_against_the_rows_at_the_start_of_the_search():
     upserted_at, deleted_at = np.array([1.0, 1.0, never, 1.0]), np.array([never, 2.0, never, never])
 
     def wrong(rows, meanwhile=lambda traffic: None):
-        traffic = Traffic(None, items, items, deleted_at.copy(), upserted_at.copy())
-        traffic.index = FixedResult(rows, lambda: meanwhile(traffic))
+        index: Any = FixedResult(rows)
+        traffic = Traffic(index, items, items, deleted_at.copy(), upserted_at.copy())
+        index.meanwhile = lambda: meanwhile(traffic)
         traffic.search(0)
         return traffic.wrong
 
@@ -227,8 +229,8 @@ def test_peers_are_measured_on_the_same_items_and_failures_are_reported(material
 
 
 def test_costs_are_extrapolated_by_a_line_of_logarithms(material, monkeypatch):
+    sized: list[int] = []
     monkeypatch.setattr(speed, "milliseconds", lambda *_: {"ours": np.array([len(sized)])})
-    sized = []
     real = VectorDataset.index
 
     def index(self, n, config):

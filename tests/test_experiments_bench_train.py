@@ -119,7 +119,11 @@ def test_an_environment_is_created_once_and_a_failure_names_the_command(tmp_path
     class Done:
         returncode, stderr = 0, ""
 
-    monkeypatch.setattr(environment_module.subprocess, "run", lambda command, **_: commands.append(command) or Done())
+    def running(command, **_):
+        commands.append(command)
+        return Done()
+
+    monkeypatch.setattr(environment_module.subprocess, "run", running)
     folder.mkdir(exist_ok=True)
     assert environment(folder, "one==1") == environment(folder, "one==1")
     assert [command[1:3] for command in commands] == [["-m", "venv"], ["-m", "pip"]]

@@ -172,6 +172,7 @@ def test_each_item_gets_the_vector_of_its_own_text(load, tmp_path):
     config = load_config(toy_config(tmp_path, encoder={"kind": "builtin"}), {})
     encoded = encode_contents(dataset, config)
     assert encoded.catalog.has_content.all()
+    assert encoded.space is not None
     assert encoded.space.space == MiniLM.key  # of texts alone: the space of the text encoder
     assert encoded.content_note == "contents: text of 6"
     texts = [f"Title {n[1:]}. {'odd' if int(n[1:]) % 2 else 'even'}" for n in encoded.catalog.ids.ids]

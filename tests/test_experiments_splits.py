@@ -1,6 +1,7 @@
 """Splits against a naive loop and values by hand, and the guard against leaks in every part of a run."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,7 +214,8 @@ ROWS = [(0, 1, 1), (0, 2, 4), (1, 3, 5), (0, 3, 7, True, False), (1, 4, 8), (2, 
 
 
 def split_of(rows, window=(4, 7, 11), **options):
-    return time_split(toy_log(rows), window, **{"history": "prequential", "repeats": True} | options)
+    settings: dict[str, Any] = {"history": "prequential", "repeats": True} | options
+    return time_split(toy_log(rows), window, **settings)
 
 
 def test_the_hash_depends_on_the_events_only():

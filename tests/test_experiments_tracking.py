@@ -196,7 +196,7 @@ def test_the_user_interface_lists_the_experiment(uri, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("recsys"), "experiment", "ui", "--port", str(port)]
+    command = [str(Path(sys.executable).with_name("recsys")), "experiment", "ui", "--port", str(port)]
     environ = os.environ | {"MLFLOW_TRACKING_URI": uri}
     server = subprocess.Popen(command, cwd=tmp_path, env=environ, start_new_session=True)  # it starts workers
     try:

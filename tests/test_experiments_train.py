@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import cast
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from features.log.records import Event
 from recsys.bundle.io import load_bundle
 from recsys.bundle.registry import current_bundle
 from recsys.ranking.pair_features import FEATURES
+from recsys.ranking.reranker import Reranker
 
 MODELS = ["popular", "item-knn", "two towers", "two towers + reranker"]
 
@@ -45,7 +47,7 @@ class Recorder(NullTracker):
     def figure(self, name, figure):
         self.figures[name] = figure
 
-    def finish(self, failed=False):
+    def finish(self, failed=False, pruned=False):
         self.finished.append(failed)
 
 
@@ -158,7 +160,10 @@ def test_events_of_the_log_are_in_the_next_bundle(tmp_path):
     second = load_bundle(run(tmp_path)[0])
     assert second.manifest["data_hash"] != first.manifest["data_hash"]
     assert second.manifest["split_hash"] != first.manifest["split_hash"]
-    counts = [b.recommender.reranker.features.statistics.total[b.catalog.ids.row("i7")] for b in (first, second)]
+    counts = [
+        cast(Reranker, b.recommender.reranker).features.statistics.total[b.catalog.ids.row("i7")]
+        for b in (first, second)
+    ]
     assert counts[1] >= counts[0] + 90  # the cut has moved
     assert current_bundle(tmp_path / "bundles") == second.path
     assert load_bundle(first.path).fingerprint == first.fingerprint  # the first bundle is kept
@@ -250,7 +255,9 @@ def test_items_that_become_frequent_are_encoded_in_the_evaluated_space(done, tmp
     first, second = spaces
     assert first is None
     assert second is not None
-    assert load_bundle(path).content.space == second.space
+    content = load_bundle(path).content
+    assert content is not None
+    assert content.space == second.space
 
 
 @pytest.mark.parametrize("moment", ["popular · home", "epoch 1", "two towers + reranker · again"])
@@ -259,8 +266,8 @@ def test_a_killed_training_leaves_the_old_bundle(done, moment):
     config = toy_config(folder, seed=5)
     command = [sys.executable, "-c", "from recsys.cli.main import main; main()", "train", str(config), "--no-track"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, env=env, **pipes) as child:
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as child:
+        assert child.stderr is not None
         seen = any(moment in line for line in child.stderr)
         child.send_signal(signal.SIGKILL)
     assert seen

@@ -8,6 +8,7 @@ import optuna
 import pytest
 import yaml
 from mlflow import MlflowClient
+from optuna.distributions import CategoricalDistribution
 from toy_data import Lines, toy_config, write_tables
 from typer.testing import CliRunner
 
@@ -193,9 +194,12 @@ def test_the_space_has_the_configured_values_and_no_invalid_ones(config):
     changed = config.changed({"towers.dimension": 48, "towers.nested": (40,), "training.learning_rate": 0.5})
     space = module._space(changed, ())
     assert list(space) == list(SEARCH_SPACE)
-    assert space["towers.dimension"].choices == (48, 64, 128)  # 32 is below the nested dimension
+    dimensions, negatives = space["towers.dimension"], space["training.negatives"]
+    assert isinstance(dimensions, CategoricalDistribution)
+    assert isinstance(negatives, CategoricalDistribution)
+    assert dimensions.choices == (48, 64, 128)  # 32 is below the nested dimension
     assert space["training.learning_rate"] == optuna.distributions.FloatDistribution(3e-4, 0.5, log=True)
-    assert space["training.negatives"].choices == (0, 256, 1024)
+    assert negatives.choices == (0, 256, 1024)
 
 
 def test_the_command_prints_a_table_or_json(config, tmp_path):

@@ -101,7 +101,7 @@ def test_one_epoch_equals_one_step_by_hand_on_the_new_events():
     logits = torch.stack(hidden) @ items.T * expected.log_scale.exp()
     functional.cross_entropy(logits, torch.tensor([item for _, item in targets.values()])).backward()
     torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
-    by_ndim = {0: [], 1: [], 2: []}
+    by_ndim: dict[int, list[torch.nn.Parameter]] = {0: [], 1: [], 2: []}
     for parameter in expected.parameters():
         by_ndim[min(parameter.ndim, 2)].append(parameter)
     torch.optim.AdamW(
@@ -130,6 +130,7 @@ def add_a_day(folder):
     new = pl.DataFrame({"item_id": ["i12"], "title": ["An aubergine"], "categories": ['["even"]']})
     pl.concat([items.filter(pl.col("item_id") != "i3"), new]).write_csv(data / "items.csv")
     last = pl.Series(events.get_column("timestamp")).str.to_datetime(time_zone="UTC").dt.epoch("us").max()
+    assert isinstance(last, int)
     times = [last + DAY + hour * 3600 * 10**6 for hour in range(3)]
     rows = [
         (f"u{u}", item, "take", at) for u in range(40) for item, at in zip(["i12", "i0", "i12"], times, strict=True)

@@ -39,7 +39,12 @@ def digest_of(content, reading, files):
 def test_a_file_is_read_once_until_it_changes(files, tmp_path, monkeypatch):
     opened = []
     original = Path.open
-    monkeypatch.setattr(Path, "open", lambda path, mode: (opened.append(path), original(path, mode))[1])
+
+    def opening(path, mode):
+        opened.append(path)
+        return original(path, mode)
+
+    monkeypatch.setattr(Path, "open", opening)
     a, b = write_old(tmp_path / "a", b"first"), write_old(tmp_path / "b", b"other")
     expected = {a: hashlib.sha256(b"first").digest(), b: hashlib.sha256(b"other").digest()}
     assert files.digests([a, b]) == expected

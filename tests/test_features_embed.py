@@ -15,9 +15,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from features.arrays import Floats
 from features.content import vector_cache as vectors
 from features.content.embed import cached_vectors, embed, item_contents
-from features.content.parts import Audio, Content, Image, Limits, Text, Video
+from features.content.parts import Audio, Content, Image, Limits, Part, Text, Video
 from features.content.spaces import Embedded, Failure, SpaceKey, unit
 from features.content.vector_cache import VectorCache, cache_folder
 from features.errors import SpaceError, StoreError
@@ -35,6 +36,11 @@ def part_bytes(part):
     return data
 
 
+def always(*vector):
+    """A `Toy.vector` that is the same for every part."""
+    return lambda part: np.array(vector, np.float32)
+
+
 class Toy:
     """An encoder: unit mean of a random unit vector for each part; `read` lists the contents that were embedded."""
 
@@ -44,6 +50,7 @@ class Toy:
         self.key = SpaceKey(name, "1", d)
         self.read = []
         self.before = lambda contents: None
+        self.vector = self.own_vector
 
     def space(self, task="document"):
         return self.key
@@ -62,11 +69,11 @@ class Toy:
                         failures.append(Failure(row, at, str(error)))
         if progress:
             progress(len(contents))
-        return Embedded(self.key, unit(out), out.any(axis=1), tuple(failures))
+        return Embedded(self.key, unit(out), np.asarray(out.any(axis=1)), tuple(failures))
 
-    def vector(self, part):
+    def own_vector(self, part: Part) -> Floats:
         seed = hashlib.sha256(part.modality.encode() + part_bytes(part)).digest()
-        return unit(np.random.default_rng(list(seed)).normal(size=(1, self.key.dimension)))[0]
+        return unit(np.random.default_rng(list(seed)).normal(size=(1, self.key.dimension)).astype(np.float32))[0]
 
     def pop_read(self):
         """The contents that were embedded since the last call."""
@@ -219,7 +226,7 @@ def test_retry_embeds_failures_again(pictures, tmp_path):
     contents, cache = [Content.of(Image(b"good")), url], tmp_path / "cache"
     assert run(contents, cache, pictures).encoders[0].failed == 1
     pictures.pop_read()
-    pictures.vector = lambda part: np.float32([1, 0, 0, 0])  # the server is up again
+    pictures.vector = always(1, 0, 0, 0)  # the server is up again
     assert run(contents, cache, pictures).encoders[0].computed == 0
     result = run(contents, cache, pictures, retry=True).encoders[0]
     assert (result.cached, result.computed, result.failed) == (1, 1, 0)
@@ -230,11 +237,11 @@ def test_retry_embeds_failures_again(pictures, tmp_path):
 
 def test_refetch_embeds_urls_again(words, tmp_path):
     text_and_image = Toy("text", "image")
-    text_and_image.vector = lambda part: np.float32([1, 0, 0, 0])
+    text_and_image.vector = always(1, 0, 0, 0)
     contents = [Content.of(Text("x")), Content.of(Text("x"), Image("https://example.org/a.jpg")), Content()]
     run(contents, tmp_path, text_and_image, words)
     text_and_image.pop_read(), words.pop_read()
-    text_and_image.vector = lambda part: np.float32([0, 1, 0, 0])
+    text_and_image.vector = always(0, 1, 0, 0)
     result = run(contents, tmp_path, text_and_image, words, refetch=True).encoders
     assert [(each.cached, each.computed) for each in result] == [(1, 1), (2, 0)]
     assert (text_and_image.pop_read(), words.pop_read()) == ([contents[1]], [])
@@ -278,9 +285,9 @@ def test_rows_of_failures_are_correct_when_another_content_is_not_stored(tmp_pat
 
 def test_spaces_are_separate_and_two_encoders_may_share_one(catalogue, tmp_path):
     toy, other_toy = Toy("text"), Toy("text", name="other")
-    other_toy.vector = lambda part: np.float32([0, 0, 0, 1])
+    other_toy.vector = always(0, 0, 0, 1)
     sounds = Toy("text", "image")  # a second encoder of the space of the first
-    sounds.vector = lambda part: np.float32([0, 1, 0, 0])
+    sounds.vector = always(0, 1, 0, 0)
     embed(catalogue, {"toy": toy, "other": other_toy, "sounds": sounds}, tmp_path / "cache", limits=LIMITS)
     expected = Toy("text").encode(catalogue)
     assert_same(cached(catalogue, toy, tmp_path / "cache"), expected)
@@ -291,7 +298,7 @@ def test_spaces_are_separate_and_two_encoders_may_share_one(catalogue, tmp_path)
 
 def test_two_readers_of_one_space_have_separate_vectors(catalogue, tmp_path):
     tiny, base = Toy("text", reader="tiny"), Toy("text", reader="base")
-    base.vector = lambda part: np.float32([0, 1, 0, 0])
+    base.vector = always(0, 1, 0, 0)
     run(catalogue, tmp_path, tiny)
     assert not cached(catalogue, base, tmp_path).present.any()
     result = run(catalogue, tmp_path, base).encoders[0]
@@ -419,6 +426,7 @@ def test_a_killed_job_does_not_repeat_finished_shards(tmp_path):
     for _ in range(6):
         calls.write_text("")
         with subprocess.Popen([sys.executable, "-c", JOB, cache, calls], stdout=subprocess.PIPE) as job:
+            assert job.stdout is not None
             job.stdout.readline()
             time.sleep(rng.uniform(0, 0.3))
             job.send_signal(signal.SIGKILL)

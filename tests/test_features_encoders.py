@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import media
 import numpy as np
@@ -30,7 +31,7 @@ from features.content.encoders.images import EfficientNet
 from features.content.encoders.openai_compatible import OpenAICompatibleEncoder
 from features.content.encoders.sounds import AiSFX
 from features.content.encoders.speech import Whisper
-from features.content.encoders.text import MiniLM, MultilingualE5
+from features.content.encoders.text import MiniLM, MultilingualE5, TextEncoder
 from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Audio, Content, Image, Limits, Part, Text, Video
 from features.content.spaces import Encoder, SpaceKey, unit
@@ -91,7 +92,7 @@ def encoders(workers, models):
     """Channel -> encoder, loaded once."""
     encoders_by_channel = builtin_encoders(workers.decoders, LIMITS, models)
     return encoders_by_channel | {
-        "pitch": PitchWhisper(workers, encoders_by_channel["text"]),
+        "pitch": PitchWhisper(workers, cast(TextEncoder, encoders_by_channel["text"])),
         "multilingual": MultilingualE5(LIMITS),
     }
 
@@ -130,7 +131,11 @@ def case(request, encoders, workers, tmp_path_factory):
         yield Case(encoder, pictures, Image(media.picture()[:300]), "cannot be decoded", Audio(b"unread"))
     else:
         tones = [media.sound(media.sine(16_000, 0.5, 440.0)), media.sound(media.sine(8_000, 0.7, 1_000.0), 8_000)]
-        sound_parts = [Audio(tones[0]), Video(media.video([9, 9], media.sine(16_000, 0.6, 2_000.0))), Audio(tones[1])]
+        sound_parts: list[Part] = [
+            Audio(tones[0]),
+            Video(media.video([9, 9], media.sine(16_000, 0.6, 2_000.0))),
+            Audio(tones[1]),
+        ]
         yield Case(encoder, sound_parts, Audio(SILENT_VIDEO), "the file has nothing to see or hear", Text("unread"))
 
 
@@ -138,7 +143,7 @@ def test_contract(case):
     a, b, c = case.readable
     rows = [(a,), (), (b,), (case.foreign,), (case.unreadable,), (c,), (case.foreign, b, case.unreadable), (a, b, c)]
     contents = [Content(row) for row in rows]
-    steps = []
+    steps: list[int] = []
     embedded = case.encoder.encode(contents, progress=steps.append)
     vectors = embedded.vectors
     key = case.encoder.space()
@@ -166,7 +171,7 @@ def test_contract(case):
 
 
 def test_empty_contents(case):
-    steps = []
+    steps: list[int] = []
     embedded = case.encoder.encode([], progress=steps.append)
     assert embedded.vectors.shape == (0, case.encoder.space().dimension)
     assert embedded.present.shape == (0,)
@@ -237,7 +242,8 @@ def test_unusual_texts(name, encoders):
 def test_progress_of_many_texts_and_their_order(encoders):
     """More texts than in one step, of all lengths: sorted by length internally, returned in order."""
     require("text")
-    text, steps = encoders["text"], []
+    text = encoders["text"]
+    steps: list[int] = []
     words = [f"{'very ' * (i % 7)}{i}" for i in range(600)]
     vectors = text.encode([Content.of(Text(word)) for word in words], progress=steps.append).vectors
     assert sum(steps) == 600
@@ -293,8 +299,8 @@ def network():
 def test_efficientnet_equals_torch(encoders, network):
     expected, classes = [], []
     for path in PHOTOS:  # 640 x 427
-        frame = Pillow.open(path).resize((336, 224), Pillow.Resampling.BICUBIC)
-        frame = np.asarray(frame.resize((224, 224), Pillow.Resampling.BILINEAR), np.float32)
+        picture = Pillow.open(path).resize((336, 224), Pillow.Resampling.BICUBIC)
+        frame = np.asarray(picture.resize((224, 224), Pillow.Resampling.BILINEAR), np.float32)
         x = torch.from_numpy((frame - 127) / 128).permute(2, 0, 1)[None]
         with torch.no_grad():
             expected.append(network.extract_features(x).mean((2, 3))[0].numpy())
@@ -337,6 +343,7 @@ def test_speech_has_a_reader_of_its_own(encoders):
 @needs_data
 def test_speech_is_near_its_caption(encoders):
     require("speech")
+    assert DATA is not None
     flickr = Path(DATA) / "flickr"
     captions = pl.read_csv(flickr / "captions.csv")
     spoken = sorted((flickr / "audio").glob("*.ogg"))[:5]
@@ -359,11 +366,11 @@ def mel(sound):
     """log10(10000 x + 1) of 96 HTK mel bands, each filter summing to 1, as librosa 0.9.2 does for aiSFX: (t, 96)."""
     edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 22_050 / 700), 98) / 2595) - 1)
     bins = np.arange(1025) * 44_100 / 2048
-    filters = [
+    triangles = [
         np.interp(bins, [low, middle, high], [0, 1, 0])
         for low, middle, high in zip(edges, edges[1:], edges[2:], strict=False)
     ]
-    filters = np.array([f / (f.sum() or 1) for f in filters])
+    filters = np.array([f / (f.sum() or 1) for f in triangles])
     padded = np.pad(sound / np.abs(sound).max(), 1024)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(2048) / 2048)
     frames = np.array([padded[at : at + 2048] * hann for at in range(0, len(padded) - 2047, 1024)])

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from typing import Any
 
 import media
 import numpy as np
@@ -54,7 +55,7 @@ WORDS = [
     "title",
     "same",
 ]
-TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 RATE = 8000
 
 
@@ -124,7 +125,7 @@ def clap(tmp_path_factory, request):
     }
     text = TEXT | {"vocab_size": len(WORDS), "max_position_embeddings": 11, "pad_token_id": 0, "projection_dim": 12}
     ClapModel(ClapConfig(text_config=text, audio_config=audio | fused, projection_dim=12)).save_pretrained(folder)
-    mel = {"feature_size": 16, "hop_length": 80, "fft_window_size": 128, "frequency_max": 4000}
+    mel: dict[str, Any] = {"feature_size": 16, "hop_length": 80, "fft_window_size": 128, "frequency_max": 4000}
     sounds = ClapFeatureExtractor(sampling_rate=RATE, max_length_s=1, truncation=request.param, **mel)
     ClapProcessor(sounds, tokenizer(512)).save_pretrained(folder)
     return folder
@@ -272,7 +273,7 @@ def test_unreadable_parts_are_failures_and_the_rest_is_embedded(workers, clip, m
         Content.of(Text("x\ud800")),
         Content.of(Image(b"die"), Image(png(random_pixels(0)))),
     ]
-    steps = []
+    steps: list[int] = []
     embedded = HubEncoder(workers, str(clip), family="clip").encode(contents, progress=steps.append)
     assert embedded.present.tolist() == [False] * 40 + [True, False, False, False, True, True]
     np.testing.assert_allclose(embedded.vectors[[40, 44]], clip_texts(clip, ["red", "x?"]), atol=1e-5)

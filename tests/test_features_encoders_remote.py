@@ -1,9 +1,11 @@
 """Embeddings by HTTP from a real server with failures: each content gets its own vector or a reason."""
 
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
+from typing import Any
 
 import fake_embeddings as fake
 import numpy as np
@@ -31,7 +33,7 @@ def openai(server, clock, **more):
     return OpenAICompatibleEncoder(Limits(), f"{server.url}/v1/", "m", **options)
 
 
-ENCODERS = {"openai": openai, "gemini": partial(gemini, TEXT_ONLY)}
+ENCODERS: dict[str, Callable[..., Any]] = {"openai": openai, "gemini": partial(gemini, TEXT_ONLY)}
 
 
 @pytest.fixture(params=ENCODERS)
@@ -51,7 +53,7 @@ def expected(encoder, word):
 
 def test_each_content_gets_its_own_vector_in_order(encoder, large):
     words = [f"word {i}" for i in range(7)]
-    steps = []
+    steps: list[int] = []
     embedded = encoder.encode(
         [*texts(*words[:3]), Content(), Content.of(Text(" \n")), *texts(*words[3:])], progress=steps.append
     )
@@ -239,9 +241,12 @@ def test_an_invalid_address(url):
 
 def test_jitter_is_full_and_bounded():
     bounds, clock = [], Clock()
-    retry_policy = RetryPolicy(
-        12, 1e9, clock.sleep, lambda: clock.now, lambda low, high: bounds.append((low, high)) or 0.0
-    )
+
+    def lowest(low, high):
+        bounds.append((low, high))
+        return 0.0
+
+    retry_policy = RetryPolicy(12, 1e9, clock.sleep, lambda: clock.now, lowest)
 
     def never():
         raise RetryableError("no")
@@ -253,7 +258,8 @@ def test_jitter_is_full_and_bounded():
 
 def test_batches_are_bounded_by_count_and_bytes():
     sizes = [5, 5, 5, 30, 1, 0, 1, 1, 1]
-    sent, steps = [], []
+    sent: list[list[int]] = []
+    steps: list[int] = []
 
     def prepare(content):
         at = int(content.parts[0].text)

@@ -17,7 +17,7 @@ import pytest
 from features.errors import LogError
 from features.log import event_log
 from features.log.event_log import EventLog, events_frame, item_changes, read, recover
-from features.log.records import Event, Exposure, ItemDeleted, ItemPut
+from features.log.records import Event, Exposure, ItemDeleted, ItemPut, Record
 from features.schema import EventRules
 from features.store.memory import MemoryStore
 from features.store.refresh import refresh
@@ -67,7 +67,8 @@ GONE = ItemDeleted(item_id="x", timestamp=2)
 def test_item_changes_are_read_apart_from_events(tmp_path: Path) -> None:
     log = EventLog(tmp_path, segment_bytes=300)
     again = replace(PUT, timestamp=3)
-    for records in ([event(1)], [PUT, exposure(2)], [GONE], [event(3), again]):
+    batches: list[list[Record]] = [[event(1)], [PUT, exposure(2)], [GONE], [event(3), again]]
+    for records in batches:
         log.append_now(records)
     log.close()
     result = read(tmp_path)

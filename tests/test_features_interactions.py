@@ -11,10 +11,9 @@ from features.interactions import Interactions, Ragged
 
 def log(rows, n_users=4, n_items=6):
     """From (user, item, time, positive, seen) tuples in log order."""
-    users, items, times, positive, seen = (list(c) for c in zip(*rows, strict=True)) if rows else ([],) * 5
-    ints = [np.array(c, dtype=np.int64) for c in (users, items, times)]
-    bools = [np.array(c, dtype=np.bool_) for c in (positive, seen)]
-    return Interactions.sort(*ints, *bools, n_users, n_items)
+    columns = zip(*rows, strict=True) if rows else ([],) * 5
+    users, items, times, positive, seen = (np.array(c, dtype=np.int64) for c in columns)
+    return Interactions.sort(users, items, times, positive.astype(np.bool_), seen.astype(np.bool_), n_users, n_items)
 
 
 def lists(ragged):
@@ -125,11 +124,14 @@ def test_types_go_with_their_events():
     rows = [(1, 0, 5, True, True), (0, 1, 9, True, True), (0, 2, 3, True, True), (1, 3, 2, False, True)]
     plain = log(rows)
     labels = np.array([r[3] for r in rows]), np.array([r[4] for r in rows])
-    ints = (np.array(c) for c in list(zip(*rows, strict=True))[:3])
-    typed = Interactions.sort(*ints, *labels, 4, 6, types=types, n_types=3)
+    users, items, times = (np.array(c) for c in list(zip(*rows, strict=True))[:3])
+    typed = Interactions.sort(users, items, times, *labels, 4, 6, types=types, n_types=3)
+    positives, states = typed.positives(), typed.states(np.array([0]), np.array([4]))
     assert plain.types is None
+    assert typed.types is not None
+    assert positives.types is not None
+    assert states.types is not None
     assert typed.types.tolist() == [0, 2, 2, 1]  # by user and time
-    assert typed.positives().types.tolist() == [0, 2, 1]
-    assert typed.positives().n_types == 3
-    states = typed.states(np.array([0]), np.array([4]))
+    assert positives.types.tolist() == [0, 2, 1]
+    assert positives.n_types == 3
     assert states.types.tolist() == [0, 2, 2, 1]  # aligned with items.flat, the items of the whole log

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 
@@ -78,10 +79,11 @@ def test_at_most_ahead_in_flight_and_nothing_before_the_first_result_is_requeste
         results = decoders.map(media.run_command, sources(), LIMITS, ahead=3)
         assert taken == []
         assert decoders._running == set()
-        assert bytes(next(results)) == b"0"
+        assert as_texts([next(results)]) == ["0"]
         assert taken == [0, 1, 2, 3]
-        assert bytes(next(results)) == b"1"
+        assert as_texts([next(results)]) == ["1"]
         assert taken == [0, 1, 2, 3, 4]
+        assert isinstance(results, Generator)
         results.close()
         assert as_texts(decoders.map(media.run_command, [b"again"], LIMITS)) == ["again"]
 
@@ -194,7 +196,7 @@ def test_many_threads_which_end(pool):
 def test_close_returns_an_error_for_each_source_in_flight():
     decoders = DecoderPool(1)
     results = decoders.map(media.run_command, [b"first", b"sleep 60", b"third", b"fourth"], LIMITS, ahead=3)
-    assert bytes(next(results)) == b"first"
+    assert as_texts([next(results)]) == ["first"]
     pids = [w.process.pid for w in decoders._running]
     threading.Timer(0.2, decoders.close).start()
     assert as_texts(results) == [
@@ -267,14 +269,13 @@ def test_a_system_that_cannot_start_a_worker(monkeypatch):
 
 
 def fake_worker(*messages, memory=1000):
-    """A worker that responds to a task with these messages and then closes the pipe."""
+    """(a worker that responds to a task with these messages, the other end of its pipe)."""
     worker = Worker.__new__(Worker)
     worker.memory = memory
     worker._pipe, worker_end = multiprocessing.Pipe()
     for message in (ACCEPTED, *messages):
         worker_end.send_bytes(message if isinstance(message, bytes) else json.dumps(message).encode())
-    worker.worker_end = worker_end
-    return worker
+    return worker, worker_end
 
 
 @pytest.mark.parametrize(
@@ -305,8 +306,8 @@ def fake_worker(*messages, memory=1000):
     ],
 )
 def test_invalid_messages_of_a_worker_are_rejected(messages):
-    worker = fake_worker(*messages)
-    with worker.worker_end, worker._pipe, pytest.raises(Exception):  # noqa: B017, PT011  # the pool catches every exception
+    worker, worker_end = fake_worker(*messages)
+    with worker_end, worker._pipe, pytest.raises(Exception):  # noqa: B017, PT011  # the pool catches every exception
         worker.ask(b"task")
 
 

@@ -28,6 +28,7 @@ NETWORK = Network(lambda host, port: ADDRESSES[host], public)
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: "Server"
 
     def do_GET(self):
         self.server.requests.append((self.path, dict(self.headers)))
@@ -97,7 +98,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, tls=None):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.requests = []
+        self.requests: list[tuple[str, dict[str, str]]] = []
         self.stopping = threading.Event()
         self.port = self.server_address[1]
         if tls:

@@ -52,7 +52,7 @@ def test_a_shard_replaces_others(shards):
 
 def test_a_kill_at_any_step_loses_nothing_that_was_added(tmp_path, monkeypatch):
     """A step is a call that changes the folder; the process is killed after each number of steps in turn."""
-    steps_left = []
+    steps_left: list[int] = []
 
     def stepping(original):
         def step(*args, **kwargs):
@@ -134,6 +134,7 @@ def test_a_second_writer_is_rejected_with_the_id_of_the_first(shards):
         [sys.executable, "-c", code, shards.folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with other:
+        assert other.stdout is not None
         assert other.stdout.readline() == "in\n"
         with pytest.raises(StoreError, match=f"process {other.pid} is writing here"), shards.writing():
             pass

@@ -46,7 +46,7 @@ def test_a_cut_is_normalised_again():
     vectors = np.array([[3, 4, 0, 12], [0, 1, 0, 0], [0, 0, 0, 0]], np.float32) / [[13], [1], [1]]
     full = Embedded(KEY, vectors.astype(np.float32), np.array([True, True, False]), failures)
     short = cut(full, 2)
-    np.testing.assert_allclose(short.vectors, [[0.6, 0.8], [0, 1], [0, 0]], atol=1e-6)
+    np.testing.assert_allclose(short.vectors, [[0.6, 0.8], [0.0, 1.0], [0.0, 0.0]], atol=1e-6)
     assert short.vectors.dtype == np.float32
     assert short.space == SpaceKey("m", "r1", 2, "retrieval", "128 tokens")
     assert short.failures == failures
@@ -66,6 +66,6 @@ def test_an_invalid_dimension_of_a_cut(dimension):
 
 def test_unit_rows_and_zero_rows():
     rows = np.array([[3, 4], [0, 0], [0, -1e-6], [1e15, 0]], np.float32)
-    np.testing.assert_allclose(unit(rows), [[0.6, 0.8], [0, 0], [0, -1], [1, 0]], atol=1e-6)
+    np.testing.assert_allclose(unit(rows), [[0.6, 0.8], [0.0, 0.0], [0.0, -1.0], [1.0, 0.0]], atol=1e-6)
     assert unit(rows.astype(np.float64)).dtype == np.float32
     assert unit(rows[:0]).shape == (0, 2)

@@ -63,8 +63,10 @@ def check_counts(tables: Tables) -> None:
 
 
 def check(items: Any, events: Any, users: Any = None, *, rules: EventRules = RULES, **more: Any) -> Tables:
-    frames = [None if t is None else pl.LazyFrame(t) for t in (items, events, users)]
-    tables = check_tables(frames[0], frames[1], frames[2], config(events=rules, **more), now=NOW)
+    user_frame = None if users is None else pl.LazyFrame(users)
+    tables = check_tables(
+        pl.LazyFrame(items), pl.LazyFrame(events), user_frame, config(events=rules, **more), now=NOW
+    )
     check_counts(tables)
     return tables
 

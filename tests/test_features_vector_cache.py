@@ -238,7 +238,7 @@ def test_a_damaged_shard_is_named_and_computed_again(cache, damage):
         assert cache.known(digests_of("a", "b", "c")).tolist() == [False, False, True]
         cache.append(digests_of("a", "b"), embedded([[1, 0], [0, 1]]))
     assert reader.get(digests_of("a", "b", "c")).vectors.tolist() == pytest.approx(
-        np.float32([[1, 0], [0, 1], [0.6, 0.8]])
+        np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
     )
     with cache.writing():
         assert cache.damaged == ()
@@ -260,6 +260,7 @@ with cache.writing():
 
 def test_readers_see_complete_shards_while_another_process_writes_and_merges(cache):
     with subprocess.Popen([sys.executable, "-c", WRITER, cache.folder], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
         assert writer.stdout.readline() == "started\n"
         digests = digests_of(*range(300))
         expected = np.array([angle(number) for number in range(300)], dtype=np.float32)

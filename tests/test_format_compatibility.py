@@ -45,6 +45,7 @@ def test_the_bundle_gives_the_same_answers():
     queries = unit(np.random.default_rng(2).standard_normal((1, 4)).astype(np.float32))
     assert_same(bundle.search(queries, 5), expected["search"])
     assert_same(bundle.search_for(queries, states[np.array([1])], 5, weight=0.3), expected["search_for"])
+    assert bundle.content is not None
     cosines_by_channel = bundle.content.near_item(1, np.array([2, 4, 6]))
     assert cosines_by_channel.keys() == expected["near"].keys()
     for name, cosines in cosines_by_channel.items():
@@ -62,7 +63,7 @@ def test_an_upserted_item_gives_the_same_answers():
     channels = {}
     for name, vector in expected["channels_of_new"].items():
         vectors = np.array([vector], np.float32)
-        channels[name] = Embedded(spaces[name], vectors, vectors.any(axis=1))
+        channels[name] = Embedded(spaces[name], vectors, np.asarray(vectors.any(axis=1)))
     states = noise().states(np.array([0, 1, 2, -1]), np.full(4, expected["as_of"]))
     assert_same(upsert_items(bundle, item, channels).recommender.recommend(states, 8), expected["upserted"])
 
@@ -119,6 +120,7 @@ def test_the_store_is_read():
             assert (sorted(state.seen), state.status) == (before["seen"], before["status"])
         assert store.recent_users(10) == expected["recent"]
         mark = store.watermark()
+        assert mark is not None
         assert (mark.log, mark.tables) == (expected["watermark"]["log"], expected["watermark"]["tables"])
         store.close()
     finally:

@@ -95,10 +95,10 @@ def queries(events):
 
 
 def test_it_is_a_recommender_with_the_time_of_its_latest_event(fitted, events):
-    assert isinstance(fitted, Recommender)
     assert fitted.fitted_until == events.latest
     assert events.positives().latest < events.latest
     assert fitted.popularity.shape == (ITEMS,)
+    assert isinstance(fitted, Recommender)
 
 
 @pytest.mark.parametrize("k", [1, 7, ITEMS, ITEMS + 9])

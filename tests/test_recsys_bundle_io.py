@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from features.interactions import Ragged
 from recsys.bundle import io as module
 from recsys.bundle.io import load_bundle, save_bundle
 from recsys.bundle.registry import current_bundle, publish_bundle
+from recsys.ranking.reranker import Reranker
 from recsys.towers.model import TwoTowers
 
 EVENTS = noise()
-FACTS = {
+FACTS: dict[str, Any] = {
     "config": {"data": {"source": "folder", "path": "x", "events": {"positive": {"take": None}}}},
     "data_hash": "d",
     "split_hash": "s",
@@ -73,7 +75,7 @@ def test_a_loaded_bundle_recommends_as_the_saved_one(parts, tmp_path, reranked):
     assert (bundle.recommender.reranker is not None) == reranked
     assert (bundle.path / "reranker.txt").exists() == reranked
     if reranked:
-        loaded, saved = (r.reranker.features for r in (bundle.recommender, stage))
+        loaded, saved = (cast(Reranker, r.reranker).features for r in (bundle.recommender, stage))
         assert saved.neighbours.nnz > 0
         np.testing.assert_array_equal(loaded.neighbours.toarray(), saved.neighbours.toarray())
         assert saved.tfidf.rows.nnz > 0

@@ -44,7 +44,7 @@ def items(*ids: str, **columns: Any) -> pl.DataFrame:
 
 def text_channel(*vectors: Any) -> dict[str, Embedded]:
     rows = unit(np.array(vectors, np.float32))
-    return {"text": Embedded(SPACE, rows, rows.any(1))}
+    return {"text": Embedded(SPACE, rows, np.asarray(rows.any(1)))}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text[7] = 0
     catalog = toy_catalog(N, categories=[[f"c{i % 3}"] for i in range(N)], text=text)
     stage, catalog, statistics = toy_stage(EVENTS, catalog)
-    channels = {"text": Embedded(SPACE, text, text.any(1)), "image": Embedded(SPACE, 0 * text, np.zeros(N, bool))}
+    channels = {
+        "text": Embedded(SPACE, text, np.asarray(text.any(1))),
+        "image": Embedded(SPACE, 0 * text, np.zeros(N, bool)),
+    }
     folder = tmp_path_factory.mktemp("bundles")
     return save_bundle(folder, catalog, stage, statistics, FACTS, ContentSpace(SPACE, None, channels))
 
@@ -101,7 +104,7 @@ def test_a_new_item_gets_the_mean_vector_of_its_neighbours_by_content(bundle: Bu
     mixed = 0.6 * before[nearest].sum(0) + 0.8 * before[others].sum(0)
     np.testing.assert_allclose(after.recommender.vectors[N + 1], unit(mixed[None])[0], atol=1e-6)
     np.testing.assert_array_equal(after.recommender.vectors[:N], before)
-    found = after.search(np.array([[3, 4, 0, 0]], np.float32) / 5, 1)
+    found = after.search(np.array([[0.6, 0.8, 0, 0]], np.float32), 1)
     assert (found.rows.tolist(), found.scores[0, 0]) == ([[N + 1]], pytest.approx(1))
 
 

@@ -33,8 +33,8 @@ def test_the_help_names_the_first_steps_and_examples():
     assert "make demo" in output
     for command in ("data", "train", "evaluate", "serve", "features", "experiment", "bench"):
         assert command in output
-    for command in (["train"], ["evaluate"], ["serve"], ["data", "get"], ["data", "check"], ["features", "refresh"]):
-        assert "Example: " in call(*command, "--help").output.replace("\n", " ")
+    for words in (["train"], ["evaluate"], ["serve"], ["data", "get"], ["data", "check"], ["features", "refresh"]):
+        assert "Example: " in call(*words, "--help").output.replace("\n", " ")
 
 
 def test_train_prints_one_json_object(folder):

@@ -96,7 +96,7 @@ def test_neighbours_count_where_they_predict_better_than_the_regression():
     catalog = toy_catalog(300)
     titles = [f"word{row % 7} star{s} moon{s}" for row, s in enumerate(series)]
     catalog = replace(catalog, frame=catalog.frame.with_columns(title=pl.Series(titles)))
-    vectors = cold_start.unit(rng.normal(size=(60, 8))[series] + 0.3 * rng.normal(size=(300, 8))).astype(np.float32)
+    vectors = cold_start.unit((rng.normal(size=(60, 8))[series] + 0.3 * rng.normal(size=(300, 8))).astype(np.float32))
     cold, users = np.arange(0, 300, 25), cold_start.unit(rng.normal(size=(500, 8)).astype(np.float32))
     warm, positives = np.setdiff1d(np.arange(300), cold), np.full(300, 9)
     features = content_features(catalog, item_tfidf(catalog))
@@ -159,7 +159,7 @@ def test_the_share_is_reached_although_it_falls_again_with_longer_steps():
     groups = np.array([[1, 0.2, 0, 0], [0.2, 1, 0, 0]], np.float32)
     users = cold_start.unit(groups.repeat(200, 0) + rng.normal(0, 0.05, (400, 4)).astype(np.float32))
     predicted = (0.5 * groups.repeat(10, 0) + rng.normal(0, 0.05, (20, 4))).astype(np.float32)
-    competitors = np.full((400, cold_start.TOP), 0.9, np.float32) - np.arange(cold_start.TOP, dtype=np.float32) / 1000
+    competitors = np.tile((0.9 - np.arange(cold_start.TOP) / 1000).astype(np.float32), (400, 1))
     filler, counted = cold_start._filler(20, 4, seed=0), np.ones(20, dtype=np.bool_)
 
     def share_taken(rows):

@@ -131,6 +131,7 @@ def test_a_bundle_keeps_its_space_and_searches_in_it(channels, tmp_path):
     space, content, _ = fit_content_space(thirty, CONFIG, seed=0)
     stage, catalog, statistics = toy_stage(EVENTS, toy_catalog(30, text=content.vectors))
     bundle = load_bundle(save_bundle(tmp_path, catalog, stage, statistics, FACTS, space))
+    assert bundle.content is not None
     assert bundle.content.space == space.space
     placed = bundle.content.place(thirty)
     np.testing.assert_array_equal(placed.vectors, content.vectors)

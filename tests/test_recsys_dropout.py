@@ -21,6 +21,7 @@ def test_gradients_are_zero_where_values_are_zero():
     x = torch.full((50, 7), 3.0, requires_grad=True)
     y = dropout(x, 0.4, True)
     y.sum().backward()
+    assert x.grad is not None
     assert torch.equal(x.grad, y.detach() / 3)
 
 

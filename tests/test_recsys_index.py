@@ -1,6 +1,6 @@
 """The contract of `Retriever`: every implementation against a loop; files; the check of faiss's two wheels."""
 
-from importlib import metadata
+import sys
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_equals_brute_force(make, data):
         assert np.isneginf(found.scores[i, size:]).all()
 
 
-@pytest.fixture(params=EXACT.values(), ids=EXACT)
+@pytest.fixture(params=EXACT.values(), ids=list(EXACT))
 def retriever(request):
     return request.param(vectors(20, 4, 0))
 
@@ -300,7 +300,7 @@ def installed(tmp_path, monkeypatch):
             folder = tmp_path / f"{name.replace('-', '_')}-1.15.1.dist-info"
             folder.mkdir()
             (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.15.1\n")
-        monkeypatch.setattr(metadata.sys, "path", [str(tmp_path)])
+        monkeypatch.setattr(sys, "path", [str(tmp_path)])
 
     return install
 

@@ -22,10 +22,16 @@ PAIR_TO_QUERY, TARGET = torch.tensor([0, 0, 1, 2, 3, 4]), torch.tensor([3, 7, 0,
 WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.25, 1.5, 0.75])
 
 
-def case(q=5, n=9, d=4, seed=0):
+def case(q=5, n=9, d=4, seed=0) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit queries and items."""
     g = torch.Generator().manual_seed(seed)
-    return tuple(functional.normalize(torch.randn(rows, d, generator=g), dim=-1) for rows in (q, n))
+    queries, items = (functional.normalize(torch.randn(rows, d, generator=g), dim=-1) for rows in (q, n))
+    return queries, items
+
+
+def leaves(queries, items, scale) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Copies of the tensors that record their gradients."""
+    return queries.clone().requires_grad_(), items.clone().requires_grad_(), scale.clone().requires_grad_()
 
 
 def pairs(pair_to_query=PAIR_TO_QUERY, target=TARGET, weight=None):
@@ -54,9 +60,7 @@ def test_full_softmax_and_its_gradients_are_torchs(scale):
     target = torch.randint(50, (len(pair_to_query),), generator=torch.Generator().manual_seed(1))
     weight = torch.rand(len(pair_to_query), generator=torch.Generator().manual_seed(2)) + 0.1
     for weights in (None, weight):
-        inputs, reference_inputs = (
-            [t.clone().requires_grad_() for t in (queries, items, torch.tensor(scale))] for _ in range(2)
-        )
+        inputs, reference_inputs = (leaves(queries, items, torch.tensor(scale)) for _ in range(2))
         loss = softmax_loss(*inputs, pairs(pair_to_query, target, weights))
         assert_same(loss, expected(*reference_inputs, pair_to_query, target, weights), inputs, reference_inputs)
 
@@ -101,7 +105,7 @@ def test_sampled_softmax_and_its_gradients_equal_the_formula():
         return (torch.stack(losses) * weight).mean()
 
     queries, items = case(q=4, n=n)
-    inputs, reference_inputs = ([x.clone().requires_grad_() for x in (queries, items, SCALE)] for _ in range(2))
+    inputs, reference_inputs = (leaves(queries, items, SCALE) for _ in range(2))
     with drawing(drawn):
         loss = softmax_loss(*inputs, pairs(pair_to_query, target, weight), len(drawn))
     assert_same(loss, formula(*reference_inputs), inputs, reference_inputs)
@@ -128,7 +132,7 @@ def test_in_batch_softmax_and_its_gradients_equal_the_formula():
             losses.append(torch.log(torch.exp(positive) + rest) - positive)
         return (torch.stack(losses) * WEIGHT).mean()
 
-    inputs, reference_inputs = ([x.clone().requires_grad_() for x in (*case(), SCALE)] for _ in range(2))
+    inputs, reference_inputs = (leaves(*case(), SCALE) for _ in range(2))
     assert_same(
         in_batch_loss(*inputs, pairs(weight=WEIGHT), frequency), formula(*reference_inputs), inputs, reference_inputs
     )
@@ -165,7 +169,7 @@ def test_gbce_and_its_gradients_equal_the_formula(drawn):
             losses.append(-b * torch.log(torch.sigmoid(queries[q] @ items[t] * scale)) - rest)
         return (torch.stack(losses) * WEIGHT).mean()
 
-    inputs, reference_inputs = ([x.clone().requires_grad_() for x in (*case(), torch.tensor(2.0))] for _ in range(2))
+    inputs, reference_inputs = (leaves(*case(), torch.tensor(2.0)) for _ in range(2))
     with drawing(drawn):
         loss = gbce_loss(*inputs, pairs(weight=WEIGHT), 0 if len(drawn) == 9 else len(drawn))
     assert_same(loss, formula(*reference_inputs), inputs, reference_inputs)

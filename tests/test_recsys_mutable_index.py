@@ -211,6 +211,7 @@ class RandomOperations(RuleBasedStateMachine):
             self.mutable.delete(np.setdiff1d(np.arange(len(self.built)), list(self.base)))
             for change, rows, vectors in self.changes:
                 if change == "upsert":
+                    assert vectors is not None
                     self.mutable.upsert(rows, vectors)
                 else:
                     self.mutable.delete(rows)

@@ -17,7 +17,7 @@ from toy_service import RED, RULES, toy_bundle, with_contents
 from typer.testing import CliRunner
 
 from features.content.encoder_config import BuiltinConfig, GeminiConfig
-from features.content.parts import Content, Image, Limits, Text
+from features.content.parts import Content, Image, Limits, Modality, Text
 from features.content.spaces import Embedded, SpaceKey
 from features.errors import BundleError, ConfigError, ContentError, SpaceError
 from features.store.memory import MemoryStore
@@ -38,7 +38,11 @@ RED_PNG = picture(np.full((8, 8, 3), (255, 0, 0), np.uint8), "PNG")
 class Fixed:
     """An encoder with one vector for every content, and given failures."""
 
-    def __init__(self, space: SpaceKey, kinds: set[str], vector: Any, reasons: dict[int, str] | None = None) -> None:
+    reader = ""
+
+    def __init__(
+        self, space: SpaceKey, kinds: set[Modality], vector: Any, reasons: dict[int, str] | None = None
+    ) -> None:
         self.key, self.modalities, self.vector, self.reasons = space, frozenset(kinds), vector, reasons or {}
         self.calls = 0
 
@@ -51,7 +55,10 @@ class Fixed:
         self.calls += 1
         vectors = np.asarray([self.vector], np.float32)
         return Embedded(
-            self.key, vectors, vectors.any(1), tuple(Failure(0, at, reason) for at, reason in self.reasons.items())
+            self.key,
+            vectors,
+            np.asarray(vectors.any(1)),
+            tuple(Failure(0, at, reason) for at, reason in self.reasons.items()),
         )
 
 

@@ -182,12 +182,17 @@ def toy(n=200, k=10, *, decides, seed=0):
     return features, states, found, values == values.max(1, keepdims=True), values
 
 
+def fit(features, examples, config):
+    """A reranker of examples that have relevant candidates."""
+    reranker = fit_reranker(features, examples, config, seed=0)
+    assert reranker is not None
+    return reranker
+
+
 @pytest.mark.parametrize("decides", ["item_log_count", "similarity_last"])
 def test_the_order_of_one_feature_is_learned(decides):
     features, states, found, relevant, _ = toy(decides=decides)
-    fitted = fit_reranker(
-        features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=40, learning_rate=0.2), seed=0
-    )
+    fitted = fit(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=40, learning_rate=0.2))
     features, states, found, relevant, values = toy(decides=decides, seed=1)
     reranker = Reranker(fitted.booster, features)
     scores = reranker.score(states, found)
@@ -208,9 +213,9 @@ def test_padding_is_neither_trained_on_nor_ranked():
     relevant[:, 7:] = True  # invalid labels, which must not be read
     padded = Candidates(rows, scores)
     config = RerankerConfig(trees=10)
-    fitted = fit_reranker(features, [RankingExamples(states, padded, relevant)], config, seed=0)
+    fitted = fit(features, [RankingExamples(states, padded, relevant)], config)
     short = Candidates(found.rows[:, :7], found.scores[:, :7])
-    unpadded = fit_reranker(features, [RankingExamples(states, short, relevant[:, :7])], config, seed=0)
+    unpadded = fit(features, [RankingExamples(states, short, relevant[:, :7])], config)
     trees = [r.booster.model_to_string().split("\nparameters:")[0] for r in (fitted, unpadded)]
     assert trees[0] == trees[1]
     scores = fitted.score(states, padded)
@@ -233,7 +238,7 @@ def test_all_examples_are_trained_on_and_equal_examples_give_equal_trees():
     example = RankingExamples(states, found, relevant)
     config = RerankerConfig(trees=3)
     texts = [
-        fit_reranker(features, examples, config, seed=0).booster.model_to_string()
+        fit(features, examples, config).booster.model_to_string()
         for examples in ([example], [example], [example, example])
     ]
     assert texts[0] == texts[1]
@@ -286,7 +291,7 @@ def test_all_relevant_candidates_and_a_sample_of_the_others_are_trained_on(monke
 
 def test_a_loaded_reranker_gives_the_same_scores(tmp_path):
     features, states, found, relevant, _ = toy(decides="item_log_count")
-    fitted = fit_reranker(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=10), seed=0)
+    fitted = fit(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=10))
     fitted.save(tmp_path / "reranker.txt")
     assert (tmp_path / "reranker.txt").read_text().startswith("tree\n")
     loaded = Reranker.load(tmp_path / "reranker.txt", features)
@@ -302,7 +307,7 @@ def test_a_file_that_is_no_model_is_rejected_by_name(tmp_path, features, content
 
 def test_a_model_of_other_features_is_rejected(tmp_path):
     features, states, found, relevant, _ = toy(decides="item_log_count")
-    fitted = fit_reranker(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=2), seed=0)
+    fitted = fit(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=2))
     text = fitted.booster.model_to_string().replace("retrieval_rank", "phase_of_moon")
     (tmp_path / "reranker.txt").write_text(text)
     with pytest.raises(BundleError, match=r"reranker\.txt: its features are .*phase_of_moon.*this version has"):

@@ -233,7 +233,7 @@ def test_numeric_features_by_hand():
         published=np.array([10, 30, 10, np.iinfo(np.int64).min]),
     )
     root = 2**0.5  # published: mean 50/3, deviation (800/9)^.5
-    expected = [[-1, 1, -root / 2, 1], [0, 0, root, 1], [1, 1, -root / 2, 1], [0, 0, 0, 0]]
+    expected = np.array([[-1, 1, -root / 2, 1], [0, 0, root, 1], [1, 1, -root / 2, 1], [0, 0, 0, 0]])
     np.testing.assert_allclose(numeric_features(catalog), expected, atol=1e-5)
     assert not numeric_features(toy_catalog(3)).any()
 

@@ -1,6 +1,8 @@
 """Training: a planted pattern, weights and types of events, seeds, early stopping, initial id embeddings."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,13 @@ from recsys.config import TrainingConfig
 from recsys.towers.training import fit_towers, learning_rate_factor, svd_item_vectors
 
 QUICK = TrainingConfig(epochs=3, batch_events=200, learning_rate=0.01)
+
+
+def joined(*logs, n_users, n_items):
+    """The events of the logs, one log after the other."""
+    names = ("users", "items", "times", "positive", "seen")
+    users, items, times, positive, seen = (np.concatenate([getattr(log, name) for log in logs]) for name in names)
+    return Interactions(users, items, times, positive, seen, n_users, n_items)
 
 
 def test_svd_item_vectors_equal_those_of_numpys_svd():
@@ -67,11 +76,8 @@ def test_events_of_almost_no_weight_are_not_learned():
     regular = chain(n_users=60, n_items=20, length=8)
     start = regular.items[regular.offsets[regular.users]]
     light = replace(regular, users=regular.users + 60, items=(start + 7 * (regular.items - start)) % 20)
-    columns = ("users", "items", "times", "positive", "seen")
     weights = np.repeat(np.array([1.0, 1e-4], np.float32), len(regular))
-    events = Interactions(
-        *(np.concatenate([getattr(log, name) for log in (regular, light)]) for name in columns), 120, 20, weights
-    )
+    events = replace(joined(regular, light, n_users=120, n_items=20), weights=weights)
     config = SMALL.model_copy(update={"dimension": 16, "history": 8})
     training = TrainingConfig(epochs=40, batch_events=200, learning_rate=0.01)
     model = fit_towers(toy_catalog(20), events, config, training, seed=0).model
@@ -88,10 +94,7 @@ def test_event_types_are_learned():
     take = chain(n_users=60, n_items=20, length=8)
     start = take.items[take.offsets[take.users]]
     look = replace(take, users=take.users + 60, items=(start + 7 * (take.items - start)) % 20)
-    columns = ("users", "items", "times", "positive", "seen")
-    events = Interactions(
-        *(np.concatenate([getattr(log, name) for log in (take, look)]) for name in columns), 120, 20
-    )
+    events = joined(take, look, n_users=120, n_items=20)
     types = np.repeat(np.array([2, 1]), len(take))
     config = SMALL.model_copy(update={"dimension": 16, "history": 8})
     training = TrainingConfig(epochs=40, batch_events=200, learning_rate=0.01)
@@ -139,7 +142,7 @@ def test_early_stopping_keeps_the_best_epoch():
         kept.append({name: t.clone() for name, t in model.state_dict().items()})
         return {"ndcg_at_10": next(figures)}
 
-    reported = []
+    reported: list[Mapping[str, Any]] = []
     fitted = fit_towers(
         toy_catalog(30),
         noise(),

@@ -23,7 +23,7 @@ def numbered(rows, n_users=5):
 
 def pairs(batches):
     """(query item, target) of every pair in the batches."""
-    out = []
+    out: list[tuple[int, int]] = []
     for batch in batches:
         query = batch.history.items[batch.row, batch.column]
         out += zip(query[batch.pair_to_query].tolist(), batch.target.tolist(), strict=True)
@@ -74,7 +74,7 @@ def test_sequences_hold_the_events_of_one_user_in_order(rows, length, seed):
             assert sequence == log.items[at - column : at + 1].tolist()
             assert set(log.users[at - column : at + 1]) == {log.users[at]}
             waits = np.diff(log.times[at - column : at + 2])  # every query has a next event: its target
-            assert batch.history.waits[row, : column + 1].tolist() == wait_buckets(waits).tolist()
+            assert batch.history.gaps[row, : column + 1].tolist() == wait_buckets(waits).tolist()
             assert batch.history.types[row, : column + 1].tolist() == log.items[at - column : at + 1].tolist()
             hours = hours_of_week(log.times[at - column + 1 : at + 2])
             assert batch.history.hours[row, : column + 1].tolist() == hours.tolist()

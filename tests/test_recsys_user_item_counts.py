@@ -39,16 +39,16 @@ def test_sums_are_those_of_a_plain_loop():
     events = noise()
     states = events.states(np.arange(60)[::-1].copy(), np.full(60, int(np.quantile(events.times, 0.8))))
     counts = UserItemCounts.of(states, 30)
-    expected = {}
+    expected: dict[int, tuple[int, float, int, int]] = {}
     for user, (items, times) in enumerate(
         zip(rows_of(states.positives()), rows_of(states.positive_times()), strict=True)
     ):
         for age, (item, time) in enumerate(zip(items[::-1], times[::-1], strict=True)):
-            count, recency, _, last = expected.get(user * 30 + item, (0, 0.0, None, time))
+            count, recency, _, last = expected.get(user * 30 + item, (0, 0.0, time, time))
             expected[user * 30 + item] = (count + 1, recency + DECAY**age, time, last)
     assert counts.key.tolist() == sorted(expected)
     found = np.stack([counts.count, counts.recency, counts.first, counts.last], axis=1)
-    np.testing.assert_allclose(found, [expected[key] for key in sorted(expected)])
+    np.testing.assert_allclose(found, np.array([expected[key] for key in sorted(expected)]))
 
 
 def test_an_item_is_found_in_its_own_history_only():

@@ -154,7 +154,7 @@ def test_a_log_that_cannot_be_written_accepts_nothing(tmp_path: Path) -> None:
 def test_all_routes_share_one_thread_limit(tmp_path: Path) -> None:
     running, maximum, lock = [0], [0], threading.Lock()
 
-    def slow(*args: Any) -> Any:
+    def slow(*args: Any, **named: Any) -> Any:
         with lock:
             running[0] += 1
             maximum[0] = max(maximum[0], running[0])
@@ -334,6 +334,7 @@ def test_user_states_of_a_small_history(tmp_path: Path) -> None:
         UserState("ann", items, names, times, values, frozenset(items), UserStateStatus.PRESENT), now=9
     )
     assert states.items.flat.tolist() == [1, 2, 9]  # the third is not in the bundle
+    assert states.types is not None
     assert states.types.tolist() == [2, 0, 2]  # other event types than click and rating are unknown (0)
     assert states.positive.tolist() == [False, False, True]
     assert states.seen.tolist() == [True, False, True]

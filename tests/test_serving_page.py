@@ -74,11 +74,11 @@ def page(browser: Any, site: tuple[str, Flaky]) -> Iterator[Any]:
 
 
 def picks(page: Any) -> list[str]:
-    return page.eval_on_selector_all("#picks .card", "cards => cards.map(card => card.dataset.item)")  # type: ignore[no-any-return]
+    return page.eval_on_selector_all("#picks .card", "cards => cards.map(card => card.dataset.item)")
 
 
 def past(page: Any) -> list[str]:
-    return page.eval_on_selector_all("#past .card", "cards => cards.map(card => card.dataset.item)")  # type: ignore[no-any-return]
+    return page.eval_on_selector_all("#past .card", "cards => cards.map(card => card.dataset.item)")
 
 
 def test_a_click_changes_the_list(page: Any, site: tuple[str, Flaky]) -> None:
@@ -127,7 +127,7 @@ def test_similar_items_and_the_keyboard(page: Any, site: tuple[str, Flaky]) -> N
 
 
 def finds(page: Any) -> list[str]:
-    return page.eval_on_selector_all("#finds .card", "cards => cards.map(card => card.dataset.item)")  # type: ignore[no-any-return]
+    return page.eval_on_selector_all("#finds .card", "cards => cards.map(card => card.dataset.item)")
 
 
 DROP = """([name, type, bytes]) => {

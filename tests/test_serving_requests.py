@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -35,6 +36,7 @@ def test_each_event_of_a_list_is_accepted_or_rejected(tmp_path: Path) -> None:
 
 
 EVENT = {"user_id": "u", "item_id": "i1", "event": "click"}
+NO_TEXTS: tuple[Any, ...] = ("", "a\u0000b", "a\nb", "a\u0085b", "é" * 257, 5, 1.5, [], {})
 INVALID_BODIES: list[tuple[bytes, int]] = [
     (b"", 400),
     (b"{", 400),
@@ -64,7 +66,7 @@ INVALID_BODIES: list[tuple[bytes, int]] = [
     *[
         (orjson.dumps({**EVENT, name: value}), 422)
         for name in ("user_id", "item_id", "event_id", "request_id", "event")
-        for value in ("", "a\u0000b", "a\nb", "a\u0085b", "é" * 257, 5, 1.5, [], {})
+        for value in NO_TEXTS
     ],
     (orjson.dumps({**EVENT, "user_id": "é" * 256, "item_id": "../../etc/passwd", "event_id": "'; DROP"}), 202),
     (orjson.dumps({**EVENT, "event": "e" * 65}), 422),

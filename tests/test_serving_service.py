@@ -53,10 +53,10 @@ def test_responses_are_stale_while_the_store_catches_up(tmp_path: Path) -> None:
         harness.store.away = False
         write, degraded = harness.store.write_users, []
 
-        def writing(patches: Any) -> None:
+        def writing(user_patches: Any) -> None:
             harness.store.write_users = write  # type: ignore[method-assign]  # once: `get` logs an exposure, too
             degraded.append(harness.get("ann")["degraded"])
-            write(patches)
+            write(user_patches)
 
         harness.store.write_users = writing  # type: ignore[method-assign]
         harness.service.step()
@@ -71,12 +71,12 @@ def test_a_push_that_fails_while_the_store_catches_up_is_repeated(tmp_path: Path
         harness.store.away = False
         move = harness.store.set_watermark
 
-        def moving(mark: Any) -> None:
+        def moving(to: Any) -> None:
             harness.store.away = True
             harness.click("ann", "i0")  # in the log, after the part that catch_up has read
             harness.store.away = False
             harness.store.set_watermark = move  # type: ignore[method-assign]
-            move(mark)
+            move(to)
 
         harness.store.set_watermark = moving  # type: ignore[method-assign]
         harness.service.step()

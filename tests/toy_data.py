@@ -41,10 +41,9 @@ class Lines:
 def toy_log(rows, n_users=4, n_items=6):
     """Interactions from (user, item, time[, positive[, seen]]) tuples in log order; the flags default to True."""
     full = [(*row, *(True,) * (5 - len(row))) for row in rows]
-    columns = [list(c) for c in zip(*full, strict=True)] if full else [[]] * 5
-    ints = [np.array(c, dtype=np.int64) for c in columns[:3]]
-    bools = [np.array(c, dtype=np.bool_) for c in columns[3:]]
-    return Interactions.sort(*ints, *bools, n_users, n_items)
+    columns = zip(*full, strict=True) if full else ([],) * 5
+    users, items, times, positive, seen = (np.array(c, dtype=np.int64) for c in columns)
+    return Interactions.sort(users, items, times, positive.astype(np.bool_), seen.astype(np.bool_), n_users, n_items)
 
 
 def toy_catalog(n, *, categories=None, text=None):

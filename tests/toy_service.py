@@ -27,13 +27,14 @@ from recsys.bundle.upsert import upsert_catalog, upsert_content_space
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates, top_k
 from serving.settings import ServeSettings
+from serving.state.snapshot import ServableBundle
 
 RULES = EventRules(positive={"rating": 3.5, "click": None}, seen=("rating", "click"))
 PLACES = {"home": Placement(), "again": Placement(repeats=True)}
 NOW = 1_800_000_000_000_000
 
 
-def near(row: int, n: int) -> np.ndarray:
+def near(row: int, n: int) -> Floats:
     """(n,) float32: similarity of n items to one row. Nearer rows score higher; the smaller row wins ties."""
     distance = np.abs(np.arange(n) - row)
     return (1 - distance / n - (np.arange(n) > row) * 1e-3).astype(np.float32)
@@ -79,14 +80,16 @@ class ToyBundle:
             raise RuntimeError("this model does not work")
         positives = states.positives()
         by_user = np.stack([near(int(positives.flat[end - 1]), len(self.catalog)) for end in positives.end])
-        return top_k((1 - weight) * (content @ self.catalog.content.T) + weight * by_user, k, allow=allow)
+        scores: Floats = (1 - weight) * (content @ self.catalog.content.T) + weight * by_user
+        return top_k(scores, k, allow=allow)
 
     def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
         return top_k(np.stack([near(int(r), len(self.catalog)) for r in rows]), k, allow=allow, exclude=exclude)
 
 
-def toy_upsert(bundle: ToyBundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> ToyBundle:
+def toy_upsert(bundle: ServableBundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> ServableBundle:
     """`recsys.bundle.upsert.upsert_items` for a toy bundle."""
+    assert isinstance(bundle, ToyBundle)
     placed = bundle.content.place(channels) if bundle.content and channels else None
     catalog, rows = upsert_catalog(bundle.catalog, items, placed)
     n, total = len(bundle.catalog), len(catalog)
