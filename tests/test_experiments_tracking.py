@@ -191,6 +191,7 @@ def test_the_address_is_the_argument_else_the_environment_variable_else_the_defa
     assert MlflowTracker()._uri == "sqlite:///mlflow.db"
 
 
+@pytest.mark.soak
 def test_the_user_interface_lists_the_experiment(uri, tmp_path):
     record_run(MlflowTracker(uri), tmp_path)
     with socket.socket() as free:

@@ -351,6 +351,7 @@ def test_frequency_orders_by_count_then_recency_then_popularity():
     np.testing.assert_allclose(candidates.scores[0], [*(np.array([2, 1, 1]) + recency), 3 / 4, 2 / 4], rtol=1e-6)
 
 
+@pytest.mark.soak
 def test_published_figures_are_reached_on_beauty():
     if "RECSYS_DATA" not in os.environ:
         pytest.skip("RECSYS_DATA is not set: no sequences/Beauty.txt to reproduce published figures on")

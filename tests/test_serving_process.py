@@ -125,6 +125,7 @@ def running(config: Path) -> Iterator[Running]:
     service.client.close()
 
 
+@pytest.mark.soak
 def test_items_survive_kill_9_and_the_next_training_knows_them(config: Path, running: Running) -> None:
     running.put("new", NEW, categories=["even"])
     running.wait_for("new", NEW)
