@@ -1,1 +1,1 @@
-"""The world as numbers: the data contract, sources, ids, content, histories, the feature store, the log."""
+"""Data as arrays: the data contract, sources, ids, content, interactions, the feature store, the event log."""

@@ -90,7 +90,7 @@ def test_states_hold_events_strictly_before():
     assert lists(states[2:4].seen_items()) == [[1, 2], [1, 2, 4]]
 
 
-def test_before_and_liked_filter_events():
+def test_before_and_positives_filter_events():
     events = log([(0, 1, 10, 1, 1), (0, 2, 20, 0, 1), (1, 3, 15, 1, 1)])
     assert events.before(20).items.tolist() == [1, 3]
     assert events.positives().items.tolist() == [1, 3]

@@ -1,4 +1,4 @@
-"""The runner of benchmarks: it runs one by name, describes the machine, and compares figures with their bars."""
+"""The runner of benchmarks: it runs one by name, describes the machine, and compares figures with their targets."""
 
 import importlib
 import importlib.metadata

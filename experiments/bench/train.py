@@ -2,7 +2,7 @@
 
 Both have the same data, dimension, layers, heads, history, dropout, learning rate, loss (softmax over the whole
 catalogue), steps a pass and threads. Positions are events that are predicted, without padding. The towers compute
-more for each position: LiGR layers, waits, kinds of events and contents. Both are judged by our metrics on the same
+more for each position: LiGR layers, times between events, event types and contents. Both are measured on the same
 states of the validation window.
 """
 

@@ -82,7 +82,7 @@ def refit_on_all_events(
     dataset: all items and events; kept: those of the evaluated window. Items that have become frequent since the cut
     of the window are added; their contents are encoded in the space of the window.
     """
-    reporter.say("the same recipe on all events, to be served")
+    reporter.say("refitting the selected model on all events, to be served")
     if min_events := config.data.min_train_events:
         frequent = keep_frequent(dataset, dataset.events.latest + 1, min_events)
         kept = encode_contents(frequent, config, reporter.steps, space=kept.space)

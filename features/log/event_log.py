@@ -1,4 +1,4 @@
-"""The event log: accepted events, exposures and item changes in append-only files, on disk before the response.
+"""The event log: accepted events, exposures and item changes in append-only files, written before the response.
 
     01730000000000000000-4711.log    a segment: one writer ever, lines of "<CRC-32 of the JSON, 8 hex> <JSON>\\n"
     01730000000000000000-4711.torn   the half-written end of that segment, which a crash had left

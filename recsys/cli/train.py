@@ -28,7 +28,7 @@ def train(
 ) -> None:
     """Train the two towers and the reranker, compare them with the baselines, and write and publish a bundle.
 
-    Example: recsys train movielens. To add the events of a later day: recsys train movielens --from current
+    Example: recsys train movielens. To continue training on newer events: recsys train movielens --from current
     """
     from experiments.config import load_config
     from experiments.pipelines.train import train as run

@@ -102,7 +102,7 @@ class PairFeatures:
     def _ages(self, as_of: Ints, rows: Ints) -> Doubles:
         """Days from the publication of the items of rows (b, k) to the times as_of (b,): (b, k), NaN if unknown.
 
-        Among cold items, users take new ones far more often than old ones. Ages are counted to the request, not to
+        Among cold items, users choose new ones far more often than old ones. Ages are counted to the request, not to
         the end of the statistics: an item that is published tomorrow is new tomorrow.
         """
         published = self.catalog.published[rows]

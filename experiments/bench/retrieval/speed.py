@@ -60,8 +60,8 @@ def bare(index: Index) -> Callable[[Floats], Any]:
 def kinds(material: VectorDataset, n_items: int, chosen: tuple[str, ...] = KINDS) -> Measured:
     """Each kind over n_items, by single queries and by batches.
 
-    Searches alternate with bare faiss where the index has a faiss structure. A graph has material.graph items
-    or fewer.
+    Where the index has a faiss structure, its searches alternate with those of bare faiss. A graph has at most
+    material.graph items.
     """
     figures: dict[str, Any] = {}
     bars = []

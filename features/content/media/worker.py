@@ -1,4 +1,4 @@
-"""A worker process that decodes untrusted files: limited memory, no core dump, and it dies with its parent.
+"""A worker process that decodes untrusted files: limited memory, no core dump, killed when its parent ends.
 
 The process is spawned, never forked. It may be compromised by hostile bytes. Therefore the parent never unpickles its
 results: it reads them as plain arrays and checks their sizes.
