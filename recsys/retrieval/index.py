@@ -306,7 +306,8 @@ def brute_force(
     k is at most the number of allowed vectors. in_order False: candidates that are rescored later come by row, and
     their scores are undefined.
 
-    For few queries numpy's matrix-vector product is twice as fast as faiss. For many, faiss's matrix product is faster.
+    For few queries numpy's matrix-vector product is twice as fast as faiss. For many, faiss's matrix product is
+    faster.
     """
     n = len(vectors)
     found = _empty(len(queries), k)
