@@ -85,8 +85,8 @@ def test_an_index_is_built_once(material, monkeypatch):
     config = RetrieverConfig(kind="ivf-flat")
     first, built = material.index(1000, config)
     assert built["bytes_per_item"] > 2 * 4 * 16
-    structure = replace(index_module.STRUCTURES["ivf-flat"], build=None)  # type: ignore[arg-type]
-    monkeypatch.setitem(index_module.STRUCTURES, "ivf-flat", structure)
+    structure = replace(index_module.RETRIEVER_KINDS["ivf-flat"], build=None)  # type: ignore[arg-type]
+    monkeypatch.setitem(index_module.RETRIEVER_KINDS, "ivf-flat", structure)
     second, same = material.index(1000, config)
     assert same == built
     rows = [index.search(material.users, 5).rows for index in (first, second)]

@@ -20,7 +20,7 @@ from features.store.base import (
     Watermark,
     pack,
     pack_rows,
-    schema_key,
+    schema_hash,
     user_patches,
 )
 from features.store.memory import MemoryStore
@@ -153,7 +153,7 @@ def test_other_seen_rules_are_kept_apart_and_other_positive_rules_are_not(store:
     assert same.read_users(["u"])[0].items == ("a",)
     assert same.rules.positive == {"buy": 2.0}
     assert store.with_rules(EventRules(positive={}, seen=None)).read_users(["u"])[0].items == ()
-    assert schema_key(RULES) != schema_key(EventRules(positive={}, seen=None))
+    assert schema_hash(RULES) != schema_hash(EventRules(positive={}, seen=None))
 
 
 EVENTS = st.builds(

@@ -14,8 +14,8 @@ from recsys.config import RetrieverConfig
 from recsys.interfaces import Retriever
 from recsys.retrieval import index
 from recsys.retrieval.index import Index
+from recsys.retrieval.kinds import check_faiss
 from recsys.retrieval.mutable_index import MutableIndex
-from recsys.retrieval.structures import check_faiss
 
 
 def upserted(items):

@@ -140,7 +140,7 @@ class FeatureStore(Protocol):
         ...
 
 
-def schema_key(rules: EventRules) -> str:
+def schema_hash(rules: EventRules) -> str:
     """Hash of what determines the stored values apart from the events: the layout and the seen event types."""
     seen = None if rules.seen is None else sorted(rules.seen)
     return hashlib.sha256(json.dumps([_LAYOUT, seen]).encode()).hexdigest()[:12]

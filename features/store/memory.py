@@ -11,7 +11,7 @@ from features.store.base import (
     UserPatch,
     UserState,
     Watermark,
-    schema_key,
+    schema_hash,
     unpack,
     user_patches,
 )
@@ -28,8 +28,8 @@ class MemoryStore:
         self._watermark: Watermark | None = None
 
     def with_rules(self, rules: EventRules) -> "MemoryStore":
-        """This store when the schema key is the same, otherwise an empty one."""
-        if schema_key(rules) != schema_key(self.rules):
+        """This store when the schema hash is the same, otherwise an empty one."""
+        if schema_hash(rules) != schema_hash(self.rules):
             return MemoryStore(rules)
         self.rules = rules
         return self

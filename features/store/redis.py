@@ -1,9 +1,4 @@
-"""The feature store in Redis (or Valkey). No other module imports redis.
-
-    recsys:<schema key>:h:<user>   sorted set: packed event -> time (µs); the newest HISTORY of them
-    recsys:<schema key>:s:<user>   set: every seen item, never trimmed
-    recsys:<schema key>:recent     sorted set: user -> time of the latest event (µs); the newest RECENT_USERS of them
-    recsys:<schema key>:watermark  JSON
+"""The feature store in Redis (or Valkey); `RedisKeys` names its keys. No other module imports redis.
 
 The scores of a sorted set are doubles, which hold µs exactly until the year 2255. Give each product its own database
 number.
@@ -11,6 +6,7 @@ number.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import redis
@@ -26,7 +22,7 @@ from features.store.base import (
     UserPatch,
     UserState,
     Watermark,
-    schema_key,
+    schema_hash,
     unpack,
     user_patches,
 )
@@ -36,6 +32,36 @@ T = TypeVar("T")
 BULK_SECONDS = 5.0
 BULK_ELEMENTS = 5_000
 """Elements written in one transaction; the limit keeps the delay of a concurrent request small."""
+
+
+@dataclass(frozen=True)
+class RedisKeys:
+    """Names of the keys. Stores of other layouts or other seen event types have another prefix."""
+
+    prefix: str
+
+    @classmethod
+    def of(cls, rules: EventRules) -> "RedisKeys":
+        """The keys under the event rules of a bundle: recsys:<schema hash>:…"""
+        return cls(f"recsys:{schema_hash(rules)}:")
+
+    def history(self, user_id: str) -> str:
+        """Sorted set: packed event -> time (µs); the newest HISTORY of them."""
+        return f"{self.prefix}h:{user_id}"
+
+    def seen(self, user_id: str) -> str:
+        """Set: every seen item, never trimmed."""
+        return f"{self.prefix}s:{user_id}"
+
+    @property
+    def recent(self) -> str:
+        """Sorted set: user -> time of the latest event (µs); the newest RECENT_USERS of them."""
+        return f"{self.prefix}recent"
+
+    @property
+    def watermark(self) -> str:
+        """JSON of the `Watermark`."""
+        return f"{self.prefix}watermark"
 
 
 class Breaker:
@@ -80,12 +106,12 @@ class RedisStore:
         self._breaker = Breaker(pause, clock)
         self._client = _client(url, timeout)
         self._bulk = _client(url, BULK_SECONDS)
-        self._prefix = f"recsys:{schema_key(rules)}:"
+        self._keys = RedisKeys.of(rules)
 
     def with_rules(self, rules: EventRules) -> "RedisStore":
-        """A store with the same connections and breaker under the key prefix of other rules."""
+        """A store with the same connections and breaker under the keys of other rules."""
         store = object.__new__(RedisStore)
-        store.__dict__.update(self.__dict__, rules=rules, _prefix=f"recsys:{schema_key(rules)}:")
+        store.__dict__.update(self.__dict__, rules=rules, _keys=RedisKeys.of(rules))
         return store
 
     def _try(self, work: Callable[[], T]) -> T:
@@ -109,10 +135,10 @@ class RedisStore:
 
         def work() -> list[Any]:
             pipe = self._client.pipeline(transaction=False)
-            pipe.exists(self._prefix + "watermark")
+            pipe.exists(self._keys.watermark)
             for user in ids:
-                pipe.zrange(f"{self._prefix}h:{user}", 0, -1, withscores=True)
-                pipe.smembers(f"{self._prefix}s:{user}")
+                pipe.zrange(self._keys.history(user), 0, -1, withscores=True)
+                pipe.smembers(self._keys.seen(user))
             return pipe.execute()
 
         filled, *replies = self._try(work)  # per user: the history, then the seen items
@@ -151,31 +177,31 @@ class RedisStore:
         def work() -> None:
             pipe = client.pipeline(transaction=True)
             for patch in batch:
-                history = f"{self._prefix}h:{patch.user_id}"
+                history = self._keys.history(patch.user_id)
                 pipe.zadd(history, patch.events, lt=True)
                 pipe.zremrangebyrank(history, 0, -HISTORY - 1)
                 if patch.seen:
-                    pipe.sadd(f"{self._prefix}s:{patch.user_id}", *patch.seen)
+                    pipe.sadd(self._keys.seen(patch.user_id), *patch.seen)
             latest = {patch.user_id: max(patch.events.values()) for patch in batch}
-            pipe.zadd(self._prefix + "recent", latest, gt=True)
-            pipe.zremrangebyrank(self._prefix + "recent", 0, -RECENT_USERS - 1)
+            pipe.zadd(self._keys.recent, latest, gt=True)
+            pipe.zremrangebyrank(self._keys.recent, 0, -RECENT_USERS - 1)
             pipe.execute()
 
         self._try(work)
 
     def recent_users(self, limit: int) -> list[str]:
         """See FeatureStore."""
-        users: Any = self._try(lambda: self._client.zrevrange(self._prefix + "recent", 0, limit - 1))
+        users: Any = self._try(lambda: self._client.zrevrange(self._keys.recent, 0, limit - 1))
         return [user.decode() for user in users]
 
     def watermark(self) -> Watermark | None:
         """See FeatureStore."""
-        text: Any = self._try(lambda: self._client.get(self._prefix + "watermark"))
+        text: Any = self._try(lambda: self._client.get(self._keys.watermark))
         return None if text is None else Watermark.from_json(text)
 
     def set_watermark(self, to: Watermark) -> None:
         """See FeatureStore."""
-        self._try(lambda: self._client.set(self._prefix + "watermark", to.to_json()))
+        self._try(lambda: self._client.set(self._keys.watermark, to.to_json()))
 
     def ping(self) -> None:
         """See FeatureStore."""

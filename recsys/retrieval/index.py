@@ -1,6 +1,6 @@
 """FAISS behind `Retriever`: every kind of search that a configuration can name.
 
-Every kind but `exact` adds a structure over the vectors (`structures.STRUCTURES`). A search then compares a part of
+Every kind but `exact` adds a structure over the vectors (`kinds.RETRIEVER_KINDS`). A search then compares a part of
 the vectors only. Brute force over the allowed items replaces the structure where a filter allows few items, and
 answers the queries for which the structure finds fewer than k.
 """
@@ -20,7 +20,7 @@ from features.errors import BundleError, ConfigError
 from features.interactions import Ragged
 from recsys.config import RetrieverConfig
 from recsys.interfaces import Candidates, sort_candidates
-from recsys.retrieval.structures import STRUCTURES, faiss
+from recsys.retrieval.kinds import RETRIEVER_KINDS, faiss
 
 logger = logging.getLogger("recsys.retrieval.index")
 
@@ -59,7 +59,7 @@ class Index:
         if not np.isfinite(vectors).all():
             raise ValueError(f"{(~np.isfinite(vectors)).any(1).sum()} of {len(vectors)} vectors are not finite")
         self._configure(np.ascontiguousarray(vectors, dtype=np.float32), config or RetrieverConfig())
-        self._attach(STRUCTURES[self.kind].build(self._searched, seed) if self._needs_structure else None)
+        self._attach(RETRIEVER_KINDS[self.kind].build(self._searched, seed) if self._needs_structure else None)
 
     def _configure(self, vectors: Floats, config: RetrieverConfig) -> None:
         self.vectors, self.config = vectors, config
@@ -81,7 +81,7 @@ class Index:
     def _attach(self, structure: Any) -> None:
         """Set the structure that is searched; copy it to the GPU where the kind asks for one and one is available."""
         self._built, self._structure, self._on_gpu = structure, structure, False
-        kind = STRUCTURES.get(self.kind)  # None: exact
+        kind = RETRIEVER_KINDS.get(self.kind)  # None: exact
         lists = structure.nlist if kind is not None and kind.has_lists and structure is not None else 0
         # the more lists there are, the smaller the share of the items that one list holds
         effort = self.config.effort or max(0 if kind is None else kind.default_effort, lists // 64)
@@ -147,7 +147,7 @@ class Index:
             found = brute_force(cut, self._searched, n_candidates, allow, in_order=False)
         elif self._on_gpu:
             found = self._by_gpu(cut, n_candidates, allow, n_allowed)
-        elif not STRUCTURES[self.kind].has_lists:
+        elif not RETRIEVER_KINDS[self.kind].has_lists:
             found = self._by_graph(cut, n_candidates, allow, n_allowed)
         elif allow is None:
             scores, rows = self._structure.search(cut, n_candidates, params=self._parameters(self._effort, None))
@@ -235,7 +235,7 @@ class Index:
 
     def _parameters(self, effort: int, selector: Any) -> Any:
         """Search parameters of faiss. selector: the allowed items, None for all."""
-        return STRUCTURES[self.kind].parameters(effort, selector)
+        return RETRIEVER_KINDS[self.kind].parameters(effort, selector)
 
     def save(self, path: Path, space: SpaceKey) -> None:
         """Write path.npy (vectors), path.json (their space and the configuration) and path.faiss (the structure)."""

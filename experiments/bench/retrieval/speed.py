@@ -13,7 +13,7 @@ from features.arrays import Bools, Floats
 from recsys.config import RetrieverConfig
 from recsys.interfaces import Candidates
 from recsys.retrieval.index import BRUTE_FORCE_MAX, Index, _inner_products, brute_force, empty_candidates
-from recsys.retrieval.structures import STRUCTURES, faiss
+from recsys.retrieval.kinds import RETRIEVER_KINDS, faiss
 
 KINDS = ("ivf-flat", "ivf-pq", "hnsw", "exact")
 BEST = "ivf-flat"
@@ -51,7 +51,7 @@ def searching(index: Index, allow: Bools | None = None) -> Callable[[Floats], Ca
 
 def bare(index: Index) -> Callable[[Floats], Any]:
     """faiss's search of the same structure with the same parameters, without our rescoring."""
-    structure = STRUCTURES.get(index.kind)  # None: exact on a GPU
+    structure = RETRIEVER_KINDS.get(index.kind)  # None: exact on a GPU
     n_candidates = K * index.config.refine if structure is not None and structure.compressed else K
     parameters = None if structure is None else structure.parameters(index._effort, None)
     return lambda queries: index._structure.search(queries, n_candidates, params=parameters)

@@ -1,6 +1,6 @@
-"""The faiss structure that each retriever kind adds over the vectors: `STRUCTURES`. The only file that imports faiss.
+"""Kinds of retrievers: the faiss structure that each adds over the vectors. The only file that imports faiss.
 
-To add a kind: one entry here, and its name in `recsys.config.RetrieverConfig.kind`.
+To add a kind: one entry in `RETRIEVER_KINDS`, and its name in `recsys.config.RetrieverConfig.kind`.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ DIMENSIONS_PER_BYTE = 4
 
 
 @dataclass(frozen=True)
-class Structure:
+class RetrieverKind:
     """How one kind is built and searched.
 
     build: the faiss index over vectors (n, d), from (vectors, seed); parameters: search parameters of faiss, from
@@ -109,9 +109,9 @@ def _list_parameters(effort: int, selector: Any) -> Any:
     return faiss.SearchParametersIVF(nprobe=effort, sel=selector)
 
 
-STRUCTURES = {
-    "hnsw": Structure(_build_graph, _graph_parameters, 512, has_lists=False),
-    "ivf-flat": Structure(_build_lists, _list_parameters, 64, has_lists=True),
-    "ivf-pq": Structure(_build_quantised_lists, _list_parameters, 64, has_lists=True, compressed=True),
+RETRIEVER_KINDS = {
+    "hnsw": RetrieverKind(_build_graph, _graph_parameters, 512, has_lists=False),
+    "ivf-flat": RetrieverKind(_build_lists, _list_parameters, 64, has_lists=True),
+    "ivf-pq": RetrieverKind(_build_quantised_lists, _list_parameters, 64, has_lists=True, compressed=True),
 }
 """By kind; `exact` has none."""
