@@ -128,7 +128,7 @@ def test_the_run_is_tracked(done):
 
 
 def test_the_run_reports_what_it_read_and_fitted(done):
-    output = "\n".join(done[4].said)
+    output = "\n".join(done[4].lines)
     assert "items: 12 rows read, 12 kept, 0 rejected" in output
     assert "40 users, 12 items, 520 events, 520 positive" in output
     for name in MODELS:
@@ -209,7 +209,7 @@ def test_evaluation_joins_all_windows(done):
     tables = evaluate_run(load_config(toy_config(folder, split=split), {}), reporter)
     assert all(len(t.hashes) == 2 and "(2 windows)" in t.note for t in tables)
     assert [o.name for o in tables[0].outcomes] == MODELS
-    assert "window 2 of 2: 12 items, 0 events left out" in reporter.said
+    assert "window 2 of 2: 12 items, 0 events left out" in reporter.lines
     assert sorted((folder / "bundles").iterdir()) == before  # no bundle is written
     with_repeats = tables[1].to_dict()
     assert 0.3 * 520 < with_repeats["events"] <= 0.4 * 520 + 1
@@ -237,7 +237,7 @@ def test_rare_items_are_left_out_and_reported(done, tmp_path):
     assert len(served) > frequent.sum()
     assert any(
         f"events left out: items with fewer than {min_events} before the validation window" in line
-        for line in reporter.said
+        for line in reporter.lines
     )
 
 

@@ -156,7 +156,7 @@ def day(tmp_path_factory):
     training = {"epochs": 2, "batch_events": 20, "learning_rate": 0.03}  # many steps
     lines = Lines()
     second, tables = train_from(config_of(folder, **encoder, training=training), first.name[:9], NullTracker(), lines)
-    return folder, load_bundle(first), load_bundle(second), tables, lines.said
+    return folder, load_bundle(first), load_bundle(second), tables, lines.lines
 
 
 def test_the_continued_bundle_is_current_and_names_the_previous_one(day):
@@ -177,7 +177,7 @@ def test_a_bundle_without_a_reranker_is_continued_without_one(tmp_path):
     add_a_day(tmp_path)
     lines = Lines()
     second, _ = train_from(config_of(tmp_path), "current", NullTracker(), lines)
-    assert f"{first} has no reranker: the new bundle serves the order of the retrieval scores" in lines.said
+    assert f"{first} has no reranker: the new bundle serves the order of the retrieval scores" in lines.lines
     assert load_bundle(second).recommender.reranker is None
 
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from features.errors import ConfigError, DependencyError, SourceError
 from features.schema import DataConfig, EventRules
 from features.tables.read import read_tables
-from features.tables.sources import SOURCES, get, movielens
+from features.tables.sources import SOURCES, extract, get, movielens
 from features.tables.sources.download import download, published_md5
 from recsys.cli.main import app
 from recsys.cli.options import config_path
@@ -73,6 +73,19 @@ def test_a_grouplens_folder(tmp_path: Path) -> None:
         == hashlib.sha256((tmp_path / "out" / "items.parquet").read_bytes()).hexdigest()
     )
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"items.parquet", "events.parquet", "source.json"}
+
+
+def test_what_version_0_1_0_extracted_is_not_extracted_again(tmp_path: Path) -> None:
+    request = config("movielens", tmp_path / "out", grouplens(tmp_path / "ml"))
+    get(request)
+    file = tmp_path / "out" / "source.json"
+    manifest = json.loads(file.read_text())
+    manifest["asked"] = manifest.pop("configured_origin")
+    file.write_text(json.dumps(manifest))
+    assert extract.is_complete(request)
+    manifest["asked"] = "elsewhere"
+    file.write_text(json.dumps(manifest))
+    assert not extract.is_complete(request)
 
 
 def test_the_format_of_movielens_1m(tmp_path: Path) -> None:

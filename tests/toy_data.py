@@ -29,10 +29,10 @@ class Lines:
     """A reporter that keeps the lines of a run."""
 
     def __init__(self):
-        self.said = []
+        self.lines = []
 
     def say(self, text):
-        self.said.append(text)
+        self.lines.append(text)
 
     def steps(self, what, total):
         return lambda done: None

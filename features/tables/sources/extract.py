@@ -64,7 +64,7 @@ def write(extract: Extract, config: DataConfig) -> Path:
         os.replace(part, path)
     manifest = {
         "name": config.source,
-        "asked": expanded_origin(config),
+        "configured_origin": expanded_origin(config),
         "origin": extract.origin,
         "terms": extract.terms,
         "notes": list(extract.notes),
@@ -94,7 +94,8 @@ def is_complete(config: DataConfig) -> bool:
             )
         return False
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    if (manifest.get("name"), manifest.get("asked")) != (config.source, expanded_origin(config)):
+    origin = manifest.get("configured_origin", manifest.get("asked"))  # asked: the key that version 0.1.0 wrote
+    if (manifest.get("name"), origin) != (config.source, expanded_origin(config)):
         return False
     for name, file in manifest["files"].items():
         path = folder / name
