@@ -1,9 +1,10 @@
-"""Shared fixtures, and a small number of threads. OpenMP reads it once, when the first library that uses it loads."""
+"""Shared fixtures, and a small number of threads that do not spin. OpenMP reads both once, when it is loaded."""
 
 import os
 import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
