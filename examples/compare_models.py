@@ -33,7 +33,6 @@ def main() -> None:
     """Evaluate two configurations on the same split and print the paired difference of every model."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "data").mkdir()
         write_tables(folder / "data")
         base = configuration(folder)
         files = []

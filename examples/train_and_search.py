@@ -31,6 +31,7 @@ KINDS = {
 
 def write_tables(folder: Path) -> None:
     """items.csv and events.csv: 60 books, 120 readers with 12 events each, most of one kind."""
+    folder.mkdir()
     rng = random.Random(0)
     books = [
         (f"book-{kind}-{number}", f"{titles[number % 3]}, volume {number // 3 + 1}", kind)
@@ -72,7 +73,6 @@ def main() -> None:
     """Write tables, train, search, recommend."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "data").mkdir()
         write_tables(folder / "data")
         with terminal() as reporter:
             path, tables = train(load_config(configuration(folder)), NullTracker(), reporter)

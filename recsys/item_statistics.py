@@ -1,4 +1,4 @@
-"""Item statistics as of a time: counts of positive events by period, and the time of the latest."""
+"""Statistics of items up to a moment: counts of positive events by period, and the time of the latest."""
 
 from dataclasses import dataclass
 
