@@ -10,10 +10,14 @@ RecsysError
 ├── BundleError         a bundle that cannot be loaded: missing, truncated, modified, another version
 ├── StoreError          the feature store or the vector cache refuses or does not answer
 ├── LogError            the event log cannot be written or read
+├── FileError           a file or folder that cannot be read or written, where no class above says more
 └── DependencyError     a missing library, or two libraries that exclude each other
 
-Each message names the place, the value and the remedy.
+Each message names the place, the value and the remedy. Exceptions of the operating system and of libraries become one
+of these classes where they enter: `describe_os_error` words what the operating system says.
 """
+
+import errno
 
 
 class RecsysError(Exception):
@@ -54,6 +58,35 @@ class StoreError(RecsysError):
 
 class LogError(RecsysError):
     """The event log cannot be written or read."""
+
+
+class FileError(RecsysError):
+    """A file or folder that cannot be read or written."""
+
+
+REMEDIES = {
+    errno.ENOSPC: "free space on its disk",
+    errno.EDQUOT: "free space within the user's quota",
+    errno.EROFS: "its file system is read-only: choose another folder",
+    errno.EACCES: "give this user the right to it, or choose another path",
+    errno.EPERM: "give this user the right to it, or choose another path",
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "a file stands where a folder is needed: move it, or choose another path",
+    errno.ENOTDIR: "a file stands where a folder is needed: move it, or choose another path",
+    errno.EISDIR: "a folder stands where a file is needed: move it, or choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EIO: "the disk reports a fault: check it",
+}
+"""Error number of the operating system -> what mends it."""
+
+
+def describe_os_error(error: OSError) -> str:
+    """Path, reason and remedy of an error of the operating system, without its number."""
+    place = f"{error.filename}: " if error.filename else ""
+    reason = error.strerror or str(error) or type(error).__name__
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{place}{reason}; {remedy}" if remedy else f"{place}{reason}"
 
 
 def missing_package(purpose: str, package: str | None, extra: str) -> "DependencyError":

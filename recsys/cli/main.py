@@ -38,7 +38,7 @@ EXTRAS = {
 
 
 def main() -> None:
-    """Run the command. A RecsysError becomes one line on standard error and exit status 1.
+    """Run the command. A RecsysError, or an error of the operating system, becomes one line and exit status 1.
 
     Under torchrun the first process runs the command; the other processes take part in training only.
     """
@@ -46,7 +46,7 @@ def main() -> None:
     # once, when the first library that uses OpenMP is loaded; none is loaded yet. Figures: experiments/LOG.md.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-    from features.errors import RecsysError, missing_package
+    from features.errors import FileError, RecsysError, describe_os_error, missing_package
 
     try:
         # Schedulers set WORLD_SIZE too; only torchrun sets TORCHELASTIC_RUN_ID.
@@ -58,6 +58,11 @@ def main() -> None:
             app()
     except RecsysError as error:
         _fail(error)
+    except BrokenPipeError:  # the reader of a pipe, e.g. `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes standard output once more
+        raise SystemExit(1) from None
+    except OSError as error:
+        _fail(FileError(describe_os_error(error)))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
