@@ -11,6 +11,7 @@ import polars as pl
 
 from features.errors import DataError
 from features.schema import MAX_ID_BYTES
+from features.tables.text_lists import ENCLOSED, text_lists
 
 UTC = pl.Datetime("us", "UTC")
 
@@ -159,31 +160,25 @@ def flag(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
 
 
 def labels(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
-    """A list of labels: a list column, text with "|" between the labels, or a JSON array as text."""
+    """A list of labels: a list column, text with "|" between the labels, or a list as text in JSON or of Python."""
     raw = pl.col(name)
-    if isinstance(dtype, pl.List) and not dtype.inner.is_nested():
+    violations: tuple[Violation, ...] = ()
+    if isinstance(dtype, pl.List | pl.Array) and not (dtype.inner.is_nested() or isinstance(dtype.inner, pl.Binary)):
         values = raw.cast(pl.List(pl.String))
     elif dtype in (pl.String, pl.Null, pl.Categorical, pl.Enum):
         line = raw.cast(pl.String).str.strip_chars()
-        inside = line.str.strip_prefix("[").str.strip_suffix("]")
-        quoted = (
-            inside.str.extract_all(r'"(?:[^"\\]|\\.)*"')
-            .list.eval(pl.element().str.strip_prefix('"').str.strip_suffix('"'))
-            .list.eval(pl.element().str.replace_all(r"\"", '"', literal=True))
-        )
-        values = (
-            pl.when(line.str.starts_with("[") & line.str.ends_with("]") & inside.str.contains('"', literal=True))
-            .then(quoted)
-            .when(line.str.starts_with("[") & line.str.ends_with("]"))
-            .then(inside.str.split(","))
-            .otherwise(line.str.split("|"))
-        )
+        enclosed = line.str.contains(ENCLOSED).fill_null(False)
+        listed = line.map_batches(text_lists, return_dtype=pl.List(pl.String), is_elementwise=True)
+        values = pl.when(enclosed).then(listed).otherwise(line.str.split("|"))
+        advice = 'write ["A", "B"], or A|B; the item is kept without them'
+        unread = enclosed & listed.is_null()
+        violations = (Violation(f"{name} in brackets but no list of text", advice, unread, repaired=True),)
     else:
         raise DataError(
             f"{place}: {name} has type {dtype}; it must be a list of text, or text with '|' between: cast it"
         )
     clean = values.list.eval(pl.element().str.strip_chars())
-    return ColumnRule(clean.list.eval(pl.element().filter(pl.element().str.len_bytes() > 0)))
+    return ColumnRule(clean.list.eval(pl.element().filter(pl.element().str.len_bytes() > 0)), violations)
 
 
 def epoch(dtype: pl.DataType, name: str) -> pl.Expr | None:

@@ -38,8 +38,9 @@ from features.schema import (
 )
 from features.tables import columns as checks
 from features.tables.columns import ColumnRule, Violation
+from features.tables.json_lines import LINE, with_faults
 from features.tables.report import Report
-from features.tables.scan import LINE, SUFFIXES, find_table, scan
+from features.tables.scan import SUFFIXES, find_table, scan
 from features.tables.validate import MEDIA, REQUIRED, RawTable, Validated, find_media, validate, write_rejected
 
 TEXTS = (schema.TITLE, schema.DESCRIPTION)
@@ -241,13 +242,7 @@ def _column_rules(raw: RawTable, config: DataConfig, known: pl.Series | None, no
         raw.require(config.extra_columns, "data.extra_columns names")
     extra = config.extra_columns if raw.name == "items" else raw.columns if raw.name == "users" else ()
     rules |= {name: ColumnRule(pl.col(name)) for name in extra if name not in rules}
-    if LINE in raw.types:
-        line, first = pl.col(LINE), next(iter(rules))
-        broken = ~line.str.starts_with("{") | line.str.json_path_match("$").is_null()
-        rules[first] = rules[first].with_violation(
-            Violation("not a JSON object", "write one JSON object a line", broken), first=True
-        )
-    return rules
+    return with_faults(raw.file, rules, raw.types) if LINE in raw.types else rules
 
 
 def _column(raw: RawTable, name: str, kind: pl.DataType, now: datetime) -> ColumnRule:

@@ -4,24 +4,25 @@ All CSV and JSON fields are read as text. A reader that infers types loses leadi
 unusual row, whereas `features.tables.columns` can reject that row alone.
 """
 
-import json
+import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
 from features import schema
 from features.errors import DataError
+from features.tables.csv_records import check_records
+from features.tables.file_format import check_format
+from features.tables.json_lines import scan_json_lines
+from features.tables.parquet import scan_parquet
 
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 
-LINE = "__line__"
-"""Additional column of JSON lines: the line itself, so that a malformed line can be rejected unchanged."""
-
-KEYS_FROM = 1000
-"""Number of first JSON lines whose keys become columns. Contract columns are searched in all lines."""
+SEPARATORS = ";\t|\x01: "
+"""Characters other than the comma that may separate the fields of a text file."""
 
 CONTRACT = (
     *(schema.USER, schema.ITEM, schema.EVENT, schema.TIME, schema.VALUE),
@@ -38,14 +39,19 @@ ADVICE = {
     "malformed": "a quotation mark is opened and not closed: quote the field, and write a mark inside it twice",
 }
 
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, OSError, csv.Error)
+"""What polars, Arrow and the module csv raise where a file cannot be read."""
+
 
 @contextmanager
 def reading(place: str) -> Iterator[None]:
-    """Turn errors of polars into DataError with the place and, where known, the remedy."""
+    """Turn errors of polars and Arrow into DataError with the place and, where known, the remedy."""
     try:
         yield
-    except pl.exceptions.PolarsError as error:
-        message = str(error).strip()
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the operating system's: it names path and reason
+        message = str(error).strip() or type(error).__name__
         advice = next((a for sign, a in ADVICE.items() if sign in message.lower()), "write the file again")
         raise DataError(f"{place} cannot be read: {message.splitlines()[0]}; {advice}") from error
 
@@ -63,65 +69,31 @@ def scan(path: Path, extra: Sequence[str] = ()) -> pl.LazyFrame:
 
     Raises DataError when the file is empty or does not have the format of its suffix.
     """
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes); write at least a header and one row")
-    if path.suffix == ".parquet":
-        with reading(str(path)):
-            frame = pl.scan_parquet(path)
-            frame.collect_schema()
-        return frame
-    return _csv(path) if path.suffix == ".csv" else _json_lines(path, extra)
-
-
-def _csv(path: Path) -> pl.LazyFrame:
+    wanted = list(dict.fromkeys((*CONTRACT, *extra)))
     with reading(str(path)):
-        frame = pl.scan_csv(path, infer_schema=False)
-        names = frame.collect_schema().names()
-    if len(names) == 1 and (separator := next((c for c in ";\t|" if c in names[0]), None)):
-        raise DataError(
-            f"{path}: the header {names[0]!r} is one column; fields seem to be separated by {separator!r}. "
-            "Write the file with commas"
-        )
+        check_format(path)
+        if path.suffix == ".parquet":
+            frame = scan_parquet(path)
+        else:
+            frame = scan_csv(path, wanted) if path.suffix == ".csv" else scan_json_lines(path, wanted)
+        frame.collect_schema()
     return frame
 
 
-def _json_lines(path: Path, extra: Sequence[str]) -> pl.LazyFrame:
-    """One text column per key, and the column LINE."""
-    keys: dict[str, None] = {}
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for text in islice(file, KEYS_FROM):
-            try:
-                row = json.loads(text)
-            except ValueError:
-                continue
-            keys |= dict.fromkeys(row) if isinstance(row, dict) else {}
-    names = [key for key in keys if _addressable(key)]
-    if not names:
-        raise DataError(f"{path}: none of the first {KEYS_FROM} lines is a JSON object; write one object a line")
-    line = pl.col(LINE)
+def scan_csv(path: Path, wanted: Sequence[str] = ()) -> pl.LazyFrame:
+    """A LazyFrame of a CSV file, all columns as text. wanted: names that may occur only once in the header.
+
+    Raises DataError when a record breaks the format, fields are separated by another character, or a name repeats.
+    """
     with reading(str(path)):
-        lines = pl.scan_lines(path, name=LINE).with_columns(line.str.strip_chars("\ufeff \t\r"))
-        lines = lines.filter(line != "")
-        names += _later_keys(lines, [name for name in dict.fromkeys((*CONTRACT, *extra)) if name not in keys])
-    return lines.with_columns(_field(line, name).alias(name) for name in names)
-
-
-def _later_keys(lines: pl.LazyFrame, names: Sequence[str]) -> list[str]:
-    """The names that are a key of at least one line."""
-    line = pl.col(LINE)
-    present = lines.select(
-        # most names occur in no line, and a text search is far cheaper than parsing every line as JSON
-        _field(line.filter(line.str.contains(f'"{name}"', literal=True)), name).is_not_null().any().alias(name)
-        for name in names
-        if _addressable(name)
-    ).collect(engine="streaming")
-    return [column.name for column in present if column.item()]
-
-
-def _addressable(key: str) -> bool:
-    """Whether a JSON path can name the key."""
-    return key.isprintable() and "'" not in key and "\\" not in key
-
-
-def _field(line: pl.Expr, name: str) -> pl.Expr:
-    return line.str.json_path_match(f"$['{name}']")
+        names = check_records(path)
+        separator = next((c for c in SEPARATORS if c in names[0] and {*names[0].split(c)} & {*wanted}), None)
+        separator = separator or next((c for c in ";\t|" if len(names) == 1 and c in names[0]), None)
+        if separator:
+            raise DataError(
+                f"{path}: the header {names[0]!r} is one column; fields seem to be separated by {separator!r}. "
+                "Write the file with commas"
+            )
+        if twice := [name for name in wanted if names.count(name) > 1]:
+            raise DataError(f"{path} has the column {twice[0]!r} twice; rename one of them")
+        return pl.scan_csv(path, infer_schema=False)

@@ -16,8 +16,9 @@ from features.errors import DataError
 from features.progress import StartProgress, Step
 from features.schema import AUDIO, EVENT, EVENT_ID, IMAGE, ITEM, TIME, USER, VALUE, VIDEO
 from features.tables.columns import ColumnRule, Violation
+from features.tables.json_lines import LINE
 from features.tables.report import PLACES, REJECTED, REPAIRED, Count, Problem
-from features.tables.scan import LINE, reading
+from features.tables.scan import reading
 
 REQUIRED = {"items": (ITEM,), "events": (USER, ITEM, EVENT, TIME), "users": (USER,)}
 
@@ -49,7 +50,7 @@ class RawTable:
     @property
     def columns(self) -> list[str]:
         """Names of the columns of the file."""
-        return [name for name in self.types if name != LINE]
+        return [name for name in self.types if not name.startswith(LINE)]
 
     def require(self, names: Iterable[str], demand: str) -> None:
         """Raises DataError, which names the existing columns, when one of `names` is missing.
@@ -178,7 +179,11 @@ def _rejected_rows(raw: RawTable, rows: Ints, reasons: npt.NDArray[np.str_]) -> 
     """The rejected rows unchanged: reason, row (from 1), every field as text."""
     numbers = pl.DataFrame({"row": rows + 1, "reason": pl.Series(reasons.tolist(), dtype=pl.String)})
     renamed = {"row": "row_original", "reason": "reason_original"}
-    fields = [_as_text(name, kind).alias(renamed.get(name, name)) for name, kind in raw.types.items()]
+    fields = [
+        _as_text(name, kind).alias(renamed.get(name, name))
+        for name, kind in raw.types.items()
+        if name == LINE or not name.startswith(LINE)  # the others say what is wrong with a line
+    ]
     numbered = raw.rows.select(fields).with_row_index("row", offset=1).with_columns(pl.col("row").cast(pl.Int64))
     with reading(raw.file):
         rows_read = numbered.join(numbers.lazy(), on="row", how="inner").sort("row").collect(engine="streaming")

@@ -1,0 +1,155 @@
+r"""The first record of a CSV file that breaks the format, with its line.
+
+A CSV reader that meets a stray quotation mark joins lines into one field, and fails, if at all, far away from it. The
+rule here is the one of RFC 4180, and one more that readers agree on: a field that does not begin with a quotation mark
+may contain marks, which stand for themselves, as long as their number is even in its line.
+"""
+
+import csv
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+
+from features.errors import DataError
+
+INSIDE = r'[^"]*(?:""[^"]*)*'
+"""Text inside of quotation marks."""
+
+FIELD = rf'(?:"{INSIDE}"|(?:[^",\r][^,\r]*)?)'
+RECORD = rf"^{FIELD}(?:,{FIELD})*\r?$"
+"""A record that lies in one line, if the number of quotation marks is even."""
+
+STRICT = rf'(?:"{INSIDE}"|(?:[^",\r][^",\r]*(?:"[^",\r]*"[^",\r]*)*)?)'
+"""A field of a record in several lines: the number of marks is even in each field."""
+
+OPENS = re.compile(rf'^(?:{STRICT},)*"{INSIDE}$')
+STAYS = re.compile(f"^{INSIDE}$")
+CLOSES = re.compile(rf'^{INSIDE}"(?:,{STRICT})*\r?$')
+REOPENS = re.compile(rf'^{INSIDE}"(?:,{STRICT})*,"{INSIDE}$')
+"""A line that ends inside of a quoted field; a line inside of one; and lines that end one, or end one and begin one."""
+
+ONE = re.compile(RECORD)
+SEPARATED = re.compile(f"{FIELD},")
+
+SWALLOWED = 100
+"""A quoted field with more lines than this, most of which look like records, has swallowed them."""
+
+SHOWN = 80
+"""Number of characters of a line that a message shows."""
+
+
+def check_records(path: Path) -> list[str]:
+    """The names in the header of a CSV file whose records can all be read.
+
+    Raises DataError, with the line and its text, at the first record that cannot be read as it was meant.
+
+    That is: a quotation mark that is opened and not closed, text before or after a quoted field, a carriage return
+    that ends a line alone, more fields than the header, or a field that swallows records.
+    """
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        header = next((text for text in _records(path, enumerate(file, 1)) if text.strip()), "")
+    names = next(csv.reader([header]), [""])
+    width = len(names)
+    line = pl.col("line")
+    marks = line.str.count_matches('"', literal=True)
+    # a line without quotation marks needs no regular expression
+    plain = (line.str.count_matches(",", literal=True) < width) & ~line.str.contains("\r", literal=True)
+    suspect = pl.when(marks == 0).then(~plain).otherwise((marks % 2 != 0) | ~line.str.contains(_bounded(width)))
+    rows = pl.scan_lines(path, name="line").with_row_index("row").filter(suspect).select("row").head(1)
+    first = rows.collect(engine="streaming").get_column("row").to_list()
+    if first:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for _ in _records(path, islice(enumerate(file, 1), first[0], None), width):
+                pass
+    return names
+
+
+def _bounded(width: int) -> str:
+    """A record of at most `width` fields in one line; a carriage return before the line feed is gone already."""
+    return rf"^{FIELD}(?:,{FIELD}){{0,{width - 1}}}$" if 0 < width <= 100 else rf"^{FIELD}(?:,{FIELD})*$"
+
+
+def _records(path: Path, lines: Iterator[tuple[int, str]], width: int | None = None) -> Iterator[str]:
+    """The records from a line that begins one. Raises DataError at the first that breaks the format."""
+    for number, text in lines:
+        record = text.removesuffix("\n")
+        if record.count('"') % 2 == 0 and ONE.match(record):
+            _check_width(path, number, record, width)
+        elif OPENS.match(record):
+            record += "\n" + _rest(path, number, record, lines, width)
+            _check_width(path, number, record, width)
+        else:
+            raise DataError(_broken(path, number, record))
+        yield record
+
+
+def _rest(path: Path, start: int, opening: str, lines: Iterator[tuple[int, str]], width: int | None) -> str:
+    """The lines after the first of a record whose field is quoted over several lines."""
+    rest: list[str] = []
+    for number, text in lines:
+        line = text.removesuffix("\n")
+        rest.append(line)
+        if STAYS.match(line):
+            continue
+        _check_swallowed(path, start, number, opening, rest, width)
+        if REOPENS.match(line):
+            continue
+        if CLOSES.match(line):
+            return "\n".join(rest)
+        raise DataError(
+            f"{path}: the quotation mark opened in line {start:,} ({_shown(opening)}) is followed by text after its end "
+            f"in line {number:,} ({_shown(line)}): close it in line {start:,}, and write a mark inside a field twice"
+        )
+    raise DataError(
+        f"{path}: a quotation mark is opened and not closed in line {start:,} ({_shown(opening)}): "
+        "close it, and write a mark inside a field twice"
+    )
+
+
+def _check_swallowed(path: Path, start: int, end: int, opening: str, inside: list[str], width: int | None) -> None:
+    if width is None or len(inside) <= SWALLOWED:
+        return
+    alike = sum(line.count(",") >= width - 1 for line in inside)
+    if width > 1 and alike > len(inside) / 2:
+        raise DataError(
+            f"{path}: the quotation mark opened in line {start:,} ({_shown(opening)}) is closed only in line {end:,} "
+            f"and would swallow the rows between: close it in line {start:,}; a field that is really so long needs "
+            "parquet or JSON lines"
+        )
+
+
+def _width(record: str) -> int:
+    """Number of fields."""
+    width = 1
+    at = SEPARATED.match(record)
+    while at:
+        width, at = width + 1, SEPARATED.match(record, at.end())
+    return width
+
+
+def _check_width(path: Path, number: int, record: str, width: int | None) -> None:
+    if width is not None and (found := _width(record)) > width:
+        raise DataError(
+            f"{path}: line {number:,} has {found} fields, the header {width} ({_shown(record)}): quote fields that "
+            "contain a comma, with no blank before the quotation mark"
+        )
+
+
+def _broken(path: Path, number: int, line: str) -> str:
+    if "\r" in line.removesuffix("\r"):
+        return (
+            f"{path}: line {number:,} has a carriage return without a line feed ({_shown(line)}): save the file with "
+            "line feeds (Unix), or quote the field"
+        )
+    return (
+        f"{path}: a quotation mark is opened and not closed, or stands inside a field, in line {number:,} "
+        f"({_shown(line)}): quote the field, and write a mark inside it twice"
+    )
+
+
+def _shown(line: str) -> str:
+    text = line.partition("\n")[0]
+    return repr(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…")
