@@ -348,7 +348,7 @@ def test_missing_ambiguous_and_corrupt_files(tmp_path: Path) -> None:
         read_tables(config(tmp_path))
     (tmp_path / "items.parquet").unlink()
     (tmp_path / "items.csv").write_bytes("item_id\ncafé\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"items.csv cannot be read.*UTF-8"):
+    with pytest.raises(DataError, match=r"items.csv is not UTF-8: line 2 has the byte 0xE9"):
         read_tables(config(tmp_path))
 
 

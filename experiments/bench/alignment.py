@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from sklearn.linear_model import Ridge
 
 from experiments.bench.runner import Bar, Result
@@ -24,6 +23,7 @@ from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Audio, Content, Image, Limits, Text
 from features.content.spaces import Embedded, Encoder, SpaceKey, unit
 from features.errors import ConfigError, SourceError
+from features.tables.scan import reading, scan_csv
 from recsys.config import AlignmentConfig
 from recsys.content.alignment import Views
 from recsys.content.alignment_training import fit_alignment
@@ -131,7 +131,8 @@ def read(folder: Path) -> CaptionedImages:
     table = folder / "captions.csv"
     if not table.is_file():
         raise SourceError(f"{folder}: no captions.csv; add captions.csv (image, caption), images/ and audio/")
-    captions = pl.read_csv(table).group_by("image", maintain_order=True).agg("caption")
+    with reading(str(table)):
+        captions = scan_csv(table).group_by("image", maintain_order=True).agg("caption").collect()
     counts = captions.get_column("caption").list.len()
     if counts.n_unique() != 1:
         raise SourceError(f"{table}: photographs have {sorted(counts.unique())} captions; give each the same number")

@@ -14,7 +14,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from experiments.bench.runner import Bar, Result
 from features.content.encoders import images as pictures
@@ -29,6 +28,7 @@ from features.content.media.worker import Array
 from features.content.parts import Audio, Content, Image, Limits, Text
 from features.content.spaces import Encoder
 from features.errors import SourceError
+from features.tables.scan import reading, scan_csv
 
 ROUNDS = 5
 MINIMUM_RATIO = 0.8
@@ -45,7 +45,8 @@ def run(*, short: bool = False, data: str | None = None) -> Result:
     if data is None or not (Path(data) / "captions.csv").is_file():
         raise SourceError("bench encode needs --data DIR with captions.csv, images/ and audio/, as bench alignment")
     folder, scale = Path(data), 1 if short else 4
-    table = pl.read_csv(folder / "captions.csv")
+    with reading(str(folder / "captions.csv")):
+        table = scan_csv(folder / "captions.csv").select("image", "caption").collect()
     names = table.get_column("image").unique(maintain_order=True).to_list()
     captions = table.get_column("caption").to_list()[: 256 * scale]
     photographs = [folder / "images" / name for name in names[: 64 * scale]]

@@ -18,6 +18,8 @@ from features.arrays import Doubles
 from features.errors import DataError
 from features.files import put_file
 from features.ids import IdMap
+from features.tables.parquet import scan_parquet
+from features.tables.scan import reading
 from recsys.evaluation import metrics
 from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
 
@@ -68,10 +70,10 @@ def write_outcomes(path: Path, rows: Sequence[pl.DataFrame], facts: Mapping[str,
 
 def read_outcomes(path: Path) -> pl.DataFrame:
     """The rows of a file. Raises DataError where it cannot be read, or is not a file of outcomes."""
-    try:
-        table = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path}: outcomes cannot be read: {str(error).splitlines()[0]}") from error
+    with reading(str(path)):
+        if not path.is_file():
+            raise DataError(f"{path}: outcomes cannot be read: no such file")
+        table = scan_parquet(path).collect()
     if dict(table.schema) != SCHEMA:
         raise DataError(f"{path} is no file of outcomes; `recsys evaluate CONFIG --outcomes FILE` writes one")
     return table

@@ -26,6 +26,7 @@ from features.files import put_file, put_new_file
 from features.interactions import UserStates
 from features.progress import StartProgress
 from features.schema import ITEM, POSITION, USER
+from features.tables.scan import reading
 from recsys.bundle.model import Bundle
 from recsys.interfaces import Candidates
 from recsys.ranking.slate import item_groups
@@ -172,7 +173,8 @@ def _join_job(out: Path, job: dict[str, Any], dataset: Dataset) -> tuple[int, pl
     if different := {name: manifest.get(name) for name in job if manifest.get(name) != job[name]}:
         values = ", ".join(f"{name} {value} there, {job[name]} here" for name, value in different.items())
         raise ConfigError(f"{out}: slates of another job are there ({values}): choose another folder, or remove it")
-    return manifest["until"], pl.read_parquet(out / USERS).get_column(USER)
+    with reading(str(out / USERS)):
+        return manifest["until"], pl.read_parquet(out / USERS).get_column(USER)
 
 
 def _start_job(out: Path, job: dict[str, Any], dataset: Dataset) -> None:
@@ -185,7 +187,8 @@ def _start_job(out: Path, job: dict[str, Any], dataset: Dataset) -> None:
     manifest = job | {"data_hash": dataset.hash, "users": len(users), "until": dataset.events.latest + 1}
     metadata = {MANIFEST: json.dumps(manifest, indent=1)}
     put_new_file(out / USERS, lambda path: users.write_parquet(path, metadata=metadata))
-    first = pl.read_parquet_metadata(out / USERS).get(MANIFEST)
+    with reading(str(out / USERS)):
+        first = pl.read_parquet_metadata(out / USERS).get(MANIFEST)
     if first is None:
         raise ConfigError(
             f"{out / USERS} is not of slates and would be overwritten: choose another folder, or remove it"

@@ -1,8 +1,8 @@
 r"""The first record of a CSV file that breaks the format, with its line.
 
-A CSV reader that meets a stray quotation mark joins lines into one field, and fails, if at all, far away from it. The
-rule here is the one of RFC 4180, and one more that readers agree on: a field that does not begin with a quotation mark
-may contain marks, which stand for themselves, as long as their number is even in its line.
+A CSV reader that meets a stray quotation mark joins lines into one field, and fails, if at all, far away from it.
+The rule here is the one of RFC 4180, and one more that readers agree on: a field that does not begin with a quotation
+mark may contain marks, which stand for themselves, as long as their number is even in its line.
 """
 
 import csv
@@ -29,7 +29,7 @@ OPENS = re.compile(rf'^(?:{STRICT},)*"{INSIDE}$')
 STAYS = re.compile(f"^{INSIDE}$")
 CLOSES = re.compile(rf'^{INSIDE}"(?:,{STRICT})*\r?$')
 REOPENS = re.compile(rf'^{INSIDE}"(?:,{STRICT})*,"{INSIDE}$')
-"""A line that ends inside of a quoted field; a line inside of one; and lines that end one, or end one and begin one."""
+"""A line that ends inside of a quoted field; a line inside of one; lines that end one, or end one and begin one."""
 
 ONE = re.compile(RECORD)
 SEPARATED = re.compile(f"{FIELD},")
@@ -100,8 +100,8 @@ def _rest(path: Path, start: int, opening: str, lines: Iterator[tuple[int, str]]
         if CLOSES.match(line):
             return "\n".join(rest)
         raise DataError(
-            f"{path}: the quotation mark opened in line {start:,} ({_shown(opening)}) is followed by text after its end "
-            f"in line {number:,} ({_shown(line)}): close it in line {start:,}, and write a mark inside a field twice"
+            f"{path}: the quotation mark opened in line {start:,} ({_shown(opening)}) is closed in line {number:,} "
+            f"({_shown(line)}), where text follows: close it before, and write a mark inside a field twice"
         )
     raise DataError(
         f"{path}: a quotation mark is opened and not closed in line {start:,} ({_shown(opening)}): "
@@ -133,8 +133,8 @@ def _width(record: str) -> int:
 def _check_width(path: Path, number: int, record: str, width: int | None) -> None:
     if width is not None and (found := _width(record)) > width:
         raise DataError(
-            f"{path}: line {number:,} has {found} fields, the header {width} ({_shown(record)}): quote fields that "
-            "contain a comma, with no blank before the quotation mark"
+            f"{path}: line {number:,} has {found} fields, more fields than the header with {width} "
+            f"({_shown(record)}): quote fields that contain a comma, with no blank before the quotation mark"
         )
 
 

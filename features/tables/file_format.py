@@ -73,6 +73,7 @@ FORMATS = {
 MARKUP = {b"<!doctype html": "a web page (HTML)", b"<html": "a web page (HTML)", b"<?xml": "an XML document"}
 """First bytes in lower case, after blanks -> format."""
 
+PARQUET = (b"PAR1", b"PARE")
 LFS = b"version https://git-lfs.github.com/spec"
 
 
@@ -81,24 +82,46 @@ def check_format(path: Path) -> None:
 
     Raises DataError, with the remedy, when the file is something else, is empty, or is not text in UTF-8.
     """
+    if path.suffix != ".parquet":
+        check_text(path)
+        return
+    head = _head(path)
+    if not head.startswith(PARQUET):
+        _check_other(path, head)
+        raise DataError(
+            f"{path} is no parquet file, it begins with {head[:16]!r}: {WANTED['.parquet']}, or correct its suffix"
+        )
+
+
+def check_text(path: Path) -> None:
+    """Raises DataError, with the remedy, when a file is empty or is not text in UTF-8 with line feeds."""
+    head = _head(path)
+    if head.startswith(PARQUET):
+        raise DataError(f"{path} is a parquet file: rename it to {path.with_suffix('.parquet').name}")
+    _check_other(path, head)
+    _check_text(path, head.removeprefix(codecs.BOM_UTF8).lstrip())
+
+
+def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         head = file.read(HEAD)
     if not head:
         raise DataError(f"{path} is empty (0 bytes); write at least a header and one row")
-    wanted = WANTED[path.suffix]
+    return head
+
+
+def _wanted(path: Path) -> str:
+    return WANTED.get(path.suffix, "write it as text in UTF-8")
+
+
+def _check_other(path: Path, head: bytes) -> None:
+    """Raises DataError where the head shows a format other than parquet and text in UTF-8."""
     if head.startswith(LFS):
         raise DataError(f"{path} is the pointer of a file in Git LFS: fetch the file with `git lfs pull`")
     if archive := _starting(head, COMPRESSED):
-        raise DataError(f"{path} is {archive}: unpack it, then {wanted}")
-    if head.startswith((b"PAR1", b"PARE")):
-        if path.suffix != ".parquet":
-            raise DataError(f"{path} is a parquet file: rename it to {path.with_suffix('.parquet').name}")
-        return
+        raise DataError(f"{path} is {archive}: unpack it, then {_wanted(path)}")
     if what := _format(path, head):
-        raise DataError(f"{path} is {what}: {wanted}")
-    if path.suffix == ".parquet":
-        raise DataError(f"{path} is no parquet file (it begins with {head[:16]!r}): {wanted}, or correct its suffix")
-    _check_text(path, head.removeprefix(codecs.BOM_UTF8).lstrip())
+        raise DataError(f"{path} is {what}: {_wanted(path)}")
 
 
 def _starting(head: bytes, names: dict[bytes, str]) -> str | None:
@@ -149,19 +172,19 @@ def _check_text(path: Path, text: bytes) -> None:
 
     text: the first bytes, without blanks and byte order mark.
     """
-    wanted = WANTED[path.suffix]
+    wanted = _wanted(path)
     if not text and path.stat().st_size <= HEAD:
         raise DataError(f"{path} holds only blanks; {wanted}")
     if path.suffix == ".csv" and text.startswith((b"{", b"[{")):
         raise DataError(f"{path} is JSON: rename it to {path.with_suffix('.jsonl').name}, one object a line")
-    if path.suffix != ".csv" and text.startswith(b"[") and text[1:].lstrip()[:1] in (b"{", b"]", b""):
+    if path.suffix in (".jsonl", ".ndjson") and text.startswith(b"[") and text[1:].lstrip()[:1] in (b"{", b"]", b""):
         raise DataError(
             f"{path} is one JSON array: {wanted}, e.g. with pandas: "
             f'pd.read_json("{path.name}").to_json("{path.name}", orient="records", lines=True)'
         )
     _check_encoding(path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if path.suffix == ".csv" and (at := data.find(b"\x00")) >= 0:
+        if path.suffix not in (".jsonl", ".ndjson") and (at := data.find(b"\x00")) >= 0:
             line = data[:at].count(b"\n") + 1
             raise DataError(f"{path} holds NUL bytes, the first in line {line:,}: it is damaged; write it again")
         if data.find(b"\n") < 0 and data.find(b"\r") >= 0 and data[:].rstrip().find(b"\r") >= 0:

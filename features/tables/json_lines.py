@@ -1,8 +1,8 @@
 """JSON lines as a LazyFrame: one text column per key. The lines are decoded batch by batch, by a JSON parser.
 
 Text is what the JSON text says, escapes decoded. Numbers in ids and texts keep their digits as written. Objects and
-arrays are JSON text. A field that is not what its column holds is null, and additional columns, which begin with LINE,
-say why: `with_faults` makes violations of them. Of keys that occur twice in one object the last counts.
+arrays are JSON text. A field that is not what its column holds is null, and additional columns, whose names begin
+with LINE, say why: `with_faults` makes violations of them. Of keys that occur twice in one object the last counts.
 """
 
 import json

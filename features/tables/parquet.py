@@ -28,14 +28,16 @@ def scan_parquet(path: Path) -> pl.LazyFrame:
         with pq.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
     except (OSError, pa.ArrowException) as error:
-        raise DataError(unreadable(path, error)) from error
+        if isinstance(error, OSError) and error.errno:
+            raise  # the operating system's: it names path and reason
+        raise DataError(_unreadable(path, error)) from error
     if not schema.names:
         raise DataError(f"{path} has no columns; write the table again")
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise DataError(f"{path} has the column {twice[0]!r} twice; rename one of them")
     groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
     if sum(group.num_rows for group in groups) != metadata.num_rows:
-        raise DataError(f"{path} is damaged: its row groups have other numbers of rows than its footer; write it again")
+        raise DataError(f"{path} is damaged: footer and row groups differ in their numbers of rows; write it again")
     if _polars_reads(schema, metadata.metadata or {}):
         return pl.scan_parquet(path)
     return _scan_arrow(path, pa.schema([pa.field(field.name, _converted(field.type)) for field in schema]))
@@ -51,12 +53,15 @@ def _polars_reads(schema: pa.Schema, metadata: dict[bytes, bytes]) -> bool:
     return all(_is_plain(field.type) for field in (*schema, *written))
 
 
-def unreadable(path: Path, error: Exception) -> str:
+def _unreadable(path: Path, error: Exception) -> str:
     """What is wrong with a parquet file that Arrow cannot open."""
     with path.open("rb") as file:
+        begin = file.read(4)
         file.seek(max(0, path.stat().st_size - 4))
         end = file.read()
-    if b"encrypt" in str(error).encode() or end == b"PARE":
+    if begin not in (b"PAR1", b"PARE"):
+        return f"{path} cannot be read as parquet, because it begins with {begin!r}; write it again"
+    if "encrypt" in str(error) or end == b"PARE":
         return f"{path} is encrypted: write it without encryption"
     if end != b"PAR1":
         return f"{path} is a parquet file without its end: it was cut off; copy or write it again"

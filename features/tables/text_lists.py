@@ -14,6 +14,13 @@ ENCLOSED = r"""(?s)^(?:\[.*\]|\{.*\}|\(\s*['"].*\)|(?:np\.)?array\(.*\)|(?:froze
 MAX_LENGTH = 1 << 16
 """Number of characters of a list of Python from which on it is not read."""
 
+LISTS = pl.List(pl.String)
+
+_JSON_STRING = r'''"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u(?:[0-9a-cA-CefEF][0-9a-fA-F]|[dD][0-7])[0-9a-fA-F]{2})*"'''
+_BLANK = r"[ \t\r\n]*"
+_SIMPLE = rf"^\[{_BLANK}(?:{_JSON_STRING}{_BLANK}(?:,{_BLANK}{_JSON_STRING}{_BLANK})*)?\]$"
+"""A JSON array of text alone, without surrogate pairs."""
+
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _ITEM = rf"(?:{_STRING}|None|True|False|[-+]?[0-9][0-9.eE+-]*)"
 _PYTHON = re.compile(rf"\[\s*(?:{_ITEM}(?:\s*,\s*{_ITEM})*\s*,?)?\s*\]", re.DOTALL)
@@ -24,20 +31,20 @@ _ITEMS = re.compile(_ITEM, re.DOTALL)
 def text_lists(lines: pl.Series) -> pl.Series:
     """The lists that the texts of a column hold, as a column of lists of text; null where a text holds none.
 
-    Each distinct text is parsed once.
+    JSON arrays of text alone are parsed by polars; of the other texts each distinct one once, by `text_list`.
     """
-    distinct = lines.filter(lines.str.starts_with("[")).unique()
-    lists = pl.Series([text_list(text) for text in distinct], dtype=pl.List(pl.String))
+    simple = lines.str.contains(_SIMPLE).fill_null(False)
+    arrays = lines.set(~simple, None).str.json_decode(LISTS)
+    distinct = lines.filter(lines.str.starts_with("[").fill_null(False) & ~simple).unique()
     if len(distinct) == 0:
-        return pl.Series(lines.name, [None] * len(lines), dtype=pl.List(pl.String))
-    rows = lines.to_frame("text").join(
-        pl.DataFrame({"text": distinct, "list": lists}), on="text", how="left", maintain_order="left"
-    )
-    return rows.get_column("list").alias(lines.name)
+        return arrays
+    other = pl.DataFrame({"text": distinct, "list": pl.Series([text_list(text) for text in distinct], dtype=LISTS)})
+    others = lines.to_frame("text").join(other, on="text", how="left", maintain_order="left").get_column("list")
+    return arrays.zip_with(simple, others)
 
 
 def text_list(text: str) -> list[str] | None:
-    """The labels of one list; null elements are left out. None: the text is no list, or has lists or objects in it."""
+    """The labels of one list without its null elements. None: the text is no list, or has lists or objects in it."""
     try:
         values = orjson.loads(text)
         if any(isinstance(value, float) for value in values):

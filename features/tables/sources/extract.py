@@ -11,6 +11,7 @@ import polars as pl
 
 from features.errors import SourceError
 from features.schema import DataConfig
+from features.tables.scan import reading
 
 MANIFEST = "source.json"
 
@@ -58,8 +59,9 @@ def write(extract: Extract, config: DataConfig) -> Path:
     for name, frame in (("items", extract.items), ("events", extract.events)):
         path = folder / f"{name}.parquet"
         part = path.with_suffix(".part")
-        frame.sink_parquet(part)
-        rows = pl.scan_parquet(part).select(pl.len()).collect().item()
+        with reading(extract.origin):
+            frame.sink_parquet(part)
+            rows = pl.scan_parquet(part).select(pl.len()).collect().item()
         files[path.name] = {"rows": rows, "sha256": sha256(part)}
         os.replace(part, path)
     manifest = {

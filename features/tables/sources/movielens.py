@@ -24,6 +24,7 @@ from features.schema import (
     VALUE,
     DataConfig,
 )
+from features.tables.scan import scan
 from features.tables.sources.download import download, published_md5
 from features.tables.sources.extract import Extract, expanded_origin, origin_path
 
@@ -99,8 +100,8 @@ def _folder(folder: Path, origin: str) -> Extract:
         ratings = _dat(folder / "ratings.dat", ["userId", "movieId", "rating", "timestamp"])
         films = _dat(folder / "movies.dat", ["movieId", "title", "genres"])
     elif "ratings.csv" in names and names & {"items.csv", "movies.csv"}:
-        ratings = pl.scan_csv(folder / "ratings.csv", infer_schema=False)
-        films = pl.scan_csv(folder / ("items.csv" if "items.csv" in names else "movies.csv"), infer_schema=False)
+        ratings = scan(folder / "ratings.csv")
+        films = scan(folder / ("items.csv" if "items.csv" in names else "movies.csv"))
     else:
         raise SourceError(
             f"{folder} is not in GroupLens format: it needs ratings.csv with movies.csv or items.csv, or ratings.dat "

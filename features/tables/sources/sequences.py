@@ -11,6 +11,8 @@ import polars as pl
 
 from features.errors import SourceError
 from features.schema import CATEGORIES, EVENT, ITEM, TIME, TITLE, USER, DataConfig
+from features.tables.file_format import check_text
+from features.tables.scan import scan
 from features.tables.sources.extract import Extract, origin_path
 
 START = datetime(2000, 1, 1, tzinfo=UTC)
@@ -25,6 +27,7 @@ def extract(config: DataConfig) -> Extract:
     path = origin_path(config, "a file with `user item item …` a line")
     if not path.is_file():
         raise SourceError(f"data.origin {path} is a folder; name one of its files, e.g. Beauty.txt")
+    check_text(path)
     lines = pl.DataFrame({"line": pl.Series(path.read_text(encoding="utf-8").splitlines(), dtype=pl.String)})
     words = (
         lines.lazy()
@@ -63,11 +66,15 @@ def _items(path: Path, events: pl.LazyFrame) -> pl.LazyFrame:
     categories = pl.lit(None, pl.List(pl.String))
     title = pl.lit(None, pl.String)
     if titles.is_file():
-        table = pl.scan_csv(titles, infer_schema=False).select(ITEM, TITLE, pl.col("genres").str.split("|"))
+        table = scan(titles).select(ITEM, TITLE, pl.col("genres").str.split("|"))
         items = items.join(table, on=ITEM, how="left", maintain_order="left")
         title, categories = pl.col(TITLE), pl.col("genres")
     elif attributes.is_file():
-        ids_by_item = json.loads(attributes.read_text(encoding="utf-8"))
+        check_text(attributes)
+        try:
+            ids_by_item = json.loads(attributes.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise SourceError(f"{attributes} is no JSON ({error}); fetch it again, or remove it") from error
         table = pl.LazyFrame(
             {ITEM: list(ids_by_item), "attributes": list(ids_by_item.values())},
             schema={ITEM: pl.String, "attributes": pl.List(pl.Int64)},
