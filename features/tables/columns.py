@@ -163,7 +163,7 @@ def labels(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
     """A list of labels: a list column, text with "|" between the labels, or a list as text in JSON or of Python."""
     raw = pl.col(name)
     violations: tuple[Violation, ...] = ()
-    if isinstance(dtype, pl.List | pl.Array) and not (dtype.inner.is_nested() or isinstance(dtype.inner, pl.Binary)):
+    if isinstance(dtype, pl.List | pl.Array) and not (dtype.inner.is_nested() or dtype.inner == pl.Binary):
         values = raw.cast(pl.List(pl.String))
     elif dtype in (pl.String, pl.Null, pl.Categorical, pl.Enum):
         line = raw.cast(pl.String).str.strip_chars()

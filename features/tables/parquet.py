@@ -63,7 +63,7 @@ def _unreadable(path: Path, error: Exception) -> str:
         return f"{path} cannot be read as parquet, because it begins with {begin!r}; write it again"
     if "encrypt" in str(error) or end == b"PARE":
         return f"{path} is encrypted: write it without encryption"
-    if end != b"PAR1":
+    if end != b"PAR1" or path.stat().st_size < 12:
         return f"{path} is a parquet file without its end: it was cut off; copy or write it again"
     return f"{path} cannot be read as parquet: {str(error).strip().splitlines()[0]}; write it again"
 
