@@ -103,8 +103,7 @@ def test_what_is_not_refused_is_read_as_by_the_standard_library(
     path = written(tmp_path_factory.mktemp("csv"), text)
     try:
         names = check_records(path)
-    except DataError as error:
-        assert "line" in str(error)
+    except DataError:
         return
     expected = list(csv.reader(io.StringIO(text, newline="")))
     read = pl.scan_csv(path, infer_schema=False).collect(engine="streaming").rows()

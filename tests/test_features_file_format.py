@@ -1,4 +1,4 @@
-"""Files of wrong kinds under the names of table files: each is named as what it is, in one DataError with a remedy."""
+"""Files of wrong kinds under the names of table files: each is named as what it is, with the remedy."""
 
 import bz2
 import gzip

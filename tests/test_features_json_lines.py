@@ -20,9 +20,9 @@ TEXTS = ("title", "description", "image", "audio", "video", "group_id")
 
 
 def config(folder: Path, **more: Any) -> DataConfig:
-    return DataConfig(
-        source="folder", path=str(folder), events={"positive": {"take": None}}, placements={"home": {}}, **more
-    )
+    events, placements = {"positive": {"take": None}}, {"home": {"repeats": False}}
+    told = {"source": "folder", "path": str(folder), "events": events, "placements": placements}
+    return DataConfig.model_validate(told | more)
 
 
 def read(folder: Path, items: list[str], events: list[str] | None = None, **more: Any) -> Tables:

@@ -101,7 +101,7 @@ def test_columns_of_other_types(column: pl.Series, expected: list[Any]) -> None:
 
 @pytest.mark.parametrize("dtype", [pl.Int64(), pl.List(pl.List(pl.String)), pl.List(pl.Binary), pl.Struct([])])
 def test_types_that_hold_no_labels_are_refused(dtype: pl.DataType) -> None:
-    with pytest.raises(DataError, match="items.csv: categories has type"):
+    with pytest.raises(DataError, match=r"items.csv: categories has type"):
         labels("items.csv", "categories", dtype)
 
 

@@ -37,6 +37,9 @@ SEPARATED = re.compile(f"{FIELD},")
 SWALLOWED = 100
 """A quoted field with more lines than this, most of which look like records, has swallowed them."""
 
+BOUND = 100
+"""Number of fields up to which a regular expression counts them."""
+
 SHOWN = 80
 """Number of characters of a line that a message shows."""
 
@@ -54,10 +57,11 @@ def check_records(path: Path) -> list[str]:
     names = next(csv.reader([header]), [""])
     width = len(names)
     line = pl.col("line")
-    marks = line.str.count_matches('"', literal=True)
+    marks, commas = (line.str.count_matches(mark, literal=True) for mark in ('"', ","))
     # a line without quotation marks needs no regular expression
-    plain = (line.str.count_matches(",", literal=True) < width) & ~line.str.contains("\r", literal=True)
-    suspect = pl.when(marks == 0).then(~plain).otherwise((marks % 2 != 0) | ~line.str.contains(_bounded(width)))
+    plain = (commas < width) & ~line.str.contains("\r", literal=True)
+    whole = (marks % 2 == 0) & line.str.contains(_bounded(width)) & (True if width <= BOUND else commas < width)
+    suspect = ~pl.when(marks == 0).then(plain).otherwise(whole)
     rows = pl.scan_lines(path, name="line").with_row_index("row").filter(suspect).select("row").head(1)
     first = rows.collect(engine="streaming").get_column("row").to_list()
     if first:
@@ -68,8 +72,8 @@ def check_records(path: Path) -> list[str]:
 
 
 def _bounded(width: int) -> str:
-    """A record of at most `width` fields in one line; a carriage return before the line feed is gone already."""
-    return rf"^{FIELD}(?:,{FIELD}){{0,{width - 1}}}$" if 0 < width <= 100 else rf"^{FIELD}(?:,{FIELD})*$"
+    """A record of at most `width` fields in one line; the carriage return before a line feed is gone already."""
+    return rf"^{FIELD}(?:,{FIELD}){{0,{width - 1}}}$" if width <= BOUND else rf"^{FIELD}(?:,{FIELD})*$"
 
 
 def _records(path: Path, lines: Iterator[tuple[int, str]], width: int | None = None) -> Iterator[str]:
