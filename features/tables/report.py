@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-REJECTED, REPAIRED = "rejected", "repaired"
+REJECTED, REPAIRED, KEPT = "rejected", "repaired", "kept"
 
 PLACES = 3
 """Number of places that the report names per problem, the first ones."""
@@ -26,7 +26,11 @@ class Count:
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of violation. Its rows are rejected, or they are repaired: kept with a null in place of the field."""
+    """One kind of violation.
+
+    action: its rows are rejected; or repaired, that is kept with a null in place of the field; or kept as they are,
+    although they are doubtful.
+    """
 
     table: str
     reason: str
