@@ -39,6 +39,12 @@ class Problem:
     places: tuple[str, ...]
     advice: str
 
+    @property
+    def line(self) -> str:
+        """The problem as one line of text."""
+        first = f"first {self.places[0]}; " if self.places else ""
+        return f"{self.table}: {self.reason}: {self.count:,} {self.action} ({first}{self.advice})"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -53,6 +59,11 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as values that JSON can represent."""
         return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
+        counts = [f"{c.table}: {c.read:,} rows read, {c.kept:,} kept, {c.rejected:,} rejected" for c in self.counts]
+        return [*counts, *(p.line for p in self.problems), *(f"note: {note}" for note in self.notes)]
 
     def render(self) -> Group:
         """The report as a renderable of rich."""
