@@ -1,8 +1,8 @@
 """Times in tables: zoned datetimes, ISO 8601 text, and numbers since 1970, which are believed only where plausible.
 
-A number says neither its unit nor whether it is a time at all. Each number between 1991 and 2100 has only one unit
-that puts it there. The unit of a column is the one that puts the most of its numbers there. A number that is not
-plausible in that unit is a violation, whose advice says what the number looks like.
+A number says neither its unit nor whether it is a time at all. A time between 1991 and 2100 is written with other
+numbers in each unit. The unit of a column is the one in which the most of its numbers are plausible times. A number
+that is not plausible in that unit is a violation, whose advice says what the number looks like.
 """
 
 import re
@@ -39,6 +39,10 @@ ISO = (
 NUMBER = r"^[+-]?\d+(?:\.\d+)?$"
 EXPONENT = r"^[+-]?\d+(?:\.\d*)?[eE][+-]?\d+$"
 
+SMALLEST = 366 * 86_400
+"""Seconds. A column of published_at with a smaller median holds no times of this unit: its times would be of 1970.
+Counts of minutes and dates written as one number would."""
+
 WRITE = "write {} as ISO 8601 with an offset, e.g. 2024-05-01T12:00:00Z"
 
 DIGIT_DATES = {"seconds": 8, "milliseconds": 12}
@@ -58,9 +62,9 @@ COUNTS = (
 class EpochNumbers:
     """How the numbers of a time column are read.
 
-    unit: key of UNITS; None when no unit makes them plausible. median: of their magnitudes. odd: the first number
-    that is not plausible in the unit; None when all are. events: whether they are times of events, which lie in
-    RECENT; times of publication may be older or later.
+    unit: key of UNITS; None when no unit makes them plausible. median: of their magnitudes, zeros left out.
+    odd: the first number that is not plausible in the unit; None when all are. events: whether they are times of
+    events, which lie in RECENT; times of publication may be older or later.
     """
 
     unit: str | None
@@ -78,11 +82,10 @@ class EpochNumbers:
         if (since := epoch(dtype, name)) is None:
             return None
         number = since.filter(since.is_finite())
-        magnitude = number if events else number.abs()
         facts = raw.collect(
             number.len().alias("count"),
-            number.abs().median().alias("median"),
-            *(_between(magnitude, RECENT, per).sum().alias(unit) for unit, per in UNITS.items()),
+            number.filter(number != 0).abs().median().alias("median"),
+            *(_plausible(number, unit, events).sum().alias(unit) for unit in UNITS),
             *(number.filter(~_plausible(number, unit, events)).first().alias(f"odd {unit}") for unit in UNITS),
             number.first().alias("odd None"),
         ).row(0, named=True)
@@ -93,10 +96,10 @@ class EpochNumbers:
                 f"{raw.file}: {name} has type {dtype}, which rounds times to minutes or worse; write the column "
                 "again from its source, as Int64 or as a datetime with a zone"
             )
-        best = max(UNITS, key=lambda u: int(facts[u]))
-        old = None if events else _unit_of_old_times(facts["median"])
-        unit = best if facts[best] else old
-        return cls(unit, facts["median"], facts[f"odd {unit}"], events)
+        unit, median = max(UNITS, key=lambda u: int(facts[u])), facts["median"] or 0.0
+        if not facts[unit] or (median < SMALLEST * UNITS[unit] and not events):
+            return cls(None, median, facts["odd None"], events)
+        return cls(unit, median, facts[f"odd {unit}"], events)
 
     def plausible(self, since: pl.Expr) -> pl.Expr:
         """Mask of the numbers that are plausible times."""
@@ -121,16 +124,6 @@ class EpochNumbers:
             return ""
         reading = f" ({_reading(self.odd, self.unit)} as {self.unit})" if self.unit else ""
         return f"{_digits(self.odd)}{reading} {_looks_like(self.odd, self.unit)}; or write {name} as ISO 8601 text"
-
-
-def _unit_of_old_times(median: float) -> str | None:
-    """The unit of times of publication that are mostly before 1991, by the median of their magnitudes.
-
-    None where it is below a year in seconds, as it is for years, counts of days and dates written as one number.
-    """
-    if median < 366 * 86_400:
-        return None
-    return next((unit for unit, per in UNITS.items() if median < 1e11 * per), "nanoseconds")
 
 
 def _between(since: pl.Expr, seconds: tuple[float, float], per: float) -> pl.Expr:
@@ -178,7 +171,7 @@ def _looks_like(number: float, unit: str | None) -> str:
     if size == round(size) and 1000 <= size < 2200:
         return "looks like a year: write a date"
     if unit is not None and size >= AROUND_1970 * UNITS[unit]:
-        return "is not between 1991 and 2100: check its unit"
+        return "is not plausible: check its unit"
     like = next((text for low, high, text in COUNTS if low <= number < high), "no time in any unit")
     return f"looks like {like}"
 
