@@ -88,8 +88,13 @@ def identifier(place: str, name: str, dtype: pl.DataType, *, required: bool) -> 
 
 
 def as_text(name: str, dtype: pl.DataType) -> pl.Expr:
-    """A column that is not nested as text. A date outside the years 1 to 9999 becomes the integer that stores it."""
+    """A column that is not nested as text: bytes in base64; durations, and dates outside the years 1 to 9999, as the
+    integers that store them."""
     raw = pl.col(name)
+    if isinstance(dtype, pl.Binary):
+        return raw.bin.encode("base64")
+    if isinstance(dtype, pl.Duration):
+        return raw.to_physical().cast(pl.String)
     if not isinstance(dtype, pl.Date | pl.Datetime):
         return raw.cast(pl.String, strict=False)
     per_day = 1 if isinstance(dtype, pl.Date) else 86_400 * {"ms": 10**3, "us": 10**6, "ns": 10**9}[dtype.time_unit]
@@ -101,7 +106,7 @@ def as_text(name: str, dtype: pl.DataType) -> pl.Expr:
 
 def text(place: str, name: str, dtype: pl.DataType, *, required: bool = False) -> ColumnRule:
     """Free text; "" is null. required: a row with null is rejected."""
-    if dtype.is_nested() or isinstance(dtype, pl.Binary):
+    if dtype.is_nested() or isinstance(dtype, pl.Binary | pl.Duration):
         raise DataError(f"{place}: {name} has type {dtype}; it must be text: cast the column")
     raw = as_text(name, dtype)
     empty = raw.is_null() | (raw.str.len_bytes() == 0)

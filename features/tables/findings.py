@@ -163,7 +163,7 @@ def no_positive(events: pl.DataFrame, rules: EventRules) -> Problem:
             causes.append(f"{name!r} needs a value of {minimum:g} or more, and no event has a value")
         else:
             causes.append(f"{name!r} needs a value of {minimum:g} or more, and the largest is {values.max()!r}")
-    types = events.get_column(EVENT).value_counts(sort=True).head(LISTED)
+    types = events.get_column(EVENT).value_counts().sort("count", EVENT, descending=[True, False]).head(LISTED)
     there = ", ".join(f"{name!r} ({n:,})" for name, n in types.iter_rows())
     wanted = "; ".join(causes) or "data.events.positive names no type"
     advice = f"{wanted}; there are: {there or 'no events'}. Name what is to be predicted in data.events.positive"
