@@ -29,6 +29,9 @@ from features.tables.validate import repeated_events
 if TYPE_CHECKING:
     from recsys.content.content_space import ContentSpace
 
+MANY = 50
+"""Number of events from which on a user with most of the events is named, for a program may have made them."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -130,7 +133,7 @@ def _dataset_notes(dataset: Dataset, newest: float) -> list[str]:
     for part, name, least in ((events, "events", 0.1), (recent, f"of the newest {newest:.0%} of the events", 0.5)):
         counts = np.bincount(part.users, minlength=dataset.events.n_users)
         user, share = int(counts.argmax()), counts.max() / len(part)
-        if share >= least and counts.max() >= 5 * len(part) / events.n_users:
+        if share >= least and counts.max() >= max(MANY, 5 * len(part) / events.n_users):
             notes.append(
                 f"the user {dataset.users.ids[user]!r} has {counts[user]:,} of {len(part):,} {name} ({share:.0%}): "
                 "if it is no person, leave its events out"
