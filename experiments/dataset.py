@@ -17,16 +17,20 @@ from features.content.encoder_config import TEXT_CHANNEL, TITLE_CHANNEL, open_en
 from features.content.media.decoder_pool import DecoderPool
 from features.errors import ConfigError
 from features.ids import IdMap
-from features.interactions import Interactions
+from features.interactions import DAY, SAME_TIME, Interactions
 from features.log.event_log import events_frame
 from features.progress import StartProgress
 from features.schema import EVENT, ITEM, TIME, USER
+from features.tables.findings import NO_POSITIVE, unnamed_types
 from features.tables.read import event_weights, label_events, read_items, read_tables
 from features.tables.report import Report
 from features.tables.validate import repeated_events
 
 if TYPE_CHECKING:
     from recsys.content.content_space import ContentSpace
+
+MANY = 50
+"""Number of events from which on a user with most of the events is named, for a program may have made them."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,11 @@ class Dataset:
 def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Dataset:
     """Read and validate the tables and the event log of the service. The catalogue has no content vectors yet."""
     tables = read_tables(config.data, progress=progress)
-    events, duplicates = tables.events, 0
-    if config.data.log is not None and Path(config.data.log).is_dir():
+    events, duplicates, notes = tables.events, 0, list(tables.report.notes)
+    if config.data.log is not None:
         logged = events_frame(Path(config.data.log)).select(events.columns)
+        notes += unnamed_types(logged, config.data.events, "event log") if len(logged) else []
+        notes += [] if len(logged) else [f"event log: {config.data.log} has no events yet"]
         merged = pl.concat([events, logged], how="vertical_relaxed")
         # an event is in both when the log was exported to the tables
         repeated = repeated_events(merged, np.ones(len(merged), dtype=np.bool_))
@@ -90,15 +96,50 @@ def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Da
         digest.update(str(frame.schema).encode())
         digest.update(np.ascontiguousarray(frame.hash_rows(seed=0).to_numpy()).tobytes())
     catalog = Catalog.of(items, ids, np.zeros((len(ids), 1), np.float32), np.zeros(len(ids), np.bool_))
-    return Dataset(
+    problems = tuple(p for p in tables.report.problems if p.reason != NO_POSITIVE or not positive.any())
+    dataset = Dataset(
         catalog,
         users,
         log,
         digest.hexdigest()[:16],
-        tables.report,
+        replace(tables.report, problems=problems),
         unknown_items=int((~known).sum()),
         duplicates=duplicates,
     )
+    notes += _dataset_notes(dataset, config.split.test)
+    return replace(dataset, report=replace(dataset.report, notes=tuple(notes)))
+
+
+def _dataset_notes(dataset: Dataset, newest: float) -> list[str]:
+    """What the events and the catalogue together say about the data. newest: share of the events that are tested."""
+    events, notes = dataset.events, []
+    if dataset.unknown_items:
+        notes.append(f"{dataset.unknown_items:,} logged events ignored: their items are not in the tables")
+    if dataset.duplicates:
+        notes.append(f"{dataset.duplicates:,} logged events ignored: the tables contain them")
+    if early := int((events.times // DAY < dataset.catalog.published[events.items] // DAY).sum()):
+        notes.append(f"{early:,} events are older than the publication of their item: as targets they cannot be hit")
+    if not len(events):
+        return notes
+    per_user, per_item = np.bincount(events.users), np.bincount(events.items)
+    if len(events) > 1 and per_item.max() == len(events):
+        item = dataset.catalog.ids.ids[int(per_item.argmax())]
+        notes.append(f"all {len(events):,} events are of the item {item!r}: check item_id")
+    if per_user.max() == 1:
+        notes.append("each user has one event only: no event has a history; check user_id")
+    elif not events.follows.any():
+        notes.append(SAME_TIME)
+    recent = events.where(events.times >= np.quantile(events.times, 1 - newest))
+    for part, name, least in ((events, "events", 0.1), (recent, f"of the newest {newest:.0%} of the events", 0.5)):
+        counts = np.bincount(part.users, minlength=dataset.events.n_users)
+        user, share = int(counts.argmax()), counts.max() / len(part)
+        if share >= least and counts.max() >= max(MANY, 5 * len(part) / events.n_users):
+            notes.append(
+                f"the user {dataset.users.ids[user]!r} has {counts[user]:,} of {len(part):,} {name} ({share:.0%}): "
+                "if it is no person, leave its events out"
+            )
+            break
+    return notes
 
 
 def keep_frequent(dataset: Dataset, cut: int, min_events: int) -> Dataset:

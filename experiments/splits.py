@@ -10,6 +10,7 @@ from pydantic import Field
 
 from features.arrays import Bools, Ints
 from features.errors import DataError, LeakError
+from features.ids import IdMap
 from features.interactions import Interactions, UserStates
 from features.schema import StrictModel
 
@@ -143,17 +144,35 @@ def window_cuts(events: Interactions, config: SplitConfig) -> list[tuple[int, in
         if not int(times[0]) < validation < cut < end:
             raise DataError(
                 f"a time cut needs events before, between and after its cuts; window [{np.datetime64(cut, 'us')}, "
-                f"{np.datetime64(end, 'us')}) of {len(times)} events lacks some; use fewer windows or leave-last-out"
+                f"{np.datetime64(end, 'us')}) of {len(times)} events lacks some{_crowded(times)}; "
+                "use fewer windows or leave-last-out"
             )
         out.append((validation, cut, end))
     return out
 
 
-def time_split(events: Interactions, window: tuple[int, int, int], *, history: str, repeats: bool) -> Split:
+def _crowded(times: Ints) -> str:
+    """The time that a tenth of the events or more share, as a clause; "" when there is none. times: (n,) µs."""
+    distinct, counts = np.unique(times, return_counts=True)
+    most = int(counts.argmax())
+    if counts[most] == 1 or 10 * counts[most] < len(times):
+        return ""
+    return f": {counts[most]} of them have the same time, {np.datetime64(int(distinct[most]), 'us')}"
+
+
+def time_split(
+    events: Interactions,
+    window: tuple[int, int, int],
+    *,
+    history: str,
+    repeats: bool,
+    user_ids: IdMap | None = None,
+) -> Split:
     """The split at the cuts of one window of `window_cuts`; history: as in `SplitConfig`.
 
     repeats=False drops targets that the user has seen: they are excluded from the lists and cannot be hit. Raises
-    DataError when there is no target in the validation or in the test window.
+    DataError when there is no target in the validation or in the test window; with user_ids, it names the user with
+    most of the events.
     """
     validation_cut, cut, end = window
     return Split(
@@ -162,15 +181,17 @@ def time_split(events: Interactions, window: tuple[int, int, int], *, history: s
         validation_cut=validation_cut,
         fit=events.before(validation_cut),
         train=events.before(cut),
-        validation=targets(events, validation_cut, cut, history, repeats),
-        test=targets(events, cut, end, history, repeats),
+        validation=targets(events, validation_cut, cut, history, repeats, user_ids),
+        test=targets(events, cut, end, history, repeats, user_ids),
     )
 
 
-def targets(events: Interactions, start: int, end: int, history: str, repeats: bool) -> Targets:
+def targets(
+    events: Interactions, start: int, end: int, history: str, repeats: bool, user_ids: IdMap | None = None
+) -> Targets:
     """The positive events of [start, end) µs as targets, with the earlier events of their users as states.
 
-    history, repeats: as in `time_split`. Raises DataError when there is no target.
+    history, repeats, user_ids: as in `time_split`. Raises DataError when there is no target.
     """
     inside = events.positive & (events.times >= start) & (events.times < end)
     chosen = events.where(inside)
@@ -191,12 +212,25 @@ def targets(events: Interactions, start: int, end: int, history: str, repeats: b
             "no event is positive"
             if not len(chosen)
             else f"all {len(chosen)} positive events are of items that their users have seen"
+            + _busiest_user(chosen, user_ids)
         )
         raise DataError(
             f"nothing to predict in [{np.datetime64(start, 'us')}, {np.datetime64(end, 'us')}) UTC: "
             f"{reason}; check data.events, use fewer windows or a larger share, or a placement with repeats"
         )
     return kept
+
+
+def _busiest_user(events: Interactions, user_ids: IdMap | None) -> str:
+    """The user with half of the events or more, as a clause; "" when there is none or its id is not known."""
+    counts = np.bincount(events.users)
+    user = int(counts.argmax())
+    if user_ids is None or 2 * counts[user] < len(events):
+        return ""
+    return (
+        f"; {counts[user]} of them ({counts[user] / len(events):.0%}) are of the user {user_ids.ids[user]!r}: "
+        "if it is no person, leave its events out of the table"
+    )
 
 
 def _seen(targets: Targets, n_items: int) -> Bools:

@@ -9,9 +9,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from features.arrays import Bools, Floats, Ints
+from features.errors import DataError
 
 DAY = 86_400_000_000
 """One day in µs."""
+
+NO_TARGET = "no user has a positive event after an earlier one"
+
+SAME_TIME = (
+    "the events of each user all have one time, and none is predicted from another of the same time; "
+    "where only their order is known, write times one second apart"
+)
 
 
 def now_micros() -> int:
@@ -210,6 +218,25 @@ class Interactions:
     def latest(self) -> int:
         """Time (µs) of the latest event; the smallest int64 for an empty log."""
         return int(self.times.max()) if len(self) else int(np.iinfo(np.int64).min)
+
+    @property
+    def follows(self) -> Bools:
+        """(n,) bool: the events with a strictly earlier event of their user. Only they have a history."""
+        return np.asarray(self.times > self.times[self.offsets[self.users]], dtype=np.bool_)
+
+    def check_targets(self) -> None:
+        """Raises DataError, which names the cause, when no positive event has a history: nothing can be learned."""
+        if (self.positive & self.follows).any():
+            return
+        nothing = f"{NO_TARGET} among {len(self)} events: nothing to train on; "
+        if not self.positive.any():
+            raise DataError(nothing + "no event is positive: check events.positive in the data config")
+        n_users = len(np.unique(self.users))
+        if n_users == len(self):
+            raise DataError(nothing + f"each of the {n_users} users has one event only: check user_id")
+        if not self.follows.any():
+            raise DataError(f"nothing to train on: {SAME_TIME}")
+        raise DataError(nothing + "add events, or check events.positive in the data config")
 
     def states(self, users: Ints, as_of: Ints) -> UserStates:
         """Point-in-time states of users (b,) at as_of (b,): the events with time < as_of, never time == as_of.

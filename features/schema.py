@@ -1,5 +1,6 @@
 """The data contract: the column names and the meaning of events."""
 
+import unicodedata
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,11 +14,30 @@ PUBLISHED, AVAILABLE, GROUP = "published_at", "available", "group_id"
 MAX_ID_BYTES = 512
 """Maximum length of an id in UTF-8 bytes, everywhere."""
 
+MAX_PRICE = 1e12
+"""The largest price, everywhere; a larger number is a mistake of its source."""
+
 
 class StrictModel(BaseModel):
     """A configuration section: unknown keys are errors, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _letters(text: str) -> str:
+    """The letters and digits of a text, without case."""
+    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
+
+
+def _one_slip(a: str, b: str) -> bool:
+    """Whether one letter is missing, added, wrong or swapped with the next. Digits count things and do not slip."""
+    if min(len(a), len(b)) < 4:
+        return False
+    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    a, b = a[start:], b[start:]
+    if a[:1].isdigit() or b[:1].isdigit():
+        return False
+    return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[2:] == b[2:] and a[:2] == b[1::-1])
 
 
 class EventRules(StrictModel):
@@ -33,10 +53,27 @@ class EventRules(StrictModel):
     """Positive event type -> weight of its events in the loss of the towers; 1 for types that are not named."""
 
     @property
+    def named(self) -> tuple[str, ...]:
+        """All event types that are named here."""
+        return tuple(sorted({*self.positive, *(self.seen or ())}))
+
+    @property
     def types(self) -> tuple[str, ...]:
         """Event types that the user tower distinguishes: all types named here, or none when only one is named."""
-        named = tuple(sorted({*self.positive, *(self.seen or ())}))
-        return named if len(named) > 1 else ()
+        return self.named if len(self.named) > 1 else ()
+
+    def meant(self, name: str) -> str | None:
+        """The named type that an event type misspells; None when it is named itself, or is unlike all of them.
+
+        A misspelling differs in case, blanks and marks alone, or by one letter that is missing, added, wrong or
+        swapped with the next, in types of four letters or more.
+        """
+        if name in self.named:
+            return None
+        letters = _letters(name)
+        alike = [named for named in self.named if letters and _letters(named) == letters]
+        alike += [named for named in self.named if _one_slip(letters, _letters(named))]
+        return alike[0] if alike else None
 
     @model_validator(mode="after")
     def _check_weights(self) -> "EventRules":

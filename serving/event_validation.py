@@ -8,15 +8,16 @@ from pydantic import ValidationError
 
 from features.interactions import DAY
 from features.log.records import Event
+from features.schema import EventRules
 from serving.errors import ApiError
 from serving.schemas import MAX_EVENTS, EventIn, EventResult, first_error, micros
 
 
-def validate_events(body: bytes, now: int) -> tuple[list[Event | EventResult], int]:
+def validate_events(body: bytes, now: int, rules: EventRules | None = None) -> tuple[list[Event | EventResult], int]:
     """Each event of a body or the result that rejects it, in order; and the number of valid events.
 
-    now: µs. Raises ApiError 400 when the body is not JSON, 422 when it is neither an object nor a list of 1 to
-    MAX_EVENTS objects.
+    now: µs; rules: event rules of the served bundle, None when none is loaded. Raises ApiError 400 when the body is
+    not JSON, 422 when it is neither an object nor a list of 1 to MAX_EVENTS objects.
     """
     try:
         sent = orjson.loads(body)
@@ -26,11 +27,20 @@ def validate_events(body: bytes, now: int) -> tuple[list[Event | EventResult], i
         sent = [sent]
     if not isinstance(sent, list) or not 1 <= len(sent) <= MAX_EVENTS:
         raise ApiError(422, "bad_events", f"the body must be one event or a list of 1 to {MAX_EVENTS} events", "body")
-    validated = [_validate_event(raw, i, now) for i, raw in enumerate(sent)]
+    validated = [_validate_event(raw, i, now, rules) for i, raw in enumerate(sent)]
     return validated, sum(isinstance(x, Event) for x in validated)
 
 
-def _validate_event(raw: Any, index: int, now: int) -> Event | EventResult:
+def unnamed_type(event: str, rules: EventRules) -> str | None:
+    """A sentence on an event type that `data.events` does not name; None when it does."""
+    if event in rules.named:
+        return None
+    seen = "counts as seen, which hides the item from its user where repeats are off"
+    effect = seen if rules.seen is None else "counts neither as positive nor as seen"
+    return f"data.events does not name the type {event!r}: it {effect}"
+
+
+def _validate_event(raw: Any, index: int, now: int, rules: EventRules | None) -> Event | EventResult:
     """The event, or the result that says what is wrong with it. raw: from JSON; index: its place in the body."""
     place = f"events[{index}]"
     if not isinstance(raw, dict):
@@ -45,6 +55,9 @@ def _validate_event(raw: Any, index: int, now: int) -> Event | EventResult:
     if timestamp < 0 or timestamp > now + DAY:
         reason = "is before 1970" if timestamp < 0 else "is more than a day ahead"
         return EventResult(status="rejected", reason=reason, place=f"{place}.timestamp")
+    if rules is not None and (meant := rules.meant(sent.event)) is not None:
+        reason = f"is a type that data.events does not name; is {meant!r} meant? Send it so, or name this type too"
+        return EventResult(status="rejected", reason=reason, place=f"{place}.event")
     return Event(
         user_id=sent.user_id,
         item_id=sent.item_id,

@@ -116,7 +116,9 @@ class EventResult(BaseModel):
     status: Literal["accepted", "rejected"]
     event_id: str | None = None
     known_item: bool | None = Field(default=None, description="whether the item is in the served bundle")
-    reason: str | None = None
+    reason: str | None = Field(
+        default=None, description="why it is rejected; of an accepted event, that data.events does not name its type"
+    )
     place: str | None = None
 
 

@@ -129,6 +129,56 @@ def test_logged_events_of_unknown_items_are_counted(load, tmp_path):
     assert len(dataset.events) == 51
 
 
+def notes(dataset):
+    return [note for note in dataset.report.notes if "no events yet" not in note]
+
+
+def append_rows(tmp_path, *rows):
+    with (tmp_path / "data" / "events.csv").open("a") as file:
+        file.writelines(f"{user},{item},{event},{time}\n" for user, item, event, time in rows)
+
+
+def test_the_report_says_what_the_log_adds(load, tmp_path):
+    data = {"source": "folder", "path": str(tmp_path / "data"), "log": str(tmp_path / "log")}
+    rules = {"events": {"positive": {"take": None}}}
+    assert load(data=data | rules).report.notes == (f"event log: {tmp_path / 'log'} has no events yet",)
+    append_events(tmp_path, ("u1", "unknown item", START), ("u1", "i2", START + 1), event="Take")
+    assert notes(load(data=data | rules)) == [
+        "event log: event types that data.events does not name, which count as seen: 'Take' (2), is 'take' meant?",
+        "event log: event types in data.events that no event has: 'take'",
+        "1 logged events ignored: their items are not in the tables",
+    ]
+    only_logged = load(data=data | {"events": {"positive": {"Take": None}}})
+    assert only_logged.events.positive.sum() == 1
+    assert [p.reason for p in only_logged.report.problems] == []  # the log has a positive event
+
+
+def test_the_report_names_a_user_with_most_of_the_events(load, tmp_path):
+    day = "2024-03-01T00:00"
+    append_rows(tmp_path, *(("bot", f"i{n % 6}", "take", f"{day}:{n:02}Z") for n in range(60)))
+    assert notes(load()) == [
+        "the user 'bot' has 60 of 110 events (55%): if it is no person, leave its events out",
+    ]
+
+
+def test_the_report_names_events_without_order_history_or_choice(load, tmp_path):
+    path = tmp_path / "data" / "events.csv"
+    table = pl.read_csv(path)
+    table.with_columns(pl.lit("2024-05-01T12:00:00Z").alias("timestamp")).unique().write_csv(path)
+    assert any("the events of each user all have one time" in note for note in notes(load()))
+    table.unique("user_id", keep="first").write_csv(path)
+    assert notes(load()) == ["each user has one event only: no event has a history; check user_id"]
+    table.with_columns(pl.lit("i3").alias("item_id")).write_csv(path)
+    assert notes(load()) == ["all 50 events are of the item 'i3': check item_id"]
+
+
+def test_the_report_counts_events_before_the_publication_of_their_item(load, tmp_path):
+    items = tmp_path / "data" / "items.csv"
+    table = pl.read_csv(items).with_columns(pl.lit("2030-01-01").alias("published_at"))
+    table.write_csv(items)
+    assert notes(load()) == ["50 events are older than the publication of their item: as targets they cannot be hit"]
+
+
 def test_the_hash_depends_on_the_tables_only(load, tmp_path):
     first = load().hash
     assert len(first) == 16

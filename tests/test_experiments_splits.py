@@ -151,9 +151,38 @@ def test_the_error_of_a_window_without_targets_says_why():
         leave_last_out(toy_log([(0, 1, 1), (0, 2, 2), (0, 3, 3, False), (1, 1, 1)]))
 
 
+def test_the_error_of_a_window_names_the_user_with_most_of_its_events():
+    rows = [(0, 1, 1), (0, 2, 2), *((3, item % 2, 3 + item) for item in range(8))]
+    ids = IdMap(("ann", "bea", "cid", "bot"))
+    with pytest.raises(
+        DataError, match=r"all 4 positive .* seen; 4 of them \(100%\) are of the user 'bot': if it is no"
+    ):
+        time_split(toy_log(rows), (2, 7, 11), history="prequential", repeats=False, user_ids=ids)
+
+
+def test_events_of_one_time_are_named_as_the_cause():
+    log = toy_log([(user, item, 10 * user) for user in range(4) for item in range(5)])
+    with pytest.raises(
+        DataError, match=r"nothing to train on: the events of each user all have one time.*one second"
+    ):
+        log.check_targets()
+    with pytest.raises(DataError, match="each of the 4 users has one event only"):
+        toy_log([(user, 0, user) for user in range(4)]).check_targets()
+    with pytest.raises(DataError, match="no event is positive"):
+        toy_log([(0, 0, 1, False), (0, 1, 2, False)]).check_targets()
+    with pytest.raises(DataError, match="add events"):
+        toy_log([(0, 0, 1), (0, 1, 2, False)]).check_targets()
+    with pytest.raises(DataError, match="no event is positive"):
+        toy_log([]).check_targets()
+    toy_log([(0, 0, 1, False), (0, 1, 2)]).check_targets()
+
+
 def test_the_error_of_too_few_times_says_what_to_do():
     log = toy_log([(0, 0, 0)] * 5 + [(0, 0, 1)] * 5)
-    with pytest.raises(DataError, match=r"1970-01-01T00:00:00.000001.* of 10 events .*use fewer windows or leave"):
+    with pytest.raises(
+        DataError,
+        match=r"of 10 events lacks some: 5 of them have the same time, 1970-01-01T00.*use fewer",
+    ):
         window_cuts(log, SplitConfig(windows=5))
 
 

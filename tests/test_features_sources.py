@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import threading
-import types
 import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -387,11 +386,10 @@ def test_an_invalid_archive(server: Server, tmp_path: Path) -> None:
 # --- the command
 
 
-def test_the_commands_get_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_get_and_check(tmp_path: Path) -> None:
     request = config("movielens", tmp_path / "out", grouplens(tmp_path / "ml"))
-    (tmp_path / "run.yaml").write_text("")
-    loaded = types.SimpleNamespace(load_config=lambda path: types.SimpleNamespace(data=request))
-    monkeypatch.setitem(sys.modules, "experiments.config", loaded)
+    settings = {"name": "films", "data": request.model_dump(mode="json")}
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
     run = CliRunner()
     result = run.invoke(app, ["data", "get", str(tmp_path / "run.yaml")])
     assert result.exit_code == 0, result.output
@@ -400,7 +398,10 @@ def test_the_commands_get_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     as_json = run.invoke(app, ["data", "get", str(tmp_path / "run.yaml"), "--json"])
     assert json.loads(as_json.stdout)["files"]["items.parquet"]["rows"] == 2
     checked = run.invoke(app, ["data", "check", str(tmp_path / "run.yaml"), "--json"])
-    assert [c["kept"] for c in json.loads(checked.stdout)["counts"]] == [2, 2]
+    report = json.loads(checked.stdout)
+    assert [c["kept"] for c in report["counts"]] == [2, 2]
+    assert "each of the 2 users has one event only" in report["refusal"]
+    assert checked.exit_code == 1
     assert "events.parquet" in run.invoke(app, ["data", "check", str(tmp_path / "run.yaml")]).stdout
 
 

@@ -84,7 +84,24 @@ def test_evaluate_prints_the_table_with_its_split_users_and_events(folder):
 def test_data_check_reports_what_was_read(folder):
     report = json.loads(call("data", "check", folder / "toy.yaml", "--json").stdout)
     assert [(c["table"], c["read"]) for c in report["counts"]] == [("items", 12), ("events", 520)]
+    assert report["refusal"] is None
     assert "520" in call("data", "check", folder / "toy.yaml").stdout
+
+
+def test_data_check_fails_where_training_would(tmp_path):
+    write_tables(tmp_path / "data")
+    rules = {"source": "folder", "path": str(tmp_path / "data"), "events": {"positive": {"Take": None}}}
+    config = toy_config(tmp_path, data=rules)
+    checked = CliRunner().invoke(cli.app, ["data", "check", str(config), "--json"])
+    report = json.loads(checked.stdout)
+    assert checked.exit_code == 1
+    assert "no event is positive: check events.positive" in report["refusal"]
+    assert [(p["reason"], p["count"]) for p in report["problems"]] == [("no positive event", 520)]
+    assert "'take' (520), is 'Take' meant?" in report["notes"][0]
+    with pytest.raises(DataError, match="training would be refused: no user has a positive event"):
+        call("data", "check", config)
+    with pytest.raises(DataError, match="no event is positive"):
+        call("train", config, "--no-track")
 
 
 def recsys(*arguments):

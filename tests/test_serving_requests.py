@@ -8,6 +8,9 @@ import orjson
 import pytest
 from service_harness import ServiceHarness, endless, service_harness
 
+from features.schema import EventRules
+from serving.event_validation import unnamed_type, validate_events
+
 
 def test_each_event_of_a_list_is_accepted_or_rejected(tmp_path: Path) -> None:
     valid = {
@@ -33,6 +36,33 @@ def test_each_event_of_a_list_is_accepted_or_rejected(tmp_path: Path) -> None:
     ]
     assert [(e["item_id"], e["title"]) for e in past] == [("new", None), ("i1", "Item <b>1</b>")]
     assert past[0]["timestamp"] == 1_767_218_400_000_000
+
+
+def test_a_misspelled_event_type_is_rejected_and_an_unnamed_one_is_said(tmp_path: Path) -> None:
+    sent = [{"user_id": "eve", "item_id": "i1", "event": kind} for kind in ("Click", "clikc", "hover", "click")]
+    with service_harness(tmp_path) as harness:
+        response = harness.client.post("/v1/events", content=orjson.dumps(sent)).json()
+        past = harness.client.get("/v1/users/eve/history").json()["events"]
+    why = "is a type that data.events does not name; is 'click' meant? Send it so, or name this type too"
+    said = "data.events does not name the type 'hover': it counts neither as positive nor as seen"
+    assert [(r["status"], r["place"], r["reason"]) for r in response["results"]] == [
+        ("rejected", "events[0].event", why),
+        ("rejected", "events[1].event", why),
+        ("accepted", None, said),
+        ("accepted", None, None),
+    ]
+    assert [event["event"] for event in past] == ["click", "hover"]
+
+
+def test_an_unnamed_type_that_counts_as_seen_is_said() -> None:
+    rules = EventRules(positive={"view": None})
+    assert str(unnamed_type("hover", rules)).endswith("hides the item from its user where repeats are off")
+    assert unnamed_type("view", rules) is None
+    body = orjson.dumps(
+        [{"user_id": "u", "item_id": "i", "event": kind} for kind in ("view", "veiw", " view", "hover")]
+    )
+    assert validate_events(body, 10**15, rules)[1] == 2
+    assert validate_events(body, 10**15)[1] == 4  # no bundle is loaded: no type is known
 
 
 EVENT = {"user_id": "u", "item_id": "i1", "event": "click"}

@@ -10,8 +10,9 @@ def evaluation_windows(config: RunConfig, dataset: Dataset) -> list[tuple[Datase
     """For each window, oldest first: the data set of its frequent items, and the split of each placement.
 
     Raises ConfigError when data.min_train_events is set and the split has no cut in time, and DataError when the
-    events have too few distinct times or a window has no targets.
+    events have too few distinct times, a window has no targets, or its models have nothing to learn from.
     """
+    dataset.events.check_targets()
     placements = config.data.placements
     if config.split.kind == "leave-last-out":
         if config.data.min_train_events:
@@ -20,14 +21,18 @@ def evaluation_windows(config: RunConfig, dataset: Dataset) -> list[tuple[Datase
                 "leave-last-out has none: set data.min_train_events to 0"
             )
         split = leave_last_out(dataset.events)
+        split.fit.check_targets()
         return [(dataset, dict.fromkeys(placements, split))]
     out = []
     for window in window_cuts(dataset.events, config.split):
         # counted before the validation cut: events of the validation window must not choose the vocabulary
         kept = keep_frequent(dataset, window[0], config.data.min_train_events)
         splits = {
-            name: time_split(kept.events, window, history=config.split.history, repeats=placement.repeats)
+            name: time_split(
+                kept.events, window, history=config.split.history, repeats=placement.repeats, user_ids=dataset.users
+            )
             for name, placement in placements.items()
         }
+        next(iter(splits.values())).fit.check_targets()
         out.append((kept, splits))
     return out

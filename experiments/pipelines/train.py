@@ -25,7 +25,6 @@ from experiments.tracking import plots
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
 from features.errors import DependencyError
-from features.interactions import DAY
 from recsys.bundle.io import save_bundle
 from recsys.bundle.registry import publish_bundle
 from recsys.interfaces import Recommender
@@ -234,15 +233,9 @@ def report_window(config: RunConfig, dataset: Dataset, reporter: Reporter) -> No
 
 def report_dataset(dataset: Dataset, reporter: Reporter) -> None:
     """Print what was read, and what is not used."""
-    for count in dataset.report.counts:
-        reporter.say(f"{count.table}: {count.read:,} rows read, {count.kept:,} kept, {count.rejected:,} rejected")
-    if dataset.unknown_items:
-        reporter.say(f"{dataset.unknown_items:,} logged events ignored: their items are not in the tables")
-    if dataset.duplicates:
-        reporter.say(f"{dataset.duplicates:,} logged events ignored: the tables contain them")
+    for line in dataset.report.lines():
+        reporter.say(line)
     events = dataset.events
-    if early := int((events.times // DAY < dataset.catalog.published[events.items] // DAY).sum()):
-        reporter.say(f"{early:,} events are older than the publication of their item: as targets they cannot be hit")
     reporter.say(
         f"{events.n_users:,} users, {events.n_items:,} items, {len(events):,} events, "
         f"{int(events.positive.sum()):,} positive; data {dataset.hash}"

@@ -5,7 +5,6 @@ All values and conditions are polars expressions over one raw column: nothing is
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 import polars as pl
 
@@ -15,22 +14,9 @@ from features.tables.text_lists import ENCLOSED, text_lists
 
 UTC = pl.Datetime("us", "UTC")
 
-MAX_EXACT_INTEGER = 2**53
-"""From this value on, float64 does not represent every integer."""
+MAX_EXACT_INTEGER: dict[type[pl.DataType], int] = {pl.Float16: 2**11, pl.Float32: 2**24, pl.Float64: 2**53}
+"""Float type -> the value from which on it does not represent every integer."""
 
-EPOCHS = {
-    "seconds": (1e11, 1e6),
-    "milliseconds": (1e14, 1e3),
-    "microseconds": (1e17, 1.0),
-    "nanoseconds": (1e20, 1e-3),
-}
-"""Unit -> (a column whose median is below this has the unit, microseconds per unit). 1e11 s is the year 5138."""
-
-ISO = (
-    r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?))?"
-    r"\s*([Zz]|UTC|GMT|[+-](?:[01]\d|2[0-3]):?(?:[0-5]\d)?)?$"
-)
-NUMBER = r"^[+-]?\d+(?:\.\d+)?$"
 CONTROL = "[\\x00-\\x1f\\x7f-\\x9f]"
 
 
@@ -72,7 +58,7 @@ def identifier(place: str, name: str, dtype: pl.DataType, *, required: bool) -> 
     elif dtype == pl.Null:
         value = raw.cast(pl.String)
     elif dtype.is_float():
-        integral = raw.is_finite() & (raw == raw.round()) & (raw.abs() < MAX_EXACT_INTEGER)
+        integral = raw.is_finite() & (raw == raw.round()) & (raw.abs() < MAX_EXACT_INTEGER[type(dtype)])
         value = pl.when(integral).then(raw).cast(pl.Int64, strict=False).cast(pl.String)
         notes = (f"{place}: {name} is a float column; 1.0 is read as '1'. Store ids as integers or text.",)
         violations.append(
@@ -102,11 +88,28 @@ def identifier(place: str, name: str, dtype: pl.DataType, *, required: bool) -> 
     return ColumnRule(value, tuple(violations), notes)
 
 
+def as_text(name: str, dtype: pl.DataType) -> pl.Expr:
+    """A column that is not nested as text: bytes in base64; durations, and dates outside the years 1 to 9999, as the
+    integers that store them."""
+    raw = pl.col(name)
+    if isinstance(dtype, pl.Binary):
+        return raw.bin.encode("base64")
+    if isinstance(dtype, pl.Duration):
+        return raw.to_physical().cast(pl.String)
+    if not isinstance(dtype, pl.Date | pl.Datetime):
+        return raw.cast(pl.String, strict=False)
+    per_day = 1 if isinstance(dtype, pl.Date) else 86_400 * {"ms": 10**3, "us": 10**6, "ns": 10**9}[dtype.time_unit]
+    stored = raw.to_physical().cast(pl.Int64)
+    days = stored // per_day
+    known = days.is_between(-719_162, 2_932_896)  # 0001-01-01, 9999-12-31; the library panics on dates far outside
+    return pl.coalesce(pl.when(known).then(raw).cast(pl.String), stored.cast(pl.String))
+
+
 def text(place: str, name: str, dtype: pl.DataType, *, required: bool = False) -> ColumnRule:
     """Free text; "" is null. required: a row with null is rejected."""
-    if dtype.is_nested() or isinstance(dtype, pl.Binary):
+    if dtype.is_nested() or isinstance(dtype, pl.Binary | pl.Duration):
         raise DataError(f"{place}: {name} has type {dtype}; it must be text: cast the column")
-    raw = pl.col(name).cast(pl.String)
+    raw = as_text(name, dtype)
     empty = raw.is_null() | (raw.str.len_bytes() == 0)
     violations = (Violation(f"null {name}", f"give every row its {name}", empty),) if required else ()
     return ColumnRule(raw if required else pl.when(~empty).then(raw), violations)
@@ -122,19 +125,30 @@ def number(
     repaired: bool = True,
 ) -> ColumnRule:
     """A finite number for which `allowed` holds; null is valid. rule: the condition in words, for the report."""
-    if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.String, pl.Null)):
+    if not (dtype.is_numeric() or dtype in (pl.String, pl.Null)):
         raise DataError(f"{place}: {name} has type {dtype}; it must be a number: cast the column")
     raw = pl.col(name)
-    present = raw.is_not_null() & (raw.str.strip_chars() != "") if dtype == pl.String else raw.is_not_null()
+    present = raw.is_not_null()
+    advice = f"write {rule}, or leave the field empty"
     if dtype == pl.String:
         raw = raw.str.strip_chars()
+        present &= raw != ""
+        advice = f"write {rule} in digits with a decimal point, such as 1250.5, or leave the field empty"
     value = raw.cast(pl.Float64, strict=False)
     valid = value.is_finite().fill_null(False)
     if allowed is not None:
         valid &= allowed(value).fill_null(False)
     kept = pl.when(valid).then(value) if repaired else value
-    violation = Violation(f"{name} not {rule}", f"write {rule}, or leave the field empty", present & ~valid, repaired)
-    return ColumnRule(kept, (violation,))
+    return ColumnRule(kept, (Violation(f"{name} not {rule}", advice, present & ~valid, repaired),))
+
+
+def at_most(rule: ColumnRule, name: str, most: float) -> ColumnRule:
+    """A rule for numbers that also repairs numbers above `most`."""
+    large = (rule.value > most).fill_null(False)
+    violation = Violation(
+        f"{name} larger than {most:,.0f}", "check its source, or leave the field empty", large, True
+    )
+    return replace(rule.with_violation(violation), value=pl.when(~large).then(rule.value))
 
 
 def flag(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
@@ -149,7 +163,10 @@ def flag(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
             .then(False)
         )
         invalid = value.is_null() & raw.is_not_null() & (text_value != "")
-    elif dtype.is_numeric() or dtype in (pl.Boolean, pl.Null):
+    elif dtype.is_numeric():
+        value = pl.when(raw == 1).then(True).when(raw == 0).then(False)
+        invalid = value.is_null() & raw.is_not_null()
+    elif dtype in (pl.Boolean, pl.Null):
         value, invalid = raw.cast(pl.Boolean), pl.lit(False)
     else:
         raise DataError(f"{place}: {name} has type {dtype}; it must be true or false: cast the column")
@@ -179,115 +196,3 @@ def labels(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
         )
     clean = values.list.eval(pl.element().str.strip_chars())
     return ColumnRule(clean.list.eval(pl.element().filter(pl.element().str.len_bytes() > 0)), violations)
-
-
-def epoch(dtype: pl.DataType, name: str) -> pl.Expr | None:
-    """The numbers since 1970 of a column as float64, null for other fields; None when the type holds no numbers."""
-    if dtype.is_numeric():
-        return pl.col(name).cast(pl.Float64)
-    if dtype == pl.String:
-        field = pl.col(name).str.strip_chars()
-        return pl.when(field.str.contains(NUMBER)).then(field).cast(pl.Float64, strict=False)
-    return None
-
-
-def moment(
-    place: str,
-    name: str,
-    dtype: pl.DataType,
-    *,
-    median: float | None,
-    now: datetime | None,
-    repaired: bool,
-    dates: bool = False,
-) -> ColumnRule:
-    """An instant, in microseconds UTC.
-
-    Accepts zoned datetimes, ISO 8601 text with an offset, and numbers since 1970, whose `median` determines the unit.
-    now: the latest accepted instant. A datetime without a zone is a violation; dates: a date without a time of day is
-    accepted as midnight UTC.
-    Raises DataError when the whole column has another type or no zone.
-    """
-    raw = pl.col(name)
-    naive = pl.lit(False)
-    notes: tuple[str, ...] = ()
-    if isinstance(dtype, pl.Datetime):
-        if dtype.time_zone is None:
-            raise DataError(
-                f"{place}: {name} has no time zone ({dtype}). Write it with one: if it is UTC, "
-                f'pl.col("{name}").dt.replace_time_zone("UTC")'
-            )
-        missing, value = raw.is_null(), raw.dt.convert_time_zone("UTC").cast(UTC)
-    elif isinstance(dtype, pl.Date):
-        if not dates:
-            raise DataError(f"{place}: {name} holds dates only; events need the time of day, with a zone")
-        missing, value = raw.is_null(), raw.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    elif dtype == pl.Null:
-        missing, value = pl.lit(True), pl.lit(None, UTC)
-    elif (since := epoch(dtype, name)) is not None:
-        value, notes = _epoch_instant(place, name, since, median)
-        if dtype == pl.String:
-            field = raw.str.strip_chars()
-            missing = raw.is_null() | (field == "")
-            zoned, midnight, naive = _text_instant(field, dates)
-            value = pl.coalesce(value, zoned, midnight)
-        else:
-            missing = raw.is_null() | (since.is_nan() if dtype.is_float() else pl.lit(False))
-    else:
-        raise DataError(f"{place}: {name} has type {dtype}; it must be a zoned datetime, ISO 8601 text or an epoch")
-    return ColumnRule(value, _instant_violations(name, value, missing, naive, now, repaired), notes)
-
-
-def _epoch_instant(place: str, name: str, since: pl.Expr, median: float | None) -> tuple[pl.Expr, tuple[str, ...]]:
-    """The instants of numbers since 1970, and the note that says in which unit they are read."""
-    unit = next((u for u, (bound, _) in EPOCHS.items() if abs(median or 0.0) < bound), "nanoseconds")
-    notes: tuple[str, ...] = ()
-    if median is not None:
-        notes = (f"{place}: numbers in {name} are read as {unit} since 1970-01-01 UTC (median {median:,.0f})",)
-    micros = (since * EPOCHS[unit][1]).round()
-    value = pl.when(micros.abs() < 2.0**62).then(micros).cast(pl.Int64, strict=False).cast(pl.Datetime("us"))
-    return value.dt.replace_time_zone("UTC"), notes
-
-
-def _text_instant(field: pl.Expr, dates: bool) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
-    """Parse ISO 8601 text.
-
-    Returns the instants of text with an offset; the midnights of dates without a time of day, null unless `dates`;
-    and a mask of the fields that lack a zone.
-    """
-    parts = field.str.extract_groups(ISO).struct
-    day, clock, zone = (parts.field(str(i)) for i in (1, 2, 3))
-    local = pl.coalesce(
-        pl.concat_str([day, clock], separator=" ").str.to_datetime(form, time_unit="us", strict=False)
-        for form in ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
-    )
-    digits = zone.str.replace_all(r"\D", "")
-    minutes = digits.str.slice(0, 2).cast(pl.Int64, strict=False).fill_null(0) * 60 + digits.str.slice(2, 2).cast(
-        pl.Int64, strict=False
-    ).fill_null(0)
-    offset = pl.duration(minutes=pl.when(zone.str.starts_with("-")).then(-minutes).otherwise(minutes))
-    zoned = pl.when(zone.is_not_null()).then(local - offset).dt.replace_time_zone("UTC")
-    naive = (local.is_not_null() & zone.is_null()).fill_null(False)
-    midnight = day.str.to_datetime("%Y-%m-%d", time_unit="us", strict=False).dt.replace_time_zone("UTC")
-    midnight = pl.when(clock.is_null() & zone.is_null()).then(midnight)
-    if not dates:
-        return zoned, pl.lit(None, UTC), naive | midnight.is_not_null()
-    return zoned, midnight, naive
-
-
-def _instant_violations(
-    name: str, value: pl.Expr, missing: pl.Expr, naive: pl.Expr, now: datetime | None, repaired: bool
-) -> tuple[Violation, ...]:
-    advice = f"write {name} as ISO 8601 with an offset, e.g. 2024-05-01T12:00:00Z"
-    violations = [
-        Violation(f"{name} without zone", advice, naive, repaired),
-        Violation(f"{name} not parseable", advice, value.is_null() & ~missing & ~naive, repaired),
-    ]
-    if not repaired:
-        violations.insert(0, Violation(f"null {name}", f"give every event its {name}", missing))
-    if now is not None:
-        late = (value > pl.lit(now).cast(UTC)).fill_null(False)
-        violations.append(
-            Violation(f"{name} in the future", f"later than {now:%Y-%m-%dT%H:%M:%SZ}: check clock and unit", late)
-        )
-    return tuple(violations)

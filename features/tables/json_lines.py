@@ -249,7 +249,11 @@ def _number_id(number: Number) -> tuple[str | None, str | None]:
     if INTEGER.fullmatch(number):
         return str(number), None
     value = float(number)
-    return (str(int(value)), WHOLE) if value.is_integer() and abs(value) < MAX_EXACT_INTEGER else (None, "float")
+    return (
+        (str(int(value)), WHOLE)
+        if value.is_integer() and abs(value) < MAX_EXACT_INTEGER[pl.Float64]
+        else (None, "float")
+    )
 
 
 INTEGER = re.compile(r"-?\d+")

@@ -37,10 +37,20 @@ from features.schema import (
     EventRules,
 )
 from features.tables import columns as checks
-from features.tables.columns import ColumnRule, Violation
+from features.tables.columns import ColumnRule
+from features.tables.findings import (
+    doubtful,
+    empty_columns,
+    explain_unknown,
+    no_positive,
+    nothing_left,
+    unknown_item,
+    unnamed_types,
+)
 from features.tables.json_lines import LINE, with_faults
 from features.tables.report import Report
 from features.tables.scan import SUFFIXES, find_table, scan
+from features.tables.times import EpochNumbers, moment
 from features.tables.validate import MEDIA, REQUIRED, RawTable, Validated, find_media, validate, write_rejected
 
 TEXTS = (schema.TITLE, schema.DESCRIPTION)
@@ -186,13 +196,18 @@ def _read(
         rules = _column_rules(raw, config, known, now or datetime.now(UTC))
         notes += [note for rule in rules.values() for note in rule.notes]
         notes += _undeclared(raw, rules)
-        validated_by_name[raw.name] = validated = validate(raw, rules, progress)
+        validated = validate(raw, rules, progress)
+        if known is not None:
+            validated = explain_unknown(validated, validated_by_name["items"], known)
+        validated_by_name[raw.name] = validated
+        notes += empty_columns(validated, raw.columns)
         if rejected is not None:
             files |= write_rejected(validated, rejected, notes)
         if len(validated.kept) == 0 and raw.name != "users":
-            raise _nothing_left(validated)
+            raise nothing_left(validated)
     validated_tables = [*validated_by_name.values(), *([logged] if logged else [])]
     problems = [p for c in validated_tables for p in c.problems]
+    problems += [p for c in validated_by_name.values() for p in doubtful(c)]
     tables = []
     for validated in (validated_by_name["items"], *([logged] if logged else [])):
         table, missing = (validated.kept, []) if media_root is None else find_media(validated, media_root)
@@ -204,7 +219,9 @@ def _read(
         notes += change_notes
     events = validated_by_name["events"].kept if "events" in validated_by_name else pl.DataFrame(schema=EVENTS)
     if "events" in validated_by_name:
-        notes += _unnamed_types(events, config.events)
+        notes += unnamed_types(events, config.events, validated_by_name["events"].count.file)
+        if not label_events(events, config.events)[0].any():
+            problems.append(no_positive(events, config.events))
     report = Report(tuple(c.count for c in validated_tables), tuple(problems), tuple(notes), files)
     return Tables(items, events, validated_by_name["users"].kept if "users" in validated_by_name else None, report)
 
@@ -237,7 +254,7 @@ def _column_rules(raw: RawTable, config: DataConfig, known: pl.Series | None, no
     canonical = CANONICAL[raw.name]
     rules = {name: _column(raw, name, kind, now) for name, kind in canonical.items()}
     if known is not None:
-        rules[ITEM] = rules[ITEM].with_violation(_unknown(rules[ITEM].value, known))
+        rules[ITEM] = rules[ITEM].with_violation(unknown_item(rules[ITEM].value, known))
     if raw.name == "items":
         raw.require(config.extra_columns, "data.extra_columns names")
     extra = config.extra_columns if raw.name == "items" else raw.columns if raw.name == "users" else ()
@@ -254,14 +271,16 @@ def _column(raw: RawTable, name: str, kind: pl.DataType, now: datetime) -> Colum
         case schema.USER | schema.ITEM | schema.EVENT_ID | schema.REQUEST_ID:
             return checks.identifier(*column, required=required)
         case schema.TIME:
-            return checks.moment(*column, median=_median(raw, name), now=now, repaired=False)
+            numbers = EpochNumbers.of(raw, name, events=True)
+            return moment(*column, numbers=numbers, now=now, repaired=False)
         case schema.PUBLISHED:
-            return checks.moment(*column, median=_median(raw, name), now=None, repaired=True, dates=True)
+            numbers = EpochNumbers.of(raw, name, events=False)
+            return moment(*column, numbers=numbers, now=None, repaired=True, dates=True)
         case schema.VALUE:
             return checks.number(*column, repaired=False)
         case schema.PRICE:
             rule = "a finite number of 0 or more"
-            return checks.number(*column, allowed=lambda v: v >= 0, rule=rule, repaired=True)
+            return checks.at_most(checks.number(*column, allowed=lambda v: v >= 0, rule=rule), name, schema.MAX_PRICE)
         case schema.POSITION:
             rule = "a whole number of 0 or more"
             whole = checks.number(*column, allowed=lambda v: v.is_between(0, 2**31 - 1) & (v == v.floor()), rule=rule)
@@ -276,17 +295,6 @@ def _column(raw: RawTable, name: str, kind: pl.DataType, now: datetime) -> Colum
             return checks.text(*column, required=required)
 
 
-def _unknown(value: pl.Expr, known: pl.Series) -> Violation:
-    advice = "add the item to items, or leave its events out; ids must be written alike in both (1 is not 1.0)"
-    return Violation("unknown item", advice, (~value.is_in(known.implode())).fill_null(False))
-
-
-def _median(raw: RawTable, name: str) -> float | None:
-    """Median of the numbers in a time column, which determines their unit; None when the type holds no numbers."""
-    since = checks.epoch(raw.types[name], name)
-    return None if since is None else raw.collect(since.median().alias("median")).item()
-
-
 def _undeclared(raw: RawTable, rules: dict[str, ColumnRule]) -> list[str]:
     """A note that names the columns of the file that are not read."""
     names = [name for name in raw.columns if name not in rules]
@@ -294,22 +302,3 @@ def _undeclared(raw: RawTable, rules: dict[str, ColumnRule]) -> list[str]:
         return []
     remedy = "; name it in data.extra_columns to keep it" if raw.name == "items" else ""
     return [f"{raw.file}: not of the contract and not read: {', '.join(names)}{remedy}"]
-
-
-def _unnamed_types(events: pl.DataFrame, rules: EventRules) -> list[str]:
-    """Notes on event types of the data that no rule names, and on types in the rules that no event has."""
-    counts = dict(events.get_column(EVENT).value_counts().sort(EVENT).iter_rows())
-    named = {*rules.positive, *(counts if rules.seen is None else rules.seen)}
-    unlisted = [f"{name!r} ({n:,})" for name, n in counts.items() if name not in named]
-    never = [repr(name) for name in sorted({*rules.positive, *(rules.seen or ())}) if name not in counts]
-    notes = [f"event types neither positive nor seen, by data.events: {', '.join(unlisted)}"] if unlisted else []
-    return notes + ([f"event types in data.events that no event has: {', '.join(never)}"] if never else [])
-
-
-def _nothing_left(validated: Validated) -> DataError:
-    """The error for a table without a valid row."""
-    count = validated.count
-    if count.read == 0:
-        return DataError(f"{count.file}: no rows; at least one of {count.table} is needed")
-    reasons = "; ".join(f"{p.reason}: {p.count:,} (first {p.places[0]}; {p.advice})" for p in validated.problems)
-    return DataError(f"{count.file}: nothing usable is left of {count.read:,} rows. {reasons}")

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-REJECTED, REPAIRED = "rejected", "repaired"
+REJECTED, REPAIRED, KEPT = "rejected", "repaired", "kept"
 
 PLACES = 3
 """Number of places that the report names per problem, the first ones."""
@@ -26,7 +26,11 @@ class Count:
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of violation. Its rows are rejected, or they are repaired: kept with a null in place of the field."""
+    """One kind of violation.
+
+    action: its rows are rejected; or repaired, that is kept with a null in place of the field; or kept as they are,
+    although they are doubtful.
+    """
 
     table: str
     reason: str
@@ -34,6 +38,12 @@ class Problem:
     count: int
     places: tuple[str, ...]
     advice: str
+
+    @property
+    def line(self) -> str:
+        """The problem as one line of text."""
+        first = f"first {self.places[0]}; " if self.places else ""
+        return f"{self.table}: {self.reason}: {self.count:,} {self.action} ({first}{self.advice})"
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,11 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as values that JSON can represent."""
         return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
+        counts = [f"{c.table}: {c.read:,} rows read, {c.kept:,} kept, {c.rejected:,} rejected" for c in self.counts]
+        return [*counts, *(p.line for p in self.problems), *(f"note: {note}" for note in self.notes)]
 
     def render(self) -> Group:
         """The report as a renderable of rich."""

@@ -15,7 +15,7 @@ from features.arrays import Bools, Ints
 from features.errors import DataError
 from features.progress import StartProgress, Step
 from features.schema import AUDIO, EVENT, EVENT_ID, IMAGE, ITEM, TIME, USER, VALUE, VIDEO
-from features.tables.columns import ColumnRule, Violation
+from features.tables.columns import ColumnRule, Violation, as_text
 from features.tables.json_lines import LINE
 from features.tables.report import PLACES, REJECTED, REPAIRED, Count, Problem
 from features.tables.scan import reading
@@ -123,9 +123,9 @@ def validate(raw: RawTable, rules: dict[str, ColumnRule], progress: StartProgres
 
     problems = []
     for k, violation in enumerate(fatal):
-        problems += _problem(raw.name, raw.file, violation, REJECTED, np.flatnonzero(codes == k + 1))
+        problems += problem_of(raw.name, raw.file, violation, REJECTED, np.flatnonzero(codes == k + 1))
     for violation, mask in zip(repairs, masks, strict=True):
-        problems += _problem(raw.name, raw.file, violation, REPAIRED, np.flatnonzero(mask & (codes == 0)))
+        problems += problem_of(raw.name, raw.file, violation, REPAIRED, np.flatnonzero(mask & (codes == 0)))
     rejected = np.flatnonzero(codes)
     if len(rejected) == 0:
         return Validated(frame, codes, Count(raw.name, raw.file, len(frame), len(frame), 0), problems, pl.DataFrame())
@@ -135,7 +135,8 @@ def validate(raw: RawTable, rules: dict[str, ColumnRule], progress: StartProgres
     return Validated(kept, codes, count, problems, _rejected_rows(raw, rejected, reasons))
 
 
-def _problem(table: str, file: str, violation: Violation, action: str, rows: Ints) -> list[Problem]:
+def problem_of(table: str, file: str, violation: Violation, action: str, rows: Ints) -> list[Problem]:
+    """The problem of the rows (n,), numbered from 0, that violate the contract in one way; none without rows."""
     if len(rows) == 0:
         return []
     places = tuple(f"{file} row {row + 1}" for row in rows[:PLACES])
@@ -191,10 +192,9 @@ def _rejected_rows(raw: RawTable, rows: Ints, reasons: npt.NDArray[np.str_]) -> 
 
 
 def _as_text(name: str, kind: pl.DataType) -> pl.Expr:
-    column = pl.col(name)
     if isinstance(kind, pl.List | pl.Array | pl.Struct):
-        return pl.struct(column).struct.json_encode()
-    return column.cast(pl.String, strict=False)
+        return pl.struct(pl.col(name)).struct.json_encode()
+    return as_text(name, kind)
 
 
 def write_rejected(validated: Validated, folder: Path, notes: list[str]) -> dict[str, str]:
@@ -233,7 +233,7 @@ def find_media(validated: Validated, root: Path) -> tuple[pl.DataFrame, list[Pro
         missing = missing.fill_null(False)
         rows = np.flatnonzero(validated.codes == 0)[missing.to_numpy()]
         violation = Violation(f"missing file in {name}", f"relative paths start from {root}", pl.lit(False))
-        problems += _problem("items", validated.count.file, violation, REPAIRED, rows)
+        problems += problem_of("items", validated.count.file, violation, REPAIRED, rows)
         items = items.with_columns(pl.when(~missing).then(pl.col(name)).alias(name))
     return items, problems
 

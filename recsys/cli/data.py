@@ -51,22 +51,32 @@ def data_check(
     name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
     as_json: bool = typer.Option(False, "--json", help="Print the report as one JSON object."),
 ) -> None:
-    """Read the tables and report the rows kept, repaired and rejected, with their places and what to do.
+    """Read the tables and the event log, and report what `recsys train` would: rows kept, repaired and rejected, with
+    their places and what to do. Exit status 1 when training would be refused.
 
     Example: recsys data check configs/movielens.yaml
     """
     from rich.console import Console
 
     from experiments.config import load_config
-    from features.tables.read import read_tables
+    from experiments.dataset import load_dataset
+    from experiments.pipelines.rolling_windows import evaluation_windows
+    from features.errors import ConfigError, DataError
 
-    config = load_config(config_path(name)).data
+    config = load_config(config_path(name))
     with progress_bars() as reporter:
-        report = read_tables(config, progress=reporter.steps).report
+        dataset = load_dataset(config, reporter.steps)
+    refusal: ConfigError | DataError | None = None
+    try:
+        evaluation_windows(config, dataset)
+    except (ConfigError, DataError) as error:
+        refusal = error
     if as_json:
-        print_json(report.to_dict())
+        print_json(dataset.report.to_dict() | {"refusal": None if refusal is None else str(refusal)})
     else:
-        Console().print(report.render())
+        Console().print(dataset.report.render())
+    if refusal is not None:
+        raise type(refusal)(f"training would be refused: {refusal}") from refusal
 
 
 def embed(

@@ -7,7 +7,7 @@ import numpy as np
 
 from features.arrays import Floats, Ints
 from features.errors import DataError
-from features.interactions import Interactions
+from features.interactions import NO_TARGET, Interactions
 from recsys.towers.history import History
 
 
@@ -49,10 +49,10 @@ class TrainingSequences:
         is_target = (previous >= 0) & log.positive  # (n,)
         if since is not None:
             is_target &= log.times > since
+        events.check_targets()
         if not is_target.any():
-            period = "" if since is None else f" since {np.datetime64(since, 'us')} UTC"
             raise DataError(
-                f"no user has a positive event after an earlier one among {n} events{period}: nothing to train on; "
+                f"{NO_TARGET} among {n} events since {np.datetime64(since or 0, 'us')} UTC: nothing to train on; "
                 "add events, or check events.positive in the data config"
             )
         query, pair_to_query = np.unique(previous[is_target], return_inverse=True)  # (q,), (p,)

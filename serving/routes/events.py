@@ -5,7 +5,7 @@ from fastapi.responses import Response
 
 from features.log.records import Event
 from serving.errors import ErrorResponse, json_response
-from serving.event_validation import validate_events
+from serving.event_validation import unnamed_type, validate_events
 from serving.schemas import EventIn, EventResult, EventsResponse, bounded_body
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
@@ -27,7 +27,8 @@ def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None
     async def post_events(request: Request) -> Response:
         """Record what users did: one event or a list. An accepted event is on disk and affects the next response."""
         raw = await bounded_body(request)
-        validated, n_accepted = await in_thread(validate_events, raw, service.now())
+        rules = None if service.snapshot is None else service.snapshot.bundle.data.events
+        validated, n_accepted = await in_thread(validate_events, raw, service.now(), rules)
         accepted = [e for e in validated if isinstance(e, Event)]
         degraded: list[str] = []
         if accepted:
@@ -45,5 +46,8 @@ def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None
 
 
 def _result(event: Event, snapshot: ServingSnapshot | None) -> EventResult:
-    known = None if snapshot is None else event.item_id in snapshot.bundle.catalog.ids
-    return EventResult(status="accepted", event_id=event.event_id, known_item=known)
+    if snapshot is None:
+        return EventResult(status="accepted", event_id=event.event_id)
+    bundle = snapshot.bundle
+    known, reason = event.item_id in bundle.catalog.ids, unnamed_type(event.event, bundle.data.events)
+    return EventResult(status="accepted", event_id=event.event_id, known_item=known, reason=reason)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from features.log.item_changes import store_media
 from features.log.records import ItemDeleted, ItemPut
-from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, TITLE, VIDEO
+from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, MAX_PRICE, TITLE, VIDEO
 from serving.errors import ApiError, ErrorResponse, json_response
 from serving.routes.responses import FilterParameter, log_exposure, slate_response, snapshot_of, timed, with_filter
 from serving.routes.search_query import json_object, media_source
@@ -50,7 +50,7 @@ class ItemIn(BaseModel):
     title: Label | None = None
     description: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
     categories: list[Label] | None = Field(default=None, max_length=MAX_LABELS)
-    price: Annotated[Finite, Field(ge=0)] | None = None
+    price: Annotated[Finite, Field(ge=0, le=MAX_PRICE)] | None = None
     published_at: Annotated[str, AfterValidator(_utc)] | None = Field(default=None, description="ISO 8601 with zone")
     available: bool = True
     group_id: Id | None = Field(default=None, description="the same for all variants of one product")
