@@ -6,10 +6,10 @@ from uuid import uuid4
 import orjson
 from pydantic import ValidationError
 
-from features.interactions import DAY
+from features.instants import EARLIEST_EVENT, MAX_CLOCK_SKEW, parse_instant
 from features.log.records import Event
 from serving.errors import ApiError
-from serving.schemas import MAX_EVENTS, EventIn, EventResult, first_error, micros
+from serving.schemas import MAX_EVENTS, EventIn, EventResult, first_error
 
 
 def validate_events(body: bytes, now: int) -> tuple[list[Event | EventResult], int]:
@@ -38,12 +38,12 @@ def _validate_event(raw: Any, index: int, now: int) -> Event | EventResult:
     try:
         sent = EventIn.model_validate(raw)
         # events without a time get increasing times, in the order sent
-        timestamp = now + index if sent.timestamp is None else micros(sent.timestamp)
+        timestamp = now + index if sent.timestamp is None else parse_instant(sent.timestamp)
     except ValidationError as error:
         field, reason = first_error(error)
         return EventResult(status="rejected", reason=reason, place=f"{place}.{field}")
-    if timestamp < 0 or timestamp > now + DAY:
-        reason = "is before 1970" if timestamp < 0 else "is more than a day ahead"
+    if not EARLIEST_EVENT <= timestamp <= now + MAX_CLOCK_SKEW:
+        reason = "is before 1970" if timestamp < EARLIEST_EVENT else "is more than a day ahead"
         return EventResult(status="rejected", reason=reason, place=f"{place}.timestamp")
     return Event(
         user_id=sent.user_id,

@@ -33,7 +33,7 @@ FORBIDDEN = {
 
 LAYERS = {
     "features": (
-        ("arrays", "errors", "files", "progress", "schema", "ids", "interactions", "catalog"),
+        ("arrays", "errors", "files", "progress", "schema", "ids", "interactions", "instants", "catalog"),
         ("log",),
         ("tables",),
         ("store",),

@@ -3,14 +3,16 @@
 All values and conditions are polars expressions over one raw column: nothing is collected, nothing loops over rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import polars as pl
 
 from features.errors import DataError
-from features.schema import MAX_ID_BYTES
+from features.ids import ID_RULES, TextRule
+from features.instants import BASIC, EARLIEST, EARLIEST_EVENT, ISO, LATEST, MAX_CLOCK_SKEW
+from features.interactions import DAY
 
 UTC = pl.Datetime("us", "UTC")
 
@@ -25,12 +27,7 @@ EPOCHS = {
 }
 """Unit -> (a column whose median is below this has the unit, microseconds per unit). 1e11 s is the year 5138."""
 
-ISO = (
-    r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?))?"
-    r"\s*([Zz]|UTC|GMT|[+-](?:[01]\d|2[0-3]):?(?:[0-5]\d)?)?$"
-)
 NUMBER = r"^[+-]?\d+(?:\.\d+)?$"
-CONTROL = "[\\x00-\\x1f\\x7f-\\x9f]"
 
 
 @dataclass(frozen=True)
@@ -88,27 +85,34 @@ def identifier(place: str, name: str, dtype: pl.DataType, *, required: bool) -> 
         violations.append(Violation(f"null {name}", f"give every row a {name}", empty))
     else:
         value = pl.when(~empty).then(value)
-    violations.append(
-        Violation(
-            f"{name} too long",
-            f"ids have at most {MAX_ID_BYTES} bytes in UTF-8: use a shorter key",
-            (value.str.len_bytes() > MAX_ID_BYTES).fill_null(False),
-        )
-    )
     if not (dtype.is_numeric() or dtype == pl.Null):
-        control = value.str.contains(CONTROL).fill_null(False)
-        violations.append(Violation(f"{name} with control characters", "strip control characters from ids", control))
+        violations += _text_violations(name, value, ID_RULES)
     return ColumnRule(value, tuple(violations), notes)
 
 
-def text(place: str, name: str, dtype: pl.DataType, *, required: bool = False) -> ColumnRule:
-    """Free text; "" is null. required: a row with null is rejected."""
+def _text_violations(
+    name: str, value: pl.Expr, rules: Sequence[TextRule], *, repaired: bool = False
+) -> list[Violation]:
+    """One violation for each rule that text can break."""
+    return [
+        Violation(f"{name} {rule.reason}", rule.advice, rule.condition(value).fill_null(False), repaired)
+        for rule in rules
+    ]
+
+
+def text(
+    place: str, name: str, dtype: pl.DataType, *, required: bool = False, rules: Sequence[TextRule] = ()
+) -> ColumnRule:
+    """Text that keeps the rules; "" is null. required: a row with null, or that breaks a rule, is rejected."""
     if dtype.is_nested() or isinstance(dtype, pl.Binary):
         raise DataError(f"{place}: {name} has type {dtype}; it must be text: cast the column")
     raw = pl.col(name).cast(pl.String)
     empty = raw.is_null() | (raw.str.len_bytes() == 0)
-    violations = (Violation(f"null {name}", f"give every row its {name}", empty),) if required else ()
-    return ColumnRule(raw if required else pl.when(~empty).then(raw), violations)
+    broken = _text_violations(name, raw, rules, repaired=not required)
+    if required:
+        return ColumnRule(raw, (Violation(f"null {name}", f"give every row its {name}", empty), *broken))
+    bad = pl.any_horizontal(empty, *(violation.condition for violation in broken))
+    return ColumnRule(pl.when(~bad).then(raw), tuple(broken))
 
 
 def number(
@@ -209,8 +213,8 @@ def moment(
     """An instant, in microseconds UTC.
 
     Accepts zoned datetimes, ISO 8601 text with an offset, and numbers since 1970, whose `median` determines the unit.
-    now: the latest accepted instant. A datetime without a zone is a violation; dates: a date without a time of day is
-    accepted as midnight UTC.
+    now: of an event, which lies between 1970 and MAX_CLOCK_SKEW after now; None: the years 1 to 9999 are accepted. A
+    datetime without a zone is a violation; dates: a date without a time of day is accepted as midnight UTC.
     Raises DataError when the whole column has another type or no zone.
     """
     raw = pl.col(name)
@@ -222,11 +226,12 @@ def moment(
                 f"{place}: {name} has no time zone ({dtype}). Write it with one: if it is UTC, "
                 f'pl.col("{name}").dt.replace_time_zone("UTC")'
             )
-        missing, value = raw.is_null(), raw.dt.convert_time_zone("UTC").cast(UTC)
+        micros = {"ms": 1000, "us": 1}.get(dtype.time_unit, 0)
+        missing, value = raw.is_null(), _instant_of(raw, micros) if micros else (raw.cast(pl.Int64) // 1000).cast(UTC)
     elif isinstance(dtype, pl.Date):
         if not dates:
             raise DataError(f"{place}: {name} holds dates only; events need the time of day, with a zone")
-        missing, value = raw.is_null(), raw.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+        missing, value = raw.is_null(), _instant_of(raw.cast(pl.Int32), DAY)
     elif dtype == pl.Null:
         missing, value = pl.lit(True), pl.lit(None, UTC)
     elif (since := epoch(dtype, name)) is not None:
@@ -240,7 +245,15 @@ def moment(
             missing = raw.is_null() | (since.is_nan() if dtype.is_float() else pl.lit(False))
     else:
         raise DataError(f"{place}: {name} has type {dtype}; it must be a zoned datetime, ISO 8601 text or an epoch")
-    return ColumnRule(value, _instant_violations(name, value, missing, naive, now, repaired), notes)
+    violations = _instant_violations(name, value, missing, naive, now, repaired)
+    in_range = value.cast(pl.Int64).is_between(EARLIEST, LATEST)  # else no datetime of Python can hold it
+    return ColumnRule(pl.when(in_range).then(value), violations, notes)
+
+
+def _instant_of(ticks: pl.Expr, micros: int) -> pl.Expr:
+    """The instants of ticks since 1970 of so many microseconds each. Ticks out of range stay so, without overflow."""
+    clipped = ticks.cast(pl.Int64).clip(EARLIEST // micros - 1, LATEST // micros + 1)
+    return (clipped * micros).cast(UTC)
 
 
 def _epoch_instant(place: str, name: str, since: pl.Expr, median: float | None) -> tuple[pl.Expr, tuple[str, ...]]:
@@ -260,7 +273,7 @@ def _text_instant(field: pl.Expr, dates: bool) -> tuple[pl.Expr, pl.Expr, pl.Exp
     Returns the instants of text with an offset; the midnights of dates without a time of day, null unless `dates`;
     and a mask of the fields that lack a zone.
     """
-    parts = field.str.extract_groups(ISO).struct
+    parts = field.str.replace(BASIC, "${1}-${2}-${3}T${4}:${5}:${6}").str.extract_groups(ISO).struct
     day, clock, zone = (parts.field(str(i)) for i in (1, 2, 3))
     local = pl.coalesce(
         pl.concat_str([day, clock], separator=" ").str.to_datetime(form, time_unit="us", strict=False)
@@ -290,9 +303,21 @@ def _instant_violations(
     ]
     if not repaired:
         violations.insert(0, Violation(f"null {name}", f"give every event its {name}", missing))
-    if now is not None:
-        late = (value > pl.lit(now).cast(UTC)).fill_null(False)
-        violations.append(
-            Violation(f"{name} in the future", f"later than {now:%Y-%m-%dT%H:%M:%SZ}: check clock and unit", late)
-        )
+    instant = value.cast(pl.Int64)
+    if now is None:
+        outside = ~instant.is_between(EARLIEST, LATEST)
+        violations.append(Violation(f"{name} before the year 1 or after 9999", advice, _true(outside), repaired))
+    else:
+        latest = now + timedelta(microseconds=MAX_CLOCK_SKEW)
+        checks = f"later than {latest:%Y-%m-%dT%H:%M:%SZ}, a day from now: check clock and unit"
+        late = value > pl.lit(latest).cast(UTC)
+        violations += [
+            Violation(f"{name} before 1970", "check the unit and the missing times", _true(instant < EARLIEST_EVENT)),
+            Violation(f"{name} in the future", checks, _true(late)),
+        ]
     return tuple(violations)
+
+
+def _true(condition: pl.Expr) -> pl.Expr:
+    """The condition; False where it is null."""
+    return condition.fill_null(False)

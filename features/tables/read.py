@@ -15,6 +15,7 @@ import polars as pl
 from features import schema
 from features.arrays import Bools, Floats
 from features.errors import DataError
+from features.ids import ID_RULES, TEXT_RULES
 from features.log.item_changes import ItemChanges, item_put_table
 from features.log.records import ItemPut
 from features.progress import StartProgress
@@ -25,6 +26,8 @@ from features.schema import (
     EVENT_ID,
     GROUP,
     ITEM,
+    MAX_POSITION,
+    MIN_POSITION,
     POSITION,
     PRICE,
     PROPENSITY,
@@ -85,7 +88,7 @@ def read_tables(config: DataConfig, *, now: datetime | None = None, progress: St
     """Read and validate the tables in the folder ``config.path``: items.*, events.* and, if it exists, users.*.
 
     The item changes of the log in ``config.log`` are applied to the items table. Rejected rows are written to
-    ``<path>/rejected/<table>.parquet``. now: the latest accepted time of an event (default: the clock).
+    ``<path>/rejected/<table>.parquet``. now: an event may lie up to a day after it (default: the clock).
     Raises DataError when a file or column is missing or no valid row is left.
     """
     folder = Path(config.path)
@@ -204,6 +207,7 @@ def _read(
     events = validated_by_name["events"].kept if "events" in validated_by_name else pl.DataFrame(schema=EVENTS)
     if "events" in validated_by_name:
         notes += _unnamed_types(events, config.events)
+        notes += _ahead(events, now or datetime.now(UTC))
     report = Report(tuple(c.count for c in validated_tables), tuple(problems), tuple(notes), files)
     return Tables(items, events, validated_by_name["users"].kept if "users" in validated_by_name else None, report)
 
@@ -268,11 +272,17 @@ def _column(raw: RawTable, name: str, kind: pl.DataType, now: datetime) -> Colum
             rule = "a finite number of 0 or more"
             return checks.number(*column, allowed=lambda v: v >= 0, rule=rule, repaired=True)
         case schema.POSITION:
-            rule = "a whole number of 0 or more"
-            whole = checks.number(*column, allowed=lambda v: v.is_between(0, 2**31 - 1) & (v == v.floor()), rule=rule)
+            rule = f"a whole number from {MIN_POSITION} to {MAX_POSITION}"
+            whole = checks.number(
+                *column, allowed=lambda v: v.is_between(MIN_POSITION, MAX_POSITION) & (v == v.floor()), rule=rule
+            )
             return ColumnRule(whole.value.cast(pl.Int32), whole.violations)
         case schema.PROPENSITY:
             return checks.number(*column, allowed=lambda v: (v > 0) & (v <= 1), rule="in (0, 1]")
+        case schema.EVENT:
+            return checks.text(*column, required=True, rules=TEXT_RULES)
+        case schema.GROUP:
+            return checks.text(*column, rules=ID_RULES)
         case schema.AVAILABLE:
             return checks.flag(*column)
         case schema.CATEGORIES:
@@ -309,6 +319,13 @@ def _unnamed_types(events: pl.DataFrame, rules: EventRules) -> list[str]:
     never = [repr(name) for name in sorted({*rules.positive, *(rules.seen or ())}) if name not in counts]
     notes = [f"event types neither positive nor seen, by data.events: {', '.join(unlisted)}"] if unlisted else []
     return notes + ([f"event types in data.events that no event has: {', '.join(never)}"] if never else [])
+
+
+def _ahead(events: pl.DataFrame, now: datetime) -> list[str]:
+    """A note on events later than now, which is within what a table may hold."""
+    late = int((events.get_column(TIME) > now).sum())
+    what = "have a time after now, up to a day: clocks that are ahead, or local times written as UTC"
+    return [f"{late:,} events {what}"] if late else []
 
 
 def _nothing_left(validated: Validated) -> DataError:
