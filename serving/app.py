@@ -16,6 +16,7 @@ from features.interactions import now_micros
 from features.schema import DataConfig, EventRules
 from features.store.base import FeatureStore
 from serving.errors import ErrorResponse, add_errors
+from serving.http import MAX_URL_BYTES
 from serving.routes.events import add_events
 from serving.routes.health import add_health
 from serving.routes.items import add_items
@@ -34,6 +35,7 @@ logger = logging.getLogger("recsys.serving")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "the URL or the body cannot be read"},
+    414: {"model": ErrorResponse, "description": f"the URL exceeds {MAX_URL_BYTES} bytes"},
     422: {"model": ErrorResponse, "description": "the request is invalid"},
     503: {"model": ErrorResponse, "description": "no bundle is served, or the event log cannot be written"},
 }

@@ -158,6 +158,7 @@ def add_items(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in
     async def media(item_id: str) -> Response:
         """The image file of an item. An item whose image is a URL has none here."""
         snapshot = snapshot_of(service)
+        checked_id(item_id, "item_id")
         if not service.catalog_updater.has_item(item_id):
             raise ApiError(404, "no_picture", "this item has no image file", "item_id")
         content, kind = await in_thread(snapshot.picture, item_id)
