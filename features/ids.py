@@ -1,6 +1,12 @@
-"""The map between external ids, used at the interfaces, and row numbers, used inside."""
+"""The rule of external ids, and the map between them, used at the interfaces, and row numbers, used inside.
 
-from collections.abc import Iterable, Sequence
+One rule holds at every door: tables, requests and the records that the service writes. It refuses what cannot travel:
+control characters and line separators break lines of logs and files, and every client shortens the path segments "."
+and ".." before it sends them. All other text is an id, exactly as it is written.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +15,75 @@ import polars as pl
 
 from features.arrays import Ints
 from features.errors import DataError
+from features.schema import MAX_ID_BYTES
+
+_CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
+"""Control characters and line separators, in the syntax that the regular expressions of Python and polars share."""
+
+_PYTHON_CONTROL = re.compile(f"[{_CONTROL}\ud800-\udfff]")
+"""A lone surrogate is not text: UTF-8, and so a polars column, cannot hold it."""
+
+
+@dataclass(frozen=True)
+class TextRule:
+    """A way in which text is not a valid id, for a Python string and for a polars column of text.
+
+    found: what a string has that breaks the rule, None when it keeps it; condition: the same for a column, null where
+    the column is null.
+    """
+
+    reason: str
+    advice: str
+    found: Callable[[str], str | None]
+    condition: Callable[[pl.Expr], pl.Expr]
+
+
+def _length(text: str) -> str | None:
+    size = len(text.encode(errors="surrogatepass"))
+    return f"{size} bytes" if size > MAX_ID_BYTES else None
+
+
+def _control(text: str) -> str | None:
+    match = _PYTHON_CONTROL.search(text)
+    return match and f"U+{ord(match[0]):04X}"
+
+
+TEXT_RULES = (
+    TextRule(
+        "too long",
+        f"at most {MAX_ID_BYTES} bytes in UTF-8 are allowed: use a shorter key",
+        _length,
+        lambda column: column.str.len_bytes() > MAX_ID_BYTES,
+    ),
+    TextRule(
+        "with control characters",
+        "remove control characters and line separators (U+0000-001F, U+007F-009F, U+2028, U+2029)",
+        _control,
+        lambda column: column.str.contains(f"[{_CONTROL}]"),
+    ),
+)
+"""The rules of event types, and of ids."""
+
+ID_RULES = (
+    *TEXT_RULES,
+    TextRule(
+        "that no URL can hold",
+        "every client shortens the paths '.' and '..': use another key",
+        lambda text: repr(text) if text in (".", "..") else None,
+        lambda column: column.is_in([".", ".."]),
+    ),
+)
+"""The rules of ids of users, items, events, requests and products. An id is not empty either."""
+
+
+def id_error(text: str, rules: Sequence[TextRule] = ID_RULES) -> str:
+    """The reason why a text is not a valid id; "" when it is valid."""
+    if not text:
+        return "empty: give it a text"
+    for rule in rules:
+        if found := rule.found(text):
+            return f"{rule.reason} ({found}): {rule.advice}"
+    return ""
 
 
 @dataclass(frozen=True)

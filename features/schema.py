@@ -12,7 +12,10 @@ IMAGE, AUDIO, VIDEO = "image", "audio", "video"
 PUBLISHED, AVAILABLE, GROUP = "published_at", "available", "group_id"
 
 MAX_ID_BYTES = 512
-"""Maximum length of an id in UTF-8 bytes, everywhere."""
+"""Maximum length of an id or an event type in UTF-8 bytes, everywhere."""
+
+MIN_POSITION, MAX_POSITION = 1, 10_000
+"""Positions of an item in a response, counted from 1."""
 
 MAX_PRICE = 1e12
 """The largest price, everywhere; a larger number is a mistake of its source."""

@@ -16,10 +16,12 @@ from features.interactions import now_micros
 from features.schema import DataConfig, EventRules
 from features.store.base import FeatureStore
 from serving.errors import ErrorResponse, add_errors
+from serving.http import MAX_URL_BYTES
 from serving.routes.events import add_events
 from serving.routes.health import add_health
 from serving.routes.items import add_items
 from serving.routes.page import add_page
+from serving.routes.paths import CanonicalUrl
 from serving.routes.search import add_search
 from serving.routes.users import add_users
 from serving.settings import ServeSettings
@@ -32,6 +34,8 @@ from serving.state.thread_pool import thread_pool
 logger = logging.getLogger("recsys.serving")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorResponse, "description": "the URL or the body cannot be read"},
+    414: {"model": ErrorResponse, "description": f"the URL exceeds {MAX_URL_BYTES} bytes"},
     422: {"model": ErrorResponse, "description": "the request is invalid"},
     503: {"model": ErrorResponse, "description": "no bundle is served, or the event log cannot be written"},
 }
@@ -134,6 +138,7 @@ def create_app(
         responses=ERRORS,
     )
     app.state.service = service
+    app.add_middleware(CanonicalUrl)
     add_errors(app)
     in_thread = thread_pool(service)
     add_users(app, service, in_thread)

@@ -26,6 +26,9 @@ class ApiError(Exception):
         )
 
 
+NOT_FOUND = "there is no such path; percent-encode each id, its / as %2F"
+
+
 def json_response(content: Any, status: int = 200) -> Response:
     """A response with a JSON body; the content may hold numpy arrays and dataclasses."""
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -65,7 +68,10 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        return ApiError(error.status_code, code, str(error.detail), "path").response()
+        message = NOT_FOUND if error.status_code == 404 else str(error.detail)
+        response = ApiError(error.status_code, code, message, "path").response()
+        response.headers.update(error.headers or {})
+        return response
 
     @app.exception_handler(Exception)
     async def unexpected_error(request: Request, error: Exception) -> Response:

@@ -6,11 +6,11 @@ from uuid import uuid4
 import orjson
 from pydantic import ValidationError
 
-from features.interactions import DAY
+from features.instants import EARLIEST_EVENT, MAX_CLOCK_SKEW, parse_instant
 from features.log.records import Event
 from features.schema import EventRules
 from serving.errors import ApiError
-from serving.schemas import MAX_EVENTS, EventIn, EventResult, first_error, micros
+from serving.schemas import MAX_EVENTS, EventIn, EventResult, first_error
 
 
 def validate_events(body: bytes, now: int, rules: EventRules | None = None) -> tuple[list[Event | EventResult], int]:
@@ -48,12 +48,12 @@ def _validate_event(raw: Any, index: int, now: int, rules: EventRules | None) ->
     try:
         sent = EventIn.model_validate(raw)
         # events without a time get increasing times, in the order sent
-        timestamp = now + index if sent.timestamp is None else micros(sent.timestamp)
+        timestamp = now + index if sent.timestamp is None else parse_instant(sent.timestamp)
     except ValidationError as error:
         field, reason = first_error(error)
         return EventResult(status="rejected", reason=reason, place=f"{place}.{field}")
-    if timestamp < 0 or timestamp > now + DAY:
-        reason = "is before 1970" if timestamp < 0 else "is more than a day ahead"
+    if not EARLIEST_EVENT <= timestamp <= now + MAX_CLOCK_SKEW:
+        reason = "is before 1970" if timestamp < EARLIEST_EVENT else "is more than a day ahead"
         return EventResult(status="rejected", reason=reason, place=f"{place}.timestamp")
     if rules is not None and (meant := rules.meant(sent.event)) is not None:
         reason = f"is a type that data.events does not name; is {meant!r} meant? Send it so, or name this type too"

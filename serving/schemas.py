@@ -5,8 +5,6 @@ and lone surrogates. Invalid input gives a 4xx response that names the error, ne
 """
 
 import math
-import re
-from datetime import UTC, datetime
 from typing import Annotated, Literal
 from urllib.parse import quote
 
@@ -14,29 +12,19 @@ from fastapi import Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
-from features.schema import MAX_ID_BYTES
+from features.ids import TEXT_RULES, id_error
+from features.instants import parse_instant
+from features.schema import MAX_ID_BYTES, MAX_POSITION, MIN_POSITION
 from serving.errors import ApiError
 
 MAX_BODY_BYTES = 1 << 20
 MAX_EVENTS = 1000
-MAX_NAME_BYTES = 64
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
-
-
-def id_error(text: str, limit: int = MAX_ID_BYTES) -> str:
-    """The reason why a text is not a valid id; "" when it is valid. limit: bytes in UTF-8."""
-    if not text:
-        return "is empty"
-    if match := _CONTROL.search(text):
-        return f"contains the character U+{ord(match[0]):04X}; control characters are not allowed in ids"
-    if (size := len(text.encode())) > limit:
-        return f"has {size} bytes in UTF-8; the maximum is {limit}"
-    return ""
+MAX_PLACE = 64
+"""Characters of a field's name in an error."""
 
 
 def checked_id(text: str, place: str) -> str:
-    """The id, checked. Raises ApiError 422 when it is invalid."""
+    """The id, checked by the rule of `features.ids`. Raises ApiError 422 when it is invalid."""
     if reason := id_error(text):
         raise ApiError(422, "bad_id", f"{place} {reason}", place)
     return text
@@ -55,8 +43,8 @@ def _id(text: str) -> str:
     return text
 
 
-def _name(text: str) -> str:
-    if reason := id_error(text, MAX_NAME_BYTES):
+def _event_type(text: str) -> str:
+    if reason := id_error(text, TEXT_RULES):
         raise ValueError(reason)
     return text
 
@@ -67,28 +55,13 @@ def _finite(value: float) -> float:
     return value
 
 
-def _moment(text: str) -> str:
-    micros(text)
+def _instant(text: str) -> str:
+    parse_instant(text)
     return text
 
 
-def micros(text: str) -> int:
-    """µs since 1970 UTC of an ISO 8601 time with a zone. Raises ValueError when it is invalid or has no zone."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError("is not an ISO 8601 time such as 2026-01-31T12:00:00Z") from None
-    if moment.tzinfo is None:
-        raise ValueError("has no zone: add Z or an offset such as +01:00")
-    # naive difference minus the UTC offset: astimezone(UTC) overflows in the years 1 and 9999
-    elapsed = (
-        moment.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC) - (moment.utcoffset() or 0 * moment.resolution)
-    )
-    return (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds
-
-
 Finite = Annotated[float, AfterValidator(_finite)]
-Id = Annotated[str, AfterValidator(_id), Field(max_length=MAX_ID_BYTES)]
+Id = Annotated[str, AfterValidator(_id), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES})]
 
 
 class EventIn(BaseModel):
@@ -98,14 +71,14 @@ class EventIn(BaseModel):
 
     user_id: Id
     item_id: Id
-    event: Annotated[str, AfterValidator(_name)] = Field(description="event type, as in the training data")
-    timestamp: Annotated[str, AfterValidator(_moment)] | None = Field(
-        default=None, description="ISO 8601 with zone, at most one day in the future; default: now"
+    event: Annotated[str, AfterValidator(_event_type)] = Field(description="event type, as in the training data")
+    timestamp: Annotated[str, AfterValidator(_instant)] | None = Field(
+        default=None, description="ISO 8601 with zone, from 1970 to one day from now; default: now"
     )
     value: Finite | None = Field(default=None, description="for example a rating or a quantity")
     event_id: Id | None = Field(default=None, description="makes retries idempotent; default: a generated id")
     request_id: Id | None = Field(default=None, description="request_id of the response that showed the item")
-    position: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+    position: Annotated[int, Field(ge=MIN_POSITION, le=MAX_POSITION)] | None = Field(
         default=None, description="position of the item in that response"
     )
 
@@ -219,5 +192,5 @@ async def bounded_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
 def first_error(error: ValidationError) -> tuple[str, str]:
     """The first invalid field, and the reason."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"])[:MAX_NAME_BYTES].encode(errors="replace").decode()
+    field = ".".join(str(part) for part in first["loc"])[:MAX_PLACE].encode(errors="replace").decode()
     return field, first["msg"].removeprefix("Value error, ")

@@ -20,6 +20,7 @@ from features.content.parts import Limits
 from features.content.spaces import Embedded, Encoder, SpaceKey, Task, unit
 from features.store.memory import MemoryStore
 from serving.app import create_app
+from serving.http import http_server
 
 SHADES = np.random.default_rng(0).integers(0, 256, (40, 8))
 ROTATION = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))[0]
@@ -74,13 +75,11 @@ def encoders(config: object, decoders: DecoderPool, limits: Limits, models: Path
 
 def main() -> None:
     """Serve until killed."""
-    import uvicorn
-
     folder, port = Path(sys.argv[1]), int(sys.argv[2])
     app = create_app(
         toy_settings(folder, follow_seconds=0.1, preload=True), connect=lambda r: MemoryStore(r), encoders=encoders
     )
-    uvicorn.run(app, port=port, log_level="warning")
+    http_server(app, port=port, log_level="warning").run()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import orjson
 import polars as pl
-import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from media import picture
@@ -33,6 +32,7 @@ from features.schema import DataConfig, EventRules
 from features.store.base import UserState
 from features.store.memory import MemoryStore
 from serving.app import create_app
+from serving.http import http_server
 
 HOME = "/v1/users/{}/recommendations?k={}&placement={}"
 GREEN_PNG = picture(np.full((8, 8, 3), (0, 255, 0), np.uint8), "PNG")
@@ -145,7 +145,7 @@ def serving(app: FastAPI) -> Iterator[str]:
     """Run an application on a real server with a free port; yields its URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, loop="asyncio", http="httptools", log_level="warning"))
+        server = http_server(app, loop="asyncio", log_level="warning")
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         deadline = time.monotonic() + 20

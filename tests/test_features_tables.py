@@ -160,9 +160,9 @@ def test_items_with_an_invalid_optional_field_are_kept() -> None:
 
 
 def test_logged_fields_out_of_range_become_null() -> None:
-    logged = events_of(position=[0, -1, 3, 2**40], propensity=[0.5, 1.0, 0.0, float("nan")])
+    logged = events_of(position=[1, 0, 3, 10_001], propensity=[0.5, 1.0, 0.0, float("nan")])
     tables = check({"item_id": ["a"]}, logged)
-    assert tables.events["position"].to_list() == [0, None, 3, None]
+    assert tables.events["position"].to_list() == [1, None, 3, None]
     assert tables.events["propensity"].to_list() == [0.5, 1.0, None, None]
     assert {p.count for p in tables.report.problems} == {2}
 
@@ -182,8 +182,9 @@ def test_text_times() -> None:
         "2024-13-01T00:00:00Z",
         None,
         "",
-        "2025-01-01T00:00:01Z",
+        "2025-01-02T00:00:01Z",  # more than a day after NOW
         "1714564800",
+        "1969-12-31T23:59:59Z",
     ]
     tables = check({"item_id": ["a"]}, events_of(timestamp=texts, user_id=[str(i) for i in range(len(texts))]))
     assert tables.events["timestamp"].to_list() == [DAY, DAY, DAY + timedelta(seconds=0.25), DAY, DAY]
@@ -193,6 +194,7 @@ def test_text_times() -> None:
         "timestamp not parseable": 2,
         "null timestamp": 2,
         "timestamp in the future": 1,
+        "timestamp before 1970": 1,
     }
 
 
@@ -354,20 +356,21 @@ def test_missing_ambiguous_and_corrupt_files(tmp_path: Path) -> None:
 
 def test_json_lines(tmp_path: Path) -> None:
     items = [
-        {"item_id": 1, "categories": ["x", "y z"], "price": 2.5, "available": False},
+        {"item_id": 1, "title": "a\u2028b", "categories": ["x", "y z"], "price": 2.5, "available": False},
         {"item_id": "b", "price": None},
     ]
     (tmp_path / "items.jsonl").write_text("\n\n".join(json.dumps(i) for i in items) + "\n")
-    row = {"user_id": "ü\u2028", "item_id": 1, "event": "buy", "timestamp": "2024-05-01T12:00:00Z", "value": 2}
+    row = {"user_id": "ü", "item_id": 1, "event": "buy", "timestamp": "2024-05-01T12:00:00Z", "value": 2}
     lines = [json.dumps(row), "not json", json.dumps(row)[:-1], json.dumps(row | {"user_id": "\ud800"}), "[1]"]
     (tmp_path / "events.ndjson").write_text("\n".join(lines) + "\n")
     tables = read_tables(config(tmp_path), now=NOW)
     check_counts(tables)
     assert tables.items["item_id"].to_list() == ["1", "b"]
+    assert tables.items["title"].to_list() == ["a\u2028b", None]
     assert tables.items["categories"].to_list() == [["x", "y z"], None]
     assert tables.items["available"].to_list() == [False, True]
     assert tables.items["price"].to_list() == [2.5, None]
-    assert tables.events.select("user_id", "item_id", "value").row(0) == ("ü\u2028", "1", 2.0)
+    assert tables.events.select("user_id", "item_id", "value").row(0) == ("ü", "1", 2.0)
     assert tables.report.counts[1].rejected == 4
     rejected = pl.read_parquet(tmp_path / "rejected" / "events.parquet")
     assert rejected["__line__"].to_list() == lines[1:]

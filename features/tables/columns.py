@@ -3,21 +3,19 @@
 All values and conditions are polars expressions over one raw column: nothing is collected, nothing loops over rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import polars as pl
 
 from features.errors import DataError
-from features.schema import MAX_ID_BYTES
+from features.ids import ID_RULES, TextRule
 from features.tables.text_lists import ENCLOSED, text_lists
 
 UTC = pl.Datetime("us", "UTC")
 
 MAX_EXACT_INTEGER: dict[type[pl.DataType], int] = {pl.Float16: 2**11, pl.Float32: 2**24, pl.Float64: 2**53}
 """Float type -> the value from which on it does not represent every integer."""
-
-CONTROL = "[\\x00-\\x1f\\x7f-\\x9f]"
 
 
 @dataclass(frozen=True)
@@ -75,16 +73,8 @@ def identifier(place: str, name: str, dtype: pl.DataType, *, required: bool) -> 
         violations.append(Violation(f"null {name}", f"give every row a {name}", empty))
     else:
         value = pl.when(~empty).then(value)
-    violations.append(
-        Violation(
-            f"{name} too long",
-            f"ids have at most {MAX_ID_BYTES} bytes in UTF-8: use a shorter key",
-            (value.str.len_bytes() > MAX_ID_BYTES).fill_null(False),
-        )
-    )
     if not (dtype.is_numeric() or dtype == pl.Null):
-        control = value.str.contains(CONTROL).fill_null(False)
-        violations.append(Violation(f"{name} with control characters", "strip control characters from ids", control))
+        violations += _text_violations(name, value, ID_RULES)
     return ColumnRule(value, tuple(violations), notes)
 
 
@@ -105,14 +95,29 @@ def as_text(name: str, dtype: pl.DataType) -> pl.Expr:
     return pl.coalesce(pl.when(known).then(raw).cast(pl.String), stored.cast(pl.String))
 
 
-def text(place: str, name: str, dtype: pl.DataType, *, required: bool = False) -> ColumnRule:
-    """Free text; "" is null. required: a row with null is rejected."""
+def _text_violations(
+    name: str, value: pl.Expr, rules: Sequence[TextRule], *, repaired: bool = False
+) -> list[Violation]:
+    """One violation for each rule that text can break."""
+    return [
+        Violation(f"{name} {rule.reason}", rule.advice, rule.condition(value).fill_null(False), repaired)
+        for rule in rules
+    ]
+
+
+def text(
+    place: str, name: str, dtype: pl.DataType, *, required: bool = False, rules: Sequence[TextRule] = ()
+) -> ColumnRule:
+    """Text that keeps the rules; "" is null. required: a row with null, or that breaks a rule, is rejected."""
     if dtype.is_nested() or isinstance(dtype, pl.Binary | pl.Duration):
         raise DataError(f"{place}: {name} has type {dtype}; it must be text: cast the column")
     raw = as_text(name, dtype)
     empty = raw.is_null() | (raw.str.len_bytes() == 0)
-    violations = (Violation(f"null {name}", f"give every row its {name}", empty),) if required else ()
-    return ColumnRule(raw if required else pl.when(~empty).then(raw), violations)
+    broken = _text_violations(name, raw, rules, repaired=not required)
+    if required:
+        return ColumnRule(raw, (Violation(f"null {name}", f"give every row its {name}", empty), *broken))
+    bad = pl.any_horizontal(empty, *(violation.condition for violation in broken))
+    return ColumnRule(pl.when(~bad).then(raw), tuple(broken))
 
 
 def number(

@@ -15,6 +15,7 @@ import polars as pl
 from features import schema
 from features.arrays import Bools, Floats
 from features.errors import DataError
+from features.ids import ID_RULES, TEXT_RULES
 from features.log.item_changes import ItemChanges, item_put_table
 from features.log.records import ItemPut
 from features.progress import StartProgress
@@ -25,6 +26,8 @@ from features.schema import (
     EVENT_ID,
     GROUP,
     ITEM,
+    MAX_POSITION,
+    MIN_POSITION,
     POSITION,
     PRICE,
     PROPENSITY,
@@ -96,7 +99,7 @@ def read_tables(config: DataConfig, *, now: datetime | None = None, progress: St
     """Read and validate the tables in the folder ``config.path``: items.*, events.* and, if it exists, users.*.
 
     The item changes of the log in ``config.log`` are applied to the items table. Rejected rows are written to
-    ``<path>/rejected/<table>.parquet``. now: the latest accepted time of an event (default: the clock).
+    ``<path>/rejected/<table>.parquet``. now: an event may lie up to a day after it (default: the clock).
     Raises DataError when a file or column is missing or no valid row is left.
     """
     folder = Path(config.path)
@@ -222,6 +225,7 @@ def _read(
         notes += unnamed_types(events, config.events, validated_by_name["events"].count.file)
         if not label_events(events, config.events)[0].any():
             problems.append(no_positive(events, config.events))
+        notes += _ahead(events, now or datetime.now(UTC))
     report = Report(tuple(c.count for c in validated_tables), tuple(problems), tuple(notes), files)
     return Tables(items, events, validated_by_name["users"].kept if "users" in validated_by_name else None, report)
 
@@ -282,11 +286,17 @@ def _column(raw: RawTable, name: str, kind: pl.DataType, now: datetime) -> Colum
             rule = "a finite number of 0 or more"
             return checks.at_most(checks.number(*column, allowed=lambda v: v >= 0, rule=rule), name, schema.MAX_PRICE)
         case schema.POSITION:
-            rule = "a whole number of 0 or more"
-            whole = checks.number(*column, allowed=lambda v: v.is_between(0, 2**31 - 1) & (v == v.floor()), rule=rule)
+            rule = f"a whole number from {MIN_POSITION} to {MAX_POSITION}"
+            whole = checks.number(
+                *column, allowed=lambda v: v.is_between(MIN_POSITION, MAX_POSITION) & (v == v.floor()), rule=rule
+            )
             return ColumnRule(whole.value.cast(pl.Int32), whole.violations)
         case schema.PROPENSITY:
             return checks.number(*column, allowed=lambda v: (v > 0) & (v <= 1), rule="in (0, 1]")
+        case schema.EVENT:
+            return checks.text(*column, required=True, rules=TEXT_RULES)
+        case schema.GROUP:
+            return checks.text(*column, rules=ID_RULES)
         case schema.AVAILABLE:
             return checks.flag(*column)
         case schema.CATEGORIES:
@@ -302,3 +312,10 @@ def _undeclared(raw: RawTable, rules: dict[str, ColumnRule]) -> list[str]:
         return []
     remedy = "; name it in data.extra_columns to keep it" if raw.name == "items" else ""
     return [f"{raw.file}: not of the contract and not read: {', '.join(names)}{remedy}"]
+
+
+def _ahead(events: pl.DataFrame, now: datetime) -> list[str]:
+    """A note on events later than now, which is within what a table may hold."""
+    late = int((events.get_column(TIME) > now).sum())
+    what = "have a time after now, up to a day: clocks that are ahead, or local times written as UTC"
+    return [f"{late:,} events {what}"] if late else []

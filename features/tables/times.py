@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from features.errors import DataError
+from features.instants import BASIC, EARLIEST, EARLIEST_EVENT, ISO, LATEST, MAX_CLOCK_SKEW
 from features.tables.columns import UTC, ColumnRule, Violation
 from features.tables.validate import RawTable
 
@@ -23,8 +24,8 @@ RECENT = (662_688_000, 4_102_444_800)
 """Seconds of 1991-01-01 and 2100-01-01 UTC: the range of plausible numbers for events, and the range that tells units
 apart. The ranges of two units do not meet. The ticks of .NET (100 ns since year 1) lie outside all of them."""
 
-CALENDAR = (-62_135_596_800, 253_402_300_800)
-"""Seconds of the first instant of year 1, and of the first one after year 9999."""
+CALENDAR = (EARLIEST / 1e6, (LATEST + 1) / 1e6)
+"""The range of all instants, in seconds."""
 
 NEVER = 253_370_764_800
 """Seconds of 9999-01-01 UTC: some tables write a date of this year for "never"."""
@@ -32,10 +33,6 @@ NEVER = 253_370_764_800
 AROUND_1970 = 30 * 86_400
 """Seconds around 1970-01-01 in which numbers land that are no times of this unit, or no times at all."""
 
-ISO = (
-    r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?))?"
-    r"\s*([Zz]|UTC|GMT|[+-](?:[01]\d|2[0-3]):?(?:[0-5]\d)?)?$"
-)
 NUMBER = r"^[+-]?\d+(?:\.\d+)?$"
 EXPONENT = r"^[+-]?\d+(?:\.\d*)?[eE][+-]?\d+$"
 
@@ -43,7 +40,7 @@ SMALLEST = 366 * 86_400
 """Seconds. A column of published_at with a smaller median holds no times of this unit: its times would be of 1970.
 Counts of minutes and dates written as one number would."""
 
-WRITE = "write {} as ISO 8601 with an offset, e.g. 2024-05-01T12:00:00Z"
+WRITE = "write {} as ISO 8601 with an offset, of the years 1 to 9999, e.g. 2024-05-01T12:00:00Z"
 
 DIGIT_DATES = {"seconds": 8, "milliseconds": 12}
 """Unit -> digits of a date written as one number (20240501, 202405011200) that is a plausible time in this unit."""
@@ -199,8 +196,9 @@ def moment(
     """An instant, in microseconds UTC.
 
     Accepts zoned datetimes, ISO 8601 text with an offset, and numbers since 1970, read as `numbers` says.
-    now: the latest accepted instant. A datetime without a zone is a violation; dates: a date without a time of day is
-    accepted as midnight UTC. Raises DataError when the whole column has another type or no zone.
+    now: of an event, which lies between 1970 and MAX_CLOCK_SKEW after now; None: the years 1 to 9999 are accepted. A
+    datetime without a zone is a violation; dates: a date without a time of day is accepted as midnight UTC.
+    Raises DataError when the whole column has another type or no zone.
     """
     raw = pl.col(name)
     naive = odd = exponent = pl.lit(False)
@@ -244,13 +242,20 @@ def moment(
     if not repaired:
         violations.insert(0, Violation(f"null {name}", f"give every event its {name}", missing))
     if now is not None:
-        violations.append(_late(name, value, now))
+        violations += _outside(name, value, now)
     return ColumnRule(value, tuple(violations), notes)
 
 
-def _late(name: str, value: pl.Expr, now: datetime) -> Violation:
-    late = (value > pl.lit(now).cast(UTC)).fill_null(False)
-    return Violation(f"{name} in the future", f"later than {now:%Y-%m-%dT%H:%M:%SZ}: check clock and unit", late)
+def _outside(name: str, value: pl.Expr, now: datetime) -> list[Violation]:
+    """The violations of an event that lies before 1970, or too far after now."""
+    latest = now + timedelta(microseconds=MAX_CLOCK_SKEW)
+    late = (value > pl.lit(latest).cast(UTC)).fill_null(False)
+    early = (value.to_physical() < EARLIEST_EVENT).fill_null(False)
+    checks = f"later than {latest:%Y-%m-%dT%H:%M:%SZ}, a day from now: check clock and unit"
+    return [
+        Violation(f"{name} before 1970", "check the unit and the missing times", early),
+        Violation(f"{name} in the future", checks, late),
+    ]
 
 
 PHYSICAL = {"ms": (1000, 1), "us": (1, 1), "ns": (1, 1000), "days": (86_400_000_000, 1)}
@@ -274,7 +279,7 @@ def _text_instant(field: pl.Expr, dates: bool) -> tuple[pl.Expr, pl.Expr, pl.Exp
     Returns the instants of text with an offset; the midnights of dates without a time of day, null unless `dates`;
     and a mask of the fields that lack a zone.
     """
-    parts = field.str.extract_groups(ISO).struct
+    parts = field.str.replace(BASIC, "${1}-${2}-${3}T${4}:${5}:${6}").str.extract_groups(ISO).struct
     day, clock, zone = (parts.field(str(i)) for i in (1, 2, 3))
     local = pl.coalesce(
         pl.concat_str([day, clock], separator=" ").str.to_datetime(form, time_unit="us", strict=False)

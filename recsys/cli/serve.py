@@ -26,15 +26,16 @@ def serve(
     """
     import logging
     import os
+    from contextlib import suppress
 
     # requests run in parallel on the cores: more threads in each of them would only compete
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-    import uvicorn
     from pydantic import ValidationError
 
     from features.errors import ConfigError
     from serving.app import create_app
+    from serving.http import http_server
     from serving.settings import ServeSettings
 
     options = {"bundles": bundles, "log": log, "host": host, "port": port}
@@ -48,16 +49,13 @@ def serve(
         ) from None
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("recsys").setLevel(logging.INFO)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http="httptools",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=10,
+    server = http_server(
+        create_app(settings), host=settings.host, port=settings.port, loop="uvloop", timeout_graceful_shutdown=10
     )
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how the service is stopped
+        server.run()
+    if not server.started:
+        raise typer.Exit(3)
 
 
 def search(

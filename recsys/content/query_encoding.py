@@ -1,21 +1,46 @@
 """Search queries of text, images, sounds and videos, as one vector in the space of the items' contents."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from features.arrays import Bools
 from features.catalog import Catalog
-from features.content.encoder_config import EncoderConfig, GeminiConfig, OpenAICompatibleConfig, open_encoders
+from features.content.encoder_config import (
+    BuiltinConfig,
+    EncoderConfig,
+    GeminiConfig,
+    OpenAICompatibleConfig,
+    open_encoders,
+)
 from features.content.media.decoder_pool import DecoderPool
-from features.content.parts import Content, Limits
+from features.content.parts import Content, Limits, Modality
 from features.content.spaces import Embedded, Encoder, Failure, absent
 from features.errors import BundleError
 from features.interactions import now_micros
 from recsys.content.content_space import ContentSpace
+
+CHANNEL_MODALITIES: dict[str, tuple[Modality, ...]] = {
+    "text": ("text",),
+    "title": ("text",),
+    "image": ("image", "video"),
+    "speech": ("audio", "video"),
+    "sound": ("audio", "video"),
+}
+"""Channel of the built-in encoders -> what its encoder reads."""
+
+KIND_MODALITIES: dict[str, tuple[Modality, ...]] = {
+    "siglip": ("text", "image"),
+    "clip": ("text", "image"),
+    "clap": ("text", "audio"),
+    "sentence-transformers": ("text",),
+    "gemini": ("text", "image", "audio", "video"),
+    "openai-compatible": ("text",),
+}
+"""Kind of one encoder for all channels -> what it reads."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +75,18 @@ class EncoderSetup:
     def remote(self) -> bool:
         """Whether the encoder is a remote service."""
         return isinstance(self.config, GeminiConfig | OpenAICompatibleConfig)
+
+    def modalities(self, channels: Collection[str]) -> tuple[Modality, ...]:
+        """What a search over items with these content channels can read, known without opening an encoder.
+
+        A model of sentence-transformers is taken to read texts; some read pictures too.
+        """
+        config = self.config
+        if isinstance(config, BuiltinConfig):
+            read = {modality for name in channels for modality in CHANNEL_MODALITIES.get(name, ())}
+        else:
+            read = set(KIND_MODALITIES[config.kind])
+        return tuple(modality for modality in get_args(Modality) if modality in read)
 
     def open(self, decoders: DecoderPool) -> dict[str, Encoder]:
         """Channel -> encoder; see `open_encoders`."""

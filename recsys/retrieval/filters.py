@@ -5,17 +5,36 @@ from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from features.arrays import Bools
 from features.catalog import Catalog
 from features.errors import DataError
+from features.ids import id_error
+from features.instants import format_instant, parse_instant
 from features.schema import CATEGORIES
 
 MAX_VALUES = 10_000
 """Maximum number of ids or values in one list."""
 
+
+def _ids(ids: tuple[str, ...]) -> tuple[str, ...]:
+    for place, text in enumerate(ids):
+        if reason := id_error(text):
+            raise ValueError(f"id {place} is {reason}")
+    return ids
+
+
+def _time(value: object) -> object:
+    """The time of ISO 8601 text; a datetime as it is. Raises ValueError for others, such as numbers."""
+    if isinstance(value, datetime):
+        return value
+    return datetime.fromisoformat(format_instant(parse_instant(str(value))))
+
+
 Names = Annotated[tuple[str, ...], Field(max_length=MAX_VALUES)]
+Ids = Annotated[Names, AfterValidator(_ids)]
+Time = Annotated[AwareDatetime, BeforeValidator(_time)]
 Value = str | bool | int | float
 
 
@@ -28,12 +47,12 @@ class Filter(BaseModel):
     price: tuple[float | None, float | None] | None = Field(
         default=None, description="[minimum, maximum], both inclusive; null: no bound"
     )
-    published: tuple[AwareDatetime | None, AwareDatetime | None] | None = Field(
+    published: tuple[Time | None, Time | None] | None = Field(
         default=None,
         description="[from, before), ISO 8601 with a time zone; null: no bound",
     )
-    items: Names | None = Field(default=None, description="only items with these ids")
-    exclude: Names = Field(default=(), description="no items with these ids")
+    items: Ids | None = Field(default=None, description="only items with these ids")
+    exclude: Ids = Field(default=(), description="no items with these ids")
     columns: dict[str, Annotated[tuple[Value, ...], Field(max_length=MAX_VALUES)]] = Field(
         default={},
         description="column of the items table -> allowed values; of a list, one of its values is enough; "
@@ -59,7 +78,7 @@ class Filter(BaseModel):
         if self.price is not None:
             keep &= _within(catalog.price.astype(np.float64), *self.price, ~np.isnan(catalog.price))
         if self.published is not None:
-            start, end = (_micros(time) for time in self.published)
+            start, end = (None if time is None else parse_instant(time.isoformat()) for time in self.published)
             keep &= _within(catalog.published, start, None if end is None else end - 1, catalog.dated)
         if self.items is not None:
             keep &= _has_id(catalog, self.items)
@@ -78,10 +97,6 @@ def _within(values: np.ndarray, minimum: float | None, maximum: float | None, kn
     if maximum is not None:
         out &= values <= maximum
     return out
-
-
-def _micros(time: datetime | None) -> int | None:
-    return None if time is None else round(time.timestamp() * 1e6)
 
 
 def _has_id(catalog: Catalog, ids: tuple[str, ...]) -> Bools:

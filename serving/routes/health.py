@@ -5,6 +5,7 @@ from fastapi.responses import Response
 
 from serving.errors import json_response
 from serving.routes.responses import snapshot_of
+from serving.state.encoder_pool import query_modalities
 from serving.state.service import ServiceState
 
 
@@ -28,8 +29,8 @@ def add_health(app: FastAPI, service: ServiceState) -> None:
 
     @app.get("/v1/about", tags=["state"])
     async def about() -> Response:
-        """The served bundle, its number of items, the placements, the event that the page sends for a click, and
-        whether search is available."""
+        """The served bundle, its number of items, the placements, the event that the page sends for a click, whether
+        search is available, the content channels of the items, and what a search can read."""
         snapshot = snapshot_of(service)
         data = snapshot.bundle.data
         event, minimum = next(iter(data.events.positive.items()), ("click", None))
@@ -39,6 +40,8 @@ def add_health(app: FastAPI, service: ServiceState) -> None:
                 "items": len(snapshot.cards),
                 "placements": {name: place.model_dump() for name, place in data.placements.items()},
                 "click": {"event": event, "value": minimum},
-                "search": snapshot.bundle.content is not None,
+                "search": (content := snapshot.bundle.content) is not None,
+                "channels": [] if content is None else list(content.channels),
+                "search_by": query_modalities(snapshot.bundle),
             }
         )

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -12,13 +11,14 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from features.instants import format_instant, parse_instant
 from features.log.item_changes import store_media
 from features.log.records import ItemDeleted, ItemPut
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, MAX_PRICE, TITLE, VIDEO
 from serving.errors import ApiError, ErrorResponse, json_response
 from serving.routes.responses import FilterParameter, log_exposure, slate_response, snapshot_of, timed, with_filter
 from serving.routes.search_query import json_object, media_source
-from serving.schemas import FailedPart, Finite, Id, SimilarResponse, checked_id, first_error, id_error, micros
+from serving.schemas import FailedPart, Finite, Id, SimilarResponse, checked_id, first_error
 from serving.state.encoder_pool import EncoderPool
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServableBundle, ServingSnapshot, card
@@ -30,12 +30,8 @@ bytes of a URL."""
 
 
 def _utc(text: str) -> str:
-    """An ISO 8601 time in UTC. Raises ValueError when it has no zone or lies outside the years 1 to 9999."""
-    micros(text)
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC).isoformat()
-    except OverflowError:
-        raise ValueError("is before the year 1 or after 9999 in UTC") from None
+    """ISO 8601 text in UTC; a bare date is midnight. Raises ValueError."""
+    return format_instant(parse_instant(text, dates=True))
 
 
 Label = Annotated[str, Field(max_length=MAX_LABEL)]
@@ -51,7 +47,9 @@ class ItemIn(BaseModel):
     description: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
     categories: list[Label] | None = Field(default=None, max_length=MAX_LABELS)
     price: Annotated[Finite, Field(ge=0, le=MAX_PRICE)] | None = None
-    published_at: Annotated[str, AfterValidator(_utc)] | None = Field(default=None, description="ISO 8601 with zone")
+    published_at: Annotated[str, AfterValidator(_utc)] | None = Field(
+        default=None, description="ISO 8601 with zone, or a date"
+    )
     available: bool = True
     group_id: Id | None = Field(default=None, description="the same for all variants of one product")
     image: Media = None
@@ -117,8 +115,8 @@ def _checked_media(value: str, place: str, hosts: Collection[str]) -> str | byte
         host, port = parts.hostname or "", parts.port or 443
     except ValueError:
         raise ApiError(422, "bad_media", f"{place} is not a valid URL", place) from None
-    if why := id_error(value, MAX_URL):
-        raise ApiError(422, "bad_media", f"{place} {why}", place)
+    if len(value.encode()) > MAX_URL or not value.isprintable():
+        raise ApiError(422, "bad_media", f"{place} has more than {MAX_URL} bytes or unprintable characters", place)
     name, allowed = f"[{host}]" if ":" in host else host, {entry.lower() for entry in hosts}
     if parts.username is not None or not {f"{name}:{port}", *([name] if port == 443 else [])} & allowed:
         listed = ", ".join(hosts) or "none; send base64"
@@ -144,7 +142,7 @@ def add_items(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in
     _add_changes(app, service, encoder_pool, in_thread)
 
     @app.get(
-        "/v1/items/{item_id:path}",
+        "/v1/items/{item_id:id}",
         responses={200: {"model": ItemResponse}, 404: {"model": ErrorResponse}},
         tags=["items"],
     )
@@ -156,10 +154,11 @@ def add_items(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in
         progress = {"status": status, "failed": [{"part": part, "reason": reason[:500]} for part, reason in failed]}
         return json_response(_item_fields(snapshot, item_id, put) | progress)
 
-    @app.get("/media/{item_id:path}", tags=["items"])
+    @app.get("/media/{item_id:id}", tags=["items"])
     async def media(item_id: str) -> Response:
         """The image file of an item. An item whose image is a URL has none here."""
         snapshot = snapshot_of(service)
+        checked_id(item_id, "item_id")
         if not service.catalog_updater.has_item(item_id):
             raise ApiError(404, "no_picture", "this item has no image file", "item_id")
         content, kind = await in_thread(snapshot.picture, item_id)
@@ -172,7 +171,7 @@ def add_items(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in
 
 
 def _add_similar(app: FastAPI, service: ServiceState, in_thread: Callable[..., Any]) -> None:
-    @app.get("/v1/items/{item_id:path}/similar", responses={200: {"model": SimilarResponse}}, tags=["items"])
+    @app.get("/v1/items/{item_id:id}/similar", responses={200: {"model": SimilarResponse}}, tags=["items"])
     async def similar(
         item_id: str,
         k: Annotated[int, Query(ge=1, le=100, description="number of items")] = 20,
@@ -194,7 +193,7 @@ def _add_changes(
     app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in_thread: Callable[..., Any]
 ) -> None:
     @app.put(
-        "/v1/items/{item_id:path}",
+        "/v1/items/{item_id:id}",
         status_code=202,
         responses={
             202: {"model": ItemAcceptedResponse},
@@ -216,8 +215,6 @@ def _add_changes(
         """
         snapshot = snapshot_of(service)
         checked_id(item_id, "item_id")
-        if item_id.endswith("/similar"):
-            raise ApiError(422, "bad_id", "item_id must not end in /similar, a reserved path", "item_id")
         async with encoder_pool.body(request) as body:
             folder = service.settings.log
             record = await in_thread(parse_item, item_id, body, snapshot.bundle, folder, service.now())
@@ -225,7 +222,7 @@ def _add_changes(
         is_new = await service.catalog_updater.accept(service.log, replace(record, timestamp=service.now()))
         return json_response({"item_id": item_id, "status": "accepted", "new": is_new}, 202)
 
-    @app.delete("/v1/items/{item_id:path}", responses={404: {"model": ErrorResponse}}, tags=["items"])
+    @app.delete("/v1/items/{item_id:id}", responses={404: {"model": ErrorResponse}}, tags=["items"])
     async def delete(item_id: str) -> Response:
         """Hide an item from the next response on, until it is put again."""
         snapshot_of(service)

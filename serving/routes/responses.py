@@ -16,6 +16,7 @@ from features.log.records import Exposure
 from recsys.ranking.slate import Slate
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError, json_response
+from serving.http import MAX_URL_BYTES
 from serving.schemas import first_error
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
@@ -25,8 +26,8 @@ VARIANT = "default"
 FilterParameter = Annotated[
     str | None,
     Query(
-        max_length=100_000,
-        description=f"filter as JSON: which items may be returned. {json.dumps(Filter.model_json_schema())}",
+        description=f"filter as JSON: which items may be returned. The whole URL has at most {MAX_URL_BYTES} bytes: "
+        f"room for some 1,300 UUIDs; else 414. {json.dumps(Filter.model_json_schema())}",
     ),
 ]
 

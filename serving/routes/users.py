@@ -43,7 +43,7 @@ def recommend(
 def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     """Add the routes."""
 
-    @app.get("/v1/users/{user_id:path}/recommendations", responses={200: {"model": SlateResponse}}, tags=["users"])
+    @app.get("/v1/users/{user_id:id}/recommendations", responses={200: {"model": SlateResponse}}, tags=["users"])
     async def recommendations(
         user_id: str, k: Count = 20, placement: str | None = None, filter: FilterParameter = None
     ) -> Response:
@@ -64,7 +64,7 @@ def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
         exposure = await log_exposure(service, slate, name, source=source, degraded=degraded, user_id=user_id)
         return slate_response(slate, snapshot, exposure)
 
-    @app.get("/v1/users/{user_id:path}/history", tags=["users"])
+    @app.get("/v1/users/{user_id:id}/history", tags=["users"])
     async def history(user_id: str, limit: Annotated[int, Query(ge=1, le=512)] = 50) -> Response:
         """A user's events in the feature store, newest first. Items that are not in the catalogue have no title."""
         snapshot = snapshot_of(service)

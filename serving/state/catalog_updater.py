@@ -23,13 +23,13 @@ from features.content.encoder_config import TEXT_CHANNEL, TITLE_CHANNEL
 from features.content.spaces import Embedded
 from features.errors import LogError
 from features.ids import IdMap
+from features.instants import parse_instant
 from features.log.event_log import EventLog, item_changes
 from features.log.item_changes import ItemChanges, delete_unused_media, media_in_use
 from features.log.records import ItemDeleted, ItemPut
 from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, PUBLISHED, VIDEO
 from features.tables.read import check_item_puts
 from recsys.content.item_encoding import ItemVectors
-from serving.schemas import micros
 from serving.state.snapshot import ServableBundle, ServingSnapshot
 
 logger = logging.getLogger("recsys.serving")
@@ -310,7 +310,7 @@ def _is_hidden(status: _ItemStatus, now: int) -> bool:
     if status.put is None or status.put.fields.get(AVAILABLE) is False:
         return True
     published = status.put.fields.get(PUBLISHED)
-    return published is not None and micros(published) > now
+    return published is not None and parse_instant(published) > now
 
 
 def _changed(bundle: ServableBundle, items: pl.DataFrame) -> Bools:

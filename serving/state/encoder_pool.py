@@ -18,7 +18,7 @@ from fastapi import Request
 
 from features.content.encoder_config import TEXT_CHANNEL, EncoderConfig, open_encoders
 from features.content.media.decoder_pool import DecoderPool
-from features.content.parts import Content, Limits, Text
+from features.content.parts import Content, Limits, Modality, Text
 from features.content.spaces import Embedded, Encoder
 from features.errors import RecsysError
 from recsys.content.content_space import ContentSpace
@@ -206,3 +206,12 @@ def encoding_of(bundle: ServableBundle) -> tuple[EncoderSetup, ContentSpace]:
     if encoding is None or bundle.content is None:
         raise ApiError(503, "no_content", "the served bundle has no content space: train with an encoder", "bundle")
     return encoding, bundle.content
+
+
+def query_modalities(bundle: ServableBundle) -> tuple[Modality, ...]:
+    """What a search can read: text, image, audio, video; empty when the bundle cannot be searched."""
+    try:
+        encoding, space = encoding_of(bundle)
+    except (ApiError, RecsysError):
+        return ()
+    return encoding.modalities(space.channels)

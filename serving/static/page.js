@@ -2,7 +2,7 @@
 // Demo page of the public API. Values from the API are inserted as text, never as markup.
 
 const $ = (id) => document.getElementById(id);
-const state = { user: "", placement: "", click: { event: "click", value: null }, lastList: 0, file: null, lastSearch: 0 };
+const state = { user: "", placement: "", click: { event: "click", value: null }, searchBy: [], lastList: 0, file: null, lastSearch: 0 };
 
 async function call(path, options) {
   const started = performance.now();
@@ -21,6 +21,7 @@ function make(tag, className, text) {
 
 let toastTimer;
 function toast(text) {
+  ($("similar").open ? $("similar") : document.body).append($("toast")); // an open dialog covers all that is outside of it
   $("toast").textContent = text;
   $("toast").hidden = false;
   clearTimeout(toastTimer);
@@ -28,6 +29,7 @@ function toast(text) {
 }
 
 const name = (item) => item.title || item.item_id;
+const meaning = () => state.click.event + (state.click.value === null ? "" : ` ${state.click.value}`);
 
 function initials(text) {
   const words = text.match(/[\p{L}\p{N}]+/gu) || ["·"];
@@ -78,11 +80,11 @@ function card(item, requestId) {
   const entry = make("li", "card");
   const hit = make("button", "hit");
   hit.type = "button";
-  hit.setAttribute("aria-label", `${state.click.event}: ${name(item)}`);
   const text = texts(item, item.categories.join(" · "));
   if (item.near) text.append(strongest(item.near));
+  text.append(make("span", "does", meaning()));
   hit.append(face(item), text);
-  hit.addEventListener("click", () => send(item, requestId));
+  hit.addEventListener("click", () => send(item, requestId, entry));
   const foot = make("div", "foot");
   const similar = make("button", "quiet", "Similar");
   similar.type = "button";
@@ -104,7 +106,22 @@ const reasons = {
   stale: "the history may be incomplete",
   recommender: "the model failed",
   bundle: "no bundle is served",
+  log: "what is shown is not logged",
 };
+
+const hints = { // by what failed; the history itself is not lost
+  store: "The feature store does not respond, so the history is not known: these are the most popular items.",
+  stale: "The history is being loaded: the items may not fit it yet.",
+  recommender: "The model failed: these are the most popular items.",
+};
+
+function hint(slate) {
+  const failed = slate.degraded.find((reason) => hints[reason]);
+  if (failed) return hints[failed];
+  return slate.source === "popular"
+    ? "No history yet: these are the most popular items. Choose one that you like."
+    : "Choose an item, and the next response takes it into account.";
+}
 
 function showState(slate, millis) {
   const chips = [];
@@ -130,9 +147,7 @@ async function show() {
     document.body.dataset.request = slate.request_id;
     showState(slate, millis);
     $("picks-title").textContent = `For ${state.user}`;
-    $("hint").textContent = slate.source === "popular"
-      ? "No history yet: these are the most popular items. Choose one that you like."
-      : "Choose an item, and the next response takes it into account.";
+    $("hint").textContent = hint(slate);
     fill($("picks"), slate.items.map((item) => card(item, slate.request_id)), slate.items, "There are no more items to show.");
     $("count").textContent = past.total ? `${past.total} ${past.total === 1 ? "event" : "events, newest first"}` : "";
     const events = past.events.map((item) => {
@@ -142,20 +157,28 @@ async function show() {
       entry.append(face(item), texts(item, `${item.event}${value} · ${new Date(item.timestamp / 1000).toLocaleDateString()}`));
       return entry;
     });
-    fill($("past"), events, past.events, "No events yet. The items that you choose appear here.");
+    fill($("past"), events, past.events, past.degraded.includes("store")
+      ? "The feature store does not respond: the history cannot be shown."
+      : "No events yet. The items that you choose appear here.");
   } catch (error) {
     if (request === state.lastList) toast(error.message);
   }
 }
 
-async function send(item, requestId) {
+async function send(item, requestId, entry) {
   const event = { user_id: state.user, item_id: item.item_id, ...state.click, request_id: requestId, position: item.position };
   try {
     await call("/v1/events", { method: "POST", body: JSON.stringify(event), headers: { "Content-Type": "application/json" } });
     $("similar").close();
     await show();
-    toast(`${state.click.event}: ${name(item)}`);
-    $("picks").focus({ preventScroll: true });
+    if (entry.isConnected && $("finds").contains(entry)) { // the lists that changed may be off the screen
+      entry.classList.add("chosen");
+      entry.querySelector(".does").textContent = `✓ ${meaning()}`;
+      toast(`${meaning()}: ${name(item)}. The history and the items for ${state.user}, below, have changed.`);
+    } else {
+      toast(`${meaning()}: ${name(item)}`);
+      $("picks").focus({ preventScroll: true });
+    }
   } catch (error) {
     toast(error.message);
   }
@@ -173,8 +196,22 @@ async function showSimilar(item) {
   }
 }
 
+const media = { image: "picture", audio: "sound", video: "video" };
+
+function offer(searchBy) {
+  state.searchBy = searchBy;
+  const kinds = Object.keys(media).filter((kind) => searchBy.includes(kind));
+  $("add").hidden = !kinds.length;
+  $("file").accept = kinds.map((kind) => `${kind}/*`).join();
+  const words = kinds.map((kind) => `a ${media[kind]}`).join(" or ");
+  $("add-what").textContent = `Add ${words}`;
+  $("words").placeholder = kinds.length ? `Search by words, or drop ${words} anywhere` : "Search by words";
+}
+
 function hold(file) {
-  if (file && !/^(image|audio|video)\//.test(file.type)) return toast(`${file.name} is not an image, a sound or a video`);
+  const kind = file && file.type.split("/")[0];
+  if (file && !(kind in media)) return toast(`${file.name} is not an image, a sound or a video`);
+  if (file && !state.searchBy.includes(kind)) return toast(`${file.name}: the items cannot be searched by ${media[kind]}`);
   URL.revokeObjectURL($("preview").src);
   state.file = file;
   $("file").value = "";
@@ -227,6 +264,7 @@ function clear() {
 }
 
 function choose(user) {
+  if (/^\.\.?$/.test(user)) return toast("A user id cannot be “.” or “..”: no URL can hold it.");
   state.user = user;
   $("user").value = user;
   const url = new URL(location.href);
@@ -254,6 +292,7 @@ for (const moved of ["dragover", "dragleave", "drop"]) {
     if (moved === "drop" && dragged.dataTransfer.files.length) hold(dragged.dataTransfer.files[0]);
   });
 }
+$("similar").addEventListener("close", () => document.body.append($("toast")));
 $("close").addEventListener("click", () => $("similar").close());
 $("similar").addEventListener("click", (clicked) => { if (clicked.target === $("similar")) $("similar").close(); });
 
@@ -262,6 +301,7 @@ async function start() {
     const [about] = await call("/v1/about");
     state.click = about.click;
     $("ask").hidden = !about.search;
+    offer(about.search_by);
     $("placement").replaceChildren(...Object.keys(about.placements).map((place) => make("option", "", place)));
     state.placement = $("placement").value;
     $("placement").parentElement.hidden = Object.keys(about.placements).length < 2;

@@ -1,0 +1,120 @@
+"""Requests that the HTTP server itself refuses: each gets an error of the one shape."""
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pytest
+from service_harness import serving
+from toy_service import ToyShelf, toy_bundle, toy_encoders, toy_events, toy_settings
+
+from features.store.memory import MemoryStore
+from serving.app import create_app
+from serving.http import MAX_URL_BYTES
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    folder = tmp_path_factory.mktemp("http")
+    shelf = ToyShelf(toy_bundle(folder))
+    app = create_app(
+        toy_settings(folder),
+        load=shelf.load,
+        current=shelf.current,
+        events=lambda _: toy_events(),
+        connect=MemoryStore,
+        encoders=toy_encoders,
+    )
+    with serving(app) as url:
+        parts = urlsplit(url)
+        yield str(parts.hostname), int(parts.port or 0)
+
+
+def send(address: tuple[str, int], *pieces: bytes) -> tuple[int, dict[str, str], Any]:
+    """Status, headers and JSON body of the response to bytes that are sent piece by piece."""
+    with socket.create_connection(address, timeout=20) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        received = b""
+        while chunk := connection.recv(1 << 16):
+            received += chunk
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    assert int(headers["content-length"]) == len(body)
+    return int(status.split(" ")[1]), headers, json.loads(body)
+
+
+def get(url: str, *more: str) -> bytes:
+    return "\r\n".join([f"GET {url} HTTP/1.1", "Host: x", "Connection: close", *more, "", ""]).encode("latin-1")
+
+
+def test_a_url_of_the_limit_is_served_and_a_longer_one_is_refused(address: tuple[str, int]) -> None:
+    path = "/v1/users/new/recommendations?k=1&filter="
+    body = quote(json.dumps({"exclude": ["i0"]}))
+    longest = path + body + "%20" * ((MAX_URL_BYTES - len(path + body)) // 3)
+    longest += "&" * (MAX_URL_BYTES - len(longest))
+    status, _, response = send(address, get(longest))
+    assert (status, [item["item_id"] for item in response["items"]]) == (200, ["i1"])
+    status, headers, response = send(address, get(longest + "&"))
+    assert (status, headers["content-type"], headers["connection"]) == (414, "application/json", "close")
+    assert response == {
+        "error": {
+            "code": "url_too_long",
+            "message": "the URL exceeds 65535 bytes: send fewer ids in the filter, or shorter ones",
+            "place": "filter",
+        }
+    }
+
+
+@pytest.mark.parametrize("n", [2_000, 9_999])
+def test_a_filter_of_many_ids_is_refused_with_the_limit(address: tuple[str, int], n: int) -> None:
+    ids = [f"d3b07384-d9a0-4e9b-8c5d-{k:012d}" for k in range(n)]
+    url = "/v1/users/new/recommendations?filter=" + quote(json.dumps({"exclude": ids}), safe="")
+    request = get(url)
+    pieces = [request[at : at + 4000] for at in range(0, len(request), 4000)]
+    for sent in ([request], pieces):
+        status, _, response = send(address, *sent)
+        assert (status, response["error"]["code"]) == (414, "url_too_long")
+
+
+def test_1300_uuids_fit(address: tuple[str, int]) -> None:
+    ids = [f"d3b07384-d9a0-4e9b-8c5d-{k:012d}" for k in range(1300)]
+    url = "/v1/users/new/recommendations?k=1&filter=" + quote(json.dumps({"exclude": ids}), safe="")
+    assert send(address, get(url))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 64,  # TLS
+        b"GET /v1/about HTTP/1.1\r\nHost x\r\n\r\n",
+        b"GET /v1/about HTTP/1.1\r\nHo st: x\r\n\r\n",
+        b"GET /a b HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: two\r\n\r\n",
+        b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_gets_an_error_of_the_one_shape(address: tuple[str, int], request_: bytes) -> None:
+    status, headers, response = send(address, request_)
+    assert (status, headers["content-type"]) == (400, "application/json")
+    assert response["error"]["code"] == "bad_request"
+    assert set(response["error"]) == {"code", "message", "place"}
+
+
+def test_bytes_above_ascii_in_the_path_are_refused(address: tuple[str, int]) -> None:
+    status, _, response = send(address, get("/v1/items/\xff"))
+    assert (status, response["error"]["code"] in ("bad_request", "bad_url")) == (400, True)
+
+
+def test_an_upgrade_to_another_protocol_is_not_followed(address: tuple[str, int]) -> None:
+    upgrade = ("Upgrade: websocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13")
+    request = get("/v1/about", *upgrade).replace(b"Connection: close", b"Connection: Upgrade, close")
+    status, _, response = send(address, request)
+    assert (status, response["items"]) == (200, 12)
