@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from features.errors import ConfigError, DependencyError, SourceError
+from features.errors import ConfigError, DataError, DependencyError, SourceError
 from features.schema import DataConfig, EventRules
 from features.tables.read import read_tables
 from features.tables.sources import SOURCES, extract, get, movielens
@@ -111,6 +111,43 @@ def test_posters_and_plots(tmp_path: Path) -> None:
     get(request)
     items = read_tables(request).items
     assert items.select("description", "image").rows() == [("Plot.", str(folder / "p" / "10.jpg")), (None, None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("ratings.csv", b"", r"ratings.csv is empty"),
+        ("ratings.csv", "userId,movieId\n".encode("utf-16"), r"ratings.csv is text in UTF-16"),
+        ("ratings.csv", b"userId;movieId\n1;10\n", r"ratings.csv: .* separated by ';'"),
+        ("ratings.csv", b"userId,movieId,rating,timestamp\n1,10,x,1\n", r"ml cannot be read: .*conversion"),
+        ("movies.csv", b"movieId,title\n10,A\n", r"ml cannot be read: .*genres"),
+        ("movies.csv", b'movieId,title,genres\n10,"A,B\n', r"not closed in line 2 \('10,\"A,B'\)"),
+        ("movies.csv", "movieId,title,genres\n10,Käse,\n".encode("latin-1"), r"movies.csv is not UTF-8: line 2"),
+    ],
+)
+def test_a_file_of_another_kind_in_a_grouplens_folder(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    folder = grouplens(tmp_path / "ml")
+    (folder / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        get(config("movielens", tmp_path / "out", folder))
+    assert not (tmp_path / "out" / "source.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("s.txt", "1 2\n".encode("utf-16"), r"s.txt is text in UTF-16"),
+        ("s.txt", b"1 \xe4\n", r"s.txt is not UTF-8: line 1"),
+        ("s_item2attributes.json", b"{", r"s_item2attributes.json is no JSON"),
+        ("s_item2attributes.json", b'{"a":"\xe4"}', r"s_item2attributes.json is not UTF-8"),
+        ("s-items.csv", b"item_id,title,genres\n1,a,b,c\n", r"s-items.csv: line 2 has 4 fields"),
+    ],
+)
+def test_a_file_of_another_kind_beside_sequences(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / "s.txt").write_text("1 2 3\n")
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        get(config("sequences", tmp_path / "out", tmp_path / "s.txt"))
 
 
 def test_existing_tables_stay_until_forced_or_until_the_source_changes(tmp_path: Path) -> None:
