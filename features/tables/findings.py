@@ -1,6 +1,6 @@
 """What the valid rows of the tables leave to be said: unknown items, unnamed event types, doubtful ids and times."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -95,11 +95,14 @@ def nothing_left(validated: Validated) -> DataError:
     return DataError(f"{count.file}: nothing usable is left of {count.read:,} rows. {reasons}")
 
 
-def doubtful(validated: Validated) -> list[Problem]:
-    """Problems of rows that are kept: ids that are no ids, and instants that a mistaken unit would give."""
+def doubtful(validated: Validated, types: Mapping[str, pl.DataType]) -> list[Problem]:
+    """Problems of rows that are kept: ids that are no ids, and instants that a mistaken unit would give.
+
+    types: types of the columns in the file; numbers are ids as they are.
+    """
     table, frame, rows = validated.count.table, validated.kept, np.flatnonzero(validated.codes == 0)
     doubts = []
-    for name in IDS[table]:
+    for name in (name for name in IDS[table] if not types[name].is_numeric()):
         missing = pl.col(name).is_in(PLACEHOLDERS)
         doubts.append(Violation(f"{name} is a word for a missing value", "leave out the rows without an id", missing))
         lost = pl.col(name).str.contains(LOST_DIGITS)

@@ -210,7 +210,7 @@ def _read(
             raise nothing_left(validated)
     validated_tables = [*validated_by_name.values(), *([logged] if logged else [])]
     problems = [p for c in validated_tables for p in c.problems]
-    problems += [p for c in validated_by_name.values() for p in doubtful(c)]
+    problems += [p for raw in raw_tables for p in doubtful(validated_by_name[raw.name], raw.types)]
     tables = []
     for validated in (validated_by_name["items"], *([logged] if logged else [])):
         table, missing = (validated.kept, []) if media_root is None else find_media(validated, media_root)
@@ -226,6 +226,8 @@ def _read(
         if not label_events(events, config.events)[0].any():
             problems.append(no_positive(events, config.events))
         notes += _ahead(events, now or datetime.now(UTC))
+    if "users" in validated_by_name:
+        notes.append(f"{validated_by_name['users'].count.file}: validated, but not used yet")
     report = Report(tuple(c.count for c in validated_tables), tuple(problems), tuple(notes), files)
     return Tables(items, events, validated_by_name["users"].kept if "users" in validated_by_name else None, report)
 

@@ -6,7 +6,7 @@ that is not plausible in that unit is a violation, whose advice says what the nu
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC as PYTHON_UTC
 from datetime import datetime, timedelta
 
@@ -83,8 +83,6 @@ class EpochNumbers:
             number.len().alias("count"),
             number.filter(number != 0).abs().median().alias("median"),
             *(_plausible(number, unit, events).sum().alias(unit) for unit in UNITS),
-            *(number.filter(~_plausible(number, unit, events)).first().alias(f"odd {unit}") for unit in UNITS),
-            number.first().alias("odd None"),
         ).row(0, named=True)
         if not facts["count"]:
             return None
@@ -93,10 +91,13 @@ class EpochNumbers:
                 f"{raw.file}: {name} has type {dtype}, which rounds times to minutes or worse; write the column "
                 "again from its source, as Int64 or as a datetime with a zone"
             )
-        unit, median = max(UNITS, key=lambda u: int(facts[u])), facts["median"] or 0.0
-        if not facts[unit] or (median < SMALLEST * UNITS[unit] and not events):
-            return cls(None, median, facts["odd None"], events)
-        return cls(unit, median, facts[f"odd {unit}"], events)
+        best, median = max(UNITS, key=lambda u: int(facts[u])), facts["median"] or 0.0
+        believed = facts[best] and (events or median >= SMALLEST * UNITS[best])
+        numbers = cls(best if believed else None, median, None, events)
+        if believed and facts[best] == facts["count"]:
+            return numbers
+        odd = raw.collect(number.filter(~numbers.plausible(number)).first()).item()
+        return replace(numbers, odd=odd)
 
     def plausible(self, since: pl.Expr) -> pl.Expr:
         """Mask of the numbers that are plausible times."""
