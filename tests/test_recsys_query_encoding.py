@@ -240,3 +240,21 @@ def test_the_command_rejects_invalid_queries_and_bundles(bundles: Path, tmp_path
     stage, catalog, statistics = toy_stage(noise(), toy_catalog(30), reranked=False)
     publish_bundle(save_bundle(without, catalog, stage, statistics, {"config": {"encoder": None}}))
     assert "train with an encoder" in str(search(without, "--text", "x").exception)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "channels", "kinds"),
+    [
+        ({"kind": "builtin"}, ["title", "text"], ("text",)),
+        ({"kind": "builtin"}, ["image", "text"], ("text", "image", "video")),
+        ({"kind": "builtin"}, ["sound"], ("audio", "video")),
+        ({"kind": "clip", "model": "m"}, ["content"], ("text", "image")),
+        ({"kind": "clap", "model": "m"}, ["content"], ("text", "audio")),
+        ({"kind": "gemini"}, ["content"], ("text", "image", "audio", "video")),
+        ({"kind": "openai-compatible", "base_url": "u", "model": "m"}, ["content"], ("text",)),
+    ],
+)
+def test_what_a_query_can_hold(encoder: dict[str, str], channels: list[str], kinds: tuple[str, ...]) -> None:
+    setup = EncoderSetup.of({"config": {"encoder": encoder, "limits": {}, "cache": "nowhere"}})
+    assert setup is not None
+    assert setup.modalities(channels) == kinds

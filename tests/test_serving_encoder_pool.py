@@ -25,13 +25,16 @@ def test_a_bundle_without_a_content_space_has_no_search(tmp_path: Path) -> None:
         response = harness.post(text="red")
         assert (response.status_code, response.json()["error"]["code"]) == (503, "no_content")
         assert "train with an encoder" in response.json()["error"]["message"]
-        assert harness.client.get("/v1/about").json()["search"] is False
+        about = harness.client.get("/v1/about").json()
+        assert (about["search"], about["channels"], about["search_by"]) == (False, [], [])
         assert harness.client.get("/v1/items/i4/similar?k=1").json()["items"][0]["near"] == {
             "behaviour": pytest.approx(10 / 12)
         }
         harness.shelf.put("second", with_contents(toy_bundle(tmp_path, fingerprint="toy-2")))
         harness.service.step()
-        assert harness.client.get("/v1/about").json()["search"] is True
+        about = harness.client.get("/v1/about").json()
+        assert (about["search"], about["channels"]) == (True, ["text", "image"])
+        assert about["search_by"] == ["text", "image", "video"]
         assert harness.found(text="red", k=1) == ["i0"]
 
 

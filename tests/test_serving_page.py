@@ -241,12 +241,121 @@ def test_the_page_shows_that_the_store_does_not_respond(page: Any, site: tuple[s
         page.goto(f"{site[0]}/?user=ann")
         page.wait_for_selector(".warn")
         assert "the feature store does not respond" in page.inner_text("#state")
+        assert "so the history is not known" in page.inner_text("#hint")
+        assert "the history cannot be shown" in page.inner_text("#past")
     finally:
         site[1].away = False
     page.wait_for_timeout(200)
     page.reload()
     page.wait_for_selector(".model")
     assert "degraded" not in page.inner_text("#state")
+
+
+def test_every_page_has_one_main_heading(page: Any, site: tuple[str, Flaky]) -> None:
+    for path in ("/?user=ann", "/docs"):
+        page.goto(site[0] + path)
+        page.wait_for_selector("#picks .card, article")
+        assert page.locator("h1").count() == 1
+
+
+def test_a_card_says_what_its_click_sends(page: Any, site: tuple[str, Flaky]) -> None:
+    page.goto(f"{site[0]}/?user=ann")
+    page.wait_for_selector("#picks .card")
+    assert set(page.locator("#picks .hit .does").all_inner_texts()) == {"rating 3.5"}
+
+
+def test_a_click_on_a_result_shows_what_it_did(page: Any, site: tuple[str, Flaky]) -> None:
+    page.goto(f"{site[0]}/?user=finder")
+    page.wait_for_selector("#picks .card")
+    page.fill("#words", "red")
+    page.keyboard.press("Enter")
+    page.click('#finds [data-item="i1"] .hit')
+    page.wait_for_selector("#finds .chosen")
+    assert page.inner_text('#finds [data-item="i1"] .does') == "✓ rating 3.5"
+    assert "The history and the items for finder, below, have changed." in page.inner_text("#toast")
+    assert page.evaluate("document.activeElement.closest('[data-item]').dataset.item") == "i1"
+    assert past(page) == ["i1"]
+
+
+def test_a_toast_is_in_front_of_the_dialog(page: Any, site: tuple[str, Flaky]) -> None:
+    page.goto(f"{site[0]}/?user=ann")
+    page.click('#picks [data-item="i7"] .foot button')
+    page.wait_for_selector("#similar[open] .card")
+    page.evaluate("toast('it failed')")
+    middle = "document.elementFromPoint(b.x + b.width / 2, b.y + b.height / 2)"
+    at = f"(b => {middle}.id)($('toast').getBoundingClientRect())"
+    assert page.evaluate(at) == "toast"
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#similar", state="hidden")
+    assert page.evaluate(at) == "toast"
+
+
+LUMINANCE = """([selector, pseudo]) => {
+  const light = (colour) => {
+    const parts = colour.match(/[0-9.]+/g).slice(0, 3).map((part) => part / 255);
+    const [r, g, b] = parts.map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const element = document.querySelector(selector);
+  const style = getComputedStyle(element, pseudo);
+  const pair = [light(style.color), light(getComputedStyle(element).backgroundColor)].sort();
+  return (pair[1] + 0.05) / (pair[0] + 0.05) * Number(style.opacity);
+}"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_placeholders_can_be_read(page: Any, site: tuple[str, Flaky], theme: str) -> None:
+    page.emulate_media(color_scheme=theme)
+    page.goto(f"{site[0]}/?user=ann")
+    page.wait_for_selector("#picks .card")
+    for selector in ("#user", "#words"):
+        assert page.evaluate(LUMINANCE, [selector, "::placeholder"]) >= 4.5
+
+
+def with_search_by(page: Any, kinds: list[str]) -> None:
+    """Have /v1/about list these kinds of queries."""
+    page.route("**/v1/about", lambda route: route.fulfill(json=route.fetch().json() | {"search_by": kinds}))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "label", "placeholder"),
+    [
+        (["text"], "", ""),
+        (["text", "image"], "Add a picture", ", or drop a picture anywhere"),
+        (
+            ["text", "audio", "video"],
+            "Add a sound or a video",
+            "Search by words, or drop a sound or a video anywhere",
+        ),
+    ],
+)
+def test_only_what_can_be_searched_by_is_offered(
+    page: Any, site: tuple[str, Flaky], kinds: list[str], label: str, placeholder: str
+) -> None:
+    with_search_by(page, kinds)
+    page.goto(f"{site[0]}/?user=ann")
+    page.wait_for_selector("#picks .card")
+    assert page.is_visible("#add") == bool(label)
+    assert page.inner_text("#add-what").removesuffix("Add ") == label
+    assert page.get_attribute("#words", "placeholder") == f"Search by words{placeholder}"
+    if "image" not in kinds:
+        page.evaluate(DROP, ["grass.png", "image/png", list(GREEN_PNG)])
+        assert page.inner_text("#toast") == "grass.png: the items cannot be searched by picture"
+        assert page.is_hidden("#held")
+
+
+def test_an_id_of_signs_is_one_user(page: Any, site: tuple[str, Flaky]) -> None:
+    page.goto(site[0])
+    page.wait_for_selector("#picks .card")
+    for user in ("x/similar", "a?b#c", "%2F", "%ff", "a+b", " "):
+        page.fill("#user", user)
+        page.click("#pick button[type=submit]")
+        sync_api.expect(page.locator("#picks-title")).to_have_text(f"For {user}")
+        page.click('#picks [data-item="i10"] .hit')
+        page.wait_for_selector('#past [data-item="i10"]')
+    page.fill("#user", "..")
+    page.click("#pick button[type=submit]")
+    assert "no URL can hold it" in page.inner_text("#toast")
 
 
 def test_files_are_small() -> None:

@@ -203,7 +203,7 @@ function offer(searchBy) {
   const kinds = Object.keys(media).filter((kind) => searchBy.includes(kind));
   $("add").hidden = !kinds.length;
   $("file").accept = kinds.map((kind) => `${kind}/*`).join();
-  const words = kinds.map((kind) => `a ${media[kind]}`).join(" or ");
+  const words = new Intl.ListFormat("en", { type: "disjunction" }).format(kinds.map((kind) => `a ${media[kind]}`));
   $("add-what").textContent = `Add ${words}`;
   $("words").placeholder = kinds.length ? `Search by words, or drop ${words} anywhere` : "Search by words";
 }
