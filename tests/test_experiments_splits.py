@@ -13,6 +13,7 @@ from experiments.config import RunConfig
 from experiments.dataset import Dataset, keep_frequent
 from experiments.pipelines import fit as fit_module
 from experiments.pipelines.fit import fit_baseline, train_two_stage
+from experiments.pipelines.rolling_windows import evaluation_windows
 from experiments.pipelines.train import fit_and_evaluate
 from experiments.splits import SplitConfig, check_no_leak, leave_last_out, time_split, window_cuts
 from features.errors import DataError, LeakError
@@ -148,7 +149,7 @@ def test_the_error_of_a_window_without_targets_says_why():
     with pytest.raises(DataError, match=r"000004, .* no event is positive; check data.events"):
         time_split(log, (2, 4, 5), history="prequential", repeats=True)
     with pytest.raises(DataError, match=r"three positive events; the maximum over 4 users is 2"):
-        leave_last_out(toy_log([(0, 1, 1), (0, 2, 2), (0, 3, 3, False), (1, 1, 1)]))
+        leave_last_out(toy_log([(0, 1, 1), (0, 2, 2), (0, 3, 3, False), (1, 1, 1)]), repeats=True)
 
 
 def test_the_error_of_too_few_times_says_what_to_do():
@@ -163,8 +164,8 @@ def test_events_of_the_same_time_keep_the_order_of_the_log():
     for log, history in ((first, (3, 1, 2)), (other, (2, 1, 3))):
         test = time_split(log, (0, 2, 3), history="prequential", repeats=True).test
         assert rows_of_targets(test) == [(0, 2, history, history, 5)]
-    assert leave_last_out(first).validation.item.tolist() == [2]
-    assert leave_last_out(other).validation.item.tolist() == [3]
+    assert leave_last_out(first, repeats=True).validation.item.tolist() == [2]
+    assert leave_last_out(other, repeats=True).validation.item.tolist() == [3]
 
 
 def test_leave_last_out_by_hand():
@@ -182,7 +183,7 @@ def test_leave_last_out_by_hand():
             (2, 3, 3),
         ]
     )
-    split = leave_last_out(log)
+    split = leave_last_out(log, repeats=False)
     pairs = list(zip(split.train.users.tolist(), split.train.items.tolist(), strict=True))
     assert pairs == [
         (0, 1),
@@ -200,6 +201,66 @@ def test_leave_last_out_by_hand():
     assert split.test.item.tolist() == [4, 3]
     assert rows_of(split.test.states.positives()) == [[1, 2, 3], [5, 4]]  # with the validation item
     assert "later events of other users" in split.note
+
+
+REPEATED = [
+    *((0, 1, 1), (0, 2, 2), (0, 3, 3), (0, 1, 4)),  # the test target was seen
+    *((1, 1, 1), (1, 2, 2), (1, 1, 3), (1, 3, 4)),  # the validation target was seen
+    *((2, 1, 1), (2, 2, 2), (2, 2, 3), (2, 1, 4)),  # both were
+    *((3, 4, 1, True, False), (3, 5, 2), (3, 4, 3)),  # its earlier event does not count as seen
+]
+
+
+def test_leave_last_out_drops_and_counts_targets_that_no_list_may_contain():
+    log = toy_log(REPEATED)
+    split = leave_last_out(log, repeats=False)
+    assert (split.validation.users.tolist(), split.validation.item.tolist()) == ([0, 3], [3, 5])
+    assert (split.test.users.tolist(), split.test.item.tolist()) == ([1, 3], [3, 4])
+    assert (split.validation.repeated, split.test.repeated) == (2, 2)
+    allowed = leave_last_out(log, repeats=True)
+    assert allowed.test.item.tolist() == [1, 3, 1, 4]
+    assert allowed.validation.item.tolist() == [3, 1, 2, 5]
+    assert (allowed.validation.repeated, allowed.test.repeated) == (0, 0)
+    for name in ("users", "items", "times"):  # a dropped target is not trained on: both placements share the models
+        assert getattr(split.train, name).tolist() == getattr(allowed.train, name).tolist()
+    assert split.train.items.tolist() == [1, 2, 1, 2, 1, 2, 4]
+    assert split.hash != allowed.hash
+
+
+@given(st.lists(event, min_size=1, max_size=25))
+def test_without_repeats_no_target_is_excluded_from_its_own_list(rows):
+    """Of every user with three positive events, the last two are targets or are counted, never both."""
+    log = toy_log(rows)
+    n_users = int((np.bincount(log.users[log.positive], minlength=4) >= 3).sum())
+    try:
+        split = leave_last_out(log, repeats=False)
+    except DataError:
+        return
+    for targets in (split.validation, split.test):
+        seen = rows_of(targets.states.seen_items())
+        assert not any(item in seen[s] for s, item in zip(targets.state, targets.item, strict=True))
+        assert len(targets) + targets.repeated == n_users
+
+
+def test_leave_last_out_without_any_unseen_target_says_what_to_do():
+    log = toy_log([(0, 1, 1), (0, 2, 2), (0, 3, 3), (0, 1, 4)])
+    with pytest.raises(
+        DataError, match=r"all 1 users had seen the item of their last positive event; use a placement with repeats"
+    ):
+        leave_last_out(log, repeats=False)
+    with pytest.raises(DataError, match=r"had seen the item of their last but one positive event"):
+        leave_last_out(toy_log([(0, 1, 1), (0, 1, 2), (0, 2, 3)]), repeats=False)
+
+
+def test_each_placement_of_a_leave_last_out_run_has_its_own_rule(dataset):
+    repeated = replace(dataset, events=toy_log(REPEATED, n_users=60, n_items=30))
+    placements = {"home": {"repeats": False}, "again": {"repeats": True}, "mail": {"repeats": False}}
+    data = CONFIG.data.model_dump() | {"placements": placements}
+    split = {"kind": "leave-last-out"}
+    config = RunConfig.model_validate(CONFIG.model_dump() | {"data": data, "split": split})
+    ((_, splits),) = evaluation_windows(config, repeated)
+    assert {name: len(split.test) for name, split in splits.items()} == {"home": 2, "again": 4, "mail": 2}
+    assert splits["mail"] is splits["home"]
 
 
 def test_targets_where_keeps_the_states_they_need():
@@ -248,9 +309,43 @@ def test_the_hash_changes_with_the_kind_of_split():
         split_of(ROWS, window=(5, 7, 11)).hash,
         split_of(ROWS, window=(4, 7, 10)).hash,
         split_of(ROWS, history="fixed").hash,
-        leave_last_out(toy_log(ROWS)).hash,
+        leave_last_out(toy_log(ROWS), repeats=True).hash,
     }
     assert len(hashes) == 6
+
+
+HISTORY = [(0, 1, 1), (0, 2, 2), (1, 3, 1), (1, 4, 4), (0, 3, 5), (0, 4, 6, False), (0, 5, 7), (1, 2, 9)]
+
+
+@pytest.mark.parametrize(
+    ("at", "row"),
+    [
+        (5, None),  # removed: the last history is shorter
+        (5, (0, 0, 6, False)),  # another item
+        (5, (0, 4, 5, False)),  # another time
+        (5, (0, 4, 6, False, False)),  # not seen
+    ],
+)
+def test_the_hash_changes_with_an_event_of_a_history_after_the_cut(at, row):
+    """Event 5 is no target and no training event. It is in the history of the target at time 7."""
+    changed = HISTORY[:at] + ([] if row is None else [row]) + HISTORY[at + 1 :]
+    assert split_of(changed, window=(2, 5, 8)).hash != split_of(HISTORY, window=(2, 5, 8)).hash
+
+
+def test_the_hash_does_not_change_with_an_event_that_no_part_of_the_split_has():
+    outside = [*HISTORY[:7], (1, 5, 9), (2, 1, 8)]  # after the end of the window
+    assert split_of(outside, window=(2, 5, 8)).hash == split_of(HISTORY, window=(2, 5, 8)).hash
+
+
+def test_the_hash_changes_with_the_type_of_an_event_in_a_history():
+    log = toy_log(HISTORY)
+    hashes = set()
+    for type_of_event in (0, 1):
+        types = np.zeros(len(log), np.int64)
+        types[np.flatnonzero((log.users == 0) & (log.times == 6))] = type_of_event
+        typed = replace(log, types=types, n_types=2)
+        hashes.add(time_split(typed, (2, 5, 8), history="prequential", repeats=True).hash)
+    assert len(hashes) == 2
 
 
 def with_leak(events, cut):

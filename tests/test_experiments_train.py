@@ -94,7 +94,7 @@ def test_there_is_one_table_for_each_placement(done):
 def test_the_bundle_is_fitted_on_all_events(done):
     folder, path, _, _, _ = done
     bundle = load_bundle(path)
-    cut = np.datetime64(bundle.manifest["metrics"][0]["note"].split("before ")[1].removesuffix(" UTC"), "us")
+    cut = np.datetime64(bundle.manifest["metrics"][0]["note"].split("before ")[1].split(" UTC")[0], "us")
     times = [
         np.datetime64(line.split(",")[3].removesuffix("Z"), "us")
         for line in (folder / "data" / "events.csv").read_text().splitlines()[1:]

@@ -179,11 +179,13 @@ def format_line(values: dict[str, float]) -> str:
 def comparison(config: RunConfig, placement: str, splits: list[Split], outcomes: list[Outcome]) -> Comparison:
     """The table of one placement, over one or several windows."""
     repeats = "repeats allowed" if config.data.placements[placement].repeats else "repeats excluded"
-    n_windows = f" ({len(splits)} windows)" if len(splits) > 1 else ""
+    note = splits[-1].note + (f" ({len(splits)} windows)" if len(splits) > 1 else "")
+    if repeated := sum(split.test.repeated for split in splits):
+        note += f"; {repeated:,} test events are left out, because their users had seen the items"
     return Comparison(
         title=f"{config.name} · {placement}: {repeats}",
         placement=placement,
-        note=splits[-1].note + n_windows,
+        note=note,
         hashes=tuple(split.hash for split in splits),
         outcomes=tuple(outcomes),
         ours=TOWERS if config.reranker is None else RERANKED,
