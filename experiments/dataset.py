@@ -24,6 +24,7 @@ from features.schema import EVENT, ITEM, TIME, USER
 from features.tables.read import event_weights, label_events, read_items, read_tables
 from features.tables.report import Report
 from features.tables.validate import repeated_events
+from recsys.bundle.trained_events import EventKeys, event_keys
 
 if TYPE_CHECKING:
     from recsys.content.content_space import ContentSpace
@@ -52,6 +53,10 @@ class Dataset:
     space: "ContentSpace | None" = None
     content_note: str = ""
     fitted_until: int = int(np.iinfo(np.int64).min)
+
+    def event_keys(self) -> EventKeys:
+        """(n,) uint64: a key of each event, the same in every run that reads the event."""
+        return event_keys(self.events, self.users.ids, self.catalog.ids.ids)
 
 
 def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Dataset:

@@ -61,6 +61,7 @@ def train(
             trained.statistics,
             manifest_facts(config, dataset, [first], tables),
             kept.space,
+            kept.event_keys() if first.cut is not None else None,
         )
         if publish:
             publish_bundle(path)
