@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from experiments.config import RunConfig
+from experiments.preflight import preflight
 from features.arrays import Ints
 from features.catalog import Catalog
 from features.content.embed import EmbedReport, cached_vectors, embed, item_contents, item_titles
@@ -196,6 +197,7 @@ def embed_catalog(
     """
     if config.encoder is None:
         raise ConfigError("encoder is null: contents cannot be embedded; set it to {kind: builtin}")
+    preflight(config)
     items, report = read_items(config.data, progress=progress)
     contents = item_contents(items, Path(config.data.path))
     cache = Path(config.cache)

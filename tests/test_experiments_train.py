@@ -277,3 +277,8 @@ def test_a_killed_training_leaves_the_old_bundle(done, moment):
     for entry in (folder / "bundles").iterdir():
         if not entry.name.startswith(".writing-") and entry.name != "current":
             load_bundle(entry)
+
+
+def test_a_run_needs_no_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert train_module.code_version().endswith("+unknown")

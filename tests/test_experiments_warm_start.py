@@ -174,7 +174,7 @@ def test_the_continued_bundle_is_current_and_names_the_previous_one(day):
     assert second.catalog.ids.ids == (*first.catalog.ids.ids, "i12")
     assert second.recommender.fitted_until == first.recommender.fitted_until + DAY + 2 * 3600 * 10**6
     assert any(
-        line.startswith("120 events and 1 items are new since the bundle was trained; 0 of these") for line in lines
+        line.startswith("120 events and 1 items are new since the bundle was trained; 0 of the") for line in lines
     )
     reranker = second.recommender.reranker
     assert reranker.booster.model_to_string() == first.recommender.reranker.booster.model_to_string()
@@ -256,7 +256,7 @@ def test_late_events_are_learned_and_told(tmp_path):
     lines = Lines()
     second, tables = train_from(config_of(tmp_path), "current", NullTracker(), lines)
     assert any(
-        line.startswith("50 events and 0 items are new since the bundle was trained; 50 of these")
+        line.startswith("50 events and 0 items are new since the bundle was trained; 50 of the")
         for line in lines.lines
     )
     assert "the previous bundle is not evaluated: no event is later than its latest one" in lines.lines
@@ -276,7 +276,7 @@ def test_a_clock_that_is_ahead_hides_nothing(tmp_path):
     lines = Lines()
     train_from(config_of(tmp_path), "current", NullTracker(), lines)
     assert any(
-        line.startswith("10 events and 0 items are new since the bundle was trained; 10 of these")
+        line.startswith("10 events and 0 items are new since the bundle was trained; 10 of the")
         for line in lines.lines
     )
 

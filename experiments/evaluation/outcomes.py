@@ -15,9 +15,10 @@ from rich.table import Table
 
 from experiments.evaluation.ranking import DEPTH, K, Outcome, interval_dict
 from features.arrays import Doubles
-from features.errors import DataError
+from features.errors import DataError, FileError, describe_os_error
 from features.files import put_file
 from features.ids import IdMap
+from features.tables.scan import reading
 from recsys.evaluation import metrics
 from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
 
@@ -57,21 +58,23 @@ def outcome_rows(outcome: Outcome, placement: str, window: int, users: IdMap, it
 
 
 def write_outcomes(path: Path, rows: Sequence[pl.DataFrame], facts: Mapping[str, str]) -> None:
-    """Write the rows as one parquet file, whole or not at all; facts go into its metadata. Raises DataError."""
+    """Write the rows as one parquet file, whole or not at all; facts go into its metadata. Raises FileError."""
     table = pl.concat([pl.DataFrame(schema=SCHEMA), *rows])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         put_file(path, lambda part: table.write_parquet(part, metadata=dict(facts)))
-    except OSError as error:
-        raise DataError(f"{path}: outcomes cannot be written: {error}; choose another file") from error
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = describe_os_error(error) if isinstance(error, OSError) else f"{path}: {error}"
+        raise FileError(f"outcomes cannot be written: {reason}") from error
 
 
 def read_outcomes(path: Path) -> pl.DataFrame:
     """The rows of a file. Raises DataError where it cannot be read, or is not a file of outcomes."""
     try:
-        table = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path}: outcomes cannot be read: {str(error).splitlines()[0]}") from error
+        with reading(f"{path}: outcomes"):
+            table = pl.read_parquet(path)
+    except OSError as error:
+        raise DataError(f"{path}: outcomes cannot be read: {describe_os_error(error)}") from error
     if dict(table.schema) != SCHEMA:
         raise DataError(f"{path} is no file of outcomes; `recsys evaluate CONFIG --outcomes FILE` writes one")
     return table

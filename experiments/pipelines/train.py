@@ -20,6 +20,7 @@ from experiments.pipelines.fit import (
     train_two_stage,
 )
 from experiments.pipelines.rolling_windows import evaluation_windows
+from experiments.preflight import preflight
 from experiments.splits import Split, check_no_leak
 from experiments.tracking import plots
 from experiments.tracking.mlflow import Tracker
@@ -41,6 +42,7 @@ def train(
     bundle holds the evaluated model itself. Returns the folder of the bundle and one table for each placement. Raises
     any RecsysError; a run that fails publishes nothing.
     """
+    preflight(config, bundles=True)
     dataset = load_dataset(config, reporter.steps)
     report_dataset(dataset, reporter)
     kept, splits = evaluation_windows(config, dataset)[-1]
@@ -98,6 +100,7 @@ def evaluate_run(config: RunConfig, reporter: Reporter, *, outcomes_file: Path |
 
     outcomes_file: where the rank of every event is written to, see `write_outcomes`.
     """
+    preflight(config, outcomes=outcomes_file)
     dataset = load_dataset(config, reporter.steps)
     report_dataset(dataset, reporter)
     windows = evaluation_windows(config, dataset)
@@ -253,12 +256,11 @@ def report_dataset(dataset: Dataset, reporter: Reporter) -> None:
 
 
 def code_version() -> str:
-    """Version of the package and git commit, e.g. 0.1.0+1a2b3c4; "unknown" in place of the commit outside git."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude", "*"],
-        cwd=Path(__file__).resolve().parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return f"{metadata.version('onespace-recsys')}+{described.stdout.strip() or 'unknown'}"
+    """Version of the package and git commit, e.g. 0.1.0+1a2b3c4; "unknown" in place of the commit without git."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        folder = Path(__file__).resolve().parent
+        commit = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # git is not installed
+        commit = ""
+    return f"{metadata.version('onespace-recsys')}+{commit or 'unknown'}"

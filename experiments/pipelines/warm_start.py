@@ -1,8 +1,8 @@
 """A warm start: continue the training of a bundle on the events that are new to it, and publish the result.
 
 An event is new when the bundle was not trained on it (`recsys.bundle.trained_events`). Its time does not count:
-events that arrive late are learned too, and a wrong clock hides nothing. The evaluation of the previous bundle goes by
-time: the bundle was fitted on events that are later than a late one, so late events are not evaluated.
+events that arrive late are learned too, and a wrong clock hides nothing. The evaluation of the previous bundle goes
+by time: the bundle was fitted on events that are later than a late one, so late events are not evaluated.
 """
 
 from dataclasses import replace
@@ -23,6 +23,7 @@ from experiments.pipelines.train import (
     report_dataset,
     run_tags,
 )
+from experiments.preflight import preflight
 from experiments.splits import Split, targets
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
@@ -47,6 +48,7 @@ def train_from(
     new bundle and one table for each placement that has targets. Raises any RecsysError; a run that fails publishes
     nothing.
     """
+    preflight(config, bundles=True)
     bundle = load_bundle(Path(name) if (Path(name) / MANIFEST).is_file() else find_bundle(Path(config.bundles), name))
     check_compatible(config, bundle)
     dataset, new = load_extended(config, bundle, reporter)
@@ -127,7 +129,7 @@ def load_extended(config: RunConfig, bundle: Bundle, reporter: Reporter) -> tupl
     n_new_items = len(dataset.catalog) - len(bundle.catalog)
     late = int((new & ~later).sum())
     reporter.say(
-        f"{int(new.sum()):,} events and {n_new_items:,} items are new since the bundle was trained; {late:,} of these "
+        f"{int(new.sum()):,} events and {n_new_items:,} items are new since the bundle was trained; {late:,} of the "
         f"events are not later than its latest one, of {np.datetime64(until, 'us')} UTC: learned, but not evaluated"
     )
     return encode_contents(dataset, config, reporter.steps, space=bundle.content), new

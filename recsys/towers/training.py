@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -108,7 +109,8 @@ def fit_towers(
         advance = progress(f"pass {epoch}", sum(len(batch.target) for batch in batches)) if progress else None
         if average is None:  # over about one epoch, however many steps it has
             average = _averaged_model(model, steps=len(batches))
-        epoch_loss = trainer.run_epoch(epoch, batches, average, advance)
+        with _naming_settings_of_memory():
+            epoch_loss = trainer.run_epoch(epoch, batches, average, advance)
         line = {"epoch": float(epoch), "loss": epoch_loss, "seconds": time.perf_counter() - started}
         line |= distributed.broadcast_value(validate(cast(TwoTowers, average.module))) if validate else {}
         history.append(line)
@@ -192,6 +194,18 @@ class ProcessLoss(nn.Module):
         pairs = Pairs(on(batch.pair_to_query), on(batch.target), on(batch.weight))
         loss = nested_loss(self.loss, queries.float(), items.float(), scale, pairs, self.towers.config.nested)
         return loss * (batch.share * distributed.size())
+
+
+@contextmanager
+def _naming_settings_of_memory() -> Iterator[None]:
+    """Turn torch's RuntimeError, where memory is used up, into a MemoryError that names the settings to lower."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in ("can't allocate memory", "out of memory")):
+            raise
+        settings = "training.batch_events, training.negatives or towers.history"
+        raise MemoryError(f"a training step does not fit; lower {settings}") from error
 
 
 def _loss(training: TrainingConfig, sequences: TrainingSequences, n: int) -> Loss:
