@@ -1,5 +1,6 @@
 """What a run will need is tried before it starts: one line that names place, reason and remedy, and no training."""
 
+import json
 import os
 import subprocess
 import sys
@@ -110,14 +111,20 @@ def test_the_folder_of_slates_is_tried(folder):
         slates(folder / "data" / "items.csv")
     out = folder / "slates"
     out.mkdir()
-    for damage in ("", "[1]", "{}", '{"until": 1}'):
-        (out / "manifest.json").write_text(damage)
-        with pytest.raises(FileError, match=r"manifest\.json or users\.parquet"):
-            slates(out)
-    (out / "manifest.json").unlink()
     slates(out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    whole = json.dumps(manifest)
+    del manifest["until"]
+    for damage in ("", "[1]", "7", json.dumps(manifest)):
+        (out / "manifest.json").write_text(damage)
+        with pytest.raises(FileError, match=r"manifest\.json or users\.parquet is damaged"):
+            slates(out)
+    (out / "manifest.json").write_text(whole)
     (out / "users.parquet").write_bytes(b"half")
-    with pytest.raises(RecsysError, match=r"users\.parquet"):
+    with pytest.raises(FileError, match=r"users\.parquet is damaged"):
+        slates(out)
+    (out / "users.parquet").unlink()
+    with pytest.raises(FileError, match=r"users\.parquet is damaged .*No such file"):
         slates(out)
 
 

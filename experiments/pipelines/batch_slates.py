@@ -180,15 +180,16 @@ def _join_job(out: Path, job: dict[str, Any], dataset: Dataset) -> tuple[int, pl
         _start_job(out, job, dataset)
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        until, users = int(manifest["until"]), pl.read_parquet(out / USERS).get_column(USER)
-    except (ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+        if different := {name: manifest.get(name) for name in job if manifest.get(name) != job[name]}:
+            values = ", ".join(f"{name} {value} there, {job[name]} here" for name, value in different.items())
+            raise ConfigError(
+                f"{out}: slates of another job are there ({values}): choose another folder, or remove it"
+            )
+        return int(manifest["until"]), pl.read_parquet(out / USERS).get_column(USER)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pl.exceptions.PolarsError) as error:
         raise FileError(
-            f"{out}: {MANIFEST} or {USERS} is damaged ({error}): remove the folder, and start anew"
+            f"{out}: {MANIFEST} or {USERS} is damaged ({error}): remove the folder, start anew"
         ) from error
-    if different := {name: manifest.get(name) for name in job if manifest.get(name) != job[name]}:
-        values = ", ".join(f"{name} {value} there, {job[name]} here" for name, value in different.items())
-        raise ConfigError(f"{out}: slates of another job are there ({values}): choose another folder, or remove it")
-    return until, users
 
 
 def _start_job(out: Path, job: dict[str, Any], dataset: Dataset) -> None:

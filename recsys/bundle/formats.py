@@ -29,6 +29,14 @@ SERVED = (
 SERVED_DATA = ("events", "extra_columns")
 """Keys of `config.data` that the fingerprint covers. Paths are not: a folder may be moved."""
 
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("config", "files", "towers"), (dict,)),
+    **dict.fromkeys(("candidates", "fitted_until", "statistics_until", "content_dimension"), (int,)),
+    "category_names": (list,),
+    "content": (dict, type(None)),
+}
+"""Keys that every manifest has -> the types of their values."""
+
 _RENAMED_ARRAYS = {"words.data": "tfidf.data", "words.indices": "tfidf.indices", "words.indptr": "tfidf.indptr"}
 _RENAMED_WEIGHTS = {"turn": "rotation"}
 
@@ -65,9 +73,9 @@ def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     """
     if manifest.get("format") in (8, 9):
         return _sha256({key: value for key, value in manifest.items() if key != "fingerprint"})[:16]
-    config = manifest.get("config", {})
+    config = manifest["config"]
     data = config.get("data", {})
-    served: dict[str, Any] = {key: manifest.get(key) for key in SERVED}
+    served: dict[str, Any] = {key: manifest[key] for key in SERVED}
     served |= {key: data.get(key) for key in SERVED_DATA}
     served["placements"] = list(data.get("placements", {}).items())  # their order counts: the first is the default
     served |= {key: config.get(key) for key in ("encoder", "limits")}
@@ -82,6 +90,10 @@ def checksum_of(manifest: Mapping[str, Any]) -> str:
 def check_manifest(manifest: Any, place: str) -> int:
     """The format of a manifest. Raises BundleError when it is not whole, or of a format that is not read."""
     version = check_format(manifest, place)
+    for key, kinds in KINDS.items():
+        if key not in manifest or type(manifest[key]) not in kinds:
+            given = repr(manifest[key])[:40] if key in manifest else "missing"
+            raise BundleError(f"{place}: {key!r} is {given}, not {kinds[0].__name__}; restore it or train again")
     try:
         name, checksum = fingerprint_of(manifest), checksum_of(manifest)
     except (AttributeError, TypeError) as error:

@@ -64,6 +64,7 @@ MANIFEST, ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT, TRAINED_E
     "content.safetensors",
     "trained_events.npy",
 )
+_REQUIRED = {ITEMS, ARRAYS, TOWERS} | {f"{name}.{kind}" for name in (VECTORS, CONTENTS) for kind in ("json", "npy")}
 _CATALOG = ("categories", "price", "available", "published", "has_content")
 _STATISTICS = ("total", "recent", "newest", "last")
 _SPARSE = ("data", "indices", "indptr")
@@ -110,11 +111,11 @@ def save_bundle(
                 sync(file)
             sync(folder)
             final = root / str(manifest["fingerprint"])
-            if not _is_intact(final):
-                folder.rename(final)
+            shutil.rmtree(folder) if _is_intact(final) else folder.rename(final)
             sync(root)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # gone already where it was renamed
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     except _WRITE_ERRORS as error:
         reason = describe_os_error(error) if isinstance(error, OSError) else f"{root}: {error}"
         raise FileError(f"the bundle cannot be written: {reason}; nothing was published") from error
@@ -224,7 +225,9 @@ def load_bundle(path: Path) -> Bundle:
     manifest = read_manifest(path)
     try:
         _verify(path, manifest["files"])
-        return _load(path, manifest, manifest["format"])
+        bundle = _load(path, manifest, manifest["format"])
+        _ = bundle.data  # raises where the configuration of the data is not valid in this version
+        return bundle
     except _READ_ERRORS as error:
         raise BundleError(f"{path}: its files do not fit together: {error!r}; train again") from error
 
@@ -247,7 +250,12 @@ def trained_events(bundle: Bundle) -> EventKeys | None:
 
 
 def _verify(path: Path, files: dict[str, Any]) -> None:
-    """Compare size and SHA-256 of every file with the manifest's. Raises BundleError when they differ."""
+    """Compare size and SHA-256 of every file with the manifest's. Raises BundleError when they differ.
+
+    A file that a bundle needs and that the manifest does not list is an error too: it could not be verified.
+    """
+    if unlisted := sorted(_REQUIRED - files.keys()):
+        raise BundleError(f"{path / MANIFEST}: does not list {', '.join(unlisted)}; restore it or train again")
     for name, expected in files.items():
         file = path / name
         if not file.is_file():

@@ -63,7 +63,10 @@ class Reranker:
     def load(cls, path: Path, features: PairFeatures) -> "Reranker":
         """Read what `save` wrote. Raises BundleError when the file is not a model with these features."""
         try:
-            booster = lightgbm.Booster(model_str=path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            if not text.startswith("tree\n") or "\nend of trees\n" not in text:  # LightGBM ends the process on half
+                raise ValueError("it has no beginning or no end")
+            booster = lightgbm.Booster(model_str=text)
             names = booster.feature_name()
         except (lightgbm.basic.LightGBMError, ValueError) as error:
             raise BundleError(f"{path}: not a LightGBM model: {error}") from error
