@@ -172,14 +172,22 @@ def test_events_of_the_log_are_in_the_next_bundle(tmp_path):
 def test_a_failed_run_publishes_nothing_and_is_tracked_as_failed(done, monkeypatch):
     folder, path, _, _, _ = done
     tracker = Recorder()
-    monkeypatch.setattr(plots, "popularity_bias", fail)  # the last step before a bundle is written
+    monkeypatch.setattr(train_module, "save_bundle", fail)
     with pytest.raises(ZeroDivisionError):
         run(folder, tracker=tracker)
     assert tracker.finished == [True]
     assert current_bundle(folder / "bundles") == path
 
 
-def fail(*_):
+def test_a_plot_that_fails_does_not_cost_the_bundle(tmp_path, monkeypatch):
+    write_tables(tmp_path / "data")
+    monkeypatch.setattr(plots, "popularity_bias", fail)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path)
+    load_bundle(current_bundle(tmp_path / "bundles"))
+
+
+def fail(*_, **__):
     """Raises ZeroDivisionError."""
     return 1 / 0
 

@@ -55,7 +55,6 @@ def train(
         tables = [comparison(config, name, [split], outcomes[name]) for name, split in splits.items()]
         if first.cut is not None:
             kept, trained = refit_on_all_events(config, dataset, kept, selected, reporter)
-        figures = plots.draw(selected.selection.history, tables[0].outcomes)
         path = save_bundle(
             Path(config.bundles),
             kept.catalog,
@@ -67,7 +66,7 @@ def train(
         )
         if publish:
             publish_bundle(path)
-        record_run(tracker, tables, figures, path)
+        record_run(tracker, tables, plots.draw(selected.selection.history, tables[0].outcomes), path)
         if selected.reranker is not None:
             tracker.metrics({f"importance.{name}": share for name, share in selected.reranker.importance.items()})
     except BaseException:
