@@ -34,7 +34,13 @@ def copy(saved, tmp_path):
     return Path(shutil.copytree(saved, tmp_path / saved.name))
 
 
-FILES = ("manifest.json", "items.parquet", "arrays.safetensors", "towers.safetensors", "reranker.txt")
+FILES: tuple[str, ...] = (
+    "manifest.json",
+    "items.parquet",
+    "arrays.safetensors",
+    "towers.safetensors",
+    "reranker.txt",
+)
 FILES += ("vectors.json", "vectors.npy", "contents.json", "contents.npy", "trained_events.npy")
 
 
@@ -97,9 +103,18 @@ def sealed(folder, manifest):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-READ = ("format", "files", "towers", "candidates", "fitted_until", "statistics_until", "category_names", "content")
+READ: tuple[str, ...] = (
+    "format",
+    "files",
+    "towers",
+    "candidates",
+    "fitted_until",
+    "statistics_until",
+    "category_names",
+    "content",
+)
 READ += ("content_dimension", "config")
-WRONG = (None, 5, -1, 1.5, "text", [], [1], {}, {"a": 1}, True)
+WRONG: tuple[object, ...] = (None, 5, -1, 1.5, "text", [], [1], {}, {"a": 1}, True)
 
 
 @pytest.mark.parametrize("key", READ)
