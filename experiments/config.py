@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -48,7 +48,7 @@ class RunConfig(StrictModel):
     baselines: dict[str, dict[str, int | float]] = Field(default={"popular": {}}, min_length=1)
     """Name -> arguments of its fit function. A suffix distinguishes two of one kind: `popular 7 days`."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     bundles: str = "bundles"
     """Folder of the bundles that a run writes."""
 
@@ -82,14 +82,18 @@ def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> Ru
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8 text") from error
+    raw = _parse(text, str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a mapping of sections is expected, not {type(raw).__name__}")
-    raw = _expand(raw, environ, path)
+    try:
+        raw = _expand(raw, environ, path)
+    except RecursionError:  # an alias of YAML that contains itself
+        raise ConfigError(f"{path}: an alias contains itself") from None
     for name in sorted(environ):
         if name.startswith(PREFIX):
             _override(raw, name, environ[name])
@@ -100,9 +104,45 @@ def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> Ru
         raise ConfigError(f"{path}: {lines}") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without two surprises: a key that stands twice, and a key that is not read as text, such as yes."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node. Raises ConstructorError, with the place, for such a key."""
+        known: set[str] = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if not isinstance(name, str):
+                given = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                problem = f"the key {given} is read as {name!r}, not as text: put it in quotes"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            if name in known:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", key.start_mark)
+            known.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, place: str) -> Any:
+    """The value of a YAML text. Raises ConfigError that names the place and the line."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = "" if mark is None else f" line {mark.line + 1}, column {mark.column + 1}"
+        raise ConfigError(f"{place}{line}: not YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date such as 2024-13-01
+        raise ConfigError(f"{place}: not YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError:
+        raise ConfigError(f"{place}: not a configuration: too many levels of nesting") from None
+
+
 def _expand(value: Any, environ: Mapping[str, str], path: Path) -> Any:
     if isinstance(value, dict):
         return {k: _expand(v, environ, path) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v, environ, path) for v in value]
     if not isinstance(value, str):
         return value
 
@@ -116,10 +156,7 @@ def _expand(value: Any, environ: Mapping[str, str], path: Path) -> Any:
 
 
 def _override(raw: dict[str, Any], name: str, text: str) -> None:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"environment variable {name}: {text!r} is not YAML: {error}") from error
+    value = _parse(text, f"environment variable {name} = {text!r}")
     *sections, key = name.removeprefix(PREFIX).lower().split("__")
     for section in sections:
         raw = raw.setdefault(_matching_key(raw, section), {})
@@ -138,7 +175,8 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         similar = difflib.get_close_matches(str(problem["loc"][-1]), _keys(problem["loc"][:-1]), n=1, cutoff=0.0)
         return f"unknown key {place!r}" + (f"; did you mean {similar[0]!r}?" if similar else "")
-    return f"{place}: {problem['msg']} (got {problem['input']!r})"
+    hint = "; put it in quotes" if problem["type"] == "string_type" and problem["input"] is not None else ""
+    return f"{place}: {problem['msg']} (got {problem['input']!r}{hint})"
 
 
 def _keys(place: tuple[str | int, ...]) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from experiments.config import RunConfig
+from experiments.preflight import preflight
 from features.arrays import Ints
 from features.catalog import Catalog
 from features.content.embed import EmbedReport, cached_vectors, embed, item_contents, item_titles
@@ -25,6 +26,7 @@ from features.tables.findings import NO_POSITIVE, unnamed_types
 from features.tables.read import event_weights, label_events, read_items, read_tables
 from features.tables.report import Report
 from features.tables.validate import repeated_events
+from recsys.bundle.trained_events import EventKeys, event_keys
 
 if TYPE_CHECKING:
     from recsys.content.content_space import ContentSpace
@@ -56,6 +58,10 @@ class Dataset:
     space: "ContentSpace | None" = None
     content_note: str = ""
     fitted_until: int = int(np.iinfo(np.int64).min)
+
+    def event_keys(self) -> EventKeys:
+        """(n,) uint64: a key of each event, the same in every run that reads the event."""
+        return event_keys(self.events, self.users.ids, self.catalog.ids.ids)
 
 
 def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Dataset:
@@ -232,6 +238,7 @@ def embed_catalog(
     """
     if config.encoder is None:
         raise ConfigError("encoder is null: contents cannot be embedded; set it to {kind: builtin}")
+    preflight(config)
     items, report = read_items(config.data, progress=progress)
     contents = item_contents(items, Path(config.data.path))
     cache = Path(config.cache)

@@ -2,7 +2,8 @@
 
 import hashlib
 import itertools
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
@@ -41,12 +42,14 @@ class SplitConfig(StrictModel):
 class Targets:
     """m events to predict from b states.
 
-    states: b point-in-time histories; state (m,) int64 index into `states`; item (m,) int64 row of the item.
+    states: b point-in-time histories; state (m,) int64 index into `states`; item (m,) int64 row of the item;
+    repeated: events that are not among the m, because repeats are excluded and their users had seen the items.
     """
 
     states: UserStates
     state: Ints
     item: Ints
+    repeated: int = 0
 
     def __len__(self) -> int:
         return len(self.item)
@@ -59,7 +62,17 @@ class Targets:
     def where(self, keep: Bools) -> "Targets":
         """The targets where keep (m,) is True, with only the states that these targets refer to."""
         used, state = np.unique(self.state[keep], return_inverse=True)
-        return Targets(self.states[used], state.astype(np.int64), self.item[keep])
+        return Targets(self.states[used], state.astype(np.int64), self.item[keep], self.repeated)
+
+    def unseen(self) -> "Targets":
+        """The targets whose users have not seen their items. The others are counted in `repeated`.
+
+        Without repeats, the items that a user has seen are excluded from the list: such a target cannot be hit.
+        """
+        state, item = self.states.seen_items().pairs()  # two (total length of the histories,)
+        width = 1 + int(max(item.max(initial=0), self.item.max(initial=0)))  # key of a pair: state * width + item
+        seen = np.isin(self.state * width + self.item, state * width + item)  # (m,)
+        return replace(self.where(~seen), repeated=self.repeated + int(seen.sum()))
 
 
 @dataclass(frozen=True)
@@ -88,17 +101,31 @@ class Split:
 
     @property
     def hash(self) -> str:
-        """16 hex digits, a digest of all events and targets of the split."""
+        """16 hex digits, a digest of all training events and targets, and of the events in the targets' histories."""
         digest = hashlib.sha256(f"{self.kind} {self.cut} {self.validation_cut}".encode())
         for log in (self.fit, self.train):
             for array in (log.users, log.items, log.times, log.positive, log.seen, log.weights, log.types):
                 if array is not None:
                     digest.update(np.ascontiguousarray(array).tobytes())
         for targets in (self.validation, self.test):
-            states = targets.states
-            for array in (states.users, states.as_of, states.items.lengths, targets.state, targets.item):
+            for array in (*_history_arrays(targets.states), targets.state, targets.item):
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
+
+
+def _history_arrays(states: UserStates) -> Iterator[np.ndarray]:
+    """Arrays that differ when any state differs: users and times (b,), slices (b,), and the events in any slice.
+
+    An event that is in many histories is given once.
+    """
+    begin, end, n = states.items.begin, states.items.end, len(states.items.flat)
+    slices = np.cumsum(np.bincount(begin, minlength=n + 1) - np.bincount(end, minlength=n + 1))  # (n + 1,)
+    used = slices[:n] > 0  # (n,): whether a history contains the event
+    position = np.concatenate([np.zeros(1, np.int64), np.cumsum(used, dtype=np.int64)])  # (n + 1,): among the used
+    yield from (states.users, states.as_of, position[begin], states.items.lengths)
+    for array in (states.items.flat, states.times, states.positive, states.seen, states.types):
+        if array is not None:
+            yield array[used]
 
 
 class Fitted(Protocol):
@@ -206,7 +233,7 @@ def targets(
         state=(np.cumsum(first, dtype=np.int64) - 1)[distinct],
         item=items[distinct],
     )
-    kept = in_window if repeats else in_window.where(~_seen(in_window, events.n_items))
+    kept = in_window if repeats else in_window.unseen()
     if not len(kept):
         reason = (
             "no event is positive"
@@ -233,18 +260,13 @@ def _busiest_user(events: Interactions, user_ids: IdMap | None) -> str:
     )
 
 
-def _seen(targets: Targets, n_items: int) -> Bools:
-    """(m,) bool: the user of the target has seen its item."""
-    state, item = targets.states.seen_items().pairs()  # two (total length of the histories,)
-    return np.isin(targets.state * n_items + targets.item, state * n_items + item)
-
-
-def leave_last_out(events: Interactions) -> Split:
+def leave_last_out(events: Interactions, *, repeats: bool) -> Split:
     """Strict leave-last-out on positive events: the last event of a user is the test target, the one before it the
     validation target, and the others are training events.
 
     The test history includes the validation item, as in the evaluation of SASRec and its successors. Users with fewer
-    than three positive events are only trained on. Raises DataError when every user has fewer.
+    than three positive events are only trained on. repeats=False drops targets that the user has seen, as
+    `time_split` does; they stay out of the training events. Raises DataError when no target is left.
     """
     log = events.positives()
     offsets = log.offsets
@@ -257,13 +279,20 @@ def leave_last_out(events: Interactions) -> Split:
         )
     held_out = np.zeros(len(log), dtype=np.bool_)
 
-    def target(back: int) -> Targets:
+    def target(back: int, name: str) -> Targets:
         """The `back`-th newest event of each user, counted from 1."""
         at = offsets[users + 1] - back
         held_out[at] = True
         states = log.states_at(users, log.times[at], offsets[users], at)
-        return Targets(states, np.arange(len(users), dtype=np.int64), log.items[at])
+        last = Targets(states, np.arange(len(users), dtype=np.int64), log.items[at])
+        kept = last if repeats else last.unseen()
+        if not len(kept):
+            raise DataError(
+                f"leave-last-out has nothing to predict: all {len(users)} users had seen the item of their {name} "
+                "positive event; use a placement with repeats, or a time split"
+            )
+        return kept
 
-    validation, test = target(2), target(1)
+    validation, test = target(2, "last but one"), target(1, "last")
     train = log.where(~held_out)
     return Split("strict leave-last-out", None, None, train, train, validation, test)

@@ -1,11 +1,17 @@
 """Durable file writes: a file survives a crash complete, or does not exist."""
 
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from features.errors import FileError, describe_os_error
+
+PROBE_BYTES = 4096
+"""Size of the file that `check_writable` writes: a full disk may still take an empty one."""
 
 
 def sync(path: Path) -> None:
@@ -15,6 +21,22 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(folder: Path, purpose: str) -> None:
+    """Make a folder where it is missing, and write and remove a file in it, on disk.
+
+    Raises FileError, with `purpose`, the reason and the remedy, when that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".writing-{os.getpid()}-") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        reason = describe_os_error(OSError(error.errno, error.strerror, str(folder)))
+        raise FileError(f"{purpose} cannot be written: {reason}") from error
 
 
 def put_file(path: Path, write: Callable[[Path], Any]) -> None:

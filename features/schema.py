@@ -22,9 +22,9 @@ MAX_PRICE = 1e12
 
 
 class StrictModel(BaseModel):
-    """A configuration section: unknown keys are errors, instances are immutable."""
+    """A configuration section: unknown keys are errors, numbers are finite, instances are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _letters(text: str) -> str:

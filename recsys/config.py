@@ -121,7 +121,7 @@ class RerankerConfig(StrictModel):
     """Number of candidates that retrieval passes to the reranker."""
 
     trees: Annotated[int, Field(ge=1)] = 100
-    leaves: Annotated[int, Field(ge=2)] = 7
+    leaves: Annotated[int, Field(ge=2, le=131072)] = 7
     learning_rate: Annotated[float, Field(gt=0)] = 0.03
     groups: Annotated[int, Field(ge=1)] = 5000
     """Maximum number of states of the validation window that the reranker is trained on; the seed draws them."""

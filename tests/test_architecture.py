@@ -52,7 +52,14 @@ LAYERS = {
         ("cli",),
     ),
     "serving": (("settings", "errors", "schemas", "event_validation", "http"), ("state",), ("routes",), ("app",)),
-    "experiments": (("splits", "config"), ("dataset",), ("evaluation",), ("tracking",), ("pipelines",), ("bench",)),
+    "experiments": (
+        ("splits", "config"),
+        ("preflight", "dataset"),
+        ("evaluation",),
+        ("tracking",),
+        ("pipelines",),
+        ("bench",),
+    ),
 }
 """Package -> its files and sub-packages, the lowest layer first: each imports its own layer and lower ones."""
 

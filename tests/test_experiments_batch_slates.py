@@ -17,7 +17,7 @@ from experiments.pipelines import batch_slates as batch
 from experiments.pipelines.batch_slates import write_slates
 from experiments.pipelines.train import train
 from experiments.tracking.mlflow import NullTracker
-from features.errors import ConfigError, StoreError
+from features.errors import ConfigError, FileError
 from features.ids import IdMap
 from features.interactions import Ragged
 from features.progress import silent
@@ -198,7 +198,7 @@ def test_a_folder_of_another_job_is_refused(trained, tmp_path):
     with pytest.raises(ConfigError, match="part 3/2"):
         write_slates(bundle, tmp_path, k=3, part=(3, 2), progress=silent)
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="slates cannot be written"):
+    with pytest.raises(FileError, match="slates cannot be written"):
         write_slates(bundle, tmp_path / "file" / "in", k=3, progress=silent)
 
 

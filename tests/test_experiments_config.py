@@ -1,10 +1,14 @@
 """Configurations: YAML files, overrides by the environment, and error messages with the likely correction."""
 
+import json
+from typing import get_args
+
 import pytest
 import yaml
+from pydantic import BaseModel
 from toy_data import toy_config
 
-from experiments.config import load_config
+from experiments.config import RunConfig, load_config
 from features.errors import ConfigError
 
 
@@ -145,7 +149,11 @@ def test_the_environment_can_add_a_section(tmp_path):
         ("RECSYS__TRAINNG__EPOCHS", "3", "unknown key 'trainng'; did you mean 'training'?"),
         ("RECSYS__SEED", "many", "(got 'many')"),
         ("RECSYS__SEED__DEEP", "3", "environment variable RECSYS__SEED__DEEP: 'seed' holds a value, not a section"),
-        ("RECSYS__NAME", "[never closed", "environment variable RECSYS__NAME: '[never closed' is not YAML"),
+        (
+            "RECSYS__NAME",
+            "[never closed",
+            "environment variable RECSYS__NAME = '[never closed' line 1, column 14: not YAML",
+        ),
     ],
 )
 def test_the_error_of_a_wrong_override_names_the_variable_or_key(load, name, value, message):
@@ -165,6 +173,7 @@ def test_variables_are_expanded_in_every_string(load):
     config = load({"RECSYS_DATA": "/d", "COLUMN": "year"}, data=data)
     assert config.data.path == "/d/movies"
     assert config.data.origin == "/der"
+    assert config.data.extra_columns == ("year",)
 
 
 def test_the_error_of_an_unset_variable_names_it(load):
@@ -177,10 +186,24 @@ def test_the_error_of_an_unset_variable_names_it(load):
     [
         (b"", "a mapping of sections is expected, not NoneType"),
         (b"- a\n- b", "a mapping of sections is expected, not list"),
-        (b"name: [", "not YAML"),
-        (b"name: \xff", "not YAML"),
+        (b"name: [", "line 1, column 8: not YAML"),
+        (b"name: \xff", "not UTF-8 at byte 6: save it as UTF-8 text"),
+        ("name: x".encode("utf-16"), "not UTF-8 at byte 0"),
+        (bytes(range(8)) * 50, "not YAML: unacceptable character #x0000"),
+        (b"PK\x03\x04\xff", "not UTF-8"),
+        (b"name: x\n\tseed: 1", "c.yaml line 2, column 1: not YAML: found character '\\t'"),
+        (b"name: x\nseed: 1\nname: y", "line 3, column 1: not YAML: the key 'name' stands twice"),
+        (b"data:\n  events:\n    positive: {yes: null}", "line 3, column 16: not YAML: the key yes is read as True"),
+        (b"data: {2024-01-01: 1}", "the key 2024-01-01 is read as datetime.date(2024, 1, 1), not as text: put it in"),
+        (b"? [a, b]\n: 1", "the key a list or mapping is read as"),
+        (b"name: 2024-13-01", "not YAML: month must be in 1..12"),
+        (b"name: 2024-01-01\ndata: 1", "name: Input should be a valid string (got datetime.date(2024, 1, 1); put it"),
+        (b"name: yes\ndata: 1", "name: Input should be a valid string (got True; put it in quotes)"),
+        (b"name: &a {b: *a}", "an alias contains itself"),
+        (b"[" * 5000, "too many levels of nesting"),
+        (b"# only a comment", "a mapping of sections is expected, not NoneType"),
         (b"name: !!python/object/apply:os.getcwd []", "not YAML"),  # no code is executed
-        (b"1: 2", "1"),
+        (b"1: 2", "the key 1 is read as 1, not as text: put it in quotes"),
     ],
 )
 def test_an_invalid_file_is_refused(tmp_path, content, message):
@@ -189,6 +212,65 @@ def test_an_invalid_file_is_refused(tmp_path, content, message):
         load_config(tmp_path / "c.yaml", {})
     assert message in str(caught.value)
     assert "c.yaml" in str(caught.value)
+
+
+def float_fields(model, place=()):
+    """Place of every field of a configuration class that may hold a float, in all its sections."""
+    for name, field in model.model_fields.items():
+        todo, has_float = [field.annotation], False
+        while todo:
+            kind = todo.pop()
+            todo += get_args(kind)
+            has_float |= kind is float
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from float_fields(kind, (*place, name))
+        if has_float:
+            yield (*place, name), field.annotation
+
+
+FLOATS = sorted({place for place, _ in float_fields(RunConfig)})
+
+
+def test_there_are_many_numbers_to_check():
+    assert len(FLOATS) >= 20
+    assert {("data", "events", "positive"), ("baselines",), ("training", "learning_rate")} <= set(FLOATS)
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "'nan'", "1e999", "'inf'"])
+@pytest.mark.parametrize("place", FLOATS, ids=".".join)
+def test_no_number_may_be_infinite_or_not_a_number(load, place, number):
+    value = yaml.safe_load(number)
+    shapes = {
+        ("data", "events", "positive"): {"take": value},
+        ("data", "events", "weights"): {"take": value},
+        ("baselines",): {"item-knn": {"decay": value}},
+        ("alignment", "shrinkage"): [value],
+        ("alignment", "power"): [value],
+        ("alignment", "within"): [value],
+    }
+    variable, setting = "__".join(place), shapes.get(place, value)
+    if place[0] == "encoder":  # its class is chosen by `kind`
+        variable, setting = "encoder", {"kind": "gemini", place[1]: value}
+    text = json.dumps(setting).replace("NaN", ".nan").replace("-Infinity", "-.inf").replace("Infinity", ".inf")
+    with pytest.raises(ConfigError, match=rf"{place[0]}\..*{place[-1]}.*finite" if place[1:] else "finite"):
+        load({f"RECSYS__{variable.upper()}": text})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 10**40])
+def test_a_seed_that_a_library_refuses_is_refused_before_the_run(load, seed):
+    with pytest.raises(ConfigError, match="seed: Input should be"):
+        load(seed=seed)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    path = toy_config(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_config(path, {}).name == "toy"
+
+
+def test_a_folder_is_no_configuration(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path, {})
 
 
 def test_the_error_of_a_missing_file_names_it(tmp_path):

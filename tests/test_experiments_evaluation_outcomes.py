@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from experiments.config import load_config
 from experiments.evaluation.outcomes import SCHEMA, compare_outcomes, read_outcomes, write_outcomes
 from experiments.pipelines.train import evaluate_run
-from features.errors import DataError
+from features.errors import DataError, FileError
 from recsys.cli.main import app
 
 
@@ -102,7 +102,7 @@ def test_an_evaluation_writes_the_ranks_that_its_tables_average(tmp_path):
             hits = own.group_by("user").agg((pl.col("rank") <= 10).mean().alias("hit"))
             assert hits.get_column("hit").mean() == pytest.approx(row["hr_at_10"]["mean"])
     assert rows.select("user", "item").row(0)[0].startswith("u")
-    with pytest.raises(DataError, match="outcomes cannot be written"):
+    with pytest.raises(FileError, match="outcomes cannot be written"):
         write_outcomes(path / "below-a-file", [rows], {})
     assert pl.read_parquet_metadata(path)["seed"] == "0"
     compared = compare_outcomes(path, path)

@@ -148,7 +148,7 @@ def test_the_error_of_a_window_without_targets_says_why():
     with pytest.raises(DataError, match=r"000004, .* no event is positive; check data.events"):
         time_split(log, (2, 4, 5), history="prequential", repeats=True)
     with pytest.raises(DataError, match=r"three positive events; the maximum over 4 users is 2"):
-        leave_last_out(toy_log([(0, 1, 1), (0, 2, 2), (0, 3, 3, False), (1, 1, 1)]))
+        leave_last_out(toy_log([(0, 1, 1), (0, 2, 2), (0, 3, 3, False), (1, 1, 1)]), repeats=True)
 
 
 def test_the_error_of_a_window_names_the_user_with_most_of_its_events():
@@ -192,43 +192,8 @@ def test_events_of_the_same_time_keep_the_order_of_the_log():
     for log, history in ((first, (3, 1, 2)), (other, (2, 1, 3))):
         test = time_split(log, (0, 2, 3), history="prequential", repeats=True).test
         assert rows_of_targets(test) == [(0, 2, history, history, 5)]
-    assert leave_last_out(first).validation.item.tolist() == [2]
-    assert leave_last_out(other).validation.item.tolist() == [3]
-
-
-def test_leave_last_out_by_hand():
-    log = toy_log(
-        [
-            (0, 1, 1),
-            (0, 2, 2),
-            (0, 5, 3, False),
-            (0, 3, 4),
-            (0, 4, 5),
-            (1, 1, 1),
-            (1, 2, 2),
-            (2, 5, 1),
-            (2, 4, 2),
-            (2, 3, 3),
-        ]
-    )
-    split = leave_last_out(log)
-    pairs = list(zip(split.train.users.tolist(), split.train.items.tolist(), strict=True))
-    assert pairs == [
-        (0, 1),
-        (0, 2),
-        (1, 1),
-        (1, 2),
-        (2, 5),
-    ]  # all but the last two positive events; user 1 has too few and is not tested
-    assert split.fit is split.train
-    assert split.cut is None
-    assert split.validation.users.tolist() == [0, 2]
-    assert split.validation.item.tolist() == [3, 4]
-    assert rows_of(split.validation.states.positives()) == [[1, 2], [5]]
-    assert split.test.users.tolist() == [0, 2]
-    assert split.test.item.tolist() == [4, 3]
-    assert rows_of(split.test.states.positives()) == [[1, 2, 3], [5, 4]]  # with the validation item
-    assert "later events of other users" in split.note
+    assert leave_last_out(first, repeats=True).validation.item.tolist() == [2]
+    assert leave_last_out(other, repeats=True).validation.item.tolist() == [3]
 
 
 def test_targets_where_keeps_the_states_they_need():
@@ -277,9 +242,43 @@ def test_the_hash_changes_with_the_kind_of_split():
         split_of(ROWS, window=(5, 7, 11)).hash,
         split_of(ROWS, window=(4, 7, 10)).hash,
         split_of(ROWS, history="fixed").hash,
-        leave_last_out(toy_log(ROWS)).hash,
+        leave_last_out(toy_log(ROWS), repeats=True).hash,
     }
     assert len(hashes) == 6
+
+
+HISTORY = [(0, 1, 1), (0, 2, 2), (1, 3, 1), (1, 4, 4), (0, 3, 5), (0, 4, 6, False), (0, 5, 7), (1, 2, 9)]
+
+
+@pytest.mark.parametrize(
+    ("at", "row"),
+    [
+        (5, None),  # removed: the last history is shorter
+        (5, (0, 0, 6, False)),  # another item
+        (5, (0, 4, 5, False)),  # another time
+        (5, (0, 4, 6, False, False)),  # not seen
+    ],
+)
+def test_the_hash_changes_with_an_event_of_a_history_after_the_cut(at, row):
+    """Event 5 is no target and no training event. It is in the history of the target at time 7."""
+    changed = HISTORY[:at] + ([] if row is None else [row]) + HISTORY[at + 1 :]
+    assert split_of(changed, window=(2, 5, 8)).hash != split_of(HISTORY, window=(2, 5, 8)).hash
+
+
+def test_the_hash_does_not_change_with_an_event_that_no_part_of_the_split_has():
+    outside = [*HISTORY[:7], (1, 5, 9), (2, 1, 8)]  # after the end of the window
+    assert split_of(outside, window=(2, 5, 8)).hash == split_of(HISTORY, window=(2, 5, 8)).hash
+
+
+def test_the_hash_changes_with_the_type_of_an_event_in_a_history():
+    log = toy_log(HISTORY)
+    hashes = set()
+    for type_of_event in (0, 1):
+        types = np.zeros(len(log), np.int64)
+        types[np.flatnonzero((log.users == 0) & (log.times == 6))] = type_of_event
+        typed = replace(log, types=types, n_types=2)
+        hashes.add(time_split(typed, (2, 5, 8), history="prequential", repeats=True).hash)
+    assert len(hashes) == 2
 
 
 def with_leak(events, cut):

@@ -1,13 +1,19 @@
 """A warm start: rows of the extended catalogue, transferred weights, one step by hand, and the continued bundle."""
 
 import copy
+import json
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional
-from toy_data import DAY, SMALL, Lines, toy_catalog, toy_config, toy_log, write_tables
+from toy_data import DAY, SMALL, START, Lines, toy_catalog, toy_config, toy_log, write_tables
 
 from experiments.config import load_config
 from experiments.dataset import load_dataset
@@ -15,8 +21,10 @@ from experiments.pipelines.train import train
 from experiments.pipelines.warm_start import train_from
 from experiments.tracking.mlflow import NullTracker
 from features.errors import BundleError, ConfigError, DataError, SpaceError
-from recsys.bundle.io import load_bundle
+from recsys.bundle.formats import fingerprint_of
+from recsys.bundle.io import load_bundle, trained_events
 from recsys.bundle.registry import current_bundle
+from recsys.bundle.trained_events import event_keys, new_events
 from recsys.config import TrainingConfig
 from recsys.item_statistics import ItemStatistics
 from recsys.towers.history import History
@@ -83,7 +91,7 @@ def test_contents_of_another_dimension_are_refused():
 
 
 def test_one_epoch_equals_one_step_by_hand_on_the_new_events():
-    """Histories include events before `since`; only later positive events are predicted."""
+    """Histories include all events; only the positive ones among the new events are predicted."""
     rows = [(0, 0, 1), (0, 1, 2), (0, 2, 11), (0, 3, 12, False), (1, 4, 3), (1, 5, 13), (2, 1, 4), (2, 2, 5)]
     events, catalog = toy_log(rows), toy_catalog(6)
     targets = {0: (11, 2), 1: (13, 5)}  # user -> (time, item); user 2 has no new event
@@ -113,7 +121,7 @@ def test_one_epoch_equals_one_step_by_hand_on_the_new_events():
         lr=0.01,
     ).step()
 
-    fitted = fit_towers(catalog, events, SMALL, training, seed=0, epochs=1, start=towers, since=10)
+    fitted = fit_towers(catalog, events, SMALL, training, seed=0, epochs=1, start=towers, only=events.times > 10)
     assert fitted.fitted_until == 13
     after = fitted.model.state_dict()
     for name, parameter in expected.named_parameters():
@@ -165,7 +173,9 @@ def test_the_continued_bundle_is_current_and_names_the_previous_one(day):
     assert second.manifest["from"] == first.fingerprint
     assert second.catalog.ids.ids == (*first.catalog.ids.ids, "i12")
     assert second.recommender.fitted_until == first.recommender.fitted_until + DAY + 2 * 3600 * 10**6
-    assert any(line.startswith("120 events and 1 items since ") for line in lines)
+    assert any(
+        line.startswith("120 events and 1 items are new since the bundle was trained; 0 of the") for line in lines
+    )
     reranker = second.recommender.reranker
     assert reranker.booster.model_to_string() == first.recommender.reranker.booster.model_to_string()
     assert reranker.features.statistics.total[-1] == 80
@@ -206,7 +216,7 @@ def test_a_new_item_is_recommended_and_found(day):
 
 def test_the_previous_bundle_is_evaluated_on_new_events_of_its_items(day):
     _, first, second, tables, lines = day
-    assert "80 of the new events are of items that the bundle does not contain: not evaluated" in lines
+    assert "80 of the later events are of items that the bundle does not contain: not evaluated" in lines
     assert [table.placement for table in tables] == [
         "again"
     ]  # every user has seen i0: without repeats there is no target
@@ -220,11 +230,107 @@ def test_the_previous_bundle_is_evaluated_on_new_events_of_its_items(day):
 def test_a_bundle_is_given_by_its_folder_and_refused_without_new_events(day):
     folder, _, second, _, _ = day
     config = config_of(folder, encoder={"kind": "builtin"})
-    with pytest.raises(DataError, match=r"no positive events since 20.* UTC, until when .* was fitted"):
+    with pytest.raises(DataError, match=r"no positive event is new to .*, which was fitted until 20.* UTC"):
         train_from(config, str(second.path), NullTracker(), Lines())
     with pytest.raises(BundleError, match="0 bundles begin with 'zz'"):
         train_from(config, "zz", NullTracker(), Lines())
     assert current_bundle(folder / "bundles") == second.path
+
+
+def add_events(folder, rows):
+    """Append (user, item, µs after START) rows to the events table."""
+    with (folder / "data" / "events.csv").open("a", encoding="utf-8") as file:
+        for user, item, micros in rows:
+            at = datetime.fromtimestamp((START + micros) / 10**6, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            file.write(f"{user},{item},take,{at}\n")
+
+
+LATE = [(f"m{n // 5}", f"i{n % 12}", n * 10**6) for n in range(50)]
+"""Events of ten new users in the first minute of the tables."""
+
+
+def test_late_events_are_learned_and_told(tmp_path):
+    write_tables(tmp_path / "data")
+    first, _ = train(config_of(tmp_path), NullTracker(), Lines())
+    add_events(tmp_path, LATE)
+    lines = Lines()
+    second, tables = train_from(config_of(tmp_path), "current", NullTracker(), lines)
+    assert any(
+        line.startswith("50 events and 0 items are new since the bundle was trained; 50 of the")
+        for line in lines.lines
+    )
+    assert "the previous bundle is not evaluated: no event is later than its latest one" in lines.lines
+    assert tables == []  # the first bundle was fitted on later events: it must not be judged on these
+    keys = [trained_events(load_bundle(path)) for path in (first, second)]
+    assert [0 if k is None else len(k) for k in keys] == [520, 570]
+    with pytest.raises(DataError, match="no positive event is new"):
+        train_from(config_of(tmp_path), "current", NullTracker(), Lines())
+
+
+def test_a_clock_that_is_ahead_hides_nothing(tmp_path):
+    write_tables(tmp_path / "data")
+    ahead = 40 * DAY  # later than every other event
+    add_events(tmp_path, [("u5", "i6", ahead)])
+    train(config_of(tmp_path), NullTracker(), Lines())
+    add_events(tmp_path, [(f"u{n}", f"i{n}", 35 * DAY + n) for n in range(10)])
+    lines = Lines()
+    train_from(config_of(tmp_path), "current", NullTracker(), lines)
+    assert any(
+        line.startswith("10 events and 0 items are new since the bundle was trained; 10 of the")
+        for line in lines.lines
+    )
+
+
+def test_a_table_in_another_order_has_no_new_events(tmp_path):
+    write_tables(tmp_path / "data")
+    train(config_of(tmp_path), NullTracker(), Lines())
+    events = pl.read_csv(tmp_path / "data" / "events.csv")
+    events.sample(fraction=1, shuffle=True, seed=1).write_csv(tmp_path / "data" / "events.csv")
+    with pytest.raises(DataError, match="no positive event is new"):
+        train_from(config_of(tmp_path), "current", NullTracker(), Lines())
+
+
+def test_a_bundle_that_does_not_record_its_events_is_continued_by_time(tmp_path):
+    write_tables(tmp_path / "data")
+    path, _ = train(config_of(tmp_path), NullTracker(), Lines())
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8")) | {"format": 9}
+    del manifest["files"]["trained_events.npy"], manifest["checksum"]
+    manifest["fingerprint"] = fingerprint_of(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    add_events(tmp_path, [*LATE, ("u1", "i2", 40 * DAY)])
+    lines = Lines()
+    second, _ = train_from(config_of(tmp_path), str(path), NullTracker(), lines)
+    assert any("does not record which events it was trained on" in line for line in lines.lines)
+    assert any(line.startswith("1 events and 0 items are new") for line in lines.lines)
+    keys = trained_events(load_bundle(second))
+    assert keys is not None
+    assert len(keys) == 571
+
+
+ROW = st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 5))
+
+
+@given(st.lists(ROW, max_size=20), st.lists(ROW, max_size=20), st.randoms(use_true_random=False))
+def test_new_events_are_those_that_were_not_trained_on(old, added, random):
+    """Whatever the order of the events and the rows of users and items: `added`, and nothing else, is new."""
+    users, items = [f"u{n}" for n in range(4)], [f"i{n}" for n in range(6)]
+    trained = np.sort(event_keys(toy_log(old), users, items))
+    rows = [*old, *added]
+    random.shuffle(rows)
+    order = random.sample(range(4), 4)  # other rows of the same users
+    log = toy_log([(order.index(user), item, time) for user, item, time in rows])
+    new = new_events(event_keys(log, [users[n] for n in order], items), trained)
+    got = Counter(zip([order[u] for u in log.users[new]], log.items[new], log.times[new], strict=True))
+    assert got == Counter(added)
+
+
+def test_keys_of_events_stay_the_same():
+    """Bundles store them: another function would make every event new."""
+    log = toy_log([(0, 1, 1_700_000_000_000_000), (1, 0, -5)])
+    typed = replace(log, types=np.array([1, 0]), n_types=2)
+    keys = [event_keys(events, ["ann", "b\u00f6b"], ["x", ""]).tolist() for events in (log, typed)]
+    assert keys == [[18137023854826945842, 9285373132838249723], [14071924060348639062, 8356135070969303508]]
+    assert len({key for pair in keys for key in pair}) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Bundles on disk: load agrees with save, damaged files are rejected by name, a kill leaves no invalid bundle."""
 
+import hashlib
 import json
 import os
 import re
@@ -18,7 +19,8 @@ from toy_data import DAY, SMALL, noise, toy_catalog, toy_log, toy_stage
 from features.errors import BundleError
 from features.interactions import Ragged
 from recsys.bundle import io as module
-from recsys.bundle.io import load_bundle, save_bundle
+from recsys.bundle.formats import checksum_of, fingerprint_of
+from recsys.bundle.io import load_bundle, save_bundle, trained_events
 from recsys.bundle.registry import current_bundle, publish_bundle
 from recsys.ranking.reranker import Reranker
 from recsys.towers.model import TwoTowers
@@ -32,6 +34,14 @@ FACTS: dict[str, Any] = {
     "seed": 0,
     "metrics": [],
 }
+
+
+def facts(number: int) -> dict[str, Any]:
+    """FACTS of a bundle that serves other events: the fingerprint depends on the number."""
+    data = FACTS["config"]["data"] | {"events": {"positive": {"take": number}}}
+    return FACTS | {"config": {"data": data}}
+
+
 FILES = ["manifest.json", "items.parquet", "arrays.safetensors", "towers.safetensors", "reranker.txt"]
 FILES += [f"{name}.{kind}" for name in ("vectors", "contents") for kind in ("json", "npy")]
 
@@ -144,13 +154,73 @@ def test_the_manifest_records_the_facts(saved):
     assert sorted(p.name for p in saved.iterdir()) == sorted(FILES)
 
 
-def test_equal_content_has_equal_fingerprints_and_other_content_another(parts, tmp_path):
+def test_a_fingerprint_names_what_is_served(parts, tmp_path):
+    """Seconds, paths, figures and the order of keys are not of the fingerprint; the first bundle stays as it is."""
+    stage, catalog, statistics = parts
+    first = save_bundle(tmp_path, catalog, stage, statistics, facts(0))
+    before = (first / "manifest.json").read_bytes()
+    moved = facts(0)
+    moved["config"]["data"] = dict(reversed(moved["config"]["data"].items())) | {"path": "/elsewhere", "log": "/log"}
+    moved["config"] |= {"name": "other", "bundles": "/b", "cache": "/c"}
+    same_model = moved | {"code_version": "1", "data_hash": "e", "metrics": [{"fit_seconds": 7.1}]}
+    same_model = dict(reversed(same_model.items()))
+    assert save_bundle(tmp_path, catalog, stage, statistics, same_model) == first
+    assert (first / "manifest.json").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [first.name]
+
+
+def test_what_is_served_changes_the_fingerprint(parts, tmp_path):
+    stage, catalog, statistics = parts
+
+    def name(stage=stage, **changes):
+        manifest = facts(0)
+        manifest["config"] |= {key: changes.pop(key) for key in ("encoder", "limits") if key in changes}
+        manifest["config"]["data"] |= changes
+        return save_bundle(tmp_path, catalog, stage, statistics, manifest).name
+
+    two = {"home": {"repeats": False}, "again": {"repeats": True}}
+    names = {
+        name(),
+        name(events={"positive": {"take": None}, "seen": ["look"]}),
+        name(placements=two),
+        name(placements=dict(reversed(two.items()))),  # the first placement is the default
+        name(extra_columns=["year"]),
+        name(encoder={"kind": "builtin"}),
+        name(limits={"hosts": ["a.example"]}),
+        name(replace(stage, candidates=3)),
+        name(replace(stage, reranker=None)),
+    }
+    assert len(names) == 9
+
+
+def test_a_damaged_bundle_is_replaced_by_an_equal_one(parts, tmp_path):
     stage, catalog, statistics = parts
     first = save_bundle(tmp_path, catalog, stage, statistics, FACTS)
+    (first / "vectors.npy").write_bytes(b"half")
     assert save_bundle(tmp_path, catalog, stage, statistics, FACTS) == first
-    other = save_bundle(tmp_path, catalog, stage, statistics, FACTS | {"seed": 1})
-    assert other != first
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([first.name, other.name])
+    assert load_bundle(first).fingerprint == first.name
+
+
+def test_bundles_of_earlier_formats_are_verified_by_their_own_rule(copy):
+    manifest = json.loads((copy / "manifest.json").read_text()) | {"format": 9}
+    del manifest["fingerprint"], manifest["checksum"]
+    body = json.dumps(manifest, sort_keys=True).encode()
+    manifest["fingerprint"] = hashlib.sha256(body).hexdigest()[:16]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert load_bundle(copy).fingerprint == manifest["fingerprint"] != copy.name
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"seed": 1}))
+    with pytest.raises(BundleError, match="does not match its own fingerprint"):
+        load_bundle(copy)
+
+
+def test_the_events_that_a_bundle_was_trained_on_are_recorded_in_order(parts, tmp_path):
+    stage, catalog, statistics = parts
+    keys = np.array([5, 2**64 - 1, 2, 5], np.uint64)
+    bundle = load_bundle(save_bundle(tmp_path, catalog, stage, statistics, FACTS, trained=keys))
+    recorded = trained_events(bundle)
+    assert recorded is not None
+    assert recorded.tolist() == [2, 5, 5, 2**64 - 1]
+    assert trained_events(load_bundle(save_bundle(tmp_path, catalog, stage, statistics, FACTS))) is None
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -195,6 +265,7 @@ def _json(file):
     "change",
     [
         {"seed": 7},
+        {"checksum": "0" * 64},
         {"candidates": 3},
         {"format": 1},
         {"format": None},
@@ -212,7 +283,7 @@ def test_an_edited_manifest_is_rejected(copy, change):
 @pytest.mark.parametrize("content", ["[]", "7", "null", '"manifest"', "{}"])
 def test_json_that_is_no_manifest_is_rejected(copy, content):
     (copy / "manifest.json").write_text(content)
-    with pytest.raises(BundleError, match=r"manifest\.json: format None, this version reads 8, 9; train again"):
+    with pytest.raises(BundleError, match=r"manifest\.json: format None, this version reads 8, 9, 10; train again"):
         load_bundle(copy)
 
 
@@ -221,7 +292,8 @@ def seal(folder, **changes):
     manifest = json.loads((folder / "manifest.json").read_text()) | changes
     for name, entry in manifest["files"].items():
         entry |= {"sha256": module._sha256(folder / name), "bytes": (folder / name).stat().st_size}
-    manifest["fingerprint"] = module._fingerprint(manifest)
+    manifest["fingerprint"] = fingerprint_of(manifest)
+    manifest["checksum"] = checksum_of(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -235,9 +307,10 @@ def test_a_missing_file_that_is_not_in_the_manifest_is_rejected(copy):
 @pytest.mark.parametrize("changes", [{"files": None}, {"category_names": None}, {"content": 5}, {"towers": None}])
 def test_a_manifest_with_invalid_fields_is_rejected(copy, changes):
     manifest = json.loads((copy / "manifest.json").read_text()) | changes
-    manifest["fingerprint"] = module._fingerprint(manifest)
+    manifest["fingerprint"] = fingerprint_of(manifest)
+    manifest["checksum"] = checksum_of(manifest)
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=r"(?s)do not fit together.*train again"):
+    with pytest.raises(BundleError, match=r"manifest\.json: '\w+' is .*, not \w+; restore it or train again"):
         load_bundle(copy)
 
 
@@ -252,7 +325,7 @@ def test_files_of_different_models_are_rejected(copy):
 
 def test_publish_switches_current(parts, tmp_path):
     stage, catalog, statistics = parts
-    first, second = (save_bundle(tmp_path, catalog, stage, statistics, FACTS | {"seed": seed}) for seed in (0, 1))
+    first, second = (save_bundle(tmp_path, catalog, stage, statistics, facts(n)) for n in (0, 1))
     publish_bundle(first)
     assert current_bundle(tmp_path) == first
     publish_bundle(second)
@@ -273,7 +346,7 @@ def test_without_a_published_bundle_the_error_says_what_to_do(tmp_path):
 WRITER = """
 import itertools, os, random, sys, time
 from pathlib import Path
-from test_recsys_bundle_io import EVENTS, FACTS
+from test_recsys_bundle_io import EVENTS, facts
 from toy_data import toy_stage
 from recsys.bundle.io import save_bundle
 from recsys.bundle.registry import publish_bundle
@@ -288,7 +361,7 @@ for kill in range(kills):
         for number in itertools.count():
             if number == 1:
                 os.write(signal, b"!")  # one complete bundle exists
-            publish_bundle(save_bundle(root, catalog, stage, statistics, FACTS | {"seed": [kill, number]}))
+            publish_bundle(save_bundle(root, catalog, stage, statistics, facts(1000 * kill + number)))
     os.read(ready, 1)
     time.sleep(delays.uniform(0.0, 0.06))
     os.kill(child, 9)
@@ -315,7 +388,7 @@ def test_a_kill_at_any_time_leaves_no_invalid_bundle(tmp_path, parts):
 STEPPER = """
 import itertools, os, sys
 from pathlib import Path
-from test_recsys_bundle_io import EVENTS, FACTS
+from test_recsys_bundle_io import EVENTS, facts
 from toy_data import toy_stage
 from recsys.bundle.io import save_bundle
 from recsys.bundle.registry import publish_bundle
@@ -331,7 +404,7 @@ for step in itertools.count(1):
         def trace(frame, event, argument):
             global remaining
             code = frame.f_code
-            names = ("save_bundle", "_remove_abandoned", "_save_indexes", "publish_bundle")
+            names = ("save_bundle", "_write_files", "_is_intact", "_remove_abandoned", "publish_bundle")
             if code.co_name not in names and code.co_filename != shutil.__file__:
                 return None
             if event == "line":
@@ -341,7 +414,7 @@ for step in itertools.count(1):
             return trace
 
         sys.settrace(trace)
-        publish_bundle(save_bundle(root, catalog, stage, statistics, FACTS | {"seed": step}))
+        publish_bundle(save_bundle(root, catalog, stage, statistics, facts(step)))
         os._exit(0)
     if os.waitpid(child, 0)[1] == 0:
         break

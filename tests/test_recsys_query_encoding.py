@@ -192,11 +192,12 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, service: FakeEmbeddings) -
     key = SpaceKey("toy-embed", service.url.partition("://")[2] + "/v1", D, preprocessing=JOINED)
     space = ContentSpace(key, None, {"content": Embedded(key, text, catalog.has_content)})
     encoder = {"kind": "openai-compatible", "base_url": f"{service.url}/v1", "model": "toy-embed"}
-    facts = {"config": {"encoder": encoder, "limits": {}, "cache": str(folder / "cache")}}
+    facts = {"config": {"data": DATA, "encoder": encoder, "limits": {}, "cache": str(folder / "cache")}}
     publish_bundle(save_bundle(folder, catalog, stage, statistics, facts, space))
     return folder
 
 
+DATA = {"source": "folder", "path": "x", "events": {"positive": {"take": None}}}
 JOINED = "texts of a content joined by line breaks"
 
 
@@ -238,7 +239,7 @@ def test_the_command_rejects_invalid_queries_and_bundles(bundles: Path, tmp_path
     assert isinstance(search(tmp_path, "--text", "x").exception, BundleError)
     without = tmp_path / "without"
     stage, catalog, statistics = toy_stage(noise(), toy_catalog(30), reranked=False)
-    publish_bundle(save_bundle(without, catalog, stage, statistics, {"config": {"encoder": None}}))
+    publish_bundle(save_bundle(without, catalog, stage, statistics, {"config": {"data": DATA, "encoder": None}}))
     assert "train with an encoder" in str(search(without, "--text", "x").exception)
 
 

@@ -154,10 +154,10 @@ def test_a_pair_has_the_weight_of_its_target_scaled_to_mean_one():
     assert TrainingSequences.build(replace(log, weights=None)).weight.tolist() == [1.0, 1.0]
 
 
-def test_with_since_only_later_events_are_targets_and_all_earlier_ones_are_inputs():
+def test_only_the_given_events_are_targets_and_all_earlier_ones_are_inputs():
     log = toy_log([(0, 0, 1), (0, 1, 2), (0, 2, 11), (0, 3, 12), (1, 4, 3), (1, 5, 4)])
-    (batch,) = TrainingSequences.build(log, since=10).batches(10, 100, np.random.default_rng(0))
+    (batch,) = TrainingSequences.build(log, only=log.times > 10).batches(10, 100, np.random.default_rng(0))
     assert batch.history.items.tolist() == [[0, 1, 2, 3]]
     assert pairs([batch]) == [(1, 2), (2, 3)]
-    with pytest.raises(DataError, match=r"among 6 events since 1970-01-01T00:00:00\.000012 UTC: nothing to train on"):
-        TrainingSequences.build(log, since=12)
+    with pytest.raises(DataError, match=r"among the 0 new events: nothing to train on"):
+        TrainingSequences.build(log, only=log.times > 12)

@@ -54,7 +54,7 @@ def run(*, short: bool = False, data: str | None = None) -> Result:
     if folder is None:
         raise SourceError("bench baselines needs sequences/Beauty.txt: set --data or RECSYS_DATA to its folder")
     events = read_sequences(Path(folder) / "sequences" / "Beauty.txt")
-    split = leave_last_out(events)
+    split = leave_last_out(events, repeats=False)
     figures: dict[str, Any] = {
         "split": split.note,
         "split_hash": split.hash,

@@ -51,7 +51,7 @@ def run(*, short: bool = False, config: str = "configs/complete-journey.yaml") -
     fitted = {
         "before": before,
         "anew": fit("anew"),
-        "warm": fit("warm", start=start, since=old.latest, epochs=PASSES),
+        "warm": fit("warm", start=start, only=first.train.times > old.latest, epochs=PASSES),
     }
     figures: dict[str, Any] = {
         "events": len(first.train),

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from experiments.evaluation.ranking import DEPTH, K, Outcome, interval_dict
 from features.arrays import Doubles
-from features.errors import DataError
+from features.errors import DataError, FileError, describe_os_error
 from features.files import put_file
 from features.ids import IdMap
 from features.tables.parquet import scan_parquet
@@ -59,21 +59,23 @@ def outcome_rows(outcome: Outcome, placement: str, window: int, users: IdMap, it
 
 
 def write_outcomes(path: Path, rows: Sequence[pl.DataFrame], facts: Mapping[str, str]) -> None:
-    """Write the rows as one parquet file, whole or not at all; facts go into its metadata. Raises DataError."""
+    """Write the rows as one parquet file, whole or not at all; facts go into its metadata. Raises FileError."""
     table = pl.concat([pl.DataFrame(schema=SCHEMA), *rows])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         put_file(path, lambda part: table.write_parquet(part, metadata=dict(facts)))
-    except OSError as error:
-        raise DataError(f"{path}: outcomes cannot be written: {error}; choose another file") from error
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = describe_os_error(error) if isinstance(error, OSError) else f"{path}: {error}"
+        raise FileError(f"outcomes cannot be written: {reason}") from error
 
 
 def read_outcomes(path: Path) -> pl.DataFrame:
     """The rows of a file. Raises DataError where it cannot be read, or is not a file of outcomes."""
-    with reading(str(path)):
-        if not path.is_file():
-            raise DataError(f"{path}: outcomes cannot be read: no such file")
-        table = scan_parquet(path).collect()
+    try:
+        with reading(f"{path}: outcomes"):
+            table = scan_parquet(path).collect()
+    except OSError as error:
+        raise DataError(f"{path}: outcomes cannot be read: {describe_os_error(error)}") from error
     if dict(table.schema) != SCHEMA:
         raise DataError(f"{path} is no file of outcomes; `recsys evaluate CONFIG --outcomes FILE` writes one")
     return table

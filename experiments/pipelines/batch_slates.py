@@ -17,16 +17,18 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from pydantic import ValidationError
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, extend_dataset, load_dataset
+from experiments.preflight import check_log
 from features.arrays import Ints
-from features.errors import BundleError, ConfigError, StoreError
-from features.files import put_file, put_new_file
+from features.errors import BundleError, ConfigError, FileError, describe_os_error
+from features.files import check_writable, put_file, put_new_file
 from features.interactions import UserStates
 from features.progress import StartProgress
 from features.schema import ITEM, POSITION, USER
-from features.tables.scan import reading
+from features.tables.scan import UNREADABLE, reading
 from recsys.bundle.model import Bundle
 from recsys.interfaces import Candidates
 from recsys.ranking.slate import item_groups
@@ -65,7 +67,7 @@ def write_slates(
 
     placement: its rule on repeats is applied; None: the first placement of the bundle. part: (i, n) writes share i of
     n shares of the shards, counted from 1. Raises ConfigError when the folder holds another job or the placement is
-    unknown, and StoreError when a file cannot be written.
+    unknown, and FileError when a file cannot be written.
     """
     placements = bundle.data.placements
     placement = placement or next(iter(placements))
@@ -73,6 +75,7 @@ def write_slates(
         raise ConfigError(f"placement {placement!r}: the bundle has {', '.join(placements)}")
     if not 1 <= part[0] <= part[1]:
         raise ConfigError(f"part {part[0]}/{part[1]}: give 1/n to n/n")
+    check_writable(out, "the folder of the slates")
     dataset = _load_dataset(bundle, progress)
     job = {"bundle": bundle.fingerprint, "placement": placement, "k": k, "shard": shard}
     try:
@@ -90,16 +93,23 @@ def write_slates(
                 put_file(path, frame.write_parquet)
                 written, rows = written + len(chosen), rows + len(frame)
             step(1)
-    except OSError as error:
-        raise StoreError(
-            f"{out}: slates cannot be written: {error}; run the command again, finished shards are kept"
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = describe_os_error(error) if isinstance(error, OSError) else error
+        raise FileError(
+            f"{out}: slates cannot be written: {reason}; run the command again, finished shards are kept"
         ) from error
     return BatchReport(out, len(shards), existing, written, rows)
 
 
 def _load_dataset(bundle: Bundle, progress: StartProgress) -> Dataset:
     """The current tables and log, in the rows of the bundle's catalogue, without items that the bundle lacks."""
-    config = RunConfig.model_validate(bundle.manifest["config"])
+    try:
+        config = RunConfig.model_validate(bundle.manifest["config"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise BundleError(f"{bundle.path}: {place} in its configuration: {first['msg']}; train again") from None
+    check_log(config.data.log)
     dataset = extend_dataset(bundle.catalog, load_dataset(config, progress), int(np.iinfo(np.int64).max))
     if len(dataset.catalog) != len(bundle.catalog):
         raise BundleError(
@@ -169,12 +179,18 @@ def _join_job(out: Path, job: dict[str, Any], dataset: Dataset) -> tuple[int, pl
     """
     if not (out / MANIFEST).exists():
         _start_job(out, job, dataset)
-    manifest = json.loads((out / MANIFEST).read_text())
-    if different := {name: manifest.get(name) for name in job if manifest.get(name) != job[name]}:
-        values = ", ".join(f"{name} {value} there, {job[name]} here" for name, value in different.items())
-        raise ConfigError(f"{out}: slates of another job are there ({values}): choose another folder, or remove it")
-    with reading(str(out / USERS)):
-        return manifest["until"], pl.read_parquet(out / USERS).get_column(USER)
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        if different := {name: manifest.get(name) for name in job if manifest.get(name) != job[name]}:
+            values = ", ".join(f"{name} {value} there, {job[name]} here" for name, value in different.items())
+            raise ConfigError(
+                f"{out}: slates of another job are there ({values}): choose another folder, or remove it"
+            )
+        return int(manifest["until"]), pl.read_parquet(out / USERS).get_column(USER)
+    except (ValueError, KeyError, TypeError, AttributeError, *UNREADABLE) as error:
+        raise FileError(
+            f"{out}: {MANIFEST} or {USERS} is damaged ({error}): remove the folder, start anew"
+        ) from error
 
 
 def _start_job(out: Path, job: dict[str, Any], dataset: Dataset) -> None:

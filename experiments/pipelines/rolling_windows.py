@@ -20,9 +20,11 @@ def evaluation_windows(config: RunConfig, dataset: Dataset) -> list[tuple[Datase
                 f"data.min_train_events = {config.data.min_train_events} needs a cut in time, and split.kind = "
                 "leave-last-out has none: set data.min_train_events to 0"
             )
-        split = leave_last_out(dataset.events)
-        split.fit.check_targets()
-        return [(dataset, dict.fromkeys(placements, split))]
+        rules = {placement.repeats for placement in placements.values()}
+        by_rule = {repeats: leave_last_out(dataset.events, repeats=repeats) for repeats in rules}
+        for split in by_rule.values():
+            split.fit.check_targets()
+        return [(dataset, {name: by_rule[placement.repeats] for name, placement in placements.items()})]
     out = []
     for window in window_cuts(dataset.events, config.split):
         # counted before the validation cut: events of the validation window must not choose the vocabulary

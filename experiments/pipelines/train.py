@@ -20,6 +20,7 @@ from experiments.pipelines.fit import (
     train_two_stage,
 )
 from experiments.pipelines.rolling_windows import evaluation_windows
+from experiments.preflight import preflight
 from experiments.splits import Split, check_no_leak
 from experiments.tracking import plots
 from experiments.tracking.mlflow import Tracker
@@ -40,6 +41,7 @@ def train(
     bundle holds the evaluated model itself. Returns the folder of the bundle and one table for each placement. Raises
     any RecsysError; a run that fails publishes nothing.
     """
+    preflight(config, bundles=True)
     dataset = load_dataset(config, reporter.steps)
     report_dataset(dataset, reporter)
     kept, splits = evaluation_windows(config, dataset)[-1]
@@ -52,7 +54,6 @@ def train(
         tables = [comparison(config, name, [split], outcomes[name]) for name, split in splits.items()]
         if first.cut is not None:
             kept, trained = refit_on_all_events(config, dataset, kept, selected, reporter)
-        figures = plots.draw(selected.selection.history, tables[0].outcomes)
         path = save_bundle(
             Path(config.bundles),
             kept.catalog,
@@ -60,10 +61,11 @@ def train(
             trained.statistics,
             manifest_facts(config, dataset, [first], tables),
             kept.space,
+            kept.event_keys() if first.cut is not None else None,
         )
         if publish:
             publish_bundle(path)
-        record_run(tracker, tables, figures, path)
+        record_run(tracker, tables, plots.draw(selected.selection.history, tables[0].outcomes), path)
         if selected.reranker is not None:
             tracker.metrics({f"importance.{name}": share for name, share in selected.reranker.importance.items()})
     except BaseException:
@@ -96,6 +98,7 @@ def evaluate_run(config: RunConfig, reporter: Reporter, *, outcomes_file: Path |
 
     outcomes_file: where the rank of every event is written to, see `write_outcomes`.
     """
+    preflight(config, outcomes=outcomes_file)
     dataset = load_dataset(config, reporter.steps)
     report_dataset(dataset, reporter)
     windows = evaluation_windows(config, dataset)
@@ -178,11 +181,13 @@ def format_line(values: dict[str, float]) -> str:
 def comparison(config: RunConfig, placement: str, splits: list[Split], outcomes: list[Outcome]) -> Comparison:
     """The table of one placement, over one or several windows."""
     repeats = "repeats allowed" if config.data.placements[placement].repeats else "repeats excluded"
-    n_windows = f" ({len(splits)} windows)" if len(splits) > 1 else ""
+    note = splits[-1].note + (f" ({len(splits)} windows)" if len(splits) > 1 else "")
+    if repeated := sum(split.test.repeated for split in splits):
+        note += f"; {repeated:,} test events are left out, because their users had seen the items"
     return Comparison(
         title=f"{config.name} · {placement}: {repeats}",
         placement=placement,
-        note=splits[-1].note + n_windows,
+        note=note,
         hashes=tuple(split.hash for split in splits),
         outcomes=tuple(outcomes),
         ours=TOWERS if config.reranker is None else RERANKED,
@@ -243,12 +248,11 @@ def report_dataset(dataset: Dataset, reporter: Reporter) -> None:
 
 
 def code_version() -> str:
-    """Version of the package and git commit, e.g. 0.1.0+1a2b3c4; "unknown" in place of the commit outside git."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude", "*"],
-        cwd=Path(__file__).resolve().parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return f"{metadata.version('onespace-recsys')}+{described.stdout.strip() or 'unknown'}"
+    """Version of the package and git commit, e.g. 0.1.0+1a2b3c4; "unknown" in place of the commit without git."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        folder = Path(__file__).resolve().parent
+        commit = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # git is not installed
+        commit = ""
+    return f"{metadata.version('onespace-recsys')}+{commit or 'unknown'}"

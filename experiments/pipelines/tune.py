@@ -22,16 +22,18 @@ from pydantic import ValidationError
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, encode_contents, load_dataset
 from experiments.pipelines.fit import select_model
 from experiments.pipelines.rolling_windows import evaluation_windows
 from experiments.pipelines.train import report_dataset, run_tags
+from experiments.preflight import preflight
 from experiments.splits import Split
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
-from features.errors import ConfigError
+from features.errors import ConfigError, FileError
 from recsys.towers import distributed
 
 SEARCH_SPACE: dict[str, BaseDistribution] = {
@@ -104,6 +106,7 @@ def tune(
     if distributed.size() > 1:  # pruning ends a trial in this process only: the others would wait for it
         raise ConfigError("a search runs in one process: start it without torchrun")
     space = _space(config, only)
+    preflight(config, cache=True)
     dataset = load_dataset(config, reporter.steps)
     report_dataset(dataset, reporter)
     dataset, splits = evaluation_windows(config, dataset)[-1]
@@ -180,13 +183,17 @@ def _study(config: RunConfig, space: dict[str, BaseDistribution], facts: dict[st
     file.parent.mkdir(parents=True, exist_ok=True)
     distributions = {key: optuna.distributions.distribution_to_json(kind) for key, kind in space.items()}
     identity = json.dumps([config.model_dump(mode="json"), distributions, facts], sort_keys=True)
-    study = optuna.create_study(
-        study_name=f"{config.name} {hashlib.sha256(identity.encode()).hexdigest()[:16]}",
-        storage=f"sqlite:///{file}",
-        direction="maximize",
-        pruner=optuna.pruners.MedianPruner(n_warmup_steps=3),  # prunes from the third epoch on
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            study_name=f"{config.name} {hashlib.sha256(identity.encode()).hexdigest()[:16]}",
+            storage=f"sqlite:///{file}",
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(n_warmup_steps=3),  # prunes from the third epoch on
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileError(f"{file}: the trials cannot be read: {reason}; move the file away to start anew") from error
     for lost in study.get_trials(states=(TrialState.RUNNING,)):  # their process was killed
         study.tell(lost.number, state=TrialState.FAIL)
         study.enqueue_trial(lost.params)

@@ -1,4 +1,9 @@
-"""A warm start: continue the training of a bundle on the events since it was fitted, and publish the result."""
+"""A warm start: continue the training of a bundle on the events that are new to it, and publish the result.
+
+An event is new when the bundle was not trained on it (`recsys.bundle.trained_events`). Its time does not count:
+events that arrive late are learned too, and a wrong clock hides nothing. The evaluation of the previous bundle goes
+by time: the bundle was fitted on events that are later than a late one, so late events are not evaluated.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +23,16 @@ from experiments.pipelines.train import (
     report_dataset,
     run_tags,
 )
+from experiments.preflight import preflight
 from experiments.splits import Split, targets
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
+from features.arrays import Bools
 from features.errors import ConfigError, DataError, SpaceError
-from recsys.bundle.io import MANIFEST, load_bundle, save_bundle
+from recsys.bundle.io import MANIFEST, load_bundle, save_bundle, trained_events
 from recsys.bundle.model import Bundle
 from recsys.bundle.registry import find_bundle, publish_bundle
+from recsys.bundle.trained_events import new_events
 from recsys.ranking.reranker import Reranker
 from recsys.towers.training import fit_towers
 from recsys.towers.warm_start import PASSES, transfer_weights
@@ -33,20 +41,21 @@ from recsys.towers.warm_start import PASSES, transfer_weights
 def train_from(
     config: RunConfig, name: str, tracker: Tracker, reporter: Reporter, *, publish: bool = True
 ) -> tuple[Path, list[Comparison]]:
-    """Continue the training of a bundle on the events since it was fitted, write the result and publish it.
+    """Continue the training of a bundle on the events that are new to it, write the result and publish it.
 
     name: fingerprint of the bundle, a prefix of it, `current`, or a folder. All events are used for
     training, so the tables show the previous bundle on the new events, not the new one. Returns the folder of the
     new bundle and one table for each placement that has targets. Raises any RecsysError; a run that fails publishes
     nothing.
     """
+    preflight(config, bundles=True)
     bundle = load_bundle(Path(name) if (Path(name) / MANIFEST).is_file() else find_bundle(Path(config.bundles), name))
     check_compatible(config, bundle)
-    dataset = load_extended(config, bundle, reporter)
+    dataset, new = load_extended(config, bundle, reporter)
     tracker.start(config.name, config.model_dump(), run_tags(config, dataset) | {"from": bundle.fingerprint})
     try:
         splits, tables = evaluate_previous(config, bundle, dataset, reporter)
-        trained = continue_training(config, bundle, dataset, reporter)
+        trained = continue_training(config, bundle, dataset, new, reporter)
         path = save_bundle(
             Path(config.bundles),
             dataset.catalog,
@@ -54,6 +63,7 @@ def train_from(
             trained.statistics,
             manifest_facts(config, dataset, splits, tables) | {"from": bundle.fingerprint},
             dataset.space,
+            dataset.event_keys(),
         )
         if publish:
             publish_bundle(path)
@@ -94,38 +104,52 @@ def check_compatible(config: RunConfig, bundle: Bundle) -> None:
         )
 
 
-def load_extended(config: RunConfig, bundle: Bundle, reporter: Reporter) -> Dataset:
-    """The current data on the extended catalogue of the bundle, with contents in the content space of the bundle.
+def load_extended(config: RunConfig, bundle: Bundle, reporter: Reporter) -> tuple[Dataset, Bools]:
+    """The current data on the extended catalogue of the bundle, and its new events (n,) bool.
 
-    Raises DataError when no positive event is newer than the bundle.
+    The contents are in the content space of the bundle. Raises DataError when no positive event is new.
     """
     dataset = load_dataset(config, reporter.steps)
     report_dataset(dataset, reporter)
     dataset = extend_dataset(bundle.catalog, dataset, config.data.min_train_events)
-    since = bundle.recommender.fitted_until
-    new = dataset.events.times > since  # (events,)
-    if not (new & dataset.events.positive).any():
+    events, until = dataset.events, bundle.recommender.fitted_until
+    later: Bools = events.times > until
+    trained = trained_events(bundle)
+    new = later if trained is None else new_events(dataset.event_keys(), trained)
+    if trained is None:
+        reporter.say(
+            f"{bundle.path} does not record which events it was trained on: those after {np.datetime64(until, 'us')} "
+            "UTC count as new, and late ones are not learned; the bundle of this run records them"
+        )
+    if not (new & events.positive).any():
         raise DataError(
-            f"no positive events since {np.datetime64(since, 'us')} UTC, until when {bundle.path} was fitted: "
+            f"no positive event is new to {bundle.path}, which was fitted until {np.datetime64(until, 'us')} UTC: "
             "there is nothing to train on; add events to the tables or the log"
         )
     n_new_items = len(dataset.catalog) - len(bundle.catalog)
-    reporter.say(f"{int(new.sum()):,} events and {n_new_items:,} items since {np.datetime64(since, 'us')} UTC")
-    return encode_contents(dataset, config, reporter.steps, space=bundle.content)
+    late = int((new & ~later).sum())
+    reporter.say(
+        f"{int(new.sum()):,} events and {n_new_items:,} items are new since the bundle was trained; {late:,} of the "
+        f"events are not later than its latest one, of {np.datetime64(until, 'us')} UTC: learned, but not evaluated"
+    )
+    return encode_contents(dataset, config, reporter.steps, space=bundle.content), new
 
 
 def evaluate_previous(
     config: RunConfig, bundle: Bundle, dataset: Dataset, reporter: Reporter
 ) -> tuple[list[Split], list[Comparison]]:
-    """The split and the table of each placement that has targets: the previous bundle on the new events.
+    """The split and the table of each placement that has targets: the previous bundle on the later events.
 
-    Each new event is predicted from the earlier events of its user. Events of items that the bundle does not contain
-    are not evaluated.
+    Each event after the bundle's latest one is predicted from the earlier events of its user. Events of items that
+    the bundle does not contain are not evaluated.
     """
     since, known = bundle.recommender.fitted_until, dataset.events.items < len(bundle.catalog)
+    if dataset.events.latest <= since:
+        reporter.say("the previous bundle is not evaluated: no event is later than its latest one")
+        return [], []
     events = replace(dataset.events.where(known), n_items=len(bundle.catalog))
     n_unknown = int((~known & (dataset.events.times > since)).sum())
-    reporter.say(f"{n_unknown:,} of the new events are of items that the bundle does not contain: not evaluated")
+    reporter.say(f"{n_unknown:,} of the later events are of items that the bundle does not contain: not evaluated")
     model = TOWERS if bundle.recommender.reranker is None else RERANKED
     splits, tables = [], []
     for name, placement in config.data.placements.items():
@@ -146,8 +170,10 @@ def evaluate_previous(
     return splits, tables
 
 
-def continue_training(config: RunConfig, bundle: Bundle, dataset: Dataset, reporter: Reporter) -> FittedRecommender:
-    """The recommender of the bundle, with towers trained on the new events for PASSES epochs.
+def continue_training(
+    config: RunConfig, bundle: Bundle, dataset: Dataset, new: Bools, reporter: Reporter
+) -> FittedRecommender:
+    """The recommender of the bundle, with towers trained on the new events (n,) bool for PASSES epochs.
 
     The reranker of the bundle is kept. When the bundle has none, the result has none either.
     """
@@ -165,7 +191,7 @@ def continue_training(config: RunConfig, bundle: Bundle, dataset: Dataset, repor
         seed=config.seed,
         epochs=PASSES,
         start=transfer_weights(previous.towers, bundle.catalog, dataset.catalog, dataset.events, config.towers),
-        since=previous.fitted_until,
+        only=new,
         report=report,
         progress=reporter.steps,
     )

@@ -3,19 +3,39 @@
 An upgrade of the code must not need a new training. So each version reads the format before its own, too. It refuses
 older formats, and names the formats that it reads.
 
+10  the fingerprint covers what is served, `checksum` the whole manifest; `trained_events.npy`
 9   names: arrays `words.*` are `tfidf.*`, the weight `turn` of the towers is `rotation`
 8   the format of version 0.1.0
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from features.errors import BundleError
 
-FORMAT = 9
+FORMAT = 10
 """The format that `save_bundle` writes. It rises when older versions could not read the result."""
 
-READABLE = (8, FORMAT)
+READABLE = (8, 9, FORMAT)
+
+SERVED = (
+    *("format", "files", "towers", "candidates", "fitted_until", "statistics_until"),
+    *("category_names", "content", "content_dimension"),
+)
+"""Keys of a manifest that its fingerprint covers, besides the parts of `config` that the service reads."""
+
+SERVED_DATA = ("events", "extra_columns")
+"""Keys of `config.data` that the fingerprint covers. Paths are not: a folder may be moved."""
+
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("config", "files", "towers"), (dict,)),
+    **dict.fromkeys(("candidates", "fitted_until", "statistics_until", "content_dimension"), (int,)),
+    "category_names": (list,),
+    "content": (dict, type(None)),
+}
+"""Keys that every manifest has -> the types of their values."""
 
 _RENAMED_ARRAYS = {"words.data": "tfidf.data", "words.indices": "tfidf.indices", "words.indptr": "tfidf.indptr"}
 _RENAMED_WEIGHTS = {"turn": "rotation"}
@@ -43,3 +63,49 @@ def current_arrays(arrays: Mapping[str, T], version: int) -> dict[str, T]:
 def current_weights(weights: Mapping[str, T], version: int) -> dict[str, T]:
     """The weights of the towers of a bundle of format `version`, renamed to the names in FORMAT."""
     return {(_RENAMED_WEIGHTS.get(name, name) if version < 9 else name): values for name, values in weights.items()}
+
+
+def fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """16 hex digits that name what a bundle serves: the SHA-256 of the manifest's keys that serving depends on.
+
+    Two trainings with the same result have one fingerprint, whatever time and folder they took. Before format 10 it
+    covers every key but itself, seconds and paths among them.
+    """
+    if manifest.get("format") in (8, 9):
+        return _sha256({key: value for key, value in manifest.items() if key != "fingerprint"})[:16]
+    config = manifest["config"]
+    data = config.get("data", {})
+    served: dict[str, Any] = {key: manifest[key] for key in SERVED}
+    served |= {key: data.get(key) for key in SERVED_DATA}
+    served["placements"] = list(data.get("placements", {}).items())  # their order counts: the first is the default
+    served |= {key: config.get(key) for key in ("encoder", "limits")}
+    return _sha256(served)[:16]
+
+
+def checksum_of(manifest: Mapping[str, Any]) -> str:
+    """64 hex digits: the SHA-256 of a manifest, its own checksum left out."""
+    return _sha256({key: value for key, value in manifest.items() if key != "checksum"})
+
+
+def check_manifest(manifest: Any, place: str) -> int:
+    """The format of a manifest. Raises BundleError when it is not whole, or of a format that is not read."""
+    version = check_format(manifest, place)
+    for key, kinds in KINDS.items():
+        if key not in manifest or type(manifest[key]) not in kinds:
+            given = repr(manifest[key])[:40] if key in manifest else "missing"
+            raise BundleError(f"{place}: {key!r} is {given}, not {kinds[0].__name__}; restore it or train again")
+    try:
+        name, checksum = fingerprint_of(manifest), checksum_of(manifest)
+    except (AttributeError, TypeError) as error:
+        raise BundleError(f"{place}: not a manifest: {error}; restore it or train again") from error
+    if manifest.get("fingerprint") != name:
+        raise BundleError(
+            f"{place}: does not match its own fingerprint {manifest.get('fingerprint')!r}; restore it or train again"
+        )
+    if version >= 10 and manifest.get("checksum") != checksum:
+        raise BundleError(f"{place}: does not match its own checksum; restore it or train again")
+    return version
+
+
+def _sha256(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

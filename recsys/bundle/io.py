@@ -1,7 +1,7 @@
 """Bundles on disk: everything a training run hands to the service, in one immutable folder named by its fingerprint.
 
 A bundle is written under a temporary name, synced, then renamed. It is read only after all checksums have been
-verified. Its files are safetensors, parquet, JSON and the formats of faiss and LightGBM: nothing is unpickled.
+verified. Its files are safetensors, parquet, JSON, npy and the formats of faiss and LightGBM: nothing is unpickled.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +26,20 @@ from safetensors.torch import save_file as save_weights
 
 from features.catalog import Catalog
 from features.content.spaces import Embedded, SpaceKey, same_space
-from features.errors import BundleError, SpaceError
+from features.errors import BundleError, FileError, SpaceError, describe_os_error
 from features.files import sync
 from features.ids import IdMap
 from features.schema import ITEM
-from recsys.bundle.formats import FORMAT, check_format, current_arrays, current_weights
+from recsys.bundle.formats import (
+    FORMAT,
+    check_manifest,
+    checksum_of,
+    current_arrays,
+    current_weights,
+    fingerprint_of,
+)
 from recsys.bundle.model import Bundle
+from recsys.bundle.trained_events import EventKeys
 from recsys.config import TowerConfig
 from recsys.content.alignment import AffineMap, Alignment
 from recsys.content.content_space import ContentSpace
@@ -45,7 +53,7 @@ from recsys.retrieval.mutable_index import MutableIndex
 from recsys.retrieval.popular import Popular
 from recsys.towers.model import TwoTowers
 
-MANIFEST, ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT = (
+MANIFEST, ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT, TRAINED_EVENTS = (
     "manifest.json",
     "items.parquet",
     "arrays.safetensors",
@@ -54,15 +62,20 @@ MANIFEST, ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT = (
     "contents",
     "reranker.txt",
     "content.safetensors",
+    "trained_events.npy",
 )
+_REQUIRED = {ITEMS, ARRAYS, TOWERS} | {f"{name}.{kind}" for name in (VECTORS, CONTENTS) for kind in ("json", "npy")}
 _CATALOG = ("categories", "price", "available", "published", "has_content")
 _STATISTICS = ("total", "recent", "newest", "last")
 _SPARSE = ("data", "indices", "indptr")
 _READ_ERRORS = (
-    *(AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError),
+    *(AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError),
     *(SafetensorError, SpaceError, pl.exceptions.PolarsError),
 )
 """Raised by readers of files that are intact, but not what the manifest declares."""
+
+_WRITE_ERRORS = (OSError, SafetensorError, pl.exceptions.PolarsError, RuntimeError)
+"""Raised by writers; a RuntimeError is of faiss."""
 
 
 def save_bundle(
@@ -72,17 +85,63 @@ def save_bundle(
     statistics: ItemStatistics,
     facts: dict[str, Any],
     content: ContentSpace | None = None,
+    trained: EventKeys | None = None,
 ) -> Path:
     """Write a bundle below root and return its folder, whose name is its fingerprint.
 
     facts: plain JSON for the manifest (config, hashes, code version, seed, metrics); content: the space of the
-    items' contents, None where they have none.
-    A crash at any moment leaves at most a folder or link whose name starts with `.writing-`. It is never read, and
-    the next call removes it if the process that made it has ended.
+    items' contents, None where they have none; trained: the keys of the training events (`event_keys`), None where
+    training cannot continue from the bundle. Where a bundle with this fingerprint exists, it stays as it is.
+
+    A failure leaves nothing. A crash at any moment leaves at most a folder or link whose name starts with
+    `.writing-`. It is never read, and the next call removes it if the process that made it has ended.
+    Raises FileError when a file cannot be written.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(root)
-    folder = Path(tempfile.mkdtemp(prefix=f".writing-{os.getpid()}-", dir=root))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(root)
+        folder = Path(tempfile.mkdtemp(prefix=f".writing-{os.getpid()}-", dir=root))
+        try:
+            files = _write_files(folder, catalog, recommender, statistics, content, trained)
+            manifest = facts | files
+            manifest["fingerprint"] = fingerprint_of(manifest)
+            manifest["checksum"] = checksum_of(manifest)
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            for file in folder.iterdir():
+                sync(file)
+            sync(folder)
+            final = root / str(manifest["fingerprint"])
+            shutil.rmtree(folder) if _is_intact(final) else folder.rename(final)
+            sync(root)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    except _WRITE_ERRORS as error:
+        reason = describe_os_error(error) if isinstance(error, OSError) else f"{root}: {error}"
+        raise FileError(f"the bundle cannot be written: {reason}; nothing was published") from error
+    return final
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether a complete bundle is in a folder. What is left of a damaged one is removed."""
+    try:
+        _verify(folder, read_manifest(folder)["files"])
+    except BundleError:
+        if folder.exists():
+            shutil.rmtree(folder)
+        return False
+    return True
+
+
+def _write_files(
+    folder: Path,
+    catalog: Catalog,
+    recommender: TwoStageRecommender,
+    statistics: ItemStatistics,
+    content: ContentSpace | None,
+    trained: EventKeys | None,
+) -> dict[str, Any]:
+    """Write all files but the manifest, and return what the manifest says about them."""
     catalog.frame.write_parquet(folder / ITEMS)
     save_file(_arrays(catalog, recommender, statistics), folder / ARRAYS)
     save_weights({name: t.contiguous() for name, t in recommender.towers.state_dict().items()}, folder / TOWERS)
@@ -91,9 +150,11 @@ def save_bundle(
         save_file(_content_arrays(content), folder / CONTENT)
     if isinstance(recommender.reranker, Reranker):
         recommender.reranker.save(folder / RERANKER)
-    manifest = facts | {
+    if trained is not None:
+        np.save(folder / TRAINED_EVENTS, np.sort(trained))
+    return {
         "format": FORMAT,
-        "towers": recommender.towers.config.model_dump(),
+        "towers": recommender.towers.config.model_dump(mode="json"),
         "candidates": recommender.candidates,
         "fitted_until": recommender.fitted_until,
         "statistics_until": statistics.fitted_until,
@@ -104,25 +165,14 @@ def save_bundle(
             file.name: {"sha256": _sha256(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())
         },
     }
-    manifest["fingerprint"] = _fingerprint(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for file in folder.iterdir():
-        sync(file)
-    sync(folder)
-    final = root / str(manifest["fingerprint"])
-    if final.exists():  # an identical bundle exists
-        shutil.rmtree(folder)
-    else:
-        folder.rename(final)
-    sync(root)
-    return final
 
 
 def _remove_abandoned(root: Path) -> None:
     """Remove the unfinished folders and links of processes that have ended."""
     for abandoned in root.glob(".writing-*"):
         if not Path(f"/proc/{abandoned.name.split('-')[1]}").exists():
-            abandoned.unlink() if abandoned.is_symlink() else shutil.rmtree(abandoned)
+            is_folder = abandoned.is_dir() and not abandoned.is_symlink()
+            shutil.rmtree(abandoned) if is_folder else abandoned.unlink()
 
 
 def _arrays(
@@ -152,27 +202,60 @@ def _save_indexes(
     return contents
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a bundle. The files that it lists are not verified.
+
+    Raises BundleError when it is missing, damaged or of a format that this version does not read.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BundleError(f"{path}: cannot be read: {reason}; restore it or train again") from error
+    check_manifest(manifest, str(path))
+    return cast(dict[str, Any], manifest)
+
+
 def load_bundle(path: Path) -> Bundle:
     """Verify every file of a bundle, then load it.
 
     Raises BundleError, which names the file, when one is missing, truncated, tampered with or of another format.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path / MANIFEST}: cannot be read: {error}") from error
-    version = check_format(manifest, str(path / MANIFEST))
-    if manifest.get("fingerprint") != _fingerprint(manifest):
-        raise BundleError(f"{path / MANIFEST}: does not match its own fingerprint {manifest.get('fingerprint')!r}")
+    manifest = read_manifest(path)
     try:
         _verify(path, manifest["files"])
-        return _load(path, manifest, version)
+        bundle = _load(path, manifest, manifest["format"])
+        _ = bundle.data  # raises where the configuration of the data is not valid in this version
+        return bundle
     except _READ_ERRORS as error:
         raise BundleError(f"{path}: its files do not fit together: {error!r}; train again") from error
 
 
+def trained_events(bundle: Bundle) -> EventKeys | None:
+    """The keys of the events that a bundle was trained on, sorted; None where the bundle does not record them.
+
+    Raises BundleError when they cannot be read.
+    """
+    if TRAINED_EVENTS not in bundle.manifest["files"]:
+        return None
+    file = bundle.path / TRAINED_EVENTS
+    try:
+        keys = np.load(file, allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise BundleError(f"{file}: cannot be read: {error}; restore it or train again") from error
+    if keys.dtype != np.uint64 or keys.ndim != 1:
+        raise BundleError(f"{file}: {keys.dtype} of shape {keys.shape}, not uint64 (n,); train again")
+    return cast(EventKeys, keys)
+
+
 def _verify(path: Path, files: dict[str, Any]) -> None:
-    """Compare size and SHA-256 of every file with the manifest's. Raises BundleError when they differ."""
+    """Compare size and SHA-256 of every file with the manifest's. Raises BundleError when they differ.
+
+    A file that a bundle needs and that the manifest does not list is an error too: it could not be verified.
+    """
+    if unlisted := sorted(_REQUIRED - files.keys()):
+        raise BundleError(f"{path / MANIFEST}: does not list {', '.join(unlisted)}; restore it or train again")
     for name, expected in files.items():
         file = path / name
         if not file.is_file():
@@ -278,12 +361,6 @@ def _load_content(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Conte
         for name in facts["channels"]
     }
     return ContentSpace(space, alignment, channels)
-
-
-def _fingerprint(manifest: dict[str, Any]) -> str:
-    """16 hex digits of the SHA-256 of a manifest, its own fingerprint left out."""
-    body = {key: value for key, value in manifest.items() if key != "fingerprint"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _sha256(file: Path) -> str:

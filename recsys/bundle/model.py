@@ -37,7 +37,7 @@ class Bundle:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits: a hash of the manifest, which contains the hash of every file."""
+        """16 hex digits that name what is served (`recsys.bundle.formats.fingerprint_of`): the name of the folder."""
         return str(self.manifest["fingerprint"])
 
     @cached_property

@@ -7,19 +7,22 @@ from features.errors import BundleError
 from features.files import sync
 from recsys.bundle.io import MANIFEST
 
+CURRENT = "current"
+"""Name of the link to the published bundle."""
+
 
 def publish_bundle(bundle: Path) -> None:
     """Point the link `current`, in the folder of bundles, at a bundle: one atomic rename."""
     link = bundle.parent / f".writing-{os.getpid()}-current"
     link.unlink(missing_ok=True)
     link.symlink_to(bundle.name)
-    link.replace(bundle.parent / "current")
+    link.replace(bundle.parent / CURRENT)
     sync(bundle.parent)
 
 
 def current_bundle(root: Path) -> Path:
     """The folder that root/current points to. Raises BundleError when no bundle is published."""
-    link = root / "current"
+    link = root / CURRENT
     if not link.is_symlink():
         raise BundleError(f"{link}: no bundle is published there; run `recsys train CONFIG` first")
     return root / link.readlink()
@@ -30,7 +33,7 @@ def find_bundle(root: Path, name: str) -> Path:
 
     Raises BundleError when no bundle or several bundles match.
     """
-    if name == "current":
+    if name == CURRENT:
         return current_bundle(root)
     matches = [path for path in list_bundles(root) if path.name.startswith(name)]
     if len(matches) != 1:

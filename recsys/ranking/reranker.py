@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from features.arrays import Floats
-from features.errors import BundleError, DependencyError
+from features.errors import BundleError, DataError, DependencyError
 from features.interactions import UserStates
 from recsys.config import RerankerConfig
 from recsys.interfaces import Candidates
@@ -63,11 +63,15 @@ class Reranker:
     def load(cls, path: Path, features: PairFeatures) -> "Reranker":
         """Read what `save` wrote. Raises BundleError when the file is not a model with these features."""
         try:
-            booster = lightgbm.Booster(model_str=path.read_text())
-        except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:
+            text = path.read_text(encoding="utf-8")
+            if not text.startswith("tree\n") or "\nend of trees\n" not in text:  # LightGBM ends the process on half
+                raise ValueError("it has no beginning or no end")
+            booster = lightgbm.Booster(model_str=text)
+            names = booster.feature_name()
+        except (lightgbm.basic.LightGBMError, ValueError) as error:
             raise BundleError(f"{path}: not a LightGBM model: {error}") from error
-        if tuple(booster.feature_name()) != FEATURES:
-            raise BundleError(f"{path}: its features are {booster.feature_name()}, this version has {list(FEATURES)}")
+        if tuple(names) != FEATURES:
+            raise BundleError(f"{path}: its features are {names}, this version has {list(FEATURES)}")
         return cls(booster, features)
 
 
@@ -83,7 +87,10 @@ class RankingExamples:
 def fit_reranker(
     features: PairFeatures, examples: Sequence[RankingExamples], config: RerankerConfig, *, seed: int
 ) -> Reranker | None:
-    """Fit on ranking examples. Returns None when no state has a relevant candidate: there is no order to learn."""
+    """Fit on ranking examples. Returns None when no state has a relevant candidate: there is no order to learn.
+
+    Raises DataError when LightGBM refuses the examples or the settings.
+    """
     rng = np.random.default_rng(seed)
     parts, labels, sizes = [], [], []
     for example in examples:
@@ -105,20 +112,23 @@ def fit_reranker(
         group=np.concatenate(sizes),
         feature_name=list(FEATURES),
     )
-    booster = lightgbm.train(
-        {
-            "objective": "lambdarank",
-            # all candidates: initial scores are equal, and a smaller level would train on arbitrary ones
-            "lambdarank_truncation_level": max(int(size.max()) for size in sizes),
-            "num_leaves": config.leaves,
-            "learning_rate": config.learning_rate,
-            "min_data_in_leaf": min(2000, max(20, sum(map(len, parts)) // 500)),
-            "deterministic": True,
-            "force_row_wise": True,
-            "seed": seed,
-            "verbose": -1,
-        },
-        data,
-        num_boost_round=config.trees,
-    )
+    try:
+        booster = lightgbm.train(
+            {
+                "objective": "lambdarank",
+                # all candidates: initial scores are equal, and a smaller level would train on arbitrary ones
+                "lambdarank_truncation_level": max(int(size.max()) for size in sizes),
+                "num_leaves": config.leaves,
+                "learning_rate": config.learning_rate,
+                "min_data_in_leaf": min(2000, max(20, sum(map(len, parts)) // 500)),
+                "deterministic": True,
+                "force_row_wise": True,
+                "seed": seed,
+                "verbose": -1,
+            },
+            data,
+            num_boost_round=config.trees,
+        )
+    except lightgbm.basic.LightGBMError as error:
+        raise DataError(f"the reranker cannot be fitted: {error}; check `reranker`, or set it to null") from error
     return Reranker(booster, features)

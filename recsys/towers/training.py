@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -13,7 +14,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from features.arrays import Floats
+from features.arrays import Bools, Floats
 from features.catalog import Catalog
 from features.interactions import Interactions
 from features.progress import StartProgress, Step
@@ -79,20 +80,20 @@ def fit_towers(
     report: Report | None = None,
     progress: StartProgress | None = None,
     start: TwoTowers | None = None,
-    since: int | None = None,
+    only: Bools | None = None,
 ) -> FittedTowers:
     """Towers fitted on events. With `validate`, training stops early and keeps the epoch of the best "ndcg_at_10".
 
     The weights that are validated and kept are an exponential average over about one epoch (Polyak & Juditsky 1992).
     Without `validate`, exactly `epochs` (default: training.epochs) epochs are run.
 
-    start: towers to continue from; they are modified. since (µs): only later events are predicted. With n processes
-    (`recsys.towers.distributed`) a step is n times as large, and each process computes its share of it. On a GPU the
-    towers compute in bfloat16 (not run on one yet). The returned towers are on the CPU. Raises DataError when no
-    positive event follows another event of its user.
+    start: towers to continue from; they are modified. only (n,): the events that are predicted, all by default.
+    With n processes (`recsys.towers.distributed`) a step is n times as large, and each process computes its share.
+    On a GPU the towers compute in bfloat16 (not run on one yet). The returned towers are on the CPU. Raises DataError
+    when no positive event follows another event of its user.
     """
-    sequences = TrainingSequences.build(events, since)
-    fit = partial(fit_towers, catalog, events, towers, training, seed=seed, epochs=epochs, start=start, since=since)
+    sequences = TrainingSequences.build(events, only)
+    fit = partial(fit_towers, catalog, events, towers, training, seed=seed, epochs=epochs, start=start, only=only)
     distributed.broadcast_call(partial(fit, validate=validate and _validate_nothing))
     torch.manual_seed(seed)
     rng, process_rng = np.random.default_rng(seed), np.random.default_rng([seed, distributed.rank()])
@@ -108,7 +109,8 @@ def fit_towers(
         advance = progress(f"pass {epoch}", sum(len(batch.target) for batch in batches)) if progress else None
         if average is None:  # over about one epoch, however many steps it has
             average = _averaged_model(model, steps=len(batches))
-        epoch_loss = trainer.run_epoch(epoch, batches, average, advance)
+        with _naming_settings_of_memory():
+            epoch_loss = trainer.run_epoch(epoch, batches, average, advance)
         line = {"epoch": float(epoch), "loss": epoch_loss, "seconds": time.perf_counter() - started}
         line |= distributed.broadcast_value(validate(cast(TwoTowers, average.module))) if validate else {}
         history.append(line)
@@ -192,6 +194,18 @@ class ProcessLoss(nn.Module):
         pairs = Pairs(on(batch.pair_to_query), on(batch.target), on(batch.weight))
         loss = nested_loss(self.loss, queries.float(), items.float(), scale, pairs, self.towers.config.nested)
         return loss * (batch.share * distributed.size())
+
+
+@contextmanager
+def _naming_settings_of_memory() -> Iterator[None]:
+    """Turn torch's RuntimeError, where memory is used up, into a MemoryError that names the settings to lower."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in ("can't allocate memory", "out of memory")):
+            raise
+        settings = "training.batch_events, training.negatives or towers.history"
+        raise MemoryError(f"a training step does not fit; lower {settings}") from error
 
 
 def _loss(training: TrainingConfig, sequences: TrainingSequences, n: int) -> Loss:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.arrays import Floats, Ints
+from features.arrays import Bools, Floats, Ints
 from features.errors import DataError
 from features.interactions import NO_TARGET, Interactions
 from recsys.towers.history import History
@@ -33,12 +33,12 @@ class TrainingSequences:
     weight: Floats
 
     @classmethod
-    def build(cls, events: Interactions, since: int | None = None) -> "TrainingSequences":
+    def build(cls, events: Interactions, only: Bools | None = None) -> "TrainingSequences":
         """The queries and targets of training events.
 
-        An event with the timestamp of a target is never an input of that target. since (µs): only later events are
-        targets. Raises DataError when there is no target: no positive event (later than `since`) follows an earlier
-        event of its user.
+        An event with the timestamp of a target is never an input of that target. only (n,): the events that may be
+        targets, all by default. Raises DataError when there is no target: no positive event (of `only`) follows an
+        earlier event of its user.
         """
         log, n = events, len(events)
         is_first = np.ones(n, dtype=np.bool_)  # (n,) whether it is the first event of its user at its timestamp
@@ -47,12 +47,13 @@ class TrainingSequences:
         offsets = log.offsets
         previous = np.where(first > offsets[log.users], first - 1, -1)  # (n,) last strictly earlier event, -1: none
         is_target = (previous >= 0) & log.positive  # (n,)
-        if since is not None:
-            is_target &= log.times > since
+        if only is not None:
+            is_target &= only
         events.check_targets()
         if not is_target.any():
+            number = n if only is None else int(only.sum())
             raise DataError(
-                f"{NO_TARGET} among {n} events since {np.datetime64(since or 0, 'us')} UTC: nothing to train on; "
+                f"{NO_TARGET} among the {number} new events: nothing to train on; "
                 "add events, or check events.positive in the data config"
             )
         query, pair_to_query = np.unique(previous[is_target], return_inverse=True)  # (q,), (p,)

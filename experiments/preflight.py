@@ -1,0 +1,46 @@
+"""The check before a run: everything that it will read or write at its end, tried before hours of training.
+
+A try shows a wrong path, a missing right and a full disk. It cannot show that space will run out later: the writers
+report that as one FileError and leave nothing half-written.
+"""
+
+import os
+from pathlib import Path
+
+from experiments.config import RunConfig
+from features.errors import FileError, LogError
+from features.files import check_writable
+
+
+def preflight(config: RunConfig, *, bundles: bool = False, cache: bool = False, outcomes: Path | None = None) -> None:
+    """Raise FileError or LogError where a place that a run needs cannot be used.
+
+    bundles: the run writes a bundle; cache: it needs the cache even without an encoder; outcomes: the file of
+    outcomes that it writes.
+    """
+    check_log(config.data.log)
+    if bundles:
+        from recsys.bundle.registry import CURRENT  # imports torch: lazy, since `recsys embed` needs none
+
+        check_writable(Path(config.bundles), "bundles, the folder of the bundles,")
+        current = Path(config.bundles) / CURRENT
+        if current.exists() and not current.is_symlink():
+            raise FileError(
+                f"{current} is not a link: no bundle can be published; move it, or choose another `bundles`"
+            )
+    if cache or config.encoder is not None:
+        check_writable(Path(config.cache), "cache, the folder of encoded contents,")
+    if outcomes is not None:
+        if outcomes.is_dir():
+            raise FileError(f"{outcomes} is a folder: outcomes are written to a file; add a file name")
+        check_writable(outcomes.parent, "the folder of the outcomes")
+
+
+def check_log(log: str | None) -> None:
+    """Raise LogError when `data.log` exists and is not a folder that can be read. A missing log is an empty log."""
+    if log is None or not os.path.lexists(log):
+        return
+    if not Path(log).is_dir():
+        raise LogError(f"data.log {log} is not a folder: set it to the folder that `recsys serve --log` writes")
+    if not os.access(log, os.R_OK | os.X_OK):
+        raise LogError(f"data.log {log} cannot be read: give this user the right to it")
