@@ -86,7 +86,7 @@ def _runs(path: Path) -> int:
     """Number of runs in a database file; 0 where the file or the table is missing."""
     if not path.exists() or path.stat().st_size == 0:
         return 0
-    return sum(int(row[0]) for row in _rows(path, "runs", "SELECT count(*) FROM runs"))
+    return sum(int(str(row[0])) for row in _rows(path, "runs", "SELECT count(*) FROM runs"))
 
 
 def _rows(path: Path, table: str, query: str) -> list[tuple[object, ...]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from recsys.cli.options import CONFIG, config_path, print_json, print_tables, progress_bars
+from recsys.cli.options import CONFIG, config_path, listen, print_json, print_tables, progress_bars
 
 
 def evaluate(
@@ -58,8 +58,12 @@ def experiment_compare(
 
 
 @experiment_app.command("ui")
-def experiment_ui(port: int = typer.Option(5000, help="Port on loopback (127.0.0.1).")) -> None:
+def experiment_ui(
+    port: int = typer.Option(5000, min=1, max=65535, help="Port on loopback (127.0.0.1)."),
+) -> None:
     """Serve the MLflow user interface with the tracked runs at http://127.0.0.1:5000. Ctrl-C stops it."""
     from experiments.tracking.mlflow import open_ui
 
+    for listener in listen("127.0.0.1", port):
+        listener.close()  # MLflow opens its own
     raise typer.Exit(open_ui(port))

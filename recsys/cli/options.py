@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    import socket
+
     from experiments.evaluation.ranking import Comparison
     from experiments.tracking.progress import Reporter
 
@@ -19,6 +21,8 @@ def config_path(name: str) -> Path:
 
     Raises ConfigError that lists the shipped configurations.
     """
+    import difflib
+
     from features.errors import ConfigError
 
     checkout = Path(__file__).resolve().parents[2] / "configs"
@@ -26,11 +30,66 @@ def config_path(name: str) -> Path:
     candidates = (Path(name), Path("configs") / f"{name}.yaml", shipped / f"{name}.yaml")
     if found := next((path for path in candidates if path.is_file()), None):
         return found
+    if name and Path(name).is_dir():
+        raise ConfigError(f"{name} is a folder: give a configuration file, e.g. one in it")
     names = {path.stem: path for path in sorted(shipped.glob("*.yaml"))}
+    nearby = [str(path) for path in (Path(name).parent.glob("*.y*ml"))]
     using = [stem for stem, path in names.items() if f"\n  source: {name}\n" in path.read_text(encoding="utf-8")]
-    hint = f"; {name} is the source of {', '.join(using)}" if using else ""
+    similar = difflib.get_close_matches(name, [*names, *nearby], n=1, cutoff=0.6)
+    hint = f"; did you mean {similar[0]}?" if similar else ""
+    if using:
+        hint = f"; {name} is the source of {', '.join(using)}"
     known = ", ".join(names) or "none"
     raise ConfigError(f"no configuration {name!r}: not a file, and not among the shipped ones: {known}{hint}")
+
+
+def bundles_folder(root: Path) -> Path:
+    """The folder of the bundles. Raises ConfigError when there is no such folder."""
+    from features.errors import ConfigError
+
+    if not root.exists():
+        raise ConfigError(f"{root}: no such folder of bundles; run `recsys train CONFIG`, or give --bundles FOLDER")
+    if not root.is_dir():
+        raise ConfigError(f"{root}: a file; --bundles takes the folder that `recsys train` wrote bundles to")
+    return root
+
+
+def listen(host: str, port: int) -> "list[socket.socket]":
+    """Sockets that listen at all addresses of a host, before anything else is loaded. port: 0 takes a free one.
+
+    Raises ConfigError for a port that is taken or not allowed, and for a host that is not one of this machine.
+    """
+    import errno
+    import socket
+
+    from features.errors import ConfigError
+
+    remedies = {
+        errno.EADDRINUSE: f"port {port} is taken: choose another one with --port",
+        errno.EACCES: f"port {port} needs the rights of root: choose one from 1024 on with --port",
+        errno.EADDRNOTAVAIL: f"{host} is not an address of this machine: choose another one with --host",
+    }
+    sockets: list[socket.socket] = []
+    try:
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(addresses):
+            listener = socket.socket(family, kind, protocol)
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.listen(2048)
+    except socket.gaierror as error:
+        raise ConfigError(f"host {host!r}: {error.strerror}; choose an address of this machine with --host") from None
+    except OSError as error:
+        for listener in sockets:
+            listener.close()
+        told = remedies.get(
+            error.errno or 0, f"{host} port {port}: {error.strerror}; choose another --host or --port"
+        )
+        raise ConfigError(told) from None
+    return sockets
 
 
 def print_json(value: object) -> None:

@@ -2,11 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from recsys.cli.options import print_json
+from recsys.cli.options import bundles_folder, listen, print_json
+
+if TYPE_CHECKING:
+    import socket
+
+    from serving.settings import ServeSettings
 
 
 def serve(
@@ -24,17 +29,14 @@ def serve(
     running requests are finished.
     Example: recsys serve --bundles bundles --port 8000
     """
-    import logging
     import os
 
     # requests run in parallel on the cores: more threads in each of them would only compete
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-    import uvicorn
     from pydantic import ValidationError
 
     from features.errors import ConfigError
-    from serving.app import create_app
     from serving.settings import ServeSettings
 
     options = {"bundles": bundles, "log": log, "host": host, "port": port}
@@ -46,18 +48,41 @@ def serve(
         raise ConfigError(
             f"setting {'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}"
         ) from None
+    for name, folder in (("bundles", settings.bundles), ("log", settings.log)):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder}: a file; --{name} takes a folder")
+    sockets = listen(settings.host, settings.port)
+    _serve(settings, sockets)
+
+
+def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
+    """Run the service on sockets that listen already, until Ctrl-C or SIGTERM."""
+    import logging
+    from contextlib import suppress
+
+    import uvicorn
+
+    from serving.app import create_app
+
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("recsys").setLevel(logging.INFO)
-    uvicorn.run(
+    logger = logging.getLogger("recsys")
+    logger.setLevel(logging.INFO)
+    for listener in sockets:
+        host, port = listener.getsockname()[:2]
+        logger.info("listening at http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    config = uvicorn.Config(
         create_app(settings),
-        host=settings.host,
-        port=settings.port,
         loop="uvloop",
         http="httptools",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=10,
     )
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how the service is stopped
+        server.run(sockets=sockets)
+    if not server.started:
+        raise typer.Exit(1)
 
 
 def search(
@@ -86,7 +111,10 @@ def search(
     content = Content(tuple(kind(value) for kind, value in kinds if value is not None))
     if not content.parts:
         raise ConfigError("the query is empty: give --text, --image, --audio or --video")
-    results = search_bundle(load_bundle(current_bundle(bundles)), content, k)
+    for option, file in (("--image", image), ("--audio", audio), ("--video", video)):
+        if file is not None:
+            _check_file(option, file)
+    results = search_bundle(load_bundle(current_bundle(bundles_folder(bundles))), content, k)
     for part, reason in results.failed:
         typer.echo(f"{part} not read: {reason}", err=True)
     if not results.read:
@@ -95,3 +123,15 @@ def search(
         print_json(results)
     else:
         Console().print(results.render())
+
+
+def _check_file(option: str, file: Path) -> None:
+    """Raises ConfigError for a file that is missing or empty, and for a folder."""
+    from features.errors import ConfigError
+
+    if not file.exists():
+        raise ConfigError(f"{option} {file}: no such file; check the path")
+    if not file.is_file():
+        raise ConfigError(f"{option} {file}: not a file; give one file")
+    if file.stat().st_size == 0:
+        raise ConfigError(f"{option} {file}: the file is empty; give another one")
