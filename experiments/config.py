@@ -20,6 +20,7 @@ from recsys.baselines import check_baseline
 from recsys.config import AlignmentConfig, RerankerConfig, RetrieverConfig, TowerConfig, TrainingConfig
 
 PREFIX = "RECSYS__"
+VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 class RunConfig(StrictModel):
@@ -89,10 +90,11 @@ def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> Ru
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a mapping of sections is expected, not {type(raw).__name__}")
-    raw = _expand(raw, environ, path)
+    raw = _expand(raw, environ)
     for name in sorted(environ):
         if name.startswith(PREFIX):
             _override(raw, name, environ[name])
+    _check_expanded(raw, path)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -100,19 +102,35 @@ def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> Ru
         raise ConfigError(f"{path}: {lines}") from None
 
 
-def _expand(value: Any, environ: Mapping[str, str], path: Path) -> Any:
+class _Unexpanded(str):
+    """A string of the file that names an environment variable that is not set."""
+
+    variable: str
+
+
+def _expand(value: Any, environ: Mapping[str, str]) -> Any:
+    """The value with environment variables in place of their names; _Unexpanded where one is not set."""
     if isinstance(value, dict):
-        return {k: _expand(v, environ, path) for k, v in value.items()}
+        return {k: _expand(v, environ) for k, v in value.items()}
     if not isinstance(value, str):
         return value
+    names = [match[1] or match[2] for match in VARIABLE.finditer(value)]
+    if unset := [name for name in names if name not in environ]:
+        unexpanded = _Unexpanded(value)
+        unexpanded.variable = unset[0]
+        return unexpanded
+    return VARIABLE.sub(lambda match: environ[match[1] or match[2]], value)
 
-    def lookup(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        if name not in environ:
-            raise ConfigError(f"{path}: {value!r} needs the environment variable {name}, which is not set")
-        return environ[name]
 
-    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", lookup, value)
+def _check_expanded(value: Any, path: Path) -> None:
+    """Raises ConfigError for a string that needs a variable that is not set, unless the environment overrides it."""
+    if isinstance(value, dict):
+        for part in value.values():
+            _check_expanded(part, path)
+    elif isinstance(value, _Unexpanded):
+        raise ConfigError(
+            f"{path}: {str(value)!r} needs the environment variable {value.variable}, which is not set: set it"
+        )
 
 
 def _override(raw: dict[str, Any], name: str, text: str) -> None:

@@ -98,6 +98,18 @@ def test_the_error_of_a_wrong_value_names_its_place(load, sections, message):
         load(**sections)
 
 
+def test_a_variable_that_an_override_replaces_need_not_be_set(load):
+    data = {
+        "source": "sequences",
+        "path": ".",
+        "origin": "${RECSYS_DATA}/x.txt",
+        "events": {"positive": {"take": None}},
+    }
+    assert load({"RECSYS__DATA__ORIGIN": "/y/$z.txt"}, data=data).data.origin == "/y/$z.txt"
+    with pytest.raises(ConfigError, match=r"needs the environment variable RECSYS_DATA, which is not set: set it"):
+        load({"RECSYS__DATA__PATH": "elsewhere"}, data=data)
+
+
 def test_a_missing_section_is_named(tmp_path):
     (tmp_path / "c.yaml").write_text("name: x")
     with pytest.raises(ConfigError, match=r"c\.yaml: data: Field required"):

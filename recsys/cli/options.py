@@ -69,9 +69,11 @@ def listen(host: str, port: int) -> "list[socket.socket]":
         errno.EACCES: f"port {port} needs the rights of root: choose one from 1024 on with --port",
         errno.EADDRNOTAVAIL: f"{host} is not an address of this machine: choose another one with --host",
     }
+    if not host:  # the system would take it for all addresses
+        raise ConfigError("the host is empty: give an address with --host, e.g. 127.0.0.1; 0.0.0.0 is all of them")
     sockets: list[socket.socket] = []
     try:
-        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in dict.fromkeys(addresses):
             listener = socket.socket(family, kind, protocol)
             sockets.append(listener)
