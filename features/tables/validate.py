@@ -1,8 +1,6 @@
 """Validate one table: valid rows in canonical types, rejected rows unchanged, each with its reason."""
 
-import difflib
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -15,30 +13,11 @@ import polars as pl
 from features.arrays import Bools, Ints
 from features.errors import DataError
 from features.progress import StartProgress, Step
-from features.schema import (
-    AUDIO,
-    AVAILABLE,
-    CATEGORIES,
-    DESCRIPTION,
-    EVENT,
-    EVENT_ID,
-    GROUP,
-    IMAGE,
-    ITEM,
-    POSITION,
-    PRICE,
-    PROPENSITY,
-    PUBLISHED,
-    REQUEST_ID,
-    TIME,
-    TITLE,
-    USER,
-    VALUE,
-    VIDEO,
-)
+from features.schema import AUDIO, EVENT, EVENT_ID, IMAGE, ITEM, TIME, USER, VALUE, VIDEO
 from features.tables.columns import ColumnRule, Violation
 from features.tables.report import PLACES, REJECTED, REPAIRED, Count, Problem
 from features.tables.scan import LINE, reading
+from features.tables.usual_names import column_meant
 
 REQUIRED = {"items": (ITEM,), "events": (USER, ITEM, EVENT, TIME), "users": (USER,)}
 
@@ -46,21 +25,6 @@ IDENTITY = (USER, ITEM, EVENT, TIME, VALUE)
 """Events without an event_id that are equal in all these columns are duplicates."""
 
 MEDIA = (IMAGE, AUDIO, VIDEO)
-
-CONTRACT = {
-    *(USER, ITEM, EVENT, TIME, VALUE, EVENT_ID, REQUEST_ID, POSITION, PROPENSITY, TITLE, DESCRIPTION, CATEGORIES),
-    *(PRICE, IMAGE, AUDIO, VIDEO, PUBLISHED, AVAILABLE, GROUP),
-}
-"""Column names of the data contract."""
-
-USUAL_NAMES = {
-    ITEM: "item iid itemno movieid movie asin parentasin sku productid product article articleid contentid objectid "
-    "bookid trackid songid artistid videoid newsid",
-    USER: "user uid userno customerid customer visitorid visitor reviewerid memberid accountid clientid householdid",
-    EVENT: "eventtype eventname type action behavior behaviour behaviortype interaction",
-    TIME: "ts time date datetime createdat created eventtime occurredat unixtime unixreviewtime reviewtime timestampms",
-}
-"""Column of the contract -> names that public data sets use for it, in small letters and digits."""
 
 Codes = npt.NDArray[np.uint8]
 
@@ -93,7 +57,7 @@ class RawTable:
         demand: the end of the sentence "no column …, which …", e.g. "events needs".
         """
         if missing := [name for name in names if name not in self.types]:
-            meant = {name: _meant(name, self.name, self.columns) for name in missing}
+            meant = {name: column_meant(name, self.name, self.columns) for name in missing}
             hint = "".join(f"; is {column!r} meant? Rename it to {name}" for name, column in meant.items() if column)
             raise DataError(
                 f"{self.file}: no column {', '.join(missing)}, which {demand}. "
@@ -108,20 +72,6 @@ class RawTable:
                 step = progress(self.file, self.rows.select(pl.len()).collect(engine="streaming").item())
                 rows = rows.map_batches(partial(_count, step), streamable=True, validate_output_schema=False)
             return rows.collect(engine="streaming")
-
-
-def _meant(missing: str, table: str, columns: Sequence[str]) -> str | None:
-    """The column that probably has another name in the contract: a usual name of it, else a similar one.
-
-    Columns that have a name of the contract are not suggested: they are what they say.
-    """
-    plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in columns if name not in CONTRACT}
-    own_id = ("id",) if missing == f"{table.removesuffix('s')}_id" else ()  # `id` in events numbers the events
-    usual = (missing.replace("_", ""), *own_id, *USUAL_NAMES.get(missing, "").split())
-    if found := next((plain[name] for name in usual if name in plain), None):
-        return found
-    similar = difflib.get_close_matches(missing.replace("_", ""), plain, n=1, cutoff=0.75)
-    return plain[similar[0]] if similar else None
 
 
 def _count(step: Step, rows: pl.DataFrame) -> pl.DataFrame:
