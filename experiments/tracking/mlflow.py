@@ -208,8 +208,12 @@ def open_ui(port: int, uri: str | None = None) -> int:
 
     signal.signal(signal.SIGTERM, end)
     # a session of its own: Ctrl-C reaches this process alone, and the group has all processes that MLflow starts
+    quiet = "ignore:starlette.middleware.wsgi is deprecated"  # a warning of each of MLflow's workers
     server = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(os.getpid()), *program], start_new_session=True, stdin=subprocess.DEVNULL
+        [sys.executable, "-c", _CHILD, str(os.getpid()), *program],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), quiet)))},
     )
     try:
         server.wait()

@@ -82,7 +82,7 @@ def main() -> None:
         else:
             _run()
         if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk is an error here, not a traceback of the interpreter
+            sys.stdout.flush()  # a full disk is an error here, and a traceback when the interpreter flushes
     except TyperException as error:
         context = getattr(error, "ctx", None)
         if not (message := error.format_message()):  # a group without a command: its help has been printed
@@ -93,10 +93,10 @@ def main() -> None:
     except RecsysError as error:
         _fail(error)
     except BrokenPipeError:  # the reader of a pipe, e.g. `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes standard output once more
+        _give_up_output()
         raise SystemExit(1) from None
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _give_up_output()
         _fail(FileError(describe_os_error(error)))
     except MemoryError as error:
         _fail(f"out of memory: {error or 'an allocation failed'}; use a machine with more, or smaller tables")
@@ -128,6 +128,15 @@ def _open_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a title may have characters that LANG=C has not
+
+
+def _give_up_output() -> None:
+    """Drop what standard output does not take: the interpreter would flush it once more, with a traceback."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _fail(error: object, status: int = 1) -> NoReturn:
