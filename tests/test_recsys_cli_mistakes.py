@@ -222,8 +222,8 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "experiment compare a.parquet b.parquet": ("a.parquet",),
     "experiment compare toy.yaml toy.yaml": ("toy.yaml",),
     "experiment compare data data": ("data",),
-    "evaluate toy.yaml --outcomes gone/a.parquet": ("gone",),
-    "evaluate toy.yaml --outcomes data": ("data",),
+    "evaluate toy.yaml --outcomes toy.yaml/a.parquet": ("--outcomes toy.yaml/a.parquet", "is a file"),
+    "evaluate toy.yaml --outcomes data": ("--outcomes data: a folder",),
     "embed toy.yaml": ("encoder is null", "builtin"),
     "features refresh toy.yaml": ("127.0.0.1:9",),
     # bundles

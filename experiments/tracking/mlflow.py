@@ -208,12 +208,11 @@ def open_ui(port: int, uri: str | None = None) -> int:
 
     signal.signal(signal.SIGTERM, end)
     # a session of its own: Ctrl-C reaches this process alone, and the group has all processes that MLflow starts
-    quiet = "ignore:starlette.middleware.wsgi is deprecated"  # a warning of each of MLflow's workers
     server = subprocess.Popen(
         [sys.executable, "-c", _CHILD, str(os.getpid()), *program],
         start_new_session=True,
         stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), quiet)))},
+        env=_ui_environment(),
     )
     try:
         server.wait()
@@ -224,3 +223,10 @@ def open_ui(port: int, uri: str | None = None) -> int:
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
         server.wait()
+
+
+def _ui_environment() -> dict[str, str]:
+    """Environment of MLflow's page: no processes for jobs, which no run has, and no warning of each worker."""
+    quiet = "ignore:starlette.middleware.wsgi is deprecated"
+    warnings = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), quiet)))
+    return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ, "PYTHONWARNINGS": warnings}

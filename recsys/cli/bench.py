@@ -4,7 +4,7 @@ from typing import Any
 
 import typer
 
-from recsys.cli.options import print_json
+from recsys.cli.options import print_json, show
 
 
 def bench(
@@ -40,8 +40,7 @@ def bench(
     if as_json:
         print_json(result)
     else:
-        console = Console()
-        Console(width=max(console.width, 120)).print(runner.render(result))
+        show(runner.render(result), 120)
 
 
 def _pairs(arguments: list[str]) -> dict[str, Any]:

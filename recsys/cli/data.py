@@ -4,7 +4,7 @@ from typing import Any
 
 import typer
 
-from recsys.cli.options import CONFIG, config_path, print_json, progress_bars
+from recsys.cli.options import CONFIG, config_path, print_json, progress_bars, show
 
 data_app = typer.Typer(
     help="Get a data set by name, and check tables against the data contract.", no_args_is_help=True
@@ -55,8 +55,6 @@ def data_check(
 
     Example: recsys data check configs/movielens.yaml
     """
-    from rich.console import Console
-
     from experiments.config import load_config
     from features.tables.read import read_tables
 
@@ -66,7 +64,7 @@ def data_check(
     if as_json:
         print_json(report.to_dict())
     else:
-        Console().print(report.render())
+        show(report.render())
 
 
 def embed(

@@ -84,10 +84,9 @@ def main() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk is an error here, and a traceback when the interpreter flushes
     except TyperException as error:
-        context = getattr(error, "ctx", None)
-        if not (message := error.format_message()):  # a group without a command: its help has been printed
+        if not error.format_message():  # a group without a command: its help has been printed
             raise SystemExit(error.exit_code) from None
-        _fail(f"{message.rstrip('.')}; see {context.command_path if context else 'recsys'} --help", error.exit_code)
+        _fail(_describe_usage_error(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
     except RecsysError as error:
@@ -128,6 +127,14 @@ def _open_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a title may have characters that LANG=C has not
+
+
+def _describe_usage_error(error: TyperException) -> str:
+    """What is wrong with the arguments, the value that was given, and where the help is."""
+    problems = getattr(error.__cause__, "errors", None)  # of pydantic, which typer converts values with
+    value = f" (got {problems()[0]['input']!r})" if problems else ""
+    context = getattr(error, "ctx", None)
+    return f"{error.format_message().rstrip('.')}{value}; see {context.command_path if context else 'recsys'} --help"
 
 
 def _give_up_output() -> None:

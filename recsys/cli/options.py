@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     import socket
 
+    from rich.console import RenderableType
+
     from experiments.evaluation.ranking import Comparison
     from experiments.tracking.progress import Reporter
 
@@ -101,13 +103,32 @@ def print_json(value: object) -> None:
     typer.echo(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode())
 
 
-def print_tables(tables: "list[Comparison]") -> None:
-    """Print the tables of an evaluation, one for each placement."""
+def show(table: "RenderableType", width: int = 100) -> None:
+    """Print a table for people. width: the smallest number of columns; a narrower table cuts its figures off."""
     from rich.console import Console
 
-    console = Console(width=max(Console().width, 175))  # a narrower table cuts its figures off
+    Console(width=max(Console().width, width)).print(table)
+
+
+def print_tables(tables: "list[Comparison]") -> None:
+    """Print the tables of an evaluation, one for each placement."""
     for table in tables:
-        console.print(table.render())
+        show(table.render(), 175)
+
+
+def check_output_file(option: str, file: Path) -> None:
+    """Raises ConfigError where a file cannot be written: asked before the work that it is for."""
+    import os
+
+    from features.errors import ConfigError
+
+    if file.is_dir():
+        raise ConfigError(f"{option} {file}: a folder; give a file")
+    existing = next(folder for folder in file.absolute().parents if folder.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"{option} {file}: {existing} is a file, where a folder is needed; choose another path")
+    if not os.access(file if file.exists() else existing, os.W_OK):
+        raise ConfigError(f"{option} {file}: no right to write it; choose another path")
 
 
 def progress_bars() -> "AbstractContextManager[Reporter]":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from recsys.cli.options import bundles_folder, listen, print_json
+from recsys.cli.options import bundles_folder, listen, print_json, show
 
 if TYPE_CHECKING:
     import socket
@@ -99,8 +99,6 @@ def search(
     Parts of the query that cannot be read are reported on standard error.
     Example: recsys search --text "a dog on a beach"
     """
-    from rich.console import Console
-
     from features.content.parts import Audio, Content, Image, Part, Text, Video
     from features.errors import ConfigError, ContentError
     from recsys.bundle.io import load_bundle
@@ -122,7 +120,7 @@ def search(
     if as_json:
         print_json(results)
     else:
-        Console().print(results.render())
+        show(results.render())
 
 
 def _check_file(option: str, file: Path) -> None:

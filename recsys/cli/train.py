@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 
 from recsys.cli.bundle import BUNDLE
-from recsys.cli.options import CONFIG, bundles_folder, config_path, print_json, print_tables, progress_bars
+from recsys.cli.options import CONFIG, bundles_folder, config_path, print_json, print_tables, progress_bars, show
 
 
 def train(
@@ -118,8 +118,6 @@ def tune(
     """
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from experiments.config import load_config
     from experiments.pipelines.tune import tune as run
     from experiments.tracking.mlflow import MlflowTracker, NullTracker
@@ -131,4 +129,4 @@ def tune(
     if as_json:
         print_json(asdict(result))
     else:
-        Console(width=max(Console().width, 175)).print(result.render())
+        show(result.render(), 175)
