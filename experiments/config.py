@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -49,7 +49,7 @@ class RunConfig(StrictModel):
     baselines: dict[str, dict[str, int | float]] = Field(default={"popular": {}}, min_length=1)
     """Name -> arguments of its fit function. A suffix distinguishes two of one kind: `popular 7 days`."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     bundles: str = "bundles"
     """Folder of the bundles that a run writes."""
 

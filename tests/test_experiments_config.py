@@ -81,6 +81,8 @@ def test_one_error_names_every_problem(load):
     ("sections", "message"),
     [
         ({"seed": "many"}, r"seed: .*integer.*\(got 'many'\)"),
+        ({"seed": -1}, r"seed: .*greater than or equal to 0 \(got -1\)"),
+        ({"seed": 2**31}, r"seed: .*less than 2147483648"),
         ({"split": {"test": 1.5}}, r"split\.test: .*less than 1 \(got 1\.5\)"),
         ({"split": {"kind": "random"}}, r"split\.kind: .*'time' or 'leave-last-out' \(got 'random'\)"),
         ({"encoder": "bert"}, r"encoder: .*\(got 'bert'\)"),

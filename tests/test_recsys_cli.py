@@ -118,7 +118,7 @@ def test_the_error_of_a_source_name_lists_the_configurations_of_that_source(fold
     assert error.endswith("; sequences is the source of beauty, ml-1m, toys\n")
 
 
-def test_the_service_says_where_it_listens_and_ctrl_c_ends_it_with_status_0(tmp_path):
+def test_the_service_says_where_it_serves_and_ctrl_c_ends_it_with_status_0(tmp_path):
     code = "from recsys.cli.main import main; main()"
     command = [sys.executable, "-c", code, "serve", "--port", "0"]
     environment = os.environ | {"RECSYS_SERVE__PRELOAD": "false"}
@@ -128,9 +128,9 @@ def test_the_service_says_where_it_listens_and_ctrl_c_ends_it_with_status_0(tmp_
         lines.append(line)
         if "startup complete" in line:
             break
-    listening = next(number for number, line in enumerate(lines) if "listening at http://127.0.0.1:" in line)
-    assert listening == 0
-    base = lines[listening].rpartition(" ")[2].strip()
+    first = next(number for number, line in enumerate(lines) if "serving at http://127.0.0.1:" in line)
+    assert first == 0
+    base = lines[first].rpartition(" ")[2].strip()
     assert httpx.get(f"{base}/healthz").status_code == 200
     service.send_signal(signal.SIGINT)
     assert "Traceback" not in service.communicate()[1]

@@ -6,9 +6,9 @@ import typer
 
 from recsys.cli.options import (
     CONFIG,
+    bind,
     check_output_file,
     config_path,
-    listen,
     print_json,
     print_tables,
     progress_bars,
@@ -73,6 +73,6 @@ def experiment_ui(
     """Serve the MLflow user interface with the tracked runs at http://127.0.0.1:5000. Ctrl-C stops it."""
     from experiments.tracking.mlflow import open_ui
 
-    for listener in listen("127.0.0.1", port):
+    for listener in bind("127.0.0.1", port):
         listener.close()  # MLflow opens its own
     raise typer.Exit(open_ui(port))

@@ -56,8 +56,10 @@ def bundles_folder(root: Path) -> Path:
     return root
 
 
-def listen(host: str, port: int) -> "list[socket.socket]":
-    """Sockets that listen at all addresses of a host, before anything else is loaded. port: 0 takes a free one.
+def bind(host: str, port: int) -> "list[socket.socket]":
+    """Sockets of all addresses of a host, before anything else is loaded; they refuse connections until they listen.
+
+    port: 0 takes a free one.
 
     Raises ConfigError for a port that is taken or not allowed, and for a host that is not one of this machine.
     """
@@ -83,7 +85,6 @@ def listen(host: str, port: int) -> "list[socket.socket]":
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind(address)
-            listener.listen(2048)
     except socket.gaierror as error:
         raise ConfigError(f"host {host!r}: {error.strerror}; choose an address of this machine with --host") from None
     except OSError as error:

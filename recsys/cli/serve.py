@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from recsys.cli.options import bundles_folder, listen, print_json, show
+from recsys.cli.options import bind, bundles_folder, print_json, show
 
 if TYPE_CHECKING:
     import socket
@@ -51,17 +51,19 @@ def serve(
     for name, folder in (("bundles", settings.bundles), ("log", settings.log)):
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"{folder}: a file; --{name} takes a folder")
-    sockets = listen(settings.host, settings.port)
+    sockets = bind(settings.host, settings.port)
     _serve(settings, sockets)
 
 
 def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
-    """Run the service on sockets that listen already, until Ctrl-C or SIGTERM."""
+    """Run the service on bound sockets until Ctrl-C or SIGTERM."""
+    import errno
     import logging
     from contextlib import suppress
 
     import uvicorn
 
+    from features.errors import ConfigError
     from serving.app import create_app
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -69,7 +71,7 @@ def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
     logger.setLevel(logging.INFO)
     for listener in sockets:
         host, port = listener.getsockname()[:2]
-        logger.info("listening at http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        logger.info("serving at http://%s:%d", f"[{host}]" if ":" in host else host, port)
     config = uvicorn.Config(
         create_app(settings),
         loop="uvloop",
@@ -79,8 +81,14 @@ def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
         timeout_graceful_shutdown=10,
     )
     server = uvicorn.Server(config)
-    with suppress(KeyboardInterrupt):  # Ctrl-C is how the service is stopped
-        server.run(sockets=sockets)
+    try:
+        with suppress(KeyboardInterrupt):  # Ctrl-C is how the service is stopped
+            server.run(sockets=sockets)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        told = f"port {settings.port} was taken during the start: choose another one with --port"
+        raise ConfigError(told) from None
     if not server.started:
         raise typer.Exit(1)
 
