@@ -94,7 +94,7 @@ def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> Ru
     for name in sorted(environ):
         if name.startswith(PREFIX):
             _override(raw, name, environ[name])
-    _check_expanded(raw, path)
+    _check_strings(raw, path)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -122,15 +122,20 @@ def _expand(value: Any, environ: Mapping[str, str]) -> Any:
     return VARIABLE.sub(lambda match: environ[match[1] or match[2]], value)
 
 
-def _check_expanded(value: Any, path: Path) -> None:
-    """Raises ConfigError for a string that needs a variable that is not set, unless the environment overrides it."""
-    if isinstance(value, dict):
-        for part in value.values():
-            _check_expanded(part, path)
+def _check_strings(value: Any, path: Path) -> None:
+    """Raises ConfigError for a string that needs a variable that is not set, and for one with a null character.
+
+    Strings of the file that the environment overrides are not looked at: they are no longer there.
+    """
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_strings(part, path)
     elif isinstance(value, _Unexpanded):
         raise ConfigError(
             f"{path}: {str(value)!r} needs the environment variable {value.variable}, which is not set: set it"
         )
+    elif isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{path}: {value!r} has a null character, which no path or name may have: remove it")
 
 
 def _override(raw: dict[str, Any], name: str, text: str) -> None:

@@ -123,8 +123,8 @@ CONFIGURATIONS = {
     "": ("no configuration ''",),
     "empty.yaml": ("empty.yaml", "a mapping of sections is expected"),
     "list.yaml": ("list.yaml", "a mapping of sections is expected"),
-    "nonyaml.yaml": ("nonyaml.yaml: not YAML", "line 2"),
-    "binary.yaml": ("binary.yaml: not YAML",),
+    "nonyaml.yaml": ("nonyaml.yaml", "not YAML", "line 2"),
+    "binary.yaml": ("binary.yaml: not ",),
     "unknownkey.yaml": ("unknownkey.yaml", "unknown key 'tainring'; did you mean 'training'?"),
     "nodata.yaml": ("nodata.yaml: data: Field required",),
     "wrongtype.yaml": ("wrongtype.yaml: seed:", "'many'"),
@@ -280,7 +280,11 @@ def test_a_store_that_is_not_named_is_told(tool: Tool, monkeypatch: pytest.Monke
         ("RECSYS__TRAINING__EPOCH", "3", ("training.epoch", "did you mean 'epochs'?")),
         ("RECSYS__SEED__X", "3", ("RECSYS__SEED__X", "not a section")),
         ("RECSYS__SEED", "[", ("RECSYS__SEED", "not YAML")),
-        ("RECSYS__DATA__PATH", "a\\0b", ("a",)),
+        ("RECSYS__SEED", "-1", ("seed", "greater than or equal to 0")),
+        ("RECSYS__BUNDLES", '"a\\0b"', ("null character", "remove it")),
+        ("RECSYS__TRAINING__LEARNING_RATE", "1e30", ("training diverged in pass 1", "lower training.learning_rate")),
+        ("RECSYS__TOWERS__HISTORY", "100000000000000", ("out of memory", "allocate")),
+        ("RECSYS__BASELINES", "{popular: {days: 1e300}}", ("baselines.popular", "1e+300")),
     ],
 )
 def test_a_faulty_override_is_told(

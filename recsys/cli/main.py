@@ -97,8 +97,14 @@ def main() -> None:
     except OSError as error:
         _give_up_output()
         _fail(FileError(describe_os_error(error)))
-    except MemoryError as error:
-        _fail(f"out of memory: {error or 'an allocation failed'}; use a machine with more, or smaller tables")
+    except (MemoryError, RuntimeError) as error:  # torch has a RuntimeError for memory that is used up
+        if (
+            not isinstance(error, MemoryError)
+            and "allocate memory" not in str(error)
+            and "out of memory" not in str(error)
+        ):
+            raise
+        _fail(f"out of memory: {error or 'an allocation failed'}; use a machine with more, or lower sizes")
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from features.arrays import Floats
 from features.catalog import Catalog
+from features.errors import ConfigError
 from features.interactions import Interactions
 from features.progress import StartProgress, Step
 from recsys.config import TowerConfig, TrainingConfig
@@ -142,7 +143,7 @@ class _Trainer:
     def run_epoch(self, epoch: int, batches: list[Batch], average: AveragedModel, advance: Step | None) -> float:
         """Takes one step for each batch and updates `average` after it; returns the mean loss of all processes.
 
-        advance: called with the number of pairs of each batch.
+        advance: called with the number of pairs of each batch. Raises ConfigError when a weight is not finite.
         """
         losses = []
         for step, batch in enumerate(batches, 1):
@@ -161,7 +162,13 @@ class _Trainer:
             losses.append(loss.detach())
             if advance:
                 advance(len(batch.target))
-        return float(distributed.mean(torch.stack(losses).mean()))
+        mean = float(distributed.mean(torch.stack(losses).mean()))
+        if not all(bool(values.isfinite().all()) for values in self.model.parameters()):
+            raise ConfigError(
+                f"training diverged in pass {epoch} (loss {mean:.4g}): lower training.learning_rate, which is "
+                f"{self.training.learning_rate}"
+            )
+        return mean
 
 
 class ProcessLoss(nn.Module):
