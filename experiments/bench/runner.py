@@ -124,7 +124,13 @@ def _single(name: str, short: bool, options: Mapping[str, Any]) -> Result:
         except ValidationError as error:
             told = error.errors()[0]["msg"]
             raise ConfigError(f"bench {name}: --{option} {value}: {told}; see recsys bench {name} --help") from None
-    result: Result = measure(short=short, **values)
+    try:
+        result: Result = measure(short=short, **values)
+    except ValueError as error:
+        if not values:
+            raise
+        given = " ".join(f"--{option} {value}" for option, value in values.items())
+        raise ConfigError(f"bench {name} {given}: {error}; see recsys bench {name} --help") from error
     return result
 
 

@@ -68,6 +68,10 @@ class FittedTowers:
     history: list[dict[str, float]]
 
 
+LARGEST_WEIGHT = 1e18
+"""Larger weights are a sign of diverged training: their squares are no longer finite in float32."""
+
+
 def fit_towers(
     catalog: Catalog,
     events: Interactions,
@@ -143,7 +147,7 @@ class _Trainer:
     def run_epoch(self, epoch: int, batches: list[Batch], average: AveragedModel, advance: Step | None) -> float:
         """Takes one step for each batch and updates `average` after it; returns the mean loss of all processes.
 
-        advance: called with the number of pairs of each batch. Raises ConfigError when a weight is not finite.
+        advance: called with the number of pairs of each batch. Raises ConfigError when training diverged.
         """
         losses = []
         for step, batch in enumerate(batches, 1):
@@ -163,10 +167,10 @@ class _Trainer:
             if advance:
                 advance(len(batch.target))
         mean = float(distributed.mean(torch.stack(losses).mean()))
-        if not all(bool(values.isfinite().all()) for values in self.model.parameters()):
+        if not all(bool((values.abs() < LARGEST_WEIGHT).all()) for values in self.model.parameters()):
             raise ConfigError(
                 f"training diverged in pass {epoch} (loss {mean:.4g}): lower training.learning_rate, which is "
-                f"{self.training.learning_rate}"
+                f"{self.training.learning_rate}, or data.events.weights"
             )
         return mean
 
