@@ -20,6 +20,7 @@ from recsys.baselines import check_baseline
 from recsys.config import AlignmentConfig, RerankerConfig, RetrieverConfig, TowerConfig, TrainingConfig
 
 PREFIX = "RECSYS__"
+VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 class RunConfig(StrictModel):
@@ -91,12 +92,13 @@ def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> Ru
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a mapping of sections is expected, not {type(raw).__name__}")
     try:
-        raw = _expand(raw, environ, path)
+        raw = _expand(raw, environ)
     except RecursionError:  # an alias of YAML that contains itself
         raise ConfigError(f"{path}: an alias contains itself") from None
     for name in sorted(environ):
         if name.startswith(PREFIX):
             _override(raw, name, environ[name])
+    _check_strings(raw, path)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -138,21 +140,42 @@ def _parse(text: str, place: str) -> Any:
         raise ConfigError(f"{place}: not a configuration: too many levels of nesting") from None
 
 
-def _expand(value: Any, environ: Mapping[str, str], path: Path) -> Any:
+class _Unexpanded(str):
+    """A string of the file that names an environment variable that is not set."""
+
+    variable: str
+
+
+def _expand(value: Any, environ: Mapping[str, str]) -> Any:
+    """The value with environment variables in place of their names; _Unexpanded where one is not set."""
     if isinstance(value, dict):
-        return {k: _expand(v, environ, path) for k, v in value.items()}
+        return {k: _expand(v, environ) for k, v in value.items()}
     if isinstance(value, list):
-        return [_expand(v, environ, path) for v in value]
+        return [_expand(v, environ) for v in value]
     if not isinstance(value, str):
         return value
+    names = [match[1] or match[2] for match in VARIABLE.finditer(value)]
+    if unset := [name for name in names if name not in environ]:
+        unexpanded = _Unexpanded(value)
+        unexpanded.variable = unset[0]
+        return unexpanded
+    return VARIABLE.sub(lambda match: environ[match[1] or match[2]], value)
 
-    def lookup(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        if name not in environ:
-            raise ConfigError(f"{path}: {value!r} needs the environment variable {name}, which is not set")
-        return environ[name]
 
-    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", lookup, value)
+def _check_strings(value: Any, path: Path) -> None:
+    """Raises ConfigError for a string that needs a variable that is not set, and for one with a null character.
+
+    Strings of the file that the environment overrides are not looked at: they are no longer there.
+    """
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_strings(part, path)
+    elif isinstance(value, _Unexpanded):
+        raise ConfigError(
+            f"{path}: {str(value)!r} needs the environment variable {value.variable}, which is not set: set it"
+        )
+    elif isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{path}: {value!r} has a null character, which no path or name may have: remove it")
 
 
 def _override(raw: dict[str, Any], name: str, text: str) -> None:

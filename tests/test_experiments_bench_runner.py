@@ -1,10 +1,12 @@
 """The runner of benchmarks, and the benchmark of the check of tables."""
 
+import io
 import json
 from pathlib import Path
 
 import polars as pl
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from experiments.bench import check, runner
@@ -77,7 +79,7 @@ def test_all_lists_the_benchmarks_that_could_not_be_measured() -> None:
 def test_unknown_names_and_options() -> None:
     with pytest.raises(ConfigError, match="no benchmark 'x'; choose from m, u, all"):
         runner.run("x")
-    with pytest.raises(ConfigError, match="bench m: no option 'sise'; choose from short, size"):
+    with pytest.raises(ConfigError, match="bench m: no option 'sise'; choose from size"):
         runner.run("m", sise=1)
     with pytest.raises(ConfigError, match="bench all takes no options; remove size"):
         runner.run("all", size=1)
@@ -87,6 +89,42 @@ def test_unknown_names_and_options() -> None:
 @pytest.mark.parametrize("options", [["--size"], ["size", "1"], ["--size", "[1"]])
 def test_malformed_options_are_rejected(options: list[str]) -> None:
     assert isinstance(CliRunner().invoke(app, ["bench", "m", *options]).exception, ConfigError)
+
+
+@pytest.mark.usefixtures("benches")
+def test_the_help_of_a_benchmark_lists_its_options() -> None:
+    shown = CliRunner().invoke(app, ["bench", "m", "--help"]).stdout
+    assert "--size INT  [1]" in shown
+    assert "Benchmarks: m, u, all" in CliRunner().invoke(app, ["bench", "--help"]).stdout
+    assert "Benchmarks: m, u, all" in CliRunner().invoke(app, ["bench", "check", "--help"]).stdout
+
+
+@pytest.mark.usefixtures("benches")
+def test_an_option_of_another_type_is_rejected() -> None:
+    with pytest.raises(ConfigError, match=r"bench m: --size x: Input should be a valid integer.*bench m --help"):
+        runner.run("m", size="x")
+    assert runner.run("m", size="3")["figures"]["size"] == 3
+
+
+def test_figures_are_printed_as_tables_and_not_as_mappings() -> None:
+    figures = {
+        "items": 12_345,
+        "ratio": 0.123456,
+        "missing": None,
+        "sizes": [1, 2.5],
+        "by_model": {"a": {"hr": 0.25, "seconds": 1}, "b": {"hr": 0.5, "interval": [0.1, 0.2]}},
+        "passes": [{"loss": 2.0}, {"loss": 1.0}],
+        "split": {"users": 7, "note": "by time"},
+        "nested": {"deep": {"x": {"y": 0.75}}, "plain": 3},
+    }
+    report = {"bench": "m", "short": False, "machine": {"cores": 2}, "figures": figures, "bars": []}
+    console = Console(width=100, file=io.StringIO())
+    console.print(runner.render(report))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for shown in ("12,345", "0.1235", "1, 2.5", "by_model", "0.1, 0.2", "split: users", "by time", "0.75", "cores 2"):
+        assert shown in text
+    assert "{" not in text
+    assert "None" not in text
 
 
 def test_every_registered_benchmark_exists() -> None:

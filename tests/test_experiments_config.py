@@ -85,6 +85,8 @@ def test_one_error_names_every_problem(load):
     ("sections", "message"),
     [
         ({"seed": "many"}, r"seed: .*integer.*\(got 'many'\)"),
+        ({"seed": -1}, r"seed: .*greater than or equal to 0 \(got -1\)"),
+        ({"seed": 2**31}, r"seed: .*less than 2147483648"),
         ({"split": {"test": 1.5}}, r"split\.test: .*less than 1 \(got 1\.5\)"),
         ({"split": {"kind": "random"}}, r"split\.kind: .*'time' or 'leave-last-out' \(got 'random'\)"),
         ({"encoder": "bert"}, r"encoder: .*\(got 'bert'\)"),
@@ -100,6 +102,18 @@ def test_one_error_names_every_problem(load):
 def test_the_error_of_a_wrong_value_names_its_place(load, sections, message):
     with pytest.raises(ConfigError, match=message):
         load(**sections)
+
+
+def test_a_variable_that_an_override_replaces_need_not_be_set(load):
+    data = {
+        "source": "sequences",
+        "path": ".",
+        "origin": "${RECSYS_DATA}/x.txt",
+        "events": {"positive": {"take": None}},
+    }
+    assert load({"RECSYS__DATA__ORIGIN": "/y/$z.txt"}, data=data).data.origin == "/y/$z.txt"
+    with pytest.raises(ConfigError, match=r"needs the environment variable RECSYS_DATA, which is not set: set it"):
+        load({"RECSYS__DATA__PATH": "elsewhere"}, data=data)
 
 
 def test_a_missing_section_is_named(tmp_path):

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx2 as httpx
 import pytest
@@ -154,7 +153,7 @@ def test_a_tracking_server_that_does_not_work_causes_one_warning(kind, uri, tmp_
         worker.join(30)
         assert not worker.is_alive()
     (message,) = warnings_of(caplog)
-    assert message.startswith(f"tracking at {address} failed (start: ")
+    assert message.startswith(f"tracking at {address.partition('?')[0]} failed (start: ")
     assert message.endswith("the run goes on untracked")
 
 
@@ -192,27 +191,41 @@ def test_the_address_is_the_argument_else_the_environment_variable_else_the_defa
 
 
 @pytest.mark.soak
-def test_the_user_interface_lists_the_experiment(uri, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_the_user_interface_lists_the_experiment_and_ends_with_the_command(number, status, uri, tmp_path):
     record_run(MlflowTracker(uri), tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("recsys")), "experiment", "ui", "--port", str(port)]
+    code = "from recsys.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "experiment", "ui", "--port", str(port)]
     environ = os.environ | {"MLFLOW_TRACKING_URI": uri}
-    server = subprocess.Popen(command, cwd=tmp_path, env=environ, start_new_session=True)  # it starts workers
-    try:
-        base = f"http://127.0.0.1:{port}"
-        for _ in range(300):
-            assert server.poll() is None
-            with contextlib.suppress(httpx.TransportError):
-                assert "<title>MLflow</title>" in httpx.get(base).text
-                break
-            time.sleep(0.2)
-        response = httpx.post(f"{base}/api/2.0/mlflow/experiments/search", json={"max_results": 10}).json()
-        assert "toy" in [experiment["name"] for experiment in response["experiments"]]
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
+    with (tmp_path / "output.txt").open("wb") as output:
+        server = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=output, stderr=output)
+    base = f"http://127.0.0.1:{port}"
+    for _ in range(1000):
+        assert server.poll() is None
+        with contextlib.suppress(httpx.TransportError):
+            assert "<title>MLflow</title>" in httpx.get(base).text
+            break
+        time.sleep(0.2)
+    response = httpx.post(f"{base}/api/2.0/mlflow/experiments/search", json={"max_results": 10}, timeout=60).json()
+    assert "toy" in [experiment["name"] for experiment in response["experiments"]]
+    server.send_signal(number)
+    assert server.wait(60) == status
+    for _ in range(300):
+        try:
+            httpx.get(base)
+        except httpx.ConnectError:
+            break
+        except httpx.TransportError:  # a worker that is ending
+            pass
+        time.sleep(0.2)
+    else:
+        raise AssertionError("MLflow is still running")
+    assert "Warning" not in (tmp_path / "output.txt").read_text()
 
 
 def test_a_null_tracker_records_nothing(tmp_path, monkeypatch):

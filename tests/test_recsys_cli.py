@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
+import httpx2 as httpx
 import pytest
 from toy_data import toy_config, write_tables
 from typer.testing import CliRunner
@@ -131,6 +133,25 @@ def test_square_brackets_in_an_error_are_not_taken_as_markup(folder):
 def test_the_error_of_a_source_name_lists_the_configurations_of_that_source(folder):
     error = recsys("data", "get", "sequences").stderr
     assert error.endswith("; sequences is the source of beauty, ml-1m, toys\n")
+
+
+def test_the_service_says_where_it_serves_and_ctrl_c_ends_it_with_status_0(tmp_path):
+    code = "from recsys.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "serve", "--port", "0"]
+    environment = os.environ | {"RECSYS_SERVE__PRELOAD": "false"}
+    service = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    lines = []
+    for line in service.stderr:
+        lines.append(line)
+        if "startup complete" in line:
+            break
+    first = next(number for number, line in enumerate(lines) if "serving at http://127.0.0.1:" in line)
+    assert first == 0
+    base = lines[first].rpartition(" ")[2].strip()
+    assert httpx.get(f"{base}/healthz").status_code == 200
+    service.send_signal(signal.SIGINT)
+    assert "Traceback" not in service.communicate()[1]
+    assert service.returncode == 0
 
 
 def test_configurations_are_found_by_name():

@@ -1,20 +1,23 @@
 """The runner of benchmarks: it runs one by name, describes the machine, and compares figures with their targets."""
 
+import difflib
 import importlib
 import importlib.metadata
+import inspect
 import operator
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from features.errors import ConfigError, RecsysError
@@ -104,17 +107,54 @@ def run(name: str, *, short: bool = False, **options: Any) -> dict[str, Any]:
     return report | ({"not_measured": failures} if failures else {})
 
 
-def _single(name: str, short: bool, options: dict[str, Any]) -> Result:
+def _single(name: str, short: bool, options: Mapping[str, Any]) -> Result:
     """The result of one benchmark."""
     if name not in BENCHES:
-        raise ConfigError(f"no benchmark {name!r}; choose from {', '.join(sorted(BENCHES))}, all")
-    module, function = BENCHES[name].split(":")
-    measure = getattr(importlib.import_module(module), function)
-    known = measure.__code__.co_varnames[: measure.__code__.co_argcount + measure.__code__.co_kwonlyargcount]
-    if unknown := [option for option in options if option not in known]:
-        raise ConfigError(f"bench {name}: no option {unknown[0]!r}; choose from {', '.join(known)}")
-    result: Result = measure(short=short, **options)
+        similar = difflib.get_close_matches(name, BENCHES, n=1)
+        hint = f"; did you mean {similar[0]}?" if similar else ""
+        raise ConfigError(f"no benchmark {name!r}; choose from {', '.join(sorted(BENCHES))}, all{hint}")
+    measure = _function(name)
+    known = _options(measure)
+    values = {}
+    for option, value in options.items():
+        if option not in known:
+            raise ConfigError(f"bench {name}: no option {option!r}; choose from {', '.join(known) or 'none'}")
+        try:
+            values[option] = TypeAdapter(known[option].annotation).validate_python(value)
+        except ValidationError as error:
+            told = error.errors()[0]["msg"]
+            raise ConfigError(f"bench {name}: --{option} {value}: {told}; see recsys bench {name} --help") from None
+    try:
+        result: Result = measure(short=short, **values)
+    except ValueError as error:
+        if not values:
+            raise
+        given = " ".join(f"--{option} {value}" for option, value in values.items())
+        raise ConfigError(f"bench {name} {given}: {error}; see recsys bench {name} --help") from error
     return result
+
+
+def _function(name: str) -> Callable[..., Result]:
+    module, function = BENCHES[name].split(":")
+    found: Callable[..., Result] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _options(measure: Callable[..., Result]) -> dict[str, inspect.Parameter]:
+    """Options that a benchmark has besides `short`, by name."""
+    parameters = inspect.signature(measure, eval_str=True).parameters
+    return {name: parameter for name, parameter in parameters.items() if name != "short"}
+
+
+def describe(name: str) -> str:
+    """The options of a benchmark with their types and defaults, and what they mean."""
+    measure = _function(name)
+    lines = [
+        f"  --{option.replace('_', '-')} {str(getattr(p.annotation, '__name__', p.annotation)).upper()}"
+        + ("" if p.default is None else f"  [{p.default}]")
+        for option, p in _options(measure).items()
+    ]
+    return "\n".join([f"Options of bench {name}:", *(lines or ["  none"]), "", inspect.getdoc(measure) or ""])
 
 
 def _all(short: bool) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
@@ -139,15 +179,66 @@ def _all(short: bool) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, s
 
 def render(report: dict[str, Any]) -> Group:
     """The result of `run` as tables for a rich console."""
-    figures = Table("figure", "value", title=f"bench {report['bench']}" + (" (short)" if report["short"] else ""))
-    for name, value in report["figures"].items():
-        figures.add_row(Text(name), Text(str(value)))
+    title = f"bench {report['bench']}" + (" (short)" if report["short"] else "")
     bars = Table("bar", "value", "limit", "holds", title="bars")
     for bar in report["bars"]:
         holds = Text("yes", "green") if bar["holds"] else Text("no", "red")
         bars.add_row(Text(bar["name"]), f"{bar['value']:.4g}", f"{bar['op']} {bar['bar']:g}", holds)
     failures = [Text(f"{name} was not measured: {reason}") for name, reason in report.get("not_measured", {}).items()]
-    return Group(figures, *([bars] if report["bars"] else []), *failures, Text(f"machine: {report['machine']}"))
+    machine_line = Text("machine: " + ", ".join(f"{key} {_cell(value)}" for key, value in report["machine"].items()))
+    return Group(*_tables(title, report["figures"]), *([bars] if report["bars"] else []), *failures, machine_line)
+
+
+def _tables(title: str, figures: Mapping[str, Any]) -> list[Table]:
+    """Tables of nested figures: one of the plain values, and one for each value that has parts of its own."""
+    plain, nested = Table("figure", "value", title=title), []
+    for name, value in figures.items():
+        rows = _rows(value)
+        if rows is not None:
+            columns = list(dict.fromkeys(key for _, row in rows for key in row))
+            table = Table("", *(Column(Text(column)) for column in columns), title=Text(f"{title} · {name}"))
+            for label, row in rows:
+                table.add_row(Text(label), *(Text(_cell(row.get(column, ""))) for column in columns))
+            nested.append(table)
+        elif isinstance(value, Mapping) and any(isinstance(part, Mapping | list | tuple) for part in value.values()):
+            nested += _tables(f"{title} · {name}", value)
+        elif isinstance(value, Mapping):
+            for key, part in value.items():
+                plain.add_row(Text(f"{name}: {key}"), Text(_cell(part)))
+        else:
+            plain.add_row(Text(name), Text(_cell(value)))
+    return [*([plain] if plain.row_count else []), *nested]
+
+
+def _rows(value: Any) -> list[tuple[str, dict[str, Any]]] | None:
+    """Labelled rows of a mapping of mappings, or of a list of mappings, of plain values; None of anything else."""
+    if isinstance(value, Mapping):
+        labelled = [(str(key), row) for key, row in value.items()]
+    elif isinstance(value, list | tuple):
+        labelled = [(str(number), row) for number, row in enumerate(value, 1)]
+    else:
+        return None
+    flat = [(label, _flat(row)) for label, row in labelled if isinstance(row, Mapping)]
+    if not labelled or len(flat) < len(labelled):
+        return None
+    return flat if not any(isinstance(cell, Mapping) for _, row in flat for cell in row.values()) else None
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose values that are mappings of plain values are columns of their own."""
+    out: dict[str, Any] = {}
+    for key, value in row.items():
+        out |= {f"{key} {part}": cell for part, cell in value.items()} if isinstance(value, Mapping) else {key: value}
+    return out
+
+
+def _cell(value: Any) -> str:
+    """A plain value as text: four digits of a fraction, a list with commas, nothing for None."""
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell(part) for part in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "" if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def machine() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from experiments.dataset import Dataset
 from experiments.evaluation.ranking import headline_metrics, published_batches
 from experiments.splits import Split, Targets, check_no_leak
 from features.catalog import Catalog, item_texts
+from features.errors import ConfigError
 from features.interactions import Interactions
 from features.progress import StartProgress
 from recsys import baselines
@@ -32,10 +33,13 @@ POPULAR_DAYS = 30.0
 def fit_baseline(
     name: str, arguments: Mapping[str, float], dataset: Dataset, events: Interactions
 ) -> DenseRecommender:
-    """Fit one baseline. Its kind is the first word of its name."""
+    """Fit one baseline. Its kind is the first word of its name. Raises ConfigError for arguments it cannot use."""
     kind = name.split()[0]
     texts = [item_texts(dataset.catalog.frame)] if kind in baselines.NEED_TEXTS else []
-    return baselines.KINDS[kind](events, *texts, **arguments)
+    try:
+        return baselines.KINDS[kind](events, *texts, **arguments)
+    except ArithmeticError as error:
+        raise ConfigError(f"baselines.{name}: {dict(arguments)} cannot be used: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from experiments.preflight import preflight
 from experiments.splits import Split, check_no_leak
 from experiments.tracking import plots
 from experiments.tracking.mlflow import Tracker
-from experiments.tracking.progress import Reporter
+from experiments.tracking.progress import Reporter, Stages
 from features.errors import DependencyError
 from recsys.bundle.io import save_bundle
 from recsys.bundle.registry import publish_bundle
@@ -42,18 +42,25 @@ def train(
     any RecsysError; a run that fails publishes nothing.
     """
     preflight(config, bundles=True)
+    stages = Stages(reporter, stage_names(config))
+    stages.next()
     dataset = load_dataset(config, reporter.steps)
     report_dataset(dataset, reporter)
     kept, splits = evaluation_windows(config, dataset)[-1]
+    if config.encoder is not None:
+        stages.next()
     kept = encode_contents(kept, config, reporter.steps)
     report_window(config, kept, reporter)
     first = next(iter(splits.values()))
     tracker.start(config.name, config.model_dump(), run_tags(config, dataset) | {"split_hash": first.hash})
     try:
+        stages.next()
         outcomes, selected, trained = fit_and_evaluate(config, kept, splits, reporter, tracker)
         tables = [comparison(config, name, [split], outcomes[name]) for name, split in splits.items()]
         if first.cut is not None:
+            stages.next()
             kept, trained = refit_on_all_events(config, dataset, kept, selected, reporter)
+        stages.next()
         path = save_bundle(
             Path(config.bundles),
             kept.catalog,
@@ -75,6 +82,17 @@ def train(
     return path, tables
 
 
+def stage_names(config: RunConfig) -> list[str]:
+    """What a training run does, in order."""
+    return [
+        "reading the tables",
+        *(["encoding the contents of the items"] if config.encoder is not None else []),
+        "fitting and evaluating the baselines and the recommender",
+        *(["refitting the selected model on all events, to be served"] if config.split.kind == "time" else []),
+        "writing the bundle",
+    ]
+
+
 def refit_on_all_events(
     config: RunConfig, dataset: Dataset, kept: Dataset, selected: SelectedModel, reporter: Reporter
 ) -> tuple[Dataset, FittedRecommender]:
@@ -83,7 +101,6 @@ def refit_on_all_events(
     dataset: all items and events; kept: those of the evaluated window. Items that have become frequent since the cut
     of the window are added; their contents are encoded in the space of the window.
     """
-    reporter.say("refitting the selected model on all events, to be served")
     if min_events := config.data.min_train_events:
         frequent = keep_frequent(dataset, dataset.events.latest + 1, min_events)
         kept = encode_contents(frequent, config, reporter.steps, space=kept.space)

@@ -2,11 +2,17 @@
 
 import logging
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
+from experiments.tracking.database import opened, reason
 from features.errors import missing_package
 
 logger = logging.getLogger(__name__)
@@ -68,6 +74,8 @@ class NullTracker:
 class MlflowTracker:
     """Records in MLflow at MLFLOW_TRACKING_URI, or without it in the SQLite file DEFAULT_URI.
 
+    A SQLite file is created by `tracking.database`, which an interrupted run does not damage.
+
     A tracking server that is down, or a database that is locked, does not fail a training: the first call that fails
     is logged as a warning, and nothing more of the run is recorded.
     """
@@ -84,7 +92,9 @@ class MlflowTracker:
         try:
             return call()
         except Exception as error:  # of MLflow, SQLAlchemy or the network: none may fail a training
-            logger.warning("tracking at %s failed (%s: %s); the run goes on untracked", self._uri, action, error)
+            place = _shown(self._uri)
+            told = reason(error).replace(self._uri, place)
+            logger.warning("tracking at %s failed (%s: %s); the run goes on untracked", place, action, told)
             self._client = None
             return None
 
@@ -92,19 +102,14 @@ class MlflowTracker:
         """Start a run."""
 
         def open_run() -> None:
-            # with MLflow's defaults, a dead server is retried for minutes
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-            try:
-                from mlflow import MlflowClient
-                from mlflow.entities import Param
-            except ImportError as error:
-                raise missing_package("tracking", "mlflow", "track") from error
+            if find_spec("mlflow") is None:
+                raise missing_package("tracking", "mlflow", "track")
+            from mlflow.entities import Param
 
-            client = MlflowClient(self._uri)
-            existing = client.get_experiment_by_name(experiment)
-            experiment_id = existing.experiment_id if existing else client.create_experiment(experiment)
-            self._run = client.create_run(experiment_id, tags={**tags, **self._parent_tags}).info.run_id
+            with opened(self._uri, _connect) as client:
+                existing = client.get_experiment_by_name(experiment)
+                experiment_id = existing.experiment_id if existing else client.create_experiment(experiment)
+                self._run = client.create_run(experiment_id, tags={**tags, **self._parent_tags}).info.run_id
             flat = [Param(key, str(value)[:6000]) for key, value in _flatten(parameters).items()]
             for start in range(0, len(flat), 100):  # MLflow accepts at most 100 parameters a call
                 client.log_batch(self._run, params=flat[start : start + 100])
@@ -151,6 +156,22 @@ class MlflowTracker:
             self._attempt("finish", lambda: client.set_terminated(self._run, status))
 
 
+def _connect(uri: str) -> Any:
+    """A client of MLflow. In a database it creates the tables where they are missing."""
+    # with MLflow's defaults, a dead server is retried for minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def _shown(uri: str) -> str:
+    """The address of a tracking server or database, without user, password and query."""
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme else uri
+
+
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in values.items():
@@ -161,28 +182,51 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+_CHILD = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); "
+    "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execv(sys.argv[2], sys.argv[2:])"
+)
+"""Becomes another program, which the kernel ends (SIGTERM) when its parent dies (Linux: PR_SET_PDEATHSIG)."""
+
+
 def open_ui(port: int, uri: str | None = None) -> int:
-    """Run the MLflow user interface on loopback until it is stopped; returns its exit status.
+    """Run the MLflow user interface on loopback until it is stopped; returns the exit status: 0 after Ctrl-C, else 1.
 
-    Raises DependencyError where MLflow is not installed.
+    However this process ends, MLflow and its workers end too. Raises SystemExit(143) at SIGTERM, DependencyError
+    where MLflow is not installed, and what opening the database raises.
     """
-    import subprocess
-    import sys
-
     if find_spec("mlflow") is None:
         raise missing_package("the page of tracked runs", "mlflow", "track")
     backend = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    return subprocess.call(
-        [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "ui",
-            "--backend-store-uri",
-            backend,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ]
+    with opened(backend, _connect):  # creates the database: MLflow's workers would do it side by side
+        pass
+    program = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", backend]
+    program += ["--host", "127.0.0.1", "--port", str(port)]
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    # a session of its own: Ctrl-C reaches this process alone, and the group has all processes that MLflow starts
+    server = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, str(os.getpid()), *program],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        env=_ui_environment(),
     )
+    try:
+        server.wait()
+        return 1  # nobody stopped it; MLflow's own status is 0 even then
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def _ui_environment() -> dict[str, str]:
+    """Environment of MLflow's page: no processes for jobs, which no run has, and no warning of each worker."""
+    quiet = "ignore:starlette.middleware.wsgi is deprecated"
+    warnings = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), quiet)))
+    return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ, "PYTHONWARNINGS": warnings}

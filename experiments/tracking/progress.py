@@ -1,6 +1,7 @@
-"""Progress of a run on the terminal: lines and progress bars on standard error."""
+"""Progress of a run on standard error: lines and bars on a terminal, lines alone in a file or a pipe."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -64,9 +65,58 @@ class Terminal:
         return step
 
 
+LINE_SECONDS = 10.0
+"""Seconds between two lines of one task where there are no bars."""
+
+
+class Lines:
+    """Prints lines only, for a file or a pipe: of a long task one every LINE_SECONDS, and one when it is done."""
+
+    def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
+        """now: a clock in seconds."""
+        self._console, self._now = console, now
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def steps(self, description: str, total: int) -> Callable[[int], None]:
+        """A function that counts steps of a task and prints the sum from time to time."""
+        started = shown = self._now()
+        count, printed = 0, False
+
+        def step(done: int) -> None:
+            nonlocal shown, count, printed
+            count, now = count + done, self._now()
+            if now - shown >= LINE_SECONDS or (printed and count >= total):
+                shown, printed = now, True
+                share = f" ({count / total:.0%})" if total else ""
+                rate = count / max(now - started, 1e-9)
+                self.say(f"{description}: {count:,} of {total:,}{share}, {rate:,.3g}/s")
+
+        return step
+
+
+class Stages:
+    """Announces the stages of a run, each with its number: `stage 2 of 5: ...`."""
+
+    def __init__(self, reporter: Reporter, names: Sequence[str]) -> None:
+        """names: what each stage does, in order."""
+        self._reporter, self._names, self._number = reporter, names, 0
+
+    def next(self) -> None:
+        """Announce the next stage."""
+        self._number += 1
+        self._reporter.say(f"stage {self._number} of {len(self._names)}: {self._names[self._number - 1]}")
+
+
 @contextmanager
 def terminal() -> Iterator[Reporter]:
-    """A reporter on standard error; each bar shows its rate and the remaining time."""
+    """A reporter on standard error. On a terminal each bar shows its rate and the remaining time."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines(console)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Progress(*columns, console=console, transient=True) as bars:
         yield Terminal(bars)

@@ -1,6 +1,5 @@
 """Validate one table: valid rows in canonical types, rejected rows unchanged, each with its reason."""
 
-import difflib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from features.tables.columns import ColumnRule, Violation, as_text
 from features.tables.json_lines import LINE
 from features.tables.report import PLACES, REJECTED, REPAIRED, Count, Problem
 from features.tables.scan import reading
+from features.tables.usual_names import column_meant
 
 REQUIRED = {"items": (ITEM,), "events": (USER, ITEM, EVENT, TIME), "users": (USER,)}
 
@@ -58,8 +58,8 @@ class RawTable:
         demand: the end of the sentence "no column …, which …", e.g. "events needs".
         """
         if missing := [name for name in names if name not in self.types]:
-            similar = difflib.get_close_matches(missing[0], self.columns, n=1, cutoff=0.5)
-            hint = f"; is {similar[0]!r} meant? Rename it" if similar else ""
+            meant = {name: column_meant(name, self.name, self.columns) for name in missing}
+            hint = "".join(f"; is {column!r} meant? Rename it to {name}" for name, column in meant.items() if column)
             raise DataError(
                 f"{self.file}: no column {', '.join(missing)}, which {demand}. "
                 f"The columns there are: {', '.join(self.columns)}{hint}"

@@ -34,7 +34,9 @@ class SearchResult:
         table = Table("item", "title", "score", *channels)
         for item in self.items:
             cosines = ["" if item["near"][name] is None else f"{item['near'][name]:.3f}" for name in channels]
-            table.add_row(Text(item["item_id"]), Text(item["title"] or ""), f"{item['score']:.3f}", *cosines)
+            table.add_row(
+                Text(item["item_id"]), Text(item["title"] or item["item_id"]), f"{item['score']:.3f}", *cosines
+            )
         return table
 
 

@@ -1,15 +1,18 @@
 """`recsys bench`: benchmarks."""
 
+from typing import Any
+
 import typer
 
-from recsys.cli.options import print_json
+from recsys.cli.options import print_json, show
 
 
 def bench(
     context: typer.Context,
-    name: str = typer.Argument(..., help="Name of a benchmark, or `all`."),
+    name: str | None = typer.Argument(None, help="Name of a benchmark, or `all`."),
     short: bool = typer.Option(False, "--short", help="Use small sizes: the benchmark takes less time."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line of standard output."),
+    help_: bool = typer.Option(False, "--help", help="Show this message; after NAME, the options of the benchmark."),
 ) -> None:
     """Run a benchmark and compare its figures with their targets.
 
@@ -19,22 +22,35 @@ def bench(
     import contextlib
     import sys
 
-    import yaml
     from rich.console import Console
 
     from experiments.bench import runner
     from features.errors import ConfigError
 
-    keys, values = context.args[::2], context.args[1::2]
-    if len(keys) != len(values) or not all(key.startswith("--") for key in keys):
-        raise ConfigError(f"options of a benchmark are pairs: --KEY VALUE; got: {' '.join(context.args)}")
-    try:
-        options = {key[2:].replace("-", "_"): yaml.safe_load(value) for key, value in zip(keys, values, strict=True)}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"options of a benchmark: {' '.join(context.args)} cannot be read: {error}") from None
+    names = f"{', '.join(runner.BENCHES)}, all"
+    if help_:
+        typer.echo(context.get_help())
+        typer.echo(runner.describe(name) if name in runner.BENCHES else f"Benchmarks: {names}")
+        return
+    if name is None:
+        raise ConfigError(f"no benchmark is named; choose from {names}")
+    options = _pairs(context.args)
     with contextlib.redirect_stdout(sys.stderr), Console(stderr=True).status(f"bench {name}"):
         result = runner.run(name, short=short, **options)
     if as_json:
         print_json(result)
     else:
-        Console().print(runner.render(result))
+        show(runner.render(result), 120)
+
+
+def _pairs(arguments: list[str]) -> dict[str, Any]:
+    """Options of a benchmark: --KEY VALUE or --KEY=VALUE. Raises ConfigError for anything else."""
+    from features.errors import ConfigError
+
+    words = [word for argument in arguments for word in (argument.split("=", 1) if "=" in argument else [argument])]
+    keys, values = words[::2], words[1::2]
+    if len(keys) != len(values) or not all(key.startswith("--") for key in keys):
+        raise ConfigError(
+            f"options of a benchmark are pairs, --KEY VALUE; got: {' '.join(arguments)}; see recsys bench NAME --help"
+        )
+    return {key[2:].replace("-", "_"): value for key, value in zip(keys, values, strict=True)}

@@ -1,8 +1,12 @@
 """`recsys bundle`: list, compare and publish bundles."""
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import typer
+
+from recsys.cli.options import bundles_folder
 
 bundle_app = typer.Typer(
     help="List, compare and publish bundles. Train a bundle with --no-publish, compare it with the current one, and "
@@ -15,19 +19,51 @@ BUNDLE = "Fingerprint of a bundle, or a prefix of it, or `current`."
 
 @bundle_app.command("list")
 def bundle_list(root: Path = ROOT) -> None:
-    """List all bundles, the oldest first: configuration, data, content space, and which one is current."""
+    """List all bundles, the oldest first: date, configuration, data, figures, contents, and which one is current.
+
+    The date is that of the bundle's manifest, in UTC; the figure is NDCG@10 in the test window of each placement.
+    """
     import json
 
     from recsys.bundle.io import MANIFEST
     from recsys.bundle.registry import current_bundle, list_bundles
 
-    served = current_bundle(root).name if (root / "current").is_symlink() else None
-    for folder in list_bundles(root):
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        space = (manifest.get("content") or {}).get("space")
-        content = "no contents" if space is None else f"{space['model']}@{space['revision']} · {space['dimension']}"
+    served = current_bundle(root).name if (bundles_folder(root) / "current").is_symlink() else None
+    folders = list_bundles(root)
+    if not folders:
+        typer.echo(f"no bundle in {root}: run recsys train CONFIG", err=True)
+    for folder in folders:
+        file = folder / MANIFEST
+        try:
+            line = _summary(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+            line = f"{MANIFEST} cannot be read: {error!r}; remove the folder or train again"
+        date = datetime.fromtimestamp(file.stat().st_mtime, UTC)
         mark = "  <- current" if folder.name == served else ""
-        typer.echo(f"{folder.name}  {manifest['config']['name']}, data {manifest['data_hash']}, {content}{mark}")
+        typer.echo(f"{folder.name}  {date:%Y-%m-%d %H:%M}  {line}{mark}")
+
+
+def _summary(manifest: "dict[str, Any]") -> str:
+    """Configuration, data, figures and contents of a bundle in one line."""
+    figures = ", ".join(
+        f"{table.get('placement', table['title'])} {_figure(_ours(table), 'ndcg_at_10')}"
+        for table in manifest["metrics"]
+    )
+    space = (manifest.get("content") or {}).get("space")
+    content = "no contents" if space is None else f"{space['model']}@{space['revision']} · {space['dimension']}"
+    ndcg = f"NDCG@10 {figures}" if figures else "not evaluated"
+    return f"{manifest['config']['name']}, data {manifest['data_hash']}, {ndcg}, {content}"
+
+
+def _ours(table: "dict[str, Any]") -> "dict[str, Any]":
+    """The row of the recommender that the bundle holds."""
+    row: dict[str, Any] = next(r for r in table["rows"] if r["name"] == table["ours"])
+    return row
+
+
+def _figure(row: "dict[str, Any]", key: str) -> str:
+    mean = row[key]["mean"]
+    return "undefined" if mean is None else f"{mean:.4f}"
 
 
 @bundle_app.command("compare")
@@ -47,7 +83,7 @@ def bundle_compare(
     from recsys.bundle.io import load_bundle
     from recsys.bundle.registry import find_bundle
 
-    comparison = compare_bundles(*(load_bundle(find_bundle(root, name)) for name in (first, second)))
+    comparison = compare_bundles(*(load_bundle(find_bundle(bundles_folder(root), name)) for name in (first, second)))
     if as_json:
         typer.echo(orjson.dumps(comparison, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode())
         return
@@ -59,8 +95,8 @@ def bundle_compare(
         typer.echo(f"{kind}: {shown}")
     for name, tables in comparison["metrics"].items():
         for table in tables:
-            row = next(r for r in table["rows"] if r["name"] == table["ours"])
-            figures = [f"{key} {row[key]['mean']:.4f}" for key in ("hr_at_10", "ndcg_at_10")]
+            row = _ours(table)
+            figures = [f"{key} {_figure(row, key)}" for key in ("hr_at_10", "ndcg_at_10")]
             split = f"{table['note']}; split {', '.join(table['split_hashes'])}"
             typer.echo(f"{name} · {table['title']} ({split}): {', '.join(figures)}")
 
@@ -71,7 +107,7 @@ def bundle_publish(name: str = typer.Argument(..., help=BUNDLE), root: Path = RO
     from recsys.bundle.io import load_bundle
     from recsys.bundle.registry import find_bundle, publish_bundle
 
-    path = find_bundle(root, name)
+    path = find_bundle(bundles_folder(root), name)
     load_bundle(path)
     publish_bundle(path)
     typer.echo(f"bundle {path} is current")

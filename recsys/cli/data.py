@@ -4,7 +4,7 @@ from typing import Any
 
 import typer
 
-from recsys.cli.options import CONFIG, config_path, print_json, progress_bars
+from recsys.cli.options import CONFIG, config_path, print_json, progress_bars, show
 
 data_app = typer.Typer(
     help="Get a data set by name, and check tables against the data contract.", no_args_is_help=True
@@ -56,8 +56,6 @@ def data_check(
 
     Example: recsys data check configs/movielens.yaml
     """
-    from rich.console import Console
-
     from experiments.config import load_config
     from experiments.dataset import load_dataset
     from experiments.pipelines.rolling_windows import evaluation_windows
@@ -74,7 +72,7 @@ def data_check(
     if as_json:
         print_json(dataset.report.to_dict() | {"refusal": None if refusal is None else str(refusal)})
     else:
-        Console().print(dataset.report.render())
+        show(dataset.report.render())
     if refusal is not None:
         raise type(refusal)(f"training would be refused: {refusal}") from refusal
 

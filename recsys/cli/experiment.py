@@ -4,7 +4,16 @@ from pathlib import Path
 
 import typer
 
-from recsys.cli.options import CONFIG, config_path, print_json, print_tables, progress_bars
+from recsys.cli.options import (
+    CONFIG,
+    bind,
+    check_output_file,
+    config_path,
+    print_json,
+    print_tables,
+    progress_bars,
+    show,
+)
 
 
 def evaluate(
@@ -24,6 +33,8 @@ def evaluate(
     from experiments.pipelines.train import evaluate_run
 
     config = load_config(config_path(name))
+    if outcomes is not None:
+        check_output_file("--outcomes", outcomes)
     with progress_bars() as reporter:
         tables = evaluate_run(config, reporter, outcomes_file=outcomes)
     if as_json:
@@ -46,20 +57,22 @@ def experiment_compare(
 
     Example: recsys experiment compare before.parquet after.parquet --model "two towers"
     """
-    from rich.console import Console
-
     from experiments.evaluation.outcomes import compare_outcomes
 
     compared = compare_outcomes(first, second, model=model)
     if as_json:
         print_json(compared.to_dict())
     else:
-        Console(width=max(Console().width, 150)).print(compared.render())
+        show(compared.render(), 150)
 
 
 @experiment_app.command("ui")
-def experiment_ui(port: int = typer.Option(5000, help="Port on loopback (127.0.0.1).")) -> None:
+def experiment_ui(
+    port: int = typer.Option(5000, min=1, max=65535, help="Port on loopback (127.0.0.1)."),
+) -> None:
     """Serve the MLflow user interface with the tracked runs at http://127.0.0.1:5000. Ctrl-C stops it."""
     from experiments.tracking.mlflow import open_ui
 
+    for listener in bind("127.0.0.1", port):
+        listener.close()  # MLflow opens its own
     raise typer.Exit(open_ui(port))

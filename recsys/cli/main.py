@@ -1,14 +1,13 @@
 """The `recsys` command: its commands and groups, and the display of errors. No other package imports this one."""
 
 import os
-from typing import TYPE_CHECKING, NoReturn
+import sys
+from typing import NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from recsys.cli import bench, bundle, data, experiment, features, serve, train
-
-if TYPE_CHECKING:
-    from features.errors import RecsysError
 
 app = typer.Typer(
     help="Recommendations on one embedding space.\n\n"
@@ -23,11 +22,31 @@ app.command("evaluate")(experiment.evaluate)
 app.command("serve")(serve.serve)
 app.command("search")(serve.search)
 app.command("slates")(train.slates)
-app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench.bench)
+app.command(
+    "bench", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(bench.bench)
 app.add_typer(data.data_app, name="data")
 app.add_typer(bundle.bundle_app, name="bundle")
 app.add_typer(features.features_app, name="features")
 app.add_typer(experiment.experiment_app, name="experiment")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        typer.echo(f"recsys {metadata.version('onespace-recsys')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+    ),
+) -> None:
+    pass
+
 
 EXTRAS = {
     **dict.fromkeys(("fastapi", "uvicorn", "pydantic_settings", "python_multipart", "redis"), "serve"),
@@ -37,14 +56,20 @@ EXTRAS = {
 """Package that a command may need -> the extra that installs it."""
 
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
+
+
 def main() -> None:
     """Run the command. A RecsysError, or an error of the operating system, becomes one line and exit status 1.
 
-    Under torchrun the first process runs the command; the other processes take part in training only.
+    Wrong options become one line and status 2, Ctrl-C one line and status 130. Under torchrun the first process runs
+    the command; the other processes take part in training only.
     """
     # By default a waiting OpenMP thread spins and keeps its core from other processes. OpenMP reads the variable
     # once, when the first library that uses OpenMP is loaded; none is loaded yet. Figures: experiments/LOG.md.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _open_standard_streams()
 
     from features.errors import FileError, RecsysError, describe_os_error, missing_package
 
@@ -53,16 +78,33 @@ def main() -> None:
         if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from recsys.towers.distributed import run_distributed
 
-            run_distributed(app)
+            run_distributed(_run)
         else:
-            app()
+            _run()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk is an error here, and a traceback when the interpreter flushes
+    except TyperException as error:
+        if not error.format_message():  # a group without a command: its help has been printed
+            raise SystemExit(error.exit_code) from None
+        _fail(_describe_usage_error(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
     except RecsysError as error:
         _fail(error)
     except BrokenPipeError:  # the reader of a pipe, e.g. `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes standard output once more
+        _give_up_output()
         raise SystemExit(1) from None
     except OSError as error:
+        _give_up_output()
         _fail(FileError(describe_os_error(error)))
+    except (MemoryError, RuntimeError) as error:  # torch has a RuntimeError for memory that is used up
+        if (
+            not isinstance(error, MemoryError)
+            and "allocate memory" not in str(error)
+            and "out of memory" not in str(error)
+        ):
+            raise
+        _fail(f"out of memory: {error or 'an allocation failed'}; use a machine with more, or lower sizes")
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
@@ -70,10 +112,51 @@ def main() -> None:
         _fail(missing_package("this command", package, EXTRAS[package]))
 
 
-def _fail(error: "RecsysError") -> NoReturn:
-    """Print an error as one line and exit with status 1."""
+def _run() -> None:
+    """Run the command that the arguments name. Raises SystemExit where its status is not 0."""
+    status = app(
+        prog_name="recsys", standalone_mode=False
+    )  # typer would print its own errors, each as a panel of several lines
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if status:
+        raise SystemExit(status)
+
+
+def _open_standard_streams() -> None:
+    """Make sure that 0, 1 and 2 are open, and that every character can be printed."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # closed by `>&-`: the next file that is opened would receive what is printed
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a title may have characters that LANG=C has not
+
+
+def _describe_usage_error(error: TyperException) -> str:
+    """What is wrong with the arguments, the value that was given, and where the help is."""
+    problems = getattr(error.__cause__, "errors", None)  # of pydantic, which typer converts values with
+    value = f" (got {problems()[0]['input']!r})" if problems else ""
+    context = getattr(error, "ctx", None)
+    return f"{error.format_message().rstrip('.')}{value}; see {context.command_path if context else 'recsys'} --help"
+
+
+def _give_up_output() -> None:
+    """Drop what standard output does not take: the interpreter would flush it once more, with a traceback."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _fail(error: object, status: int = 1) -> NoReturn:
+    """Print an error as one line and exit."""
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text.assemble(("error: ", "red"), str(error)))
-    raise SystemExit(1) from None
+    line = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    Console(stderr=True).print(Text.assemble(("error: ", "red"), line), soft_wrap=True)
+    raise SystemExit(status) from None

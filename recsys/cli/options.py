@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    import socket
+
+    from rich.console import RenderableType
+
     from experiments.evaluation.ranking import Comparison
     from experiments.tracking.progress import Reporter
 
@@ -19,6 +23,8 @@ def config_path(name: str) -> Path:
 
     Raises ConfigError that lists the shipped configurations.
     """
+    import difflib
+
     from features.errors import ConfigError
 
     checkout = Path(__file__).resolve().parents[2] / "configs"
@@ -26,11 +32,69 @@ def config_path(name: str) -> Path:
     candidates = (Path(name), Path("configs") / f"{name}.yaml", shipped / f"{name}.yaml")
     if found := next((path for path in candidates if path.is_file()), None):
         return found
+    if name and Path(name).is_dir():
+        raise ConfigError(f"{name} is a folder: give a configuration file, e.g. one in it")
     names = {path.stem: path for path in sorted(shipped.glob("*.yaml"))}
+    nearby = [str(path) for path in (Path(name).parent.glob("*.y*ml"))]
     using = [stem for stem, path in names.items() if f"\n  source: {name}\n" in path.read_text(encoding="utf-8")]
-    hint = f"; {name} is the source of {', '.join(using)}" if using else ""
+    similar = difflib.get_close_matches(name, [*names, *nearby], n=1, cutoff=0.6)
+    hint = f"; did you mean {similar[0]}?" if similar else ""
+    if using:
+        hint = f"; {name} is the source of {', '.join(using)}"
     known = ", ".join(names) or "none"
     raise ConfigError(f"no configuration {name!r}: not a file, and not among the shipped ones: {known}{hint}")
+
+
+def bundles_folder(root: Path) -> Path:
+    """The folder of the bundles. Raises ConfigError when there is no such folder."""
+    from features.errors import ConfigError
+
+    if not root.exists():
+        raise ConfigError(f"{root}: no such folder of bundles; run `recsys train CONFIG`, or give --bundles FOLDER")
+    if not root.is_dir():
+        raise ConfigError(f"{root}: a file; --bundles takes the folder that `recsys train` wrote bundles to")
+    return root
+
+
+def bind(host: str, port: int) -> "list[socket.socket]":
+    """Sockets of all addresses of a host, before anything else is loaded; they refuse connections until they listen.
+
+    port: 0 takes a free one.
+
+    Raises ConfigError for a port that is taken or not allowed, and for a host that is not one of this machine.
+    """
+    import errno
+    import socket
+
+    from features.errors import ConfigError
+
+    remedies = {
+        errno.EADDRINUSE: f"port {port} is taken: choose another one with --port",
+        errno.EACCES: f"port {port} needs the rights of root: choose one from 1024 on with --port",
+        errno.EADDRNOTAVAIL: f"{host} is not an address of this machine: choose another one with --host",
+    }
+    if not host:  # the system would take it for all addresses
+        raise ConfigError("the host is empty: give an address with --host, e.g. 127.0.0.1; 0.0.0.0 is all of them")
+    sockets: list[socket.socket] = []
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(addresses):
+            listener = socket.socket(family, kind, protocol)
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+    except socket.gaierror as error:
+        raise ConfigError(f"host {host!r}: {error.strerror}; choose an address of this machine with --host") from None
+    except OSError as error:
+        for listener in sockets:
+            listener.close()
+        told = remedies.get(
+            error.errno or 0, f"{host} port {port}: {error.strerror}; choose another --host or --port"
+        )
+        raise ConfigError(told) from None
+    return sockets
 
 
 def print_json(value: object) -> None:
@@ -40,13 +104,32 @@ def print_json(value: object) -> None:
     typer.echo(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode())
 
 
-def print_tables(tables: "list[Comparison]") -> None:
-    """Print the tables of an evaluation, one for each placement."""
+def show(table: "RenderableType", width: int = 100) -> None:
+    """Print a table for people. width: the smallest number of columns; a narrower table cuts its figures off."""
     from rich.console import Console
 
-    console = Console(width=max(Console().width, 175))  # a narrower table cuts its figures off
+    Console(width=max(Console().width, width)).print(table)
+
+
+def print_tables(tables: "list[Comparison]") -> None:
+    """Print the tables of an evaluation, one for each placement."""
     for table in tables:
-        console.print(table.render())
+        show(table.render(), 175)
+
+
+def check_output_file(option: str, file: Path) -> None:
+    """Raises ConfigError where a file cannot be written: asked before the work that it is for."""
+    import os
+
+    from features.errors import ConfigError
+
+    if file.is_dir():
+        raise ConfigError(f"{option} {file}: a folder; give a file")
+    existing = next(folder for folder in file.absolute().parents if folder.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"{option} {file}: {existing} is a file, where a folder is needed; choose another path")
+    if not os.access(file if file.exists() else existing, os.W_OK):
+        raise ConfigError(f"{option} {file}: no right to write it; choose another path")
 
 
 def progress_bars() -> "AbstractContextManager[Reporter]":

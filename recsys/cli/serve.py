@@ -2,11 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from recsys.cli.options import print_json
+from recsys.cli.options import bind, bundles_folder, print_json, show
+
+if TYPE_CHECKING:
+    import socket
+
+    from serving.settings import ServeSettings
 
 
 def serve(
@@ -24,9 +29,7 @@ def serve(
     running requests are finished.
     Example: recsys serve --bundles bundles --port 8000
     """
-    import logging
     import os
-    from contextlib import suppress
 
     # requests run in parallel on the cores: more threads in each of them would only compete
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,8 +37,6 @@ def serve(
     from pydantic import ValidationError
 
     from features.errors import ConfigError
-    from serving.app import create_app
-    from serving.http import http_server
     from serving.settings import ServeSettings
 
     options = {"bundles": bundles, "log": log, "host": host, "port": port}
@@ -47,15 +48,40 @@ def serve(
         raise ConfigError(
             f"setting {'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}"
         ) from None
+    for name, folder in (("bundles", settings.bundles), ("log", settings.log)):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder}: a file; --{name} takes a folder")
+    sockets = bind(settings.host, settings.port)
+    _serve(settings, sockets)
+
+
+def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
+    """Run the service on bound sockets until Ctrl-C or SIGTERM."""
+    import errno
+    import logging
+    from contextlib import suppress
+
+    from features.errors import ConfigError
+    from serving.app import create_app
+    from serving.http import http_server
+
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("recsys").setLevel(logging.INFO)
-    server = http_server(
-        create_app(settings), host=settings.host, port=settings.port, loop="uvloop", timeout_graceful_shutdown=10
-    )
-    with suppress(KeyboardInterrupt):  # Ctrl-C is how the service is stopped
-        server.run()
+    logger = logging.getLogger("recsys")
+    logger.setLevel(logging.INFO)
+    for listener in sockets:
+        host, port = listener.getsockname()[:2]
+        logger.info("serving at http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    server = http_server(create_app(settings), loop="uvloop", timeout_graceful_shutdown=10)
+    try:
+        with suppress(KeyboardInterrupt):  # Ctrl-C is how the service is stopped
+            server.run(sockets=sockets)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        told = f"port {settings.port} was taken during the start: choose another one with --port"
+        raise ConfigError(told) from None
     if not server.started:
-        raise typer.Exit(3)
+        raise typer.Exit(1)
 
 
 def search(
@@ -72,8 +98,6 @@ def search(
     Parts of the query that cannot be read are reported on standard error.
     Example: recsys search --text "a dog on a beach"
     """
-    from rich.console import Console
-
     from features.content.parts import Audio, Content, Image, Part, Text, Video
     from features.errors import ConfigError, ContentError
     from recsys.bundle.io import load_bundle
@@ -84,7 +108,10 @@ def search(
     content = Content(tuple(kind(value) for kind, value in kinds if value is not None))
     if not content.parts:
         raise ConfigError("the query is empty: give --text, --image, --audio or --video")
-    results = search_bundle(load_bundle(current_bundle(bundles)), content, k)
+    for option, file in (("--image", image), ("--audio", audio), ("--video", video)):
+        if file is not None:
+            _check_file(option, file)
+    results = search_bundle(load_bundle(current_bundle(bundles_folder(bundles))), content, k)
     for part, reason in results.failed:
         typer.echo(f"{part} not read: {reason}", err=True)
     if not results.read:
@@ -92,4 +119,16 @@ def search(
     if as_json:
         print_json(results)
     else:
-        Console().print(results.render())
+        show(results.render())
+
+
+def _check_file(option: str, file: Path) -> None:
+    """Raises ConfigError for a file that is missing or empty, and for a folder."""
+    from features.errors import ConfigError
+
+    if not file.exists():
+        raise ConfigError(f"{option} {file}: no such file; check the path")
+    if not file.is_file():
+        raise ConfigError(f"{option} {file}: not a file; give one file")
+    if file.stat().st_size == 0:
+        raise ConfigError(f"{option} {file}: the file is empty; give another one")

@@ -1,11 +1,12 @@
 """`recsys train`, `recsys tune` and `recsys slates`: train, search settings, write slates of all users."""
 
+import shlex
 from pathlib import Path
 
 import typer
 
 from recsys.cli.bundle import BUNDLE
-from recsys.cli.options import CONFIG, config_path, print_json, print_tables, progress_bars
+from recsys.cli.options import CONFIG, bundles_folder, config_path, print_json, print_tables, progress_bars, show
 
 
 def train(
@@ -46,7 +47,15 @@ def train(
         print_json({"bundle": str(path), "tables": [table.to_dict() for table in tables]})
     else:
         print_tables(tables)
-        typer.echo(f"bundle {path} is current" if publish else f"next: recsys bundle compare current {path.name}")
+        typer.echo(f"bundle {path} is current" if publish else _next_step(path))
+
+
+def _next_step(bundle: Path) -> str:
+    """The command after --no-publish: a comparison where another bundle is current."""
+    options = "" if bundle.parent == Path("bundles") else f" --bundles {shlex.quote(str(bundle.parent))}"
+    if (bundle.parent / "current").is_dir():
+        return f"next: recsys bundle compare current {bundle.name}{options}"
+    return f"next: recsys bundle publish {bundle.name}{options} (no bundle is current there yet)"
 
 
 def slates(
@@ -79,7 +88,7 @@ def slates(
     if len(share) != 2 or not all(text.isdecimal() for text in share):
         raise ConfigError(f"--part {part}: give I/N, e.g. 1/4 to 4/4")
     numbers = int(share[0]), int(share[1])
-    loaded = load_bundle(find_bundle(bundles, bundle))
+    loaded = load_bundle(find_bundle(bundles_folder(bundles), bundle))
     with progress_bars() as reporter:
         report = write_slates(loaded, out, k=k, placement=placement, part=numbers, progress=reporter.steps)
     if as_json:
@@ -109,8 +118,6 @@ def tune(
     """
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from experiments.config import load_config
     from experiments.pipelines.tune import tune as run
     from experiments.tracking.mlflow import MlflowTracker, NullTracker
@@ -122,4 +129,4 @@ def tune(
     if as_json:
         print_json(asdict(result))
     else:
-        Console(width=max(Console().width, 175)).print(result.render())
+        show(result.render(), 175)

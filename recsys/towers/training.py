@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from features.arrays import Bools, Floats
 from features.catalog import Catalog
+from features.errors import ConfigError
 from features.interactions import Interactions
 from features.progress import StartProgress, Step
 from recsys.config import TowerConfig, TrainingConfig
@@ -66,6 +67,10 @@ class FittedTowers:
     fitted_until: int
     epochs: int
     history: list[dict[str, float]]
+
+
+LARGEST_WEIGHT = 1e18
+"""Larger weights are a sign of diverged training: their squares are no longer finite in float32."""
 
 
 def fit_towers(
@@ -144,7 +149,7 @@ class _Trainer:
     def run_epoch(self, epoch: int, batches: list[Batch], average: AveragedModel, advance: Step | None) -> float:
         """Takes one step for each batch and updates `average` after it; returns the mean loss of all processes.
 
-        advance: called with the number of pairs of each batch.
+        advance: called with the number of pairs of each batch. Raises ConfigError when training diverged.
         """
         losses = []
         for step, batch in enumerate(batches, 1):
@@ -163,7 +168,13 @@ class _Trainer:
             losses.append(loss.detach())
             if advance:
                 advance(len(batch.target))
-        return float(distributed.mean(torch.stack(losses).mean()))
+        mean = float(distributed.mean(torch.stack(losses).mean()))
+        if not all(bool((values.abs() < LARGEST_WEIGHT).all()) for values in self.model.parameters()):
+            raise ConfigError(
+                f"training diverged in pass {epoch} (loss {mean:.4g}): lower training.learning_rate, which is "
+                f"{self.training.learning_rate}, or data.events.weights"
+            )
+        return mean
 
 
 class ProcessLoss(nn.Module):

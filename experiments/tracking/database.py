@@ -1,0 +1,191 @@
+"""The SQLite file of MLflow: creation, repair, and paths of artefacts. The only file that imports sqlalchemy.
+
+MLflow creates its tables step by step, for seconds, and never finishes what was interrupted. It stores absolute paths
+of artefacts. This module therefore holds a lock, creates the file aside, and moves it into place when it is complete.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from features.errors import FileError
+
+logger = logging.getLogger(__name__)
+
+ARTIFACTS = "mlruns"
+"""Folder of the artefacts, beside the database."""
+
+PATHS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+"""(table, column) of the absolute paths of artefacts."""
+
+SUFFIXES = ("-journal", "-wal", "-shm")
+"""What SQLite writes beside a database file."""
+
+Client = TypeVar("Client")
+
+
+@contextmanager
+def opened(uri: str, connect: Callable[[str], Client]) -> Iterator[Client]:
+    """`connect(uri)`; where the URI names a SQLite file, the file is complete, and locked against other runs.
+
+    connect: opens a database, and creates its tables where they are missing. A file without runs whose tables are
+    incomplete is completed, or moved to NAME.damaged-TIME and created again, which is logged. A file with runs is
+    left as it is. Raises FileError for a file that is no SQLite database, and what `connect` raises.
+    """
+    path = sqlite_file(uri)
+    if path is None:
+        yield connect(uri)
+        return
+    with _locked(path):
+        if _runs(path) == 0:
+            _complete(path, connect)
+        _move_artifacts(path)
+        yield connect(uri)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite URI; None for another URI, and for a database in memory."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(uri)
+    except ArgumentError:
+        return None
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:") or "uri" in url.query:
+        return None
+    return Path(str(url.database))
+
+
+def reason(error: BaseException) -> str:
+    """What the database says, else the first line of the error: SQLAlchemy's own text has many lines."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if orig := getattr(cause, "orig", None):
+            return str(orig)
+        cause = cause.__cause__
+    return str(error).partition("\n")[0]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a database file, .NAME.lock beside it; the kernel releases it when the process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _runs(path: Path) -> int:
+    """Number of runs in a database file; 0 where the file or the table is missing."""
+    if not path.exists() or path.stat().st_size == 0:
+        return 0
+    return sum(int(str(row[0])) for row in _rows(path, "runs", "SELECT count(*) FROM runs"))
+
+
+def _rows(path: Path, table: str, query: str) -> list[tuple[object, ...]]:
+    """Rows of a query; none where the table is missing. Raises FileError for a file that is no SQLite database."""
+    from sqlalchemy import create_engine, inspect, text
+    from sqlalchemy.exc import DatabaseError, OperationalError
+    from sqlalchemy.pool import NullPool
+
+    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    try:
+        if not inspect(engine).has_table(table):
+            return []
+        with engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(query))]
+    except OperationalError:  # locked, or not readable
+        raise
+    except DatabaseError as error:
+        raise FileError(f"{path}: {error.orig}; move the file away: a new one is created") from None
+
+
+def _complete(path: Path, connect: Callable[[str], object]) -> None:
+    """Create a database file, or complete one without runs. The file at `path` is replaced in one step."""
+    for file in list(path.parent.iterdir()):  # of a process that was killed; we hold the lock
+        if file.name.startswith(f".{path.name}.writing-"):
+            file.unlink()
+    part = path.with_name(f".{path.name}.writing-{os.getpid()}-{datetime.now(UTC):%H%M%S%f}")
+    try:
+        exists = path.exists() and path.stat().st_size > 0
+        if exists:
+            shutil.copyfile(path, part)  # _runs has rolled back what an interrupted process left
+            try:
+                connect(f"sqlite:///{part}")
+            except Exception as error:  # of MLflow, Alembic or SQLAlchemy
+                part.unlink()
+                _move_aside(path, error)
+                exists = False
+                part = part.with_name(f"{part.name}-new")  # MLflow keeps the connection to the first name
+        if not exists:
+            connect(f"sqlite:///{part}")
+        if not exists or _version(part) != _version(path):
+            os.replace(part, path)
+    finally:
+        for suffix in ("", *SUFFIXES):
+            Path(f"{part}{suffix}").unlink(missing_ok=True)
+
+
+def _version(path: Path) -> list[tuple[object, ...]]:
+    """The tables of a database, and its version in MLflow's migrations."""
+    return [
+        *_rows(path, "alembic_version", "SELECT version_num FROM alembic_version"),
+        *_rows(path, "alembic_version", "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"),
+    ]
+
+
+def _move_aside(path: Path, error: Exception) -> None:
+    moved = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+    for suffix in SUFFIXES:
+        if (beside := Path(f"{path}{suffix}")).exists():
+            beside.rename(f"{moved}{suffix}")
+    path.rename(moved)
+    logger.warning(
+        "%s was incomplete and has no runs (%s): it is now %s; a new one is created", path, reason(error), moved
+    )
+
+
+def _move_artifacts(path: Path) -> None:
+    """Correct the paths of artefacts after the project's folder was moved or copied.
+
+    The folder that the experiments name is replaced by the one beside the database where that one has the folder of
+    an experiment.
+    """
+    own = path.absolute().parent / ARTIFACTS
+    found = _rows(path, "experiments", "SELECT artifact_location FROM experiments")
+    locations = [str(row[0]).removeprefix("file://") for row in found if str(row[0]).startswith(("/", "file:///"))]
+    roots = {location.rpartition("/")[0] for location in locations} - {str(own)}
+    moved = {root for root in roots if Path(root).name == ARTIFACTS}
+    moved &= {
+        root for root in moved for at in locations if at.startswith(f"{root}/") and (own / Path(at).name).is_dir()
+    }
+    if moved:
+        _replace_prefixes(path, moved, str(own))
+
+
+def _replace_prefixes(path: Path, old: set[str], new: str) -> None:
+    """Replace the beginning of all paths of artefacts in one transaction."""
+    from sqlalchemy import create_engine, inspect, text
+    from sqlalchemy.pool import NullPool
+
+    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    with engine.begin() as connection:
+        for table, column in PATHS:
+            if not inspect(connection).has_table(table):
+                continue
+            for root in sorted(old):
+                for scheme in ("", "file://"):
+                    connection.execute(
+                        text(
+                            f"UPDATE {table} SET {column} = :new || substr({column}, :length) "
+                            f"WHERE substr({column}, 1, :length) = :old"
+                        ),
+                        {"new": scheme + new, "old": f"{scheme}{root}/", "length": len(scheme + root) + 1},
+                    )
