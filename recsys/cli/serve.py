@@ -36,6 +36,7 @@ def serve(
     from features.errors import ConfigError
     from serving.app import create_app
     from serving.settings import ServeSettings
+    from serving.state.service import check_start
 
     options = {"bundles": bundles, "log": log, "host": host, "port": port}
     try:
@@ -46,6 +47,7 @@ def serve(
         raise ConfigError(
             f"setting {'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}"
         ) from None
+    check_start(settings)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("recsys").setLevel(logging.INFO)
     uvicorn.run(
