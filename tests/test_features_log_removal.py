@@ -50,6 +50,24 @@ def test_a_folder_that_is_removed_before_the_first_record_is_noticed(tmp_path: P
     assert read(folder).records == [event(1)]
 
 
+def test_a_file_in_place_of_the_folder_is_found_without_a_writer(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    log = EventLog(folder)
+    log.append_now([event(1)])
+    shutil.rmtree(folder)
+    folder.touch()
+    log.probe()
+    assert "a file stands where a folder is needed" in log.fault
+    with pytest.raises(LogError, match="a file stands where a folder is needed"):
+        log.append_now([event(2)])
+    folder.unlink()
+    log.probe()
+    assert log.fault == ""
+    log.append_now([event(3)])
+    log.close()
+    assert read(folder).records == [event(3)]
+
+
 def test_a_folder_that_is_moved_and_replaced_keeps_what_it_had(tmp_path: Path) -> None:
     folder, moved = tmp_path / "log", tmp_path / "moved"
     log = EventLog(folder)

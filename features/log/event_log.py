@@ -277,10 +277,10 @@ class EventLog:
             pending = [(data, future) for data, future in batch if future.set_running_or_notify_cancel()]
             try:
                 self._write(b"".join(data for data, _ in pending))
-                self.fault = ""
+                self._set_fault("")
             except Exception as error:  # if the thread ended here, every later append would wait for ever
                 self._abandon_segment()
-                self.fault = describe_os_error(error) if isinstance(error, OSError) else str(error) or repr(error)
+                self._set_fault(describe_os_error(error) if isinstance(error, OSError) else str(error) or repr(error))
                 reason = f"cannot be written: {self.fault}; nothing was accepted"
                 for _, future in pending:
                     future.set_exception(LogError(f"the event log in {self.folder} {reason}"))
@@ -311,6 +311,14 @@ class EventLog:
             os.close(self._fd)
             self._fd = -1
         return None
+
+    def _set_fault(self, fault: str) -> None:
+        """Set `fault`, and log that writing fails or works again."""
+        if fault and not self.fault:
+            logger.error("event log: nothing can be written: %s", fault)
+        if self.fault and not fault:
+            logger.warning("event log: writing works again")
+        self.fault = fault
 
     def _start_segment(self) -> None:
         self._path = new_segment_path(self.folder)
@@ -347,7 +355,7 @@ class EventLog:
         """Write a probe when something is, or looks, wrong. Raises LogError when it fails."""
         try:
             disk = os.statvfs(self.folder)
-            doubtful = disk.f_bavail == 0 or not os.access(self.folder, os.W_OK)
+            doubtful = disk.f_bavail == 0 or not os.access(self.folder, os.W_OK) or not self.folder.is_dir()
         except OSError:
             doubtful = True
         if doubtful or self.fault:
@@ -359,15 +367,12 @@ class EventLog:
         if self._fd < 0:
             return
         fd, self._fd = self._fd, -1
-        try:
+        with suppress(OSError):  # the caller knows why the write failed
             os.ftruncate(fd, self._size)
             if not self._size:
                 self._path.unlink(missing_ok=True)
-        except OSError as error:
-            self.fault = str(error)
-        finally:
-            with suppress(OSError):  # `fault` already says why the write failed
-                os.close(fd)
+        with suppress(OSError):
+            os.close(fd)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -86,15 +86,17 @@ class Breaker:
         self._seconds = seconds
         self._clock = clock
         self._until = -float("inf")
+        self._reason = ""
 
     def check(self) -> None:
         """Raises StoreError while the breaker is open."""
         remaining = self._until - self._clock()
         if remaining > 0:
-            raise StoreError(f"the feature store did not answer; the next try is in {remaining:.2f} s")
+            raise StoreError(f"{self._reason}; the next try is in {remaining:.2f} s")
 
-    def trip(self) -> None:
-        """Open the breaker."""
+    def trip(self, reason: str) -> None:
+        """Open the breaker. reason: of the failure, for the errors while it is open."""
+        self._reason = reason
         self._until = self._clock() + self._seconds
 
 
@@ -135,11 +137,12 @@ class RedisStore:
             return work()
         except (redis.RedisError, OSError) as error:
             away = isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError)
-            if away:
-                self._breaker.trip()
             verb = "does not answer" if away and not getattr(error, "status_code", None) else "refuses"
+            reason = f"the feature store at {describe_url(self.url)} {verb}: {_reason(error)}"
+            if away:
+                self._breaker.trip(reason)
             # `from None`: a reply of the server repeats the command with its user, item and value
-            raise StoreError(f"the feature store at {describe_url(self.url)} {verb}: {_reason(error)}") from None
+            raise StoreError(reason) from None
 
     def _parse(self, reply: Callable[[], T]) -> T:
         """Result of `reply`, which parses values of the server; values that we have not written: StoreError."""
