@@ -107,8 +107,7 @@ def describe_url(url: str) -> str:
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     authority, tail = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]  # matches any
     host = authority.rpartition("@")[2]
-    port = re.search(r":([^]]*)$", host)
-    ambiguous = "@" in tail and (":" in authority or "@" in authority or not tail.startswith("/"))
-    if ambiguous or (port and port[1] and not port[1].isdecimal()):
+    ambiguous = "@" in tail and (not separator or re.search("[:@]", authority) or not tail.startswith("/"))
+    if ambiguous or not re.fullmatch(r"(\[[^][]*]|[\w.-]*)(:[0-9]*)?", host):
         return f"{scheme}://…" if separator else "a URL that cannot be read"
     return f"{scheme}{separator}{host}{re.split('[?#]', tail, maxsplit=1)[0]}"
