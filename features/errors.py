@@ -108,6 +108,7 @@ def describe_url(url: str) -> str:
     authority, tail = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]  # matches any
     host = authority.rpartition("@")[2]
     ambiguous = "@" in tail and (not separator or re.search("[:@]", authority) or not tail.startswith("/"))
-    if ambiguous or not re.fullmatch(r"(\[[^][]*]|[\w.-]*)(:[0-9]*)?", host):
+    plain = not separator and not re.search("[:@]", authority)  # e.g. the path of a file
+    if ambiguous or not (plain or re.fullmatch(r"(\[[^][]*]|[\w.-]*)(:[0-9]*)?", host)):
         return f"{scheme}://…" if separator else "a URL that cannot be read"
     return f"{scheme}{separator}{host}{re.split('[?#]', tail, maxsplit=1)[0]}"
