@@ -18,6 +18,7 @@ of these classes where they enter: `describe_os_error` words what the operating 
 """
 
 import errno
+import re
 
 
 class RecsysError(Exception):
@@ -96,3 +97,18 @@ def missing_package(purpose: str, package: str | None, extra: str) -> "Dependenc
 
 class DependencyError(RecsysError):
     """A missing library, or two libraries that exclude each other."""
+
+
+def describe_url(url: str) -> str:
+    """Scheme, host, port and path of a URL for messages: without user, password, query and fragment.
+
+    Only the scheme is shown where the host cannot be told from a password that is not percent-encoded.
+    """
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    authority, tail = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]  # matches any
+    host = authority.rpartition("@")[2]
+    ambiguous = "@" in tail and (not separator or re.search("[:@]", authority) or not tail.startswith("/"))
+    plain = not separator and not re.search("[:@]", authority)  # e.g. the path of a file
+    if ambiguous or not (plain or re.fullmatch(r"(\[[^][]*]|[\w.-]*)(:[0-9]*)?", host)):
+        return f"{scheme}://…" if separator else "a URL that cannot be read"
+    return f"{scheme}{separator}{host}{re.split('[?#]', tail, maxsplit=1)[0]}"

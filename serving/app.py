@@ -42,9 +42,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def _load_bundle(path: Path) -> ServableBundle:
-    from recsys.bundle.io import load_bundle
+    from recsys.bundle.serving_copy import load_serving_bundle
 
-    bundle: ServableBundle = load_bundle(path)
+    bundle: ServableBundle = load_serving_bundle(path)
     return bundle
 
 

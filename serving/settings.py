@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from features.store.redis import check_url
 
 
 class ServeSettings(BaseSettings):
-    """Settings of the service; all have defaults."""
+    """Settings of the service; all have defaults. Raises ConfigError when `redis_url` cannot be read."""
 
     model_config = SettingsConfigDict(
         env_prefix="RECSYS_SERVE__", extra="forbid", frozen=True, populate_by_name=True, env_ignore_empty=True
@@ -26,10 +28,19 @@ class ServeSettings(BaseSettings):
     """Port to listen on."""
 
     redis_url: str | None = Field(
-        default=None, validation_alias=AliasChoices("redis_url", "RECSYS_SERVE__REDIS_URL", "REDIS_URL")
+        default=None,
+        validation_alias=AliasChoices("redis_url", "RECSYS_SERVE__REDIS_URL", "REDIS_URL"),
+        repr=False,  # it may hold a password
     )
     """URL of the Redis server of the feature store. Without it the service starts a private server, and stops it when
     it ends."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, url: str | None) -> str | None:
+        if url is not None:
+            check_url(url)
+        return url
 
     store_timeout: float = Field(default=0.035, gt=0)
     """Seconds to wait for the store; after that the response is made without it."""

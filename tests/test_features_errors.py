@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from features.errors import describe_os_error
+from features.errors import describe_os_error, describe_url
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,26 @@ def test_the_command_shows_one_line(tmp_path: Path) -> None:
     process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 1
     assert process.stderr.replace("\n", " ").startswith("error: out/x: Not a directory; a file stands where a folder")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:pass@host:80/a/b.png?token=s#f", "https://host:80/a/b.png"),
+        ("https://host/a@b.png?mail=a@b", "https://host/a@b.png"),
+        ("redis://[::1]:6379/0?password=s", "redis://[::1]:6379/0"),
+        ("unix:///run/redis.sock?password=s", "unix:///run/redis.sock"),
+        ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
+        ("mlruns", "mlruns"),
+        ("user:pass@host:6379", "host:6379"),
+        ("redis://:pa#ss@host:1/0", "redis://…"),
+        ("redis://user:12/34@host/0", "redis://…"),
+        ("redis://user:p@ss/word@host/0", "redis://…"),
+        ("redis://user?word@host/0", "redis://…"),
+        ("redis://:password", "redis://…"),
+        ("a://b://c:d@e", "a://…"),
+        ("pass:word", "a URL that cannot be read"),
+    ],
+)
+def test_of_a_url_only_scheme_host_port_and_path_are_shown(url: str, shown: str) -> None:
+    assert describe_url(url) == shown

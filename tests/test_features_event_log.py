@@ -237,8 +237,10 @@ def test_closed_and_overfull_logs_refuse(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="closed"):
         log.append_now([event(1)])
     (tmp_path / "file").write_text("")
-    with pytest.raises(LogError, match="cannot be made"):
-        EventLog(tmp_path / "file")
+    for place in ("file", "file/log"):
+        for opening in (EventLog, read, events_frame, item_changes, recover):
+            with pytest.raises(LogError, match="a file stands where a folder is needed"):
+                opening(tmp_path / place)
 
 
 FULL = """

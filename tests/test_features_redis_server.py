@@ -6,13 +6,14 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from features.errors import DependencyError, StoreError
-from features.store.redis_server import RedisServer, server_binary
+from features.store.redis_server import PREFIX, RedisServer, remove_abandoned, server_binary
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
@@ -68,9 +69,49 @@ def test_dies_with_its_parent() -> None:
     wait_for(lambda: not alive(int(pid)))
     parent.stdin.close()
     parent.stdout.close()
-    for path in Path(folder).iterdir():
-        path.unlink()
-    Path(folder).rmdir()
+    assert Path(folder).is_dir()
+    server = RedisServer()  # removes what the killed process left behind
+    assert not Path(folder).exists()
+    server.stop()
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder whose path is short enough for a socket; servers are started in it."""
+    with TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr("tempfile.tempdir", folder)
+        yield Path(folder)
+
+
+def test_only_folders_of_ended_servers_are_removed(short: Path) -> None:
+    running = RedisServer()
+    unlocked = RedisServer()  # as versions up to 0.1.0 leave it
+    os.close(unlocked._lock)
+    unlocked._lock = -1
+    left, other = short / f"{PREFIX}left", short / "recsys-other"
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "server.log").touch()
+    (short / f"{PREFIX}link").symlink_to(other)
+    (short / f"{PREFIX}file").touch()
+    assert remove_abandoned(short) == 1
+    assert not left.exists()
+    assert (other / "server.log").exists()
+    assert running.answers()
+    assert unlocked.answers()
+    running.stop()
+    unlocked.stop()
+    assert {path.name for path in short.iterdir()} == {"recsys-other", f"{PREFIX}link", f"{PREFIX}file"}
+
+
+def test_no_folder_for_the_server_is_an_error_with_the_remedy(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(short / "none"))
+    with pytest.raises(StoreError, match="set TMPDIR"):
+        RedisServer()
+    (short / "file").touch()
+    monkeypatch.setattr("tempfile.tempdir", str(short / "file"))
+    with pytest.raises(StoreError, match="no folder for the private Redis server"):
+        RedisServer()
 
 
 def test_a_server_that_does_not_start_is_an_error_with_its_output(tmp_path: Path) -> None:

@@ -4,18 +4,19 @@
     01730000000000000000-4711.torn   the half-written end of that segment, which a crash had left
 
 A writer never continues a segment of another process. Bytes before a reader's position therefore never change, and
-a torn end can be cut off without moving any reader.
+a torn end can be cut off without moving any reader. `features.log.segments` names the segments.
 """
 
 import asyncio
+import errno
 import fcntl
 import io
+import logging
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +25,20 @@ from zlib import crc32
 import orjson
 import polars as pl
 
-from features.errors import LogError
+from features.errors import LogError, describe_os_error
 from features.files import sync
 from features.log.records import ItemDeleted, ItemPut, Record, record_of
+from features.log.segments import check_writable, chunks, new_segment_path, scan, segment_number, segment_paths
 from features.schema import EVENT, EVENT_ID, ITEM, POSITION, PROPENSITY, REQUEST_ID, TIME, USER, VALUE
+
+logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 64 << 20
 PENDING_BYTES = 64 << 20
 READ_BYTES = 8 << 20
 TAIL_BYTES = 64 << 10
+PROBE_SECONDS = 1.0
+WRITE_TRIES = 3
 
 Position = Mapping[str, int]
 """Segment name -> number of bytes read. A segment without an entry has not been read."""
@@ -62,56 +68,6 @@ def _line(record: Record) -> bytes:
     return b"%08x %s\n" % (crc32(payload), payload)
 
 
-def _payload(line: bytes) -> bytes | None:
-    """The JSON of a line given without its newline; None when the checksum is wrong."""
-    payload = line[9:]
-    return payload if line[:9] == b"%08x " % crc32(payload) and payload else None
-
-
-def _scan(data: bytes) -> tuple[list[bytes], int, list[tuple[int, int]]]:
-    """Payloads of the valid lines, the end of the last one, and (offset, length) of damaged lines before that end.
-
-    The bytes after the last valid line are not consumed: another process may still be writing them, or they are a
-    torn end.
-    """
-    payloads: list[bytes] = []
-    damaged: list[tuple[int, int]] = []
-    pending: list[tuple[int, int]] = []  # invalid lines with no valid line after them so far
-    at = end = 0
-    for line in data.split(b"\n")[:-1]:
-        payload = _payload(line)
-        if payload is None:
-            pending.append((at, len(line) + 1))
-        else:
-            payloads.append(payload)
-            damaged += pending
-            pending.clear()
-            end = at + len(line) + 1
-        at += len(line) + 1
-    return payloads, end, damaged
-
-
-def _segments(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.log"))
-
-
-def _chunks(path: Path, offset: int, limit: int) -> Iterator[tuple[list[bytes], int, list[tuple[int, int]]]]:
-    """(payloads, offset after them, damaged lines) of a segment from `offset`, about `limit` bytes at a time."""
-    with path.open("rb") as file:
-        size = limit
-        while True:
-            file.seek(offset)
-            data = file.read(size)
-            payloads, end, damaged = _scan(data)
-            if payloads:
-                yield payloads, offset + end, [(offset + at, length) for at, length in damaged]
-                offset, size = offset + end, limit
-            elif len(data) == size:  # the chunk ends inside the first line
-                size *= 2
-            else:
-                return
-
-
 def read(folder: Path, since: Position | None = None, *, limit: int = READ_BYTES) -> LogRead:
     """About `limit` bytes of records after `since`; an unchanged position means that there is nothing new.
 
@@ -123,8 +79,8 @@ def read(folder: Path, since: Position | None = None, *, limit: int = READ_BYTES
     damaged: list[DamagedBytes] = []
     budget = limit
     try:
-        for path in _segments(folder):
-            for payloads, end, damaged_lines in _chunks(path, position.get(path.name, 0), limit):
+        for path in segment_paths(folder):
+            for payloads, end, damaged_lines in chunks(path, position.get(path.name, 0), limit):
                 damaged += [DamagedBytes(path.name, at, length) for at, length in damaged_lines]
                 for payload in payloads:
                     record = record_of(orjson.loads(payload))
@@ -137,7 +93,7 @@ def read(folder: Path, since: Position | None = None, *, limit: int = READ_BYTES
                 if budget <= 0:
                     return LogRead(records, position, tuple(damaged))
     except OSError as error:
-        raise LogError(f"the event log in {folder} cannot be read: {error}") from error
+        raise LogError(f"the event log in {folder} cannot be read: {describe_os_error(error)}") from error
     return LogRead(records, position, tuple(damaged))
 
 
@@ -163,7 +119,7 @@ def events_frame(folder: Path) -> pl.DataFrame:
     frames = [pl.DataFrame(schema=_COLUMNS)]
     frames += [
         pl.read_ndjson(io.BytesIO(b"\n".join(lines)), schema=_COLUMNS)
-        for lines in _payloads_with_prefix(folder, b'{"kind":"event",')
+        for _, lines in _payloads_with_prefix(folder, b'{"kind":"event",')
     ]
     without_id = pl.col(EVENT_ID).fill_null("") == ""
     return (
@@ -174,26 +130,37 @@ def events_frame(folder: Path) -> pl.DataFrame:
 
 
 def item_changes(folder: Path) -> list[ItemPut | ItemDeleted]:
-    """All item changes by time, then in log order: two services may have written at the same time.
+    """All item changes in the order in which they were accepted, as far as it can be known.
 
-    Raises LogError when a segment cannot be read.
+    Changes of one segment are in its order, and those of a segment that began after another had ended come after it,
+    whatever their times say: the clock may have stepped back. Segments that two services wrote at the same time are
+    merged by time. Raises LogError when a segment cannot be read.
     """
-    changes: list[ItemPut | ItemDeleted] = []
-    for lines in _payloads_with_prefix(folder, b'{"kind":"item_'):
-        records = map(record_of, map(orjson.loads, lines))
-        changes += [record for record in records if isinstance(record, ItemPut | ItemDeleted)]
-    return sorted(changes, key=lambda change: change.timestamp)
+    changes: list[tuple[int, ItemPut | ItemDeleted]] = []  # with the latest time (µs) so far in its order
+    ended: list[tuple[int, int]] = []  # time of the last write (ns) and latest time (µs) of each segment
+    latest, segment = 0, Path()
+    for path, lines in _payloads_with_prefix(folder, b'{"kind":"item_'):
+        if path != segment:
+            segment, number = path, segment_number(path)
+            latest = max((last for written, last in ended if written < number), default=0)
+            ended.append((path.stat().st_mtime_ns, latest))
+        for record in map(record_of, map(orjson.loads, lines)):
+            if isinstance(record, ItemPut | ItemDeleted):
+                latest = max(latest, record.timestamp)
+                changes.append((latest, record))
+        ended[-1] = (ended[-1][0], latest)
+    return [change for _, change in sorted(changes, key=lambda pair: pair[0])]
 
 
-def _payloads_with_prefix(folder: Path, prefix: bytes) -> Iterator[list[bytes]]:
-    """Payloads that start with `prefix`, in batches, in log order; nothing when the folder does not exist."""
+def _payloads_with_prefix(folder: Path, prefix: bytes) -> Iterator[tuple[Path, list[bytes]]]:
+    """Payloads that start with `prefix`, in batches by segment, in log order; nothing without a folder."""
     try:
-        for path in _segments(folder) if folder.is_dir() else []:
-            for payloads, _, _ in _chunks(path, 0, READ_BYTES):
+        for path in segment_paths(folder):
+            for payloads, _, _ in chunks(path, 0, READ_BYTES):
                 if lines := [payload for payload in payloads if payload.startswith(prefix)]:
-                    yield lines
+                    yield path, lines
     except OSError as error:
-        raise LogError(f"the event log in {folder} cannot be read: {error}") from error
+        raise LogError(f"the event log in {folder} cannot be read: {describe_os_error(error)}") from error
 
 
 def recover(folder: Path) -> tuple[DamagedBytes, ...]:
@@ -203,7 +170,7 @@ def recover(folder: Path) -> tuple[DamagedBytes, ...]:
     """
     torn = []
     try:
-        for path in _segments(folder):
+        for path in segment_paths(folder):
             with path.open("r+b") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,10 +179,10 @@ def recover(folder: Path) -> tuple[DamagedBytes, ...]:
                 size = file.seek(0, os.SEEK_END)
                 start = max(0, size - TAIL_BYTES)
                 file.seek(start)
-                end = start + _scan(file.read())[1]
+                end = start + scan(file.read())[1]
                 if end < size and start > 0:  # the tail may start inside a long line: scan the whole segment
                     file.seek(0)
-                    end = _scan(file.read())[1]
+                    end = scan(file.read())[1]
                 if end < size:
                     file.seek(end)
                     with path.with_suffix(".torn").open("ab") as torn_file:
@@ -226,7 +193,7 @@ def recover(folder: Path) -> tuple[DamagedBytes, ...]:
                     os.fsync(file.fileno())
                     torn.append(DamagedBytes(path.name, end, size - end))
     except OSError as error:
-        raise LogError(f"the event log in {folder} cannot be recovered: {error}") from error
+        raise LogError(f"the event log in {folder} cannot be recovered: {describe_os_error(error)}") from error
     return tuple(torn)
 
 
@@ -235,22 +202,21 @@ class EventLog:
 
     One thread writes all queued records with one fsync, then completes their futures (group commit).
 
-    torn: the ends that opening the log cut off; fault: why the last write failed, "" after a successful write.
-    Raises LogError when the folder cannot be created or recovered.
+    torn: the ends that opening the log cut off; fault: why the last write failed, "" after a successful write; loss:
+    what was removed while the log was open, "" for nothing.
+    Raises LogError when the folder cannot be created, recovered or written.
     """
 
     def __init__(
         self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES, pending_bytes: int = PENDING_BYTES
     ) -> None:
         self.folder = folder
-        self.fault = ""
+        self.fault = self.loss = ""
         self._segment_bytes = segment_bytes
         self._pending_bytes = pending_bytes
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LogError(f"the event log's folder {folder} cannot be made: {error}") from error
+        check_writable(folder)
         self.torn = recover(folder)
+        self._identity = _identity(folder)
         self._fd = -1
         self._path = folder
         self._size = 0
@@ -286,6 +252,11 @@ class EventLog:
         """`append` for callers without an event loop."""
         self.submit(records).result()
 
+    def probe(self) -> None:
+        """Update `fault` and `loss` without a record. Returns when the writer has looked, or after PROBE_SECONDS."""
+        with suppress(LogError):
+            wait([self.submit([])], PROBE_SECONDS)
+
     def close(self) -> None:
         """Write the queued records and end the thread. A second call does nothing."""
         with self._wake:
@@ -306,14 +277,13 @@ class EventLog:
             pending = [(data, future) for data, future in batch if future.set_running_or_notify_cancel()]
             try:
                 self._write(b"".join(data for data, _ in pending))
-                self.fault = ""
+                self._set_fault("")
             except Exception as error:  # if the thread ended here, every later append would wait for ever
-                self.fault = str(error) or repr(error)
                 self._abandon_segment()
+                self._set_fault(describe_os_error(error) if isinstance(error, OSError) else str(error) or repr(error))
+                reason = f"cannot be written: {self.fault}; nothing was accepted"
                 for _, future in pending:
-                    future.set_exception(
-                        LogError(f"the event log in {self.folder} cannot be written: {error}; nothing was accepted")
-                    )
+                    future.set_exception(LogError(f"the event log in {self.folder} {reason}"))
             else:
                 for _, future in pending:
                     future.set_result(None)
@@ -321,38 +291,94 @@ class EventLog:
             os.close(self._fd)
 
     def _write(self, data: bytes) -> None:
-        if not data:
-            return
-        if self._fd < 0:
-            self._start_segment()
-        remaining = memoryview(data)
-        while remaining:
-            remaining = remaining[os.write(self._fd, remaining) :]
-        os.fdatasync(self._fd)
+        """Write data, which is then on disk at the segment's path. No data: only look whether that is possible."""
+        for _ in range(WRITE_TRIES):
+            self._find_losses()
+            if not data:
+                return self._look()
+            if self._fd < 0:
+                self._start_segment()
+            remaining = memoryview(data)
+            while remaining:
+                remaining = remaining[os.write(self._fd, remaining) :]
+            os.fdatasync(self._fd)
+            if self._is_linked():
+                break
+        else:
+            raise FileNotFoundError(errno.ENOENT, "is removed again and again", str(self.folder))
         self._size += len(data)
         if self._size >= self._segment_bytes:
             os.close(self._fd)
             self._fd = -1
+        return None
+
+    def _set_fault(self, fault: str) -> None:
+        """Set `fault`, and log that writing fails or works again."""
+        if fault and not self.fault:
+            logger.error("event log: nothing can be written: %s", fault)
+        if self.fault and not fault:
+            logger.warning("event log: writing works again")
+        self.fault = fault
 
     def _start_segment(self) -> None:
-        self._path = self.folder / f"{time.time_ns():020d}-{os.getpid()}.log"
+        self._path = new_segment_path(self.folder)
         self._fd = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
         self._size = 0
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         sync(self.folder)
+        self._identity = _identity(self.folder)
+
+    def _is_linked(self) -> bool:
+        """Whether the open segment is still the file at its path."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), self._path.stat())
+        except OSError:
+            return False
+
+    def _find_losses(self) -> None:
+        """Leave a segment, or a folder, that was removed or moved away; nothing of the batch being written stays."""
+        if self._fd >= 0 and not self._is_linked():
+            lost = self._path
+            self._abandon_segment()
+        elif self._identity != _identity(self.folder):
+            lost = self.folder
+        else:
+            return
+        self._identity = _identity(self.folder)
+        self.loss = (
+            f"{lost} was removed or moved while the service ran: put it back, or restore a backup; events and items "
+            "that were accepted before may be missing after a restart"
+        )
+        logger.error("event log: %s", self.loss)
+
+    def _look(self) -> None:
+        """Write a probe when something is, or looks, wrong. Raises LogError when it fails."""
+        try:
+            disk = os.statvfs(self.folder)
+            doubtful = disk.f_bavail == 0 or not os.access(self.folder, os.W_OK) or not self.folder.is_dir()
+        except OSError:
+            doubtful = True
+        if doubtful or self.fault:
+            check_writable(self.folder)
+            self._identity = _identity(self.folder)
 
     def _abandon_segment(self) -> None:
         """Undo a failed write and end the segment: after a failed fsync, its contents on disk are not known."""
         if self._fd < 0:
             return
         fd, self._fd = self._fd, -1
-        try:
-            if self._size:
-                os.ftruncate(fd, self._size)
-            else:
+        with suppress(OSError):  # the caller knows why the write failed
+            os.ftruncate(fd, self._size)
+            if not self._size:
                 self._path.unlink(missing_ok=True)
-        except OSError as error:
-            self.fault = str(error)
-        finally:
-            with suppress(OSError):  # `fault` already says why the write failed
-                os.close(fd)
+        with suppress(OSError):
+            os.close(fd)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Device and inode of a folder; None when it cannot be reached."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -139,6 +139,10 @@ class FeatureStore(Protocol):
         """Return when the store answers."""
         ...
 
+    def warning(self) -> str:
+        """Why the store may lose what it holds, and the remedy; "" when nothing is known to be wrong."""
+        ...
+
 
 def schema_hash(rules: EventRules) -> str:
     """Hash of what determines the stored values apart from the events: the layout and the seen event types."""

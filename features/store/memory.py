@@ -76,3 +76,7 @@ class MemoryStore:
 
     def ping(self) -> None:
         """Return: memory always answers."""
+
+    def warning(self) -> str:
+        """See FeatureStore."""
+        return ""

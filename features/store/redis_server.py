@@ -2,9 +2,10 @@
 
 The server listens on a Unix socket in a folder that only this user can enter. It has no TCP port, writes nothing to
 disk and has bounded memory. The kernel kills it when the process that launched it dies, even by SIGKILL (Linux:
-PR_SET_PDEATHSIG).
+PR_SET_PDEATHSIG). Its folder is locked while that process lives; the next start removes the folders of killed ones.
 """
 
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -14,10 +15,12 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from features.errors import DependencyError, StoreError
+from features.errors import DependencyError, StoreError, describe_os_error
 
+PREFIX = "recsys-redis-"
 START_SECONDS = 10.0
 RESTART_SECONDS = 0.2
 
@@ -57,9 +60,10 @@ class RedisServer:
     def __init__(self, *, maxmemory: str = "1gb", binary: Path | None = None) -> None:
         self._binary = binary or server_binary()
         self._maxmemory = maxmemory
-        base = tempfile.gettempdir()
         # the path of a Unix socket has at most 107 bytes
-        self.folder = Path(tempfile.mkdtemp(prefix="recsys-redis-", dir=base if len(base) < 60 else "/tmp"))
+        base = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 60 else "/tmp")
+        remove_abandoned(base)
+        self.folder, self._lock = _locked_folder(base)
         self.socket = self.folder / "redis.sock"
         self.url = f"unix://{self.socket}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -81,14 +85,7 @@ class RedisServer:
 
     def answers(self) -> bool:
         """Whether the server answers PING with PONG."""
-        try:
-            with socket.socket(socket.AF_UNIX) as link:
-                link.settimeout(1)
-                link.connect(str(self.socket))
-                link.sendall(b"PING\r\n")
-                return link.recv(7) == b"+PONG\r\n"
-        except OSError:
-            return False
+        return _answers(self.socket)
 
     def stop(self) -> None:
         """End the server and remove its folder. A second call does nothing."""
@@ -97,6 +94,9 @@ class RedisServer:
             process.terminate()
         self._thread.join(10)
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _output(self) -> str:
         try:
@@ -131,3 +131,50 @@ class RedisServer:
             *("--save", "", "--appendonly", "no", "--daemonize", "no", "--dir", str(self.folder)),
             *("--maxmemory", self._maxmemory, "--maxmemory-policy", "noeviction"),
         ]
+
+
+def remove_abandoned(base: Path) -> int:
+    """Remove the folders of servers whose process was killed; returns their number. Folders that resist stay."""
+    removed = 0
+    for folder in base.glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # versions up to 0.1.0 do not lock the folder
+                if os.fstat(lock).st_uid == os.getuid() and not _answers(folder / "redis.sock"):
+                    shutil.rmtree(folder)
+                    removed += 1
+            finally:
+                os.close(lock)
+    return removed
+
+
+def _locked_folder(base: Path) -> tuple[Path, int]:
+    """A new folder and the descriptor that holds its lock. Raises StoreError when it cannot be made."""
+    while True:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            if base.is_dir():  # another start has removed the folder before it was locked
+                continue
+            raise StoreError(f"{base}: there is no such folder for the private Redis server; set TMPDIR") from None
+        except OSError as error:
+            raise StoreError(f"no folder for the private Redis server: {describe_os_error(error)}") from error
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder, lock
+        os.close(lock)
+
+
+def _answers(path: Path) -> bool:
+    """Whether a server at a socket answers PING with PONG."""
+    try:
+        with socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(1)
+            link.connect(str(path))
+            link.sendall(b"PING\r\n")
+            return link.recv(7) == b"+PONG\r\n"
+    except OSError:
+        return False

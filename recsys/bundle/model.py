@@ -1,6 +1,6 @@
 """The bundle in memory: everything that one training run hands to the service."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Bundle:
 
     manifest: format, fingerprint, config, hashes of data and split, code version, seed, metrics, and the SHA-256 of
     every file; content: the space of the items' contents, None where they have none; contents: the index of
-    `catalog.content`.
+    `catalog.content`; lease: keeps the copy that a service has loaded it from (`recsys.bundle.serving_copy`).
     """
 
     path: Path
@@ -34,6 +34,7 @@ class Bundle:
     recommender: TwoStageRecommender
     content: ContentSpace | None
     contents: MutableIndex
+    lease: object = field(default=None, repr=False, compare=False)
 
     @property
     def fingerprint(self) -> str:

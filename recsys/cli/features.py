@@ -25,7 +25,8 @@ def features_refresh(
 
     from experiments.config import load_config
     from features.errors import ConfigError
-    from features.store.redis import RedisStore
+    from features.log.segments import segment_paths
+    from features.store.redis import RedisStore, check_url
     from features.store.refresh import refresh
     from features.tables.read import read_tables
 
@@ -33,10 +34,16 @@ def features_refresh(
         raise ConfigError(
             "REDIS_URL is not set: this command fills a running server; set it, e.g. to redis://localhost:6379/0"
         )
+    check_url(url)
+    if log is not None and not log.exists():
+        raise ConfigError(f"{log}: there is no such folder; --log takes the folder of the event log")
     data = load_config(config_path(name)).data
+    folder = log or Path(data.log or "state/log")
+    segment_paths(folder)  # a log that cannot be listed is an error before the tables are read
     store = RedisStore(url, data.events, timeout=1.0)
     store.ping()
-    folder = log or Path(data.log or "state/log")
+    if warning := store.warning():
+        typer.echo(f"warning: {warning}", err=True)
     with progress_bars() as reporter:
         tables = read_tables(data, progress=reporter.steps).events
         report = refresh(store, tables, folder, progress=reporter.steps)

@@ -38,6 +38,7 @@ def serve(
 
     from features.errors import ConfigError
     from serving.settings import ServeSettings
+    from serving.state.service import check_start
 
     options = {"bundles": bundles, "log": log, "host": host, "port": port}
     try:
@@ -51,6 +52,7 @@ def serve(
     for name, folder in (("bundles", settings.bundles), ("log", settings.log)):
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"{folder}: a file; --{name} takes a folder")
+    check_start(settings)
     sockets = bind(settings.host, settings.port)
     _serve(settings, sockets)
 

@@ -20,9 +20,11 @@ def add_health(app: FastAPI, service: ServiceState) -> None:
     @app.get("/readyz", tags=["state"])
     async def readyz() -> Response:
         """200 when the service answers requests (`status` ready or degraded); 503 without a bundle or event log."""
-        snapshot, fault = service.snapshot, service.log.fault
-        ready = snapshot is not None and not fault
-        notes = {**service.notes, **({"log": fault} if fault else {})}
+        snapshot, log = service.snapshot, service.log
+        ready = snapshot is not None and not log.fault
+        notes = dict(service.notes)
+        if problems := [text for text in (log.fault, log.loss) if text]:
+            notes["log"] = "; ".join(problems)
         status = "unready" if not ready else "degraded" if notes or service.behind else "ready"
         bundle = snapshot.bundle.fingerprint if snapshot else None
         return json_response({"status": status, "bundle": bundle, "notes": notes}, 200 if ready else 503)
@@ -30,7 +32,8 @@ def add_health(app: FastAPI, service: ServiceState) -> None:
     @app.get("/v1/about", tags=["state"])
     async def about() -> Response:
         """The served bundle, its number of items, the placements, the event that the page sends for a click, whether
-        search is available, the content channels of the items, and what a search can read."""
+        search is available, the content channels of the items, what a search can read, and how many answers since the
+        start the log could not take."""
         snapshot = snapshot_of(service)
         data = snapshot.bundle.data
         event, minimum = next(iter(data.events.positive.items()), ("click", None))
@@ -43,5 +46,6 @@ def add_health(app: FastAPI, service: ServiceState) -> None:
                 "search": (content := snapshot.bundle.content) is not None,
                 "channels": [] if content is None else list(content.channels),
                 "search_by": query_modalities(snapshot.bundle),
+                "unlogged": service.unlogged,
             }
         )

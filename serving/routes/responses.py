@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -11,7 +12,7 @@ from fastapi import Query
 from fastapi.responses import Response
 from pydantic import ValidationError
 
-from features.errors import DataError
+from features.errors import DataError, LogError
 from features.log.records import Exposure
 from recsys.ranking.slate import Slate
 from recsys.retrieval.filters import Filter
@@ -84,7 +85,11 @@ async def log_exposure(
     user_id: str = "",
     item_id: str | None = None,
 ) -> Exposure:
-    """Append the exposure of a slate to the event log. The record is on disk when this returns."""
+    """Append the exposure of a slate to the event log. The record is on disk when this returns.
+
+    When the log cannot be written, the slate is answered all the same: the exposure is counted, and says "log" in
+    `degraded`.
+    """
     exposure = Exposure(
         request_id=str(uuid4()),
         user_id=user_id,
@@ -100,7 +105,11 @@ async def log_exposure(
         item_id=item_id,
     )
     with timed(slate.trace, "log"):
-        await service.log.append([exposure])
+        try:
+            await service.log.append([exposure])
+        except LogError:
+            service.unlogged += 1
+            exposure = replace(exposure, degraded=(*exposure.degraded, "log"))
     return exposure
 
 

@@ -82,6 +82,7 @@ class CatalogUpdater:
         self._statuses: dict[str, _ItemStatus] = {}
         self._errors: dict[str, str] = {}
         self._sequence = count(1)
+        self._latest = 0  # time (µs) of the latest change in the log
         self._lock = Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
@@ -96,6 +97,7 @@ class CatalogUpdater:
         logged = item_changes(self._folder)
         self._sweep = partial(delete_unused_media, self._folder, media_in_use(logged, now), now)
         changes = ItemChanges.of_changes(logged)
+        self._latest = max((change.timestamp for change in logged), default=0)
         self._statuses = {
             put.item_id: _ItemStatus(i - len(changes.puts), put) for i, put in enumerate(changes.puts.values())
         }
@@ -116,8 +118,11 @@ class CatalogUpdater:
     async def accept(self, log: EventLog, change: ItemPut | ItemDeleted) -> bool:
         """Log a change, then apply it. Returns whether the item was new.
 
-        Raises LogError when the change cannot be logged; nothing changes then.
+        A change is not logged with a time before those of earlier changes, which a clock that has stepped back would
+        give it. Raises LogError when the change cannot be logged; nothing changes then.
         """
+        self._latest = max(self._latest, change.timestamp)
+        change = replace(change, timestamp=self._latest)
         order = next(self._sequence)  # the order of the log: no await separates this line from the log's queue
         await log.append([change])
         put = change if isinstance(change, ItemPut) else None

@@ -2,7 +2,11 @@
 
 import asyncio
 import logging
+import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +16,39 @@ from features.errors import LogError, RecsysError, StoreError
 from features.interactions import now_micros
 from features.log.event_log import EventLog
 from features.log.records import Event
+from features.log.segments import check_writable
 from features.schema import DataConfig, EventRules
 from features.store.base import FeatureStore, UserState, UserStateStatus, Watermark
 from features.store.redis import RedisStore
-from features.store.redis_server import RedisServer
+from features.store.redis_server import RedisServer, server_binary
 from features.store.refresh import catch_up, refresh
 from serving.settings import ServeSettings
 from serving.state.catalog_updater import CatalogUpdater, Upsert
 from serving.state.snapshot import ServableBundle, ServingSnapshot
 
 logger = logging.getLogger("recsys.serving")
+
+RETRY_SECONDS = 1.0
+"""Seconds before a refused bundle is tried again; doubled after each further refusal, up to MAX_RETRY_SECONDS."""
+
+MAX_RETRY_SECONDS = 300.0
+
+
+def check_start(settings: ServeSettings) -> None:
+    """Raises LogError when the log cannot be written, and DependencyError when there is no server for the store."""
+    check_writable(settings.log)
+    if settings.redis_url is None:
+        server_binary()
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A bundle that was refused. files: its files as they were then; until: end of the pause (monotonic s)."""
+
+    path: Path
+    files: tuple[object, ...]
+    times: int
+    until: float
 
 
 class ServiceState:
@@ -52,12 +79,14 @@ class ServiceState:
         self._missed = False  # whether the store missed an event since `catch_up` started
         self.notes: dict[str, str] = {}
         """Current problems by component: bundle, tables, store, items, retriever."""
+        self.unlogged = 0
+        """Exposures since the start that the log could not take."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
         self._load, self._current, self._events, self._connect = load, current, events, connect
         self._server: RedisServer | None = None
         self._log: EventLog | None = None
         self._path: Path | None = None
-        self._rejected_path: Path | None = None
+        self._refusal: _Refusal | None = None
         self._stop = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
@@ -117,8 +146,10 @@ class ServiceState:
                 await asyncio.to_thread(self.step)
 
     def step(self) -> None:
-        """One step of the loop: serve the current bundle if it has changed, and let the store catch up."""
+        """One step of the loop: look at the log, serve the current bundle if it has changed, and let the store catch
+        up."""
         try:
+            self.log.probe()
             self._swap_bundle()
             self._fill_store()
         except Exception:  # an error in this loop must not stop the service
@@ -129,9 +160,10 @@ class ServiceState:
         try:
             path = self._current(self.settings.bundles)
             if path == self._path:
-                self._rejected_path = None
-                self.notes.pop("bundle", None)
-            if path in (self._path, self._rejected_path):
+                self._refusal = None
+                self._check_served_files()
+                return
+            if self._is_refused(path):
                 return
             bundle = self._load(path)
             store = self._store_for(bundle)
@@ -140,17 +172,16 @@ class ServiceState:
             example = snapshot.states(self._example(snapshot), self.now())
             snapshot.recommend(example, snapshot.rows(()), 20, {})  # warm up
         except RecsysError as error:
-            if self.notes.get("bundle") != str(error):
-                logger.error("bundle refused: %s", error)
-            self._reject_bundle(path, str(error))
+            self._refuse_bundle(path, str(error))
             return
         except Exception as error:  # a bundle whose models fail must not replace a working one
-            logger.exception("bundle %s failed its first request", path)
-            self._reject_bundle(path, f"{path} failed its first request: {error}")
+            if self._refusal is None:
+                logger.exception("bundle %s failed its first request", path)
+            self._refuse_bundle(path, f"{path} failed its first request: {str(error) or repr(error)}")
             return
         self.behind = True  # events may have been pushed to the store of the previous rules meanwhile
         self.catalog_updater.swap_bundle(snapshot)
-        self._path, self._rejected_path = path, None
+        self._path, self._refusal = path, None
         self.notes.pop("bundle", None)
         self.notes.pop("retriever", None)
         if bundle.note:
@@ -166,9 +197,37 @@ class ServiceState:
                 trained_on,
             )
 
-    def _reject_bundle(self, path: Path | None, reason: str) -> None:
-        self._rejected_path = path
+    def _is_refused(self, path: Path) -> bool:
+        """Whether a bundle was refused and is not to be tried yet: its files are the same, and its pause lasts."""
+        last = self._refusal
+        return last is not None and last.path == path and time.monotonic() < last.until and last.files == _files(path)
+
+    def _refuse_bundle(self, path: Path | None, reason: str) -> None:
+        """Note why a bundle (None: no bundle is published) is refused. It is tried again after a growing pause."""
+        if path is not None:
+            times = self._refusal.times + 1 if self._refusal and self._refusal.path == path else 1
+            pause = min(RETRY_SECONDS * 2 ** min(times - 1, 30), MAX_RETRY_SECONDS)
+            self._refusal = _Refusal(path, _files(path), times, time.monotonic() + pause)
+            reason += f"; tried again after {pause:g} s, and when its files change"
+        if self.notes.get("bundle", "").partition("; tried again")[0] != reason.partition("; tried again")[0]:
+            logger.error("bundle refused: %s", reason)
         self.notes["bundle"] = reason
+
+    def _check_served_files(self) -> None:
+        """Note files of the served bundle that a restart would not find as they were."""
+        if self.snapshot is None or self._path is None:
+            return
+        files = self.snapshot.bundle.manifest.get("files", {})
+        if not (lost := [name for name, facts in files.items() if _size(self._path / name) != facts["bytes"]]):
+            self.notes.pop("bundle", None)
+            return
+        note = (
+            f"{self._path}: {', '.join(lost)} missing or of another size; the bundle is served from its copy, but a "
+            "restart would fail: restore the folder, or publish another bundle"
+        )
+        if self.notes.get("bundle") != note:
+            logger.error("%s", note)
+        self.notes["bundle"] = note
 
     def _example(self, snapshot: ServingSnapshot) -> UserState:
         """A user with one positive event, to warm up the models before the first request."""
@@ -221,9 +280,20 @@ class ServiceState:
                 self._missed = False
                 catch_up(store, self.settings.log)
                 self.behind = self._missed
-            self.notes.pop("store", None)
+            self._warn_of_store(store)
         except StoreError as error:
             self._mark_behind(error)
+
+    def _warn_of_store(self, store: FeatureStore) -> None:
+        """Note how a store that answers may lose what it holds; a store that does not tell is not noted."""
+        warning = ""
+        with suppress(StoreError):
+            warning = store.warning()
+        if warning and self.notes.get("store") != warning:
+            logger.warning("%s", warning)
+        self.notes.pop("store", None)
+        if warning:
+            self.notes["store"] = warning
 
     def push(self, events: list[Event]) -> list[str]:
         """Push logged events to the store. Returns the components that failed (values of `degraded`)."""
@@ -249,3 +319,21 @@ class ServiceState:
             self.notes["store"] = str(error)
             return UserState.unknown(user_id), ["store"]
         return state, ["stale"] if self.behind or state.status is UserStateStatus.STALE else []
+
+
+def _files(folder: Path) -> tuple[object, ...]:
+    """Name, inode, size and time of the last change of each file in a folder; empty when it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            stats = [(entry.name, entry.stat()) for entry in entries]
+    except OSError:
+        return ()
+    return tuple(sorted((name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in stats))
+
+
+def _size(file: Path) -> int:
+    """Size of a file in bytes; -1 when it cannot be reached."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1

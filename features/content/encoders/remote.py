@@ -16,7 +16,7 @@ import numpy as np
 from features.arrays import Floats
 from features.content.parts import Content
 from features.content.spaces import Embedded, Failure, SpaceKey
-from features.errors import ConfigError, SpaceError
+from features.errors import ConfigError, SpaceError, describe_url
 from features.progress import Step
 
 T = TypeVar("T")
@@ -194,10 +194,12 @@ def checked_base_url(base_url: str) -> str:
         url = httpx2.URL(base_url)
     except httpx2.InvalidURL:
         url = httpx2.URL("")
-    if url.userinfo:
-        raise ConfigError("base_url: a password in the address would be written to logs; pass it as api_key")
+    if url.userinfo or url.query or url.fragment:
+        raise ConfigError("base_url: a password, query or fragment in the address is not used; pass a key as api_key")
     if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigError(f"base_url: {base_url!r} is not an address; use one such as https://api.example.com/v1")
+        raise ConfigError(
+            f"base_url: {describe_url(base_url)!r} is not an address; use one such as https://api.example.com/v1"
+        )
     return base_url.rstrip("/")
 
 

@@ -24,7 +24,7 @@ from features.arrays import Floats
 from features.content.media.formats import SOUNDS, VIDEOS, expect, reading
 from features.content.media.images import Pixels, scaled, spread
 from features.content.parts import Limits
-from features.errors import ContentError
+from features.errors import ContentError, describe_url
 
 SAMPLE_RATES = (1_000, 768_000)
 """Accepted sampling rates in Hz, minimum and maximum: extreme ratios need extremely long resampling filters."""
@@ -102,7 +102,7 @@ def decode_video(
 
 
 def _refuse(url: str, *_: Any) -> NoReturn:
-    raise ContentError(f"the file refers to another file, {url[:200]!r}, which is not opened")
+    raise ContentError(f"the file refers to another file, {describe_url(url)[:200]!r}, which is not opened")
 
 
 def _open(data: bytes, kind: str) -> InputContainer:

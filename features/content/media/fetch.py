@@ -6,7 +6,6 @@ request forgery by DNS rebinding). The TLS handshake and the Host header use the
 """
 
 import ipaddress
-import re
 import socket
 import ssl
 import stat
@@ -20,7 +19,7 @@ import httpcore2
 import httpx2
 
 from features.content.parts import Limits, Source
-from features.errors import ContentError
+from features.errors import ContentError, describe_url
 
 REDIRECTS = 3
 """Maximum number of redirects; each target is checked like the first URL."""
@@ -77,7 +76,7 @@ def place(source: Source) -> str:
         return f"{len(source):,} bytes"
     if isinstance(source, Path):
         return str(source)
-    return repr(re.sub(r"//[^/]*@", "//", re.split(r"[?#]", source, maxsplit=1)[0])[:200])
+    return repr(describe_url(source)[:200])
 
 
 def read(source: Source, limits: Limits, network: Network = INTERNET) -> bytes:
@@ -138,8 +137,8 @@ def _fetch(source: str, limits: Limits, network: Network) -> bytes:
                 if response.status not in _REDIRECT_STATUSES or b"location" not in headers:
                     return _body(source, response, headers, limits)
                 url = url.join(headers[b"location"])
-    except (httpx2.InvalidURL, ValueError) as error:
-        raise ContentError(f"{place(source)}: not a URL: {error}") from error
+    except (httpx2.InvalidURL, ValueError):  # its text quotes parts of the URL
+        raise ContentError(f"{place(source)}: not a URL; correct it") from None
     raise ContentError(f"{place(source)}: more than {REDIRECTS} redirects")
 
 
