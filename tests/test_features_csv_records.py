@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.errors import DataError
-from features.tables.csv_records import check_records
+from features.tables.files.csv_records import check_records
 from features.tables.scan import scan
 
 

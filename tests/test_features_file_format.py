@@ -17,7 +17,7 @@ import pyarrow.orc
 import pytest
 
 from features.errors import DataError
-from features.tables.file_format import check_format
+from features.tables.files.file_format import check_format
 from features.tables.scan import scan
 
 CSV = "item_id,title\n1,Käse\n2,Brot\n"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from features.errors import DataError
 from features.schema import DataConfig
-from features.tables.json_lines import LINE
+from features.tables.files.json_lines import LINE
 from features.tables.read import Tables, read_tables
 from features.tables.scan import scan
 
@@ -217,7 +217,7 @@ def test_an_escaped_key_names_the_same_column(tmp_path: Path) -> None:
 
 
 def test_rows_in_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("features.tables.json_lines.BATCH", 50)
+    monkeypatch.setattr("features.tables.files.json_lines.BATCH", 50)
     rows = [f'{{"item_id":"{n}"}}' for n in range(100)] + ['{"item_id":"x","title":{}}', '{"item_id":true}']
     tables = read(tmp_path, rows)
     assert tables.items.get_column("item_id").to_list() == [*map(str, range(100)), "x"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from features.errors import DataError
-from features.tables.json_lines import KEYS_FROM, LINE
+from features.tables.files.json_lines import KEYS_FROM, LINE
 from features.tables.read import EVENTS, ITEMS
 from features.tables.scan import CONTRACT, reading, scan
 from features.tables.validate import RawTable

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from features.errors import DataError
 from features.tables.columns import labels
-from features.tables.text_lists import MAX_LENGTH, text_list, text_lists
+from features.tables.files.text_lists import MAX_LENGTH, text_list, text_lists
 
 
 def read(column: pl.Series) -> tuple[list[Any], list[bool]]:

@@ -18,7 +18,7 @@ from features.arrays import Doubles
 from features.errors import DataError, FileError, describe_os_error
 from features.files import put_file
 from features.ids import IdMap
-from features.tables.parquet import scan_parquet
+from features.tables.files.parquet import scan_parquet
 from features.tables.scan import reading
 from recsys.evaluation import metrics
 from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap

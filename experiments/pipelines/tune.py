@@ -22,7 +22,6 @@ from pydantic import ValidationError
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, encode_contents, load_dataset
@@ -191,7 +190,7 @@ def _study(config: RunConfig, space: dict[str, BaseDistribution], facts: dict[st
             pruner=optuna.pruners.MedianPruner(n_warmup_steps=3),  # prunes from the third epoch on
             load_if_exists=True,
         )
-    except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+    except Exception as error:  # of Optuna, SQLAlchemy or SQLite
         reason = str(error).splitlines()[0]
         raise FileError(f"{file}: the trials cannot be read: {reason}; move the file away to start anew") from error
     for lost in study.get_trials(states=(TrialState.RUNNING,)):  # their process was killed

@@ -10,7 +10,7 @@ import polars as pl
 
 from features.errors import DataError
 from features.ids import ID_RULES, TextRule
-from features.tables.text_lists import ENCLOSED, text_lists
+from features.tables.files.text_lists import ENCLOSED, text_lists
 
 UTC = pl.Datetime("us", "UTC")
 

@@ -41,6 +41,7 @@ from features.schema import (
 )
 from features.tables import columns as checks
 from features.tables.columns import ColumnRule
+from features.tables.files.json_lines import LINE, with_faults
 from features.tables.findings import (
     doubtful,
     empty_columns,
@@ -50,7 +51,6 @@ from features.tables.findings import (
     unknown_item,
     unnamed_types,
 )
-from features.tables.json_lines import LINE, with_faults
 from features.tables.report import Report
 from features.tables.scan import SUFFIXES, find_table, scan
 from features.tables.times import EpochNumbers, moment

@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from features import schema
 from features.errors import DataError
-from features.tables.csv_records import check_records
-from features.tables.file_format import check_format
-from features.tables.json_lines import scan_json_lines
-from features.tables.parquet import scan_parquet
+from features.tables.files.csv_records import check_records
+from features.tables.files.file_format import check_format
+from features.tables.files.json_lines import scan_json_lines
+from features.tables.files.parquet import scan_parquet
 
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 

@@ -42,6 +42,8 @@ Counts of minutes and dates written as one number would."""
 
 WRITE = "write {} as ISO 8601 with an offset, of the years 1 to 9999, e.g. 2024-05-01T12:00:00Z"
 
+ADD_ZONE = 'Write it with one: if it is UTC, pl.col("{}").dt.replace_time_zone("UTC")'
+
 DIGIT_DATES = {"seconds": 8, "milliseconds": 12}
 """Unit -> digits of a date written as one number (20240501, 202405011200) that is a plausible time in this unit."""
 
@@ -206,10 +208,7 @@ def moment(
     notes: tuple[str, ...] = ()
     if isinstance(dtype, pl.Datetime):
         if dtype.time_zone is None:
-            raise DataError(
-                f"{place}: {name} has no time zone ({dtype}). Write it with one: if it is UTC, "
-                f'pl.col("{name}").dt.replace_time_zone("UTC")'
-            )
+            raise DataError(f"{place}: {name} has no time zone ({dtype}). {ADD_ZONE.format(name)}")
         missing, value = raw.is_null(), _of_physical(raw, dtype.time_unit)
     elif isinstance(dtype, pl.Date):
         if not dates:

@@ -15,7 +15,7 @@ from features.errors import DataError
 from features.progress import StartProgress, Step
 from features.schema import AUDIO, EVENT, EVENT_ID, IMAGE, ITEM, TIME, USER, VALUE, VIDEO
 from features.tables.columns import ColumnRule, Violation, as_text
-from features.tables.json_lines import LINE
+from features.tables.files.json_lines import LINE
 from features.tables.report import PLACES, REJECTED, REPAIRED, Count, Problem
 from features.tables.scan import reading
 from features.tables.usual_names import column_meant

@@ -11,7 +11,7 @@ import polars as pl
 
 from features.errors import SourceError
 from features.schema import CATEGORIES, EVENT, ITEM, TIME, TITLE, USER, DataConfig
-from features.tables.file_format import check_text
+from features.tables.files.file_format import check_text
 from features.tables.scan import scan
 from features.tables.sources.extract import Extract, origin_path
 
