@@ -141,6 +141,7 @@ def test_the_service_says_where_it_serves_and_ctrl_c_ends_it_with_status_0(tmp_p
     environment = os.environ | {"RECSYS_SERVE__PRELOAD": "false"}
     service = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     lines = []
+    assert service.stderr is not None
     for line in service.stderr:
         lines.append(line)
         if "startup complete" in line:
