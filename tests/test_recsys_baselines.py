@@ -113,7 +113,8 @@ def test_lists_have_k_places_in_descending_order_and_padding_at_the_end(fitted, 
     assert np.isneginf(candidates.scores[~real]).all()
     assert (real[:, :-1] | ~real[:, 1:]).all()
     assert (candidates.scores[:, :-1] >= candidates.scores[:, 1:]).all()
-    free = allow & ~queries.seen_items().mask(ITEMS)
+    free = np.tile(allow, (len(queries), 1))
+    free[queries.seen_items().pairs()] = False
     assert real.sum(axis=1).tolist() == np.minimum(k, free.sum(axis=1)).tolist()
     user, place = np.nonzero(real)
     assert free[user, candidates.rows[user, place]].all()

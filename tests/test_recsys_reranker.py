@@ -205,6 +205,16 @@ def test_the_order_of_one_feature_is_learned(decides):
     assert sum(fitted.importance.values()) == pytest.approx(1)
 
 
+def test_more_states_than_one_chunk_holds_score_as_each_does_alone():
+    features, states, found, relevant, _ = toy(260, decides="item_log_count")
+    reranker = fit(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=5))
+    scores = reranker.score(states, found)
+    for at in (0, 126, 127, 128, 129, 255, 256, 259):
+        part = slice(at, at + 1)
+        alone = reranker.score(states[part], Candidates(found.rows[part], found.scores[part]))
+        np.testing.assert_array_equal(alone[0], scores[at])
+
+
 def test_padding_is_neither_trained_on_nor_ranked():
     features, states, found, relevant, _ = toy(decides="item_log_count")
     rows, scores = found.rows.copy(), found.scores.copy()
