@@ -1,8 +1,8 @@
 """A process that has imported the large libraries and forks itself for each run of pytest: a start costs no seconds.
 
 It reads requests as lines of JSON, {"arguments": [...], "log": path, "limit": s or null}, and writes a line with the
-exit status of pytest, or null when the run was ended at the limit. What a run started ends with it. Nothing has run in
-the libraries when the process forks: a thread of OpenMP would be lost, and the child would wait for it.
+exit status of pytest, or null when the run was ended at the limit. What a run started ends with it. Nothing has run
+in the libraries when the process forks: a thread of OpenMP would be lost, and the child would wait for it.
 """
 
 import importlib
