@@ -11,12 +11,14 @@ from features.errors import BundleError
 from recsys.config import RerankerConfig
 from recsys.interfaces import Candidates, Scorer
 from recsys.ranking import reranker as module
-from recsys.ranking.pair_features import FEATURES, LONG_DECAY, RECENT_EVENTS, SHORT_DECAY, PairFeatures
-from recsys.ranking.reranker import NEGATIVES, RankingExamples, Reranker, fit_reranker
-from recsys.ranking.tfidf import DECAY as TFIDF_DECAY
-from recsys.ranking.user_item_counts import DECAY
+from recsys.ranking.pair_features import FEATURES, PairFeatures
+from recsys.ranking.reranker import RankingExamples, Reranker, fit_reranker
 
 R2 = 2**-0.5
+
+# a reranker that was fitted with other values would read other features than it learned
+DECAY, LONG_DECAY, SHORT_DECAY, TFIDF_DECAY, RECENT_EVENTS = 0.995, 0.99, 0.8, 0.8, 50
+
 UNKNOWN = np.iinfo(np.int64).min
 
 VECTORS = np.array([[1, 0], [0, 1], [R2, R2], [-1, 0]], np.float32)
@@ -288,7 +290,7 @@ def test_all_relevant_candidates_and_a_sample_of_the_others_are_trained_on(monke
     def dataset(data, *, label, group, feature_name):
         assert label.sum() == relevant.sum()
         negatives = group.sum() - relevant.sum()
-        assert negatives == pytest.approx(50 * NEGATIVES * 0.95, rel=0.05)
+        assert negatives == pytest.approx(50 * 100 * 0.95, rel=0.05)
         ranks = data[: group[0], FEATURES.index("retrieval_rank")]
         assert (np.diff(ranks) > 0).all()  # their ranks among all candidates
         assert set(np.flatnonzero(relevant[0])) == set(ranks[label[: group[0]] > 0].astype(int))

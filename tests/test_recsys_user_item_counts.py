@@ -5,7 +5,9 @@ import pytest
 from toy_data import DAY, noise, rows_of, toy_log
 
 from features.interactions import Ragged
-from recsys.ranking.user_item_counts import DECAY, UserItemCounts
+from recsys.ranking.user_item_counts import UserItemCounts
+
+DECAY = 0.995
 
 LOG = toy_log(
     [

@@ -379,7 +379,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["put", "hidden", "delete", "look"]),
 
 @settings(max_examples=25, deadline=None)
 @given(steps=STEPS)
-# edges that random steps seldom reach: an item deleted or hidden while its put is embedded, and put again; the first row
+# edges that random steps seldom reach: an item deleted or hidden while its put is embedded, and put again; row 0
 @example(
     steps=[("put", "p"), ("delete", "p"), ("put", "p"), ("delete", "p"), ("look", "p"), ("put", "q"), ("look", "p")]
 )
