@@ -170,3 +170,15 @@ def test_an_item_that_is_deleted_while_it_is_embedded_stays_hidden(tmp_path: Pat
         task.cancel()
 
     run(tmp_path, scenario)
+
+
+def test_snapshots_that_no_request_uses_are_forgotten(tmp_path: Path) -> None:
+    async def scenario(updates: Updates) -> None:
+        task = await start(updates)
+        for number in range(8):
+            await updates.put(f"n{number}")
+            await updates.until(lambda number=number: updates.status(f"n{number}") == "live")  # type: ignore[misc]
+        assert len(updates.updater._in_use) < 8
+        task.cancel()
+
+    run(tmp_path, scenario)
