@@ -84,8 +84,8 @@ def outcome(tree: Tree, mutant: Mutant, tests: list[str], seconds: float) -> tup
     tree.write(mutant.file, original)
     if status == 0:
         return "survived", ""
-    if status != 1 and status is not None and not failed:
-        raise RuntimeError(f"pytest could not run the tests: see {tree.log}")
+    if status == 5 or "no match in any of" in tree.log.read_text(errors="replace"):
+        raise RuntimeError(f"a test of the map does not exist: see {tree.log}")
     return "timed out" if status is None else "killed", failed[0] if failed else ""
 
 
