@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections import Counter, defaultdict
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,9 @@ def main() -> int:
     sources = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
     selector = Selector(load_map(sources))
     reasons = excused()
+    omitted = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["coverage"]["run"]["omit"]
     files = [path.relative_to(ROOT).as_posix() for path in sources]
+    files = [name for name in files if not any(fnmatch(name, pattern) for pattern in omitted)]
     chosen = [name for name in files if name == options.package or name.startswith(options.package.rstrip("/") + "/")]
     candidates = [mutant for name in chosen for mutant in mutants(name, (ROOT / name).read_bytes())]
     candidates = [mutant for mutant in candidates if mutant.key not in reasons]
