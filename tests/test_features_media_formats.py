@@ -105,7 +105,7 @@ def test_headers_of_mp3_frames(header: bytes) -> None:
     ],
 )
 def test_bytes_that_are_no_header_of_an_mp3_frame(header: bytes) -> None:
-    with pytest.raises(ContentError, match="something unknown"):
+    with pytest.raises(ContentError, match="the file seems to be"):
         sniff(header)
 
 
@@ -120,10 +120,8 @@ def test_the_formats_of_a_kind() -> None:
 
 @pytest.mark.parametrize("error", [ValueError("why"), MemoryError("why"), OSError("why")])
 def test_errors_of_decoders_become_content_errors(error: Exception) -> None:
-    with (
-        pytest.raises(ContentError, match=rf"the sound cannot be decoded: .*\({type(error).__name__}: why\)"),
-        reading("sound"),
-    ):
+    why = rf"the sound cannot be decoded: .*\({type(error).__name__}: why\)"
+    with pytest.raises(ContentError, match=why), reading("sound"):
         raise error
 
 
@@ -131,5 +129,5 @@ def test_long_reasons_are_cut_and_content_errors_pass() -> None:
     with pytest.raises(ContentError) as cut, reading("sound"):
         raise ValueError("x" * 500)
     assert len(str(cut.value)) == len("the sound cannot be decoded: it is damaged or of an unsupported kind ()") + 200
-    with pytest.raises(ContentError, match="^as it is$"), reading("sound"):
+    with pytest.raises(ContentError, match=r"^as it is$"), reading("sound"):
         raise ContentError("as it is")
