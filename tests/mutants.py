@@ -91,10 +91,13 @@ def outcome(tree: Tree, mutant: Mutant, tests: list[str], seconds: float) -> tup
     return "timed out" if status is None else "killed", failed[0] if failed else ""
 
 
-def excused() -> dict[tuple[str, str, str], str]:
-    """(file, line of code, mutation) -> why the mutant behaves as the code does."""
-    entries = yaml.safe_load(EQUIVALENT.read_text()) or []
-    return {(entry["file"], entry["line"], entry["mutation"]): entry["reason"] for entry in entries}
+def is_excused(mutant: Mutant, entries: list[dict[str, str]]) -> bool:
+    """Whether a mutant is listed as one that behaves as the code does."""
+    return any(
+        (entry["file"], entry["line"]) == (mutant.file, mutant.code)
+        and entry.get("mutation", mutant.mutation) == mutant.mutation
+        for entry in entries
+    )
 
 
 def draw(candidates: list[Mutant], n: int, seed: int) -> list[Mutant]:
@@ -116,13 +119,13 @@ def main() -> int:
     BUILD.mkdir(parents=True, exist_ok=True)
     sources = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
     selector = Selector(load_map(sources))
-    reasons = excused()
+    equivalent = yaml.safe_load(EQUIVALENT.read_text())
     omitted = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["coverage"]["run"]["omit"]
     files = [path.relative_to(ROOT).as_posix() for path in sources]
     files = [name for name in files if not any(fnmatch(name, pattern) for pattern in omitted)]
     chosen = [name for name in files if name == options.package or name.startswith(options.package.rstrip("/") + "/")]
     candidates = [mutant for name in chosen for mutant in mutants(name, (ROOT / name).read_bytes())]
-    candidates = [mutant for mutant in candidates if mutant.key not in reasons]
+    candidates = [mutant for mutant in candidates if not is_excused(mutant, equivalent)]
     if not candidates:
         parser.error(f"{options.package}: no code to mutate there")
     tree = Tree(BUILD / "tree")

@@ -69,11 +69,6 @@ class Mutant:
     new: str
     mutation: str
 
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What identifies the mutant when lines move."""
-        return self.file, self.code, self.mutation
-
     def apply(self, source: bytes) -> bytes:
         """The mutated file."""
         return source[: self.start] + self.new.encode() + source[self.end :]
