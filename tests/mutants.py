@@ -79,7 +79,7 @@ def outcome(tree: Tree, mutant: Mutant, tests: list[str], seconds: float) -> tup
     """What becomes of a mutant, "killed", "timed out", "survived" or "not covered"; and the test that failed."""
     if not tests:
         return "not covered", ""
-    original = (ROOT / mutant.file).read_bytes()
+    original = (tree.folder / mutant.file).read_bytes()
     tree.write(mutant.file, mutant.apply(original))
     limits = ("-o", f"faulthandler_timeout={TEST_SECONDS}", "-o", "faulthandler_exit_on_timeout=true")
     status, failed = tree.run(tests, "-x", *limits, limit=3 * seconds + 2 * TEST_SECONDS)
