@@ -93,7 +93,11 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", FEATURES)
+def test_the_features_are_those_below():
+    assert sorted(FEATURES) == sorted(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
 def test_each_feature_by_hand(table, name):
     found = [table(0, position)[name] for position in range(3)]
     np.testing.assert_allclose(found, EXPECTED[name], rtol=1e-5, atol=1e-6)
