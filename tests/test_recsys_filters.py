@@ -62,6 +62,7 @@ def catalog():
         ({"columns": {"year": [2000, 2003]}}, "be"),
         ({"columns": {"tags": ["sale"]}}, "cd"),
         ({"columns": {"year": [2000.0]}}, "b"),
+        *(({"columns": {name: []}}, "") for name in ("brand", "year", "tags", "sold", "day", "published_at")),
         ({"columns": {"price": [1, 2.0]}}, "ab"),
         ({"columns": {"sold": [True]}}, "ac"),
         ({"columns": {"published_at": ["1970-01-02T00:00:00Z"]}}, "b"),
