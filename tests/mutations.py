@@ -57,7 +57,11 @@ DELETED = (ast.Expr, ast.AugAssign, ast.Assign, ast.Raise, ast.Continue, ast.Bre
 
 @dataclass(frozen=True)
 class Mutant:
-    """A file with the bytes start:end replaced by `new`. first, last: lines of its statement; code: its line."""
+    """A file with the bytes start:end replaced by `new`.
+
+    first, last: lines of its statement, 0 outside of functions: such lines run when the file is imported, in whichever
+    test does it first. code: its line, stripped.
+    """
 
     file: str
     line: int
@@ -80,7 +84,7 @@ class Mutant:
 
 def mutants(file: str, source: bytes) -> list[Mutant]:
     """All mutants of a file. A few do not compile: a fault in an f-string, for example."""
-    return list(_File(file, source).of(ast.parse(source), None, (1, 1)))
+    return list(_File(file, source).of(ast.parse(source), None, (0, 0)))
 
 
 class _File:
@@ -100,10 +104,10 @@ class _File:
         return self.starts[node.lineno] + node.col_offset, self.starts[node.end_lineno] + node.end_col_offset
 
     def of(self, node: ast.AST, parent: ast.AST | None, lines: tuple[int, int]) -> Iterator[Mutant]:
-        """The mutants of a node and of the nodes below it. lines: first and last of the statement it is in."""
+        """The mutants of a node and of the nodes below it. lines: `Mutant.first` and `last`."""
         if _is_no_behaviour(node, parent):
             return
-        if isinstance(node, ast.stmt):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (isinstance(node, ast.stmt) and lines[0]):
             lines = _header(node)
         for start, end, new, mutation in self.faults(node, parent):
             line = self.source.count(b"\n", 0, start) + 1

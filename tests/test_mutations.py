@@ -61,3 +61,4 @@ def test_a_mutant_names_its_line_and_the_lines_of_its_statement() -> None:
     found = next(m for m in mutants("f.py", source) if m.mutation == "1 -> 2")
     assert (found.line, found.first, found.last, found.code) == (4, 2, 5, "1,")
     assert found.apply(source) == source.replace(b"1,", b"2,")
+    assert [(m.first, m.last) for m in mutants("f.py", b"class A:\n    x = True")] == [(0, 0)]  # run at the import
