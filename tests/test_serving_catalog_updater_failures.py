@@ -182,3 +182,14 @@ def test_snapshots_that_no_request_uses_are_forgotten(tmp_path: Path) -> None:
         task.cancel()
 
     run(tmp_path, scenario)
+
+
+def test_an_item_is_shown_from_the_microsecond_of_its_publication_on(tmp_path: Path) -> None:
+    async def scenario(updates: Updates) -> None:
+        await updates.put("i0", published_at="2027-01-15T08:00:00+00:00")  # NOW
+        await updates.put("i1", published_at="2027-01-15T08:00:00.000001+00:00")
+        snapshot = updates.updater.snapshot
+        assert snapshot is not None
+        assert np.flatnonzero(~snapshot.allowed()).tolist() == [1, 3]  # before they are embedded
+
+    run(tmp_path, scenario)
