@@ -59,8 +59,8 @@ DELETED = (ast.Expr, ast.AugAssign, ast.Assign, ast.Raise, ast.Continue, ast.Bre
 class Mutant:
     """A file with the bytes start:end replaced by `new`.
 
-    first, last: lines of its statement, 0 outside of functions: such lines run when the file is imported, in any test.
-    code: its line, stripped.
+    first, last: lines of its statement, 0 outside of functions: such lines run when the file is imported, in any
+    test. code: its line, stripped.
     """
 
     file: str
