@@ -7,7 +7,7 @@ ORIGIN := $(firstword $(dir $(wildcard $(RECSYS_DATA)/ratings.csv $(RECSYS_DATA)
 DEMO := $(if $(ORIGIN),demo-posters,demo)
 WITH := $(if $(ORIGIN),RECSYS__DATA__ORIGIN=$(ORIGIN))
 
-.PHONY: demo demo-check test soak coverage system lint docs examples smoke serve bench install clean
+.PHONY: demo demo-check test soak coverage mutants system lint docs examples smoke serve bench install clean
 
 install: .venv/installed
 
@@ -38,6 +38,13 @@ soak: install system  ## the tests that last more than 20 seconds: chaos, long l
 
 coverage: install system  ## the tests once more, with the lines that they run; fails below the floor in pyproject.toml
 	$(BIN)/python -m pytest --cov --cov-report term:skip-covered
+
+PACKAGE ?= features
+SAMPLE ?= 100
+SEED ?= 0
+
+mutants: install  ## small faults made in lines drawn at random: which ones do the tests not notice? PACKAGE=features SAMPLE=100 SEED=0
+	$(BIN)/python tests/mutants.py $(PACKAGE) --sample $(SAMPLE) --seed $(SEED)
 
 system:  ## what tests need beyond pip, where it may be installed
 	sh tests/install_system.sh

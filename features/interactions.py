@@ -78,14 +78,6 @@ class Ragged:
             return np.full(positions.shape, fill, dtype=np.int64)
         return np.where(inside, self.flat[np.where(inside, positions, 0)], fill)
 
-    def mask(self, width: int) -> Bools:
-        """(b, width) bool: True where a value occurs in a slice. Values outside 0..width-1 are ignored."""
-        out = np.zeros((len(self), width), dtype=np.bool_)
-        slices, values = self.pairs()
-        in_range = (values >= 0) & (values < width)
-        out[slices[in_range], values[in_range]] = True
-        return out
-
 
 @dataclass(frozen=True)
 class UserStates:

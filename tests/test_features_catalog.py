@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import numpy as np
 import polars as pl
 
-from features.catalog import MAX_CATEGORIES, Catalog, item_texts
+from features.catalog import Catalog, item_texts
 from features.ids import IdMap
 from features.tables.read import ITEMS
 
@@ -51,12 +51,12 @@ def test_categories_are_indexes_padded_at_the_end() -> None:
 
 
 def test_categories_beyond_the_limit_are_the_last_ones() -> None:
-    many = [f"c{i}" for i in range(MAX_CATEGORIES + 2)]
+    many = [f"c{i}" for i in range(10)]
     frame = items().with_columns(pl.Series("categories", [many, ["c0"], None]))
     built = Catalog.of(frame, IdMap(("a", "b", "c")), np.zeros((3, 1), np.float32), np.zeros(3, np.bool_))
-    assert built.categories.shape == (3, MAX_CATEGORIES)
-    assert built.category_names == tuple(many[:MAX_CATEGORIES])
-    assert built.categories[0].tolist() == list(range(MAX_CATEGORIES))
+    assert built.categories.shape == (3, 8)
+    assert built.category_names == tuple(many[:8])
+    assert built.categories[0].tolist() == list(range(8))
 
 
 def test_no_items_at_all() -> None:

@@ -29,7 +29,6 @@ def test_ragged_by_hand():
     assert values.tolist() == [3, 1, 2, 2, 5]
     assert ragged.tail(2).tolist() == [[3, 1], [-1, -1], [2, 5]]
     assert ragged.tail(4, fill=9).tolist() == [[9, 9, 3, 1], [9, 9, 9, 9], [9, 2, 2, 5]]
-    assert ragged.mask(4).tolist() == [[0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 1, 0]]  # 5 is outside
     assert lists(ragged[np.array([2, 0])]) == [[2, 2, 5], [3, 1]]
     assert lists(ragged[1:]) == [[], [2, 2, 5]]
 
@@ -45,7 +44,6 @@ def test_ragged_of_nothing():
     assert Ragged.of([]).pairs()[0].tolist() == []
     empty = Ragged.of([[], []])
     assert empty.tail(2).tolist() == [[-1, -1], [-1, -1]]
-    assert not empty.mask(3).any()
 
 
 events_of = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 9), st.booleans(), st.booleans()))

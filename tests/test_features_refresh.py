@@ -11,7 +11,7 @@ from features.errors import StoreError
 from features.log.event_log import EventLog
 from features.log.records import Event
 from features.schema import EventRules
-from features.store.base import HISTORY, UserPatch, UserState
+from features.store.base import UserPatch, UserState
 from features.store.memory import MemoryStore
 from features.store.refresh import catch_up, refresh
 
@@ -140,10 +140,10 @@ def test_catch_up_pushes_new_events_and_refuses_an_emptied_store(tmp_path: Path)
 
 
 def test_ties_keep_log_order_and_long_histories_their_newest(tmp_path: Path) -> None:
-    rows = [("ann", f"i{n}", 5.0) for n in range(HISTORY + 10)]
+    rows = [("ann", f"i{n}", 5.0) for n in range(522)]
     table = toy_events(rows).with_columns(pl.lit(0).cast(pl.Datetime("us", "UTC")).alias("timestamp"))
     store = MemoryStore(RULES)
     refresh(store, table, tmp_path)
     state = store.read_users(["ann"])[0]
-    assert state.items == tuple(f"i{n}" for n in range(10, HISTORY + 10))
-    assert len(state.seen) == HISTORY + 10
+    assert state.items == tuple(f"i{n}" for n in range(10, 522))
+    assert len(state.seen) == 522

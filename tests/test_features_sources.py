@@ -150,6 +150,23 @@ def test_a_file_of_another_kind_beside_sequences(tmp_path: Path, name: str, data
         get(config("sequences", tmp_path / "out", tmp_path / "s.txt"))
 
 
+@pytest.mark.parametrize("name", ["items.parquet", "events.parquet", "source.json"])
+def test_a_removed_file_is_extracted_again(tmp_path: Path, name: str) -> None:
+    request = config("movielens", tmp_path / "out", grouplens(tmp_path / "ml"))
+    get(request)
+    assert extract.is_complete(request)
+    (tmp_path / "out" / name).unlink()
+    if name == "source.json":  # the tables may be the user's own
+        with pytest.raises(
+            SourceError, match=r"holds events\.parquet, items\.parquet that `recsys data get` did not"
+        ):
+            extract.is_complete(request)
+    else:
+        assert not extract.is_complete(request)
+        get(request)
+        assert (tmp_path / "out" / name).is_file()
+
+
 def test_existing_tables_stay_until_forced_or_until_the_source_changes(tmp_path: Path) -> None:
     folder = grouplens(tmp_path / "ml")
     request = config("movielens", tmp_path / "out", folder)

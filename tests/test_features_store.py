@@ -13,7 +13,6 @@ from features.errors import StoreError
 from features.log.records import Event
 from features.schema import EventRules
 from features.store.base import (
-    HISTORY,
     FeatureStore,
     UserPatch,
     UserStateStatus,
@@ -119,12 +118,12 @@ def test_ties_keep_the_order_of_the_request(store: FeatureStore) -> None:
 
 
 def test_only_the_newest_events_are_kept_but_all_seen_items(store: FeatureStore) -> None:
-    events = [event(f"i{n}", n) for n in range(HISTORY + 40)]
+    events = [event(f"i{n}", n) for n in range(552)]
     store.push(events[20:])
     store.push(events[:20])
     state = store.read_users(["u"])[0]
-    assert state.items == tuple(f"i{n}" for n in range(40, HISTORY + 40))
-    assert len(state.seen) == HISTORY + 40
+    assert state.items == tuple(f"i{n}" for n in range(40, 552))
+    assert len(state.seen) == 552
 
 
 def test_stale_until_filled(store: FeatureStore) -> None:

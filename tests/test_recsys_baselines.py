@@ -113,7 +113,8 @@ def test_lists_have_k_places_in_descending_order_and_padding_at_the_end(fitted, 
     assert np.isneginf(candidates.scores[~real]).all()
     assert (real[:, :-1] | ~real[:, 1:]).all()
     assert (candidates.scores[:, :-1] >= candidates.scores[:, 1:]).all()
-    free = allow & ~queries.seen_items().mask(ITEMS)
+    free = np.tile(allow, (len(queries), 1))
+    free[queries.seen_items().pairs()] = False
     assert real.sum(axis=1).tolist() == np.minimum(k, free.sum(axis=1)).tolist()
     user, place = np.nonzero(real)
     assert free[user, candidates.rows[user, place]].all()
@@ -374,3 +375,17 @@ def test_sequences_keep_their_order(tmp_path):
         read_sequences(tmp_path / "other.txt")
     with pytest.raises(SourceError, match=r"Beauty\.txt: no such file"):
         bench(data=str(tmp_path))
+
+
+def test_the_kinds_that_a_configuration_may_name():
+    kinds = {"popular", "item-knn", "ease", "als", "tfidf", "bridge", "frequency"}
+    assert set(baselines.KINDS) == kinds
+    assert {name.split()[0] for name in FITS} == kinds
+    for kind in kinds:
+        baselines.check_baseline(kind, {})
+        baselines.check_baseline(f"{kind} 7 days", {})
+        with pytest.raises(ValueError, match=f"'{kind}': .*'depth'.*; it takes"):
+            baselines.check_baseline(kind, {"depth": 1})
+    for name in ("", " ", "popularity", "Popular"):
+        with pytest.raises(ValueError, match="no baseline"):
+            baselines.check_baseline(name, {})

@@ -30,6 +30,12 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(folder):
+    """The result of `recsys train --json`."""
+    return call("train", folder / "toy.yaml", "--json", "--no-track")
+
+
 def test_the_help_names_the_first_steps_and_examples():
     output = call("--help").output
     assert "make demo" in output
@@ -39,20 +45,20 @@ def test_the_help_names_the_first_steps_and_examples():
         assert "Example: " in call(*words, "--help").output.replace("\n", " ")
 
 
-def test_train_prints_one_json_object(folder):
-    done = call("train", folder / "toy.yaml", "--json", "--no-track")
-    assert done.exit_code == 0
-    result = json.loads(done.stdout)
+def test_train_prints_one_json_object(folder, trained):
+    assert trained.exit_code == 0
+    result = json.loads(trained.stdout)
     assert str(current_bundle(folder / "bundles")) == result["bundle"]
     assert [table["title"] for table in result["tables"]] == [
         "toy · home: repeats excluded",
         "toy · again: repeats allowed",
     ]
     assert result["tables"] == load_bundle(current_bundle(folder / "bundles")).manifest["metrics"]
-    assert "rows read" in done.stderr  # progress goes to standard error
+    assert "rows read" in trained.stderr  # progress goes to standard error
 
 
-def test_train_from_a_bundle_without_new_events_is_refused(folder):
+def test_train_from_a_bundle_without_new_events_is_refused(folder, trained):
+    assert trained.exit_code == 0
     with pytest.raises(DataError, match=r"no positive event is new to .*, which was fitted until 2024-.* UTC"):
         call("train", folder / "toy.yaml", "--from", "current", "--no-track")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from toy_data import toy_log
 
-from recsys.towers.history import WAIT_BUCKETS, History, hours_of_week, wait_buckets
+from recsys.towers.history import History, hours_of_week, wait_buckets
 
 MINUTE = 60 * 10**6
 HOUR = 60 * MINUTE
@@ -36,5 +36,6 @@ def test_hours_of_the_week_by_hand():
 
 def test_wait_buckets_by_hand():
     """Bucket i holds times above 2^(i-1) - 1 and up to 2^i - 1 minutes; bucket 0 holds no time."""
-    minutes = np.array([0, -1, 1, 3, 7, 1440, 10**6])
-    assert wait_buckets(minutes * MINUTE).tolist() == [0, 0, 1, 2, 3, 11, WAIT_BUCKETS]
+    minutes = np.array([0, -1, 1, 3, 7, 1440, 2**15 - 1, 2**15, 2**16, 10**6])
+    assert wait_buckets(minutes * MINUTE).tolist() == [0, 0, 1, 2, 3, 11, 15, 16, 16, 16]
+    assert wait_buckets(np.array([1, MINUTE + 1, 3 * MINUTE + 1])).tolist() == [1, 2, 3]

@@ -33,7 +33,7 @@ def test_without_a_reranker_it_equals_brute_force():
     candidates = PLAIN.recommend(queries, 5, allow=allow, exclude=exclude)
     scores = RERANKED.towers.user_vectors(queries, PLAIN.vectors) @ PLAIN.vectors.T
     scores[:, ~allow] = -np.inf
-    scores[exclude.mask(30)] = -np.inf
+    scores[exclude.pairs()] = -np.inf
     np.testing.assert_array_equal(candidates.rows, np.argsort(-scores, axis=1)[:, :5])
     np.testing.assert_allclose(candidates.scores, -np.sort(-scores, axis=1)[:, :5], rtol=1e-5)
 

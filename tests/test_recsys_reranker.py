@@ -11,12 +11,14 @@ from features.errors import BundleError
 from recsys.config import RerankerConfig
 from recsys.interfaces import Candidates, Scorer
 from recsys.ranking import reranker as module
-from recsys.ranking.pair_features import FEATURES, LONG_DECAY, RECENT_EVENTS, SHORT_DECAY, PairFeatures
-from recsys.ranking.reranker import NEGATIVES, RankingExamples, Reranker, fit_reranker
-from recsys.ranking.tfidf import DECAY as TFIDF_DECAY
-from recsys.ranking.user_item_counts import DECAY
+from recsys.ranking.pair_features import FEATURES, PairFeatures
+from recsys.ranking.reranker import RankingExamples, Reranker, fit_reranker
 
 R2 = 2**-0.5
+
+# a reranker that was fitted with other values would read other features than it learned
+DECAY, LONG_DECAY, SHORT_DECAY, TFIDF_DECAY, RECENT_EVENTS = 0.995, 0.99, 0.8, 0.8, 50
+
 UNKNOWN = np.iinfo(np.int64).min
 
 VECTORS = np.array([[1, 0], [0, 1], [R2, R2], [-1, 0]], np.float32)
@@ -91,7 +93,11 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", FEATURES)
+def test_the_features_are_those_below():
+    assert sorted(FEATURES) == sorted(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
 def test_each_feature_by_hand(table, name):
     found = [table(0, position)[name] for position in range(3)]
     np.testing.assert_allclose(found, EXPECTED[name], rtol=1e-5, atol=1e-6)
@@ -205,6 +211,16 @@ def test_the_order_of_one_feature_is_learned(decides):
     assert sum(fitted.importance.values()) == pytest.approx(1)
 
 
+def test_more_states_than_one_chunk_holds_score_as_each_does_alone():
+    features, states, found, relevant, _ = toy(260, decides="item_log_count")
+    reranker = fit(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=5))
+    scores = reranker.score(states, found)
+    for at in (0, 126, 127, 128, 129, 255, 256, 259):
+        part = slice(at, at + 1)
+        alone = reranker.score(states[part], Candidates(found.rows[part], found.scores[part]))
+        np.testing.assert_array_equal(alone[0], scores[at])
+
+
 def test_padding_is_neither_trained_on_nor_ranked():
     features, states, found, relevant, _ = toy(decides="item_log_count")
     rows, scores = found.rows.copy(), found.scores.copy()
@@ -278,7 +294,7 @@ def test_all_relevant_candidates_and_a_sample_of_the_others_are_trained_on(monke
     def dataset(data, *, label, group, feature_name):
         assert label.sum() == relevant.sum()
         negatives = group.sum() - relevant.sum()
-        assert negatives == pytest.approx(50 * NEGATIVES * 0.95, rel=0.05)
+        assert negatives == pytest.approx(50 * 100 * 0.95, rel=0.05)
         ranks = data[: group[0], FEATURES.index("retrieval_rank")]
         assert (np.diff(ranks) > 0).all()  # their ranks among all candidates
         assert set(np.flatnonzero(relevant[0])) == set(ranks[label[: group[0]] > 0].astype(int))

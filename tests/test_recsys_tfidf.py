@@ -6,7 +6,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from toy_data import toy_log
 
 from recsys.baselines.content import fit_tfidf
-from recsys.ranking.tfidf import DECAY, WIDTH, TfidfIndex
+from recsys.ranking.tfidf import TfidfIndex
+
+DECAY, WIDTH = 0.8, 262_144
 
 TEXTS = [
     "A shark terrorises a beach town",

@@ -114,6 +114,23 @@ def test_a_batch_holds_about_batch_events_events():
     assert single == [10] * 5  # a sequence longer than batch_events is a batch of its own
 
 
+def test_batches_mix_sequences_whose_lengths_differ_by_less_than_four():
+    """Forty users each with 2, 5 and 9 events. Batches of about ten sequences: one may span any two neighbours."""
+    lengths = [2] * 40 + [5] * 40 + [9] * 40
+    log = toy_log([(u, i, i) for u, n in enumerate(lengths) for i in range(n)], len(lengths), 9)
+    sequences, rng = TrainingSequences.build(log), np.random.default_rng(0)
+    near, far = 0, 0
+    for _ in range(10):
+        held = []
+        for batch in sequences.batches(9, 50, rng):
+            users = np.bincount(batch.row)  # one query less than events in each sequence
+            held.append(set((users + 1).tolist()))
+        near += sum({2, 5} <= each for each in held) > 1
+        far += sum({5, 9} <= each for each in held) > 1
+    assert near >= 8  # of ten epochs
+    assert far == 0
+
+
 def test_the_same_seed_gives_the_same_batches():
     sequences = TrainingSequences.build(chain(20, 12, 10))
     first, repeated, different = (

@@ -5,7 +5,9 @@ import pytest
 from toy_data import DAY, noise, rows_of, toy_log
 
 from features.interactions import Ragged
-from recsys.ranking.user_item_counts import DECAY, UserItemCounts
+from recsys.ranking.user_item_counts import UserItemCounts
+
+DECAY = 0.995
 
 LOG = toy_log(
     [
@@ -56,6 +58,12 @@ def test_an_item_is_found_in_its_own_history_only():
     rows = np.array([[2, 0, -1], [2, 1, 0], [0, 1, 2], [0, -1, -1]])
     none = len(counts.key)
     assert counts.find(rows).tolist() == [[1, none, none], [none] * 3, [2, 3, none], [none] * 3]
+
+
+def test_an_item_without_a_kind_is_not_found_as_the_last_kind_of_the_user_before():
+    counts = UserItemCounts.of(STATES, 2, np.array([0, 1, 0, 1, -1]))
+    assert counts.key.tolist() == [0, 1, 4, 5]  # user 0 has both kinds, and user 2
+    assert counts.find(np.array([[-1], [-1], [-1], [-1]])).tolist() == [[4]] * 4
 
 
 def test_favourites_by_recency_among_allowed_items():

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from service_harness import Flaky, ServiceHarness, service_harness
 from toy_service import NOW, RULES, ToyShelf, toy_bundle, toy_upsert
@@ -266,6 +266,14 @@ ACTIONS = st.lists(
 
 @settings(max_examples=25, deadline=None)
 @given(actions=ACTIONS)
+# edges that random actions seldom reach: the first row, a user who has seen everything, a value at the threshold of a
+# positive event, variants of one product, an event while the store is away
+@example(actions=[("click", "eve", 0, 1), ("home", "eve", 0, 12), ("again", "eve", 0, 12)])
+@example(actions=[*(("click", "eve", row, 1) for row in range(12)), ("home", "eve", 0, 12), ("again", "eve", 0, 1)])
+@example(actions=[("rating", "eve", 7, 1), ("home", "eve", 0, 12), ("rating", "ann", 6, 1), ("home", "ann", 0, 12)])
+@example(actions=[("click", "eve", 4, 1), ("home", "eve", 0, 12), ("click", "eve", 5, 1), ("home", "eve", 0, 9)])
+@example(actions=[("away", "eve", 0, 1), ("click", "eve", 0, 1), ("home", "eve", 0, 12)])
+@example(actions=[("away", "eve", 0, 1), ("click", "eve", 0, 1), ("back", "eve", 0, 1), ("home", "eve", 0, 12)])
 def test_no_slate_ever_holds_hidden_seen_or_duplicate_items(
     tmp_path_factory: pytest.TempPathFactory, actions: list[Any]
 ) -> None:

@@ -48,7 +48,6 @@ class ItemTower(nn.Module):
             nn.init.normal_(table.weight, std=INITIAL_LENGTH * d**-0.5)
         for table in (self.popularity, self.number):
             nn.init.normal_(table.weight, std=0.3 * INITIAL_LENGTH * d**-0.5)
-        nn.init.zeros_(self.category.weight[0])
 
     def forward(self) -> Tensor:
         """Vectors of all items: (n, d) float32 unit rows."""

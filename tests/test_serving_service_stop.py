@@ -1,0 +1,50 @@
+"""The end of the service: what runs is finished before the log and the store are closed."""
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+from service_harness import Flaky
+from toy_service import NOW, RULES, ToyShelf, toy_bundle, toy_events, toy_settings, toy_upsert
+
+from features.log.records import Event
+from serving.state.service import ServiceState
+
+
+def test_a_step_that_runs_is_finished_before_the_log_is_closed(tmp_path: Path) -> None:
+    shelf = ToyShelf(toy_bundle(tmp_path))
+    running, gate, order = threading.Event(), threading.Event(), list[str]()
+
+    def current(root: Path) -> Path:
+        if order:  # the step of the start is over
+            running.set()
+            assert gate.wait(20)
+            service.log.append_now([Event(user_id="u", item_id="i1", event="click", timestamp=NOW, event_id="e")])
+            order.append("step")
+        return shelf.current(root)
+
+    service = ServiceState(
+        toy_settings(tmp_path, follow_seconds=0.01),
+        load=shelf.load,
+        current=current,
+        events=lambda _: toy_events(),
+        upsert=toy_upsert,
+        merge=lambda bundle: None,
+        connect=lambda rules: Flaky(RULES),
+        now=lambda: NOW,
+    )
+
+    async def scenario() -> None:
+        await service.start()
+        order.append("start")
+        await asyncio.to_thread(running.wait, 20)
+        stopping: Any = asyncio.create_task(service.stop())
+        await asyncio.sleep(0.05)
+        assert not stopping.done()
+        gate.set()
+        await stopping
+        order.append("stop")
+
+    asyncio.run(scenario())
+    assert order == ["start", "step", "stop"]
