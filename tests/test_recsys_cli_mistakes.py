@@ -222,8 +222,11 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "experiment compare a.parquet b.parquet": ("a.parquet",),
     "experiment compare toy.yaml toy.yaml": ("toy.yaml",),
     "experiment compare data data": ("data",),
-    "evaluate toy.yaml --outcomes toy.yaml/a.parquet": ("--outcomes toy.yaml/a.parquet", "is a file"),
-    "evaluate toy.yaml --outcomes data": ("--outcomes data: a folder",),
+    "evaluate toy.yaml --outcomes toy.yaml/a.parquet": (
+        "the folder of the outcomes cannot be written: toy.yaml",
+        "a file stands where a folder is needed",
+    ),
+    "evaluate toy.yaml --outcomes data": ("data is a folder", "add a file name"),
     "embed toy.yaml": ("encoder is null", "builtin"),
     "features refresh toy.yaml": ("127.0.0.1:9",),
     # bundles

@@ -14,7 +14,7 @@ from features.log.records import Event
 from features.schema import MAX_ID_BYTES
 from serving.errors import ApiError
 from serving.event_validation import validate_events
-from serving.schemas import MAX_EVENTS, checked_id, id_error, media_url, micros
+from serving.schemas import MAX_EVENTS, checked_id, id_error, media_url
 
 EVENT = {"user_id": "u", "item_id": "i", "event": "click"}
 
@@ -31,7 +31,9 @@ def test_valid_ids(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "is empty"),
+        ("", "empty"),
+        (".", "that no URL can hold"),
+        ("..", "that no URL can hold"),
         ("a\x00", "U+0000"),
         ("\x1f", "U+001F"),
         ("\x7fa", "U+007F"),
@@ -41,8 +43,8 @@ def test_valid_ids(text: str) -> None:
         ("\udfff", "U+DFFF"),
         ("\u2028", "U+2028"),
         ("\u2029", "U+2029"),
-        ("a" * (MAX_ID_BYTES + 1), "has 513 bytes"),
-        ("é" * (MAX_ID_BYTES // 2) + "a", "has 513 bytes"),
+        ("a" * (MAX_ID_BYTES + 1), "513 bytes"),
+        ("é" * (MAX_ID_BYTES // 2) + "a", "513 bytes"),
     ],
 )
 def test_invalid_ids(text: str, reason: str) -> None:
@@ -50,29 +52,6 @@ def test_invalid_ids(text: str, reason: str) -> None:
     with pytest.raises(ApiError) as error:
         checked_id(text, "item_id")
     assert (error.value.status, error.value.code, error.value.place) == (422, "bad_id", "item_id")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("1970-01-01T00:00:00Z", 0),
-        ("1970-01-01T00:00:00.000001+00:00", 1),
-        ("1970-01-02T00:00:00Z", 86_400_000_000),
-        ("1970-01-01T00:00:01+00:00", 1_000_000),
-        ("1970-01-01T02:00:00+01:30", 1_800_000_000),
-        ("1969-12-31T23:59:59.999999Z", -1),
-        ("0001-01-01T00:00:00+14:00", -62_135_596_800_000_000 - 50_400_000_000),
-        ("9999-12-31T23:59:59-14:00", 253_402_300_799_000_000 + 50_400_000_000),
-    ],
-)
-def test_times_in_microseconds(text: str, expected: int) -> None:
-    assert micros(text) == expected
-
-
-@pytest.mark.parametrize("text", ["1970-01-01T00:00:00", "1970-01-01", "", "now"])
-def test_a_time_needs_a_zone(text: str) -> None:
-    with pytest.raises(ValueError, match=r"zone|ISO 8601"):
-        micros(text)
 
 
 def test_urls_of_images() -> None:

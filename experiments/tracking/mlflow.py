@@ -10,10 +10,9 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from experiments.tracking.database import opened, reason
-from features.errors import missing_package
+from features.errors import describe_url, missing_package
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class MlflowTracker:
         try:
             return call()
         except Exception as error:  # of MLflow, SQLAlchemy or the network: none may fail a training
-            place = _shown(self._uri)
+            place = describe_url(self._uri)
             told = reason(error).replace(self._uri, place)
             logger.warning("tracking at %s failed (%s: %s); the run goes on untracked", place, action, told)
             self._client = None
@@ -164,12 +163,6 @@ def _connect(uri: str) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
-
-
-def _shown(uri: str) -> str:
-    """The address of a tracking server or database, without user, password and query."""
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme else uri
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

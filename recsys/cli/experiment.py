@@ -7,7 +7,6 @@ import typer
 from recsys.cli.options import (
     CONFIG,
     bind,
-    check_output_file,
     config_path,
     print_json,
     print_tables,
@@ -33,8 +32,6 @@ def evaluate(
     from experiments.pipelines.train import evaluate_run
 
     config = load_config(config_path(name))
-    if outcomes is not None:
-        check_output_file("--outcomes", outcomes)
     with progress_bars() as reporter:
         tables = evaluate_run(config, reporter, outcomes_file=outcomes)
     if as_json:

@@ -117,21 +117,6 @@ def print_tables(tables: "list[Comparison]") -> None:
         show(table.render(), 175)
 
 
-def check_output_file(option: str, file: Path) -> None:
-    """Raises ConfigError where a file cannot be written: asked before the work that it is for."""
-    import os
-
-    from features.errors import ConfigError
-
-    if file.is_dir():
-        raise ConfigError(f"{option} {file}: a folder; give a file")
-    existing = next(folder for folder in file.absolute().parents if folder.exists())
-    if not existing.is_dir():
-        raise ConfigError(f"{option} {file}: {existing} is a file, where a folder is needed; choose another path")
-    if not os.access(file if file.exists() else existing, os.W_OK):
-        raise ConfigError(f"{option} {file}: no right to write it; choose another path")
-
-
 def progress_bars() -> "AbstractContextManager[Reporter]":
     """Progress bars and lines on standard error while a command runs."""
     from experiments.tracking.progress import terminal
