@@ -29,7 +29,7 @@ def test_an_error_without_a_number_keeps_its_text() -> None:
 
 def test_the_command_shows_one_line(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
-    code = "import recsys.cli.main as m, pathlib; m.app = lambda: pathlib.Path('out/x').mkdir(); m.main()"
+    code = "import recsys.cli.main as m, pathlib; m.app = lambda **_: pathlib.Path('out/x').mkdir(); m.main()"
     process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 1
     assert process.stderr.replace("\n", " ").startswith("error: out/x: Not a directory; a file stands where a folder")

@@ -154,9 +154,10 @@ def test_an_event_without_a_time_is_rejected(missing: float | None) -> None:
     assert events_with("timestamp", [seconds, seconds, missing]) == ([NOON, NOON], {"null timestamp": 1})
 
 
-def test_an_event_exactly_now_is_kept() -> None:
-    times = [NOON - MICROSECOND, NOON, NOON + MICROSECOND]
-    assert events_with("timestamp", times, NOON) == ([NOON - MICROSECOND, NOON], {"timestamp in the future": 1})
+def test_an_event_exactly_a_day_ahead_is_kept() -> None:
+    latest = NOON + timedelta(days=1)
+    times = [NOON, latest, latest + MICROSECOND]
+    assert events_with("timestamp", times, NOON) == ([NOON, latest], {"timestamp in the future": 1})
 
 
 def test_an_item_may_be_published_in_the_future() -> None:
@@ -219,7 +220,7 @@ def test_an_empty_optional_id_is_null() -> None:
         ("a,b", ["a,b"]),
         ('["a", "b|c"]', ["a", "b|c"]),
         (' ["a"] ', ["a"]),
-        ("[a, b]", ["a", "b"]),
+        ("[a, b]", None),
         ("[1,2]", ["1", "2"]),
         ("[]", []),
         ("", []),
@@ -228,7 +229,7 @@ def test_an_empty_optional_id_is_null() -> None:
         ('["x \\"y\\" z"]', ['x "y" z']),
     ],
 )
-def test_labels(text: str, expected: list[str]) -> None:
+def test_labels(text: str, expected: list[str] | None) -> None:
     assert items_with("categories", [text, "other"])[0] == [expected, ["other"]]
 
 

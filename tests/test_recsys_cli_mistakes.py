@@ -208,7 +208,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "serve --host nosuchhost.invalid": ("nosuchhost.invalid", "--host"),
     "serve --host 203.0.113.7": ("203.0.113.7 is not an address of this machine", "--host"),
     "serve --bundles toy.yaml": ("toy.yaml: a file; --bundles takes a folder",),
-    "serve --log toy.yaml": ("toy.yaml: a file; --log takes a folder",),
+    "serve --log toy.yaml": ("toy.yaml", "a file stands where a folder is needed"),
     # files
     "search": ("the query is empty", "--text"),
     "search --image nope.jpg": ("--image nope.jpg: no such file",),

@@ -325,7 +325,7 @@ def with_search_by(page: Any, kinds: list[str]) -> None:
         (
             ["text", "audio", "video"],
             "Add a sound or a video",
-            "Search by words, or drop a sound or a video anywhere",
+            ", or drop a sound or a video anywhere",
         ),
     ],
 )

@@ -146,7 +146,7 @@ def test_errors_of_paths_and_methods(steady: ServiceHarness) -> None:
         ("GET", "/v1/items/none", 404, "unknown_item"),
         ("GET", "/v1/items/none/similar", 404, "unknown_item"),
         ("GET", "/media/none", 404, "no_picture"),
-        ("PUT", "/v1/items/a/similar", 422, "bad_id"),
+        ("PUT", "/v1/items/a/similar", 405, "method_not_allowed"),
     ):
         response = steady.client.request(method, path, content=b"{}")
         assert (response.status_code, response.json()["error"]["code"]) == (status, code), path

@@ -28,7 +28,15 @@ import polars as pl
 from features.errors import LogError, describe_os_error
 from features.files import sync
 from features.log.records import ItemDeleted, ItemPut, Record, record_of
-from features.log.segments import check_writable, chunks, new_segment_path, scan, segment_number, segment_paths
+from features.log.segments import (
+    CLOCK_TICK,
+    check_writable,
+    chunks,
+    new_segment_path,
+    scan,
+    segment_number,
+    segment_paths,
+)
 from features.schema import EVENT, EVENT_ID, ITEM, POSITION, PROPENSITY, REQUEST_ID, TIME, USER, VALUE
 
 logger = logging.getLogger(__name__)
@@ -137,13 +145,13 @@ def item_changes(folder: Path) -> list[ItemPut | ItemDeleted]:
     merged by time. Raises LogError when a segment cannot be read.
     """
     changes: list[tuple[int, ItemPut | ItemDeleted]] = []  # with the latest time (µs) so far in its order
-    ended: list[tuple[int, int]] = []  # time of the last write (ns) and latest time (µs) of each segment
+    ended: list[tuple[int, int]] = []  # time after the last write (ns) and latest time (µs) of each segment
     latest, segment = 0, Path()
     for path, lines in _payloads_with_prefix(folder, b'{"kind":"item_'):
         if path != segment:
             segment, number = path, segment_number(path)
-            latest = max((last for written, last in ended if written < number), default=0)
-            ended.append((path.stat().st_mtime_ns, latest))
+            latest = max((last for written, last in ended if written <= number), default=0)
+            ended.append((path.stat().st_mtime_ns + CLOCK_TICK, latest))
         for record in map(record_of, map(orjson.loads, lines)):
             if isinstance(record, ItemPut | ItemDeleted):
                 latest = max(latest, record.timestamp)

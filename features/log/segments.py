@@ -1,8 +1,8 @@
 """The files of the event log: their lines, which segments a folder holds, and the name of the next one.
 
 The number in a segment's name is the time (ns) of its start. It is larger than the numbers of all segments before it,
-and larger than the time of the last write to each segment that has ended. A segment whose number is above that time
-was therefore begun after the other had ended, also when the clock has stepped back.
+and larger by CLOCK_TICK than the time of the last write to each segment that has ended. A segment whose number is that
+much above that time was therefore begun after the other had ended, also when the clock has stepped back.
 """
 
 import fcntl
@@ -17,6 +17,9 @@ from features.files import sync
 
 PROBE = ".probe"
 PROBE_BYTES = 4096
+
+CLOCK_TICK = 20_000_000
+"""Nanoseconds by which the time that the system gives to a write may lie behind the clock; Linux: 10 ms at most."""
 
 
 def segment_paths(folder: Path) -> list[Path]:
@@ -39,8 +42,8 @@ def new_segment_path(folder: Path) -> Path:
     make_folder(folder)
     number = time.time_ns()
     for path in segment_paths(folder):
-        written = path.stat().st_mtime_ns
-        number = max(number, segment_number(path) + 1, written + 1 if written >= number and _has_ended(path) else 0)
+        after = path.stat().st_mtime_ns + CLOCK_TICK
+        number = max(number, segment_number(path) + 1, after if after > number and _has_ended(path) else 0)
     return folder / f"{number:020d}-{os.getpid()}.log"
 
 

@@ -49,9 +49,8 @@ def serve(
         raise ConfigError(
             f"setting {'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}"
         ) from None
-    for name, folder in (("bundles", settings.bundles), ("log", settings.log)):
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{folder}: a file; --{name} takes a folder")
+    if settings.bundles.exists() and not settings.bundles.is_dir():
+        raise ConfigError(f"{settings.bundles}: a file; --bundles takes a folder")
     check_start(settings)
     sockets = bind(settings.host, settings.port)
     _serve(settings, sockets)
