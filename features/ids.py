@@ -75,9 +75,14 @@ ID_RULES = (
 )
 """The rules of ids of users, items, events, requests and products. An id is not empty either."""
 
+_ORDINARY = re.compile(rf"(?!\.{{1,2}}$)[^{_CONTROL}\ud800-\udfff]{{1,{MAX_ID_BYTES // 4}}}")
+"""Text that keeps all rules, judged at once: so many characters have at most MAX_ID_BYTES."""
+
 
 def id_error(text: str, rules: Sequence[TextRule] = ID_RULES) -> str:
     """The reason why a text is not a valid id; "" when it is valid."""
+    if _ORDINARY.fullmatch(text):
+        return ""
     if not text:
         return "empty: give it a text"
     for rule in rules:

@@ -1,6 +1,7 @@
 """The data contract: the column names and the meaning of events."""
 
 import unicodedata
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -32,15 +33,23 @@ def _letters(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
 
 
+def _swapped(a: str, b: str) -> bool:
+    """Whether two neighbours are swapped, in texts of four letters or more."""
+    if len(a) != len(b) or len(a) < 4 or a == b:
+        return False
+    start = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+    return a[start : start + 2] == b[start : start + 2][::-1] and a[start + 2 :] == b[start + 2 :]
+
+
 def _one_slip(a: str, b: str) -> bool:
-    """Whether one letter is missing, added, wrong or swapped with the next. Digits count things and do not slip."""
+    """Whether one letter is missing, added or wrong. Digits count things and do not slip."""
     if min(len(a), len(b)) < 4:
         return False
     start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     a, b = a[start:], b[start:]
     if a[:1].isdigit() or b[:1].isdigit():
         return False
-    return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[2:] == b[2:] and a[:2] == b[1::-1])
+    return a[1:] == b[1:] or a[1:] == b or a == b[1:]
 
 
 class EventRules(StrictModel):
@@ -55,7 +64,7 @@ class EventRules(StrictModel):
     weights: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Positive event type -> weight of its events in the loss of the towers; 1 for types that are not named."""
 
-    @property
+    @cached_property
     def named(self) -> tuple[str, ...]:
         """All event types that are named here."""
         return tuple(sorted({*self.positive, *(self.seen or ())}))
@@ -65,18 +74,25 @@ class EventRules(StrictModel):
         """Event types that the user tower distinguishes: all types named here, or none when only one is named."""
         return self.named if len(self.named) > 1 else ()
 
-    def meant(self, name: str) -> str | None:
-        """The named type that an event type misspells; None when it is named itself, or is unlike all of them.
+    def misspelled(self, name: str) -> str | None:
+        """The named type that an event type surely misspells; None when it is named itself, or is unlike all of them.
 
-        A misspelling differs in case, blanks and marks alone, or by one letter that is missing, added, wrong or
-        swapped with the next, in types of four letters or more.
+        It has the same letters, in types of four letters or more also with two neighbours swapped: case, blanks and
+        marks differ. No other word of a language is like that (`veiw`), while one wrong letter may be (`bike`, `like`).
         """
         if name in self.named:
             return None
         letters = _letters(name)
         alike = [named for named in self.named if letters and _letters(named) == letters]
-        alike += [named for named in self.named if _one_slip(letters, _letters(named))]
+        alike += [named for named in self.named if _swapped(letters, _letters(named))]
         return alike[0] if alike else None
+
+    def meant(self, name: str) -> str | None:
+        """The named type that an event type may misspell: also by one letter that is missing, added or wrong."""
+        if name in self.named:
+            return None
+        letters = _letters(name)
+        return self.misspelled(name) or next((n for n in self.named if _one_slip(letters, _letters(n))), None)
 
     @model_validator(mode="after")
     def _check_weights(self) -> "EventRules":

@@ -37,7 +37,9 @@ def unnamed_type(event: str, rules: EventRules) -> str | None:
         return None
     seen = "counts as seen, which hides the item from its user where repeats are off"
     effect = seen if rules.seen is None else "counts neither as positive nor as seen"
-    return f"data.events does not name the type {event!r}: it {effect}"
+    meant = rules.meant(event)
+    question = "" if meant is None else f"; is {meant!r} meant?"
+    return f"data.events does not name the type {event!r}: it {effect}{question}"
 
 
 def _validate_event(raw: Any, index: int, now: int, rules: EventRules | None) -> Event | EventResult:
@@ -55,8 +57,10 @@ def _validate_event(raw: Any, index: int, now: int, rules: EventRules | None) ->
     if not EARLIEST_EVENT <= timestamp <= now + MAX_CLOCK_SKEW:
         reason = "is before 1970" if timestamp < EARLIEST_EVENT else "is more than a day ahead"
         return EventResult(status="rejected", reason=reason, place=f"{place}.timestamp")
-    if rules is not None and (meant := rules.meant(sent.event)) is not None:
-        reason = f"is a type that data.events does not name; is {meant!r} meant? Send it so, or name this type too"
+    if rules is not None and (meant := rules.misspelled(sent.event)) is not None:
+        reason = (
+            f"is a type that data.events does not name: send {meant!r}, or name this type in data.events and train"
+        )
         return EventResult(status="rejected", reason=reason, place=f"{place}.event")
     return Event(
         user_id=sent.user_id,

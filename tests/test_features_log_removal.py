@@ -32,7 +32,7 @@ def test_records_after_the_folder_is_removed_are_on_disk(tmp_path: Path) -> None
     log.append_now([event(2)])
     log.append_now([event(3)])
     assert read(folder).records == [event(2), event(3)]
-    assert ".log was removed or moved while the service ran: put it back" in log.loss
+    assert ".log was removed or moved while the service ran: put its files back" in log.loss
     assert log.fault == ""
     log.close()
     assert read(folder).records == [event(2), event(3)]

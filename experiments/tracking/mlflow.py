@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.tracking.database import opened, reason
-from features.errors import describe_url, missing_package
+from features.errors import FileError, RecsysError, describe_url, missing_package
 
 logger = logging.getLogger(__name__)
 
@@ -191,8 +191,13 @@ def open_ui(port: int, uri: str | None = None) -> int:
     if find_spec("mlflow") is None:
         raise missing_package("the page of tracked runs", "mlflow", "track")
     backend = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    with opened(backend, _connect):  # creates the database: MLflow's workers would do it side by side
-        pass
+    try:
+        with opened(backend, _connect):  # creates the database: MLflow's workers would do it side by side
+            pass
+    except (RecsysError, OSError):
+        raise
+    except Exception as error:  # of MLflow, Alembic or SQLAlchemy
+        raise FileError(f"{describe_url(backend)} cannot be opened: {reason(error)}") from error
     program = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", backend]
     program += ["--host", "127.0.0.1", "--port", str(port)]
 

@@ -235,7 +235,10 @@ class RedisStore:
 
     def warning(self) -> str:
         """See FeatureStore."""
-        info: Any = self._try(lambda: self._client.info("memory"))  # managed servers refuse CONFIG GET
+        try:
+            info: Any = self._try(lambda: self._client.info("memory"))  # managed servers refuse CONFIG GET
+        except StoreError:  # a server that does not tell
+            return ""
         policy = str(info.get("maxmemory_policy", "noeviction"))
         if policy == "noeviction" or not info.get("maxmemory"):
             return ""

@@ -1,7 +1,7 @@
 """Formats of bundles on disk: what each one changed, and how an older one is read.
 
-An upgrade of the code must not need a new training. So each version reads the format before its own, too. It refuses
-older formats, and names the formats that it reads.
+An upgrade of the code must not need a new training. So each version reads older formats, too (READABLE). It refuses
+all others, and names the formats that it reads.
 
 10  the fingerprint covers what is served, `checksum` the whole manifest; `trained_events.npy`
 9   names: arrays `words.*` are `tfidf.*`, the weight `turn` of the towers is `rotation`
@@ -26,8 +26,9 @@ SERVED = (
 )
 """Keys of a manifest that its fingerprint covers, besides the parts of `config` that the service reads."""
 
-SERVED_DATA = ("events", "extra_columns")
-"""Keys of `config.data` that the fingerprint covers. Paths are not: a folder may be moved."""
+SERVED_DATA = ("source", "path", "log", "events", "extra_columns")
+"""Keys of `config.data` that the fingerprint covers: the service reads the tables at `path`, and `log`. Relative paths
+stay equal where a whole project is moved."""
 
 KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("config", "files", "towers"), (dict,)),
@@ -68,7 +69,7 @@ def current_weights(weights: Mapping[str, T], version: int) -> dict[str, T]:
 def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     """16 hex digits that name what a bundle serves: the SHA-256 of the manifest's keys that serving depends on.
 
-    Two trainings with the same result have one fingerprint, whatever time and folder they took. Before format 10 it
+    Two trainings of the same tables with the same result have one fingerprint, whatever time they took. Before format 10 it
     covers every key but itself, seconds and paths among them.
     """
     if manifest.get("format") in (8, 9):

@@ -1,9 +1,10 @@
 """The bundle in memory: everything that one training run hands to the service."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +18,15 @@ from recsys.recommender import TwoStageRecommender
 from recsys.retrieval.fusion import WeightedQuery, fused_search
 from recsys.retrieval.mutable_index import MutableIndex
 from recsys.towers.cold_start import informative_part
+
+
+class Lease(Protocol):
+    """The use of a copy on disk; `recsys.bundle.serving_copy.Lease` implements it."""
+
+    @property
+    def end(self) -> Callable[[], object]:
+        """Ends the use; a second call does nothing."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,12 @@ class Bundle:
     recommender: TwoStageRecommender
     content: ContentSpace | None
     contents: MutableIndex
-    lease: object = field(default=None, repr=False, compare=False)
+    lease: Lease | None = field(default=None, repr=False, compare=False)
+
+    def close(self) -> None:
+        """End the use of the copy that it was loaded from; no request may follow."""
+        if self.lease is not None:
+            self.lease.end()
 
     @property
     def fingerprint(self) -> str:

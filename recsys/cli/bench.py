@@ -47,7 +47,9 @@ def _pairs(arguments: list[str]) -> dict[str, Any]:
     """Options of a benchmark: --KEY VALUE or --KEY=VALUE. Raises ConfigError for anything else."""
     from features.errors import ConfigError
 
-    words = [word for argument in arguments for word in (argument.split("=", 1) if "=" in argument else [argument])]
+    words: list[str] = []
+    for argument in arguments:
+        words += argument.split("=", 1) if argument.startswith("--") else [argument]
     keys, values = words[::2], words[1::2]
     if len(keys) != len(values) or not all(key.startswith("--") for key in keys):
         raise ConfigError(

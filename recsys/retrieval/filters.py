@@ -21,7 +21,7 @@ MAX_VALUES = 10_000
 def _ids(ids: tuple[str, ...]) -> tuple[str, ...]:
     for place, text in enumerate(ids):
         if reason := id_error(text):
-            raise ValueError(f"id {place} is {reason}")
+            raise ValueError(f"id {place} {reason}")
     return ids
 
 
@@ -36,6 +36,7 @@ Names = Annotated[tuple[str, ...], Field(max_length=MAX_VALUES)]
 Ids = Annotated[Names, AfterValidator(_ids)]
 Time = Annotated[AwareDatetime, BeforeValidator(_time)]
 Value = str | bool | int | float
+Bound = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Filter(BaseModel):
@@ -44,7 +45,7 @@ class Filter(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     categories: Names | None = Field(default=None, description="the item is in at least one of these categories")
-    price: tuple[float | None, float | None] | None = Field(
+    price: tuple[Bound | None, Bound | None] | None = Field(
         default=None, description="[minimum, maximum], both inclusive; null: no bound"
     )
     published: tuple[Time | None, Time | None] | None = Field(

@@ -5,7 +5,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +31,13 @@ RETRY_SECONDS = 1.0
 """Seconds before a refused bundle is tried again; doubled after each further refusal, up to MAX_RETRY_SECONDS."""
 
 MAX_RETRY_SECONDS = 300.0
+
+
+UNREADABLE_TABLES = (
+    "the events table cannot be read (the service's log and `recsys data check` say why): "
+    "histories from before this service are missing"
+)
+"""The note on it. The error itself may quote a row."""
 
 
 def check_start(settings: ServeSettings) -> None:
@@ -133,8 +139,10 @@ class ServiceState:
     def _close(self) -> None:
         if self._log:
             self._log.close()
-        if self.snapshot and isinstance(self.snapshot.store, RedisStore):
-            self.snapshot.store.close()
+        if self.snapshot:
+            self.snapshot.bundle.close()
+            if isinstance(self.snapshot.store, RedisStore):
+                self.snapshot.store.close()
         if self._server:
             self._server.stop()
 
@@ -261,7 +269,7 @@ class ServiceState:
         except RecsysError as error:
             # the log still holds the events of this service; the next bundle or start reads the tables again
             logger.error("the events table cannot be read; histories from before this service are missing: %s", error)
-            self.notes["tables"] = str(error)
+            self.notes["tables"] = UNREADABLE_TABLES
             mark = store.watermark()
             store.set_watermark(mark or Watermark({}, "unreadable"))
             catch_up(store, self.settings.log)
@@ -286,13 +294,11 @@ class ServiceState:
 
     def _warn_of_store(self, store: FeatureStore) -> None:
         """Note how a store that answers may lose what it holds; a store that does not tell is not noted."""
-        warning = ""
-        with suppress(StoreError):
-            warning = store.warning()
-        if warning and self.notes.get("store") != warning:
+        warning = store.warning()
+        if not warning:
+            self.notes.pop("store", None)
+        elif self.notes.get("store") != warning:
             logger.warning("%s", warning)
-        self.notes.pop("store", None)
-        if warning:
             self.notes["store"] = warning
 
     def push(self, events: list[Event]) -> list[str]:

@@ -61,6 +61,10 @@ class ServableBundle(Protocol):
         """(n,) int64: rows, the most popular first."""
         ...
 
+    def close(self) -> None:
+        """End the use of what it was loaded from; no request follows."""
+        ...
+
     @property
     def note(self) -> str:
         """Which part does not run as configured, and why; "" when all parts do."""

@@ -95,15 +95,19 @@ def is_complete(config: DataConfig) -> bool:
                 "use source: folder, or overwrite with --force"
             )
         return False
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    origin = manifest.get("configured_origin", manifest.get("asked"))  # asked: the key that version 0.1.0 wrote
-    if (manifest.get("name"), origin) != (config.source, expanded_origin(config)):
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        origin = manifest.get("configured_origin", manifest.get("asked"))  # asked: the key that version 0.1.0 wrote
+        name, digests = manifest.get("name"), {file: facts["sha256"] for file, facts in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{manifest_path} is damaged ({error!r}); write the tables again with --force") from error
+    if (name, origin) != (config.source, expanded_origin(config)):
         return False
-    for name, file in manifest["files"].items():
-        path = folder / name
+    for file, digest in digests.items():
+        path = folder / file
         if not path.is_file():
             return False
-        if sha256(path) != file["sha256"]:
+        if sha256(path) != digest:
             raise SourceError(
                 f"{path} is not what `recsys data get` wrote; use source: folder for tables of your own, "
                 "or overwrite it with --force"
