@@ -58,9 +58,7 @@ def _validate_event(raw: Any, index: int, now: int, rules: EventRules | None) ->
         reason = "is before 1970" if timestamp < EARLIEST_EVENT else "is more than a day ahead"
         return EventResult(status="rejected", reason=reason, place=f"{place}.timestamp")
     if rules is not None and (meant := rules.misspelled(sent.event)) is not None:
-        reason = (
-            f"is a type that data.events does not name: send {meant!r}, or name this type in data.events and train"
-        )
+        reason = f"is a type that data.events does not name: send {meant!r}, or name this type there and train"
         return EventResult(status="rejected", reason=reason, place=f"{place}.event")
     return Event(
         user_id=sent.user_id,

@@ -41,7 +41,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    write_tables(tmp_path / "data")
+    write_tables(tmp_path / "data", n_items=14)  # a user's 13 items are distinct
     monkeypatch.setattr(module, "environment", lambda folder, *pins: sys.executable)
     (tmp_path / "worker.py").write_text(STUB.replace("LAST", "3"))
     monkeypatch.setattr(module, "WORKER", tmp_path / "worker.py")

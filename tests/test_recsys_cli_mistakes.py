@@ -364,7 +364,7 @@ def test_ctrl_c_is_one_line_and_status_130(tool: Tool, monkeypatch: pytest.Monke
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("features.tables.read.read_tables", interrupted)
+    monkeypatch.setattr("experiments.dataset.load_dataset", interrupted)
     assert tool("data", "check", "toy.yaml") == (130, "", "error: interrupted\n")
 
 

@@ -71,7 +71,7 @@ def commands(command: Any, path: tuple[str, ...] = ()) -> dict[str, tuple[list[s
     options = {
         "/".join([*p.opts, *p.secondary_opts]): p.default
         for p in command.params
-        if p.param_type_name == "option" and p.name != "help"
+        if p.param_type_name == "option" and "--help" not in p.opts
     }
     return {" ".join(path): (arguments, options)}
 

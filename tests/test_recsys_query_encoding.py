@@ -233,7 +233,10 @@ def test_the_command_prints_a_table(bundles: Path) -> None:
 
 def test_the_command_rejects_invalid_queries_and_bundles(bundles: Path, tmp_path: Path) -> None:
     assert isinstance(search(bundles).exception, ConfigError)
-    done = search(bundles, "--text", POISON, "--image", str(tmp_path / "absent.png"))
+    absent = search(bundles, "--text", "x", "--image", str(tmp_path / "absent.png"))
+    assert isinstance(absent.exception, ConfigError)
+    (tmp_path / "no.png").write_bytes(b"no picture")
+    done = search(bundles, "--text", POISON, "--image", str(tmp_path / "no.png"))
     assert isinstance(done.exception, ContentError)
     assert [line.partition(" ")[0] for line in done.stderr.splitlines()] == ["text", "image"]
     assert isinstance(search(tmp_path, "--text", "x").exception, BundleError)

@@ -110,7 +110,7 @@ def test_another_bundle_of_the_same_name_has_its_own_copy(path: Path, tmp_path: 
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(manifest | {"seed": 1}))
     bundle = load_serving_bundle(path)
-    with pytest.raises(BundleError, match="own fingerprint"):
+    with pytest.raises(BundleError, match="own checksum"):
         load_serving_bundle(other)
     assert bundle.manifest["seed"] == 0
 

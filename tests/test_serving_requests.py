@@ -43,7 +43,7 @@ def test_a_misspelled_event_type_is_rejected_and_an_unnamed_one_is_said(tmp_path
     with service_harness(tmp_path) as harness:
         response = harness.client.post("/v1/events", content=orjson.dumps(sent)).json()
         past = harness.client.get("/v1/users/eve/history").json()["events"]
-    why = "is a type that data.events does not name: send 'click', or name this type in data.events and train"
+    why = "is a type that data.events does not name: send 'click', or name this type there and train"
     said = "data.events does not name the type 'hover': it counts neither as positive nor as seen"
     assert [(r["status"], r["place"], r["reason"]) for r in response["results"]] == [
         ("rejected", "events[0].event", why),

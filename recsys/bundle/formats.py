@@ -27,8 +27,8 @@ SERVED = (
 """Keys of a manifest that its fingerprint covers, besides the parts of `config` that the service reads."""
 
 SERVED_DATA = ("source", "path", "log", "events", "extra_columns")
-"""Keys of `config.data` that the fingerprint covers: the service reads the tables at `path`, and `log`. Relative paths
-stay equal where a whole project is moved."""
+"""Keys of `config.data` that the fingerprint covers: the service reads the tables at `path`, and `log`. Relative
+paths stay equal where a whole project is moved."""
 
 KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("config", "files", "towers"), (dict,)),
@@ -69,8 +69,8 @@ def current_weights(weights: Mapping[str, T], version: int) -> dict[str, T]:
 def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     """16 hex digits that name what a bundle serves: the SHA-256 of the manifest's keys that serving depends on.
 
-    Two trainings of the same tables with the same result have one fingerprint, whatever time they took. Before format 10 it
-    covers every key but itself, seconds and paths among them.
+    Two trainings of the same tables with the same result have one fingerprint, whatever time they took. Before
+    format 10 it covers every key but itself, seconds and paths among them.
     """
     if manifest.get("format") in (8, 9):
         return _sha256({key: value for key, value in manifest.items() if key != "fingerprint"})[:16]

@@ -51,8 +51,8 @@ def serve(
         ) from None
     if settings.bundles.exists() and not settings.bundles.is_dir():
         raise ConfigError(f"{settings.bundles}: a file; --bundles takes a folder")
-    check_start(settings)
     sockets = bind(settings.host, settings.port)
+    check_start(settings)
     _serve(settings, sockets)
 
 
