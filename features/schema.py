@@ -77,8 +77,8 @@ class EventRules(StrictModel):
     def misspelled(self, name: str) -> str | None:
         """The named type that an event type surely misspells; None when it is named itself, or is unlike all of them.
 
-        It has the same letters, in types of four letters or more also with two neighbours swapped: case, blanks and
-        marks differ. No other word of a language is like that (`veiw`), while one wrong letter may be (`bike`, `like`).
+        Case, blanks and marks alone differ, or two neighbouring letters are swapped, in types of four letters or more
+        (`veiw`). One wrong letter often makes another word (`bike`, `like`), and is no proof.
         """
         if name in self.named:
             return None

@@ -13,7 +13,7 @@ from serving.state.service import ServiceState
 
 
 def test_a_step_that_runs_is_finished_before_the_log_is_closed(tmp_path: Path) -> None:
-    shelf = ToyShelf(toy_bundle(tmp_path))
+    shelf = ToyShelf(bundle := toy_bundle(tmp_path))
     running, gate, order = threading.Event(), threading.Event(), list[str]()
 
     def current(root: Path) -> Path:
@@ -48,3 +48,4 @@ def test_a_step_that_runs_is_finished_before_the_log_is_closed(tmp_path: Path) -
 
     asyncio.run(scenario())
     assert order == ["start", "step", "stop"]
+    assert bundle.closed == [bundle.fingerprint]  # no copy stays on disk, also after SIGTERM

@@ -69,6 +69,11 @@ class ToyBundle:
     content: ContentSpace | None = None
     manifest: dict[str, Any] = field(default_factory=lambda: {"config": {"encoder": None}})
     note: str = ""
+    closed: list[str] = field(default_factory=list)
+    """Its fingerprint, once `close` was called."""
+
+    def close(self) -> None:
+        self.closed.append(self.fingerprint)
 
     def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
         return top_k(content @ self.catalog.content.T, k, allow=allow)

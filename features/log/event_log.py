@@ -354,8 +354,8 @@ class EventLog:
             return
         self._identity = _identity(self.folder)
         self.loss = (
-            f"{lost} was removed or moved while the service ran: put its files back into the folder, or restore a backup; events and items "
-            "that were accepted before may be missing after a restart"
+            f"{lost} was removed or moved while the service ran: put its files back into the folder, or restore a "
+            "backup; events and items that were accepted before may be missing after a restart"
         )
         logger.error("event log: %s", self.loss)
 

@@ -1,8 +1,8 @@
 """The files of the event log: their lines, which segments a folder holds, and the name of the next one.
 
 The number in a segment's name is the time (ns) of its start. It is larger than the numbers of all segments before it,
-and larger by CLOCK_TICK than the time of the last write to each segment that has ended. A segment whose number is that
-much above that time was therefore begun after the other had ended, also when the clock has stepped back.
+and by CLOCK_TICK larger than the time of the last write to each segment that has ended. A segment whose number is so
+much larger was therefore begun after the other had ended, also when the clock has stepped back.
 """
 
 import fcntl
