@@ -155,12 +155,12 @@ def test_the_manifest_records_the_facts(saved):
 
 
 def test_a_fingerprint_names_what_is_served(parts, tmp_path):
-    """Seconds, paths, figures and the order of keys are not of the fingerprint; the first bundle stays as it is."""
+    """Seconds, folders of the run, figures and the order of keys are not; the first bundle stays as it is."""
     stage, catalog, statistics = parts
     first = save_bundle(tmp_path, catalog, stage, statistics, facts(0))
     before = (first / "manifest.json").read_bytes()
     moved = facts(0)
-    moved["config"]["data"] = dict(reversed(moved["config"]["data"].items())) | {"path": "/elsewhere", "log": "/log"}
+    moved["config"]["data"] = dict(reversed(moved["config"]["data"].items()))
     moved["config"] |= {"name": "other", "bundles": "/b", "cache": "/c"}
     same_model = moved | {"code_version": "1", "data_hash": "e", "metrics": [{"fit_seconds": 7.1}]}
     same_model = dict(reversed(same_model.items()))
@@ -185,6 +185,8 @@ def test_what_is_served_changes_the_fingerprint(parts, tmp_path):
         name(placements=two),
         name(placements=dict(reversed(two.items()))),  # the first placement is the default
         name(extra_columns=["year"]),
+        name(path="/elsewhere"),  # the service reads the tables there
+        name(log="/log"),
         name(encoder={"kind": "builtin"}),
         name(limits={"hosts": ["a.example"]}),
         name(replace(stage, candidates=3)),
