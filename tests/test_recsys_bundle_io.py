@@ -192,7 +192,7 @@ def test_what_is_served_changes_the_fingerprint(parts, tmp_path):
         name(replace(stage, candidates=3)),
         name(replace(stage, reranker=None)),
     }
-    assert len(names) == 9
+    assert len(names) == 11
 
 
 def test_a_damaged_bundle_is_replaced_by_an_equal_one(parts, tmp_path):

@@ -34,10 +34,9 @@ MAX_RETRY_SECONDS = 300.0
 
 
 UNREADABLE_TABLES = (
-    "the events table cannot be read (the service's log and `recsys data check` say why): "
-    "histories from before this service are missing"
+    "the events table cannot be read (`recsys data check` says why): histories from before this service are missing"
 )
-"""The note on it. The error itself may quote a row."""
+"""What is noted and logged of it. The error itself may quote a row."""
 
 
 def check_start(settings: ServeSettings) -> None:
@@ -266,9 +265,9 @@ class ServiceState:
         try:
             tables = self._events(data)
             self.notes.pop("tables", None)
-        except RecsysError as error:
+        except RecsysError:
             # the log still holds the events of this service; the next bundle or start reads the tables again
-            logger.error("the events table cannot be read; histories from before this service are missing: %s", error)
+            logger.error("%s", UNREADABLE_TABLES)
             self.notes["tables"] = UNREADABLE_TABLES
             mark = store.watermark()
             store.set_watermark(mark or Watermark({}, "unreadable"))
