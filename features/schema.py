@@ -12,6 +12,12 @@ TITLE, DESCRIPTION, CATEGORIES, PRICE = "title", "description", "categories", "p
 IMAGE, AUDIO, VIDEO = "image", "audio", "video"
 PUBLISHED, AVAILABLE, GROUP = "published_at", "available", "group_id"
 
+CONTRACT = (
+    *(USER, ITEM, EVENT, TIME, VALUE, EVENT_ID, REQUEST_ID, POSITION, PROPENSITY),
+    *(TITLE, DESCRIPTION, CATEGORIES, PRICE, IMAGE, AUDIO, VIDEO, PUBLISHED, AVAILABLE, GROUP),
+)
+"""Names of all columns of the contract."""
+
 MAX_ID_BYTES = 512
 """Maximum length of an id or an event type in UTF-8 bytes, everywhere."""
 

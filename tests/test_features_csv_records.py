@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -11,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.errors import DataError
-from features.tables.files.csv_records import check_records
+from features.tables.files import csv_records
+from features.tables.files.csv_records import SWALLOWED, check_records
 from features.tables.scan import scan
 
 
@@ -62,6 +65,53 @@ def test_a_field_that_swallows_rows_is_refused(tmp_path: Path) -> None:
     assert scan(path).collect().height == 2
 
 
+def test_an_unclosed_mark_does_not_load_the_rest_of_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, 'item_id,title\n1,"a\n' + "2,a title of an item\n" * 200_000)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"""opened and not closed in line 2 \('1,"a'\)"""):
+        check_records(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 4
+
+
+def test_a_header_has_a_bounded_number_of_lines(tmp_path: Path) -> None:
+    long = "a\n" * SWALLOWED
+    assert check_records(written(tmp_path, f'item_id,"{long}"\n1,b\n')) == ["item_id", long]
+    with pytest.raises(DataError, match=r"""opened and not closed in line 1 \('item_id,"a'\)"""):
+        check_records(written(tmp_path, f'item_id,"{long}a\n"\n1,b\n'))
+
+
+def test_only_records_that_are_not_plain_lines_are_read_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"{n},item\n" for n in range(1000)]
+    rows[10] = '10,"a\nb ""c""\n"\n'  # lines 12 to 14
+    rows[700] = '700,"a, b\n\n"\n'  # lines 704 to 706
+    rows[701] = '701,"\n"\n'  # lines 707 and 708
+    path = written(tmp_path, "item_id,title\n" + "".join(rows))
+    read: list[int] = []
+    record = csv_records._record
+
+    def noted(path: Path, first: tuple[int, str], *rest: Any) -> tuple[int, str]:
+        read.append(first[0])
+        return record(path, first, *rest)
+
+    monkeypatch.setattr(csv_records, "_record", noted)
+    check_records(path)
+    assert read == [1, 12, 704, 707]
+    assert scan(path).collect().height == 1000
+
+
+@pytest.mark.parametrize(("row", "line"), [('900,5" disk\n', 903), ("900,a,b\n", 903), ('900,"a\nb" c\n', 903)])
+def test_a_fault_far_after_a_record_in_several_lines_is_named(tmp_path: Path, row: str, line: int) -> None:
+    rows = [f"{n},item\n" for n in range(1000)]
+    rows[10] = '10,"a\nb"\n'
+    rows[900] = row
+    with pytest.raises(DataError, match=rf"line {line}\b"):
+        scan(written(tmp_path, "item_id,title\n" + "".join(rows)))
+
+
 @pytest.mark.parametrize(
     "rows",
     [
@@ -91,7 +141,7 @@ def test_a_wide_header(tmp_path: Path) -> None:
         check_records(written(tmp_path, f'{names},"last"\n' + '"1",' * 151 + "2\n"))
 
 
-PIECES = st.sampled_from(["a", "é", " ", ",", '"', '""', "\n", "\r\n", ',"', '",', '"\n', "\r"])
+PIECES = st.sampled_from(["a", '"a\nb"\n', "1,a\n", "é", " ", ",", '"', '""', "\n", "\r\n", ',"', '",', '"\n', "\r"])
 
 
 @settings(max_examples=400, deadline=None)

@@ -17,7 +17,7 @@ import pyarrow.orc
 import pytest
 
 from features.errors import DataError
-from features.tables.files.file_format import check_format
+from features.tables.files.file_format import CHUNK, check_format
 from features.tables.scan import scan
 
 CSV = "item_id,title\n1,Käse\n2,Brot\n"
@@ -205,3 +205,13 @@ def test_a_character_across_two_chunks_is_read(tmp_path: Path) -> None:
     path.write_bytes(b"item_id\n" + b"x" * ((1 << 20) - 9) + b"\xc3\n")
     with pytest.raises(DataError, match="line 2 has the byte 0xC3"):
         check_format(path)
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_half_a_character_at_the_end_of_a_chunk_and_of_the_file(tmp_path: Path, chunks: int) -> None:
+    path = tmp_path / "items.csv"
+    path.write_bytes(b"item_id\n" + b"x" * (chunks * CHUNK - 10) + b"\xe2\x82")
+    with pytest.raises(DataError, match="line 2 has the byte 0xE2"):
+        check_format(path)
+    path.write_bytes(b"item_id\n" + b"x" * (chunks * CHUNK - 10) + "ä".encode())
+    check_format(path)

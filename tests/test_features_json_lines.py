@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from features.errors import DataError
 from features.schema import DataConfig
+from features.tables.files import json_lines
 from features.tables.files.json_lines import LINE
 from features.tables.read import Tables, read_tables
 from features.tables.scan import scan
@@ -214,6 +215,33 @@ def test_a_reserved_key_is_refused(tmp_path: Path) -> None:
 def test_an_escaped_key_names_the_same_column(tmp_path: Path) -> None:
     tables = read(tmp_path, [r'{"\u0069tem_id":"1"}'])
     assert tables.items.get_column("item_id").to_list() == ["1"]
+
+
+def test_rows_are_counted_without_their_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("features.tables.files.json_lines.BATCH", 30)
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"item_id": "a"}\n' * 5)
+    frame = scan(path)
+    assert frame.with_row_index().select("index").collect().to_series().to_list() == [0, 1, 2, 3, 4]
+    assert frame.with_row_index().select("index").head(3).collect().height == 3
+    assert frame.select(pl.len()).collect().item() == 5
+
+
+def test_fields_without_faults_are_not_converted_to_find_faults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted: list[str] = []
+    texts = json_lines._Batch.texts
+
+    def noted(batch: json_lines._Batch, name: str) -> list[str | None]:
+        converted.append(name)
+        return texts(batch, name)
+
+    monkeypatch.setattr(json_lines._Batch, "texts", noted)
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"item_id":1,"title":"a","price":1.5,"group_id":1.5}\n{"item_id":2,"categories":["a"]}\n')
+    scan(path)
+    assert converted == ["group_id", "categories"]
 
 
 def test_rows_in_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

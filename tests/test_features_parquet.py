@@ -111,6 +111,14 @@ def test_a_type_that_arrow_cannot_read_back_is_an_error_of_the_file(tmp_path: Pa
     assert frame.select("item_id").collect().height == 2
 
 
+@pytest.mark.parametrize("time", [zoned("+05:30"), zoned("UTC")])
+def test_rows_are_counted_without_their_columns(tmp_path: Path, time: pa.Array) -> None:
+    frame = scan(written(tmp_path / "items.parquet", published_at=pa.concat_arrays([time, time, time])))
+    assert frame.with_row_index().select("index").collect().to_series().to_list() == [0, 1, 2, 3, 4, 5]
+    assert frame.with_row_index().select("index").head(4).collect().height == 4
+    assert frame.select(pl.len()).collect().item() == 6
+
+
 def test_a_number_of_76_digits_is_a_float(tmp_path: Path) -> None:
     wide = pa.array([Decimal(10) ** 75], pa.decimal256(76, 0))
     frame = scan(written(tmp_path / "items.parquet", item_id=["a"], price=wide))

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from features.errors import DataError
+from features.schema import CONTRACT
 from features.tables.files.json_lines import KEYS_FROM, LINE
 from features.tables.read import EVENTS, ITEMS
-from features.tables.scan import CONTRACT, reading, scan
+from features.tables.scan import reading, scan
 from features.tables.validate import RawTable
 
 

@@ -1,6 +1,6 @@
 """Edges of each column: spellings of flags, times, numbers and ids that are read or refused, and bounds of values."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import polars as pl
@@ -234,7 +234,13 @@ def test_labels(text: str, expected: list[str] | None) -> None:
 
 
 def test_labels_of_other_types_are_refused() -> None:
-    for values in ([[["a"]]], [1], [True]):
+    for values in ([[["a"]]], [1], [True], [[date(2024, 5, 1)]], [[time(12)]], [[timedelta(1)]]):
         with pytest.raises(DataError, match="categories has type"):
             items_with("categories", values)
     assert items_with("categories", [["a", " b ", "", None]])[0] == [["a", "b"]]
+
+
+@pytest.mark.parametrize(("stored", "kind"), [(2**30, pl.List(pl.Date)), (2**62, pl.Array(pl.Datetime("ms"), 1))])
+def test_labels_that_are_times_outside_the_calendar_are_refused(stored: int, kind: pl.DataType) -> None:
+    with pytest.raises(DataError, match=r"categories has type .*; it must be a list of text"):
+        items_with("categories", pl.Series([[stored]]).cast(kind))

@@ -185,7 +185,8 @@ def labels(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
     """A list of labels: a list column, text with "|" between the labels, or a list as text in JSON or of Python."""
     raw = pl.col(name)
     violations: tuple[Violation, ...] = ()
-    if isinstance(dtype, pl.List | pl.Array) and not (dtype.inner.is_nested() or dtype.inner == pl.Binary):
+    inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else None
+    if inner is not None and not (inner.is_nested() or inner.is_temporal() or inner == pl.Binary):
         values = raw.cast(pl.List(pl.String))
     elif dtype in (pl.String, pl.Null, pl.Categorical, pl.Enum):
         line = raw.cast(pl.String).str.strip_chars()

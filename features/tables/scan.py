@@ -12,8 +12,8 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from features import schema
 from features.errors import DataError
+from features.schema import CONTRACT
 from features.tables.files.csv_records import check_records
 from features.tables.files.file_format import check_format
 from features.tables.files.json_lines import scan_json_lines
@@ -23,14 +23,6 @@ SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 
 SEPARATORS = ";\t|\x01: "
 """Characters other than the comma that may separate the fields of a text file."""
-
-CONTRACT = (
-    *(schema.USER, schema.ITEM, schema.EVENT, schema.TIME, schema.VALUE),
-    *(schema.EVENT_ID, schema.REQUEST_ID, schema.POSITION, schema.PROPENSITY),
-    *(schema.TITLE, schema.DESCRIPTION, schema.CATEGORIES, schema.PRICE),
-    *(schema.IMAGE, schema.AUDIO, schema.VIDEO, schema.PUBLISHED, schema.AVAILABLE, schema.GROUP),
-)
-"""Names of all contract columns."""
 
 ADVICE = {
     "more fields": "a row has more fields than the header: quote fields that contain the separator",

@@ -6,13 +6,6 @@ from collections.abc import Sequence
 
 from features import schema
 
-CONTRACT = {
-    *(schema.USER, schema.ITEM, schema.EVENT, schema.TIME, schema.VALUE, schema.EVENT_ID, schema.REQUEST_ID),
-    *(schema.POSITION, schema.PROPENSITY, schema.TITLE, schema.DESCRIPTION, schema.CATEGORIES, schema.PRICE),
-    *(schema.IMAGE, schema.AUDIO, schema.VIDEO, schema.PUBLISHED, schema.AVAILABLE, schema.GROUP),
-}
-"""Column names of the data contract."""
-
 USUAL_NAMES = {
     schema.ITEM: "item iid itemno movieid movie asin parentasin sku productid product article articleid contentid "
     "objectid bookid trackid songid artistid videoid newsid",
@@ -28,7 +21,7 @@ def column_meant(missing: str, table: str, columns: Sequence[str]) -> str | None
 
     Columns that have a name of the contract are not suggested: they are what they say. table: items, events or users.
     """
-    plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in columns if name not in CONTRACT}
+    plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in columns if name not in schema.CONTRACT}
     own_id = ["id"] if missing == f"{table.removesuffix('s')}_id" else []  # `id` in events numbers the events
     usual = [missing.replace("_", ""), *own_id, *USUAL_NAMES.get(missing, "").split()]
     if found := next((plain[name] for name in usual if name in plain), None):

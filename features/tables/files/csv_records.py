@@ -35,7 +35,10 @@ ONE = re.compile(RECORD)
 SEPARATED = re.compile(f"{FIELD},")
 
 SWALLOWED = 100
-"""A quoted field with more lines than this, most of which look like records, has swallowed them."""
+"""A quoted field with more lines than this, most of which look like records, has swallowed them.
+
+A header with more lines is refused.
+"""
 
 BOUND = 100
 """Number of fields up to which a regular expression counts them."""
@@ -53,7 +56,9 @@ def check_records(path: Path) -> list[str]:
     that ends a line alone, more fields than the header, or a field that swallows records.
     """
     with path.open(encoding="utf-8-sig", newline="\n") as file:
-        header = next((text for text in _records(path, enumerate(file, 1)) if text.strip()), "")
+        lines = enumerate(file, 1)
+        records = (_record(path, first, lines)[1] for first in lines)
+        header = next((record for record in records if record.strip()), "")
     names = next(csv.reader([header]), [""])
     width = len(names)
     line = pl.col("line")
@@ -62,12 +67,15 @@ def check_records(path: Path) -> list[str]:
     plain = (commas < width) & ~line.str.contains("\r", literal=True)
     whole = (marks % 2 == 0) & line.str.contains(_bounded(width)) & (True if width <= BOUND else commas < width)
     suspect = ~pl.when(marks == 0).then(plain).otherwise(whole)
-    rows = pl.scan_lines(path, name="line").with_row_index("row").filter(suspect).select("row").head(1)
-    first = rows.collect(engine="streaming").get_column("row").to_list()
-    if first:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for _ in _records(path, islice(enumerate(file, 1), first[0], None), width):
-                pass
+    rows = pl.scan_lines(path, name="line").with_row_index("row", offset=1).filter(suspect).select("row")
+    suspects = rows.collect(engine="streaming").get_column("row")
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        lines = enumerate(file, 1)
+        end = 0  # the line up to which all are read
+        for number in suspects:
+            if number > end:  # the lines between are records, for none of them is suspect
+                first = next(islice(lines, number - end - 1, None))
+                end, _ = _record(path, first, lines, width)
     return names
 
 
@@ -76,33 +84,55 @@ def _bounded(width: int) -> str:
     return rf"^{FIELD}(?:,{FIELD}){{0,{width - 1}}}$" if width <= BOUND else rf"^{FIELD}(?:,{FIELD})*$"
 
 
-def _records(path: Path, lines: Iterator[tuple[int, str]], width: int | None = None) -> Iterator[str]:
-    """The records from a line that begins one. Raises DataError at the first that breaks the format."""
-    for number, text in lines:
-        record = text.removesuffix("\n")
-        if record.count('"') % 2 == 0 and ONE.match(record):
-            _check_width(path, number, record, width)
-        elif OPENS.match(record):
-            record += "\n" + _rest(path, number, record, lines, width)
-            _check_width(path, number, record, width)
-        else:
+def _record(
+    path: Path, first: tuple[int, str], lines: Iterator[tuple[int, str]], width: int | None = None
+) -> tuple[int, str]:
+    """The number of the last line of a record, and its text. Raises DataError where it breaks the format.
+
+    first: the number of its first line, and the line; lines: those after it, of which the record's are taken;
+    width: number of fields in the header; None: the record is the header.
+    """
+    number, record = first[0], first[1].removesuffix("\n")
+    end = number
+    if record.count('"') % 2 or not ONE.match(record):
+        if not OPENS.match(record):
             raise DataError(_broken(path, number, record))
-        yield record
+        end, rest = _rest(path, number, record, lines, width)
+        record += "\n" + rest
+    _check_width(path, number, record, width)
+    return end, record
 
 
-def _rest(path: Path, start: int, opening: str, lines: Iterator[tuple[int, str]], width: int | None) -> str:
-    """The lines after the first of a record whose field is quoted over several lines."""
+def _rest(
+    path: Path, start: int, opening: str, lines: Iterator[tuple[int, str]], width: int | None
+) -> tuple[int, str]:
+    """The number of the last line of a record in several lines, and the text of the lines after its first.
+
+    Lines inside of a field are left out, except in the header: a field may be as long as the file.
+    """
     rest: list[str] = []
+    inside = alike = 0  # number of lines, and of those that look like records
     for number, text in lines:
         line = text.removesuffix("\n")
-        rest.append(line)
-        if STAYS.match(line):
+        inside += 1
+        if width is None and inside > SWALLOWED:
+            break
+        alike += width is not None and line.count(",") >= width - 1
+        stays = STAYS.match(line)
+        if width is None or not stays:
+            rest.append(line)
+        if stays:
             continue
-        _check_swallowed(path, start, number, opening, rest, width)
+        if width is not None and width > 1 and inside > SWALLOWED and alike > inside / 2:
+            raise DataError(
+                f"{path}: the quotation mark opened in line {start:,} ({_shown(opening)}) is closed only in line "
+                f"{number:,} and would swallow the rows between: close it in line {start:,}; a field that is really "
+                "so long needs parquet or JSON lines"
+            )
         if REOPENS.match(line):
             continue
         if CLOSES.match(line):
-            return "\n".join(rest)
+            return number, "\n".join(rest)
         raise DataError(
             f"{path}: the quotation mark opened in line {start:,} ({_shown(opening)}) is closed in line {number:,} "
             f"({_shown(line)}), where text follows: close it before, and write a mark inside a field twice"
@@ -111,18 +141,6 @@ def _rest(path: Path, start: int, opening: str, lines: Iterator[tuple[int, str]]
         f"{path}: a quotation mark is opened and not closed in line {start:,} ({_shown(opening)}): "
         "close it, and write a mark inside a field twice"
     )
-
-
-def _check_swallowed(path: Path, start: int, end: int, opening: str, inside: list[str], width: int | None) -> None:
-    if width is None or len(inside) <= SWALLOWED:
-        return
-    alike = sum(line.count(",") >= width - 1 for line in inside)
-    if width > 1 and alike > len(inside) / 2:
-        raise DataError(
-            f"{path}: the quotation mark opened in line {start:,} ({_shown(opening)}) is closed only in line {end:,} "
-            f"and would swallow the rows between: close it in line {start:,}; a field that is really so long needs "
-            "parquet or JSON lines"
-        )
 
 
 def _width(record: str) -> int:

@@ -196,14 +196,17 @@ def _check_encoding(path: Path) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")()
     done = lines = 0
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while True:
+            chunk = file.read(CHUNK)
             pending = len(decoder.getstate()[0])
             try:
-                decoder.decode(chunk, final=len(chunk) < CHUNK)
+                decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 at = done - pending + error.start
                 lines += chunk[: max(0, error.start - pending)].count(b"\n")
                 raise DataError(_not_utf8(path, at, lines + 1)) from None
+            if not chunk:
+                return
             done += len(chunk)
             lines += chunk.count(b"\n")
 

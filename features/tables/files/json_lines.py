@@ -139,7 +139,8 @@ def _survey(path: Path, wanted: Sequence[str]) -> tuple[list[str], list[Fault]]:
         present = set().union(*batch.rows)
         keys |= dict.fromkeys(name for name in wanted if name in present)
         for name in keys:
-            batch.texts(name)
+            if not _is_plain(name, batch.kinds(name)):
+                batch.texts(name)
         faults |= dict.fromkeys(batch.faults)
     if not keys:
         raise DataError(f"{path}: none of the first {KEYS_FROM} lines is a JSON object; write one object a line")
@@ -150,6 +151,8 @@ def _survey(path: Path, wanted: Sequence[str]) -> tuple[list[str], list[Fault]]:
 
 def _frame(lines: list[bytes], names: Sequence[str], faults: Sequence[Fault], columns: Sequence[str]) -> pl.DataFrame:
     """Some of the columns of a batch of lines."""
+    if not columns:  # the rows alone
+        return pl.DataFrame(height=len(lines))
     if list(columns) == [LINE]:  # what counts the rows
         return pl.DataFrame({LINE: pl.Series([line.decode() for line in lines], dtype=pl.String)})
     batch = _Batch.of(lines)
@@ -194,13 +197,17 @@ class _Batch:
         """Note a fault."""
         self.faults.setdefault((kind, name), []).append(row)
 
+    def kinds(self, name: str) -> set[type]:
+        """The types of a column's fields."""
+        return {type(row.get(name)) for row in self.rows}
+
     def texts(self, name: str) -> list[str | None]:
         """The fields of a column as text; their faults are noted."""
         values = [row.get(name) for row in self.rows]
         kinds = set(map(type, values))
         if kinds <= {str, NoneType}:
             return values
-        if kinds <= {str, int, NoneType} or (kinds <= {str, int, float, NoneType} and name in PLAIN):
+        if _is_plain(name, kinds):
             return [value if value is None else str(value) for value in values]
         out = []
         for n, value in enumerate(values):
@@ -209,6 +216,11 @@ class _Batch:
                 self.fault(fault, name, n)
             out.append(text)
         return out
+
+
+def _is_plain(name: str, kinds: set[type]) -> bool:
+    """Whether no field of a column has a fault, and the text of each is that of the value. kinds: their types."""
+    return kinds <= {str, int, NoneType} or (kinds <= {str, int, float, NoneType} and name in PLAIN)
 
 
 def _text(line: bytes, name: str, value: Any) -> tuple[str | None, str | None]:

@@ -152,6 +152,8 @@ def _frame(path: Path, table: pa.Table, schema: pa.Schema) -> pl.DataFrame:
                 f"{path}: {name} has type {table.schema.field(name).type}, which cannot be read ({error}); "
                 "cast the column, or leave it out"
             ) from error
+    if not columns:
+        return pl.DataFrame(height=table.num_rows)
     frame = pl.from_arrow(pa.table(columns))
     assert isinstance(frame, pl.DataFrame)
     return frame
