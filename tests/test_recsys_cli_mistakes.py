@@ -310,6 +310,13 @@ def test_a_faulty_setting_of_the_service_is_told(
     assert_told(tool("serve"), variable.lower(), value)
 
 
+def test_the_error_of_a_setting_shows_no_password(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSYS_SERVE__PORT", "redis://u:s3cret@store/0")
+    told = tool("serve")
+    assert_told(told, "setting port = 'redis://store/0'")
+    assert "s3cret" not in told[2]
+
+
 @pytest.fixture
 def taken() -> Iterator[int]:
     """A port that another program listens on."""
