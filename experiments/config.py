@@ -65,12 +65,24 @@ class RunConfig(StrictModel):
         update = {name: type(getattr(self, name)).model_validate(values) for name, values in sections.items()}
         return self.model_copy(update=update)
 
+    def recorded(self) -> dict[str, Any]:
+        """All settings, for bundles and trackers, which other people read: URLs are without password and query."""
+        return {key: _without_secrets(value) for key, value in self.model_dump().items()}
+
     @field_validator("baselines")
     @classmethod
     def _check_baselines(cls, baselines: dict[str, dict[str, int | float]]) -> dict[str, dict[str, int | float]]:
         for name, arguments in baselines.items():
             check_baseline(name, arguments)
         return baselines
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_without_secrets, value))
+    return describe_url(value) if isinstance(value, str) and "://" in value else value
 
 
 def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> RunConfig:

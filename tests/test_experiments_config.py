@@ -223,6 +223,17 @@ def test_no_error_of_an_override_shows_a_secret(load, value):
     assert "s3cret" not in str(caught.value)
 
 
+def test_what_is_recorded_of_a_run_has_no_secrets(load):
+    encoder = SERVER | {"base_url": "http://u:s3cret@host:80/v1?key=s3cret"}
+    data = {"source": "folder", "path": ".", "origin": "s3://u:s3cret@bucket/x", "events": {"positive": {"a": None}}}
+    config = load(encoder=encoder, data=data)
+    recorded = config.recorded()
+    assert recorded["encoder"]["base_url"] == "http://host:80/v1"
+    assert recorded["data"]["origin"] == "s3://bucket/x"
+    recorded["encoder"], recorded["data"] = config.encoder.model_dump(), config.data.model_dump()
+    assert recorded == config.model_dump()
+
+
 def test_an_expanded_string_is_plain_text(load):
     assert type(load({"WHERE": "there"}, bundles="$WHERE").bundles) is str
 

@@ -6,6 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json, to_jsonable_python
+
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, encode_contents, keep_frequent, load_dataset
 from experiments.evaluation.outcomes import outcome_rows, write_outcomes
@@ -52,7 +54,7 @@ def train(
     kept = encode_contents(kept, config, reporter.steps)
     report_window(config, kept, reporter)
     first = next(iter(splits.values()))
-    tracker.start(config.name, config.model_dump(), run_tags(config, dataset) | {"split_hash": first.hash})
+    tracker.start(config.name, config.recorded(), run_tags(config, dataset) | {"split_hash": first.hash})
     try:
         stages.next()
         outcomes, selected, trained = fit_and_evaluate(config, kept, splits, reporter, tracker)
@@ -130,7 +132,7 @@ def evaluate_run(config: RunConfig, reporter: Reporter, *, outcomes_file: Path |
             outcomes_by_placement[name].append(outcomes)
             rows += [outcome_rows(outcome, name, number, kept.users, kept.catalog.ids) for outcome in outcomes]
     if outcomes_file is not None:
-        write_outcomes(outcomes_file, rows, {"config": config.model_dump_json()} | run_tags(config, dataset))
+        write_outcomes(outcomes_file, rows, {"config": to_json(config.recorded()).decode()} | run_tags(config, dataset))
     return [
         comparison(
             config,
@@ -217,7 +219,7 @@ def manifest_facts(
 ) -> dict[str, Any]:
     """What the manifest of the bundle records about the run."""
     return {
-        "config": config.model_dump(mode="json"),
+        "config": to_jsonable_python(config.recorded()),
         "data_hash": dataset.hash,
         "split_hash": splits[0].hash if splits else None,
         "code_version": code_version(),
