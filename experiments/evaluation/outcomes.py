@@ -69,6 +69,20 @@ def write_outcomes(path: Path, rows: Sequence[pl.DataFrame], facts: Mapping[str,
         raise FileError(f"outcomes cannot be written: {reason}") from error
 
 
+def check_replaceable(path: Path) -> None:
+    """Raises FileError where something else than outcomes stands at the path. A missing or empty file is fine."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise FileError(f"{path} is not a regular file: outcomes are written to a file; choose another path")
+    try:
+        if path.stat().st_size == 0 or dict(pl.read_parquet_schema(path)) == SCHEMA:
+            return
+    except pl.exceptions.PolarsError:  # no parquet file
+        pass
+    raise FileError(f"{path} is no file of outcomes, and would be replaced: move it, or choose another path")
+
+
 def read_outcomes(path: Path) -> pl.DataFrame:
     """The rows of a file. Raises DataError where it cannot be read, or is not a file of outcomes."""
     try:

@@ -10,7 +10,7 @@ from pydantic_core import to_json, to_jsonable_python
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, encode_contents, keep_frequent, load_dataset
-from experiments.evaluation.outcomes import outcome_rows, write_outcomes
+from experiments.evaluation.outcomes import check_replaceable, outcome_rows, write_outcomes
 from experiments.evaluation.ranking import Comparison, Outcome, evaluate, join_windows
 from experiments.pipelines.fit import (
     RERANKED,
@@ -118,6 +118,8 @@ def evaluate_run(config: RunConfig, reporter: Reporter, *, outcomes_file: Path |
     outcomes_file: where the rank of every event is written to, see `write_outcomes`.
     """
     preflight(config, outcomes=outcomes_file)
+    if outcomes_file is not None:
+        check_replaceable(outcomes_file)
     dataset = load_dataset(config, reporter.steps)
     report_dataset(dataset, reporter)
     windows = evaluation_windows(config, dataset)
@@ -132,7 +134,9 @@ def evaluate_run(config: RunConfig, reporter: Reporter, *, outcomes_file: Path |
             outcomes_by_placement[name].append(outcomes)
             rows += [outcome_rows(outcome, name, number, kept.users, kept.catalog.ids) for outcome in outcomes]
     if outcomes_file is not None:
-        write_outcomes(outcomes_file, rows, {"config": to_json(config.recorded()).decode()} | run_tags(config, dataset))
+        write_outcomes(
+            outcomes_file, rows, {"config": to_json(config.recorded()).decode()} | run_tags(config, dataset)
+        )
     return [
         comparison(
             config,
