@@ -92,6 +92,8 @@ def read_outcomes(path: Path) -> pl.DataFrame:
         raise DataError(f"{path}: outcomes cannot be read: {describe_os_error(error)}") from error
     if dict(table.schema) != SCHEMA:
         raise DataError(f"{path} is no file of outcomes; `recsys evaluate CONFIG --outcomes FILE` writes one")
+    if repeated := len(table) - table.select("model", *EVENT).n_unique():
+        raise DataError(f"{path}: {repeated:,} rows repeat the model and event of another row; evaluate again")
     return table
 
 
