@@ -273,6 +273,23 @@ def test_a_mistake_is_told_in_one_line(line: str, tool: Tool) -> None:
     assert_told(tool(*line.split()), *MISTAKES[line])
 
 
+def test_an_empty_name_of_a_bundle_is_told(tool: Tool) -> None:
+    assert_told(tool("bundle", "publish", ""), "the name of a bundle is empty", "recsys bundle list")
+
+
+@pytest.mark.parametrize(
+    "environment", [{"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "x"}, {"WORLD_SIZE": "0"}]
+)
+def test_variables_of_torchrun_that_are_not_whole_are_told(
+    environment: dict[str, str], tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert_told(tool("--version"), "TORCHELASTIC_RUN_ID is set", "start the command with torchrun")
+
+
 def test_a_store_that_is_not_named_is_told(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REDIS_URL")
     assert_told(tool("features", "refresh", "toy.yaml"), "REDIS_URL is not set", "redis://")

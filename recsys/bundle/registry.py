@@ -31,8 +31,10 @@ def current_bundle(root: Path) -> Path:
 def find_bundle(root: Path, name: str) -> Path:
     """The folder of a bundle, by its fingerprint, a prefix of it, or `current`.
 
-    Raises BundleError when no bundle or several bundles match.
+    Raises BundleError when the name is empty, and when no bundle or several bundles match.
     """
+    if not name:
+        raise BundleError(f"{root}: the name of a bundle is empty; `recsys bundle list` shows the names")
     if name == CURRENT:
         return current_bundle(root)
     matches = [path for path in list_bundles(root) if path.name.startswith(name)]
