@@ -19,10 +19,11 @@ from experiments.pipelines.tune import tune
 from experiments.pipelines.warm_start import train_from
 from experiments.preflight import check_log, preflight
 from experiments.tracking.mlflow import NullTracker
-from features.errors import FileError, LogError, RecsysError
+from features.errors import BundleError, ConfigError, FileError, LogError, RecsysError
 from features.files import check_writable, put_file
 from recsys.bundle.io import load_bundle
-from recsys.bundle.registry import current_bundle
+from recsys.bundle.registry import current_bundle, publish_bundle
+from recsys.cli.options import bundles_folder
 
 
 @pytest.fixture
@@ -126,6 +127,25 @@ def test_a_file_that_is_no_regular_file_is_not_replaced(tmp_path):
     put_file(tmp_path / "file", lambda part: part.write_text("old"))
     put_file(tmp_path / "file", lambda part: part.write_text("new"))
     assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_bundle_is_no_folder_of_bundles(folder):
+    (folder / "bundles").mkdir()
+    (folder / "bundles" / "manifest.json").write_text("{}")
+    with pytest.raises(FileError, match="bundles is a bundle; its parent holds the bundles"):
+        preflight(config_of(folder), bundles=True)
+    with pytest.raises(ConfigError, match="bundles is a bundle; its parent holds the bundles"):
+        bundles_folder(folder / "bundles")
+
+
+def test_a_folder_in_place_of_the_link_is_not_published_over(tmp_path):
+    (tmp_path / "current").mkdir()
+    (tmp_path / "a").mkdir()
+    with pytest.raises(BundleError, match="current is not a link: move it"):
+        current_bundle(tmp_path)
+    with pytest.raises(OSError, match="current"):
+        publish_bundle(tmp_path / "a")
+    assert {path.name for path in tmp_path.iterdir()} == {"current", "a"}
 
 
 def test_a_folder_in_place_of_the_link_current_is_refused_before_training(folder):
