@@ -253,6 +253,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "bench check rows 5": ("pairs, --KEY VALUE", "recsys bench NAME --help"),
     "bench check --rows": ("pairs, --KEY VALUE",),
     "bench check --rows many": ("--rows many", "recsys bench check --help"),
+    "bench check --rows 0": ("bench check --rows 0", "from 1 on"),
     "bench check --rows -5": ("bench check --rows -5", "negative"),
     "bench metrics --seed -1": ("bench metrics --seed -1", "non-negative"),
     "bench check --raws 5": ("no option 'raws'", "rows"),

@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def _processes() -> int:
-    """Number of processes that torchrun started; 1 without it. Raises ConfigError for variables that are not whole."""
+    """Processes that torchrun started; 1 without it. Raises ConfigError for variables that are not whole."""
     from features.errors import ConfigError
 
     # Schedulers set WORLD_SIZE too; only torchrun sets TORCHELASTIC_RUN_ID.
