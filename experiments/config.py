@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from experiments.splits import SplitConfig
 from features.content.encoder_config import BuiltinConfig, EncoderConfig
 from features.content.parts import Limits
-from features.errors import ConfigError
+from features.errors import ConfigError, describe_url
 from features.schema import DataConfig, StrictModel
 from recsys.baselines import check_baseline
 from recsys.config import AlignmentConfig, RerankerConfig, RetrieverConfig, TowerConfig, TrainingConfig
@@ -65,12 +65,24 @@ class RunConfig(StrictModel):
         update = {name: type(getattr(self, name)).model_validate(values) for name, values in sections.items()}
         return self.model_copy(update=update)
 
+    def recorded(self) -> dict[str, Any]:
+        """All settings, for bundles and trackers, which other people read: URLs are without password and query."""
+        return {key: _without_secrets(value) for key, value in self.model_dump().items()}
+
     @field_validator("baselines")
     @classmethod
     def _check_baselines(cls, baselines: dict[str, dict[str, int | float]]) -> dict[str, dict[str, int | float]]:
         for name, arguments in baselines.items():
             check_baseline(name, arguments)
         return baselines
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_without_secrets, value))
+    return describe_url(value) if isinstance(value, str) and "://" in value else value
 
 
 def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> RunConfig:
@@ -146,6 +158,13 @@ class _Unexpanded(str):
     variable: str
 
 
+class _Expanded(str):
+    """A string with values of environment variables in it, which may be secret."""
+
+    written: str
+    """What the file has: the names of the variables."""
+
+
 def _expand(value: Any, environ: Mapping[str, str]) -> Any:
     """The value with environment variables in place of their names; _Unexpanded where one is not set."""
     if isinstance(value, dict):
@@ -159,7 +178,17 @@ def _expand(value: Any, environ: Mapping[str, str]) -> Any:
         unexpanded = _Unexpanded(value)
         unexpanded.variable = unset[0]
         return unexpanded
-    return VARIABLE.sub(lambda match: environ[match[1] or match[2]], value)
+    if not names:
+        return value
+    expanded = _Expanded(VARIABLE.sub(lambda match: environ[match[1] or match[2]], value))
+    expanded.written = value
+    return expanded
+
+
+def _shown(value: Any) -> str:
+    """A value for messages: the names of variables in place of their values, a URL without its password."""
+    value = value.written if isinstance(value, _Expanded) else value
+    return repr(describe_url(value) if isinstance(value, str) and "://" in value else value)
 
 
 def _check_strings(value: Any, path: Path) -> None:
@@ -172,14 +201,17 @@ def _check_strings(value: Any, path: Path) -> None:
             _check_strings(part, path)
     elif isinstance(value, _Unexpanded):
         raise ConfigError(
-            f"{path}: {str(value)!r} needs the environment variable {value.variable}, which is not set: set it"
+            f"{path}: {_shown(str(value))} needs the environment variable {value.variable}, which is not set: set it"
         )
     elif isinstance(value, str) and "\0" in value:
-        raise ConfigError(f"{path}: {value!r} has a null character, which no path or name may have: remove it")
+        raise ConfigError(f"{path}: {_shown(value)} has a null character, which no path or name may have: remove it")
 
 
 def _override(raw: dict[str, Any], name: str, text: str) -> None:
-    value = _parse(text, f"environment variable {name} = {text!r}")
+    try:
+        value = _parse(text, f"environment variable {name}")
+    except ConfigError as error:  # its text quotes the value, which may be secret
+        raise ConfigError(f"{str(error).partition(': not ')[0]}: not YAML: put a text in quotes") from None
     *sections, key = name.removeprefix(PREFIX).lower().split("__")
     for section in sections:
         raw = raw.setdefault(_matching_key(raw, section), {})
@@ -198,8 +230,16 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         similar = difflib.get_close_matches(str(problem["loc"][-1]), _keys(problem["loc"][:-1]), n=1, cutoff=0.0)
         return f"unknown key {place!r}" + (f"; did you mean {similar[0]!r}?" if similar else "")
-    hint = "; put it in quotes" if problem["type"] == "string_type" and problem["input"] is not None else ""
-    return f"{place}: {problem['msg']} (got {problem['input']!r}{hint})"
+    value, message = problem["input"], problem["msg"]
+    if problem["type"] == "union_tag_invalid":
+        written = value[problem["ctx"]["discriminator"].strip("'")]
+        message = f"{_shown(written)} is none of {problem['ctx']['expected_tags']}"
+    if problem["type"] == "missing" or isinstance(value, dict | list | tuple | BaseModel):
+        return f"{place}: {message}"  # a section: it may hold secrets
+    if isinstance(value, _Expanded):
+        message = message.replace(value, value.written)
+    hint = "; put it in quotes" if problem["type"] == "string_type" and value is not None else ""
+    return f"{place}: {message} (got {_shown(value)}{hint})"
 
 
 def _keys(place: tuple[str | int, ...]) -> list[str]:

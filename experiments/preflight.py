@@ -20,8 +20,11 @@ def preflight(config: RunConfig, *, bundles: bool = False, cache: bool = False, 
     """
     check_log(config.data.log)
     if bundles:
-        from recsys.bundle.registry import CURRENT  # imports torch: lazy, since `recsys embed` needs none
+        from recsys.bundle.io import MANIFEST  # imports torch: lazy, since `recsys embed` needs none
+        from recsys.bundle.registry import CURRENT
 
+        if (Path(config.bundles) / MANIFEST).is_file():
+            raise FileError(f"{config.bundles} is a bundle; its parent holds the bundles: set `bundles` to it")
         check_writable(Path(config.bundles), "bundles, the folder of the bundles,")
         current = Path(config.bundles) / CURRENT
         if current.exists() and not current.is_symlink():

@@ -1,5 +1,6 @@
 """Durable file writes: a file survives a crash complete, or does not exist."""
 
+import errno
 import os
 import tempfile
 import threading
@@ -40,7 +41,12 @@ def check_writable(folder: Path, purpose: str) -> None:
 
 
 def put_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Create or replace a file atomically. `write` receives a temporary path to write to. Raises OSError."""
+    """Create or replace a file atomically. `write` receives a temporary path to write to.
+
+    Raises OSError, also where something stands at the path that is not a regular file, e.g. a device.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file: move it, or choose another path", str(path))
     with _temporary(path, write) as part:
         part.replace(path)
 

@@ -42,25 +42,25 @@ class ServeSettings(BaseSettings):
             check_url(url)
         return url
 
-    store_timeout: float = Field(default=0.035, gt=0)
+    store_timeout: float = Field(default=0.035, gt=0, le=3600)
     """Seconds to wait for the store; after that the response is made without it."""
 
-    store_pause: float = Field(default=1.0, ge=0)
+    store_pause: float = Field(default=1.0, ge=0, le=3600)
     """Seconds before the next attempt after the store did not respond."""
 
-    follow_seconds: float = Field(default=0.5, gt=0)
+    follow_seconds: float = Field(default=0.5, gt=0, le=3600)
     """Seconds between checks for a new bundle and for a store that is behind the event log."""
 
-    threads: int = Field(default=4, ge=1)
+    threads: int = Field(default=4, ge=1, le=1024)
     """Largest number of requests computed at once."""
 
     search_bytes: int = Field(default=32 << 20, ge=1)
     """Largest body of a search or an item, in bytes, including its images, sounds and videos."""
 
-    search_wait: float = Field(default=10.0, gt=0)
+    search_wait: float = Field(default=10.0, gt=0, le=3600)
     """Seconds that a search waits for earlier searches; after that the response is 503 busy."""
 
-    search_seconds: float = Field(default=30.0, gt=0)
+    search_seconds: float = Field(default=30.0, gt=0, le=3600)
     """Seconds to encode a query, including loading a model; after that the response is 504 slow."""
 
     preload: bool = True

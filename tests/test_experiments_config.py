@@ -166,7 +166,7 @@ def test_the_environment_can_add_a_section(tmp_path):
         (
             "RECSYS__NAME",
             "[never closed",
-            "environment variable RECSYS__NAME = '[never closed' line 1, column 14: not YAML",
+            "environment variable RECSYS__NAME line 1, column 14: not YAML: put a text in quotes",
         ),
     ],
 )
@@ -174,6 +174,68 @@ def test_the_error_of_a_wrong_override_names_the_variable_or_key(load, name, val
     with pytest.raises(ConfigError) as caught:
         load({name: value}, seed=0)
     assert message in str(caught.value)
+
+
+SERVER = {"kind": "openai-compatible", "model": "m", "base_url": "$SERVER"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"encoder": {k: v for k, v in SERVER.items() if k != "model"}}, "encoder.openai-compatible.model: Field"),
+        ({"encoder": {k: v for k, v in SERVER.items() if k != "kind"}}, "encoder: Unable to extract tag"),
+        ({"encoder": SERVER | {"kind": "open"}}, "encoder: 'open' is none of 'builtin', "),
+        ({"encoder": SERVER | {"kind": "$SERVER"}}, "encoder: '$SERVER' is none of 'builtin', "),
+        ({"encoder": [SERVER]}, "encoder: Input should be a valid dictionary"),
+        ({"encoder": "$SERVER"}, "(got '$SERVER')"),
+        ({"seed": "$SERVER"}, "(got '$SERVER')"),
+        ({"seed": "http://u:s3cret@host/v1?key=s3cret"}, "(got 'http://host/v1')"),
+        ({"split": {"kind": "$SERVER"}}, "(got '$SERVER')"),
+        ({"bundles": "http://u:s3cret@host/$NO_SUCH"}, "'http://host/$NO_SUCH' needs the environment variable"),
+        ({"bundles": "http://u:s3cret@host/\0"}, "null character"),
+        ({"baselines": {"$SERVER": {}, "popular": {"days": "$SERVER"}}}, "(got '$SERVER')"),
+    ],
+)
+def test_no_error_shows_a_secret(load, sections, message):
+    with pytest.raises(ConfigError) as caught:
+        load({"SERVER": "http://u:s3cret@host/v1"}, **sections)
+    assert message in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[s3cret",
+        "*s3cret",
+        "!s3cret x",
+        "{s3cret: 1, s3cret: 2}",
+        "{1: s3cret",
+        "2024-13-01 # s3cret",
+        "[" * 5000 + "s3cret",
+        "{kind: openai-compatible, base_url: 'http://u:s3cret@host/v1'}",
+        "http://u:s3cret@host/v1",
+    ],
+)
+def test_no_error_of_an_override_shows_a_secret(load, value):
+    with pytest.raises(ConfigError, match=r"environment variable RECSYS__ENCODER|encoder") as caught:
+        load({"RECSYS__ENCODER": value})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_what_is_recorded_of_a_run_has_no_secrets(load):
+    encoder = SERVER | {"base_url": "http://u:s3cret@host:80/v1?key=s3cret"}
+    data = {"source": "folder", "path": ".", "origin": "s3://u:s3cret@bucket/x", "events": {"positive": {"a": None}}}
+    config = load(encoder=encoder, data=data)
+    recorded = config.recorded()
+    assert recorded["encoder"]["base_url"] == "http://host:80/v1"
+    assert recorded["data"]["origin"] == "s3://bucket/x"
+    recorded["encoder"], recorded["data"] = config.encoder.model_dump(), config.data.model_dump()
+    assert recorded == config.model_dump()
+
+
+def test_an_expanded_string_is_plain_text(load):
+    assert type(load({"WHERE": "there"}, bundles="$WHERE").bundles) is str
 
 
 def test_variables_are_expanded_in_every_string(load):

@@ -32,6 +32,13 @@ def table(rows):
     )
 
 
+def test_a_file_that_has_an_event_of_a_model_twice_is_refused(tmp_path):
+    rows = [("m", "u", "x", 1), ("m", "u", "x", 2), ("n", "u", "x", 1), ("m", "u", "y", 1)]
+    write_outcomes(tmp_path / "a.parquet", [table(rows)], {})
+    with pytest.raises(DataError, match=r"a\.parquet: 1 rows repeat the model and event of another row"):
+        compare_outcomes(tmp_path / "a.parquet", tmp_path / "a.parquet")
+
+
 @pytest.fixture
 def files(tmp_path):
     """A and B: user u has two events, v one; B alone has an event of w, A alone a model."""

@@ -6,21 +6,24 @@ import subprocess
 import sys
 from functools import partial
 
+import polars as pl
 import pytest
 from toy_data import Lines, toy_config, write_tables
 
 from experiments.config import load_config
 from experiments.dataset import embed_catalog
+from experiments.evaluation.outcomes import SCHEMA
 from experiments.pipelines.batch_slates import write_slates
 from experiments.pipelines.train import evaluate_run, train
 from experiments.pipelines.tune import tune
 from experiments.pipelines.warm_start import train_from
 from experiments.preflight import check_log, preflight
 from experiments.tracking.mlflow import NullTracker
-from features.errors import FileError, LogError, RecsysError
-from features.files import check_writable
+from features.errors import BundleError, ConfigError, FileError, LogError, RecsysError
+from features.files import check_writable, put_file
 from recsys.bundle.io import load_bundle
-from recsys.bundle.registry import current_bundle
+from recsys.bundle.registry import current_bundle, publish_bundle
+from recsys.cli.options import bundles_folder
 
 
 @pytest.fixture
@@ -95,6 +98,54 @@ def test_the_file_of_outcomes_is_tried(folder):
         evaluate_run(config, Lines(), outcomes_file=folder / "data")
     with pytest.raises(FileError, match=r"folder of the outcomes cannot be written: .*items\.csv: "):
         evaluate_run(config, Lines(), outcomes_file=folder / "data" / "items.csv" / "outcomes.parquet")
+
+
+def test_outcomes_replace_nothing_but_outcomes(folder, monkeypatch):
+    config = config_of(folder)
+    monkeypatch.setattr("experiments.dataset.read_tables", _too_late)
+    os.mkfifo(folder / "pipe")
+    pl.DataFrame({"model": ["a"]}).write_parquet(folder / "other.parquet")
+    pl.DataFrame(schema=SCHEMA).write_parquet(folder / "outcomes.parquet")
+    (folder / "empty.parquet").touch()
+    (folder / "link.parquet").symlink_to("data/items.csv")
+    with pytest.raises(FileError, match="pipe is not a regular file: outcomes are written to a file; choose another"):
+        evaluate_run(config, Lines(), outcomes_file=folder / "pipe")
+    for name in ("data/items.csv", "toy.yaml", "other.parquet", "link.parquet"):
+        with pytest.raises(FileError, match=f"{name} is no file of outcomes, and would be replaced: move it"):
+            evaluate_run(config, Lines(), outcomes_file=folder / name)
+    for name in ("outcomes.parquet", "empty.parquet", "new.parquet"):
+        with pytest.raises(TooLateError):
+            evaluate_run(config, Lines(), outcomes_file=folder / name)
+
+
+def test_a_file_that_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        put_file(tmp_path / "pipe", lambda part: part.write_text("new"))
+    assert (tmp_path / "pipe").is_fifo()
+    assert [*tmp_path.iterdir()] == [tmp_path / "pipe"]
+    put_file(tmp_path / "file", lambda part: part.write_text("old"))
+    put_file(tmp_path / "file", lambda part: part.write_text("new"))
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_bundle_is_no_folder_of_bundles(folder):
+    (folder / "bundles").mkdir()
+    (folder / "bundles" / "manifest.json").write_text("{}")
+    with pytest.raises(FileError, match="bundles is a bundle; its parent holds the bundles"):
+        preflight(config_of(folder), bundles=True)
+    with pytest.raises(ConfigError, match="bundles is a bundle; its parent holds the bundles"):
+        bundles_folder(folder / "bundles")
+
+
+def test_a_folder_in_place_of_the_link_is_not_published_over(tmp_path):
+    (tmp_path / "current").mkdir()
+    (tmp_path / "a").mkdir()
+    with pytest.raises(BundleError, match="current is not a link: move it"):
+        current_bundle(tmp_path)
+    with pytest.raises(OSError, match="current"):
+        publish_bundle(tmp_path / "a")
+    assert {path.name for path in tmp_path.iterdir()} == {"current", "a"}
 
 
 def test_a_folder_in_place_of_the_link_current_is_refused_before_training(folder):

@@ -16,8 +16,9 @@ import httpx2 as httpx
 import pytest
 from mlflow import MlflowClient
 
-from experiments.tracking.mlflow import MlflowTracker, NullTracker
+from experiments.tracking.mlflow import MlflowTracker, NullTracker, open_ui
 from experiments.tracking.plots import learning_curve
+from features.errors import ConfigError, FileError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy",  # SQLAlchemy 2.1 warns about queries of MLflow
@@ -226,6 +227,26 @@ def test_the_user_interface_lists_the_experiment_and_ends_with_the_command(numbe
     else:
         raise AssertionError("MLflow is still running")
     assert "Warning" not in (tmp_path / "output.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("uri", "error", "told"),
+    [
+        ("https://u:s3cret@host/mlflow", ConfigError, "a tracking server has its own page: open https://host/mlflow"),
+        ("HTTP://u:s3cret@host", ConfigError, "open HTTP://host"),
+        ("mysql://u:s3cret@host/db", FileError, "mysql://host/db cannot be opened: No module named 'MySQLdb'"),
+        ("foo://u:s3cret@host/x", FileError, "foo://host/x cannot be opened: "),
+        ("postgresql://u:s3cret@host:port/x", FileError, "postgresql://… cannot be opened: "),
+        ("FILE/below", FileError, "FILE/below cannot be opened: "),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_told_before_the_page_starts(uri, error, told, tmp_path, monkeypatch):
+    (tmp_path / "FILE").write_text("here")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error) as caught:
+        open_ui(5000, uri)
+    assert told in str(caught.value)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_a_null_tracker_records_nothing(tmp_path, monkeypatch):

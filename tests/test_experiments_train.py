@@ -52,7 +52,8 @@ class Recorder(NullTracker):
 
 
 def run(folder, *, tracker=None, reporter=None, environ=None, **sections):
-    config = load_config(toy_config(folder, **sections), environ or {})
+    environ = {"RECSYS__DATA__ORIGIN": "s3://u:s3cret@bucket/x"} | (environ or {})
+    config = load_config(toy_config(folder, **sections), environ)
     return train(config, tracker or NullTracker(), reporter or Lines())
 
 
@@ -81,6 +82,12 @@ def test_the_bundle_is_current_and_its_manifest_describes_the_run(done):
     rows = manifest["metrics"][0]["rows"]
     assert [r["name"] for r in rows] == MODELS
     assert all(0 <= r["ndcg_at_10"]["low"] <= r["ndcg_at_10"]["mean"] for r in rows)
+
+
+def test_no_password_of_the_configuration_is_recorded(done):
+    _, path, _, tracker, _ = done
+    assert "s3cret" not in (path / "manifest.json").read_text() + str(tracker.started)
+    assert load_bundle(path).manifest["config"]["data"]["origin"] == "s3://bucket/x"
 
 
 def test_there_is_one_table_for_each_placement(done):

@@ -204,6 +204,10 @@ def test_missing_origins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("NOT_SET_HERE", raising=False)
     with pytest.raises(SourceError, match="names a variable that is not set"):
         get(config("sequences", tmp_path / "out", "$NOT_SET_HERE/a.txt"))
+    for origin in ("https://u:s3cret@host/a.zip?key=s3cret", "https://u:s3cret@host/$NO_SUCH?key=s3cret"):
+        with pytest.raises(SourceError, match=r"data\.origin 'https://host/") as caught:
+            get(config("sequences", tmp_path / "out", origin))
+        assert "s3cret" not in str(caught.value)
     with pytest.raises(SourceError, match=r"needs data.origin"):
         get(config("sequences", tmp_path / "out"))
     with pytest.raises(SourceError, match="has no items and no events"):

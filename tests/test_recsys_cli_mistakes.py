@@ -253,6 +253,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "bench check rows 5": ("pairs, --KEY VALUE", "recsys bench NAME --help"),
     "bench check --rows": ("pairs, --KEY VALUE",),
     "bench check --rows many": ("--rows many", "recsys bench check --help"),
+    "bench check --rows 0": ("bench check --rows 0", "from 1 on"),
     "bench check --rows -5": ("bench check --rows -5", "negative"),
     "bench metrics --seed -1": ("bench metrics --seed -1", "non-negative"),
     "bench check --raws 5": ("no option 'raws'", "rows"),
@@ -271,6 +272,23 @@ MISTAKES: dict[str, tuple[str, ...]] = {
 @pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_is_told_in_one_line(line: str, tool: Tool) -> None:
     assert_told(tool(*line.split()), *MISTAKES[line])
+
+
+def test_an_empty_name_of_a_bundle_is_told(tool: Tool) -> None:
+    assert_told(tool("bundle", "publish", ""), "the name of a bundle is empty", "recsys bundle list")
+
+
+@pytest.mark.parametrize(
+    "environment", [{"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "x"}, {"WORLD_SIZE": "0"}]
+)
+def test_variables_of_torchrun_that_are_not_whole_are_told(
+    environment: dict[str, str], tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert_told(tool("--version"), "TORCHELASTIC_RUN_ID is set", "start the command with torchrun")
 
 
 def test_a_store_that_is_not_named_is_told(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,6 +326,13 @@ def test_a_faulty_setting_of_the_service_is_told(
 ) -> None:
     monkeypatch.setenv(f"RECSYS_SERVE__{variable}", value)
     assert_told(tool("serve"), variable.lower(), value)
+
+
+def test_the_error_of_a_setting_shows_no_password(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSYS_SERVE__PORT", "redis://u:s3cret@store/0")
+    told = tool("serve")
+    assert_told(told, "setting port = 'redis://store/0'")
+    assert "s3cret" not in told[2]
 
 
 @pytest.fixture

@@ -110,7 +110,15 @@ LEAST: dict[type[BaseModel], dict[str, int]] = {
 GREATEST: dict[type[BaseModel], dict[str, int]] = {
     TowerConfig: {"newcomers": 1},
     GeminiConfig: {"dimension": 3072},
-    ServeSettings: {"port": 65_535},
+    ServeSettings: {
+        "port": 65_535,
+        "threads": 1024,
+        "store_timeout": 3600,
+        "store_pause": 3600,
+        "follow_seconds": 3600,
+        "search_wait": 3600,
+        "search_seconds": 3600,
+    },
 }
 """Section -> setting -> its largest value."""
 
@@ -122,7 +130,7 @@ OUTSIDE: dict[type[BaseModel], dict[str, tuple[float, ...]]] = {
     RerankerConfig: {"learning_rate": (0,)},
     AlignmentConfig: {"learning_rate": (0,), "dropout": (1,)},
     ServeSettings: {
-        "store_timeout": (0,),
+        "store_timeout": (0, float("inf"), float("nan")),
         "follow_seconds": (0,),
         "search_wait": (0,),
         "search_seconds": (0,),

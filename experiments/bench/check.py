@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from experiments.bench.runner import Bar, Result
-from features.errors import RecsysError
+from features.errors import ConfigError, RecsysError
 
 ROWS, SHORT_ROWS = 10_000_000, 200_000
 THREADS = 2
@@ -46,7 +46,10 @@ def run(*, short: bool = False, rows: int | None = None, seed: int = 0) -> Resul
 
     Raises RecsysError when the check fails.
     """
-    rows = rows or (SHORT_ROWS if short else ROWS)
+    if rows is None:
+        rows = SHORT_ROWS if short else ROWS
+    if rows < 1:
+        raise ConfigError(f"bench check --rows {rows}: give a number from 1 on; a negative one or 0 is no table")
     with tempfile.TemporaryDirectory() as folder:
         planted = make(Path(folder), rows, seed)
         env = os.environ | {"POLARS_MAX_THREADS": str(THREADS), "OMP_NUM_THREADS": str(THREADS)}

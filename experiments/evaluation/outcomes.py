@@ -69,6 +69,20 @@ def write_outcomes(path: Path, rows: Sequence[pl.DataFrame], facts: Mapping[str,
         raise FileError(f"outcomes cannot be written: {reason}") from error
 
 
+def check_replaceable(path: Path) -> None:
+    """Raises FileError where something else than outcomes stands at the path. A missing or empty file is fine."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise FileError(f"{path} is not a regular file: outcomes are written to a file; choose another path")
+    try:
+        if path.stat().st_size == 0 or dict(pl.read_parquet_schema(path)) == SCHEMA:
+            return
+    except pl.exceptions.PolarsError:  # no parquet file
+        pass
+    raise FileError(f"{path} is no file of outcomes, and would be replaced: move it, or choose another path")
+
+
 def read_outcomes(path: Path) -> pl.DataFrame:
     """The rows of a file. Raises DataError where it cannot be read, or is not a file of outcomes."""
     try:
@@ -78,6 +92,8 @@ def read_outcomes(path: Path) -> pl.DataFrame:
         raise DataError(f"{path}: outcomes cannot be read: {describe_os_error(error)}") from error
     if dict(table.schema) != SCHEMA:
         raise DataError(f"{path} is no file of outcomes; `recsys evaluate CONFIG --outcomes FILE` writes one")
+    if repeated := len(table) - table.select("model", *EVENT).n_unique():
+        raise DataError(f"{path}: {repeated:,} rows repeat the model and event of another row; evaluate again")
     return table
 
 

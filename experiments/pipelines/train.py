@@ -6,9 +6,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json, to_jsonable_python
+
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, encode_contents, keep_frequent, load_dataset
-from experiments.evaluation.outcomes import outcome_rows, write_outcomes
+from experiments.evaluation.outcomes import check_replaceable, outcome_rows, write_outcomes
 from experiments.evaluation.ranking import Comparison, Outcome, evaluate, join_windows
 from experiments.pipelines.fit import (
     RERANKED,
@@ -52,7 +54,7 @@ def train(
     kept = encode_contents(kept, config, reporter.steps)
     report_window(config, kept, reporter)
     first = next(iter(splits.values()))
-    tracker.start(config.name, config.model_dump(), run_tags(config, dataset) | {"split_hash": first.hash})
+    tracker.start(config.name, config.recorded(), run_tags(config, dataset) | {"split_hash": first.hash})
     try:
         stages.next()
         outcomes, selected, trained = fit_and_evaluate(config, kept, splits, reporter, tracker)
@@ -116,6 +118,8 @@ def evaluate_run(config: RunConfig, reporter: Reporter, *, outcomes_file: Path |
     outcomes_file: where the rank of every event is written to, see `write_outcomes`.
     """
     preflight(config, outcomes=outcomes_file)
+    if outcomes_file is not None:
+        check_replaceable(outcomes_file)
     dataset = load_dataset(config, reporter.steps)
     report_dataset(dataset, reporter)
     windows = evaluation_windows(config, dataset)
@@ -130,7 +134,9 @@ def evaluate_run(config: RunConfig, reporter: Reporter, *, outcomes_file: Path |
             outcomes_by_placement[name].append(outcomes)
             rows += [outcome_rows(outcome, name, number, kept.users, kept.catalog.ids) for outcome in outcomes]
     if outcomes_file is not None:
-        write_outcomes(outcomes_file, rows, {"config": config.model_dump_json()} | run_tags(config, dataset))
+        write_outcomes(
+            outcomes_file, rows, {"config": to_json(config.recorded()).decode()} | run_tags(config, dataset)
+        )
     return [
         comparison(
             config,
@@ -217,7 +223,7 @@ def manifest_facts(
 ) -> dict[str, Any]:
     """What the manifest of the bundle records about the run."""
     return {
-        "config": config.model_dump(mode="json"),
+        "config": to_jsonable_python(config.recorded()),
         "data_hash": dataset.hash,
         "split_hash": splits[0].hash if splits else None,
         "code_version": code_version(),

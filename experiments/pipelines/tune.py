@@ -116,7 +116,7 @@ def tune(
     step = reporter.steps("trials", trials)
     step(n_before := len(study.get_trials(states=ENDED)))
     started = time.monotonic()
-    tracker.start(f"{config.name} tune", config.model_dump(), facts)
+    tracker.start(f"{config.name} tune", config.recorded(), facts)
     try:
         for _ in range(n_before, trials):
             late = minutes is not None and time.monotonic() - started > 60 * minutes

@@ -52,7 +52,7 @@ def train_from(
     bundle = load_bundle(Path(name) if (Path(name) / MANIFEST).is_file() else find_bundle(Path(config.bundles), name))
     check_compatible(config, bundle)
     dataset, new = load_extended(config, bundle, reporter)
-    tracker.start(config.name, config.model_dump(), run_tags(config, dataset) | {"from": bundle.fingerprint})
+    tracker.start(config.name, config.recorded(), run_tags(config, dataset) | {"from": bundle.fingerprint})
     try:
         splits, tables = evaluate_previous(config, bundle, dataset, reporter)
         trained = continue_training(config, bundle, dataset, new, reporter)

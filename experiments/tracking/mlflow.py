@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.tracking.database import opened, reason
-from features.errors import FileError, RecsysError, describe_url, missing_package
+from features.errors import ConfigError, FileError, RecsysError, describe_url, missing_package
 
 logger = logging.getLogger(__name__)
 
@@ -186,18 +186,23 @@ def open_ui(port: int, uri: str | None = None) -> int:
     """Run the MLflow user interface on loopback until it is stopped; returns the exit status: 0 after Ctrl-C, else 1.
 
     However this process ends, MLflow and its workers end too. Raises SystemExit(143) at SIGTERM, DependencyError
-    where MLflow is not installed, and what opening the database raises.
+    where MLflow is not installed, ConfigError for the address of a tracking server, and FileError or OSError where
+    the database cannot be opened.
     """
     if find_spec("mlflow") is None:
         raise missing_package("the page of tracked runs", "mlflow", "track")
     backend = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    place = describe_url(backend)
+    if backend.lower().startswith(("http://", "https://")):
+        raise ConfigError(f"MLFLOW_TRACKING_URI: a tracking server has its own page: open {place}")
     try:
         with opened(backend, _connect):  # creates the database: MLflow's workers would do it side by side
             pass
     except (RecsysError, OSError):
         raise
     except Exception as error:  # of MLflow, Alembic or SQLAlchemy
-        raise FileError(f"{describe_url(backend)} cannot be opened: {reason(error)}") from error
+        told = reason(error).strip().replace(backend, place)
+        raise FileError(f"{place} cannot be opened: {told}; correct MLFLOW_TRACKING_URI") from error
     program = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", backend]
     program += ["--host", "127.0.0.1", "--port", str(port)]
 

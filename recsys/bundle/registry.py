@@ -16,7 +16,11 @@ def publish_bundle(bundle: Path) -> None:
     link = bundle.parent / f".writing-{os.getpid()}-current"
     link.unlink(missing_ok=True)
     link.symlink_to(bundle.name)
-    link.replace(bundle.parent / CURRENT)
+    try:
+        link.replace(bundle.parent / CURRENT)
+    except OSError:
+        link.unlink()
+        raise
     sync(bundle.parent)
 
 
@@ -24,6 +28,8 @@ def current_bundle(root: Path) -> Path:
     """The folder that root/current points to. Raises BundleError when no bundle is published."""
     link = root / CURRENT
     if not link.is_symlink():
+        if link.exists():
+            raise BundleError(f"{link} is not a link: move it, and publish a bundle with `recsys bundle publish`")
         raise BundleError(f"{link}: no bundle is published there; run `recsys train CONFIG` first")
     return root / link.readlink()
 
@@ -31,8 +37,10 @@ def current_bundle(root: Path) -> Path:
 def find_bundle(root: Path, name: str) -> Path:
     """The folder of a bundle, by its fingerprint, a prefix of it, or `current`.
 
-    Raises BundleError when no bundle or several bundles match.
+    Raises BundleError when the name is empty, and when no bundle or several bundles match.
     """
+    if not name:
+        raise BundleError(f"{root}: the name of a bundle is empty; `recsys bundle list` shows the names")
     if name == CURRENT:
         return current_bundle(root)
     matches = [path for path in list_bundles(root) if path.name.startswith(name)]

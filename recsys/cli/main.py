@@ -74,8 +74,7 @@ def main() -> None:
     from features.errors import FileError, RecsysError, describe_os_error, missing_package
 
     try:
-        # Schedulers set WORLD_SIZE too; only torchrun sets TORCHELASTIC_RUN_ID.
-        if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if _processes() > 1:
             from recsys.towers.distributed import run_distributed
 
             run_distributed(_run)
@@ -110,6 +109,26 @@ def main() -> None:
         if package not in EXTRAS:
             raise
         _fail(missing_package("this command", package, EXTRAS[package]))
+
+
+def _processes() -> int:
+    """Processes that torchrun started; 1 without it. Raises ConfigError for variables that are not whole."""
+    from features.errors import ConfigError
+
+    # Schedulers set WORLD_SIZE too; only torchrun sets TORCHELASTIC_RUN_ID.
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 1
+    size = os.environ.get("WORLD_SIZE", "1")
+    needed = {"WORLD_SIZE": size}
+    if size != "1":
+        needed |= {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "MASTER_PORT")}
+    wrong = [name for name, value in needed.items() if not (value.isascii() and value.isdigit())]
+    wrong += ["WORLD_SIZE"] if size == "0" else []
+    if wrong or (size != "1" and not os.environ.get("MASTER_ADDR")):
+        name = wrong[0] if wrong else "MASTER_ADDR"
+        told = f"TORCHELASTIC_RUN_ID is set, and {name} is {os.environ.get(name, 'missing')!r}"
+        raise ConfigError(f"{told}: start the command with torchrun, or unset TORCHELASTIC_RUN_ID")
+    return int(size)
 
 
 def _run() -> None:

@@ -53,6 +53,8 @@ def bundles_folder(root: Path) -> Path:
         raise ConfigError(f"{root}: no such folder of bundles; run `recsys train CONFIG`, or give --bundles FOLDER")
     if not root.is_dir():
         raise ConfigError(f"{root}: a file; --bundles takes the folder that `recsys train` wrote bundles to")
+    if (root / "manifest.json").is_file():
+        raise ConfigError(f"{root} is a bundle; its parent holds the bundles: give --bundles {root.parent}")
     return root
 
 

@@ -36,7 +36,7 @@ def serve(
 
     from pydantic import ValidationError
 
-    from features.errors import ConfigError
+    from features.errors import ConfigError, describe_url
     from serving.settings import ServeSettings
     from serving.state.service import check_start
 
@@ -46,9 +46,9 @@ def serve(
         settings = ServeSettings(**{**settings.model_dump(), **{k: v for k, v in options.items() if v is not None}})
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(
-            f"setting {'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}"
-        ) from None
+        value = first["input"]
+        shown = describe_url(value) if isinstance(value, str) and "://" in value else value
+        raise ConfigError(f"setting {'.'.join(map(str, first['loc']))} = {shown!r}: {first['msg']}") from None
     if settings.bundles.exists() and not settings.bundles.is_dir():
         raise ConfigError(f"{settings.bundles}: a file; --bundles takes a folder")
     sockets = bind(settings.host, settings.port)

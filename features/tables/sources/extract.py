@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from features.errors import SourceError
+from features.errors import SourceError, describe_url
 from features.schema import DataConfig
 from features.tables.scan import reading
 
@@ -39,12 +39,16 @@ def origin_path(config: DataConfig, expected: str) -> Path:
         raise SourceError(f"source {config.source!r} needs data.origin: {expected}")
     if "$" in origin:
         raise SourceError(
-            f"data.origin {config.origin!r} names a variable that is not set; export it, e.g. RECSYS_DATA"
+            f"data.origin {_shown(str(config.origin))!r} names a variable that is not set; export it, e.g. RECSYS_DATA"
         )
     path = Path(origin)
     if not path.exists():
-        raise SourceError(f"data.origin {origin!r} does not exist; it must be {expected}")
+        raise SourceError(f"data.origin {_shown(origin)!r} does not exist; it must be {expected}")
     return path.resolve()
+
+
+def _shown(origin: str) -> str:
+    return describe_url(origin) if "://" in origin else origin
 
 
 def write(extract: Extract, config: DataConfig) -> Path:
