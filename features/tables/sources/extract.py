@@ -39,7 +39,7 @@ def origin_path(config: DataConfig, expected: str) -> Path:
         raise SourceError(f"source {config.source!r} needs data.origin: {expected}")
     if "$" in origin:
         raise SourceError(
-            f"data.origin {_shown(str(config.origin))!r} names a variable that is not set; export it, e.g. RECSYS_DATA"
+            f"data.origin {_shown(str(config.origin))!r} names a variable that is not set; set it, e.g. RECSYS_DATA"
         )
     path = Path(origin)
     if not path.exists():
