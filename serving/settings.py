@@ -1,18 +1,23 @@
 """Settings of the service: options of `recsys serve`, or environment variables RECSYS_SERVE__NAME."""
 
+import difflib
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from features.errors import ConfigError
 from features.store.redis import check_url
+
+PREFIX = "RECSYS_SERVE__"
 
 
 class ServeSettings(BaseSettings):
     """Settings of the service; all have defaults. Raises ConfigError when `redis_url` cannot be read."""
 
     model_config = SettingsConfigDict(
-        env_prefix="RECSYS_SERVE__", extra="forbid", frozen=True, populate_by_name=True, env_ignore_empty=True
+        env_prefix=PREFIX, extra="forbid", frozen=True, populate_by_name=True, env_ignore_empty=True
     )
 
     bundles: Path = Path("bundles")
@@ -65,3 +70,16 @@ class ServeSettings(BaseSettings):
 
     preload: bool = True
     """Load the text encoder in the background as soon as a bundle is served, not at the first search."""
+
+
+def check_names(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError for a variable RECSYS_SERVE__NAME that names no setting."""
+    settings = list(ServeSettings.model_fields)
+    for name in sorted(environ):
+        key = name.lower().removeprefix(PREFIX.lower())
+        if name.upper().startswith(PREFIX) and key not in settings:
+            similar = difflib.get_close_matches(key, settings, n=1)
+            hint = (
+                f"; did you mean {PREFIX}{similar[0].upper()}?" if similar else f"; settings: {', '.join(settings)}"
+            )
+            raise ConfigError(f"environment variable {name} names no setting of the service{hint}")

@@ -328,6 +328,16 @@ def test_a_faulty_setting_of_the_service_is_told(
     assert_told(tool("serve"), variable.lower(), value)
 
 
+def test_a_misspelt_setting_of_the_service_is_told(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSYS_SERVE__TRHEADS", "2")
+    assert_told(tool("serve"), "RECSYS_SERVE__TRHEADS names no setting", "did you mean RECSYS_SERVE__THREADS?")
+
+
+def test_a_log_that_cannot_be_opened_is_told_before_the_server_starts(tool: Tool) -> None:
+    (tool.folder / "odd" / "99999999999999999999-1.log").mkdir(parents=True)
+    assert_told(tool("serve", "--log", "odd", "--port", "0"), "the event log in odd cannot be", "Is a directory")
+
+
 def test_the_error_of_a_setting_shows_no_password(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECSYS_SERVE__PORT", "redis://u:s3cret@store/0")
     told = tool("serve")

@@ -37,9 +37,10 @@ def serve(
     from pydantic import ValidationError
 
     from features.errors import ConfigError, describe_url
-    from serving.settings import ServeSettings
+    from serving.settings import ServeSettings, check_names
     from serving.state.service import check_start
 
+    check_names(os.environ)
     options = {"bundles": bundles, "log": log, "host": host, "port": port}
     try:
         settings = ServeSettings.model_validate({})
@@ -52,8 +53,12 @@ def serve(
     if settings.bundles.exists() and not settings.bundles.is_dir():
         raise ConfigError(f"{settings.bundles}: a file; --bundles takes a folder")
     sockets = bind(settings.host, settings.port)
-    check_start(settings)
-    _serve(settings, sockets)
+    try:
+        check_start(settings)
+        _serve(settings, sockets)
+    finally:
+        for listener in sockets:
+            listener.close()
 
 
 def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
@@ -72,7 +77,9 @@ def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
     for listener in sockets:
         host, port = listener.getsockname()[:2]
         logger.info("serving at http://%s:%d", f"[{host}]" if ":" in host else host, port)
-    server = http_server(create_app(settings), loop="uvloop", timeout_graceful_shutdown=10)
+    app = create_app(settings)
+    app.state.service.open()
+    server = http_server(app, loop="uvloop", timeout_graceful_shutdown=10)
     try:
         with suppress(KeyboardInterrupt):  # Ctrl-C is how the service is stopped
             server.run(sockets=sockets)

@@ -109,7 +109,8 @@ class ServiceState:
 
     async def start(self) -> None:
         """Open the log, connect to the store (or start one), load the bundle, fill the store, and start the loop."""
-        await asyncio.to_thread(self._open)
+        if self._log is None:
+            await asyncio.to_thread(self.open)
         await asyncio.to_thread(self.step)
         self._loop = asyncio.create_task(self._poll_loop())
 
@@ -120,7 +121,11 @@ class ServiceState:
             await self._loop
         await asyncio.to_thread(self._close)
 
-    def _open(self) -> None:
+    def open(self) -> None:
+        """Open the log and connect to the store, or start one; before the server starts, its errors can be shown.
+
+        Raises LogError, StoreError and DependencyError.
+        """
         self._log = EventLog(self.settings.log)
         for torn in self._log.torn:
             logger.warning(

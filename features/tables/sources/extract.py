@@ -38,9 +38,7 @@ def origin_path(config: DataConfig, expected: str) -> Path:
     if origin is None:
         raise SourceError(f"source {config.source!r} needs data.origin: {expected}")
     if "$" in origin:
-        raise SourceError(
-            f"data.origin {_shown(str(config.origin))!r} names a variable that is not set: export it"
-        )
+        raise SourceError(f"data.origin {_shown(str(config.origin))!r} names a variable that is not set: export it")
     path = Path(origin)
     if not path.exists():
         raise SourceError(f"data.origin {_shown(origin)!r} does not exist; it must be {expected}")
