@@ -129,11 +129,11 @@ def test_an_error_is_one_line_and_status_1(folder):
 
 
 def test_square_brackets_in_an_error_are_not_taken_as_markup(folder):
-    (folder / "bad.yaml").write_text("name: '[/red] x'\nseed: [bold]")
+    (folder / "bad.yaml").write_text("name: '[/red] x'\nseed: '[bold]'")
     done = recsys("train", folder / "bad.yaml")
     assert done.returncode == 1
     assert "bad.yaml: data: Field required" in done.stderr
-    assert "['bold']" in done.stderr
+    assert "'[bold]'" in done.stderr
 
 
 def test_the_error_of_a_source_name_lists_the_configurations_of_that_source(folder):
