@@ -210,6 +210,7 @@ def open_ui(port: int, uri: str | None = None) -> int:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
     # a session of its own: Ctrl-C reaches this process alone, and the group has all processes that MLflow starts
     server = subprocess.Popen(
         [sys.executable, "-c", _CHILD, str(os.getpid()), *program],
