@@ -102,7 +102,7 @@ class DependencyError(RecsysError):
 def describe_url(url: str) -> str:
     """Scheme, host, port and path of a URL for messages: without user, password, query and fragment.
 
-    Only the scheme is shown where the host cannot be told from a password that is not percent-encoded.
+    Only the scheme is shown where the host cannot be distinguished from a password that is not percent-encoded.
     """
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     authority, tail = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]  # matches any

@@ -11,14 +11,13 @@ from typing import Any
 import orjson
 import pytest
 from service_harness import HOME, Flaky, ServiceHarness, service_harness
-from toy_service import NOW, RULES, ToyBundle, ToyShelf, toy_bundle, toy_settings, with_contents
+from toy_service import NOW, RULES, ToyBundle, ToyShelf, toy_bundle, with_contents
 
-from features.errors import BundleError, DependencyError, LogError
+from features.errors import BundleError
 from features.log.event_log import read
 from features.log.item_changes import ItemChanges
 from features.log.records import Exposure, ItemDeleted, ItemPut
 from serving.state import service as service_module
-from serving.state.service import check_start
 
 
 def ready(harness: ServiceHarness) -> tuple[int, str, dict[str, str]]:
@@ -223,17 +222,6 @@ def test_a_store_that_may_lose_users_is_noted(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(Flaky, "warning", lambda self: "")
         harness.service.step()
         assert ready(harness) == (200, "ready", {})
-
-
-def test_what_the_service_needs_is_checked_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_start(toy_settings(tmp_path))
-    (tmp_path / "file").touch()
-    with pytest.raises(LogError, match="a file stands where a folder is needed"):
-        check_start(toy_settings(tmp_path, log=tmp_path / "file"))
-    monkeypatch.setattr(service_module, "server_binary", lambda: (_ for _ in ()).throw(DependencyError("none")))
-    with pytest.raises(DependencyError):
-        check_start(toy_settings(tmp_path))
-    check_start(toy_settings(tmp_path, redis_url="redis://localhost"))
 
 
 def test_a_probe_that_hangs_does_not_stop_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

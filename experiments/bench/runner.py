@@ -122,8 +122,8 @@ def _single(name: str, short: bool, options: Mapping[str, Any]) -> Result:
         try:
             values[option] = TypeAdapter(known[option].annotation).validate_python(value)
         except ValidationError as error:
-            told = error.errors()[0]["msg"]
-            raise ConfigError(f"bench {name}: --{option} {value}: {told}; see recsys bench {name} --help") from None
+            reason = error.errors()[0]["msg"]
+            raise ConfigError(f"bench {name}: --{option} {value}: {reason}; see recsys bench {name} --help") from None
     try:
         result: Result = measure(short=short, **values)
     except ValueError as error:

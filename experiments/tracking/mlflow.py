@@ -92,8 +92,8 @@ class MlflowTracker:
             return call()
         except Exception as error:  # of MLflow, SQLAlchemy or the network: none may fail a training
             place = describe_url(self._uri)
-            told = reason(error).replace(self._uri, place)
-            logger.warning("tracking at %s failed (%s: %s); the run goes on untracked", place, action, told)
+            cause = reason(error).replace(self._uri, place)
+            logger.warning("tracking at %s failed (%s: %s); the run goes on untracked", place, action, cause)
             self._client = None
             return None
 
@@ -201,8 +201,8 @@ def open_ui(port: int, uri: str | None = None) -> int:
     except (RecsysError, OSError):
         raise
     except Exception as error:  # of MLflow, Alembic or SQLAlchemy
-        told = reason(error).strip().replace(backend, place)
-        raise FileError(f"{place} cannot be opened: {told}; correct MLFLOW_TRACKING_URI") from error
+        cause = reason(error).strip().replace(backend, place)
+        raise FileError(f"{place} cannot be opened: {cause}; correct MLFLOW_TRACKING_URI") from error
     program = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", backend]
     program += ["--host", "127.0.0.1", "--port", str(port)]
 

@@ -41,7 +41,7 @@ def unknown_item(value: pl.Expr, known: pl.Series) -> Violation:
 def explain_unknown(events: Validated, items: Validated, known: pl.Series) -> Validated:
     """The validated events, with the causes of unknown items in the advice.
 
-    Causes that can be told: the row of the item was rejected, or its id is written in another way. known: all ids.
+    Causes that are reported: the row of the item was rejected, or its id is written in another way. known: all ids.
     """
     if not any(problem.reason == UNKNOWN for problem in events.problems):
         return events

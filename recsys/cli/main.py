@@ -126,8 +126,8 @@ def _processes() -> int:
     wrong += ["WORLD_SIZE"] if size == "0" else []
     if wrong or (size != "1" and not os.environ.get("MASTER_ADDR")):
         name = wrong[0] if wrong else "MASTER_ADDR"
-        told = f"TORCHELASTIC_RUN_ID is set, and {name} is {os.environ.get(name, 'missing')!r}"
-        raise ConfigError(f"{told}: start the command with torchrun, or unset TORCHELASTIC_RUN_ID")
+        problem = f"TORCHELASTIC_RUN_ID is set, and {name} is {os.environ.get(name, 'missing')!r}"
+        raise ConfigError(f"{problem}: start the command with torchrun, or unset TORCHELASTIC_RUN_ID")
     return int(size)
 
 

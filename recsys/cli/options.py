@@ -92,10 +92,10 @@ def bind(host: str, port: int) -> "list[socket.socket]":
     except OSError as error:
         for listener in sockets:
             listener.close()
-        told = remedies.get(
+        message = remedies.get(
             error.errno or 0, f"{host} port {port}: {error.strerror}; choose another --host or --port"
         )
-        raise ConfigError(told) from None
+        raise ConfigError(message) from None
     return sockets
 
 

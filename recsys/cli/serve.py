@@ -38,7 +38,6 @@ def serve(
 
     from features.errors import ConfigError, describe_url
     from serving.settings import ServeSettings, check_names
-    from serving.state.service import check_start
 
     check_names(os.environ)
     options = {"bundles": bundles, "log": log, "host": host, "port": port}
@@ -54,7 +53,6 @@ def serve(
         raise ConfigError(f"{settings.bundles}: a file; --bundles takes a folder")
     sockets = bind(settings.host, settings.port)
     try:
-        check_start(settings)
         _serve(settings, sockets)
     finally:
         for listener in sockets:
@@ -86,8 +84,7 @@ def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        told = f"port {settings.port} was taken during the start: choose another one with --port"
-        raise ConfigError(told) from None
+        raise ConfigError(f"port {settings.port} was taken during the start: choose another with --port") from None
     if not server.started:
         raise typer.Exit(1)
 

@@ -15,11 +15,10 @@ from features.errors import LogError, RecsysError, StoreError
 from features.interactions import now_micros
 from features.log.event_log import EventLog
 from features.log.records import Event
-from features.log.segments import check_writable
 from features.schema import DataConfig, EventRules
 from features.store.base import FeatureStore, UserState, UserStateStatus, Watermark
 from features.store.redis import RedisStore
-from features.store.redis_server import RedisServer, server_binary
+from features.store.redis_server import RedisServer
 from features.store.refresh import catch_up, refresh
 from serving.settings import ServeSettings
 from serving.state.catalog_updater import CatalogUpdater, Upsert
@@ -32,18 +31,10 @@ RETRY_SECONDS = 1.0
 
 MAX_RETRY_SECONDS = 300.0
 
-
 UNREADABLE_TABLES = (
     "the events table cannot be read (`recsys data check` says why): histories from before this service are missing"
 )
 """What is noted and logged of it. The error itself may quote a row."""
-
-
-def check_start(settings: ServeSettings) -> None:
-    """Raises LogError when the log cannot be written, and DependencyError when there is no server for the store."""
-    check_writable(settings.log)
-    if settings.redis_url is None:
-        server_binary()
 
 
 @dataclass(frozen=True)
