@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from experiments.splits import SplitConfig
 from features.content.encoder_config import BuiltinConfig, EncoderConfig
 from features.content.parts import Limits
-from features.errors import ConfigError, describe_url
+from features.errors import ConfigError, Invalid, describe_invalid, describe_url
+from features.files import not_a_file
 from features.schema import DataConfig, StrictModel
 from recsys.baselines import check_baseline
 from recsys.config import AlignmentConfig, RerankerConfig, RetrieverConfig, TowerConfig, TrainingConfig
@@ -94,6 +95,8 @@ def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> Ru
     most similar known one.
     """
     path = Path(path)
+    if wrong := not_a_file(path):
+        raise ConfigError(f"{path}: {wrong}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -102,7 +105,7 @@ def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> Ru
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8 text") from error
     raw = _parse(text, str(path))
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a mapping of sections is expected, not {type(raw).__name__}")
+        raise ConfigError(f"{path}: sections of named values are needed (got {_kind(raw)})")
     try:
         raw = _expand(raw, environ)
     except RecursionError:  # an alias of YAML that contains itself
@@ -110,12 +113,17 @@ def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> Ru
     for name in sorted(environ):
         if name.startswith(PREFIX):
             _override(raw, name, environ[name])
-    _check_strings(raw, path)
+    _check_strings(raw, str(path))
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        lines = "; ".join(_explain(problem) for problem in error.errors())
+        lines = "; ".join(map(_explain, describe_invalid(error.errors())))
         raise ConfigError(f"{path}: {lines}") from None
+
+
+def _kind(raw: object) -> str:
+    """What a YAML file holds that is no mapping."""
+    return "an empty file" if raw is None else "a list" if isinstance(raw, list) else f"the value {_shown(raw)}"
 
 
 class _Loader(yaml.SafeLoader):
@@ -188,23 +196,28 @@ def _expand(value: Any, environ: Mapping[str, str]) -> Any:
 def _shown(value: Any) -> str:
     """A value for messages: the names of variables in place of their values, a URL without its password."""
     value = value.written if isinstance(value, _Expanded) else value
-    return repr(describe_url(value) if isinstance(value, str) and "://" in value else value)
+    if isinstance(value, str):
+        return repr(describe_url(value) if "://" in value else value)
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 
-def _check_strings(value: Any, path: Path) -> None:
-    """Raises ConfigError for a string that needs a variable that is not set, and for one with a null character.
+def _check_strings(value: Any, place: str) -> None:
+    """Raises ConfigError for a string that no setting may have, with its place.
 
+    It needs a variable that is not set, has a null character, or is empty: an empty path is the working folder.
     Strings of the file that the environment overrides are not looked at: they are no longer there.
     """
     if isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            _check_strings(part, path)
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_strings(part, f"{place}{'.' if ': ' in place else ': '}{key}")
     elif isinstance(value, _Unexpanded):
         raise ConfigError(
-            f"{path}: {_shown(str(value))} needs the environment variable {value.variable}, which is not set: set it"
+            f"{place}: {_shown(str(value))} needs the environment variable {value.variable}, which is not set: set it"
         )
     elif isinstance(value, str) and "\0" in value:
-        raise ConfigError(f"{path}: {_shown(value)} has a null character, which no path or name may have: remove it")
+        raise ConfigError(f"{place}: {_shown(value)} has a null character, which no path or name may have: remove it")
+    elif isinstance(value, str) and not value.strip():
+        raise ConfigError(f"{place}: empty: give a value, or remove the key")
 
 
 def _override(raw: dict[str, Any], name: str, text: str) -> None:
@@ -225,33 +238,47 @@ def _matching_key(section: dict[str, Any], name: str) -> str:
     return next((key for key in section if re.sub(r"\W", "_", str(key)).lower() == name), name)
 
 
-def _explain(problem: Any) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        similar = difflib.get_close_matches(str(problem["loc"][-1]), _keys(problem["loc"][:-1]), n=1, cutoff=0.0)
+def _explain(invalid: Invalid) -> str:
+    """One line: the place, what is wrong there, and the value where it is no section, which may hold secrets."""
+    models, parts = _section(invalid.place[:-1])
+    place, value, reason = ".".join([*parts, *map(str, invalid.place[-1:])]), invalid.problem["input"], invalid.reason
+    kind = invalid.problem["type"]
+    if kind == "extra_forbidden":
+        keys = [key for model in models for key in model.model_fields]
+        similar = difflib.get_close_matches(str(invalid.place[-1]), keys, n=1, cutoff=0.0)
         return f"unknown key {place!r}" + (f"; did you mean {similar[0]!r}?" if similar else "")
-    value, message = problem["input"], problem["msg"]
-    if problem["type"] == "union_tag_invalid":
-        written = value[problem["ctx"]["discriminator"].strip("'")]
-        message = f"{_shown(written)} is none of {problem['ctx']['expected_tags']}"
-    if problem["type"] == "missing" or isinstance(value, dict | list | tuple | BaseModel):
-        return f"{place}: {message}"  # a section: it may hold secrets
+    if kind == "union_tag_invalid":
+        tag = invalid.problem["ctx"]["discriminator"].strip("'")
+        return f"{place}.{tag}: {reason} (got {_shown(value[tag])})"
+    if kind == "missing" or isinstance(value, dict | list | tuple | BaseModel):
+        return f"{place}: {reason}"
     if isinstance(value, _Expanded):
-        message = message.replace(value, value.written)
-    hint = "; put it in quotes" if problem["type"] == "string_type" and value is not None else ""
-    return f"{place}: {message} (got {_shown(value)}{hint})"
+        reason = reason.replace(value, value.written)
+    hint = "; put it in quotes" if kind == "string_type" and value is not None else ""
+    return f"{place}: {reason} (got {_shown(value)}{hint})"
 
 
-def _keys(place: tuple[str | int, ...]) -> list[str]:
-    """Keys of the section at this place."""
-    model: Any = RunConfig
+def _section(place: tuple[str | int, ...]) -> tuple[list[type[BaseModel]], list[str]]:
+    """The model of the section at a place of pydantic, and the place without the kinds of unions."""
+    models: list[type[BaseModel]] = [RunConfig]
+    parts: list[str] = []
     in_mapping = False  # whether the next part is a key that the user chose, e.g. the name of a placement
     for part in place:
+        if len(models) > 1:
+            models = [model for model in models if part in get_args(model.model_fields["kind"].annotation)]
+            continue
+        parts.append(str(part))
         if in_mapping:
             in_mapping = False
             continue
-        field = getattr(model, "model_fields", {}).get(part)
-        options = [field.annotation, *get_args(field.annotation)] if field else []
-        model = next((o for o in options if inspect.isclass(o) and issubclass(o, BaseModel)), None)
+        field = models[0].model_fields.get(str(part)) if models else None
+        models = _models(field.annotation) if field else []
         in_mapping = get_origin(field.annotation) is dict if field else False
-    return list(model.model_fields) if model else []
+    return models, parts
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a type admits: several in a union that the key `kind` decides."""
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

@@ -14,11 +14,15 @@ RecsysError
 └── DependencyError     a missing library, or two libraries that exclude each other
 
 Each message names the place, the value and the remedy. Exceptions of the operating system and of libraries become one
-of these classes where they enter: `describe_os_error` words what the operating system says.
+of these classes where they enter. `describe_os_error` words what the operating system says, `describe_read_error`
+what a reader of JSON says, and `describe_invalid` what pydantic says of a value.
 """
 
 import errno
+import json
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 
 class RecsysError(Exception):
@@ -88,6 +92,102 @@ def describe_os_error(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
     remedy = REMEDIES.get(error.errno or 0)
     return f"{place}{reason}; {remedy}" if remedy else f"{place}{reason}"
+
+
+def describe_read_error(error: Exception) -> str:
+    """Why a file of text or JSON that the product wrote cannot be read."""
+    if isinstance(error, OSError):
+        return describe_os_error(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 at byte {error.start}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON at line {error.lineno}, column {error.colno}"
+    return "not what this version writes"
+
+
+_NEEDED = {
+    **dict.fromkeys(("string", "bytes"), "a text"),
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    **dict.fromkeys(("dict", "mapping", "model", "dataclass"), "named values"),
+    **dict.fromkeys(("list", "tuple", "set", "frozen"), "a list"),
+    "path": "a path",
+    "date": "a date",
+    **dict.fromkeys(("datetime", "time"), "a time"),
+    "timezone": "a time with its zone",
+    "none": "null",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "multiple_of": "a multiple of {multiple_of}",
+    "finite_number": "a finite number",
+    "int_parsing_size": "a smaller number",
+    "literal_error": "{expected}",
+    "union_tag_invalid": "one of {expected_tags}",
+    "union_tag_not_found": "named values with the key {discriminator}",
+    "too_long": "a list of at most {max_length}",
+    "too_short": "a list of at least {min_length}",
+    "string_too_long": "a text of at most {max_length} characters",
+    "string_too_short": "a text of at least {min_length} characters",
+    "bytes_too_long": "a text of at most {max_length} bytes",
+}
+"""pydantic's type of an error, or the word that it begins with -> what is needed, with fields of the context."""
+
+_REASONS = {"extra_forbidden": "unknown key", "missing": "missing; add it", "json_invalid": "not valid JSON"}
+"""pydantic's type of an error -> its whole text."""
+
+_MEMBERS = {"str": "string", "bytes": "bytes", "int": "int", "float": "float", "bool": "bool"}
+"""Member of a union, which pydantic adds to the place -> the word that its errors begin with."""
+
+
+class Invalid(NamedTuple):
+    """An invalid value: its place, why it is invalid, and pydantic's record of it."""
+
+    place: tuple[str | int, ...]
+    reason: str
+    problem: Mapping[str, Any]
+
+
+def describe_invalid(problems: Iterable[Mapping[str, Any]]) -> list[Invalid]:
+    """The errors of pydantic (`ValidationError.errors()`) in the words of users, one for each place.
+
+    A reason does not quote the value: it may be secret.
+    """
+    by_place: dict[tuple[str | int, ...], list[Mapping[str, Any]]] = {}
+    for problem in problems:
+        place = tuple(problem["loc"])
+        if place and str(problem["type"]).startswith(_MEMBERS.get(str(place[-1]), "-")):
+            place = place[:-1]
+        by_place.setdefault(place, []).append(problem)
+    return [Invalid(place, _reason(found), found[0]) for place, found in by_place.items()]
+
+
+def _reason(problems: Sequence[Mapping[str, Any]]) -> str:
+    """Why one value is invalid: what is needed, where several types are possible each of them."""
+    first = problems[0]
+    if first["type"] in ("value_error", "assertion_error"):  # of our own validators; pydantic adds a word in front
+        return str(first["msg"]).partition(", ")[2]
+    if first["type"] in _REASONS:
+        return _REASONS[first["type"]]
+    needed = dict.fromkeys(map(_needed, problems))
+    if "a number" in needed:
+        needed.pop("a whole number", None)
+    return f"must be {' or '.join(needed)}"
+
+
+def _needed(problem: Mapping[str, Any]) -> str:
+    kind = str(problem["type"])
+    form = _NEEDED.get(kind) or _NEEDED.get(kind.partition("_")[0], "another value")
+    return form.format(**{name: _number(value) for name, value in problem.get("ctx", {}).items()})
+
+
+def _number(value: Any) -> Any:
+    """A number as people write it; any other value as it is."""
+    if not isinstance(value, int | float):
+        return value
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
 
 
 def missing_package(purpose: str, package: str | None, extra: str) -> "DependencyError":

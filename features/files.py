@@ -1,7 +1,8 @@
-"""Durable file writes: a file survives a crash complete, or does not exist."""
+"""What stands at a path, and durable writes: a file survives a crash complete, or does not exist."""
 
 import errno
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,34 @@ from features.errors import FileError, describe_os_error
 
 PROBE_BYTES = 4096
 """Size of the file that `check_writable` writes: a full disk may still take an empty one."""
+
+
+KINDS = {
+    stat.S_IFDIR: "a folder; give a file",
+    stat.S_IFIFO: "a pipe (FIFO); write it to a regular file, and give that file",
+    stat.S_IFSOCK: "a socket; give a regular file",
+    stat.S_IFCHR: "a device; give a regular file",
+    stat.S_IFBLK: "a device; give a regular file",
+}
+"""Type of what stands at a path -> its name and the remedy."""
+
+
+def not_a_file(path: Path) -> str | None:
+    """Why a user's file cannot be read, with the remedy; None for a regular file, or a link to one.
+
+    Every reader of a path that a user gives calls this first. Nothing is opened: a pipe would wait for its writer.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            return f"a link to {path.readlink()}, which does not exist; correct the link"
+        return "no such file; check the path"
+    except OSError as error:
+        return describe_os_error(OSError(error.errno, error.strerror))
+    except ValueError:
+        return "no path: it has a null character; remove it"
+    return None if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "not a regular file; give one")
 
 
 def sync(path: Path) -> None:

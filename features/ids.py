@@ -75,6 +75,14 @@ ID_RULES = (
 )
 """The rules of ids of users, items, events, requests and products. An id is not empty either."""
 
+NO_NULL = TextRule(
+    "with a null character",
+    "remove U+0000, which many systems take for the end of a text",
+    lambda text: "U+0000" if "\0" in text else None,
+    lambda column: column.str.contains("\0", literal=True),
+)
+"""The rule of titles, descriptions and labels, which may have other control characters."""
+
 _ORDINARY = re.compile(rf"(?!\.{{1,2}}$)[^{_CONTROL}\ud800-\udfff]{{1,{MAX_ID_BYTES // 4}}}")
 """Text that keeps all rules, judged at once: so many characters have at most MAX_ID_BYTES."""
 

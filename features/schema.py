@@ -4,7 +4,7 @@ import unicodedata
 from functools import cached_property
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 USER, ITEM, EVENT, TIME, VALUE = "user_id", "item_id", "event", "timestamp", "value"
 EVENT_ID, REQUEST_ID, POSITION, PROPENSITY = "event_id", "request_id", "position", "propensity"
@@ -23,6 +23,12 @@ MAX_ID_BYTES = 512
 
 MIN_POSITION, MAX_POSITION = 1, 10_000
 """Positions of an item in a response, counted from 1."""
+
+MAX_PLACEMENT = 100
+"""Characters of the name of a placement: it stands in URLs, records and reports."""
+
+MIN_WEIGHT, MAX_WEIGHT = 1e-9, 1e6
+"""Training weights of events: beyond them, products in single precision vanish or overflow."""
 
 MAX_PRICE = 1e12
 """The largest price, everywhere; a larger number is a mistake of its source."""
@@ -67,7 +73,7 @@ class EventRules(StrictModel):
     seen: tuple[str, ...] | None = None
     """Event types that make an item count as seen; null: all types."""
 
-    weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    weights: dict[str, Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]] = {}
     """Positive event type -> weight of its events in the loss of the towers; 1 for types that are not named."""
 
     @cached_property
@@ -114,6 +120,18 @@ class Placement(StrictModel):
     """Whether items that the user has seen may be recommended."""
 
 
+def _placement_name(name: str) -> str:
+    if not name.strip() or not name.isprintable() or len(name) > MAX_PLACEMENT:
+        raise ValueError(
+            f"the name of a placement has 1 to {MAX_PLACEMENT} characters, none of them a control character: "
+            f"{name[:MAX_PLACEMENT]!a}"
+        )
+    return name
+
+
+PlacementName = Annotated[str, AfterValidator(_placement_name)]
+
+
 class DataConfig(StrictModel):
     """Where the tables are and how they are read."""
 
@@ -127,7 +145,7 @@ class DataConfig(StrictModel):
     """File or folder that the source is read from (a GroupLens folder, a sequences file); null: a package."""
 
     events: EventRules
-    placements: dict[str, Placement] = Field(default={"home": Placement()}, min_length=1)
+    placements: dict[PlacementName, Placement] = Field(default={"home": Placement()}, min_length=1)
 
     min_train_events: Annotated[int, Field(ge=0)] = 0
     """Items with fewer training events are not in the catalogue; their number is printed. 0 keeps cold items."""

@@ -135,6 +135,7 @@ def create_app(
         lifespan=_lifespan(service, encoder_pool),
         docs_url=None,  # FastAPI's page loads a script from another host; static/docs.html replaces it
         redoc_url=None,
+        redirect_slashes=False,  # a redirect has an empty body, and names the host that the client wrote
         responses=ERRORS,
     )
     app.state.service = service

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from features.errors import RecsysError
+from features.errors import RecsysError, describe_invalid
 
 
 class ApiError(Exception):
@@ -61,9 +61,9 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
-        return ApiError(422, "bad_parameter", f"{place}: {first['msg']}", place).response()
+        first = describe_invalid(error.errors())[0]
+        place = ".".join(map(str, first.place[1:]))
+        return ApiError(422, "bad_parameter", f"{place}: {first.reason}", place).response()
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

@@ -12,6 +12,7 @@ from fastapi import Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
+from features.errors import describe_invalid
 from features.ids import TEXT_RULES, id_error
 from features.instants import parse_instant
 from features.schema import MAX_ID_BYTES, MAX_POSITION, MIN_POSITION
@@ -191,6 +192,6 @@ async def bounded_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
 
 def first_error(error: ValidationError) -> tuple[str, str]:
     """The first invalid field, and the reason."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"])[:MAX_PLACE].encode(errors="replace").decode()
-    return field, first["msg"].removeprefix("Value error, ")
+    first = describe_invalid(error.errors(include_url=False))[0]
+    field = ".".join(map(str, first.place))[:MAX_PLACE].encode(errors="replace").decode()
+    return field, first.reason

@@ -33,7 +33,10 @@ FORBIDDEN = {
 
 LAYERS = {
     "features": (
-        ("arrays", "errors", "files", "progress", "schema", "ids", "interactions", "instants", "catalog"),
+        (
+            *("arrays", "errors", "files", "child_process", "progress"),
+            *("schema", "ids", "interactions", "instants", "catalog"),
+        ),
         ("log",),
         ("tables",),
         ("store",),

@@ -212,3 +212,14 @@ def test_the_command_writes_slates(trained, tmp_path):
     assert len(read(tmp_path / "out")) == 80
     done = CliRunner().invoke(app, [*command, "--part", "one"])
     assert isinstance(done.exception, ConfigError)
+
+
+def test_slates_without_a_row_say_why(trained, tmp_path):
+    bundle, dataset = trained
+    nothing = replace(dataset, catalog=replace(dataset.catalog, available=np.zeros(len(dataset.catalog), bool)))
+    until = dataset.events.latest + 1
+    assert batch._no_rows(nothing, until, "home").startswith("no item is available and published: see `available`")
+    assert "the users have seen all items, and placement home has no repeats" in batch._no_rows(
+        dataset, until, "home"
+    )
+    assert write_slates(bundle, tmp_path, k=5, progress=silent).note == ""

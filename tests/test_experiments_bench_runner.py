@@ -101,7 +101,7 @@ def test_the_help_of_a_benchmark_lists_its_options() -> None:
 
 @pytest.mark.usefixtures("benches")
 def test_an_option_of_another_type_is_rejected() -> None:
-    with pytest.raises(ConfigError, match=r"bench m: --size x: Input should be a valid integer.*bench m --help"):
+    with pytest.raises(ConfigError, match=r"bench m: --size x: must be a whole number.*bench m --help"):
         runner.run("m", size="x")
     assert runner.run("m", size="3")["figures"]["size"] == 3
 

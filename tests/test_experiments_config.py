@@ -84,18 +84,21 @@ def test_one_error_names_every_problem(load):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"seed": "many"}, r"seed: .*integer.*\(got 'many'\)"),
-        ({"seed": -1}, r"seed: .*greater than or equal to 0 \(got -1\)"),
-        ({"seed": 2**31}, r"seed: .*less than 2147483648"),
-        ({"split": {"test": 1.5}}, r"split\.test: .*less than 1 \(got 1\.5\)"),
-        ({"split": {"kind": "random"}}, r"split\.kind: .*'time' or 'leave-last-out' \(got 'random'\)"),
+        ({"seed": "many"}, r"seed: must be a whole number \(got 'many'\)"),
+        ({"seed": -1}, r"seed: must be 0 or more \(got -1\)"),
+        ({"seed": 2**31}, r"seed: must be less than 2,147,483,648"),
+        ({"split": {"test": 1.5}}, r"split\.test: must be less than 1 \(got 1\.5\)"),
+        ({"split": {"kind": "random"}}, r"split\.kind: must be 'time' or 'leave-last-out' \(got 'random'\)"),
         ({"encoder": "bert"}, r"encoder: .*\(got 'bert'\)"),
-        ({"towers": {"dimension": 10}}, r"towers\.dimension: .*multiple of 4 \(got 10\)"),
+        ({"towers": {"dimension": 10}}, r"towers\.dimension: must be a multiple of 4 \(got 10\)"),
         ({"towers": {"nested": [16, 64]}}, r"towers: .*nested \[16, 64\]: dimensions below 64 are needed"),
         ({"baselines": {}}, r"baselines: "),
         ({"baselines": {"nonsense 3": {}}}, r"baselines: .*no baseline 'nonsense'; there are popular, "),
-        ({"baselines": {"popular": {"dais": 7}}}, r"'popular': got an unexpected keyword argument 'dais'; it takes"),
-        ({"baselines": {"popular": {"texts": 7}}}, r"unexpected keyword argument 'texts'"),
+        (
+            {"baselines": {"popular": {"dais": 7}}},
+            r"'popular' has no setting 'dais'; it has days",
+        ),
+        ({"baselines": {"popular": {"texts": 7}}}, r"'popular' has no setting 'texts'"),
         ({"training": 3}, r"training: .*\(got 3\)"),
     ],
 )
@@ -118,7 +121,7 @@ def test_a_variable_that_an_override_replaces_need_not_be_set(load):
 
 def test_a_missing_section_is_named(tmp_path):
     (tmp_path / "c.yaml").write_text("name: x")
-    with pytest.raises(ConfigError, match=r"c\.yaml: data: Field required"):
+    with pytest.raises(ConfigError, match=r"c\.yaml: data: missing; add it"):
         load_config(tmp_path / "c.yaml", {})
 
 
@@ -182,11 +185,14 @@ SERVER = {"kind": "openai-compatible", "model": "m", "base_url": "$SERVER"}
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"encoder": {k: v for k, v in SERVER.items() if k != "model"}}, "encoder.openai-compatible.model: Field"),
-        ({"encoder": {k: v for k, v in SERVER.items() if k != "kind"}}, "encoder: Unable to extract tag"),
-        ({"encoder": SERVER | {"kind": "open"}}, "encoder: 'open' is none of 'builtin', "),
-        ({"encoder": SERVER | {"kind": "$SERVER"}}, "encoder: '$SERVER' is none of 'builtin', "),
-        ({"encoder": [SERVER]}, "encoder: Input should be a valid dictionary"),
+        ({"encoder": {k: v for k, v in SERVER.items() if k != "model"}}, "encoder.model: missing; add it"),
+        (
+            {"encoder": {k: v for k, v in SERVER.items() if k != "kind"}},
+            "encoder: must be named values with the key",
+        ),
+        ({"encoder": SERVER | {"kind": "open"}}, "encoder.kind: must be one of 'builtin', "),
+        ({"encoder": SERVER | {"kind": "$SERVER"}}, "(got '$SERVER')"),
+        ({"encoder": [SERVER]}, "encoder: must be named values"),
         ({"encoder": "$SERVER"}, "(got '$SERVER')"),
         ({"seed": "$SERVER"}, "(got '$SERVER')"),
         ({"seed": "http://u:s3cret@host/v1?key=s3cret"}, "(got 'http://host/v1')"),
@@ -260,8 +266,8 @@ def test_the_error_of_an_unset_variable_names_it(load):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "a mapping of sections is expected, not NoneType"),
-        (b"- a\n- b", "a mapping of sections is expected, not list"),
+        (b"", "sections of named values are needed (got an empty file)"),
+        (b"- a\n- b", "sections of named values are needed (got a list)"),
         (b"name: [", "line 1, column 8: not YAML"),
         (b"name: \xff", "not UTF-8 at byte 6: save it as UTF-8 text"),
         ("name: x".encode("utf-16"), "not UTF-8 at byte 0"),
@@ -273,11 +279,11 @@ def test_the_error_of_an_unset_variable_names_it(load):
         (b"data: {2024-01-01: 1}", "the key 2024-01-01 is read as datetime.date(2024, 1, 1), not as text: put it in"),
         (b"? [a, b]\n: 1", "the key a list or mapping is read as"),
         (b"name: 2024-13-01", "not YAML: month must be in 1..12"),
-        (b"name: 2024-01-01\ndata: 1", "name: Input should be a valid string (got datetime.date(2024, 1, 1); put it"),
-        (b"name: yes\ndata: 1", "name: Input should be a valid string (got True; put it in quotes)"),
+        (b"name: 2024-01-01\ndata: 1", "name: must be a text (got 2024-01-01; put it"),
+        (b"name: yes\ndata: 1", "name: must be a text (got true; put it in quotes)"),
         (b"name: &a {b: *a}", "an alias contains itself"),
         (b"[" * 5000, "too many levels of nesting"),
-        (b"# only a comment", "a mapping of sections is expected, not NoneType"),
+        (b"# only a comment", "sections of named values are needed (got an empty file)"),
         (b"name: !!python/object/apply:os.getcwd []", "not YAML"),  # no code is executed
         (b"1: 2", "the key 1 is read as 1, not as text: put it in quotes"),
     ],
@@ -334,7 +340,7 @@ def test_no_number_may_be_infinite_or_not_a_number(load, place, number):
 
 @pytest.mark.parametrize("seed", [-1, 2**31, 10**40])
 def test_a_seed_that_a_library_refuses_is_refused_before_the_run(load, seed):
-    with pytest.raises(ConfigError, match="seed: Input should be"):
+    with pytest.raises(ConfigError, match="seed: must be "):
         load(seed=seed)
 
 
@@ -345,12 +351,12 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
 
 
 def test_a_folder_is_no_configuration(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="a folder; give a file"):
         load_config(tmp_path, {})
 
 
 def test_the_error_of_a_missing_file_names_it(tmp_path):
-    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file; check"):
         load_config(tmp_path / "none.yaml", {})
 
 

@@ -146,7 +146,7 @@ def broken_server(kind, uri, tmp_path):
 
 @pytest.mark.parametrize("kind", ["refused", "silent", "locked", "no database", "no scheme"])
 def test_a_tracking_server_that_does_not_work_causes_one_warning(kind, uri, tmp_path, caplog, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with caplog.at_level(logging.WARNING), broken_server(kind, uri, tmp_path) as address:
         worker = threading.Thread(target=record_run, args=(MlflowTracker(address), tmp_path), daemon=True)
@@ -156,6 +156,10 @@ def test_a_tracking_server_that_does_not_work_causes_one_warning(kind, uri, tmp_
     (message,) = warnings_of(caplog)
     assert message.startswith(f"tracking at {address.partition('?')[0]} failed (start: ")
     assert message.endswith("the run goes on untracked")
+    assert ("no server answers there: start it, or correct MLFLOW_TRACKING_URI" in message) == (
+        kind in ("refused", "silent")
+    )
+    assert not [record for record in caplog.records if record.name.startswith("urllib3")]
 
 
 def test_a_database_that_breaks_during_a_run_causes_one_warning(uri, tmp_path, caplog):

@@ -1,5 +1,6 @@
 """MLflow's SQLite file: interrupted and simultaneous first runs, repair, a project folder that was moved."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from mlflow import MlflowClient
 
 from experiments.tracking.database import opened, sqlite_file
 from experiments.tracking.mlflow import MlflowTracker
+from features.errors import FileError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy",  # SQLAlchemy 2.1 warns about queries of MLflow
@@ -71,7 +73,7 @@ def connect(uri):
         connection.execute(f"CREATE TABLE IF NOT EXISTS step{step} (x)")
         connection.commit()
         time.sleep(0.03)
-    connection.execute("CREATE TABLE IF NOT EXISTS experiments (artifact_location)")
+    connection.execute("CREATE TABLE IF NOT EXISTS experiments (name, artifact_location)")
     connection.commit()
     return connection
 
@@ -152,7 +154,7 @@ def test_an_incomplete_database_without_runs_is_replaced(
     moved = [name for name in names(tmp_path) if name.startswith("mlflow.db.damaged-")]
     messages = [r.getMessage() for r in caplog.records if r.name == "experiments.tracking.database"]
     assert len(moved) == len(messages) <= 1
-    assert all("was incomplete and has no runs" in text and str(tmp_path / moved[0]) in text for text in messages)
+    assert all("was incomplete and holds nothing" in text and str(tmp_path / moved[0]) in text for text in messages)
 
 
 def test_an_outdated_database_with_runs_is_left_as_it_is(
@@ -171,6 +173,38 @@ def test_an_outdated_database_with_runs_is_left_as_it_is(
     assert "mlflow db upgrade" in message
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "INSERT INTO experiments (experiment_id, name, workspace) VALUES (7, 'mine', 'default')",
+        "INSERT INTO registered_models (name, workspace) VALUES ('mine', 'default')",
+    ],
+)
+def test_a_database_of_another_version_that_holds_anything_is_left_as_it_is(
+    written: str, template: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    half_made(template, tmp_path / "mlflow.db", written, *DAMAGES["an unknown version"])
+    before = (tmp_path / "mlflow.db").read_bytes()
+    MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db").start("toy", {}, {})
+    assert (tmp_path / "mlflow.db").read_bytes() == before
+    assert names(tmp_path) == {"mlflow.db", ".mlflow.db.lock"}
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "experiments.tracking.mlflow"]
+    assert "another version of MLflow wrote its tables: install that version" in message
+
+
+def test_a_lock_that_is_never_released_ends_the_wait_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.tracking.database.LOCK_SECONDS", 0.2)
+    with (tmp_path / ".mlflow.db.lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with (
+            pytest.raises(FileError, match=r"mlflow\.db is locked for 0\.2 s by another process, .*: end it"),
+            opened(f"sqlite:///{tmp_path}/mlflow.db", lambda uri: uri),
+        ):
+            pass
+
+
 def test_the_file_of_a_database_that_is_used_by_others_is_not_replaced(template: Path, tmp_path: Path) -> None:
     shutil.copy(template, tmp_path / "mlflow.db")
     inode = (tmp_path / "mlflow.db").stat().st_ino
@@ -186,7 +220,9 @@ def test_one_run_opens_a_database_at_a_time(tmp_path: Path) -> None:
 
     def connect(uri: str) -> str:
         if ".writing-" in uri:
-            sqlite3.connect(uri.removeprefix("sqlite:///")).execute("CREATE TABLE experiments (artifact_location)")
+            sqlite3.connect(uri.removeprefix("sqlite:///")).execute(
+                "CREATE TABLE experiments (name, artifact_location)"
+            )
         return uri
 
     def first() -> None:

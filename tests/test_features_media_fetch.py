@@ -149,10 +149,10 @@ def test_bytes_and_files(tmp_path):
 def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo", Path("/dev/zero")):
-        with pytest.raises(ContentError, match="not a regular file"):
+        with pytest.raises(ContentError, match=r"a folder; give a file|a pipe \(FIFO\)|a device; give"):
             read(path, Limits())
     for path in (tmp_path / "none", Path("nul\0"), Path("/proc/self/mem")):
-        with pytest.raises(ContentError, match=r"cannot be read|no such"):
+        with pytest.raises(ContentError, match=r"cannot be read|no such|null character"):
             read(path, Limits())
 
 

@@ -138,7 +138,7 @@ def test_a_file_of_another_kind_in_a_grouplens_folder(tmp_path: Path, name: str,
     [
         ("s.txt", "1 2\n".encode("utf-16"), r"s.txt is text in UTF-16"),
         ("s.txt", b"1 \xe4\n", r"s.txt is not UTF-8: line 1"),
-        ("s_item2attributes.json", b"{", r"s_item2attributes.json is no JSON"),
+        ("s_item2attributes.json", b"{", r"s_item2attributes.json is damaged"),
         ("s_item2attributes.json", b'{"a":"\xe4"}', r"s_item2attributes.json is not UTF-8"),
         ("s-items.csv", b"item_id,title,genres\n1,a,b,c\n", r"s-items.csv: line 2 has 4 fields"),
     ],
@@ -196,7 +196,7 @@ def test_tables_of_the_users_own_are_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_missing_origins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SourceError, match=r"'/no/such' does not exist; it must be a folder in GroupLens format"):
+    with pytest.raises(SourceError, match=r"'/no/such': no such file; check the path; it must be a folder in Group"):
         get(config("movielens", tmp_path, "/no/such"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match=r"not in GroupLens format: .*the folder has: nothing"):

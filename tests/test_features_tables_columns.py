@@ -244,3 +244,10 @@ def test_labels_of_other_types_are_refused() -> None:
 def test_labels_that_are_times_outside_the_calendar_are_refused(stored: int, kind: pl.DataType) -> None:
     with pytest.raises(DataError, match=r"categories has type .*; it must be a list of text"):
         items_with("categories", pl.Series([[stored]]).cast(kind))
+
+
+def test_a_null_character_is_reported_and_its_text_is_left_out() -> None:
+    assert items_with("title", ["a\0b", "a\tb"]) == ([None, "a\tb"], {"title with a null character": 1})
+    assert items_with("description", ["\0", "a"]) == ([None, "a"], {"description with a null character": 1})
+    values, problems = items_with("categories", [["a", "\0"], ["b"], None, []])
+    assert (values, problems) == ([["a"], ["b"], None, []], {"categories with a null character": 1})

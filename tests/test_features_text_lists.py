@@ -16,7 +16,8 @@ from features.tables.files.text_lists import MAX_LENGTH, text_list, text_lists
 def read(column: pl.Series) -> tuple[list[Any], list[bool]]:
     """The labels of a column, and whether each is reported."""
     rule = labels("items.csv", "categories", column.dtype)
-    conditions = [violation.condition.alias("unread") for violation in rule.violations]
+    brackets = [violation for violation in rule.violations if "in brackets" in violation.reason]
+    conditions = [violation.condition.alias("unread") for violation in brackets]
     frame = column.to_frame("categories").select(rule.value.alias("labels"), *conditions)
     unread = frame.get_column("unread").to_list() if conditions else [False] * len(frame)
     assert all(violation.repaired for violation in rule.violations)

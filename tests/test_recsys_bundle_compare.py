@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_recsys_bundle_io import EVENTS, FACTS
-from toy_data import toy_catalog, toy_stage
+from test_recsys_bundle_io import EVENTS
+from toy_data import FACTS, toy_catalog, toy_stage
 
 from features.content.spaces import Embedded, SpaceKey
 from features.errors import BundleError

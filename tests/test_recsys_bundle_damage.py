@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_recsys_bundle_io import EVENTS, FACTS, seal
-from toy_data import toy_catalog, toy_stage
+from test_recsys_bundle_io import EVENTS, seal
+from toy_data import FACTS, toy_catalog, toy_stage
 from typer.testing import CliRunner
 
 from features.errors import BundleError

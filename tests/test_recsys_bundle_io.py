@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from toy_data import DAY, SMALL, noise, toy_catalog, toy_log, toy_stage
+from toy_data import DAY, FACTS, SMALL, noise, toy_catalog, toy_log, toy_stage
 
 from features.errors import BundleError
 from features.interactions import Ragged
@@ -26,14 +26,6 @@ from recsys.ranking.reranker import Reranker
 from recsys.towers.model import TwoTowers
 
 EVENTS = noise()
-FACTS: dict[str, Any] = {
-    "config": {"data": {"source": "folder", "path": "x", "events": {"positive": {"take": None}}}},
-    "data_hash": "d",
-    "split_hash": "s",
-    "code_version": "0",
-    "seed": 0,
-    "metrics": [],
-}
 
 
 def facts(number: int) -> dict[str, Any]:
@@ -285,7 +277,10 @@ def test_an_edited_manifest_is_rejected(copy, change):
 @pytest.mark.parametrize("content", ["[]", "7", "null", '"manifest"', "{}"])
 def test_json_that_is_no_manifest_is_rejected(copy, content):
     (copy / "manifest.json").write_text(content)
-    with pytest.raises(BundleError, match=r"manifest\.json: format None, this version reads 8, 9, 10; train again"):
+    reason = (
+        "format None, this version reads 8, 9, 10" if content == "{}" else "not the manifest of a bundle; restore it"
+    )
+    with pytest.raises(BundleError, match=rf"manifest\.json: {reason}.* train again"):
         load_bundle(copy)
 
 
@@ -302,7 +297,7 @@ def seal(folder, **changes):
 def test_a_missing_file_that_is_not_in_the_manifest_is_rejected(copy):
     space = {"space": {"model": "m", "revision": "1", "dimension": 2}, "maps": [], "nested": [], "channels": []}
     seal(copy, content=space)
-    with pytest.raises(BundleError, match=r"do not fit together: FileNotFoundError.*content\.safetensors"):
+    with pytest.raises(BundleError, match=r"do not fit together: .*; train again"):
         load_bundle(copy)
 
 
@@ -312,7 +307,9 @@ def test_a_manifest_with_invalid_fields_is_rejected(copy, changes):
     manifest["fingerprint"] = fingerprint_of(manifest)
     manifest["checksum"] = checksum_of(manifest)
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=r"manifest\.json: '\w+' is .*, not \w+; restore it or train again"):
+    with pytest.raises(
+        BundleError, match=r"manifest\.json: '\w+' is (null|5), not (named values|a list); restore it or train again"
+    ):
         load_bundle(copy)
 
 
@@ -349,7 +346,7 @@ WRITER = """
 import itertools, os, random, sys, time
 from pathlib import Path
 from test_recsys_bundle_io import EVENTS, facts
-from toy_data import toy_stage
+from toy_data import FACTS, toy_stage
 from recsys.bundle.io import save_bundle
 from recsys.bundle.registry import publish_bundle
 
@@ -391,7 +388,7 @@ STEPPER = """
 import itertools, os, sys
 from pathlib import Path
 from test_recsys_bundle_io import EVENTS, facts
-from toy_data import toy_stage
+from toy_data import FACTS, toy_stage
 from recsys.bundle.io import save_bundle
 from recsys.bundle.registry import publish_bundle
 import shutil

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from toy_data import DAY, noise, toy_catalog, toy_log, toy_stage
+from toy_data import DAY, FACTS, noise, toy_catalog, toy_log, toy_stage
 
 from features.content.parts import Content
 from features.content.spaces import Embedded, SpaceKey, unit
@@ -20,14 +20,6 @@ from recsys.content.content_space import ContentSpace
 from recsys.content.item_encoding import ItemVectors, embed_items
 
 SPACE = SpaceKey("words", "1", 4)
-FACTS = {
-    "config": {"data": {"source": "folder", "path": "x", "events": {"positive": {"take": None}}}},
-    "data_hash": "d",
-    "split_hash": "s",
-    "code_version": "0",
-    "seed": 0,
-    "metrics": [],
-}
 N = 30
 COLD = 29
 EVENTS = replace(noise(n_items=COLD), n_items=N)

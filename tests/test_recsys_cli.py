@@ -132,7 +132,7 @@ def test_square_brackets_in_an_error_are_not_taken_as_markup(folder):
     (folder / "bad.yaml").write_text("name: '[/red] x'\nseed: '[bold]'")
     done = recsys("train", folder / "bad.yaml")
     assert done.returncode == 1
-    assert "bad.yaml: data: Field required" in done.stderr
+    assert "bad.yaml: data: missing; add it" in done.stderr
     assert "'[bold]'" in done.stderr
 
 
@@ -141,7 +141,8 @@ def test_the_error_of_a_source_name_lists_the_configurations_of_that_source(fold
     assert error.endswith("; sequences is the source of beauty, ml-1m, toys\n")
 
 
-def test_the_service_says_where_it_serves_and_ctrl_c_ends_it_with_status_0(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGHUP, -signal.SIGTERM)])
+def test_the_service_says_where_it_serves_and_ends_in_order(number, status, tmp_path):
     code = "from recsys.cli.main import main; main()"
     command = [sys.executable, "-c", code, "serve", "--port", "0"]
     environment = os.environ | {"RECSYS_SERVE__PRELOAD": "false"}
@@ -156,9 +157,11 @@ def test_the_service_says_where_it_serves_and_ctrl_c_ends_it_with_status_0(tmp_p
     assert first == 0
     base = lines[first].rpartition(" ")[2].strip()
     assert httpx.get(f"{base}/healthz").status_code == 200
-    service.send_signal(signal.SIGINT)
-    assert "Traceback" not in service.communicate()[1]
-    assert service.returncode == 0
+    service.send_signal(number)
+    last = service.communicate()[1]
+    assert "Traceback" not in last
+    assert "Application shutdown complete" in last
+    assert service.returncode == status
 
 
 def test_configurations_are_found_by_name():

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.main import get_command
 
-from recsys.cli.main import app
+from recsys.cli.main import app, main
 
 COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "bench": (["name"], {"--short": False, "--json": False}),
@@ -78,3 +79,61 @@ def commands(command: Any, path: tuple[str, ...] = ()) -> dict[str, tuple[list[s
 
 def test_commands_options_and_defaults() -> None:
     assert commands(get_command(app)) == COMMANDS
+
+
+def empty_paths(command: Any, words: tuple[str, ...] = ()) -> list[list[str]]:
+    """Arguments of every command with one path empty: a call for each path that it takes."""
+    if below := getattr(command, "commands", {}):
+        return [call for part, inner in below.items() for call in empty_paths(inner, (*words, part))]
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    paths = [p for p in command.params if p.type_descriptor.annotation is Path]
+    given = ["x" for _ in arguments]
+    calls = [[*words, *given[:at], "", *given[at + 1 :]] for at, p in enumerate(arguments) if p in paths]
+    return calls + [[*words, p.opts[0], "", *given] for p in paths if p not in arguments]
+
+
+EMPTY = empty_paths(get_command(app))
+
+
+def test_every_path_is_found() -> None:
+    assert sum("--bundles" in call for call in EMPTY) == sum(
+        "--bundles" in options for _, options in COMMANDS.values()
+    )
+    assert len(EMPTY) == 15
+
+
+@pytest.mark.parametrize("call", EMPTY, ids=" ".join)
+def test_an_empty_path_is_refused(call: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("sys.argv", ["recsys", *call])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "the path is empty: name a file or a folder; see recsys " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("OMP_NUM_THREADS", value) for value in ("abc", "0", "-1", "1.5", "4,x", "99999999999")),
+        *(("OMP_WAIT_POLICY", value) for value in ("x", "ACTIVE PASSIVE")),
+        *(("POLARS_MAX_THREADS", value) for value in ("abc", "0", "4,2")),
+    ],
+)
+def test_a_variable_that_a_library_cannot_read_is_refused_by_its_name(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("sys.argv", ["recsys", "bundle", "list"])
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: environment variable {name} = {value!r}: must be ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("OMP_NUM_THREADS", " 4, 2 "), ("OMP_NUM_THREADS", ""), ("POLARS_MAX_THREADS", "")]
+)
+def test_a_variable_of_a_library_may_be_empty(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["recsys", "--version"])
+    monkeypatch.setenv(name, value)
+    main()

@@ -7,26 +7,19 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from toy_data import noise, toy_catalog, toy_stage
+from toy_data import FACTS, noise, toy_catalog, toy_stage
 
 from features.errors import BundleError
+from recsys.bundle import serving_copy
 from recsys.bundle.io import load_bundle, save_bundle
 from recsys.bundle.serving_copy import copies_folder, load_serving_bundle
-
-FACTS: dict[str, Any] = {
-    "config": {"data": {"source": "folder", "path": "x", "events": {"positive": {"take": None}}}},
-    "data_hash": "d",
-    "split_hash": "s",
-    "code_version": "0",
-    "seed": 0,
-    "metrics": [],
-}
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +127,65 @@ def test_no_room_for_a_copy_names_the_remedy(path: Path, monkeypatch: pytest.Mon
     with pytest.raises(BundleError, match="cannot be copied to be served: No space left on device; free space"):
         load_serving_bundle(path)
     assert copies() == []
+
+
+def test_a_service_that_loads_a_copy_does_not_keep_others_waiting(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, leave = threading.Event(), threading.Event()
+    loaded: list[Any] = []
+
+    def slow(copy: Path) -> Any:
+        if threading.current_thread() is first:
+            inside.set()
+            assert leave.wait(60)
+        return load_bundle(copy)
+
+    monkeypatch.setattr("recsys.bundle.serving_copy.load_bundle", slow)
+    first = threading.Thread(target=lambda: loaded.append(load_serving_bundle(path)))
+    first.start()
+    assert inside.wait(60)
+    second = threading.Thread(target=lambda: loaded.append(load_serving_bundle(path)))
+    second.start()
+    second.join(60)
+    assert not second.is_alive()
+    loaded.pop().close()
+    assert len(copies()) == 1  # the first service still loads it
+    leave.set()
+    first.join()
+    assert len(loaded) == 1
+    assert len(copies()) == 1
+    second.join()
+
+
+def test_services_that_find_one_copy_damaged_make_one_new_copy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = load_serving_bundle(path)
+    (copy,) = copies()
+    (copy / "vectors.npy").unlink()
+    ready = threading.Barrier(2)
+    made: list[Path] = []
+    loaded: list[Any] = []
+    copy_bundle = serving_copy._copy
+
+    def together(folder: Path) -> Any:
+        if not (folder / "vectors.npy").exists():
+            ready.wait(60)
+        return load_bundle(folder)
+
+    def counted(source: Path, manifest: bytes, target: Path) -> None:
+        made.append(target)
+        copy_bundle(source, manifest, target)
+
+    monkeypatch.setattr("recsys.bundle.serving_copy.load_bundle", together)
+    monkeypatch.setattr("recsys.bundle.serving_copy._copy", counted)
+    threads = [threading.Thread(target=lambda: loaded.append(load_serving_bundle(path))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loaded) == 2
+    assert made == [copy]
+    assert used.path == path
 
 
 SERVER = """

@@ -231,3 +231,18 @@ def test_a_probe_that_hangs_does_not_stop_the_loop(tmp_path: Path, monkeypatch: 
             patch.setattr("features.log.event_log.os.statvfs", lambda _: time.sleep(0.3))
             harness.service.step()
         assert harness.click("eve", "i1")["accepted"] == 1
+
+
+def test_a_folder_of_media_that_is_a_file_is_noted_until_it_is_moved(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "media").touch()
+    with service_harness(tmp_path) as harness:
+        code, status, notes = ready(harness)
+        assert (code, status) == (200, "degraded")
+        assert notes["media"] == (
+            f"pictures, sounds and videos of items cannot be stored: {tmp_path}/log/media: Not a directory; a file "
+            "stands where a folder is needed: move it, or choose another path"
+        )
+        (tmp_path / "log" / "media").unlink()
+        harness.service.step()
+        assert ready(harness) == (200, "ready", {})

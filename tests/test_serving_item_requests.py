@@ -47,6 +47,9 @@ INVALID_ITEMS: list[tuple[bytes, int, str]] = [
     (b'{"categories": "x"}', 422, "categories"),
     (b'{"categories": [1]}', 422, "categories.0"),
     (orjson.dumps({"categories": ["x"] * 101}), 422, "categories"),
+    (b'{"title": "a\\u0000b"}', 422, "title"),
+    (b'{"description": "a\\u0000"}', 422, "description"),
+    (b'{"categories": ["a", "\\u0000"]}', 422, "categories.1"),
     (b'{"price": -1}', 422, "price"),
     (b'{"price": "1"}', 422, "price"),
     (b'{"price": 1e999}', 400, "body"),
@@ -126,3 +129,8 @@ def test_equal_media_are_stored_once_named_by_their_digest(steady: ServiceHarnes
     assert fields[0] == fields[1]
     assert (log / fields[0]).read_bytes() == GREEN_PNG
     assert not list((log / "media").glob(".writing-*"))
+
+
+def test_empty_labels_are_left_out_as_in_the_tables(steady: ServiceHarness) -> None:
+    put(steady, "blank", title="blue", categories=["", " a ", " ", "b"])
+    assert ItemChanges.of(steady.folder / "log").puts["blank"].fields["categories"] == ["a", "b"]

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,6 +24,16 @@ from recsys.towers.model import TwoTowers
 START = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * 10**6
 
 SMALL = TowerConfig(dimension=8, layers=1, heads=2, history=5, dropout=0.0, id_dropout=0.0)
+
+FACTS: dict[str, Any] = {
+    "config": {"data": {"source": "folder", "path": "x", "events": {"positive": {"take": None}}}},
+    "data_hash": "d",
+    "split_hash": "s",
+    "code_version": "0",
+    "seed": 0,
+    "metrics": [],
+}
+"""What `save_bundle` is told about a run."""
 
 
 class Lines:

@@ -27,7 +27,7 @@ from experiments.splits import Targets
 from features.arrays import Bools, Doubles, Floats, Ints
 from features.catalog import item_texts
 from features.content.encoder_config import BuiltinConfig
-from features.errors import ConfigError, DataError
+from features.errors import ConfigError, DataError, describe_invalid
 from features.interactions import Interactions, Ragged
 from features.progress import silent
 from recsys.baselines.content import ContentBridge, TfidfProfile, fit_bridge, fit_tfidf
@@ -134,7 +134,7 @@ def _tower_configs(settings: RunConfig, path: str, cut: float | None, without: s
                 {"encoder.without": (*settings.encoder.without, without)}
             )
         except ValidationError as error:
-            raise ConfigError(f"{path}: --without {without}: {error.errors()[0]['msg']}") from None
+            raise ConfigError(f"{path}: --without {without}: {describe_invalid(error.errors())[0].reason}") from None
     return configs
 
 

@@ -20,7 +20,7 @@ from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
-from features.errors import ConfigError, RecsysError
+from features.errors import ConfigError, RecsysError, describe_invalid
 
 BENCHES: dict[str, str] = {
     "check": "experiments.bench.check:run",
@@ -122,7 +122,7 @@ def _single(name: str, short: bool, options: Mapping[str, Any]) -> Result:
         try:
             values[option] = TypeAdapter(known[option].annotation).validate_python(value)
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
+            reason = describe_invalid(error.errors())[0].reason
             raise ConfigError(f"bench {name}: --{option} {value}: {reason}; see recsys bench {name} --help") from None
     try:
         result: Result = measure(short=short, **values)

@@ -23,8 +23,15 @@ from experiments.config import RunConfig
 from experiments.dataset import Dataset, extend_dataset, load_dataset
 from experiments.preflight import check_log
 from features.arrays import Ints
-from features.errors import BundleError, ConfigError, FileError, describe_os_error
-from features.files import check_writable, put_file, put_new_file
+from features.errors import (
+    BundleError,
+    ConfigError,
+    FileError,
+    describe_invalid,
+    describe_os_error,
+    describe_read_error,
+)
+from features.files import check_writable, not_a_file, put_file, put_new_file
 from features.interactions import UserStates
 from features.progress import StartProgress
 from features.schema import ITEM, POSITION, USER
@@ -43,7 +50,7 @@ class BatchReport:
     """Counts of one run.
 
     shards: number of shards of this part; existing_shards: how many of them existed before; users, rows: written by
-    this run.
+    this run; note: why no row was written, "" where some were or no shard was left.
     """
 
     folder: Path
@@ -51,6 +58,7 @@ class BatchReport:
     existing_shards: int
     users: int
     rows: int
+    note: str = ""
 
 
 def write_slates(
@@ -98,7 +106,15 @@ def write_slates(
         raise FileError(
             f"{out}: slates cannot be written: {reason}; run the command again, finished shards are kept"
         ) from error
-    return BatchReport(out, len(shards), existing, written, rows)
+    note = _no_rows(dataset, until, placement) if written and not rows else ""
+    return BatchReport(out, len(shards), existing, written, rows, note)
+
+
+def _no_rows(dataset: Dataset, until: int, placement: str) -> str:
+    """Why the slates of all users are empty."""
+    if not (dataset.catalog.available & dataset.catalog.published_by(until)).any():
+        return "no item is available and published: see `available` and `published_at` of the items"
+    return f"the users have seen all items, and placement {placement} has no repeats: set `repeats` or choose another"
 
 
 def _load_dataset(bundle: Bundle, progress: StartProgress) -> Dataset:
@@ -106,9 +122,9 @@ def _load_dataset(bundle: Bundle, progress: StartProgress) -> Dataset:
     try:
         config = RunConfig.model_validate(bundle.manifest["config"])
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{bundle.path}: {place} in its configuration: {first['msg']}; train again") from None
+        first = describe_invalid(error.errors())[0]
+        place = ".".join(map(str, first.place))
+        raise BundleError(f"{bundle.path}: {place} in its configuration: {first.reason}; train again") from None
     check_log(config.data.log)
     dataset = extend_dataset(bundle.catalog, load_dataset(config, progress), int(np.iinfo(np.int64).max))
     if len(dataset.catalog) != len(bundle.catalog):
@@ -179,6 +195,8 @@ def _join_job(out: Path, job: dict[str, Any], dataset: Dataset) -> tuple[int, pl
     """
     if not (out / MANIFEST).exists():
         _start_job(out, job, dataset)
+    if wrong := not_a_file(out / MANIFEST):
+        raise FileError(f"{out / MANIFEST}: {wrong}")
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         if different := {name: manifest.get(name) for name in job if manifest.get(name) != job[name]}:
@@ -189,7 +207,7 @@ def _join_job(out: Path, job: dict[str, Any], dataset: Dataset) -> tuple[int, pl
         return int(manifest["until"]), pl.read_parquet(out / USERS).get_column(USER)
     except (ValueError, KeyError, TypeError, AttributeError, *UNREADABLE) as error:
         raise FileError(
-            f"{out}: {MANIFEST} or {USERS} is damaged ({error}): remove the folder, start anew"
+            f"{out}: {MANIFEST} or {USERS} is damaged ({describe_read_error(error)}): remove the folder, start anew"
         ) from error
 
 

@@ -7,7 +7,9 @@ of artefacts. This module therefore holds a lock, creates the file aside, and mo
 import fcntl
 import logging
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,6 +26,17 @@ ARTIFACTS = "mlruns"
 PATHS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 """(table, column) of the absolute paths of artefacts."""
 
+LOCK_SECONDS = 60.0
+"""How long a run waits for another one that creates or repairs the database."""
+
+RETRY_SECONDS = 0.1
+
+INTERNAL = ("alembic_version", "sqlite_sequence")
+"""Tables in which MLflow and SQLite keep their own state."""
+
+DEFAULTS = {"workspaces": "name != 'default'", "experiments": "name != 'Default'"}
+"""Table -> the condition of rows that MLflow has not written itself when it created the database."""
+
 SUFFIXES = ("-journal", "-wal", "-shm")
 """What SQLite writes beside a database file."""
 
@@ -34,16 +47,17 @@ Client = TypeVar("Client")
 def opened(uri: str, connect: Callable[[str], Client]) -> Iterator[Client]:
     """`connect(uri)`; where the URI names a SQLite file, the file is complete, and locked against other runs.
 
-    connect: opens a database, and creates its tables where they are missing. A file without runs whose tables are
-    incomplete is completed, or moved to NAME.damaged-TIME and created again, which is logged. A file with runs is
-    left as it is. Raises FileError for a file that is no SQLite database, and what `connect` raises.
+    connect: opens a database, and creates its tables where they are missing. A file that holds nothing (no run,
+    model or experiment) and whose tables are incomplete is completed, or moved to NAME.damaged-TIME and created
+    again, which is logged. Any other file is left as it is. Raises FileError for a file that is no SQLite database,
+    and when another process holds the lock for LOCK_SECONDS; and what `connect` raises.
     """
     path = sqlite_file(uri)
     if path is None:
         yield connect(uri)
         return
     with _locked(path):
-        if _runs(path) == 0:
+        if not _holds_records(path):
             _complete(path, connect)
         _move_artifacts(path)
         yield connect(uri)
@@ -64,7 +78,19 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def reason(error: BaseException) -> str:
-    """What the database says, else the first line of the error: SQLAlchemy's own text has many lines."""
+    """Why a database or a tracking server cannot be used, in one line, with the remedy where it is known."""
+    text = str(error)
+    if "out-of-date database schema" in text or "Can't locate revision" in text:
+        return (
+            "another version of MLflow wrote its tables: install that version, or name another database in "
+            "MLFLOW_TRACKING_URI; `mlflow db upgrade` brings an older one to this version"
+        )
+    if text.startswith("API request to"):  # an address of a tracking server
+        if "failed with exception" in text:
+            return "no server answers there: start it, or correct MLFLOW_TRACKING_URI"
+        status = re.search(r"error code (\d+)", text)
+        shown = f" (status {status[1]})" if status else ""
+        return f"what answers there is no MLflow server, or refuses the request{shown}: correct MLFLOW_TRACKING_URI"
     cause: BaseException | None = error
     while cause is not None:
         if orig := getattr(cause, "orig", None):
@@ -77,27 +103,43 @@ def reason(error: BaseException) -> str:
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock of a database file, .NAME.lock beside it; the kernel releases it when the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    until = time.monotonic() + LOCK_SECONDS
+    with (file := path.with_name(f".{path.name}.lock")).open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise FileError(
+                        f"{path} is locked for {LOCK_SECONDS:g} s by another process, e.g. a run that hangs or was "
+                        f"stopped (Ctrl-Z): end it; `fuser {file}` shows its number"
+                    ) from None
+                time.sleep(RETRY_SECONDS)
         yield
 
 
-def _runs(path: Path) -> int:
-    """Number of runs in a database file; 0 where the file or the table is missing."""
+def _holds_records(path: Path) -> bool:
+    """Whether a database file holds what people or runs have written: a run, a model, an experiment of their own."""
     if not path.exists() or path.stat().st_size == 0:
-        return 0
-    return sum(int(str(row[0])) for row in _rows(path, "runs", "SELECT count(*) FROM runs"))
+        return False
+    tables = [str(row[0]) for row in _rows(path, None, "SELECT name FROM sqlite_master WHERE type = 'table'")]
+    written = [f'SELECT 1 FROM "{t}" WHERE {DEFAULTS.get(t, "1")}' for t in tables if t not in INTERNAL]
+    return any(_rows(path, None, f"SELECT EXISTS({query})") == [(1,)] for query in written)
 
 
-def _rows(path: Path, table: str, query: str) -> list[tuple[object, ...]]:
-    """Rows of a query; none where the table is missing. Raises FileError for a file that is no SQLite database."""
+def _rows(path: Path, table: str | None, query: str) -> list[tuple[object, ...]]:
+    """Rows of a query; none where the table (None: tables that exist) is missing.
+
+    Raises FileError for a file that is no SQLite database.
+    """
     from sqlalchemy import create_engine, inspect, text
     from sqlalchemy.exc import DatabaseError, OperationalError
     from sqlalchemy.pool import NullPool
 
     engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
     try:
-        if not inspect(engine).has_table(table):
+        if table is not None and not inspect(engine).has_table(table):
             return []
         with engine.connect() as connection:
             return [tuple(row) for row in connection.execute(text(query))]
@@ -108,7 +150,7 @@ def _rows(path: Path, table: str, query: str) -> list[tuple[object, ...]]:
 
 
 def _complete(path: Path, connect: Callable[[str], object]) -> None:
-    """Create a database file, or complete one without runs. The file at `path` is replaced in one step."""
+    """Create a database file, or complete one that holds nothing. The file at `path` is replaced in one step."""
     for file in list(path.parent.iterdir()):  # of a process that was killed; we hold the lock
         if file.name.startswith(f".{path.name}.writing-"):
             file.unlink()
@@ -148,7 +190,7 @@ def _move_aside(path: Path, error: Exception) -> None:
             beside.rename(f"{moved}{suffix}")
     path.rename(moved)
     logger.warning(
-        "%s was incomplete and has no runs (%s): it is now %s; a new one is created", path, reason(error), moved
+        "%s was incomplete and holds nothing (%s): it is now %s; a new one is created", path, reason(error), moved
     )
 
 

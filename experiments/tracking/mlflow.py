@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.tracking.database import opened, reason
+from features.child_process import child_command
 from features.errors import ConfigError, FileError, RecsysError, describe_url, missing_package
 
 logger = logging.getLogger(__name__)
@@ -160,6 +161,8 @@ def _connect(uri: str) -> Any:
     # with MLflow's defaults, a dead server is retried for minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    # it logs each retry with the whole URL, which may hold a password
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
@@ -173,13 +176,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[f"{prefix}{key}".replace(" ", "_")] = value
     return out
-
-
-_CHILD = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); "
-    "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execv(sys.argv[2], sys.argv[2:])"
-)
-"""Becomes another program, which the kernel ends (SIGTERM) when its parent dies (Linux: PR_SET_PDEATHSIG)."""
 
 
 def open_ui(port: int, uri: str | None = None) -> int:
@@ -213,7 +209,7 @@ def open_ui(port: int, uri: str | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
     # a session of its own: Ctrl-C reaches this process alone, and the group has all processes that MLflow starts
     server = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(os.getpid()), *program],
+        child_command(program, signal.SIGTERM),
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         env=_ui_environment(),

@@ -19,7 +19,7 @@ from features.content.digests import FileDigests, Reading, digests, parts_read
 from features.content.parts import Audio, Content, Image, Limits, Part, Source, Text, Video
 from features.content.spaces import Embedded, Encoder, Failure, SpaceKey
 from features.content.vector_cache import VectorCache, cache_folder
-from features.errors import StoreError
+from features.errors import StoreError, describe_os_error
 from features.progress import StartProgress, Step
 from features.schema import AUDIO, IMAGE, TITLE, VIDEO
 
@@ -243,4 +243,6 @@ def _write_failed(failed: list[tuple[str, int, int, str]], path: Path) -> None:
         pl.DataFrame(failed, schema=schema, orient="row").write_parquet(partial)
         partial.replace(path)
     except OSError as error:
-        raise StoreError(f"{path}: the failures cannot be written: {error}; the vectors are stored") from error
+        raise StoreError(
+            f"{path}: the failures cannot be written: {describe_os_error(error)}; the vectors are stored"
+        ) from error

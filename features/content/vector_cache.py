@@ -7,6 +7,7 @@ earlier row with the same digest.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,7 +21,8 @@ import polars as pl
 from features.arrays import Bools
 from features.content.shards import DamagedShardError, Shards
 from features.content.spaces import Embedded, Failure, SpaceKey, same_space
-from features.errors import SpaceError, StoreError
+from features.errors import SpaceError, StoreError, describe_read_error
+from features.files import not_a_file
 
 T = TypeVar("T")
 
@@ -137,6 +139,8 @@ class VectorCache:
     def _check(self) -> None:
         """Raises SpaceError when space.json names another space, StoreError when it cannot be read."""
         path = self.folder / SPACE
+        if os.path.lexists(path) and (wrong := not_a_file(path)):
+            raise StoreError(f"{path}: {wrong}")
         try:
             header = json.loads(path.read_bytes())
             version = header.pop("format")
@@ -144,7 +148,9 @@ class VectorCache:
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{path}: cannot be read: {error}; remove the folder to embed again") from error
+            raise StoreError(
+                f"{path}: cannot be read: {describe_read_error(error)}; remove the folder to embed again"
+            ) from error
         if space is None:
             raise StoreError(f"{path}: format {version}, this code reads {FORMAT}; remove the folder to embed again")
         same_space(space, self.space, str(self.folder))

@@ -4,6 +4,7 @@
                                       when no item has used it for a day
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from features.errors import LogError
+from features.errors import LogError, describe_os_error
 from features.files import put_file, sync
 from features.interactions import DAY
 from features.log.event_log import item_changes
@@ -77,6 +78,16 @@ class ItemChanges:
         return cls(puts, frozenset(deleted))
 
 
+def media_fault(log: Path) -> str:
+    """Why no media can be stored under the log's folder, with the remedy; "" where they can."""
+    folder = log / MEDIA_FOLDER
+    if not os.path.lexists(folder) or (folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)):
+        return ""
+    number = errno.EACCES if folder.is_dir() else errno.ENOTDIR
+    reason = describe_os_error(OSError(number, os.strerror(number), str(folder)))
+    return f"pictures, sounds and videos of items cannot be stored: {reason}"
+
+
 def store_media(log: Path, data: bytes) -> str:
     """Write bytes under the log's folder, named by their hash, and return that name relative to the log.
 
@@ -90,7 +101,9 @@ def store_media(log: Path, data: bytes) -> str:
         sync(folder)  # another request may have renamed it just now
         sync(log)
     except OSError as error:
-        raise LogError(f"{folder}: media cannot be written: {error}; nothing was accepted") from error
+        raise LogError(
+            f"{folder}: media cannot be written: {describe_os_error(error)}; nothing was accepted"
+        ) from error
     return f"{MEDIA_FOLDER}/{name}"
 
 
@@ -117,7 +130,7 @@ def delete_unused_media(log: Path, in_use: Collection[str], now: int) -> int:
     try:
         paths = [path for path in folder.iterdir() if _MEDIA_NAME.fullmatch(path.name)] if folder.is_dir() else []
     except OSError as error:
-        raise LogError(f"{folder}: media cannot be listed: {error}; unused media stay") from error
+        raise LogError(f"{folder}: media cannot be listed: {describe_os_error(error)}; unused media stay") from error
     for path in paths:
         if f"{MEDIA_FOLDER}/{path.name}" in in_use:
             continue
@@ -128,7 +141,7 @@ def delete_unused_media(log: Path, in_use: Collection[str], now: int) -> int:
         except OSError as error:
             errors.append(error)
     if errors:
-        reason = f"{len(errors)} media of no item cannot be deleted: {errors[0]}"
+        reason = f"{len(errors)} media of no item cannot be deleted: {describe_os_error(errors[0])}"
         raise LogError(f"{folder}: {reason}; give the service write permission; the next start tries again")
     return deleted
 

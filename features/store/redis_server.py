@@ -9,28 +9,21 @@ import fcntl
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from features.child_process import child_command
 from features.errors import DependencyError, StoreError, describe_os_error
 
 PREFIX = "recsys-redis-"
 START_SECONDS = 10.0
 RESTART_SECONDS = 0.2
-
-# The kernel sends the signal when the *thread* that forked ends; the setting survives exec. Therefore one thread of
-# this process waits for the server, and this program runs between fork and exec: it asks for the signal, and exits
-# when the parent has died before that.
-_SHIM = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0); "
-    "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execv(sys.argv[2], sys.argv[2:])"
-)
 
 
 def server_binary() -> Path:
@@ -110,7 +103,7 @@ class RedisServer:
         while not self._stopping.is_set():
             with (self.folder / "server.log").open("wb") as output:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _SHIM, str(os.getpid()), str(self._binary), *self._options()],
+                    child_command([str(self._binary), *self._options()], signal.SIGKILL),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,

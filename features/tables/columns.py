@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from features.errors import DataError
-from features.ids import ID_RULES, TextRule
+from features.ids import ID_RULES, NO_NULL, TextRule
 from features.tables.files.text_lists import ENCLOSED, text_lists
 
 UTC = pl.Datetime("us", "UTC")
@@ -182,7 +182,10 @@ def flag(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
 
 
 def labels(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
-    """A list of labels: a list column, text with "|" between the labels, or a list as text in JSON or of Python."""
+    """A list of labels: a list column, text with "|" between the labels, or a list as text in JSON or of Python.
+
+    Blanks around a label are cut off; empty labels, and those with a null character, are left out.
+    """
     raw = pl.col(name)
     violations: tuple[Violation, ...] = ()
     inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else None
@@ -200,5 +203,8 @@ def labels(place: str, name: str, dtype: pl.DataType) -> ColumnRule:
         raise DataError(
             f"{place}: {name} has type {dtype}; it must be a list of text, or text with '|' between: cast it"
         )
-    clean = values.list.eval(pl.element().str.strip_chars())
-    return ColumnRule(clean.list.eval(pl.element().filter(pl.element().str.len_bytes() > 0)), violations)
+    element = pl.element().str.strip_chars()
+    with_null = values.list.eval(NO_NULL.condition(element)).list.any().fill_null(False)
+    violations += (Violation(f"{name} {NO_NULL.reason}", NO_NULL.advice, with_null, repaired=True),)
+    kept = element.filter((element.str.len_bytes() > 0) & ~NO_NULL.condition(element))
+    return ColumnRule(values.list.eval(kept), violations)

@@ -15,7 +15,7 @@ import polars as pl
 from features import schema
 from features.arrays import Bools, Floats
 from features.errors import DataError
-from features.ids import ID_RULES, TEXT_RULES
+from features.ids import ID_RULES, NO_NULL, TEXT_RULES
 from features.log.item_changes import ItemChanges, item_put_table
 from features.log.records import ItemPut
 from features.progress import StartProgress
@@ -304,7 +304,7 @@ def _column(raw: RawTable, name: str, kind: pl.DataType, now: datetime) -> Colum
         case schema.CATEGORIES:
             return checks.labels(*column)
         case _:
-            return checks.text(*column, required=required)
+            return checks.text(*column, required=required, rules=(NO_NULL,))
 
 
 def _undeclared(raw: RawTable, rules: dict[str, ColumnRule]) -> list[str]:

@@ -5,6 +5,7 @@ unusual row, whereas `features.tables.columns` can reject that row alone.
 """
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from features.errors import DataError
+from features.files import not_a_file
 from features.schema import CONTRACT
 from features.tables.files.csv_records import check_records
 from features.tables.files.file_format import check_format
@@ -49,10 +51,15 @@ def reading(place: str) -> Iterator[None]:
 
 
 def find_table(folder: Path, name: str) -> Path | None:
-    """The file of a table in a folder; None when there is none. Raises DataError when there are two."""
-    paths = [path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
+    """The file of a table in a folder; None when there is none.
+
+    Raises DataError when there are two, and when something else than a file has its name.
+    """
+    paths = [path for suffix in SUFFIXES if os.path.lexists(path := folder / f"{name}{suffix}")]
     if len(paths) > 1:
         raise DataError(f"{folder}: {' and '.join(p.name for p in paths)} both exist; keep one file of {name}")
+    if paths and (wrong := not_a_file(paths[0])):
+        raise DataError(f"{paths[0]}: {wrong}")
     return paths[0] if paths else None
 
 

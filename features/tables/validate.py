@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from features.arrays import Bools, Ints
-from features.errors import DataError
+from features.errors import DataError, describe_os_error
 from features.progress import StartProgress, Step
 from features.schema import AUDIO, EVENT, EVENT_ID, IMAGE, ITEM, TIME, USER, VALUE, VIDEO
 from features.tables.columns import ColumnRule, Violation, as_text
@@ -212,7 +212,7 @@ def write_rejected(validated: Validated, folder: Path, notes: list[str]) -> dict
         validated.rejected.write_parquet(part)
         os.replace(part, path)
     except OSError as error:
-        notes.append(f"rejected rows of {validated.count.table} could not be written to {path}: {error}")
+        notes.append(f"rejected rows of {validated.count.table} could not be written: {describe_os_error(error)}")
         return {}
     return {validated.count.table: str(path)}
 

@@ -38,6 +38,9 @@ KINDS: dict[str, tuple[type, ...]] = {
 }
 """Keys that every manifest has -> the types of their values."""
 
+NAMES = {dict: "named values", int: "a whole number", list: "a list"}
+"""Type of a value -> its name in messages."""
+
 _RENAMED_ARRAYS = {"words.data": "tfidf.data", "words.indices": "tfidf.indices", "words.indptr": "tfidf.indptr"}
 _RENAMED_WEIGHTS = {"turn": "rotation"}
 
@@ -46,7 +49,9 @@ T = TypeVar("T")
 
 def check_format(manifest: Any, place: str) -> int:
     """The format that a manifest declares. Raises BundleError when this version does not read it."""
-    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{place}: not the manifest of a bundle; restore it or train again")
+    version = manifest.get("format")
     if version in READABLE:
         return int(version)
     if isinstance(version, int) and version > FORMAT:
@@ -93,12 +98,12 @@ def check_manifest(manifest: Any, place: str) -> int:
     version = check_format(manifest, place)
     for key, kinds in KINDS.items():
         if key not in manifest or type(manifest[key]) not in kinds:
-            given = repr(manifest[key])[:40] if key in manifest else "missing"
-            raise BundleError(f"{place}: {key!r} is {given}, not {kinds[0].__name__}; restore it or train again")
+            given = json.dumps(manifest[key])[:40] if key in manifest else "missing"
+            raise BundleError(f"{place}: {key!r} is {given}, not {NAMES[kinds[0]]}; restore it or train again")
     try:
         name, checksum = fingerprint_of(manifest), checksum_of(manifest)
     except (AttributeError, TypeError) as error:
-        raise BundleError(f"{place}: not a manifest: {error}; restore it or train again") from error
+        raise BundleError(f"{place}: not the manifest of a bundle; restore it or train again") from error
     if manifest.get("fingerprint") != name:
         raise BundleError(
             f"{place}: does not match its own fingerprint {manifest.get('fingerprint')!r}; restore it or train again"

@@ -26,8 +26,8 @@ from safetensors.torch import save_file as save_weights
 
 from features.catalog import Catalog
 from features.content.spaces import Embedded, SpaceKey, same_space
-from features.errors import BundleError, FileError, SpaceError, describe_os_error
-from features.files import sync
+from features.errors import BundleError, FileError, SpaceError, describe_os_error, describe_read_error
+from features.files import not_a_file, sync
 from features.ids import IdMap
 from features.schema import ITEM
 from recsys.bundle.formats import (
@@ -208,11 +208,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises BundleError when it is missing, damaged or of a format that this version does not read.
     """
     path = folder / MANIFEST
+    if wrong := not_a_file(path):
+        raise BundleError(f"{path}: cannot be read: {wrong}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise BundleError(f"{path}: cannot be read: {reason}; restore it or train again") from error
+        raise BundleError(
+            f"{path}: cannot be read: {describe_read_error(error)}; restore it or train again"
+        ) from error
     check_manifest(manifest, str(path))
     return cast(dict[str, Any], manifest)
 
@@ -229,7 +232,10 @@ def load_bundle(path: Path) -> Bundle:
         _ = bundle.data  # raises where the configuration of the data is not valid in this version
         return bundle
     except _READ_ERRORS as error:
-        raise BundleError(f"{path}: its files do not fit together: {error!r}; train again") from error
+        reason = "a value or a shape is not that of the manifest"
+        if isinstance(error, OSError | SpaceError):
+            reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        raise BundleError(f"{path}: its files do not fit together: {reason}; train again") from error
 
 
 def trained_events(bundle: Bundle) -> EventKeys | None:
@@ -243,7 +249,9 @@ def trained_events(bundle: Bundle) -> EventKeys | None:
     try:
         keys = np.load(file, allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
-        raise BundleError(f"{file}: cannot be read: {error}; restore it or train again") from error
+        raise BundleError(
+            f"{file}: cannot be read: {describe_read_error(error)}; restore it or train again"
+        ) from error
     if keys.dtype != np.uint64 or keys.ndim != 1:
         raise BundleError(f"{file}: {keys.dtype} of shape {keys.shape}, not uint64 (n,); train again")
     return cast(EventKeys, keys)

@@ -5,8 +5,9 @@ process that has mapped it (SIGBUS). Nobody but the owner can write the copy, an
 
 <TMPDIR>/recsys-bundles-<user id>/<SHA-256 of the manifest>/   its files, read-only
 
-A lock on the folder of all copies guards making and removing one. Each user of a copy holds a shared lock on it,
-which ends with the process. The last user removes the copy; copies of killed processes are removed by the next load.
+A lock on the folder of all copies guards making and removing one. It is not held while a copy is verified and loaded:
+services that start together do so at the same time. Each user of a copy holds a shared lock on it, which ends with
+the process. The last user removes the copy; copies of killed processes are removed by the next load.
 """
 
 import fcntl
@@ -22,7 +23,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from features.errors import BundleError, describe_os_error
+from features.errors import BundleError, describe_os_error, describe_read_error
+from features.files import not_a_file
 from recsys.bundle.io import MANIFEST, load_bundle
 from recsys.bundle.model import Bundle
 
@@ -37,10 +39,14 @@ class Lease:
         self.end = weakref.finalize(self, _end, descriptor, folder.parent)
         """Ends the use; a second call does nothing."""
 
-    def release(self) -> None:
-        """End the use of a copy that the caller removes. The lock of all copies is held."""
+    def discard(self, folder: Path) -> None:
+        """End the use of a damaged copy and remove it, unless another service has replaced it. The lock of all copies
+        is held; who has mapped its files keeps them."""
         if ended := self.end.detach():
-            os.close(ended[2][0])
+            descriptor = ended[2][0]
+            if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+                shutil.rmtree(folder)
+            os.close(descriptor)
 
 
 def copies_folder() -> Path:
@@ -54,10 +60,7 @@ def load_serving_bundle(path: Path) -> Bundle:
     Raises BundleError as `load_bundle` does, and when no copy can be made.
     """
     try:
-        root = copies_folder()
-        with _locked(root):
-            _remove_unused(root)
-            return _load(path, root)
+        return _load(path, copies_folder())
     except OSError as error:
         raise BundleError(
             f"{path}: cannot be copied to be served: {describe_os_error(error)}; TMPDIR names the folder of the copy"
@@ -66,23 +69,34 @@ def load_serving_bundle(path: Path) -> Bundle:
 
 def _load(path: Path, root: Path) -> Bundle:
     """Load a bundle from its copy, which is made when it does not exist or is not intact."""
+    if wrong := not_a_file(path / MANIFEST):
+        raise BundleError(f"{path / MANIFEST}: cannot be read: {wrong}")
     try:
         manifest = (path / MANIFEST).read_bytes()
     except OSError as error:
         raise BundleError(f"{path / MANIFEST}: cannot be read: {describe_os_error(error)}") from error
     copy = root / hashlib.sha256(manifest).hexdigest()  # the manifest holds the SHA-256 of each file
-    for made in (not copy.exists(), True):
-        if made:
-            _copy(path, manifest, copy)
-        lease = Lease(copy)
+    with _locked(root):
+        _remove_unused(root)
+        made = not copy.exists()
+        lease = _leased(path, manifest, copy)
+    while True:
         try:
             return replace(load_bundle(copy), path=path, lease=lease)
         except BundleError as error:
-            lease.release()
-            shutil.rmtree(copy)  # who has mapped its files keeps them
-            if made:
-                raise BundleError(str(error).replace(str(copy), str(path))) from None
-    raise AssertionError
+            with _locked(root):
+                lease.discard(copy)
+                if made:
+                    raise BundleError(str(error).replace(str(copy), str(path))) from None
+                made = not copy.exists()
+                lease = _leased(path, manifest, copy)
+
+
+def _leased(path: Path, manifest: bytes, copy: Path) -> Lease:
+    """The use of a copy, which is made where it does not exist. The lock of all copies is held."""
+    if not copy.exists():
+        _copy(path, manifest, copy)
+    return Lease(copy)
 
 
 def _copy(path: Path, manifest: bytes, copy: Path) -> None:
@@ -92,7 +106,9 @@ def _copy(path: Path, manifest: bytes, copy: Path) -> None:
         if any(Path(name).name != name for name in names):
             raise ValueError("a file has a path for a name")
     except (ValueError, TypeError, KeyError) as error:
-        raise BundleError(f"{path / MANIFEST}: cannot be read: {error!r}; restore it or train again") from error
+        raise BundleError(
+            f"{path / MANIFEST}: cannot be read: {describe_read_error(error)}; restore it or train again"
+        ) from error
     part = Path(tempfile.mkdtemp(prefix=".writing-", dir=copy.parent))
     try:
         (part / MANIFEST).write_bytes(manifest)

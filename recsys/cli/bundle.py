@@ -6,14 +6,14 @@ from typing import Any
 
 import typer
 
-from recsys.cli.options import bundles_folder
+from recsys.cli.options import bundles_folder, given_path
 
 bundle_app = typer.Typer(
     help="List, compare and publish bundles. Train a bundle with --no-publish, compare it with the current one, and "
     "publish it. To roll back, publish the previous bundle.",
     no_args_is_help=True,
 )
-ROOT = typer.Option(Path("bundles"), "--bundles", help="Folder of the bundles.")
+ROOT = typer.Option(Path("bundles"), "--bundles", help="Folder of the bundles.", parser=given_path)
 BUNDLE = "Fingerprint of a bundle, or a prefix of it, or `current`."
 
 
@@ -25,6 +25,8 @@ def bundle_list(root: Path = ROOT) -> None:
     """
     import json
 
+    from features.errors import describe_read_error
+    from features.files import not_a_file
     from recsys.bundle.io import MANIFEST
     from recsys.bundle.registry import current_bundle, list_bundles
 
@@ -34,10 +36,13 @@ def bundle_list(root: Path = ROOT) -> None:
         typer.echo(f"no bundle in {root}: run recsys train CONFIG", err=True)
     for folder in folders:
         file = folder / MANIFEST
+        wrong = not_a_file(file)
         try:
-            line = _summary(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-            line = f"{MANIFEST} cannot be read: {error!r}; remove the folder or train again"
+            line = "" if wrong else _summary(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+            wrong = describe_read_error(error)
+        if wrong:
+            line = f"{MANIFEST} cannot be read: {wrong}; remove the folder or train again"
         date = datetime.fromtimestamp(file.stat().st_mtime, UTC)
         mark = "  <- current" if folder.name == served else ""
         typer.echo(f"{folder.name}  {date:%Y-%m-%d %H:%M}  {line}{mark}")

@@ -8,6 +8,7 @@ from recsys.cli.options import (
     CONFIG,
     bind,
     config_path,
+    given_path,
     print_json,
     print_tables,
     progress_bars,
@@ -21,6 +22,7 @@ def evaluate(
         None,
         metavar="FILE",
         help="Write the rank of every event to a parquet file for `recsys experiment compare`.",
+        parser=given_path,
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the tables as one JSON object."),
 ) -> None:
@@ -45,8 +47,10 @@ experiment_app = typer.Typer(help="Compare evaluations; look at tracked runs.", 
 
 @experiment_app.command("compare")
 def experiment_compare(
-    first: Path = typer.Argument(..., metavar="A", help="A file that `recsys evaluate --outcomes FILE` wrote."),
-    second: Path = typer.Argument(..., metavar="B", help="Another one, of the same split."),
+    first: Path = typer.Argument(
+        ..., metavar="A", help="A file that `recsys evaluate --outcomes FILE` wrote.", parser=given_path
+    ),
+    second: Path = typer.Argument(..., metavar="B", help="Another one, of the same split.", parser=given_path),
     model: str | None = typer.Option(None, help="Compare this model only. [every model in both files]"),
     as_json: bool = typer.Option(False, "--json", help="Print the comparison as one JSON object."),
 ) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from recsys.cli.options import CONFIG, config_path, print_json, progress_bars
+from recsys.cli.options import CONFIG, config_path, given_path, print_json, progress_bars
 
 features_app = typer.Typer(help="The feature store: what changes per user between trainings.", no_args_is_help=True)
 
@@ -12,7 +12,9 @@ features_app = typer.Typer(help="The feature store: what changes per user betwee
 @features_app.command("refresh")
 def features_refresh(
     name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
-    log: Path | None = typer.Option(None, help="Folder of the event log. [data.log of CONFIG, else state/log]"),
+    log: Path | None = typer.Option(
+        None, help="Folder of the event log. [data.log of CONFIG, else state/log]", parser=given_path
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the report as one line."),
 ) -> None:
     """Fill the feature store at REDIS_URL from the tables and the event log. A second run changes nothing.

@@ -1,6 +1,7 @@
 """The `recsys` command: its commands and groups, and the display of errors. No other package imports this one."""
 
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -56,6 +57,13 @@ EXTRAS = {
 """Package that a command may need -> the extra that installs it."""
 
 
+SETTINGS = {
+    "OMP_NUM_THREADS": (r" *0*[1-9][0-9]{0,3} *(, *0*[1-9][0-9]{0,3} *)*", "a number of threads from 1 to 9999"),
+    "OMP_WAIT_POLICY": (r"(?i) *(active|passive) *", "ACTIVE or PASSIVE"),
+    "POLARS_MAX_THREADS": (r"0*[1-9][0-9]{0,3}", "a number of threads from 1 to 9999"),
+}
+"""Environment variable of a library, which fails or complains in its own words at another value -> what it takes."""
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
@@ -68,12 +76,16 @@ def main() -> None:
     """
     # By default a waiting OpenMP thread spins and keeps its core from other processes. OpenMP reads the variable
     # once, when the first library that uses OpenMP is loaded; none is loaded yet. Figures: experiments/LOG.md.
+    for name in SETTINGS:
+        if os.environ.get(name) == "":
+            del os.environ[name]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _open_standard_streams()
 
     from features.errors import FileError, RecsysError, describe_os_error, missing_package
 
     try:
+        _check_environment()
         if _processes() > 1:
             from recsys.towers.distributed import run_distributed
 
@@ -109,6 +121,15 @@ def main() -> None:
         if package not in EXTRAS:
             raise
         _fail(missing_package("this command", package, EXTRAS[package]))
+
+
+def _check_environment() -> None:
+    """Raises ConfigError for a variable of SETTINGS that its library cannot read."""
+    from features.errors import ConfigError
+
+    for name, (form, needed) in SETTINGS.items():
+        if name in os.environ and not re.fullmatch(form, os.environ[name]):
+            raise ConfigError(f"environment variable {name} = {os.environ[name]!r}: must be {needed}, or unset")
 
 
 def _processes() -> int:

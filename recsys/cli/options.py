@@ -18,22 +18,34 @@ if TYPE_CHECKING:
 CONFIG = "A configuration file, or the name of a shipped configuration: movielens, complete-journey, beauty, ..."
 
 
+def given_path(text: str | Path) -> Path:
+    """The parser of every path that a command takes: an empty one would be taken for the working folder.
+
+    Raises BadParameter for it; a shell passes one where a variable is not set.
+    """
+    if text == "":
+        raise typer.BadParameter("the path is empty: name a file or a folder")
+    return Path(text)
+
+
 def config_path(name: str) -> Path:
     """The file of a configuration, which is given as a path or as the name of a configuration in configs/.
 
     Raises ConfigError that lists the shipped configurations.
     """
     import difflib
+    import os
 
     from features.errors import ConfigError
+    from features.files import not_a_file
 
     checkout = Path(__file__).resolve().parents[2] / "configs"
     shipped = checkout if checkout.is_dir() else Path(get_path("data")) / "share" / "onespace-recsys" / "configs"
     candidates = (Path(name), Path("configs") / f"{name}.yaml", shipped / f"{name}.yaml")
     if found := next((path for path in candidates if path.is_file()), None):
         return found
-    if name and Path(name).is_dir():
-        raise ConfigError(f"{name} is a folder: give a configuration file, e.g. one in it")
+    if name and os.path.lexists(name):
+        raise ConfigError(f"{name}: {not_a_file(Path(name))}")
     names = {path.stem: path for path in sorted(shipped.glob("*.yaml"))}
     nearby = [str(path) for path in (Path(name).parent.glob("*.y*ml"))]
     using = [stem for stem, path in names.items() if f"\n  source: {name}\n" in path.read_text(encoding="utf-8")]

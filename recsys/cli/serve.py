@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from recsys.cli.options import bind, bundles_folder, print_json, show
+from recsys.cli.options import bind, bundles_folder, given_path, print_json, show
 
 if TYPE_CHECKING:
     import socket
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 def serve(
     bundles: Path | None = typer.Option(
-        None, help="Folder of the bundles; its `current` bundle is served. [bundles]"
+        None,
+        help="Folder of the bundles; its `current` bundle is served. [bundles]",
+        parser=given_path,
     ),
-    log: Path | None = typer.Option(None, help="Folder of the event log. [state/log]"),
+    log: Path | None = typer.Option(None, help="Folder of the event log. [state/log]", parser=given_path),
     host: str | None = typer.Option(None, help="Address to listen on. [127.0.0.1]"),
     port: int | None = typer.Option(None, help="Port to listen on. [8000]"),
 ) -> None:
@@ -36,7 +38,7 @@ def serve(
 
     from pydantic import ValidationError
 
-    from features.errors import ConfigError, describe_url
+    from features.errors import ConfigError, describe_invalid, describe_url
     from serving.settings import ServeSettings, check_names
 
     check_names(os.environ)
@@ -45,10 +47,10 @@ def serve(
         settings = ServeSettings.model_validate({})
         settings = ServeSettings(**{**settings.model_dump(), **{k: v for k, v in options.items() if v is not None}})
     except ValidationError as error:
-        first = error.errors()[0]
-        value = first["input"]
+        first = describe_invalid(error.errors())[0]
+        value = first.problem["input"]
         shown = describe_url(value) if isinstance(value, str) and "://" in value else value
-        raise ConfigError(f"setting {'.'.join(map(str, first['loc']))} = {shown!r}: {first['msg']}") from None
+        raise ConfigError(f"setting {'.'.join(map(str, first.place))} = {shown!r}: {first.reason}") from None
     if settings.bundles.exists() and not settings.bundles.is_dir():
         raise ConfigError(f"{settings.bundles}: a file; --bundles takes a folder")
     sockets = bind(settings.host, settings.port)
@@ -60,9 +62,10 @@ def serve(
 
 
 def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
-    """Run the service on bound sockets until Ctrl-C or SIGTERM."""
+    """Run the service on bound sockets until Ctrl-C, SIGTERM, or SIGHUP, which a terminal sends when it is closed."""
     import errno
     import logging
+    import signal
     from contextlib import suppress
 
     from features.errors import ConfigError
@@ -75,6 +78,8 @@ def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
     for listener in sockets:
         host, port = listener.getsockname()[:2]
         logger.info("serving at http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
     app = create_app(settings)
     app.state.service.open()
     server = http_server(app, loop="uvloop", timeout_graceful_shutdown=10)
@@ -91,11 +96,13 @@ def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
 
 def search(
     text: str | None = typer.Option(None, help="Text to search for."),
-    image: Path | None = typer.Option(None, help="An image file: JPEG, PNG, WebP or GIF."),
-    audio: Path | None = typer.Option(None, help="A sound file: WAV, FLAC, OGG or MP3."),
-    video: Path | None = typer.Option(None, help="A video file: MP4 or WebM."),
+    image: Path | None = typer.Option(None, help="An image file: JPEG, PNG, WebP or GIF.", parser=given_path),
+    audio: Path | None = typer.Option(None, help="A sound file: WAV, FLAC, OGG or MP3.", parser=given_path),
+    video: Path | None = typer.Option(None, help="A video file: MP4 or WebM.", parser=given_path),
     k: int = typer.Option(10, min=1, max=1000, help="Number of items to find."),
-    bundles: Path = typer.Option(Path("bundles"), help="Folder of the bundles; its `current` bundle is searched."),
+    bundles: Path = typer.Option(
+        Path("bundles"), help="Folder of the bundles; its `current` bundle is searched.", parser=given_path
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Find items by text, an image, a sound, a video, or a combination, and show which of them each item is near to.
@@ -128,12 +135,11 @@ def search(
 
 
 def _check_file(option: str, file: Path) -> None:
-    """Raises ConfigError for a file that is missing or empty, and for a folder."""
+    """Raises ConfigError for a file that is missing or empty, and for what is no file."""
     from features.errors import ConfigError
+    from features.files import not_a_file
 
-    if not file.exists():
-        raise ConfigError(f"{option} {file}: no such file; check the path")
-    if not file.is_file():
-        raise ConfigError(f"{option} {file}: not a file; give one file")
+    if wrong := not_a_file(file):
+        raise ConfigError(f"{option} {file}: {wrong}")
     if file.stat().st_size == 0:
         raise ConfigError(f"{option} {file}: the file is empty; give another one")

@@ -6,7 +6,16 @@ from pathlib import Path
 import typer
 
 from recsys.cli.bundle import BUNDLE
-from recsys.cli.options import CONFIG, bundles_folder, config_path, print_json, print_tables, progress_bars, show
+from recsys.cli.options import (
+    CONFIG,
+    bundles_folder,
+    config_path,
+    given_path,
+    print_json,
+    print_tables,
+    progress_bars,
+    show,
+)
 
 
 def train(
@@ -60,10 +69,12 @@ def _next_step(bundle: Path) -> str:
 
 def slates(
     out: Path = typer.Argument(
-        ..., help="Output folder: part-*.parquet with user_id, position, item_id, score, source."
+        ...,
+        help="Output folder: part-*.parquet with user_id, position, item_id, score, source.",
+        parser=given_path,
     ),
     bundle: str = typer.Option("current", help=BUNDLE),
-    bundles: Path = typer.Option(Path("bundles"), help="Folder of the bundles."),
+    bundles: Path = typer.Option(Path("bundles"), help="Folder of the bundles.", parser=given_path),
     k: int = typer.Option(20, min=1, max=1000, help="Number of items for each user."),
     placement: str | None = typer.Option(
         None, help="Placement whose rule on repeats is applied. [first placement of the bundle]"
@@ -98,6 +109,8 @@ def slates(
         f"{out}: {report.rows:,} rows for {report.users:,} users written; "
         f"{report.existing_shards} of {report.shards} shards existed before"
     )
+    if report.note:
+        typer.echo(f"no row was written: {report.note}")
 
 
 def tune(

@@ -66,9 +66,9 @@ class EncoderSetup:
         try:
             config: EncoderConfig = TypeAdapter(EncoderConfig).validate_python(run["encoder"])
             return cls(config, Limits.model_validate(run["limits"]), Path(run["cache"]) / "models")
-        except (KeyError, ValidationError) as error:
+        except (KeyError, ValidationError):
             raise BundleError(
-                f"encoder, limits or cache in the manifest are not valid in this version, train again: {error}"
+                "encoder, limits or cache in the manifest are not valid in this version: train again"
             ) from None
 
     @property

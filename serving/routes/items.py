@@ -11,6 +11,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from features.ids import NO_NULL
 from features.instants import format_instant, parse_instant
 from features.log.item_changes import store_media
 from features.log.records import ItemDeleted, ItemPut
@@ -34,7 +35,18 @@ def _utc(text: str) -> str:
     return format_instant(parse_instant(text, dates=True))
 
 
-Label = Annotated[str, Field(max_length=MAX_LABEL)]
+def _without_null(text: str) -> str:
+    if NO_NULL.found(text):
+        raise ValueError(f"is {NO_NULL.reason}: {NO_NULL.advice}")
+    return text
+
+
+def _labels(labels: list[str]) -> list[str]:
+    """The labels as the items table has them: without blanks around them, and without empty ones."""
+    return [label for text in labels if (label := text.strip())]
+
+
+Label = Annotated[str, Field(max_length=MAX_LABEL), AfterValidator(_without_null)]
 Media = Annotated[str | None, Field(description="base64, or an https URL of a host that the bundle allows")]
 
 
@@ -44,8 +56,10 @@ class ItemIn(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     title: Label | None = None
-    description: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
-    categories: list[Label] | None = Field(default=None, max_length=MAX_LABELS)
+    description: Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_without_null)] | None = None
+    categories: Annotated[list[Label], Field(max_length=MAX_LABELS), AfterValidator(_labels)] | None = Field(
+        default=None, description="empty labels are left out"
+    )
     price: Annotated[Finite, Field(ge=0, le=MAX_PRICE)] | None = None
     published_at: Annotated[str, AfterValidator(_utc)] | None = Field(
         default=None, description="ISO 8601 with zone, or a date"

@@ -14,6 +14,7 @@ import polars as pl
 from features.errors import LogError, RecsysError, StoreError
 from features.interactions import now_micros
 from features.log.event_log import EventLog
+from features.log.item_changes import media_fault
 from features.log.records import Event
 from features.schema import DataConfig, EventRules
 from features.store.base import FeatureStore, UserState, UserStateStatus, Watermark
@@ -74,7 +75,7 @@ class ServiceState:
         """Whether the log holds events that the store lacks, because it did not respond."""
         self._missed = False  # whether the store missed an event since `catch_up` started
         self.notes: dict[str, str] = {}
-        """Current problems by component: bundle, tables, store, items, retriever."""
+        """Current problems by component: bundle, tables, store, items, media, retriever."""
         self.unlogged = 0
         """Exposures since the start that the log could not take."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
@@ -153,10 +154,20 @@ class ServiceState:
         up."""
         try:
             self.log.probe()
+            self._check_media()
             self._swap_bundle()
             self._fill_store()
         except Exception:  # an error in this loop must not stop the service
             logger.exception("updating the bundle and the store failed; the next step tries again")
+
+    def _check_media(self) -> None:
+        """Note why the media of items cannot be stored."""
+        fault = media_fault(self.settings.log)
+        if not fault:
+            self.notes.pop("media", None)
+        elif self.notes.get("media") != fault:
+            logger.error("%s", fault)
+            self.notes["media"] = fault
 
     def _swap_bundle(self) -> None:
         path = None

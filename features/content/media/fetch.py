@@ -8,7 +8,6 @@ request forgery by DNS rebinding). The TLS handshake and the Host header use the
 import ipaddress
 import socket
 import ssl
-import stat
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ import httpcore2
 import httpx2
 
 from features.content.parts import Limits, Source
-from features.errors import ContentError, describe_url
+from features.errors import ContentError, describe_os_error, describe_url
+from features.files import not_a_file
 
 REDIRECTS = 3
 """Maximum number of redirects; each target is checked like the first URL."""
@@ -100,16 +100,16 @@ def read(source: Source, limits: Limits, network: Network = INTERNET) -> bytes:
 
 
 def _read_file(path: Path, limits: Limits) -> bytes:
+    if wrong := not_a_file(path):
+        raise ContentError(f"{path}: {wrong}")
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ContentError(f"{path}: not a regular file")
         if status.st_size > limits.media_bytes:
             _too_large(path, status.st_size, limits)
         with path.open("rb") as file:
             data = file.read(limits.media_bytes + 1)
-    except (OSError, ValueError) as error:
-        raise ContentError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise ContentError(f"{path}: cannot be read: {describe_os_error(error)}") from error
     if len(data) > limits.media_bytes:  # the file has grown since
         _too_large(path, len(data), limits)
     return data

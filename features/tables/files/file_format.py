@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 from features.errors import DataError
+from features.files import not_a_file
 
 HEAD = 4096
 """Number of first bytes that tell a format."""
@@ -103,6 +104,8 @@ def check_text(path: Path) -> None:
 
 
 def _head(path: Path) -> bytes:
+    if wrong := not_a_file(path):
+        raise DataError(f"{path}: {wrong}")
     with path.open("rb") as file:
         head = file.read(HEAD)
     if not head:

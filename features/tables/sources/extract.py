@@ -9,7 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from features.errors import SourceError, describe_url
+from features.errors import SourceError, describe_read_error, describe_url
+from features.files import not_a_file
 from features.schema import DataConfig
 from features.tables.scan import reading
 
@@ -40,8 +41,8 @@ def origin_path(config: DataConfig, expected: str) -> Path:
     if "$" in origin:
         raise SourceError(f"data.origin {_shown(str(config.origin))!r} names a variable that is not set: export it")
     path = Path(origin)
-    if not path.exists():
-        raise SourceError(f"data.origin {_shown(origin)!r} does not exist; it must be {expected}")
+    if not path.is_dir() and (wrong := not_a_file(path)):
+        raise SourceError(f"data.origin {_shown(origin)!r}: {wrong}; it must be {expected}")
     return path.resolve()
 
 
@@ -102,7 +103,9 @@ def is_complete(config: DataConfig) -> bool:
         origin = manifest.get("configured_origin", manifest.get("asked"))  # asked: the key that version 0.1.0 wrote
         name, digests = manifest.get("name"), {file: facts["sha256"] for file, facts in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{manifest_path} is damaged ({error!r}); write the tables again with --force") from error
+        raise SourceError(
+            f"{manifest_path} is damaged ({describe_read_error(error)}); write the tables again with --force"
+        ) from error
     if (name, origin) != (config.source, expanded_origin(config)):
         return False
     for file, digest in digests.items():

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import polars as pl
 
 from features.errors import SourceError, missing_package
+from features.files import not_a_file
 from features.schema import (
     CATEGORIES,
     DESCRIPTION,
@@ -69,7 +70,7 @@ def fetch(name: str, into: Path, base: str = GROUPLENS) -> Path:
                 if (file := PurePosixPath(member).name) in FILES:
                     (folder / file).write_bytes(packed.read(member))
     except zipfile.BadZipFile as error:
-        raise SourceError(f"{archive} is not a zip file ({error}); delete it and run again") from error
+        raise SourceError(f"{archive} is not a zip file; delete it and run again") from error
     return folder
 
 
@@ -125,6 +126,8 @@ def _folder(folder: Path, origin: str) -> Extract:
 
 def _dat(path: Path, columns: list[str]) -> pl.LazyFrame:
     """A file in Latin-1 with "::" between fields, as text columns."""
+    if wrong := not_a_file(path):
+        raise SourceError(f"{path}: {wrong}")
     lines = pl.LazyFrame({"line": pl.Series(path.read_text(encoding="latin-1").splitlines(), dtype=pl.String)})
     fields = pl.col("line").str.splitn("::", len(columns)).struct.rename_fields(columns)
     return lines.select(fields.struct.unnest())

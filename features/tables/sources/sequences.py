@@ -9,7 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
-from features.errors import SourceError
+from features.errors import SourceError, describe_read_error
+from features.files import not_a_file
 from features.schema import CATEGORIES, EVENT, ITEM, TIME, TITLE, USER, DataConfig
 from features.tables.files.file_format import check_text
 from features.tables.scan import scan
@@ -25,8 +26,8 @@ def extract(config: DataConfig) -> Extract:
     `<stem>_item2attributes.json` with categories ("a12"). The items are those with an event.
     """
     path = origin_path(config, "a file with `user item item …` a line")
-    if not path.is_file():
-        raise SourceError(f"data.origin {path} is a folder; name one of its files, e.g. Beauty.txt")
+    if wrong := not_a_file(path):
+        raise SourceError(f"data.origin {path}: {wrong}, e.g. Beauty.txt")
     check_text(path)
     lines = pl.DataFrame({"line": pl.Series(path.read_text(encoding="utf-8").splitlines(), dtype=pl.String)})
     words = (
@@ -74,7 +75,9 @@ def _items(path: Path, events: pl.LazyFrame) -> pl.LazyFrame:
         try:
             ids_by_item = json.loads(attributes.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise SourceError(f"{attributes} is no JSON ({error}); fetch it again, or remove it") from error
+            raise SourceError(
+                f"{attributes} is damaged ({describe_read_error(error)}); fetch it again, or remove it"
+            ) from error
         table = pl.LazyFrame(
             {ITEM: list(ids_by_item), "attributes": list(ids_by_item.values())},
             schema={ITEM: pl.String, "attributes": pl.List(pl.Int64)},
