@@ -30,8 +30,8 @@ demo-check: install  ## train as `make demo` does, ask the service for a page, a
 	$(WITH) $(BIN)/recsys train $(DEMO)
 	$(BIN)/python tests/demo_check.py
 
-test: install system  ## every test but the long ones
-	$(BIN)/python -m pytest
+test: install system  ## every test but the long ones; two processes, each takes whole files
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: install system  ## the tests that last more than 20 seconds: chaos, long loads
 	$(BIN)/python -m pytest -m soak
