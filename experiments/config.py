@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from experiments.splits import SplitConfig
 from features.content.encoder_config import BuiltinConfig, EncoderConfig
@@ -76,6 +76,16 @@ class RunConfig(StrictModel):
         for name, arguments in baselines.items():
             check_baseline(name, arguments)
         return baselines
+
+    @model_validator(mode="after")
+    def _check_history(self) -> "RunConfig":
+        kept = self.data.events.history // 2
+        if self.towers.history > kept:
+            raise ValueError(
+                f"towers.history is {self.towers.history}, but of a user's events only the newest {kept} are kept "
+                f"whatever they are: set data.events.history to {2 * self.towers.history} or more"
+            )
+        return self
 
 
 def _without_secrets(value: Any) -> Any:

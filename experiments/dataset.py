@@ -11,22 +11,24 @@ import polars as pl
 
 from experiments.config import RunConfig
 from experiments.preflight import preflight
-from features.arrays import Ints
+from features.arrays import Ints, Keys
 from features.catalog import Catalog
 from features.content.embed import EmbedReport, cached_vectors, embed, item_contents, item_titles
 from features.content.encoder_config import TEXT_CHANNEL, TITLE_CHANNEL, open_encoders
 from features.content.media.decoder_pool import DecoderPool
 from features.errors import ConfigError
+from features.history_rules import Labels
 from features.ids import IdMap
-from features.interactions import DAY, SAME_TIME, Interactions
+from features.instants import DAY
+from features.interactions import SAME_TIME, HistoryLimits, Interactions
 from features.log.event_log import events_frame
 from features.progress import StartProgress
-from features.schema import EVENT, ITEM, TIME, USER
+from features.schema import ITEM, TIME, USER
 from features.tables.findings import NO_POSITIVE, unnamed_types
-from features.tables.read import event_weights, label_events, read_items, read_tables
+from features.tables.read import event_weights, read_items, read_tables
 from features.tables.report import Report
 from features.tables.validate import repeated_events
-from recsys.bundle.trained_events import EventKeys, event_keys
+from recsys.bundle.trained_events import event_keys
 
 if TYPE_CHECKING:
     from recsys.content.content_space import ContentSpace
@@ -59,7 +61,7 @@ class Dataset:
     content_note: str = ""
     fitted_until: int = int(np.iinfo(np.int64).min)
 
-    def event_keys(self) -> EventKeys:
+    def event_keys(self) -> Keys:
         """(n,) uint64: a key of each event, the same in every run that reads the event."""
         return event_keys(self.events, self.users.ids, self.catalog.ids.ids)
 
@@ -79,30 +81,29 @@ def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Da
     items = tables.items
     ids = IdMap.shuffled(items.get_column(ITEM), config.seed)
     users = IdMap.shuffled(events.get_column(USER), config.seed)
-    positive, seen = label_events(events, config.data.events)
-    weights = event_weights(events, config.data.events)
-    names = config.data.events.types
-    types = IdMap(names).rows_of(events.get_column(EVENT)) + 1 if names else None
+    rules = config.data.events
+    labels, weights = Labels.of_frame(events, rules), event_weights(events, rules)
     rows = ids.rows_of(events.get_column(ITEM))
     known = rows >= 0
     log = Interactions.sort(
         users.rows_of(events.get_column(USER))[known],
         rows[known],
         events.get_column(TIME).to_physical().to_numpy()[known],
-        positive[known],
-        seen[known],
+        labels.positive[known],
+        labels.seen[known],
         len(users),
         len(ids),
         None if weights is None else weights[known],
-        None if types is None else types[known],
-        1 + len(names),
+        labels.types[known] if rules.types else None,
+        1 + len(rules.types),
+        HistoryLimits(rules.history, rules.seen_items, ids),
     )
     digest = hashlib.sha256()
     for frame in (items, events):
         digest.update(str(frame.schema).encode())
         digest.update(np.ascontiguousarray(frame.hash_rows(seed=0).to_numpy()).tobytes())
     catalog = Catalog.of(items, ids, np.zeros((len(ids), 1), np.float32), np.zeros(len(ids), np.bool_))
-    problems = tuple(p for p in tables.report.problems if p.reason != NO_POSITIVE or not positive.any())
+    problems = tuple(p for p in tables.report.problems if p.reason != NO_POSITIVE or not labels.positive.any())
     dataset = Dataset(
         catalog,
         users,
@@ -183,7 +184,12 @@ def _with_catalog(dataset: Dataset, catalog: Catalog) -> Dataset:
     return replace(
         dataset,
         catalog=catalog,
-        events=replace(kept, items=rows[kept.items], n_items=len(catalog)),
+        events=replace(
+            kept,
+            items=rows[kept.items],
+            n_items=len(catalog),
+            limits=kept.limits and replace(kept.limits, items=catalog.ids),
+        ),
         left_out=len(events) - len(kept),
     )
 

@@ -5,6 +5,7 @@ control characters and line separators break lines of logs and files, and every 
 and ".." before it sends them. All other text is an id, exactly as it is written.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from features.arrays import Ints
+from features.arrays import Ints, Keys
 from features.errors import DataError
 from features.schema import MAX_ID_BYTES
 
@@ -153,3 +154,16 @@ class IdMap:
             .fill_null(-1)
             .to_numpy()
         )
+
+
+def id_keys(ids: Iterable[str]) -> Keys:
+    """(n,) uint64: the first 8 bytes of BLAKE2b of each id. Stores and bundles keep them: they never change."""
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def mix_keys(keys: Keys) -> Keys:
+    """The finalizer of splitmix64 (Steele, Lea & Flood 2014): a bijection that spreads every bit over all bits."""
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))

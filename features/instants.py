@@ -6,7 +6,8 @@ An instant is an int64 number of microseconds since 1970-01-01 UTC.
 import re
 from datetime import UTC, datetime, timedelta
 
-from features.interactions import DAY
+DAY = 86_400_000_000
+"""One day in µs."""
 
 ISO = (
     r"^([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[Tt ]((?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:\.[0-9]+)?)?))?"

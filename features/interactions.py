@@ -10,9 +10,8 @@ import numpy as np
 
 from features.arrays import Bools, Floats, Ints
 from features.errors import DataError
-
-DAY = 86_400_000_000
-"""One day in µs."""
+from features.history_rules import kept, newest_seen, seen_entries
+from features.ids import IdMap, id_keys
 
 NO_TARGET = "no user has a positive event after an earlier one"
 
@@ -70,6 +69,11 @@ class Ragged:
         slices, positions = self.places()
         return slices, self.flat[positions]
 
+    def compact(self) -> "Ragged":
+        """The same slices, one after another in an array of their own."""
+        ends = np.cumsum(self.lengths)
+        return Ragged(self.flat[self.places()[1]], ends - self.lengths, ends)
+
     def tail(self, length: int, fill: int = -1) -> Ints:
         """(b, length) int64: the last `length` values of each slice, right-aligned, with `fill` on the left."""
         positions = self.end[:, None] - np.arange(length, 0, -1, dtype=np.int64)[None, :]  # (b, length)
@@ -80,12 +84,33 @@ class Ragged:
 
 
 @dataclass(frozen=True)
+class HistoryLimits:
+    """How much of a user's history counts.
+
+    events, seen: `EventRules.history` and `EventRules.seen_items`; items: the ids of the rows.
+    """
+
+    events: int
+    seen: int
+    items: IdMap
+
+    def newest_seen(self, rows: Ints, times: Ints) -> Ints:
+        """Distinct rows of at most `seen` items, the latest ones, of seen events (n,) of one user."""
+        distinct, at = np.unique(rows, return_inverse=True)
+        keys = id_keys(self.items.ids[row] for row in distinct)
+        entries = seen_entries(keys[at], times)
+        return rows[newest_seen(np.zeros(len(rows), np.int64), entries, self.seen)]
+
+
+@dataclass(frozen=True)
 class UserStates:
     """Point-in-time states of b users: the events of each user strictly before its `as_of`, oldest first.
 
     users (b,) int64 row of the user, -1 = unknown; as_of (b,) int64 µs; items: Ragged of item rows;
     times (n,) int64 µs, positive, seen (n,) bool and types (n,) int64 are aligned with ``items.flat``; their meaning
     is that of `Interactions`.
+    limits: what `compact` keeps, None for all; seen_rows: the items that count as seen, where not all seen events are
+    among the events.
     """
 
     users: Ints
@@ -95,28 +120,42 @@ class UserStates:
     positive: Bools
     seen: Bools
     types: Ints | None = None
+    limits: HistoryLimits | None = None
+    seen_rows: Ragged | None = None
 
     def __len__(self) -> int:
         return len(self.users)
 
     def __getitem__(self, index: "slice | Ints") -> "UserStates":
         """The states of a range or of the given rows."""
-        return replace(self, users=self.users[index], as_of=self.as_of[index], items=self.items[index])
+        return replace(
+            self,
+            users=self.users[index],
+            as_of=self.as_of[index],
+            items=self.items[index],
+            seen_rows=None if self.seen_rows is None else self.seen_rows[index],
+        )
 
     def compact(self) -> "UserStates":
-        """The same states over arrays that hold only their own events.
+        """The states as the models get them: within `limits`, over arrays that hold only their own events.
 
         The cost of an operation then depends on the events of these states, not on the size of the log.
         """
-        _, positions = self.items.places()
-        ends = np.cumsum(self.items.lengths)
+        owner, positions = self.items.places()
+        lengths, seen_rows = self.items.lengths, self.seen_rows
+        if self.limits is not None and lengths.max(initial=0) > self.limits.events:
+            seen_rows = self.seen_items().compact()
+            keep = kept(self.positive[positions], lengths, self.limits.events)
+            positions, lengths = positions[keep], np.bincount(owner[keep], minlength=len(self)).astype(np.int64)
+        ends = np.cumsum(lengths)
         return replace(
             self,
-            items=Ragged(self.items.flat[positions], ends - self.items.lengths, ends),
+            items=Ragged(self.items.flat[positions], ends - lengths, ends),
             times=self.times[positions],
             positive=self.positive[positions],
             seen=self.seen[positions],
             types=None if self.types is None else self.types[positions],
+            seen_rows=seen_rows,
         )
 
     def _only(self, keep: Bools, flat: Ints) -> Ragged:
@@ -135,7 +174,20 @@ class UserStates:
 
     def seen_items(self) -> Ragged:
         """Item rows of the events that count as seen. A placement without repeats excludes these items."""
-        return self._only(self.seen, self.items.flat)
+        if self.seen_rows is not None:
+            return self.seen_rows
+        seen = self._only(self.seen, self.items.flat)
+        if self.limits is None or seen.lengths.max(initial=0) <= self.limits.seen:
+            return seen
+        times, rows = (
+            self._only(self.seen, self.times),
+            [seen.flat[b:e] for b, e in zip(seen.begin, seen.end, strict=True)],
+        )
+        for i in np.flatnonzero(seen.lengths > self.limits.seen):
+            rows[i] = self.limits.newest_seen(rows[i], times.flat[times.begin[i] : times.end[i]])
+        lengths = np.array([len(r) for r in rows], dtype=np.int64)
+        ends = np.cumsum(lengths, dtype=np.int64)
+        return Ragged(np.concatenate(rows), ends - lengths, ends)
 
 
 @dataclass(frozen=True)
@@ -145,7 +197,7 @@ class Interactions:
     users, items, times (n,) int64; positive, seen (n,) bool. Items are rows of the catalogue, 0..n_items-1.
     weights (n,) float32 > 0: the training weight of each positive event; None: all weights are equal.
     types (n,) int64, 0..n_types-1: 1 + index of the event's type in `EventRules.types`, 0 for a type that is not in
-    it; None: all types are 0.
+    it; None: all types are 0. limits: of the histories, None for none.
     """
 
     users: Ints
@@ -158,6 +210,7 @@ class Interactions:
     weights: Floats | None = None
     types: Ints | None = None
     n_types: int = 1
+    limits: HistoryLimits | None = None
 
     @classmethod
     def sort(
@@ -172,10 +225,13 @@ class Interactions:
         weights: Floats | None = None,
         types: Ints | None = None,
         n_types: int = 1,
+        limits: HistoryLimits | None = None,
     ) -> "Interactions":
         """From arrays in log order. Events of equal user and time keep that order."""
         order = np.lexsort((times, users))  # lexsort is stable
-        return cls(users, items, times, positive, seen, n_users, n_items, weights, types, n_types).where(order)
+        return cls(users, items, times, positive, seen, n_users, n_items, weights, types, n_types, limits).where(
+            order
+        )
 
     def __len__(self) -> int:
         return len(self.users)
@@ -249,4 +305,4 @@ class Interactions:
     def states_at(self, users: Ints, as_of: Ints, begin: Ints, end: Ints) -> UserStates:
         """States of users (b,) at as_of (b,) whose events are the slices begin:end, (b,) each."""
         items = Ragged(self.items, begin, end)
-        return UserStates(users, as_of, items, self.times, self.positive, self.seen, self.types)
+        return UserStates(users, as_of, items, self.times, self.positive, self.seen, self.types, self.limits)

@@ -76,6 +76,13 @@ class EventRules(StrictModel):
     weights: dict[str, Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]] = {}
     """Positive event type -> weight of its events in the loss of the towers; 1 for types that are not named."""
 
+    history: Annotated[int, Field(ge=2, le=100_000)] = 512
+    """Events that count of a user, in training, evaluation and service alike: the newest half of this number whatever
+    they are, then the newest positive ones, then the newest others."""
+
+    seen_items: Annotated[int, Field(ge=1, le=1_000_000)] = 8_000
+    """Items that count as seen by a user, the ones seen last. The store reads 8 bytes of each with every request."""
+
     @cached_property
     def named(self) -> tuple[str, ...]:
         """All event types that are named here."""

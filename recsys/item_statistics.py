@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from features.arrays import Floats, Ints
-from features.interactions import DAY, Interactions
+from features.instants import DAY
+from features.interactions import Interactions
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ LAYERS = {
     "features": (
         (
             *("arrays", "errors", "files", "child_process", "progress"),
-            *("schema", "ids", "interactions", "instants", "catalog"),
+            *("schema", "ids", "instants", "history_rules", "interactions", "catalog"),
         ),
         ("log",),
         ("tables",),

@@ -22,7 +22,7 @@ from experiments.evaluation.ranking import (
 )
 from experiments.splits import Targets, time_split
 from features.catalog import UNDATED
-from features.interactions import DAY
+from features.instants import DAY
 from recsys.interfaces import Candidates, top_k
 
 ROWS = [

@@ -15,7 +15,7 @@ from toy_data import toy_config, write_tables
 from experiments.config import load_config
 from experiments.dataset import load_dataset
 from features.errors import LogError
-from features.interactions import DAY
+from features.instants import DAY
 from features.log.event_log import EventLog
 from features.log.item_changes import MEDIA_FOLDER, ItemChanges, delete_unused_media, media_in_use, store_media
 from features.log.records import Event, ItemDeleted, ItemPut

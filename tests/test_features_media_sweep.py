@@ -13,7 +13,7 @@ from service_harness import GREEN_PNG, b64, service_harness
 from test_serving_catalog_updater import put, settled, slow, state
 from toy_service import NOW
 
-from features.interactions import DAY
+from features.instants import DAY
 from features.log.event_log import EventLog
 from features.log.item_changes import store_media
 from features.log.records import ItemDeleted, ItemPut

@@ -103,12 +103,12 @@ def refused(store: RedisStore) -> str:
 
 def test_replies_of_a_server_are_worded_by_us(server: RedisServer) -> None:
     admin = client.Redis.from_url(server.url, decode_responses=True)
-    history = RedisKeys.of(RULES).history("u-secret")
+    history = RedisKeys.of(RULES).user("u-secret")
 
     def push(url: str = server.url) -> str:
         return refused(RedisStore(url, RULES, timeout=5))
 
-    admin.set(history, "another kind")
+    admin.hset(history, "another", "kind")
     assert "another kind: give each product its own database" in push()
     admin.delete(history)
     assert "database number in REDIS_URL is out of its range" in push(f"{server.url}?db=99")
@@ -134,9 +134,8 @@ def test_values_of_another_program_are_an_error(server: RedisServer) -> None:
         admin.set(keys.watermark, values)
         with pytest.raises(StoreError, match="has not written"):
             store.watermark()
-    for member in (b"u-secret", b"\xff", b"a\x1fb\x1fsecret\x1fd\x1fe"):
-        admin.delete(keys.history("u"))
-        admin.zadd(keys.history("u"), {member: 1.0})
+    for data in (b"u-secret", b"\xff", b"", b"u-secret" + bytes(range(200))):
+        admin.set(keys.user("u"), data)
         with pytest.raises(StoreError, match="has not written") as caught:
             store.read_users(["u"])
         assert "secret" not in str(caught.value)

@@ -1,10 +1,10 @@
 """The contract of a feature store, run against memory and a real server."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,21 +12,19 @@ from hypothesis import strategies as st
 from features.errors import StoreError
 from features.log.records import Event
 from features.schema import EventRules
-from features.store.base import (
-    FeatureStore,
-    UserPatch,
-    UserStateStatus,
-    Watermark,
-    pack,
-    pack_rows,
-    schema_hash,
-    user_patches,
-)
+from features.store.base import FeatureStore, Watermark, schema_hash
 from features.store.memory import MemoryStore
 from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
+from features.store.user_state import UserState, UserStateStatus, states_of_log
 
 RULES = EventRules(positive={"rating": 3.5, "buy": None}, seen=("rating", "buy"))
+BYTES = (
+    "44d97f2ad224ac8b02000000020000000200011160d71d140000001260d71d14000000e5ee29fd6d2319e49d7c03fe5a928d9d0300000100000001"
+    "00000100000000000000f87f00000000000004409e395b66422f0100c2e34d854f7501006275791f726174696e671f611f62"
+)
+"""Of the state in `test_states_byte_for_byte`."""
+
 MARK = Watermark({"a.log": 5}, "hash")
 
 
@@ -39,7 +37,7 @@ def server() -> Iterator[RedisServer]:
 
 def flushed(server: RedisServer) -> RedisStore:
     store = RedisStore(server.url, RULES, timeout=5)
-    store._client.flushall()
+    store._requests.run(lambda client: client.flushall())
     return store
 
 
@@ -68,20 +66,20 @@ def test_history_is_oldest_first_and_seen_follows_the_rules(store: FeatureStore)
     assert state.events == ("look", "buy", "rating")
     assert state.times.tolist() == [1, 2, 3]
     np.testing.assert_array_equal(state.values, [np.nan, np.nan, 4.25])
-    assert state.seen == {"b", "c"}
-    assert state.positive(RULES).tolist() == [False, True, True]
+    assert state.has_seen(["a", "b", "c", "d"]).tolist() == [False, True, True, False]
+    assert state.labels(RULES).positive.tolist() == [False, True, True]
     assert (state.status, second.status, unknown.status) == (
         UserStateStatus.PRESENT,
         UserStateStatus.PRESENT,
         UserStateStatus.MISSING,
     )
     assert second.items == ("x",)
-    assert (unknown.items, unknown.seen, len(unknown.times)) == ((), frozenset(), 0)
+    assert (unknown.items, len(unknown.seen), len(unknown.times)) == ((), 0, 0)
 
 
 def test_positive_needs_a_value_where_the_rules_have_a_threshold(store: FeatureStore) -> None:
     store.push([event("a", 1, "rating"), replace(event("b", 2, "rating"), value=3.5), event("c", 3, "other")])
-    assert store.read_users(["u"])[0].positive(RULES).tolist() == [False, True, False]
+    assert store.read_users(["u"])[0].labels(RULES).positive.tolist() == [False, True, False]
 
 
 def test_pushing_again_changes_nothing(store: FeatureStore) -> None:
@@ -117,7 +115,7 @@ def test_ties_keep_the_order_of_the_request(store: FeatureStore) -> None:
     assert store.read_users(["u"])[0].items == tuple("zaqb")
 
 
-def test_only_the_newest_events_are_kept_but_all_seen_items(store: FeatureStore) -> None:
+def test_only_the_newest_events_are_kept_but_more_seen_items(store: FeatureStore) -> None:
     events = [event(f"i{n}", n) for n in range(552)]
     store.push(events[20:])
     store.push(events[:20])
@@ -146,11 +144,13 @@ def test_recent_users(store: FeatureStore) -> None:
     assert store.recent_users(2) == ["new", "mid"]
 
 
-def test_other_seen_rules_are_kept_apart_and_other_positive_rules_are_not(store: FeatureStore) -> None:
+def test_rules_that_keep_other_events_have_a_state_of_their_own(store: FeatureStore) -> None:
     store.push([event("a", 1)])
-    same = store.with_rules(EventRules(positive={"buy": 2.0}, seen=("buy", "rating")))
+    same = store.with_rules(RULES.model_copy(update={"weights": {"buy": 2.0}, "seen": ("buy", "rating")}))
     assert same.read_users(["u"])[0].items == ("a",)
-    assert same.rules.positive == {"buy": 2.0}
+    assert same.rules.weights == {"buy": 2.0}
+    for other in ({"positive": {"buy": 2.0}}, {"history": 20}, {"seen_items": 20}):
+        assert store.with_rules(RULES.model_copy(update=other)).read_users(["u"])[0].items == ()
     assert store.with_rules(EventRules(positive={}, seen=None)).read_users(["u"])[0].items == ()
     assert schema_hash(RULES) != schema_hash(EventRules(positive={}, seen=None))
 
@@ -180,53 +180,53 @@ def test_any_order_any_repetition_both_stores_agree(
     for actual, expected in zip(store.read_users(["u", "v"]), memory.read_users(["u", "v"]), strict=True):
         assert (actual.items, actual.events) == (expected.items, expected.events)
         assert actual.times.tolist() == expected.times.tolist()
-        assert (actual.seen, actual.status) == (expected.seen, expected.status)
+        assert (actual.seen.tolist(), actual.status) == (expected.seen.tolist(), expected.status)
     assert store.recent_users(5) == memory.recent_users(5)
     store.close()
 
 
-def test_many_users_in_batches(server: RedisServer) -> None:
+def test_many_users_in_batches(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("features.store.redis.BATCH_BYTES", 20_000)
     store = flushed(server)
-    members = {pack(f"i{n}", None, "", "buy", 0, n): n for n in range(100)}
-    store.write_users(UserPatch(f"u{n}", members, [f"i{n}" for n in range(100)]) for n in range(120))
+    events = [event(f"i{n}", n, user=f"u{user}") for user in range(120) for n in range(100)]
+    store.write_users(states_of_log(events, RULES))
     states = store.read_users([f"u{n}" for n in range(120)])
     assert {len(s.items) for s in states} == {100}
     assert {len(s.seen) for s in states} == {100}
     store.close()
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["u", "ü"]),
-            st.sampled_from(["a", "b\u2028"]),
-            st.integers(-2, 2),
-            st.none() | st.integers(-(10**9), 10**9).map(lambda n: n / 8),
-            st.sampled_from([None, "", "e", "@1"]),
-        ),
-        min_size=1,
-        max_size=12,
-    )
-)
-def test_rows_are_packed_as_single_events_are(rows: list[tuple[str, str, int, float | None, str | None]]) -> None:
-    names = ["user_id", "item_id", "timestamp", "value", "event_id"]
-    kinds = [pl.String, pl.String, pl.Int64, pl.Float64, pl.String]
-    frame = pl.DataFrame(rows, schema=dict(zip(names, kinds, strict=True)), orient="row").with_columns(
-        pl.col("timestamp").cast(pl.Datetime("us", "UTC")), pl.lit("buy").alias("event")
-    )
-    before = [sum((u, t) == (v, s) for v, _, s, _, _ in rows[:i]) for i, (u, _, t, _, _) in enumerate(rows)]
-    expected = [
-        pack(item, value, event_id or "", "buy", order, at)
-        for (_, item, at, value, event_id), order in zip(rows, before, strict=True)
-    ]
-    assert frame.select(pack_rows()).to_series().to_list() == expected
+def test_a_write_of_another_process_in_between_is_kept(server: RedisServer) -> None:
+    store, other = flushed(server), RedisStore(server.url, RULES, timeout=5)
+    store.push([event("a", 1)])
+    run, meanwhile = store._requests.run, iter([[event("b", 2)], [event("c", 3)]])
+
+    def reads_then_others_write(work: Callable[[Any], Any]) -> Any:
+        result = run(work)
+        if isinstance(result, list) and len(result) == 1 and (events := next(meanwhile, None)):  # the read
+            other.push(events)
+        return result
+
+    store._requests.run = reads_then_others_write  # type: ignore[method-assign]
+    store.push([event("d", 4)])
+    assert other.read_users(["u"])[0].items == ("a", "b", "c", "d")
+    store.close()
+    other.close()
 
 
-def test_a_packed_event_byte_for_byte() -> None:
-    assert pack("a", 2.5, "", "buy", 3, 17) == "000003\x1fa\x1f2.5\x1f\x1e17\x1fbuy"
-    bought = replace(event("a", 17), event_id="", order=3)
-    assert user_patches([bought], RULES) == [UserPatch("u", {"000003\x1fa\x1f\x1f\x1e17\x1fbuy": 17}, ("a",))]
+def test_states_byte_for_byte() -> None:
+    """Stores keep these bytes: when they change, `LAYOUT` changes."""
+    first = replace(event("a", 86_400_000_017), event_id="", order=3)
+    ((user, data),) = states_of_log([first, replace(event("b", 86_400_000_018, "rating"), value=2.5)], RULES)
+    assert user == "u"
+    assert data.hex() == BYTES
+    again = UserState.from_bytes(data)
+    assert (again.items, again.events, again.times.tolist()) == (
+        ("a", "b"),
+        ("buy", "rating"),
+        [first.timestamp, first.timestamp + 1],
+    )
+    assert again.to_bytes() == data
 
 
 def test_an_unreachable_server_is_tried_once_per_pause() -> None:
@@ -235,7 +235,9 @@ def test_an_unreachable_server_is_tried_once_per_pause() -> None:
     with pytest.raises(StoreError, match=r"at redis://127\.0\.0\.1:1/0 does not answer"):
         store.ping()
     with pytest.raises(StoreError, match=r"nothing listens there.*next try is in 1\.00 s"):
-        store.with_rules(EventRules(positive={})).read_users(["u"])
+        store.with_rules(EventRules(positive={})).ping()
+    with pytest.raises(StoreError, match=r"nothing listens there: start the server, or correct REDIS_URL$"):
+        store.read_users(["u"])  # requests and bulk work do not stop each other
     clock[0] = 1.5
     with pytest.raises(StoreError, match="does not answer"):
         store.push([event("a", 1)])

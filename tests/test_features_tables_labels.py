@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
+from features.history_rules import Labels
 from features.schema import EventRules
-from features.tables.read import event_weights, label_events
+from features.tables.read import event_weights
 
 RULES = EventRules(positive={"buy": None, "rate": 3.5})
 
@@ -18,14 +19,15 @@ def test_positive_and_seen_events() -> None:
             "value": [None, -1.0, 3.5, 3.4, None, 9.0],
         }
     )
-    positive, seen = label_events(events, RULES)
-    assert positive.tolist() == [True, True, True, False, False, False]
-    assert seen.all()
-    assert positive.dtype == seen.dtype == np.bool_
-    _, seen = label_events(events, EventRules(positive={"never": None}, seen=("look", "rate", "other")))
-    assert seen.tolist() == [False, False, True, True, True, True]
-    positive, seen = label_events(events.head(0), RULES)
-    assert positive.shape == seen.shape == (0,)
+    labels = Labels.of_frame(events, RULES)
+    assert labels.positive.tolist() == [True, True, True, False, False, False]
+    assert labels.seen.all()
+    assert labels.types.tolist() == [1, 1, 2, 2, 2, 0]
+    assert labels.positive.dtype == labels.seen.dtype == np.bool_
+    others = Labels.of_frame(events, EventRules(positive={"never": None}, seen=("look", "rate", "other")))
+    assert others.seen.tolist() == [False, False, True, True, True, True]
+    none = Labels.of_frame(events.head(0), RULES)
+    assert none.positive.shape == none.seen.shape == none.types.shape == (0,)
 
 
 def test_training_weights() -> None:

@@ -8,7 +8,8 @@ import pytest
 from experiments.bench.baselines import read_sequences
 from experiments.bench.baselines import run as bench
 from features.errors import ConfigError, DataError, SourceError
-from features.interactions import DAY, Interactions, Ragged
+from features.instants import DAY
+from features.interactions import Interactions, Ragged
 from recsys import baselines, dense_recommender, histories
 from recsys.baselines import ease
 from recsys.interfaces import Recommender

@@ -22,8 +22,8 @@ from toy_service import NOW, RULES, ToyShelf, toy_bundle, toy_upsert
 from features.errors import StoreError
 from features.log.event_log import events_frame, read
 from features.log.records import Event, Exposure
-from features.store.base import UserState, UserStateStatus
 from features.store.memory import MemoryStore
+from features.store.user_state import UserState
 from recsys.retrieval.filters import Filter
 from serving.schemas import media_url
 from serving.state.snapshot import ServingSnapshot
@@ -333,10 +333,9 @@ def test_an_item_is_shown_from_its_publication_time_on(tmp_path: Path) -> None:
 def test_user_states_of_a_small_history(tmp_path: Path) -> None:
     snapshot = ServingSnapshot.of(toy_bundle(tmp_path), MemoryStore(RULES))
     names, items = ("rating", "share", "click", "rating"), ("i1", "i2", "gone", "i9")
-    values, times = np.array([3.0, np.nan, np.nan, 4.0]), np.array([1, 2, 3, 4])
-    states = snapshot.states(
-        UserState("ann", items, names, times, values, frozenset(items), UserStateStatus.PRESENT), now=9
-    )
+    rows = zip(items, names, (3.0, None, None, 4.0), (1, 2, 3, 4), strict=True)
+    events = [Event(user_id="ann", item_id=i, event=name, value=v, timestamp=at) for i, name, v, at in rows]
+    states = snapshot.states(UserState.of(events, RULES), now=9)
     assert states.items.flat.tolist() == [1, 2, 9]  # the third is not in the bundle
     assert states.types is not None
     assert states.types.tolist() == [2, 0, 2]  # other event types than click and rating are unknown (0)

@@ -9,7 +9,7 @@ import pytest
 from service_harness import service_harness
 from toy_service import NOW
 
-from features.interactions import DAY
+from features.instants import DAY
 from features.log.records import Event
 from features.schema import MAX_ID_BYTES
 from serving.errors import ApiError

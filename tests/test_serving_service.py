@@ -53,10 +53,10 @@ def test_responses_are_stale_while_the_store_catches_up(tmp_path: Path) -> None:
         harness.store.away = False
         write, degraded = harness.store.write_users, []
 
-        def writing(user_patches: Any) -> None:
+        def writing(states: Any) -> None:
             harness.store.write_users = write  # type: ignore[method-assign]  # once: `get` logs an exposure, too
             degraded.append(harness.get("ann")["degraded"])
-            write(user_patches)
+            write(states)
 
         harness.store.write_users = writing  # type: ignore[method-assign]
         harness.service.step()

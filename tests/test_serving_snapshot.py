@@ -1,5 +1,6 @@
 """The snapshot that a request works with: rows, masks given to the models, pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from toy_service import NOW, RULES, Nearest, ToyBundle, ToyShelf, toy_bundle, wi
 
 from features.arrays import Bools
 from features.interactions import UserStates
-from features.store.base import UserState, UserStateStatus
+from features.log.records import Event
 from features.store.memory import MemoryStore
+from features.store.user_state import UserState
 from recsys.interfaces import Candidates
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
@@ -23,12 +25,13 @@ def snapshot_of(bundle: ToyBundle) -> ServingSnapshot:
     return ServingSnapshot.of(bundle, MemoryStore(RULES), lambda: NOW)
 
 
-def clicked(*items: str) -> UserState:
-    """A user who clicked items, one microsecond apart, the last at 1,000 µs."""
-    times = 1_001 - np.arange(len(items), 0, -1)
-    values = np.full(len(items), np.nan)
-    events = ("click",) * len(items)
-    return UserState("u", items, events, times, values, frozenset(items), UserStateStatus.PRESENT)
+def clicked(*items: str, kinds: Sequence[str] = ()) -> UserState:
+    """A user who clicked items, one microsecond apart, the last at 1,000 µs. kinds: other events than clicks."""
+    named = zip(items, kinds or ["click"] * len(items), strict=True)
+    first = 1_001 - len(items)
+    return UserState.of(
+        [Event(user_id="u", item_id=i, event=kind, timestamp=first + n) for n, (i, kind) in enumerate(named)], RULES
+    )
 
 
 # --- rows
@@ -66,14 +69,14 @@ def test_a_state_is_read_after_its_latest_event(tmp_path: Path) -> None:
     snapshot = snapshot_of(toy_bundle(tmp_path))
     for now, as_of in ((999, 1_001), (1_000, 1_001), (1_001, 1_001), (5_000, 5_000)):
         assert snapshot.states(clicked("i1", "i2"), now).as_of.tolist() == [as_of]
-    assert snapshot.states(UserState.unknown("u"), 7).as_of.tolist() == [7]
+    assert snapshot.states(UserState(), 7).as_of.tolist() == [7]
 
 
 def test_without_rules_of_seen_events_every_event_is_seen(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path)
     data = bundle.data.model_copy(update={"events": RULES.model_copy(update={"seen": None})})
     for each, seen in ((bundle, [False, True]), (replace(bundle, data=data), [True, True])):
-        state = replace(clicked("i1", "i2"), events=("look", "click"))
+        state = clicked("i1", "i2", kinds=("look", "click"))
         assert snapshot_of(each).states(state, NOW).seen.tolist() == seen
 
 

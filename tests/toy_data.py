@@ -10,7 +10,8 @@ import yaml
 
 from features.catalog import Catalog
 from features.ids import IdMap
-from features.interactions import DAY, Interactions, Ragged
+from features.instants import DAY
+from features.interactions import Interactions, Ragged
 from features.tables.read import ITEMS
 from recsys.baselines import fit_popular
 from recsys.config import RerankerConfig, TowerConfig

@@ -16,7 +16,7 @@ from experiments.evaluation.ranking import evaluate, interval_dict
 from experiments.pipelines.fit import build_two_stage
 from experiments.pipelines.rolling_windows import evaluation_windows
 from features.errors import ConfigError
-from features.interactions import DAY
+from features.instants import DAY
 from recsys.evaluation.bootstrap import paired_bootstrap
 from recsys.towers.training import FittedTowers, fit_towers
 from recsys.towers.warm_start import PASSES, transfer_weights

@@ -11,7 +11,7 @@ from rich.table import Table
 from experiments.splits import Split, Targets
 from features.arrays import Bools, Doubles, Ints
 from features.catalog import Catalog
-from features.interactions import DAY
+from features.instants import DAY
 from recsys.evaluation import metrics
 from recsys.evaluation.bootstrap import Interval, bootstrap, paired_bootstrap
 from recsys.interfaces import Recommender

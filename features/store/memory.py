@@ -5,16 +5,8 @@ from collections.abc import Iterable, Sequence
 
 from features.log.records import Event
 from features.schema import EventRules
-from features.store.base import (
-    HISTORY,
-    RECENT_USERS,
-    UserPatch,
-    UserState,
-    Watermark,
-    schema_hash,
-    unpack,
-    user_patches,
-)
+from features.store.base import RECENT_USERS, Watermark, schema_hash
+from features.store.user_state import UserState, UserStateStatus, joined, latest_time, states_of_log
 
 
 class MemoryStore:
@@ -23,8 +15,7 @@ class MemoryStore:
     def __init__(self, rules: EventRules) -> None:
         self.rules = rules
         self._lock = threading.Lock()
-        self._events: dict[str, dict[str, int]] = {}
-        self._seen: dict[str, set[str]] = {}
+        self._states: dict[str, bytes] = {}
         self._watermark: Watermark | None = None
 
     def with_rules(self, rules: EventRules) -> "MemoryStore":
@@ -38,32 +29,25 @@ class MemoryStore:
         """See FeatureStore."""
         with self._lock:
             filled = self._watermark is not None
-            states = []
-            for user in ids:
-                pairs = sorted((t, member) for member, t in self._events.get(user, {}).items())
-                members, times = [m for _, m in pairs], [t for t, _ in pairs]
-                states.append(unpack(user, members, times, self._seen.get(user, ()), filled=filled))
-            return states
+            known = UserStateStatus.PRESENT if filled else UserStateStatus.STALE
+            unknown = UserStateStatus.MISSING if filled else UserStateStatus.STALE
+            found = [self._states.get(user) for user in ids]
+        return [UserState(status=unknown) if data is None else UserState.from_bytes(data, known) for data in found]
 
-    def write_users(self, user_patches: Iterable[UserPatch]) -> None:
+    def write_users(self, states: Iterable[tuple[str, bytes]]) -> None:
         """See FeatureStore."""
-        with self._lock:
-            for patch in user_patches:
-                events = self._events.setdefault(patch.user_id, {})
-                for member, at in patch.events.items():
-                    events[member] = min(at, events.get(member, at))
-                newest = sorted(events.items(), key=lambda pair: (pair[1], pair[0]))[-HISTORY:]
-                self._events[patch.user_id] = dict(newest)
-                self._seen.setdefault(patch.user_id, set()).update(patch.seen)
+        for user, data in states:
+            with self._lock:
+                self._states[user] = joined(self._states.get(user), data, self.rules)
 
     def push(self, events: Sequence[Event]) -> None:
         """See FeatureStore."""
-        self.write_users(user_patches(events, self.rules))
+        self.write_users(states_of_log(events, self.rules))
 
     def recent_users(self, limit: int) -> list[str]:
         """See FeatureStore."""
         with self._lock:
-            latest = {user: max(events.values()) for user, events in self._events.items() if events}
+            latest = {user: latest_time(data) for user, data in self._states.items()}
         return sorted(latest, key=lambda user: (latest[user], user), reverse=True)[: min(limit, RECENT_USERS)]
 
     def watermark(self) -> Watermark | None:

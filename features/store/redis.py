@@ -1,12 +1,12 @@
 """The feature store in Redis (or Valkey); `RedisKeys` names its keys. No other module imports redis.
 
-The scores of a sorted set are doubles, which hold µs exactly until the year 2255. Give each product its own database
-number.
+Give each product its own database number.
 """
 
 import re
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,23 +20,37 @@ from redis.retry import Retry
 from features.errors import ConfigError, StoreError, describe_url
 from features.log.records import Event
 from features.schema import EventRules
-from features.store.base import (
-    HISTORY,
-    RECENT_USERS,
-    UserPatch,
+from features.store.base import RECENT_USERS, Watermark, schema_hash
+from features.store.user_state import (
+    DIGEST_BYTES,
     UserState,
-    Watermark,
-    schema_hash,
-    unpack,
-    user_patches,
+    UserStateStatus,
+    joined,
+    latest_time,
+    states_of_log,
 )
 
 T = TypeVar("T")
 
 BULK_SECONDS = 5.0
-BULK_ELEMENTS = 5_000
-"""Elements written in one transaction; the limit keeps the delay of a concurrent request small."""
+BATCH_BYTES = 1 << 20
+"""States written at once; the limit keeps the delay of a concurrent request small."""
 
+WRITE_TRIES = 10
+"""Times that a write is tried when other processes change the same user."""
+
+REPLACE = """
+local failed = {}
+for i, key in ipairs(KEYS) do
+  if redis.call('GETRANGE', key, 0, 7) == ARGV[2 * i - 1] then
+    redis.call('SET', key, ARGV[2 * i])
+  else
+    failed[#failed + 1] = i
+  end
+end
+return failed
+"""
+"""Replaces values that still begin with the digest that was read; "" for no value. Returns the others, from 1."""
 
 URL_OPTIONS = (
     *("db", "username", "password", "client_name", "max_connections", "health_check_interval", "socket_keepalive"),
@@ -48,7 +62,7 @@ URL_OPTIONS = (
 
 @dataclass(frozen=True)
 class RedisKeys:
-    """Names of the keys. Stores of other layouts or other seen event types have another prefix."""
+    """Names of the keys. Stores of other layouts or other event rules have another prefix."""
 
     prefix: str
 
@@ -57,13 +71,9 @@ class RedisKeys:
         """The keys under the event rules of a bundle: recsys:<schema hash>:…"""
         return cls(f"recsys:{schema_hash(rules)}:")
 
-    def history(self, user_id: str) -> str:
-        """Sorted set: packed event -> time (µs); the newest HISTORY of them."""
-        return f"{self.prefix}h:{user_id}"
-
-    def seen(self, user_id: str) -> str:
-        """Set: every seen item, never trimmed."""
-        return f"{self.prefix}s:{user_id}"
+    def user(self, user_id: str) -> str:
+        """The bytes of a `UserState`."""
+        return f"{self.prefix}u:{user_id}"
 
     @property
     def recent(self) -> str:
@@ -100,6 +110,34 @@ class Breaker:
         self._until = self._clock() + self._seconds
 
 
+class Channel:
+    """Connections for one kind of work, with a breaker of their own: neither kind of work stops the other.
+
+    timeout: seconds to wait for an answer.
+    """
+
+    def __init__(self, url: str, timeout: float, breaker: Breaker) -> None:
+        self._url, self._breaker, self._client = url, breaker, _client(url, timeout)
+
+    def run(self, work: Callable[["redis.Redis"], Any]) -> Any:
+        """Result of `work`. A failed connection opens the breaker; every Redis error becomes StoreError."""
+        self._breaker.check()
+        try:
+            return work(self._client)
+        except (redis.RedisError, OSError) as error:
+            away = isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError)
+            verb = "does not answer" if away and not getattr(error, "status_code", None) else "refuses"
+            reason = f"the feature store at {describe_url(self._url)} {verb}: {_reason(error)}"
+            if away:
+                self._breaker.trip(reason)
+            # `from None`: a reply of the server repeats the command with its user, item and value
+            raise StoreError(reason) from None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
 class RedisStore:
     """A `FeatureStore` on one server, by URL: redis://, rediss:// or unix://. The first call opens the connection.
 
@@ -119,36 +157,21 @@ class RedisStore:
         check_url(url)
         self.rules = rules
         self.url = url
-        self._breaker = Breaker(pause, clock)
-        self._client = _client(url, timeout)
-        self._bulk = _client(url, BULK_SECONDS)
+        self._requests = Channel(url, timeout, Breaker(pause, clock))
+        self._bulk = Channel(url, BULK_SECONDS, Breaker(pause, clock))
         self._keys = RedisKeys.of(rules)
 
     def with_rules(self, rules: EventRules) -> "RedisStore":
-        """A store with the same connections and breaker under the keys of other rules."""
+        """A store with the same connections under the keys of other rules."""
         store = object.__new__(RedisStore)
         store.__dict__.update(self.__dict__, rules=rules, _keys=RedisKeys.of(rules))
         return store
-
-    def _try(self, work: Callable[[], T]) -> T:
-        """Result of `work`. A failed connection opens the breaker; every Redis error becomes StoreError."""
-        self._breaker.check()
-        try:
-            return work()
-        except (redis.RedisError, OSError) as error:
-            away = isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError)
-            verb = "does not answer" if away and not getattr(error, "status_code", None) else "refuses"
-            reason = f"the feature store at {describe_url(self.url)} {verb}: {_reason(error)}"
-            if away:
-                self._breaker.trip(reason)
-            # `from None`: a reply of the server repeats the command with its user, item and value
-            raise StoreError(reason) from None
 
     def _parse(self, reply: Callable[[], T]) -> T:
         """Result of `reply`, which parses values of the server; values that we have not written: StoreError."""
         try:
             return reply()
-        except (ValueError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError, struct.error):
             raise StoreError(
                 f"the feature store at {describe_url(self.url)} holds values that this version has not written: "
                 "give each product its own database number"
@@ -156,87 +179,90 @@ class RedisStore:
 
     def read_users(self, ids: Sequence[str]) -> list[UserState]:
         """See FeatureStore."""
-
-        def work() -> list[Any]:
-            pipe = self._client.pipeline(transaction=False)
-            pipe.exists(self._keys.watermark)
-            for user in ids:
-                pipe.zrange(self._keys.history(user), 0, -1, withscores=True)
-                pipe.smembers(self._keys.seen(user))
-            return pipe.execute()
-
-        filled, *replies = self._try(work)  # per user: the history, then the seen items
+        keys = [self._keys.watermark, *map(self._keys.user, ids)]
+        filled, *states = self._requests.run(lambda client: client.mget(keys))
+        known = UserStateStatus.STALE if filled is None else UserStateStatus.PRESENT
+        unknown = UserStateStatus.STALE if filled is None else UserStateStatus.MISSING
         return self._parse(
             lambda: [
-                unpack(
-                    user,
-                    [member.decode() for member, _ in history],
-                    [int(at) for _, at in history],
-                    [item.decode() for item in seen],
-                    filled=bool(filled),
-                )
-                for user, history, seen in zip(ids, replies[::2], replies[1::2], strict=True)
+                UserState(status=unknown) if data is None else UserState.from_bytes(data, known) for data in states
             ]
         )
 
-    def write_users(self, user_patches: Iterable[UserPatch]) -> None:
+    def write_users(self, states: Iterable[tuple[str, bytes]]) -> None:
         """See FeatureStore."""
-        self._write(self._bulk, user_patches)
+        self._write(self._bulk, states)
 
     def push(self, events: Sequence[Event]) -> None:
         """See FeatureStore."""
-        self._write(self._client, user_patches(events, self.rules))
+        self._write(self._requests, states_of_log(events, self.rules))
 
-    def _write(self, client: "redis.Redis", user_patches: Iterable[UserPatch]) -> None:
-        batch: list[UserPatch] = []
+    def _write(self, channel: "Channel", states: Iterable[tuple[str, bytes]]) -> None:
+        batch: dict[str, bytes] = {}
         size = 0
-        for patch in user_patches:
-            batch.append(patch)
-            size += len(patch.events) + len(patch.seen)
-            if size >= BULK_ELEMENTS:
-                self._write_batch(client, batch)
-                batch, size = [], 0
+        for user, data in states:
+            batch[user] = data
+            size += len(data)
+            if size >= BATCH_BYTES:
+                self._join(channel, batch)
+                batch, size = {}, 0
         if batch:
-            self._write_batch(client, batch)
+            self._join(channel, batch)
 
-    def _write_batch(self, client: "redis.Redis", batch: Sequence[UserPatch]) -> None:
-        def work() -> None:
-            pipe = client.pipeline(transaction=True)
-            for patch in batch:
-                history = self._keys.history(patch.user_id)
-                pipe.zadd(history, patch.events, lt=True)
-                pipe.zremrangebyrank(history, 0, -HISTORY - 1)
-                if patch.seen:
-                    pipe.sadd(self._keys.seen(patch.user_id), *patch.seen)
-            latest = {patch.user_id: max(patch.events.values()) for patch in batch}
+    def _join(self, channel: "Channel", batch: dict[str, bytes]) -> None:
+        """Join states to those that are stored, again for users that other processes changed meanwhile."""
+        for _ in range(WRITE_TRIES):
+            batch = self._try_join(channel, batch)
+            if not batch:
+                return
+        raise StoreError(
+            f"the feature store at {describe_url(self.url)}: other processes changed the same user {WRITE_TRIES} "
+            "times in a row: try again"
+        )
+
+    def _try_join(self, channel: "Channel", batch: dict[str, bytes]) -> dict[str, bytes]:
+        """Read, join and replace the states of these users. Returns those that other processes changed meanwhile."""
+        users, keys = list(batch), [self._keys.user(user) for user in batch]
+        stored = channel.run(lambda client: client.mget(keys))
+        pairs = list(zip(stored, batch.values(), strict=True))
+        values = self._parse(lambda: [joined(old, added, self.rules) for old, added in pairs])
+        changed = [i for i, (old, new) in enumerate(zip(stored, values, strict=True)) if old != new]
+        arguments = [part for i in changed for part in ((stored[i] or b"")[:DIGEST_BYTES], values[i])]
+        latest = {user: latest_time(data) for user, data in batch.items()}
+
+        def write(client: "redis.Redis") -> list[int]:
+            pipe = client.pipeline(transaction=False)
+            pipe.eval(REPLACE, len(changed), *(keys[i] for i in changed), *arguments)
             pipe.zadd(self._keys.recent, latest, gt=True)
             pipe.zremrangebyrank(self._keys.recent, 0, -RECENT_USERS - 1)
-            pipe.execute()
+            failed: list[int] = pipe.execute()[0]
+            return failed
 
-        self._try(work)
+        failed = [users[changed[i - 1]] for i in channel.run(write)] if changed else []
+        return {user: batch[user] for user in failed}
 
     def recent_users(self, limit: int) -> list[str]:
         """See FeatureStore."""
-        users: Any = self._try(lambda: self._client.zrevrange(self._keys.recent, 0, limit - 1))
+        users: Any = self._requests.run(lambda client: client.zrevrange(self._keys.recent, 0, limit - 1))
         return self._parse(lambda: [user.decode() for user in users])
 
     def watermark(self) -> Watermark | None:
         """See FeatureStore."""
-        text: Any = self._try(lambda: self._client.get(self._keys.watermark))
+        text: Any = self._bulk.run(lambda client: client.get(self._keys.watermark))
         return None if text is None else self._parse(lambda: Watermark.from_json(text))
 
     def set_watermark(self, to: Watermark) -> None:
         """See FeatureStore."""
-        self._try(lambda: self._client.set(self._keys.watermark, to.to_json()))
+        self._bulk.run(lambda client: client.set(self._keys.watermark, to.to_json()))
 
     def ping(self) -> None:
         """See FeatureStore."""
-        self._try(self._client.ping)
+        self._bulk.run(lambda client: client.ping())
 
     def warning(self) -> str:
         """See FeatureStore."""
         try:
-            info: Any = self._try(lambda: self._client.info("memory"))  # managed servers refuse CONFIG GET
+            info: Any = self._bulk.run(lambda client: client.info("memory"))  # managed servers refuse CONFIG GET
         except StoreError:  # a server that does not tell
             return ""
         policy = str(info.get("maxmemory_policy", "noeviction"))
@@ -249,7 +275,7 @@ class RedisStore:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._requests.close()
         self._bulk.close()
 
 

@@ -17,7 +17,8 @@ from features.log.event_log import Position, read
 from features.log.records import Event
 from features.progress import StartProgress
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
-from features.store.base import HISTORY, FeatureStore, UserPatch, Watermark, pack_rows, user_patches
+from features.store.base import FeatureStore, Watermark
+from features.store.user_state import states_of_log, states_of_table
 
 ROWS = 100_000
 """Minimum number of table events in one batch; a batch ends at the end of a user."""
@@ -50,11 +51,11 @@ def refresh(
     users = written = 0
     if mark is None or mark.tables != digest:
         step = progress("users to the store", tables.get_column(USER).n_unique()) if progress else None
-        for patch_batch in _table_patches(tables, store.rules):
-            store.write_users(patch_batch)
-            users += len(patch_batch)
+        for states in _table_states(tables, store.rules):
+            store.write_users(states)
+            users += len(states)
             if step:
-                step(len(patch_batch))
+                step(len(states))
         written = len(tables)
     position, pushed, damaged = _replay(store, log, mark.log if mark else {})
     store.set_watermark(Watermark(position, digest))
@@ -86,7 +87,7 @@ def _replay(store: FeatureStore, log: Path | None, since: Position) -> tuple[dic
     while log is not None and log.is_dir():
         part = read(log, position)
         events = [r for r in part.records if isinstance(r, Event)]
-        store.write_users(user_patches(events, store.rules))
+        store.write_users(states_of_log(events, store.rules))
         pushed += len(events)
         damaged += len(part.damaged)
         if part.position == position:
@@ -95,29 +96,13 @@ def _replay(store: FeatureStore, log: Path | None, since: Position) -> tuple[dic
     return position, pushed, damaged
 
 
-def _table_patches(events: pl.DataFrame, rules: EventRules) -> Iterator[list[UserPatch]]:
-    """Patches of all users in batches of about ROWS events; all events of a user are in one batch."""
+def _table_states(events: pl.DataFrame, rules: EventRules) -> Iterator[list[tuple[str, bytes]]]:
+    """States of all users in batches of about ROWS events; all events of a user are in one batch."""
     by_user = events.select(USER, ITEM, EVENT, TIME, VALUE, EVENT_ID).sort(USER, maintain_order=True)
     # ends (u,): row behind the last event of each user
     ends = by_user.group_by(USER, maintain_order=True).len().get_column("len").cum_sum().to_numpy().astype(np.int64)
     start = 0
     while start < len(by_user):
         end = int(ends[min(int(np.searchsorted(ends, start + ROWS)), len(ends) - 1)])
-        yield _patches(by_user.slice(start, end - start), rules)
+        yield list(states_of_table(by_user.slice(start, end - start), rules))
         start = end
-
-
-def _patches(events: pl.DataFrame, rules: EventRules) -> list[UserPatch]:
-    is_seen = pl.lit(True) if rules.seen is None else pl.col(EVENT).is_in(list(rules.seen))
-    seen = events.filter(is_seen).group_by(USER).agg(pl.col(ITEM).unique().alias("seen"))
-    by_user = (
-        events.select(USER, TIME, pack_rows().alias("packed"))
-        .sort(TIME, maintain_order=True)
-        .group_by(USER, maintain_order=True)
-        .agg(pl.col("packed").tail(HISTORY), pl.col(TIME).to_physical().tail(HISTORY))
-        .join(seen, on=USER, how="left", maintain_order="left")
-    )
-    return [
-        UserPatch(user, dict(zip(members, times, strict=True)), items or ())
-        for user, members, times, items in by_user.iter_rows()
-    ]

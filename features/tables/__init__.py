@@ -5,9 +5,8 @@ from features.tables.read import (
     check_item_puts,
     check_tables,
     event_weights,
-    label_events,
     read_items,
     read_tables,
 )
 
-__all__ = ["Tables", "check_item_puts", "check_tables", "event_weights", "label_events", "read_items", "read_tables"]
+__all__ = ["Tables", "check_item_puts", "check_tables", "event_weights", "read_items", "read_tables"]

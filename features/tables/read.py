@@ -7,14 +7,14 @@ that field.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import reduce
 from pathlib import Path
 
 import polars as pl
 
 from features import schema
-from features.arrays import Bools, Floats
+from features.arrays import Floats
 from features.errors import DataError
+from features.history_rules import Labels
 from features.ids import ID_RULES, NO_NULL, TEXT_RULES
 from features.log.item_changes import ItemChanges, item_put_table
 from features.log.records import ItemPut
@@ -154,23 +154,6 @@ def check_item_puts(puts: Sequence[ItemPut], log: Path, config: DataConfig) -> V
     return validate(raw, _column_rules(raw, config, None, datetime.now(UTC)))
 
 
-def label_events(events: pl.DataFrame, rules: EventRules) -> tuple[Bools, Bools]:
-    """The labels of canonical events: (positive (n,) bool, seen (n,) bool).
-
-    Positive: ``rules.positive`` names the type, and the value reaches its threshold (a null threshold accepts any
-    value and none). Seen: ``rules.seen`` names the type, or is null.
-    """
-    kind, value = pl.col(EVENT), pl.col(VALUE)
-    named = [
-        (kind == name) & (pl.lit(True) if minimum is None else (value >= minimum).fill_null(False))
-        for name, minimum in rules.positive.items()
-    ]
-    positive = reduce(pl.Expr.or_, named, kind.is_null())
-    seen = kind.is_not_null() if rules.seen is None else kind.is_in(list(rules.seen))
-    labels = events.select(positive.alias("positive"), seen.alias("seen"))
-    return labels.get_column("positive").to_numpy().copy(), labels.get_column("seen").to_numpy().copy()
-
-
 def event_weights(events: pl.DataFrame, rules: EventRules) -> Floats | None:
     """(n,) float32: the training weight of each canonical event; None: all weights are equal."""
     if not rules.weights:
@@ -223,7 +206,7 @@ def _read(
     events = validated_by_name["events"].kept if "events" in validated_by_name else pl.DataFrame(schema=EVENTS)
     if "events" in validated_by_name:
         notes += unnamed_types(events, config.events, validated_by_name["events"].count.file)
-        if not label_events(events, config.events)[0].any():
+        if not Labels.of_frame(events, config.events).positive.any():
             problems.append(no_positive(events, config.events))
         notes += _ahead(events, now or datetime.now(UTC))
     if "users" in validated_by_name:

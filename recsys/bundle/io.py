@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_weights
 from safetensors.torch import save_file as save_weights
 
+from features.arrays import Keys
 from features.catalog import Catalog
 from features.content.spaces import Embedded, SpaceKey, same_space
 from features.errors import BundleError, FileError, SpaceError, describe_os_error, describe_read_error
@@ -39,7 +40,6 @@ from recsys.bundle.formats import (
     fingerprint_of,
 )
 from recsys.bundle.model import Bundle
-from recsys.bundle.trained_events import EventKeys
 from recsys.config import TowerConfig
 from recsys.content.alignment import AffineMap, Alignment
 from recsys.content.content_space import ContentSpace
@@ -85,7 +85,7 @@ def save_bundle(
     statistics: ItemStatistics,
     facts: dict[str, Any],
     content: ContentSpace | None = None,
-    trained: EventKeys | None = None,
+    trained: Keys | None = None,
 ) -> Path:
     """Write a bundle below root and return its folder, whose name is its fingerprint.
 
@@ -139,7 +139,7 @@ def _write_files(
     recommender: TwoStageRecommender,
     statistics: ItemStatistics,
     content: ContentSpace | None,
-    trained: EventKeys | None,
+    trained: Keys | None,
 ) -> dict[str, Any]:
     """Write all files but the manifest, and return what the manifest says about them."""
     catalog.frame.write_parquet(folder / ITEMS)
@@ -238,7 +238,7 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path}: its files do not fit together: {reason}; train again") from error
 
 
-def trained_events(bundle: Bundle) -> EventKeys | None:
+def trained_events(bundle: Bundle) -> Keys | None:
     """The keys of the events that a bundle was trained on, sorted; None where the bundle does not record them.
 
     Raises BundleError when they cannot be read.
@@ -254,7 +254,7 @@ def trained_events(bundle: Bundle) -> EventKeys | None:
         ) from error
     if keys.dtype != np.uint64 or keys.ndim != 1:
         raise BundleError(f"{file}: {keys.dtype} of shape {keys.shape}, not uint64 (n,); train again")
-    return cast(EventKeys, keys)
+    return cast(Keys, keys)
 
 
 def _verify(path: Path, files: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ import scipy.sparse as sp
 
 from features.arrays import Doubles, Floats, Ints
 from features.catalog import UNDATED, Catalog, item_texts
-from features.interactions import DAY, Interactions, Ragged, UserStates
+from features.instants import DAY
+from features.interactions import Interactions, Ragged, UserStates
 from recsys.histories import profile
 from recsys.interfaces import Candidates
 from recsys.item_statistics import ItemStatistics

@@ -6,7 +6,8 @@ import numpy as np
 
 from features.arrays import Floats
 from features.errors import ConfigError
-from features.interactions import DAY, Interactions, Ragged
+from features.instants import DAY
+from features.interactions import Interactions, Ragged
 from recsys.dense_recommender import DenseRecommender
 from recsys.histories import positive_counts
 

@@ -29,7 +29,7 @@ def recommend(
         state, degraded = service.read_user(snapshot, user_id)
     with timed(trace, "rank"):
         repeats = snapshot.bundle.data.placements[placement].repeats
-        seen = snapshot.rows(() if repeats else state.seen)
+        seen = snapshot.rows(()) if repeats else snapshot.seen_rows(state)
         states = snapshot.states(state, service.now())
         if states.positive.any():
             try:
@@ -65,7 +65,7 @@ def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
         return slate_response(slate, snapshot, exposure)
 
     @app.get("/v1/users/{user_id:id}/history", tags=["users"])
-    async def history(user_id: str, limit: Annotated[int, Query(ge=1, le=512)] = 50) -> Response:
+    async def history(user_id: str, limit: Annotated[int, Query(ge=1, le=100_000)] = 50) -> Response:
         """A user's events in the feature store, newest first. Items that are not in the catalogue have no title."""
         snapshot = snapshot_of(service)
         checked_id(user_id, "user_id")

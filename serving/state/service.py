@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from features.errors import LogError, RecsysError, StoreError
@@ -17,10 +16,11 @@ from features.log.event_log import EventLog
 from features.log.item_changes import media_fault
 from features.log.records import Event
 from features.schema import DataConfig, EventRules
-from features.store.base import FeatureStore, UserState, UserStateStatus, Watermark
+from features.store.base import FeatureStore, Watermark
 from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
 from features.store.refresh import catch_up, refresh
+from features.store.user_state import UserState, UserStateStatus
 from serving.settings import ServeSettings
 from serving.state.catalog_updater import CatalogUpdater, Upsert
 from serving.state.snapshot import ServableBundle, ServingSnapshot
@@ -247,11 +247,11 @@ class ServiceState:
         """A user with one positive event, to warm up the models before the first request."""
         positive = snapshot.bundle.data.events.positive
         if not positive or not len(snapshot.bundle.popular):
-            return UserState.unknown("")
-        event, minimum = next(iter(positive.items()))
+            return UserState()
+        kind, minimum = next(iter(positive.items()))
         item = snapshot.bundle.catalog.ids.ids[int(snapshot.bundle.popular[0])]
-        times, values = np.array([self.now() - 1], dtype=np.int64), np.array([minimum or 1.0])
-        return UserState("", (item,), (event,), times, values, frozenset(), UserStateStatus.PRESENT)
+        event = Event(user_id="", item_id=item, event=kind, timestamp=self.now() - 1, value=minimum or 1.0)
+        return UserState.of([event], snapshot.bundle.data.events)
 
     def _store_for(self, bundle: ServableBundle) -> FeatureStore:
         """The store with the event rules of a bundle, filled. If it does not respond, `step` fills it later."""
@@ -329,7 +329,7 @@ class ServiceState:
             state = snapshot.store.read_users([user_id])[0]
         except StoreError as error:
             self.notes["store"] = str(error)
-            return UserState.unknown(user_id), ["store"]
+            return UserState(), ["store"]
         return state, ["stale"] if self.behind or state.status is UserStateStatus.STALE else []
 
 

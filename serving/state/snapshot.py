@@ -8,11 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from features.arrays import Bools, Floats, Ints
+from features.arrays import Bools, Floats, Ints, Keys
 from features.catalog import Catalog
+from features.history_rules import seen_items, short_keys
+from features.ids import id_keys
 from features.interactions import Ragged, UserStates, now_micros
 from features.schema import CATEGORIES, IMAGE, TITLE, DataConfig
-from features.store.base import FeatureStore, UserState
+from features.store.base import FeatureStore
+from features.store.user_state import UserState
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates, Recommender
 from recsys.ranking.slate import Slate, item_groups, make_slate
@@ -86,19 +89,49 @@ class ServableBundle(Protocol):
 
 
 @dataclass(frozen=True)
+class ItemKeys:
+    """Finds the rows of items by their short keys. keys (n,) uint64, ascending; order (n,): the row of each key."""
+
+    keys: Keys
+    order: Ints
+
+    @classmethod
+    def of(cls, ids: Sequence[str]) -> "ItemKeys":
+        """Of the items of a catalogue, in row order."""
+        keys = short_keys(id_keys(ids))
+        order = np.argsort(keys)
+        return cls(keys[order], order)
+
+    def extended(self, ids: Sequence[str]) -> "ItemKeys":
+        """With the items that follow those that are known."""
+        if len(ids) == len(self.order):
+            return self
+        keys = np.concatenate((self.keys, short_keys(id_keys(ids[len(self.order) :]))))
+        rows = np.concatenate((self.order, np.arange(len(self.order), len(ids))))
+        order = np.argsort(keys)
+        return ItemKeys(keys[order], rows[order])
+
+    def rows(self, keys: Keys) -> Ints:
+        """Rows of the items with these short keys (m,); keys of no item are skipped."""
+        at = np.minimum(np.searchsorted(self.keys, keys), max(0, len(self.keys) - 1))
+        return self.order[at[self.keys[at] == keys]] if len(self.keys) else self.order
+
+
+@dataclass(frozen=True)
 class ServingSnapshot:
     """A bundle with its store and derived arrays. An update makes a new snapshot and replaces the old one in a single
     assignment.
 
-    groups (n,): product of each item; cards: fields shown of each item; available (n,) bool: items that may be
-    shown, the only array that changes while requests read it, and only from True to False; now: returns the time
-    (µs); upcoming: rows of items whose publication time lay in the future when the snapshot was made; filter_mask
-    (n,) bool: items that the filter of one request selects, None without a filter.
+    groups (n,): product of each item; keys: rows of the items by their short keys; cards: fields shown of each item;
+    available (n,) bool: items that may be shown, the only array that changes while requests read it, and only from
+    True to False; now: returns the time (µs); upcoming: rows of items whose publication time lay in the future when
+    the snapshot was made; filter_mask (n,) bool: items that the filter of one request selects, None without one.
     """
 
     bundle: ServableBundle
     store: FeatureStore
     groups: Ints
+    keys: "ItemKeys"
     cards: tuple[dict[str, Any], ...]
     available: Bools
     now: Callable[[], int]
@@ -113,7 +146,7 @@ class ServingSnapshot:
         catalog = bundle.catalog
         cards = tuple(_cards(catalog.ids.ids, catalog.frame))
         available, upcoming = catalog.available.copy(), np.flatnonzero(~catalog.published_by(now()))
-        return cls(bundle, store, item_groups(catalog), cards, available, now, upcoming)
+        return cls(bundle, store, item_groups(catalog), ItemKeys.of(catalog.ids.ids), cards, available, now, upcoming)
 
     def with_upserts(self, bundle: ServableBundle, items: Sequence[str]) -> "ServingSnapshot":
         """The snapshot of `bundle`, which is this bundle with `items` added or replaced.
@@ -128,6 +161,7 @@ class ServingSnapshot:
             self,
             bundle=bundle,
             groups=item_groups(catalog),
+            keys=self.keys.extended(catalog.ids.ids),
             cards=tuple(cards),
             available=catalog.available.copy(),
             upcoming=np.flatnonzero(~catalog.published_by(self.now())),
@@ -156,21 +190,23 @@ class ServingSnapshot:
 
     def states(self, state: UserState, now: int) -> UserStates:
         """The state of one user (b = 1) with items as rows. Items that are not in the bundle are skipped."""
-        rules = self.bundle.data.events
         rows = self.bundle.catalog.ids.rows(state.items)
         known = rows >= 0
-        known_rows = rows[known]
-        seen = np.array([rules.seen is None or e in rules.seen for e in state.events], dtype=bool)
+        known_rows, labels = rows[known], state.labels(self.bundle.data.events)
         latest = int(state.times[-1]) + 1 if len(state.times) else now
         return UserStates(
             users=np.array([-1], dtype=np.int64),
             as_of=np.array([max(now, latest)], dtype=np.int64),
             items=Ragged(known_rows, np.zeros(1, np.int64), np.array([len(known_rows)], dtype=np.int64)),
             times=state.times[known],
-            positive=state.positive(rules)[known],
-            seen=seen[known],
-            types=state.types(rules)[known],
+            positive=labels.positive[known],
+            seen=labels.seen[known],
+            types=labels.types[known],
         )
+
+    def seen_rows(self, state: UserState) -> Ints:
+        """Rows of the items that the user has seen. Items that are not in the bundle are skipped."""
+        return self.keys.rows(seen_items(state.seen))
 
     def recommend(self, states: UserStates, seen: Ints, k: int, trace: dict[str, float]) -> Slate:
         """The slate from the models: user tower, index, reranker. seen: rows to leave out; trace: ms by stage."""

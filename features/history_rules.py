@@ -1,0 +1,158 @@
+"""The rules of a user's history: which events are positive, which are seen, which are kept, and in which order.
+
+Training, evaluation, batch slates, the refresh of the store and the service all use these functions and no others.
+
+Order: by time. Of one time, the events of a table come first, in its order; then those of one request, in its order.
+A repeated event counts once: the same event_id of a user, or, of events without one, the same item, type, time and
+value.
+
+Kept are `EventRules.history` events: the newest half of that number whatever they are, as the user tower reads them;
+then the newest positive ones; then the newest others. A buyer who then looks at thousands of items stays a buyer.
+
+Seen are the `EventRules.seen_items` items of the events that count as seen, those of the latest day first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from features.arrays import Bools, Doubles, Ints, Keys
+from features.ids import IdMap, id_keys, mix_keys
+from features.instants import DAY
+from features.schema import EVENT, VALUE, EventRules
+
+_ITEM_BITS = np.uint64(48)
+_ITEM = np.uint64(2**48 - 1)
+_LAST_DAY = 2**16 - 1
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What n events mean. positive, seen (n,) bool; types (n,) int64, see `features.interactions.Interactions`."""
+
+    positive: Bools
+    seen: Bools
+    types: Ints
+
+    @classmethod
+    def of(cls, names: Sequence[str], kinds: Ints, values: Doubles, rules: EventRules) -> "Labels":
+        """Of events of type names[kinds], kinds (n,), with values (n,), NaN where there is none.
+
+        Positive: `rules.positive` names the type, and the value reaches its threshold; a null threshold accepts any
+        value and none. Seen: `rules.seen` names the type, or is null.
+        """
+        thresholds = [rules.positive.get(name, np.inf) for name in names]
+        any_value = np.array([threshold is None for threshold in thresholds], dtype=np.bool_)
+        minima = np.array([np.inf if threshold is None else threshold for threshold in thresholds], dtype=np.float64)
+        seen = np.array([rules.seen is None or name in rules.seen for name in names], dtype=np.bool_)
+        types = IdMap(rules.types).rows(names) + 1
+        return cls(any_value[kinds] | (values >= minima[kinds]), seen[kinds], types[kinds])  # NaN reaches nothing
+
+    @classmethod
+    def of_frame(cls, events: pl.DataFrame, rules: EventRules) -> "Labels":
+        """Of canonical events."""
+        names, kinds, values = columns_of(events)
+        return cls.of(names, kinds, values, rules)
+
+
+def columns_of(events: pl.DataFrame) -> tuple[tuple[str, ...], Ints, Doubles]:
+    """Types, index of each event's type among them, and values (NaN where there is none) of canonical events."""
+    column = events.get_column(EVENT).cast(pl.String)
+    names = tuple(column.unique().sort().to_list())
+    values = events.get_column(VALUE).cast(pl.Float64).fill_null(np.nan).to_numpy()
+    return names, column.cast(pl.Enum(names)).to_physical().cast(pl.Int64).to_numpy(), values
+
+
+def kept(positive: Bools, lengths: Ints, limit: int) -> Bools:
+    """(e,) bool: which events of b histories are kept. The histories follow each other, each oldest first.
+
+    positive (e,) bool; lengths (b,), their sum is e; limit: `EventRules.history`.
+    """
+    keep = np.ones(len(positive), dtype=np.bool_)
+    if lengths.max(initial=0) <= limit:
+        return keep
+    end = np.cumsum(lengths)
+    owner = np.repeat(np.arange(len(lengths)), lengths)  # (e,)
+    at = np.flatnonzero(lengths[owner] > limit)  # events of the histories that are too long
+    owner = owner[at]
+    age = end[owner] - 1 - at  # 0: the newest of its history
+    rank = np.where(age < limit // 2, 0, np.where(positive[at], 1, 2))
+    order = np.lexsort((age, rank, owner))  # `owner` stays as it is, because it ascends
+    place = np.arange(len(at)) - np.searchsorted(owner, owner)  # in its history, by rank and age
+    keep[at[order]] = place < limit
+    return keep
+
+
+def seen_entries(item_keys: Keys, times: Ints) -> Keys:
+    """(n,) uint64: the day (16 bits, since 1970) and the item (48 bits) of n seen events, for `newest_seen`.
+
+    item_keys: of `features.ids.id_keys`. Of 8,000 seen items and a million others, one other item shares its 48 bits
+    with a seen one with a probability of 3e-5.
+    """
+    days = np.clip(times // DAY, 0, _LAST_DAY).astype(np.uint64)
+    return (days << _ITEM_BITS) | short_keys(item_keys)
+
+
+def short_keys(item_keys: Keys) -> Keys:
+    """(n,) uint64 below 2^48: what a seen entry holds of an item's key."""
+    return item_keys >> np.uint64(16)
+
+
+def seen_items(entries: Keys) -> Keys:
+    """(n,) uint64: the short key of the item of each entry."""
+    return entries & _ITEM
+
+
+def newest_seen(owner: Ints, entries: Keys, limit: int) -> Ints:
+    """Rows of the latest entry of each item of each owner, `limit` of an owner, the newest; by owner, then entry.
+
+    owner, entries (n,): seen entries of several users. What is kept of the kept entries of a part and of all other
+    entries is what is kept of all: entries may come in any order, and again.
+    """
+    order = np.lexsort((entries, seen_items(entries), owner))
+    last = np.ones(len(order), dtype=np.bool_)
+    last[:-1] = np.diff(owner[order]).astype(np.bool_) | np.diff(seen_items(entries[order])).astype(np.bool_)
+    order = order[last]
+    order = order[np.lexsort((entries[order], owner[order]))]
+    ends = np.searchsorted(owner[order], owner[order], side="right")
+    return np.asarray(order[ends - np.arange(len(order)) <= limit], dtype=np.int64)
+
+
+def column_keys(texts: pl.Series) -> Keys:
+    """(n,) uint64: `id_keys` of a text column; each distinct text is hashed once."""
+    distinct = texts.unique()
+    codes = texts.cast(pl.Enum(distinct)).to_physical().to_numpy()
+    return id_keys(distinct.to_list())[codes] if len(texts) else np.zeros(0, dtype=np.uint64)
+
+
+def event_keys(
+    event_ids: pl.Series, item_keys: Keys, names: Sequence[str], kinds: Ints, times: Ints, values: Doubles
+) -> Keys:
+    """(n,) uint64: the identity of events: their event_id, or else item, type, time and value."""
+    keys = mix_keys(item_keys) ^ id_keys(names)[kinds] if len(kinds) else np.zeros(0, dtype=np.uint64)
+    keys = mix_keys(mix_keys(keys) ^ times.astype(np.uint64))
+    plain = np.where(np.isnan(values), np.nan, values + 0.0)  # one NaN, one zero
+    keys = mix_keys(keys ^ plain.view(np.uint64))
+    named = np.flatnonzero((event_ids != "").to_numpy())
+    if len(named):
+        keys[named] = id_keys(event_ids.gather(named).to_list())
+    return keys
+
+
+def in_order(
+    owner: Ints, times: Ints, orders: npt.NDArray[np.uint32], keys: Keys, kinds: Ints, values: Doubles
+) -> Ints:
+    """Rows of the distinct events of each owner, in the order of histories. Of repeated events the first stays.
+
+    All (n,): owner: index of the user; orders: place among the events of a time; keys: of `event_keys`; kinds: of
+    names in ascending order.
+    """
+    order = np.lexsort((values, kinds, keys, orders, times, owner))
+    by_key = order[np.lexsort((keys[order], owner[order]))]  # stable: of one key, the first comes first
+    repeated = (keys[by_key][1:] == keys[by_key][:-1]) & (owner[by_key][1:] == owner[by_key][:-1])
+    first = np.ones(len(keys), dtype=np.bool_)
+    first[by_key[1:][repeated]] = False
+    return np.asarray(order[first[order]], dtype=np.int64)

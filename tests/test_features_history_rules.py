@@ -1,0 +1,143 @@
+"""The rules of a history: by hand, and that training, evaluation, refresh and push follow the same ones."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from experiments.config import RunConfig
+from experiments.dataset import load_dataset
+from features.history_rules import kept, newest_seen, seen_entries, seen_items, short_keys
+from features.ids import IdMap, id_keys
+from features.instants import DAY
+from features.interactions import HistoryLimits, Interactions
+from features.log.event_log import EventLog
+from features.log.records import Event
+from features.schema import EventRules
+from features.store.memory import MemoryStore
+from features.store.refresh import refresh
+from features.store.user_state import UserState, states_of_log
+from features.tables.read import read_tables
+
+
+def test_kept_are_the_newest_half_then_positives_then_others() -> None:
+    positive = np.array([1, 0, 1, 0, 0, 0, 1, 0], dtype=np.bool_)
+    assert np.flatnonzero(kept(positive[:6], np.array([6]), 4)).tolist() == [0, 2, 4, 5]
+    assert np.flatnonzero(kept(positive[:6], np.array([6]), 5)).tolist() == [0, 2, 3, 4, 5]  # half of 5 is 2
+    assert kept(positive, np.array([6, 2]), 6).all()
+    assert np.flatnonzero(kept(positive, np.array([5, 3]), 2)).tolist() == [2, 4, 6, 7]
+    assert kept(positive[:0], np.array([0, 0]), 2).tolist() == []
+
+
+def test_seen_are_the_items_of_the_latest_days() -> None:
+    keys = id_keys(["a", "b", "c"])
+    owner = np.array([0, 0, 0, 0, 1])
+    entries = seen_entries(keys[[0, 1, 0, 2, 1]], np.array([1, 2, 9, 4, 0]) * DAY + 7)
+    for limit, expected in ((1, [2, 4]), (2, [3, 2, 4]), (3, [1, 3, 2, 4])):
+        assert newest_seen(owner, entries, limit).tolist() == expected
+    assert seen_items(entries).tolist() == short_keys(keys[[0, 1, 0, 2, 1]]).tolist()
+    assert (entries >> np.uint64(48)).tolist() == [1, 2, 9, 4, 0]
+
+
+RULES = EventRules(positive={"buy": None, "rate": 3.0}, seen=("buy", "look"), history=6, seen_items=3)
+
+
+def look_and_buy(n_looks: int) -> list[Event]:
+    bought = Event(user_id="u", item_id="bought", event="buy", timestamp=0, event_id="b")
+    looks = [
+        Event(user_id="u", item_id=f"i{n}", event="look", timestamp=1 + n, event_id=str(n)) for n in range(n_looks)
+    ]
+    return [bought, *looks]
+
+
+def test_a_buyer_who_looks_at_many_items_stays_a_buyer() -> None:
+    store = MemoryStore(RULES)
+    for event in look_and_buy(20):
+        store.push([event])
+    state = store.read_users(["u"])[0]
+    assert state.items == ("bought", "i15", "i16", "i17", "i18", "i19")
+    assert state.labels(RULES).positive.tolist() == [True, False, False, False, False, False]
+    ids = IdMap(("bought", *(f"i{n}" for n in range(20))))
+    positive = np.array([True] + 20 * [False])
+    zeros, rows = np.zeros(21, np.int64), np.arange(21)
+    log = Interactions.sort(zeros, rows, rows, positive, ~positive | True, 1, 21, limits=HistoryLimits(6, 3, ids))
+    states = log.states(np.array([0]), np.array([99])).compact()
+    assert states.items.flat.tolist() == [0, 16, 17, 18, 19, 20]
+    assert len(states.seen_items().flat) == 3
+
+
+def test_a_state_is_bounded_whatever_its_user_does() -> None:
+    rules = EventRules(positive={"buy": None})
+    ((_, data),) = states_of_log(look_and_buy(30_000), rules)
+    state = UserState.from_bytes(data)
+    assert (len(state.items), len(state.seen)) == (512, 8_000)
+    assert state.seen.nbytes < 64 << 10
+    assert len(data) < 96 << 10
+
+
+EVENT = st.fixed_dictionaries(
+    {
+        "user_id": st.sampled_from(["u", "v"]),
+        "item_id": st.sampled_from([f"i{n}" for n in range(6)]),
+        "event": st.sampled_from(["buy", "rate", "look", "share"]),
+        "timestamp": st.integers(0, 4).map(lambda day: day * DAY + 5),
+        "value": st.sampled_from([None, 2.0, 4.0]),
+    }
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(EVENT, min_size=1, max_size=30), st.lists(EVENT, max_size=30), st.randoms())
+def test_training_refresh_and_push_know_the_same_of_a_user(
+    tmp_path_factory: pytest.TempPathFactory, table: list[dict[str, Any]], logged: list[dict[str, Any]], dice: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("data")
+    events = [Event(**fields, event_id=f"e{n}", order=n) for n, fields in enumerate(logged)]
+    config = write_data(folder, table, events)
+    filled, pushed = MemoryStore(RULES), MemoryStore(RULES)
+    refresh(filled, read_tables(config.data).events, folder / "log")
+    refresh(pushed, read_tables(config.data).events, None)
+    again = [*events, *events]
+    dice.shuffle(again)
+    for event in again:
+        pushed.push([event])
+    dataset = load_dataset(config)
+    users = dataset.users.rows(["u", "v"])
+    states = dataset.events.states(users, np.full(2, 10 * DAY)).compact()
+    for row, (a, b) in enumerate(zip(filled.read_users(["u", "v"]), pushed.read_users(["u", "v"]), strict=True)):
+        assert (a.items, a.events, a.times.tolist(), a.seen.tolist()) == (
+            b.items,
+            b.events,
+            b.times.tolist(),
+            b.seen.tolist(),
+        )
+        labels = a.labels(RULES)
+        part = slice(states.items.begin[row], states.items.end[row])
+        items = [dataset.catalog.ids.ids[i] for i in states.items.flat[part]]
+        assert items == list(a.items)
+        assert states.times[part].tolist() == a.times.tolist()
+        assert states.positive[part].tolist() == labels.positive.tolist()
+        assert states.types is not None
+        assert states.types[part].tolist() == labels.types.tolist()
+        seen = states.seen_items()
+        seen_ids = {dataset.catalog.ids.ids[i] for i in seen.flat[seen.begin[row] : seen.end[row]]}
+        assert sorted(short_keys(id_keys(seen_ids))) == sorted(seen_items(a.seen))
+
+
+def write_data(folder: Path, table: list[dict[str, Any]], events: list[Event]) -> RunConfig:
+    """Tables, a log, and the configuration that reads both."""
+    frame = pl.DataFrame(table, schema_overrides={"value": pl.Float64})
+    times = pl.col("timestamp").cast(pl.Datetime("us", "UTC"))
+    frame.with_columns(times).write_parquet(folder / "events.parquet")
+    pl.DataFrame({"item_id": [f"i{n}" for n in range(6)], "title": "t"}).write_parquet(folder / "items.parquet")
+    log = EventLog(folder / "log")
+    if events:
+        log.append_now(events)
+    log.close()
+    data = {"source": "folder", "path": str(folder), "log": str(folder / "log"), "events": RULES.model_dump()}
+    sections = {"data": data, "split": {"kind": "time"}, "towers": {"history": 3}}
+    return RunConfig.model_validate({"name": "test", **sections})
