@@ -201,11 +201,11 @@ def test_servers_that_are_away(url: str, expected: str) -> None:
 
 def test_a_store_that_evicts_is_warned_of(server: RedisServer, tmp_path: Path) -> None:
     admin, store = client.Redis.from_url(server.url), RedisStore(server.url, RULES, timeout=5)
-    assert store.warning() == ""
+    assert store.facts().warning == ""
     for policy in ("allkeys-lru", "volatile-ttl"):
         admin.config_set("maxmemory-policy", policy)
-        assert f"maxmemory-policy is {policy}" in store.warning()
-        assert "set it to noeviction" in store.warning()
+        assert f"maxmemory-policy is {policy}" in store.facts().warning
+        assert "set it to noeviction" in store.facts().warning
     admin.config_set("maxmemory", 0)
-    assert store.warning() == ""  # without a limit nothing is evicted
+    assert store.facts().warning == ""  # without a limit nothing is evicted
     store.close()

@@ -122,7 +122,9 @@ def test_an_interrupted_refresh_is_run_again(tmp_path: Path, after: int) -> None
     store = Failing(RULES, after)
     with pytest.raises(StoreError):
         refresh(store, toy_events(), tmp_path)
-    assert store.watermark() is None
+    mark = store.watermark()
+    assert mark is not None
+    assert not mark.filled
     store.remaining = 99
     refresh(store, toy_events(), tmp_path)
     assert known(store) == known(uninterrupted)

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,10 +15,11 @@ from hypothesis import strategies as st
 from features.errors import StoreError
 from features.log.records import Event
 from features.schema import EventRules
-from features.store.base import FeatureStore, Watermark, schema_hash
+from features.store.base import FeatureStore, ServerFacts, Watermark, schema_hash
 from features.store.memory import MemoryStore
 from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
+from features.store.refresh import catch_up, refresh
 from features.store.user_state import UserState, UserStateStatus, states_of_log
 
 RULES = EventRules(positive={"rating": 3.5, "buy": None}, seen=("rating", "buy"))
@@ -24,8 +28,6 @@ BYTES = (
     "00000100000000000000f87f00000000000004409e395b66422f0100c2e34d854f7501006275791f726174696e671f611f62"
 )
 """Of the state in `test_states_byte_for_byte`."""
-
-MARK = Watermark({"a.log": 5}, "hash")
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +59,24 @@ def event(item: str, at: int, kind: str = "buy", user: str = "u", event_id: str 
     )
 
 
+def fill(store: FeatureStore) -> Watermark:
+    """Mark the store as filled."""
+    mark = store.start_fill()
+    filled = replace(mark, log={"a.log": 5}, tables="hash", filled=True)
+    assert store.advance(mark, filled)
+    return filled
+
+
+def empty(store: FeatureStore) -> None:
+    """What a restart of a server without persistence does."""
+    if isinstance(store, RedisStore):
+        store._requests.run(lambda client: client.flushall())
+    else:
+        store.__dict__.update(MemoryStore(RULES).__dict__)
+
+
 def test_history_is_oldest_first_and_seen_follows_the_rules(store: FeatureStore) -> None:
-    store.set_watermark(MARK)
+    fill(store)
     rated = replace(event("c", 3, "rating"), value=4.25)
     store.push([event("b", 2), rated, event("a", 1, "look"), event("x", 1, user="ümlaut user")])
     state, second, unknown = store.read_users(["u", "ümlaut user", "nobody"])
@@ -128,14 +146,91 @@ def test_stale_until_filled(store: FeatureStore) -> None:
     store.push([event("a", 1)])
     assert {s.status for s in store.read_users(["u", "v"])} == {UserStateStatus.STALE}
     assert store.watermark() is None
-    store.set_watermark(MARK)
-    assert store.watermark() == MARK
+    mark = store.start_fill()
+    assert (store.watermark(), store.start_fill()) == (mark, mark)  # another process joins the filling
+    assert {s.status for s in store.read_users(["u", "v"])} == {UserStateStatus.STALE}
+    assert fill(store) == store.watermark() == store.start_fill()
     assert [s.status for s in store.read_users(["u", "v"])] == [UserStateStatus.PRESENT, UserStateStatus.MISSING]
 
 
-def test_a_watermark_of_version_0_1_0_is_read() -> None:
-    assert Watermark.from_json('{"log": {"a.log": 5}, "tables": "hash", "as_of": 7}') == MARK
-    assert Watermark.from_json(MARK.to_json()) == MARK
+def test_the_watermark_of_a_store_that_was_emptied_or_advanced_is_not_moved(store: FeatureStore) -> None:
+    mark = fill(store)
+    further = replace(mark, log={"a.log": 9})
+    assert store.advance(mark, further)
+    assert not store.advance(mark, replace(mark, log={"a.log": 7}))
+    assert store.watermark() == further
+    empty(store)
+    assert not store.advance(further, replace(mark, log={"a.log": 11}))
+    assert store.watermark() is None
+    assert fill(store).fill != mark.fill
+    assert not store.advance(further, replace(mark, log={"a.log": 11}))
+
+
+def test_a_server_that_evicts_is_noticed() -> None:
+    server = RedisServer(maxmemory="2mb")
+    store = RedisStore(server.url, RULES, timeout=5)
+    mark = fill(store)
+    assert not mark.lost_keys(store.facts())
+    store._bulk.run(lambda client: client.config_set("maxmemory-policy", "allkeys-random"))
+    for n in range(60):
+        store.push([event("x" * 500, i, user=f"u{n}") for i in range(100)])
+    assert mark.lost_keys(store.facts())
+    store.close()
+    server.stop()
+
+
+def test_evictions_count_from_the_filling_or_from_the_restart_of_the_server() -> None:
+    mark = Watermark({}, "", server="one", evicted=5)
+    assert not mark.lost_keys(ServerFacts("one", 5))
+    assert mark.lost_keys(ServerFacts("one", 6))
+    assert not mark.lost_keys(ServerFacts("two", 0))
+    assert mark.lost_keys(ServerFacts("two", 1))
+
+
+def table(n_users: int) -> pl.DataFrame:
+    rows = [(f"u{n}", "a", "buy", n, None, None) for n in range(n_users)]
+    names = ["user_id", "item_id", "event", "timestamp", "value", "event_id"]
+    types = [pl.String, pl.String, pl.String, pl.Datetime("us", "UTC"), pl.Float64, pl.String]
+    return pl.DataFrame(rows, schema=dict(zip(names, types, strict=True)), orient="row")
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_store_that_is_emptied_between_two_batches_is_filled_anew(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    monkeypatch.setattr("features.store.refresh.ROWS", 2)
+    write, calls = store.write_users, count(1)
+
+    def write_then_restart(states: Any) -> None:
+        write(states)
+        if next(calls) in (2, 4, 7)[:times]:
+            empty(store)
+            store.write_users = write_then_restart  # type: ignore[method-assign]
+
+    store.write_users = write_then_restart  # type: ignore[method-assign]
+    if times == 3:
+        with pytest.raises(StoreError, match="emptied, or filled by another process, during each of 3 refreshes"):
+            refresh(store, table(6), None)
+        assert {s.status for s in store.read_users(["u0"])} == {UserStateStatus.STALE}
+        return
+    assert refresh(store, table(6), None).rebuilt
+    states = store.read_users([f"u{n}" for n in range(6)])
+    assert [(s.items, s.status) for s in states] == 6 * [(("a",), UserStateStatus.PRESENT)]
+
+
+def test_catching_up_with_an_emptied_store_is_an_error(store: FeatureStore, tmp_path: Path) -> None:
+    fill(store)
+    advance = store.advance
+
+    def restart_then_advance(since: Watermark, to: Watermark) -> bool:
+        empty(store)
+        return advance(since, to)
+
+    store.advance = restart_then_advance  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match="emptied while it caught up"):
+        catch_up(store, tmp_path)
+    with pytest.raises(StoreError, match="was emptied, or is being filled"):
+        catch_up(store, tmp_path)
 
 
 def test_recent_users(store: FeatureStore) -> None:

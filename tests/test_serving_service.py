@@ -23,6 +23,7 @@ from features.errors import DataError
 from features.log.event_log import EventLog, events_frame
 from features.log.records import Event
 from features.schema import DataConfig, EventRules
+from features.store.base import ServerFacts
 from features.store.memory import MemoryStore
 from features.store.redis_server import RedisServer
 from recsys.cli import main as cli
@@ -69,16 +70,16 @@ def test_a_push_that_fails_while_the_store_catches_up_is_repeated(tmp_path: Path
         harness.store.away = True
         harness.click("ann", "i11")
         harness.store.away = False
-        move = harness.store.set_watermark
+        move = harness.store.advance
 
-        def moving(to: Any) -> None:
+        def moving(since: Any, to: Any) -> bool:
             harness.store.away = True
             harness.click("ann", "i0")  # in the log, after the part that catch_up has read
             harness.store.away = False
-            harness.store.set_watermark = move  # type: ignore[method-assign]
-            move(to)
+            harness.store.advance = move  # type: ignore[method-assign]
+            return move(since, to)
 
-        harness.store.set_watermark = moving  # type: ignore[method-assign]
+        harness.store.advance = moving  # type: ignore[method-assign]
         harness.service.step()
         assert harness.get("ann")["degraded"] == ["stale"]
         harness.service.step()
@@ -94,6 +95,42 @@ def test_an_emptied_store_is_filled_from_tables_and_log(tmp_path: Path) -> None:
         assert harness.get("eve")["degraded"] == ["stale"]
         harness.service.step()
         assert (harness.items("eve", 1), harness.items("ann", 1)) == (["i9"], ["i7"])
+
+
+def test_keys_that_the_server_has_deleted_are_written_again(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        harness.click("eve", "i10")
+        facts = ServerFacts("run", 0)
+        harness.store.facts = lambda: facts  # type: ignore[method-assign]
+        harness.service.step()
+        assert harness.get("eve")["degraded"] == []
+        harness.store._states.clear()
+        facts = ServerFacts("run", 2)
+        refill, harness.service._refill_at = harness.service._refill_at, float("inf")
+        harness.service.step()
+        assert harness.get("eve")["degraded"] == ["stale"]
+        assert harness.client.get("/readyz").json()["status"] == "degraded"
+        harness.service._refill_at = refill
+        harness.service.step()
+        assert (harness.get("eve")["degraded"], harness.items("eve", 1), harness.items("ann", 1)) == (
+            [],
+            ["i9"],
+            ["i7"],
+        )
+        assert harness.client.get("/readyz").json()["status"] == "ready"
+
+
+def test_a_server_that_restarts_with_an_older_state_catches_up(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        facts = ServerFacts("one")
+        harness.store.facts = lambda: facts  # type: ignore[method-assign]
+        harness.service.step()
+        before, mark = dict(harness.store._states), harness.store.watermark()
+        harness.click("eve", "i10")
+        harness.store._states, harness.store._watermark = before, mark
+        facts = ServerFacts("two")
+        harness.service.step()
+        assert (harness.get("eve")["degraded"], harness.items("eve", 1)) == ([], ["i9"])
 
 
 def test_starting_while_the_store_does_not_respond(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ and `features.store.redis.RedisStore` behave the same; one contract test runs ag
 
 import hashlib
 import json
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,20 +21,54 @@ RECENT_USERS = 1000
 
 @dataclass(frozen=True)
 class Watermark:
-    """How far the store has been filled: the log position and the hash of the tables."""
+    """How far the store has been filled: the log position and the hash of the tables.
+
+    fill: a random name that each filling from the beginning gets; filled: whether it has ended. An emptied store has
+    no watermark, and one that was emptied and filled again has another `fill`.
+    server, evicted: run and evicted keys of the server (`ServerFacts`) when the filling began.
+    """
 
     log: Mapping[str, int]
     tables: str
+    fill: str = ""
+    filled: bool = True
+    server: str = ""
+    evicted: int = 0
+
+    @classmethod
+    def start(cls, server: "ServerFacts") -> "Watermark":
+        """Of a filling that begins."""
+        return cls({}, "", secrets.token_hex(8), False, server.run, server.evicted)
 
     def to_json(self) -> str:
-        """The JSON text that the store keeps."""
-        return json.dumps({"log": dict(self.log), "tables": self.tables})
+        """The JSON text that the store keeps. It begins with FILLED when the filling has ended."""
+        names = ("filled", "fill", "tables", "server", "evicted")
+        return json.dumps({name: getattr(self, name) for name in names} | {"log": dict(self.log)})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Watermark":
-        """The inverse of `to_json`. The key `as_of`, which version 0.1.0 wrote too, is ignored."""
-        fields = json.loads(text)
-        return cls(fields["log"], fields["tables"])
+        """The inverse of `to_json`."""
+        return cls(**json.loads(text))
+
+    def lost_keys(self, server: "ServerFacts") -> bool:
+        """Whether the server has evicted keys, of whichever user, since the filling began."""
+        return server.evicted > (self.evicted if server.run == self.server else 0)
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What a server tells of itself.
+
+    run: changes when it restarts, "" when it does not tell; evicted: keys that it has deleted to make room in this
+    run; warning: why it may lose what it holds, and the remedy, "" when nothing is known to be wrong.
+    """
+
+    run: str = ""
+    evicted: int = 0
+    warning: str = ""
+
+
+FILLED = b'{"filled": true'
 
 
 class FeatureStore(Protocol):
@@ -68,16 +103,23 @@ class FeatureStore(Protocol):
         """How far the store has been filled; None when it is empty or was emptied."""
         ...
 
-    def set_watermark(self, to: Watermark) -> None:
-        """Record how far the store has been filled."""
+    def start_fill(self) -> Watermark:
+        """The watermark of a filling that begins now, or of one that another process has begun or ended."""
+        ...
+
+    def advance(self, since: Watermark, to: Watermark) -> bool:
+        """Replace the watermark. False, and nothing changes, when it is not `since`.
+
+        The store was emptied meanwhile, or another process has advanced it.
+        """
         ...
 
     def ping(self) -> None:
         """Return when the store answers."""
         ...
 
-    def warning(self) -> str:
-        """Why the store may lose what it holds, and the remedy; "" when nothing is known to be wrong."""
+    def facts(self) -> ServerFacts:
+        """What the server tells of itself."""
         ...
 
 

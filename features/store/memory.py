@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from features.log.records import Event
 from features.schema import EventRules
-from features.store.base import RECENT_USERS, Watermark, schema_hash
+from features.store.base import RECENT_USERS, ServerFacts, Watermark, schema_hash
 from features.store.user_state import UserState, UserStateStatus, joined, latest_time, states_of_log
 
 
@@ -28,7 +28,7 @@ class MemoryStore:
     def read_users(self, ids: Sequence[str]) -> list[UserState]:
         """See FeatureStore."""
         with self._lock:
-            filled = self._watermark is not None
+            filled = self._watermark is not None and self._watermark.filled
             known = UserStateStatus.PRESENT if filled else UserStateStatus.STALE
             unknown = UserStateStatus.MISSING if filled else UserStateStatus.STALE
             found = [self._states.get(user) for user in ids]
@@ -54,13 +54,23 @@ class MemoryStore:
         """See FeatureStore."""
         return self._watermark
 
-    def set_watermark(self, to: Watermark) -> None:
+    def start_fill(self) -> Watermark:
         """See FeatureStore."""
-        self._watermark = to
+        with self._lock:
+            self._watermark = self._watermark or Watermark.start(self.facts())
+            return self._watermark
+
+    def advance(self, since: Watermark, to: Watermark) -> bool:
+        """See FeatureStore."""
+        with self._lock:
+            if self._watermark != since:
+                return False
+            self._watermark = to
+            return True
 
     def ping(self) -> None:
         """Return: memory always answers."""
 
-    def warning(self) -> str:
+    def facts(self) -> ServerFacts:
         """See FeatureStore."""
-        return ""
+        return ServerFacts()

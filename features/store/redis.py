@@ -20,7 +20,7 @@ from redis.retry import Retry
 from features.errors import ConfigError, StoreError, describe_url
 from features.log.records import Event
 from features.schema import EventRules
-from features.store.base import RECENT_USERS, Watermark, schema_hash
+from features.store.base import FILLED, RECENT_USERS, ServerFacts, Watermark, schema_hash
 from features.store.user_state import (
     DIGEST_BYTES,
     UserState,
@@ -51,6 +51,14 @@ end
 return failed
 """
 """Replaces values that still begin with the digest that was read; "" for no value. Returns the others, from 1."""
+
+ADVANCE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
+"""
+"""Replaces the watermark if it is still the one that was read."""
+
 
 URL_OPTIONS = (
     *("db", "username", "password", "client_name", "max_connections", "health_check_interval", "socket_keepalive"),
@@ -180,9 +188,10 @@ class RedisStore:
     def read_users(self, ids: Sequence[str]) -> list[UserState]:
         """See FeatureStore."""
         keys = [self._keys.watermark, *map(self._keys.user, ids)]
-        filled, *states = self._requests.run(lambda client: client.mget(keys))
-        known = UserStateStatus.STALE if filled is None else UserStateStatus.PRESENT
-        unknown = UserStateStatus.STALE if filled is None else UserStateStatus.MISSING
+        mark, *states = self._requests.run(lambda client: client.mget(keys))
+        filled = mark is not None and mark.startswith(FILLED)
+        known = UserStateStatus.PRESENT if filled else UserStateStatus.STALE
+        unknown = UserStateStatus.MISSING if filled else UserStateStatus.STALE
         return self._parse(
             lambda: [
                 UserState(status=unknown) if data is None else UserState.from_bytes(data, known) for data in states
@@ -251,32 +260,44 @@ class RedisStore:
         text: Any = self._bulk.run(lambda client: client.get(self._keys.watermark))
         return None if text is None else self._parse(lambda: Watermark.from_json(text))
 
-    def set_watermark(self, to: Watermark) -> None:
+    def start_fill(self) -> Watermark:
         """See FeatureStore."""
-        self._bulk.run(lambda client: client.set(self._keys.watermark, to.to_json()))
+        start, key = Watermark.start(self.facts()).to_json(), self._keys.watermark
+        text: Any = self._bulk.run(lambda client: None if client.set(key, start, nx=True) else client.get(key))
+        return self._parse(lambda: Watermark.from_json(text or start))
+
+    def advance(self, since: Watermark, to: Watermark) -> bool:
+        """See FeatureStore."""
+        arguments = (since.to_json(), to.to_json())
+        return bool(self._bulk.run(lambda client: client.eval(ADVANCE, 1, self._keys.watermark, *arguments)))
 
     def ping(self) -> None:
         """See FeatureStore."""
         self._bulk.run(lambda client: client.ping())
 
-    def warning(self) -> str:
+    def facts(self) -> ServerFacts:
         """See FeatureStore."""
-        try:
-            info: Any = self._bulk.run(lambda client: client.info("memory"))  # managed servers refuse CONFIG GET
-        except StoreError:  # a server that does not tell
-            return ""
-        policy = str(info.get("maxmemory_policy", "noeviction"))
-        if policy == "noeviction" or not info.get("maxmemory"):
-            return ""
-        return (
-            f"the feature store at {describe_url(self.url)} may delete keys when its memory is full, and users would "
-            f"lose their history in silence: its maxmemory-policy is {policy}; set it to noeviction"
-        )
+        info: Any = self._bulk.run(_info)
+        policy, warning = str(info.get("maxmemory_policy", "noeviction")), ""
+        if policy != "noeviction" and info.get("maxmemory"):
+            warning = (
+                f"the feature store at {describe_url(self.url)} deletes keys when its memory is full, and histories are "
+                f"gone until they are written again: its maxmemory-policy is {policy}; set it to noeviction"
+            )
+        return ServerFacts(str(info.get("run_id", "")), int(info.get("evicted_keys", 0)), warning)
 
     def close(self) -> None:
         """Close the connections."""
         self._requests.close()
         self._bulk.close()
+
+
+def _info(client: "redis.Redis") -> Any:
+    """Facts of the server; none from one that does not tell. Managed servers refuse CONFIG GET, and tell these."""
+    try:
+        return client.info()
+    except redis.ResponseError:
+        return {}
 
 
 def _client(url: str, timeout: float) -> "redis.Redis":

@@ -1,12 +1,13 @@
 """Fill the feature store from the tables and the log: read new events, write their users, move the watermark.
 
 The watermark moves last and writes are idempotent: an interrupted refresh is simply run again. A store that was
-emptied has no watermark and is filled from the beginning.
+emptied has no watermark and is filled from the beginning. When it is emptied while a refresh writes, its watermark is
+not the one that the refresh began with, and the refresh begins anew.
 """
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +18,23 @@ from features.log.event_log import Position, read
 from features.log.records import Event
 from features.progress import StartProgress
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
-from features.store.base import FeatureStore, Watermark
+from features.store.base import FeatureStore
 from features.store.user_state import states_of_log, states_of_table
 
 ROWS = 100_000
 """Minimum number of table events in one batch; a batch ends at the end of a user."""
 
 
+TRIES = 3
+"""Times that a refresh begins when the store is emptied meanwhile."""
+
+
 @dataclass(frozen=True)
 class RefreshReport:
     """What one refresh wrote.
 
-    rebuilt: the store had no watermark; users, table_events: written from the tables; log_events: from the log;
-    damaged: log lines that were skipped because their checksum is wrong.
+    rebuilt: the store was filled from the beginning; users, table_events: written from the tables; log_events: from
+    the log; damaged: log lines that were skipped because their checksum is wrong.
     """
 
     rebuilt: bool
@@ -44,22 +49,22 @@ def refresh(
 ) -> RefreshReport:
     """Bring the store up to date with the events table (canonical columns) and the log folder.
 
-    Raises StoreError when the store does not answer, LogError when the log cannot be read.
+    It begins anew when the store is emptied meanwhile. Raises StoreError when the store does not answer or is emptied
+    again and again, LogError when the log cannot be read.
     """
-    mark = store.watermark()
     digest = _digest(tables)
-    users = written = 0
-    if mark is None or mark.tables != digest:
-        step = progress("users to the store", tables.get_column(USER).n_unique()) if progress else None
-        for states in _table_states(tables, store.rules):
-            store.write_users(states)
-            users += len(states)
-            if step:
-                step(len(states))
-        written = len(tables)
-    position, pushed, damaged = _replay(store, log, mark.log if mark else {})
-    store.set_watermark(Watermark(position, digest))
-    return RefreshReport(mark is None, users, written, pushed, damaged)
+    for _ in range(TRIES):
+        mark = store.watermark() or store.start_fill()
+        users = written = 0
+        if not mark.filled or mark.tables != digest:
+            users, written = _write_tables(store, tables, progress), len(tables)
+        position, pushed, damaged = _replay(store, log, mark.log)
+        if store.advance(mark, replace(mark, log=position, tables=digest, filled=True)):
+            return RefreshReport(not mark.filled, users, written, pushed, damaged)
+    raise StoreError(
+        f"the feature store was emptied, or filled by another process, during each of {TRIES} refreshes: see why its "
+        "server restarts, and run one refresh at a time"
+    )
 
 
 def catch_up(store: FeatureStore, log: Path) -> int:
@@ -68,11 +73,26 @@ def catch_up(store: FeatureStore, log: Path) -> int:
     Raises StoreError when the store does not answer, or was emptied (then call `refresh`).
     """
     mark = store.watermark()
-    if mark is None:
-        raise StoreError("the feature store has no watermark: it was emptied and must be refreshed from the tables")
+    if mark is None or not mark.filled:
+        raise StoreError("the feature store was emptied, or is being filled: it must be refreshed from the tables")
     position, pushed, _ = _replay(store, log, mark.log)
-    store.set_watermark(Watermark(position, mark.tables))
+    if not store.advance(mark, replace(mark, log=position)):
+        now = store.watermark()  # another process has advanced it, which is as good, or the store was emptied
+        if now is None or now.fill != mark.fill:
+            raise StoreError("the feature store was emptied while it caught up: it must be refreshed from the tables")
     return pushed
+
+
+def _write_tables(store: FeatureStore, tables: pl.DataFrame, progress: StartProgress | None) -> int:
+    """Join the states of all users of the events table to the store; returns their number."""
+    step = progress("users to the store", tables.get_column(USER).n_unique()) if progress else None
+    users = 0
+    for states in _table_states(tables, store.rules):
+        store.write_users(states)
+        users += len(states)
+        if step:
+            step(len(states))
+    return users
 
 
 def _digest(tables: pl.DataFrame) -> str:

@@ -44,7 +44,7 @@ def features_refresh(
     segment_paths(folder)  # a log that cannot be listed is an error before the tables are read
     store = RedisStore(url, data.events, timeout=1.0)
     store.ping()
-    if warning := store.warning():
+    if warning := store.facts().warning:
         typer.echo(f"warning: {warning}", err=True)
     with progress_bars() as reporter:
         tables = read_tables(data, progress=reporter.steps).events

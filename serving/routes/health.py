@@ -25,7 +25,8 @@ def add_health(app: FastAPI, service: ServiceState) -> None:
         notes = dict(service.notes)
         if problems := [text for text in (log.fault, log.loss) if text]:
             notes["log"] = "; ".join(problems)
-        status = "unready" if not ready else "degraded" if notes or service.behind else "ready"
+        degraded = notes or service.behind or service.evicted
+        status = "unready" if not ready else "degraded" if degraded else "ready"
         bundle = snapshot.bundle.fingerprint if snapshot else None
         return json_response({"status": status, "bundle": bundle, "notes": notes}, 200 if ready else 503)
 

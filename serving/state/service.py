@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +16,7 @@ from features.log.event_log import EventLog
 from features.log.item_changes import media_fault
 from features.log.records import Event
 from features.schema import DataConfig, EventRules
-from features.store.base import FeatureStore, Watermark
+from features.store.base import FeatureStore
 from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
 from features.store.refresh import catch_up, refresh
@@ -73,6 +73,10 @@ class ServiceState:
         self.now = now
         self.behind = False
         """Whether the log holds events that the store lacks, because it did not respond."""
+        self.evicted = False
+        """Whether the store's server has deleted keys to make room: some users lack their history."""
+        self._store_run = ""  # of the store's server
+        self._refill_at, self._refill_pause = 0.0, RETRY_SECONDS
         self._missed = False  # whether the store missed an event since `catch_up` started
         self.notes: dict[str, str] = {}
         """Current problems by component: bundle, tables, store, items, media, retriever."""
@@ -276,8 +280,8 @@ class ServiceState:
             # the log still holds the events of this service; the next bundle or start reads the tables again
             logger.error("%s", UNREADABLE_TABLES)
             self.notes["tables"] = UNREADABLE_TABLES
-            mark = store.watermark()
-            store.set_watermark(mark or Watermark({}, "unreadable"))
+            mark = store.watermark() or store.start_fill()
+            store.advance(mark, replace(mark, filled=True))
             catch_up(store, self.settings.log)
             return
         report = refresh(store, tables, self.settings.log)
@@ -288,19 +292,30 @@ class ServiceState:
             return
         store = self.snapshot.store
         try:
-            if store.watermark() is None:
+            mark, server = store.watermark(), store.facts()
+            if server.run != self._store_run:  # a server that has restarted may hold what it held some time ago
+                self.behind |= bool(self._store_run)
+                self._store_run = server.run
+            self.evicted = mark is not None and mark.lost_keys(server)
+            if mark is None or not mark.filled:
                 self._refresh(store, self.snapshot.bundle.data)
+            elif self.evicted and time.monotonic() >= self._refill_at:
+                logger.warning("the feature store has deleted keys to make room; it is filled again")
+                self._refill_pause = min(2 * self._refill_pause, MAX_RETRY_SECONDS)
+                self._refill_at = time.monotonic() + self._refill_pause
+                store.advance(mark, replace(mark, log={}, tables="", server=server.run, evicted=server.evicted))
+                self._refresh(store, self.snapshot.bundle.data)
+                self.evicted = store.facts().evicted > server.evicted
             if self.behind:
                 self._missed = False
                 catch_up(store, self.settings.log)
                 self.behind = self._missed
-            self._warn_of_store(store)
+            self._note_store(server.warning)
         except StoreError as error:
             self._mark_behind(error)
 
-    def _warn_of_store(self, store: FeatureStore) -> None:
+    def _note_store(self, warning: str) -> None:
         """Note how a store that answers may lose what it holds; a store that does not tell is not noted."""
-        warning = store.warning()
         if not warning:
             self.notes.pop("store", None)
         elif self.notes.get("store") != warning:
@@ -330,7 +345,8 @@ class ServiceState:
         except StoreError as error:
             self.notes["store"] = str(error)
             return UserState(), ["store"]
-        return state, ["stale"] if self.behind or state.status is UserStateStatus.STALE else []
+        stale = self.behind or self.evicted or state.status is UserStateStatus.STALE
+        return state, ["stale"] if stale else []
 
 
 def _files(folder: Path) -> tuple[object, ...]:
