@@ -8,7 +8,7 @@ from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from features.errors import ConfigError
-from features.store.redis import check_url
+from features.store.connection import check_url
 
 PREFIX = "RECSYS_SERVE__"
 

@@ -24,6 +24,7 @@ from features.errors import ConfigError, RecsysError, describe_invalid
 
 BENCHES: dict[str, str] = {
     "check": "experiments.bench.check:run",
+    "features": "experiments.bench.features:run",
     "metrics": "experiments.bench.metrics:run",
     "baselines": "experiments.bench.baselines:run",
     "alignment": "experiments.bench.alignment:run",

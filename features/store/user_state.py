@@ -41,6 +41,9 @@ DIGEST_BYTES = 8
 _HEAD = struct.Struct("<IIHB")
 """Numbers of events, of seen items and of types; 1 where events have values."""
 
+_INT64, _UINT64, _FLOAT64 = np.dtype("<i8"), np.dtype("<u8"), np.dtype("<f8")
+_UINT32, _UINT16 = np.dtype("<u4"), np.dtype("<u2")
+
 _SEPARATOR = "\x1f"  # ids and types never contain control characters
 _LOGGED = 1 << 24
 """Added to the order of a logged event: events of a table come before logged ones of the same time."""
@@ -107,17 +110,15 @@ class UserState:
         """The inverse of `to_bytes`. Raises ValueError, LookupError or struct.error for other bytes."""
         n, n_seen, n_names, has_values = _HEAD.unpack_from(data, DIGEST_BYTES)
         at = DIGEST_BYTES + _HEAD.size
-
-        def column(dtype: type, length: int) -> np.ndarray:
-            nonlocal at
-            values = np.frombuffer(data, np.dtype(dtype).newbyteorder("<"), length, at)
-            at += values.nbytes
-            return values
-
-        times, keys, orders = column(np.int64, n), column(np.uint64, n), column(np.uint32, n)
-        kinds = column(np.uint16, n).astype(np.int64)
-        values = column(np.float64, n) if has_values else np.full(n, np.nan)
-        seen = column(np.uint64, n_seen)
+        times = np.frombuffer(data, _INT64, n, at)
+        keys = np.frombuffer(data, _UINT64, n, at + 8 * n)
+        orders = np.frombuffer(data, _UINT32, n, at + 16 * n)
+        kinds = np.frombuffer(data, _UINT16, n, at + 20 * n).astype(np.int64)
+        at += 22 * n
+        values = np.frombuffer(data, _FLOAT64, n, at) if has_values else np.full(n, np.nan)
+        at += 8 * n * has_values
+        seen = np.frombuffer(data, _UINT64, n_seen, at)
+        at += 8 * n_seen
         text = str(data[at:], "utf-8")
         parts = tuple(text.split(_SEPARATOR)) if text else ()
         if len(parts) != n_names + n:

@@ -28,7 +28,8 @@ def features_refresh(
     from experiments.config import load_config
     from features.errors import ConfigError
     from features.log.segments import segment_paths
-    from features.store.redis import RedisStore, check_url
+    from features.store.connection import check_url
+    from features.store.redis import RedisStore
     from features.store.refresh import refresh
     from features.tables.read import read_tables
 

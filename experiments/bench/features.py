@@ -1,0 +1,142 @@
+"""The feature store: the read of one user, and the filling from a table.
+
+Read: a user with 10 events and one with a million, in one round trip each, against a bare pipeline that reads as many
+bytes from the same server. Filling: what the states of all users cost against polars' own scan and sort of the same
+table; their writing against `redis-benchmark`, with values of the same size and as many in one batch.
+
+The server is a private one, started here. All times are of one run; the figures are their ratios.
+"""
+
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from experiments.bench.runner import Bar, Result
+from features.errors import DependencyError
+from features.instants import DAY
+from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
+from features.store.connection import bare_pipeline
+from features.store.redis import BATCH_BYTES, RedisStore
+from features.store.redis_server import RedisServer
+from features.store.user_state import states_of_table
+
+ROWS, SHORT_ROWS = 5_000_000, 200_000
+USERS_PER_ROW, ITEMS_PER_ROW = 50, 100
+READS = 2_000
+RULES = EventRules(positive={"purchase": None}, seen=("purchase",))
+HEAVY = "heavy"
+"""The user with a million events."""
+
+
+def run(*, short: bool = False, seed: int = 0) -> Result:
+    """Figures of reading and filling: 5 million events of 100,000 users, or 200,000 events when short.
+
+    Raises DependencyError without `redis-benchmark`.
+    """
+    rows = SHORT_ROWS if short else ROWS
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "events.parquet"
+        make(rows, seed).write_parquet(file)
+        server = RedisServer()
+        try:
+            filling, bars = measure_filling(file, server.url)
+            reading, more = measure_reading(server.url, seed)
+        finally:
+            server.stop()
+    return Result({"rows": rows, **filling, **reading}, [*bars, *more])
+
+
+def make(rows: int, seed: int) -> pl.DataFrame:
+    """A canonical events table in random order; users and items by Zipf's law, three types, a year."""
+    rng = np.random.default_rng(seed)
+    users = rng.zipf(1.3, rows) % (rows // USERS_PER_ROW)
+    items = rng.zipf(1.2, rows) % (rows // ITEMS_PER_ROW)
+    kinds = np.array(["view", "cart", "purchase"], dtype=object)[rng.integers(0, 3, rows)]
+    return pl.DataFrame(
+        {
+            USER: pl.Series(users).cast(pl.String),
+            ITEM: pl.Series(items).cast(pl.String),
+            EVENT: pl.Series(kinds.tolist(), dtype=pl.String),
+            TIME: pl.Series(rng.integers(0, 365 * DAY, rows)).cast(pl.Datetime("us", "UTC")),
+            VALUE: pl.Series([None], dtype=pl.Float64).new_from_index(0, rows),
+            EVENT_ID: pl.Series([None], dtype=pl.String).new_from_index(0, rows),
+        }
+    )
+
+
+def measure_filling(file: Path, url: str) -> tuple[dict[str, float], list[Bar]]:
+    """Figures of filling an empty store from a parquet file."""
+    sort_seconds = timed(lambda: pl.scan_parquet(file).sort(USER, TIME, maintain_order=True).collect())
+    table = pl.read_parquet(file)
+    states: list[tuple[str, bytes]] = []
+    states_seconds = timed(lambda: states.extend(states_of_table(table, RULES)))
+    store, sizes = RedisStore(url, RULES, timeout=5), [len(data) for _, data in states]
+    write_seconds = timed(lambda: store.write_users(states))
+    store.close()
+    mean = sum(sizes) // len(sizes)
+    ours, peak = len(sizes) / write_seconds, benchmark_set(url, mean, max(1, BATCH_BYTES // mean), len(sizes))
+    figures = {
+        "users": len(sizes),
+        "bytes_of_a_mean_state": mean,
+        "bytes_of_the_largest_state": max(sizes),
+        "polars_scan_and_sort_seconds": sort_seconds,
+        "states_seconds": states_seconds,
+        "states_over_scan_and_sort": states_seconds / sort_seconds,
+        "writes_per_second": ours,
+        "redis_benchmark_writes_per_second": peak,
+        "writes_over_redis_benchmark": ours / peak,
+    }
+    ratios = ("states_over_scan_and_sort", "<=", 3.0), ("writes_over_redis_benchmark", ">=", 0.5)
+    return figures, [Bar(name, figures[name], op, bar) for name, op, bar in ratios]
+
+
+def benchmark_set(url: str, size: int, depth: int, n: int) -> float:
+    """SETs in a second of `redis-benchmark` on one connection: n values of `size` bytes, `depth` in one batch.
+
+    Raises DependencyError without it.
+    """
+    program = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark")
+    if program is None:
+        raise DependencyError("redis-benchmark is not on PATH: install redis-tools")
+    options = ["-t", "set", "-d", size, "-P", depth, "-n", n, "-c", 1, "-r", n, "--csv"]
+    command = [program, "-s", url.removeprefix("unix://"), *map(str, options)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return float(next(line for line in lines if line.startswith('"SET"')).split(",")[1].strip('"'))
+
+
+def measure_reading(url: str, seed: int) -> tuple[dict[str, float], list[Bar]]:
+    """Figures of reading one user."""
+    store = RedisStore(url, RULES, timeout=5)
+    figures: dict[str, float] = {}
+    bars = []
+    for user, n in (("light", 10), (HEAVY, 1_000_000)):
+        events = make(max(n, 200), seed).head(n).with_columns(pl.lit(user).alias(USER))
+        store.write_users(states_of_table(events, RULES))
+        read = [timed(partial(store.read_users, [user])) for _ in range(READS)]
+        size = len(store.read_users([user])[0].to_bytes())
+        bare = bare_pipeline(url, size)
+        pipelines = [timed(bare) for _ in range(READS)]
+        figures |= {
+            f"{user}_bytes": size,
+            f"{user}_read_ms": 1_000 * statistics.median(read),
+            f"{user}_bare_pipeline_ms": 1_000 * statistics.median(pipelines),
+            f"{user}_read_over_bare": statistics.median(read) / statistics.median(pipelines),
+        }
+        bars.append(Bar(f"{user}_read_over_bare", figures[f"{user}_read_over_bare"], "<=", 1.5))
+    store.close()
+    return figures, bars
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that `work` takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
