@@ -17,11 +17,11 @@ from features.content.embed import EmbedReport, cached_vectors, embed, item_cont
 from features.content.encoder_config import TEXT_CHANNEL, TITLE_CHANNEL, open_encoders
 from features.content.media.decoder_pool import DecoderPool
 from features.errors import ConfigError
-from features.history_rules import Labels
+from features.history_rules import Labels, in_request_order
 from features.ids import IdMap
 from features.instants import DAY
 from features.interactions import SAME_TIME, HistoryLimits, Interactions
-from features.log.event_log import events_frame
+from features.log.reader import ORDER, events_frame
 from features.progress import StartProgress
 from features.schema import ITEM, TIME, USER
 from features.tables.findings import NO_POSITIVE, unnamed_types
@@ -71,7 +71,8 @@ def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Da
     tables = read_tables(config.data, progress=progress)
     events, duplicates, notes = tables.events, 0, list(tables.report.notes)
     if config.data.log is not None:
-        logged = events_frame(Path(config.data.log)).select(events.columns)
+        logged = events_frame(Path(config.data.log))
+        logged = in_request_order(logged, logged.get_column(ORDER)).select(events.columns)
         notes += unnamed_types(logged, config.data.events, "event log") if len(logged) else []
         notes += [] if len(logged) else [f"event log: {config.data.log} has no events yet"]
         merged = pl.concat([events, logged], how="vertical_relaxed")

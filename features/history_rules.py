@@ -22,7 +22,7 @@ import polars as pl
 from features.arrays import Bools, Doubles, Ints, Keys
 from features.ids import IdMap, id_keys, mix_keys
 from features.instants import DAY
-from features.schema import EVENT, VALUE, EventRules
+from features.schema import EVENT, EVENT_ID, ITEM, TIME, VALUE, EventRules
 
 _ITEM_BITS = np.uint64(48)
 _ITEM = np.uint64(2**48 - 1)
@@ -156,3 +156,15 @@ def in_order(
     first = np.ones(len(keys), dtype=np.bool_)
     first[by_key[1:][repeated]] = False
     return np.asarray(order[first[order]], dtype=np.int64)
+
+
+def in_request_order(logged: pl.DataFrame, orders: pl.Series) -> pl.DataFrame:
+    """Logged events, canonical, in an order in which those of one user and time follow each other as in histories.
+
+    orders (n,): place of each event among those of its request.
+    """
+    names, kinds, values = columns_of(logged)
+    times = logged.get_column(TIME).to_physical().cast(pl.Int64).to_numpy()
+    event_ids = logged.get_column(EVENT_ID).cast(pl.String).fill_null("")
+    keys = event_keys(event_ids, column_keys(logged.get_column(ITEM)), names, kinds, times, values)
+    return logged[np.lexsort((values, kinds, keys, orders.to_numpy()))]

@@ -4,10 +4,12 @@ import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from features.errors import ConfigError
+from features.errors import ConfigError, describe_invalid, describe_url
+from features.log.records import EVENTS, EXPOSURES, Stream
+from features.log.upkeep.retention import Limit
 from features.store.connection import check_url
 
 PREFIX = "RECSYS_SERVE__"
@@ -56,6 +58,26 @@ class ServeSettings(BaseSettings):
     follow_seconds: float = Field(default=0.5, gt=0, le=3600)
     """Seconds between checks for a new bundle and for a store that is behind the event log."""
 
+    events_days: float | None = Field(default=None, gt=0)
+    """Days that accepted events are kept in the log after an export. Without it they are kept for ever."""
+
+    events_bytes: int | None = Field(default=None, ge=1)
+    """Bytes of events that the log keeps after an export; without it, all."""
+
+    exposures_days: float = Field(default=30, gt=0)
+    """Days that exposures are kept in the log; inf keeps them for ever."""
+
+    exposures_bytes: int | None = Field(default=None, ge=1)
+    """Bytes of exposures that the log keeps; without it, all of those days."""
+
+    @property
+    def log_limits(self) -> dict[Stream, Limit]:
+        """How much of each stream the log keeps."""
+        return {
+            EVENTS: Limit(self.events_days, self.events_bytes),
+            EXPOSURES: Limit(self.exposures_days, self.exposures_bytes),
+        }
+
     threads: int = Field(default=4, ge=1, le=1024)
     """Largest number of requests computed at once."""
 
@@ -70,6 +92,23 @@ class ServeSettings(BaseSettings):
 
     preload: bool = True
     """Load the text encoder in the background as soon as a bundle is served, not at the first search."""
+
+
+def load_settings(environ: Mapping[str, str], **options: object) -> ServeSettings:
+    """The settings of the environment; options that are not None take precedence.
+
+    Raises ConfigError for a wrong value, and for a variable that names no setting.
+    """
+    check_names(environ)
+    try:
+        settings = ServeSettings.model_validate({})
+        given = {name: value for name, value in options.items() if value is not None}
+        return ServeSettings.model_validate({**settings.model_dump(), **given})
+    except ValidationError as error:
+        first = describe_invalid(error.errors())[0]
+        value = first.problem["input"]
+        shown = describe_url(value) if isinstance(value, str) and "://" in value else value
+        raise ConfigError(f"setting {'.'.join(map(str, first.place))} = {shown!r}: {first.reason}") from None
 
 
 def check_names(environ: Mapping[str, str]) -> None:

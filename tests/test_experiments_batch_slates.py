@@ -4,6 +4,8 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,6 +25,7 @@ from features.interactions import Ragged
 from features.progress import silent
 from recsys.bundle.io import load_bundle
 from recsys.cli.main import app
+from recsys.interfaces import Candidates
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +226,61 @@ def test_slates_without_a_row_say_why(trained, tmp_path):
         dataset, until, "home"
     )
     assert write_slates(bundle, tmp_path, k=5, progress=silent).note == ""
+
+
+def test_the_manifest_of_a_job_and_what_the_command_says(trained, tmp_path):
+    bundle, dataset = trained
+    out = tmp_path / "out"
+    command = ["slates", str(out), "--bundles", str(bundle.path.parent), "--k", "2", "--placement", "again"]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.stdout == f"{out}: 80 rows for 40 users written; 0 of 1 shards existed before\n"
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.stdout == f"{out}: 0 rows for 0 users written; 1 of 1 shards existed before\n"
+    assert json.loads((out / "manifest.json").read_text()) == {
+        "bundle": bundle.fingerprint,
+        "placement": "again",
+        "k": 2,
+        "shard": 4096,
+        "data_hash": dataset.hash,
+        "users": 40,
+        "until": dataset.events.latest + 1,
+    }
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "part-00000.parquet", "users.parquet"]
+    table = read(out)
+    assert table.schema == {
+        "user_id": pl.String,
+        "position": pl.Int32,
+        "item_id": pl.String,
+        "score": pl.Float32,
+        "source": pl.String,
+    }
+    assert table.filter(user_id="u0").get_column("position").to_list() == [1, 2]
+    assert batch.USERS_AT_ONCE == 256
+
+
+def test_four_times_as_many_candidates_are_asked_for_until_a_slate_is_full(trained):
+    """All items but i7 and i8 are variants of one product, or of a second one at the end of the list."""
+    bundle, dataset = trained[0], batch._load_dataset(trained[0], silent)
+    asked = []
+
+    class Recommender:
+        def recommend(self, states, k, *, allow, exclude):
+            asked.append((len(states), k))
+            rows = np.flatnonzero(allow)[:k]
+            padded = np.full((len(states), k), -1)
+            padded[:, : len(rows)] = rows
+            return Candidates(padded, np.where(padded >= 0, -padded, -np.inf).astype(np.float32))
+
+    n = len(bundle.catalog)
+    groups = np.zeros(n, np.int64)
+    until = dataset.events.latest + 1
+    groups[np.flatnonzero(dataset.catalog.available & dataset.catalog.published_by(until))[-1]] = 1
+    stand_in: Any = SimpleNamespace(catalog=bundle.catalog, recommender=Recommender())
+    users = pl.Series(dataset.users.ids[:3])
+    states = dataset.events.states(np.arange(3), np.full(3, until))
+    table = batch._block(stand_in, dataset, users, states, groups, 2, True)
+    assert asked == [(3, 2), (3, 8), (3, 12)]
+    assert table.get_column("position").to_list() == [1, 2] * 3
+    asked.clear()
+    table = batch._block(stand_in, dataset, users, states, groups, 1, True)
+    assert asked == [(3, 1)]

@@ -10,7 +10,8 @@ from experiments.dataset import embed_catalog, encode_contents, keep_frequent, l
 from features.content.encoders.text import MiniLM
 from features.content.parts import Limits
 from features.errors import ConfigError
-from features.log.event_log import EventLog, events_frame
+from features.log.event_log import EventLog
+from features.log.reader import events_frame
 from features.log.records import Event
 
 

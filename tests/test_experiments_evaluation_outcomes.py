@@ -114,3 +114,25 @@ def test_an_evaluation_writes_the_ranks_that_its_tables_average(tmp_path):
     assert pl.read_parquet_metadata(path)["seed"] == "0"
     compared = compare_outcomes(path, path)
     assert {row["ndcg_at_10_change"]["mean"] for row in compared.rows} == {0.0}
+
+
+def test_the_cells_of_a_comparison(files):
+    compared = compare_outcomes(*files)
+    table = compared.render()
+    assert table.caption == (
+        "in brackets: 95 % interval over users; Δ: B minus A, paired by event and user\n"
+        "left out: 0 events that only A has, 1 that only B has"
+    )
+    headers = ["model", "placement", "users", "events", "metric", "A", "B", "Δ"]
+    assert [column.header for column in table.columns] == headers
+    cells = [list(column.cells) for column in table.columns]
+    assert [column[0] for column in cells] == [
+        *("m", "home", "2", "3", "HR@10"),
+        *("0.7500 [0.5000, 1.0000]", "0.7500 [0.5000, 1.0000]", "+0.0000 [+0.0000, +0.0000]"),
+    ]
+    assert [column[1] for column in cells] == [
+        *("", "", "", "", "NDCG@10"),
+        *("0.5000 [0.5000, 0.5000]", "0.6250 [0.2500, 1.0000]", "+0.1250 [-0.2500, +0.5000]"),
+    ]
+    assert "left out" not in str(compare_outcomes(files[0], files[0]).render().caption)
+    assert compare_outcomes(*files, model="m").to_dict() == compared.to_dict()

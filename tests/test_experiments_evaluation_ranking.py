@@ -283,3 +283,54 @@ def test_undefined_figures_are_null_in_json(catalog):
     assert row["diversity"] is None
     assert row["ndcg_at_10"] == {"mean": 1.0, "low": None, "high": None}
     Comparison("t", "home", "n", ("h",), (single,), "in order", 0).render()
+
+
+def test_the_cells_of_the_table(catalog):
+    outcome = outcome_of(catalog, name="ours", seconds=12.34)
+    other = replace(outcome, name="other", ranks=np.full(6, np.inf), warm_item=np.ones(6, bool), popularity=0.126)
+    table = Comparison("toy", "home", "a note", ("abc", "def"), (outcome, other), "ours", 0).render()
+    assert str(table.title) == (
+        "toy\na note\nsplit abc, def · 4 users · 6 test events (3 of cold users, 4 of cold items: without a positive "
+        "event before the cut)"
+    )
+    assert table.caption == "in brackets: 95 % interval over users; Δ: paired difference, ours minus the row"
+    assert [(column.header, column.justify) for column in table.columns] == [
+        ("", "left"),
+        *(
+            (name, "right")
+            for name in (
+                *("HR@10", "NDCG@10", "Δ NDCG@10", "warm\nHR", "cold-user\nHR", "cold-item\nHR"),
+                *("cover-\nage", "popu-\nlarity", "fit s"),
+            )
+        ),
+    ]
+    cells = [list(column.cells) for column in table.columns]
+    (row, _) = Comparison("toy", "home", "n", ("h",), (outcome, other), "ours", 0).rows
+    low, high = row["ndcg_at_10"]["low"], row["ndcg_at_10"]["high"]
+    mean = row["ndcg_at_10"]["mean"]
+    assert [column[0] for column in cells] == [
+        "ours",
+        f"0.6250 [{row['hr_at_10']['low']:.4f}, {row['hr_at_10']['high']:.4f}]",
+        f"{mean:.4f} [{low:.4f}, {high:.4f}]",
+        "",
+        "1.0000",
+        "0.2500",
+        "0.3333",
+        "0.433",  # 13 of 30 items
+        f"{outcome.popularity:.2f}",
+        "12.3",
+    ]
+    assert [column[1] for column in cells] == [
+        "other",
+        "0.0000 [0.0000, 0.0000]",
+        "0.0000 [0.0000, 0.0000]",
+        f"+{mean:.4f} [{low:+.4f}, {high:+.4f}]",
+        "0.0000",
+        "0.0000",
+        "",  # no item is cold
+        "0.433",
+        "0.13",
+        "12.3",
+    ]
+    assert [row.style for row in table.rows] == ["bold", None]
+    assert (module.K, module.DEPTH, module.BATCH) == (10, 100, 1024)

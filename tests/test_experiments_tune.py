@@ -3,6 +3,7 @@
 import json
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
@@ -211,3 +212,46 @@ def test_the_command_prints_a_table_or_json(config, tmp_path):
     output = CliRunner().invoke(cli.app, command, catch_exceptions=False).stdout
     assert "best first" in output
     assert f"{result['trials'][0]['ndcg_at_10']:.4f}" in output
+
+
+def test_the_ranges_of_the_search(config):
+    """docs/training.md and users' searches depend on them."""
+    default = config.changed({"towers.dimension": 64, "training.batch_events": 8192})
+    kinds = {key: optuna.distributions.distribution_to_json(kind) for key, kind in SEARCH_SPACE.items()}
+    found = {key: json.loads(kind)["attributes"] for key, kind in kinds.items()}
+    assert {key: tuple(kind["choices"]) for key, kind in found.items() if "choices" in kind} == {
+        "towers.dimension": (32, 64, 128),
+        "training.weight_decay": (0.0, 0.01, 0.1),
+        "training.batch_events": (1024, 2048, 4096, 8192),
+        "training.negatives": (0, 256, 1024),
+    }
+    assert {key: (kind["low"], kind["high"], kind["log"]) for key, kind in found.items() if "low" in kind} == {
+        "towers.layers": (1, 3, False),
+        "towers.dropout": (0.0, 0.6, False),
+        "towers.id_dropout": (0.0, 0.5, False),
+        "training.learning_rate": (3e-4, 1e-2, True),
+    }
+    assert module._space(default, ["training.batch_events"]) == {
+        "training.batch_events": CategoricalDistribution((8192, 1024, 2048, 4096))
+    }
+
+
+def test_proposed_numbers_have_three_digits_and_the_configured_one_all():
+    assert module._rounded(0.0123456, 0.5) == 0.0123
+    assert module._rounded(0.0123456, 0.0123456) == 0.0123456
+    assert module._rounded(12345, 1) == 12345
+
+
+def test_the_cells_of_the_table_of_trials():
+    first = module.Trial(3, "complete", 0.12346, 5, 61.7, {"towers.layers": 2, "towers.dropout": 0.125})
+    second = module.Trial(0, "pruned", 0.1, 1, 0.4, {"towers.layers": 1, "towers.dropout": 0.0})
+    rendered: list[Any] = module.TuningResult((first, second), "towers: {layers: 2}\n").render().renderables
+    table, best = rendered
+    columns = ["trial", "state", "NDCG@10", "passes", "seconds", "towers.layers", "towers.dropout"]
+    assert [column.header for column in table.columns] == columns
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert rows == [
+        ("3", "complete", "0.1235", "5", "62", "2", "0.125"),
+        ("0", "pruned", "0.1000", "1", "0", "1", "0"),
+    ]
+    assert (table.title, best.plain) == ("on validation, best first", "towers: {layers: 2}")

@@ -226,6 +226,14 @@ def test_the_previous_bundle_is_evaluated_on_new_events_of_its_items(day):
     assert (facts["events"], facts["users"]) == (40, 40)
     assert f"bundle {first.fingerprint}, prequential" in facts["note"]
     assert second.manifest["metrics"] == [facts]
+    assert facts["split_hashes"] == [second.manifest["split_hash"]]
+    assert len(second.manifest["split_hash"]) == 16
+    since = np.datetime64(first.recommender.fitted_until + 1, "us")
+    assert facts["note"].startswith(
+        f"bundle {first.fingerprint}, prequential: models see only events before {since} UTC"
+    )
+    assert [(row["name"], row["fit_seconds"]) for row in facts["rows"]] == [(facts["ours"], 0)]
+    assert facts["ours"] == "two towers + reranker"
 
 
 def test_a_bundle_is_given_by_its_folder_and_refused_without_new_events(day):

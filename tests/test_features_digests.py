@@ -154,3 +154,43 @@ def test_two_jobs_may_share_the_index(tmp_path):
         assert first_job.digests([picture]) == second_job.digests([picture])
     with closing(sqlite3.connect(path)) as index:
         assert index.execute("SELECT count(*) FROM files").fetchall() == [(1,)]
+
+
+def test_the_folders_of_the_index_are_made(tmp_path):
+    index = tmp_path / "a" / "b" / "files.sqlite"
+    for _ in range(2):  # made, and there already
+        with closing(FileDigests(index, Limits())):
+            assert index.is_file()
+
+
+def test_a_file_of_the_largest_accepted_size_has_a_digest(files, tmp_path):
+    largest, larger = write_old(tmp_path / "a", b"x" * 100), write_old(tmp_path / "b", b"x" * 101)
+    found = files.digests([largest, larger])
+    assert found == {largest: hashlib.sha256(b"x" * 100).digest(), larger: None}
+
+
+@pytest.mark.parametrize(("age", "stored"), [(2_000_000_000, False), (2_000_000_001, True), (-2_000_000_001, True)])
+def test_a_digest_is_stored_from_two_seconds_after_a_change_on(files, tmp_path, monkeypatch, age, stored):
+    path = write_old(tmp_path / "a", b"first")
+    changed = path.stat().st_mtime_ns
+    monkeypatch.setattr("features.content.digests.time.time_ns", lambda: changed + age)
+    files.digests([path])
+    assert (files._entry(str(path).encode()) is not None) == stored
+
+
+def test_digests_stay_those_of_earlier_versions(files, tmp_path):
+    """Vectors in caches are found by them."""
+
+    def sha(data):
+        return hashlib.sha256(data).digest()
+
+    file, missing = write_old(tmp_path / "a", b"bytes"), tmp_path / "none"
+    parts = Text("two"), Image(b"bytes"), Image(file), Image("https://a.example/x"), Image(missing), Text("words")
+    content = Content(tuple(parts))
+    words = b"text words " + sha(b"two") + b"text words " + sha(b"words")
+    pictures = 2 * (b"image bytes " + sha(b"bytes")) + b"image url " + sha(b"https://a.example/x")
+    pictures += b"image path " + sha(str(missing).encode())
+    assert digest_of(content, WORDS, files) == sha(b"text\n" + words)
+    assert digest_of(content, PICTURES, files) == sha(b"image video\n" + pictures)
+    assert digest_of(content, Reading(frozenset({"text"}), "reader"), files) == sha(b"text reader\n" + words)
+    assert digest_of(content, Reading(frozenset({"audio"})), files) is None

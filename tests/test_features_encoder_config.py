@@ -1,5 +1,7 @@
 """Configurations open encoders, which use the limits and workers of the caller."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from fake_embeddings import FakeEmbeddings, unit
@@ -7,11 +9,13 @@ from pydantic import TypeAdapter, ValidationError
 from test_features_encoders_hub_models import sentences
 
 from features.content.encoder_config import EncoderConfig, open_encoders
+from features.content.encoders.frozen import Media
 from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Content, Image, Limits, Text
 from features.errors import ConfigError
 
 LIMITS = Limits(parts=2, text_bytes=10)
+NO_DECODERS: Any = None
 
 
 @pytest.fixture
@@ -70,3 +74,44 @@ def test_gemini_spends_at_most_the_configured_budget(open_config, monkeypatch):
 def test_an_invalid_configuration(open_config, fields):
     with pytest.raises(ValidationError):
         open_config(**fields)
+
+
+def test_each_kind_of_encoder_gets_its_settings(tmp_path, monkeypatch):
+    opened = []
+    limits, decoders = Limits(parts=3), NO_DECODERS
+
+    def recorded(name):
+        def make(*given, **named):
+            first = given[0].limits if isinstance(given[0], Media) else given[0]
+            opened.append((name, first, given[1:], named))
+            return name
+
+        return make
+
+    monkeypatch.setattr("features.content.encoders.hub_models.HubEncoder", recorded("hub"))
+    monkeypatch.setattr("features.content.encoders.gemini.GeminiEncoder", recorded("gemini"))
+    monkeypatch.setattr("features.content.encoders.openai_compatible.OpenAICompatibleEncoder", recorded("openai"))
+    for fields in (
+        {"kind": "clip", "model": "m", "revision": "r", "dimension": 7},
+        {"kind": "gemini"},
+        {"kind": "gemini", "model": "g", "dimension": 1536, "spend_at_most": 0.5},
+        {"kind": "openai-compatible", "base_url": "http://a/v1", "model": "m", "dimension": 5},
+    ):
+        config = TypeAdapter(EncoderConfig).validate_python(fields)
+        assert list(open_encoders(config, decoders, limits, tmp_path)) == ["content"]
+    assert opened == [
+        ("hub", limits, ("m", "r"), {"family": "clip", "dimension": 7}),
+        ("gemini", limits, ("gemini-embedding-2", 768), {"spend_at_most": 1.0}),
+        ("gemini", limits, ("g", 1536), {"spend_at_most": 0.5}),
+        ("openai", limits, ("http://a/v1", "m", 5), {}),
+    ]
+
+
+def test_without_its_package_the_channel_sound_is_left_out_and_the_log_says_so(tmp_path, monkeypatch, caplog):
+    config = TypeAdapter(EncoderConfig).validate_python({"kind": "builtin"})
+    for installed, channels in ((True, ["text", "image", "speech", "sound"]), (False, ["text", "image", "speech"])):
+        caplog.clear()
+        monkeypatch.setattr("features.content.encoders.sounds.installed", lambda installed=installed: installed)
+        with caplog.at_level("WARNING"):
+            assert list(open_encoders(config, NO_DECODERS, Limits(), tmp_path)) == channels
+        assert ("channel sound is left out: it needs the package aisfx" in caplog.text) != installed

@@ -215,3 +215,20 @@ def test_the_environment_does_not_change_the_api(monkeypatch, large, clock):
     gemini(TEXT_ONLY, large, clock).encode(texts("a"))
     assert large.requests[0][0].endswith("/models/gemini-embedding-2:batchEmbedContents")
     assert "projects" not in large.requests[0][0]
+
+
+def test_the_defaults(monkeypatch):
+    """Vectors in caches and bundles, and bills, depend on them."""
+    encoder = GeminiEncoder(TEXT_ONLY, api_key=" key ")
+    assert (encoder.space().model, encoder.space().dimension) == ("gemini-embedding-2", 3072)
+    assert encoder.space().preprocessing == "interleaved, texts cut at 8192 tokens"
+    assert encoder._budget == 1.0
+    options = encoder._client._api_client._http_options
+    assert options.timeout == 120_000  # milliseconds
+    assert encoder._service.client.timeout.read == 120.0
+    assert encoder._client._api_client.api_key == "key"
+    for dimension in (127, 3073):
+        with pytest.raises(ConfigError, match=f"dimension {dimension}; choose 128 to 3072"):
+            GeminiEncoder(TEXT_ONLY, dimension=dimension, api_key="key")
+    for dimension in (128, 3072):
+        assert GeminiEncoder(TEXT_ONLY, dimension=dimension, api_key="key").space().dimension == dimension

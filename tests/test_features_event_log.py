@@ -16,8 +16,11 @@ import pytest
 
 from features.errors import LogError
 from features.log import event_log
-from features.log.event_log import EventLog, events_frame, item_changes, read, recover
-from features.log.records import Event, Exposure, ItemDeleted, ItemPut, Record
+from features.log.event_log import EventLog
+from features.log.item_feed import item_changes
+from features.log.reader import events_frame, read
+from features.log.records import EXPOSURES, ITEMS, STREAMS, Event, Exposure, ItemDeleted, ItemPut, Record
+from features.log.segments import DamagedBytes, recover
 from features.schema import EventRules
 from features.store.memory import MemoryStore
 from features.store.refresh import refresh
@@ -47,8 +50,8 @@ def test_read_gives_back_every_kind_of_record_once(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     log.append_now([event(1), exposure(2)])
     first = read(tmp_path)
-    assert first.records[0] == event(1)
-    shown = first.records[1]
+    assert first.records == [event(1)]
+    (shown,) = read(tmp_path, stream=EXPOSURES).records
     assert isinstance(shown, Exposure)
     assert list(shown.items) == ["a", "b"]
     assert shown.request_id == "r2"
@@ -71,9 +74,10 @@ def test_item_changes_are_read_apart_from_events(tmp_path: Path) -> None:
     for records in batches:
         log.append_now(records)
     log.close()
-    result = read(tmp_path)
-    assert (result.damaged, len(result.records)) == ((), 6)
-    assert [r for r in result.records if not isinstance(r, Exposure)] == [event(1), PUT, GONE, event(3), again]
+    results = [read(tmp_path, stream=stream) for stream in STREAMS]
+    assert [(result.damaged, len(result.records)) for result in results] == [((), 2), ((), 1), ((), 3)]
+    assert results[0].records == [event(1), event(3)]
+    assert results[2].records == [PUT, GONE, again]
     assert item_changes(tmp_path) == [PUT, GONE, again]
 
     assert events_frame(tmp_path)["event_id"].to_list() == ["e1", "e3"]
@@ -98,12 +102,13 @@ def test_a_torn_change_is_cut_off_and_an_unknown_kind_is_skipped(tmp_path: Path)
     log = EventLog(tmp_path)
     log.append_now([PUT])
     log.close()
-    segment = next(tmp_path.glob("*.log"))
+    segment = next(tmp_path.glob("items/*.log"))
+    segment.chmod(0o600)
     later = b'{"kind":"item_moved","item_id":"x","timestamp":3}'
     intact = segment.read_bytes() + b"%08x %s\n" % (crc32(later), later)
     segment.write_bytes(intact + intact[:40])
     assert item_changes(tmp_path) == [PUT]
-    assert [damaged.length for damaged in read(tmp_path).damaged] == [len(later)]
+    assert [damaged.length for damaged in read(tmp_path, stream=ITEMS).damaged] == [len(later)]
     assert [torn.length for torn in recover(tmp_path)] == [40]
     assert item_changes(tmp_path) == [PUT]
 
@@ -113,7 +118,7 @@ def test_small_reads_over_rotated_segments_lose_and_repeat_nothing(tmp_path: Pat
     for number in range(100):
         log.append_now([event(number)])
     log.close()
-    assert len(list(tmp_path.glob("*.log"))) > 5
+    assert len(list(tmp_path.glob("events/*.log"))) > 5
     records: list[object] = []
     position: dict[str, int] = {}
     while True:
@@ -139,14 +144,15 @@ def test_a_torn_end_is_cut_off_and_reported(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     log.append_now([event(1)])
     log.close()
-    segment = next(tmp_path.glob("*.log"))
+    segment = next(tmp_path.glob("events/*.log"))
+    segment.chmod(0o600)  # as a crash leaves it
     intact = segment.read_bytes()
     segment.write_bytes(intact + intact[:-7])
     assert read(tmp_path).records == [event(1)]  # a reader stops before a torn end
     again = EventLog(tmp_path)
     again.append_now([event(2)])
     again.close()
-    assert [(t.segment, t.offset, t.length) for t in again.torn] == [(segment.name, len(intact), len(intact) - 7)]
+    assert again.torn == (DamagedBytes(f"events/{segment.name}", len(intact), len(intact) - 7),)
     assert segment.read_bytes() == intact
     assert segment.with_suffix(".torn").read_bytes() == intact[:-7]
     assert read(tmp_path).records == [event(1), event(2)]
@@ -155,19 +161,22 @@ def test_a_torn_end_is_cut_off_and_reported(tmp_path: Path) -> None:
 def test_recovery_skips_a_segment_that_is_being_written(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     log.append_now([event(1)])
-    segment = next(tmp_path.glob("*.log"))
+    segment = next(tmp_path.glob("events/*.log"))
     with segment.open("ab") as file:
         file.write(b"half a li")
     assert recover(tmp_path) == ()
     log.close()
+    segment.chmod(0o600)
     assert [t.length for t in recover(tmp_path)] == [9]
+    assert not segment.stat().st_mode & 0o200
 
 
 def test_damaged_lines_in_the_middle_are_counted_and_skipped(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     log.append_now([event(n) for n in range(5)])
     log.close()
-    segment = next(tmp_path.glob("*.log"))
+    segment = next(tmp_path.glob("events/*.log"))
+    segment.chmod(0o600)
     lines = segment.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2].replace(b'"i2"', b'"iX"')
     segment.write_bytes(b"".join(lines))
@@ -178,7 +187,7 @@ def test_damaged_lines_in_the_middle_are_counted_and_skipped(tmp_path: Path) -> 
     assert events_frame(tmp_path)["item_id"].to_list() == ["i0", "i1", "i3", "i4"]
 
 
-def test_events_frame_has_the_canonical_columns(tmp_path: Path) -> None:
+def test_events_frame_has_the_canonical_columns_and_the_order_in_the_request(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     rating = Event(
         user_id="ü",
@@ -195,8 +204,8 @@ def test_events_frame_has_the_canonical_columns(tmp_path: Path) -> None:
     frame = events_frame(tmp_path)
     assert frame.schema["timestamp"] == pl.Datetime("us", "UTC")
     assert frame.drop("timestamp").rows() == [
-        ("ü", "i", "rating", 4.5, "e", "r", 3, None),
-        ("u", "i2000000", "click", None, "e2000000", None, None, None),
+        ("ü", "i", "rating", 4.5, "e", "r", 3, None, 0),
+        ("u", "i2000000", "click", None, "e2000000", None, None, None, 0),
     ]
     assert frame["timestamp"].dt.epoch("us").to_list() == [1_000_000, 2_000_000]
     assert events_frame(tmp_path / "absent").is_empty()
@@ -247,7 +256,8 @@ FULL = """
     import resource, sys
     from pathlib import Path
     from features.errors import LogError
-    from features.log.event_log import EventLog, read
+    from features.log.event_log import EventLog
+    from features.log.reader import read
     from features.log.records import Event
     def event(n): return Event(user_id="u", item_id="x" * 200, event="click", timestamp=n, event_id=str(n))
     log = EventLog(Path(sys.argv[1]))

@@ -96,7 +96,7 @@ def test_training_refresh_and_push_know_the_same_of_a_user(
     tmp_path_factory: pytest.TempPathFactory, table: list[dict[str, Any]], logged: list[dict[str, Any]], dice: Any
 ) -> None:
     folder = tmp_path_factory.mktemp("data")
-    events = [Event(**fields, event_id=f"e{n}", order=n) for n, fields in enumerate(logged)]
+    events = [Event(**fields, event_id=f"e{n}", order=n % 2) for n, fields in enumerate(logged)]
     config = write_data(folder, table, events)
     filled, pushed = MemoryStore(RULES), MemoryStore(RULES)
     refresh(filled, read_tables(config.data).events, folder / "log")
@@ -135,8 +135,8 @@ def write_data(folder: Path, table: list[dict[str, Any]], events: list[Event]) -
     frame.with_columns(times).write_parquet(folder / "events.parquet")
     pl.DataFrame({"item_id": [f"i{n}" for n in range(6)], "title": "t"}).write_parquet(folder / "items.parquet")
     log = EventLog(folder / "log")
-    if events:
-        log.append_now(events)
+    for event in [*events, *events[::3]]:  # each in a request of its own; some are sent twice
+        log.append_now([event])
     log.close()
     data = {"source": "folder", "path": str(folder), "log": str(folder / "log"), "events": RULES.model_dump()}
     sections = {"data": data, "split": {"kind": "time"}, "towers": {"history": 3}}

@@ -253,8 +253,12 @@ def test_rows_in_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert scan(tmp_path / "items.jsonl").head(70).collect().height == 70
 
 
+WITHOUT_NULL = st.characters(exclude_characters="\0")
+"""Texts with a null character are left out and reported."""
+
+
 @settings(max_examples=60, deadline=None)
-@given(rows=st.lists(st.lists(st.text(), max_size=4), min_size=1, max_size=8), ascii_only=st.booleans())
+@given(rows=st.lists(st.lists(st.text(WITHOUT_NULL), max_size=4), min_size=1, max_size=8), ascii_only=st.booleans())
 def test_any_texts_come_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]], ascii_only: bool
 ) -> None:
@@ -282,7 +286,7 @@ def test_any_integer_is_an_id_as_written(tmp_path_factory: pytest.TempPathFactor
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(alphabet=st.characters()),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(WITHOUT_NULL),
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=3), values, max_size=3),
     max_leaves=6,
 )

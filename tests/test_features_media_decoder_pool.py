@@ -123,7 +123,7 @@ def test_errors_name_their_source(pool, tmp_path):
     sources = [damaged, tmp_path / "none.jpg", "http://127.0.0.1/x", b"stumble over it"]
     first, *others = pool.map(partial(decode_image, side=32), sources[:3], LIMITS)
     assert str(first).startswith(f"{damaged}: the jpeg cannot be decoded")
-    assert str(others[0]).startswith(f"{tmp_path}/none.jpg: cannot be read")
+    assert str(others[0]).startswith(f"{tmp_path}/none.jpg: no such file; check the path")
     assert str(others[1]).startswith("'http://127.0.0.1/x': URLs are not fetched here")
     assert as_texts(pool.map(media.run_command, sources[3:], LIMITS)) == ["15 bytes: KeyError: 'over it'"]
 

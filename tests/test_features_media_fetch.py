@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from features.content.media import fetch
 from features.content.media.fetch import Network, is_public, place, read, resolve
 from features.content.parts import Limits
 from features.errors import ContentError
@@ -410,3 +411,48 @@ def test_place_omits_secrets():
     assert place(Path("a/b.jpg")) == "a/b.jpg"
     assert place("https://me:secret@a.example/b.jpg?token=1#x") == "'https://a.example/b.jpg'"
     assert place("line\nbreak") == r"'line\nbreak'"
+
+
+class Stream:
+    """A connection that keeps the seconds of each operation."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def read(self, max_bytes, timeout):
+        self.seconds.append(timeout)
+        return b"x" * max_bytes
+
+    def write(self, buffer, timeout):
+        self.seconds.append(timeout)
+
+    def start_tls(self, ssl_context, server_hostname, timeout):
+        self.seconds.append(timeout)
+        assert server_hostname == "a.example"
+        return self
+
+    def close(self):
+        self.seconds.append("closed")
+
+    def get_extra_info(self, info):
+        return info
+
+
+def test_every_operation_of_a_connection_has_the_time_that_is_left(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(fetch.time, "monotonic", lambda: clock[0])
+    stream, tls = Stream(), ssl.create_default_context()
+    timed = fetch._Timed(stream, 110.0)  # type: ignore[arg-type]
+    timed.write(b"x", 60.0)
+    clock[0] = 103.0
+    secure = timed.start_tls(tls, "a.example", None)
+    clock[0] = 108.0
+    assert secure.read(3) == b"xxx"
+    assert stream.seconds == [10.0, 7.0, 2.0]
+    clock[0] = 110.0
+    for operation in (lambda: secure.read(1), lambda: secure.write(b""), lambda: timed.start_tls(tls, "a.example")):
+        with pytest.raises(TimeoutError):
+            operation()
+    secure.close()
+    assert stream.seconds[3:] == ["closed"]
+    assert secure.get_extra_info("ssl_object") == "ssl_object"

@@ -14,6 +14,7 @@ from toy_service import RULES
 
 from features.errors import ConfigError, StoreError
 from features.log.records import Event
+from features.store import connection
 from features.store.connection import check_url
 from features.store.redis import RedisKeys, RedisStore
 from features.store.redis_server import RedisServer
@@ -210,3 +211,34 @@ def test_a_store_that_evicts_is_warned_of(server: RedisServer, tmp_path: Path) -
     admin.config_set("maxmemory", 0)
     assert store.facts().warning == ""  # without a limit nothing is evicted
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("WRONGPASS x", "the user or the password is wrong"),
+        ("ERR invalid password", "the password is wrong"),
+        ("NOAUTH x", "it asks for a password"),
+        ("ERR AUTH <password> called without any password", "it has no password, but REDIS_URL holds one"),
+        ("NOPERM x", "the user may not run a command"),
+        ("OOM x", "its memory is full"),
+        ("READONLY x", "it is a read-only replica"),
+        ("LOADING x", "it is loading its data"),
+        ("MASTERDOWN x", "it has lost its primary server"),
+        ("MISCONF x", "it cannot save its data"),
+        ("NOREPLICAS x", "it has too few replicas"),
+        ("BUSY x", "a script blocks it"),
+        ("WRONGTYPE x", "a key of the store holds a value of another kind"),
+        ("ERR max number of clients reached", "it has no connection left"),
+        ("ERR DB index is out of range", "the database number in REDIS_URL is out of its range"),
+        *((f"{word} x", "it is a cluster, which is not supported") for word in ("MOVED", "ASK", "CROSSSLOT")),
+        ("CLUSTERDOWN x", "it is a cluster, which is not supported"),
+        ("ERR unknown command 'x'", "it does not know a command of the store"),
+        ("SOMETHING else", "it does not carry out a command of the store: see its log"),
+    ],
+)
+def test_each_reply_of_a_server_has_words_of_ours(reply: str, reason: str) -> None:
+    found = connection._reason(client.ResponseError(reply))
+    assert found.startswith(reason)
+    piped = client.ResponseError(f"Command # 1 (SET user-secret) of pipeline caused error: {reply}")
+    assert connection._reason(piped) == found

@@ -189,9 +189,9 @@ def test_evictions_count_from_the_filling_or_from_the_restart_of_the_server() ->
 
 def table(n_users: int) -> pl.DataFrame:
     rows = [(f"u{n}", "a", "buy", n, None, None) for n in range(n_users)]
-    names = ["user_id", "item_id", "event", "timestamp", "value", "event_id"]
-    types = [pl.String, pl.String, pl.String, pl.Datetime("us", "UTC"), pl.Float64, pl.String]
-    return pl.DataFrame(rows, schema=dict(zip(names, types, strict=True)), orient="row")
+    frame = pl.DataFrame(rows, ["user_id", "item_id", "event", "timestamp", "value", "event_id"], orient="row")
+    time = pl.col("timestamp").cast(pl.Datetime("us", "UTC"))
+    return frame.with_columns(time, pl.col("value").cast(pl.Float64), pl.col("event_id").cast(pl.String))
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])

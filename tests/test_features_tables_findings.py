@@ -125,3 +125,48 @@ def test_columns_without_a_valid_value_are_named() -> None:
         "items: no row has a valid value of price",
         "events: no row has a valid value of value",
     )
+
+
+# --- doubtful times and ids
+
+
+def test_times_that_a_mistaken_unit_would_give_are_doubted() -> None:
+    moments = [datetime(1990, 12, 31, 23, 59, 59, tzinfo=UTC), datetime(1991, 1, 1, tzinfo=UTC), NOON]
+    tables = check(timestamp=moments)
+    (found,) = [p for p in tables.report.problems if p.reason == "timestamp before 1991"]
+    assert (found.count, found.places, found.advice) == (
+        1,
+        ("events row 1",),
+        "check the unit that these times were made from",
+    )
+    assert len(tables.events) == 3
+
+
+def test_publications_close_to_1970_are_doubted_unless_they_are_dates() -> None:
+    day, second = timedelta(days=1), timedelta(seconds=1)
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    moments = [epoch, epoch + day, epoch + second, epoch + 30 * day - second, epoch + 30 * day + second]
+    moments += [epoch - second, epoch - 30 * day - second, NOON]
+    items = {"item_id": [*"abcdefgh"], "published_at": moments}
+    problems = check(items=items, event=["view"]).report.problems
+    (found,) = [p for p in problems if p.reason == "published_at close to 1970"]
+    assert (found.count, found.places) == (3, ("items row 3", "items row 4", "items row 6"))
+    assert found.advice == "check the unit that these times were made from"
+
+
+def test_ids_that_are_no_ids_are_doubted_and_numbers_are_not() -> None:
+    tables = check(user_id=["nan", "NULL", "1.71457E+15", "1.7E+5", "Nan", "none"])
+    words, digits = tables.report.problems
+    assert (words.reason, words.count, words.advice) == (
+        "user_id is a word for a missing value",
+        3,
+        "leave out the rows without an id",
+    )
+    assert words.places == ("events row 1", "events row 2", "events row 6")
+    assert (digits.reason, digits.count, digits.advice) == (
+        "user_id in exponent form",
+        1,
+        "digits are lost: export the column as text",
+    )
+    assert digits.places == ("events row 3",)
+    assert check(items={"item_id": [1]}, item_id=[1, 1]).report.problems == ()

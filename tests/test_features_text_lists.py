@@ -120,3 +120,9 @@ def test_json_arrays_and_lists_of_python_are_read_alike(rows: list[list[str]]) -
 def test_any_text_in_brackets_is_read_or_reported(inside: str) -> None:
     (found,), (unread,) = read(pl.Series([f"[{inside}]"]))
     assert (found is None) == unread
+
+
+def test_a_list_that_is_nested_too_deeply_for_the_second_parser_is_reported() -> None:
+    """A float makes the list be read once more, by Python's parser, which stops at some 1,000 levels."""
+    assert text_list("[1.5, " + "[" * 1_010 + "]" * 1_010 + "]") is None
+    assert text_list("[1.5, 2]") == ["1.5", "2"]

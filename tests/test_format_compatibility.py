@@ -18,7 +18,11 @@ from toy_data import noise
 from experiments.config import load_config
 from features.content.spaces import Embedded, SpaceKey, unit
 from features.content.vector_cache import VectorCache
-from features.log.event_log import events_frame, item_changes, read
+from features.log.item_changes import ItemChanges
+from features.log.item_feed import item_changes
+from features.log.reader import events_frame, read
+from features.log.records import STREAMS
+from features.log.upkeep.prune import prune
 from features.schema import EventRules
 from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
@@ -76,16 +80,33 @@ def plain(value):
 
 def test_the_log_gives_the_same_records():
     expected = ANSWERS["log"]
-    result = read(OLD / "log")
+    results = [read(OLD / "log", stream=stream) for stream in STREAMS]
+    in_order = {"event": 0, "exposure": 1, "item_put": 2, "item_gone": 2}
     # version 0.1.0 also wrote `"propensity": null` into every event
     records = [{key: value for key, value in record.items() if key != "propensity"} for record in expected["records"]]
-    assert plain([asdict(record) for record in result.records]) == records
-    assert result.position == expected["position"]
-    assert [asdict(damaged) for damaged in result.damaged] == expected["damaged"]
-    assert len(result.damaged) == 1
+    records.sort(key=lambda record: in_order[record["kind"]])
+    assert plain([asdict(record) for result in results for record in result.records]) == records
+    for result in results:
+        assert result.position == expected["position"]
+        (damaged,), (before,) = result.damaged, expected["damaged"]
+        assert (damaged.segment, damaged.length) == (before["segment"], before["length"])
     events = events_frame(OLD / "log").select("user_id", "item_id", "event", "timestamp", "value", "event_id")
     assert [[str(value) for value in row] for row in events.iter_rows()] == expected["events"]
     assert plain([asdict(change) for change in item_changes(OLD / "log")]) == expected["item_changes"]
+
+
+def test_the_log_gives_the_same_records_after_it_is_taken_over(tmp_path):
+    expected = ANSWERS["log"]
+    folder = shutil.copytree(OLD / "log", tmp_path / "log")
+    report = prune(folder, {})
+    assert report is not None
+    assert (report.taken_over, report.waiting) == (1, 0)
+    events = events_frame(folder).select("user_id", "item_id", "event", "timestamp", "value", "event_id")
+    assert [[str(value) for value in row] for row in events.iter_rows()] == expected["events"]
+    newest = ItemChanges.of_changes(item_changes(OLD / "log"))
+    assert ItemChanges.of(folder) == newest
+    assert read(folder, expected["position"]).records == []
+    assert len(read(folder).damaged) == 1
 
 
 def test_the_vector_cache_is_read(tmp_path):

@@ -5,13 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 from sklearn.cross_decomposition import CCA
 
 from features.content.spaces import Embedded, Failure, SpaceKey, cut, unit
 from features.errors import DataError, SpaceError
 from recsys.config import AlignmentConfig
 from recsys.content.alignment import AffineMap, Alignment, Views, fuse
-from recsys.content.alignment_training import cross_channel_mrr, fit_alignment
+from recsys.content.alignment_training import (
+    MAX_TUNING_ITEMS,
+    MIN_PAIRED_ITEMS,
+    _Trainer,
+    cross_channel_mrr,
+    fit_alignment,
+)
 from recsys.content.cca import fit_cca, spectra
 
 TEXT, IMAGE, SOUND = (SpaceKey(name, "1", d) for name, d in (("text", 40), ("image", 60), ("sound", 30)))
@@ -170,6 +177,44 @@ def test_the_loss_by_hand():
         expected += [np.mean(np.log(np.exp(side).sum(1)) - np.diag(side)) for side in (logits, logits.T)]
     assert fitted.losses["pairs"] == pytest.approx(np.mean(expected), abs=0.02)  # the sides are drawn at random
     assert fitted.losses["halves"] == pytest.approx(np.mean(expected), rel=0.05)  # after one small step
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5])
+def test_each_stage_ends_with_the_mean_of_the_weights(closed, steps):
+    """With a learning rate of almost zero it is the start, also where the second half is one step longer."""
+    config = TRAINED.model_copy(update={"nested": (4, 8, 16), "steps": steps, "learning_rate": 1e-9, "batch": N})
+    trainer = _Trainer(closed, THREE, N, config, seed=0)
+    assert float(trainer._log_scale.exp().detach()) == pytest.approx(1 / 0.07)
+    for stage in ("pairs", "halves"):
+        trainer.train(stage, None)
+        for key in (TEXT, IMAGE, SOUND):
+            np.testing.assert_allclose(trainer.alignment().maps[key].weight, closed.maps[key].weight, atol=1e-5)
+
+
+def test_the_number_of_steps_and_the_rate_of_the_temperature(closed, monkeypatch):
+    """At least config.steps, and config.passes passes over the items; the last quarter of the losses is averaged."""
+    started, groups = [], []
+    real = torch.optim.AdamW
+
+    def adam(given, **options):
+        groups.append(([len(group["params"]) for group in given], given[1]["lr"], options))
+        return real(given, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", adam)
+
+    def progress(what, total):
+        started.append((what, total))
+        return lambda steps: None
+
+    for steps, passes, batch in ((3, 2, 100), (9, 2, 100), (1, 1, 1_000)):
+        config = TRAINED.model_copy(
+            update={"nested": (4, 8, 16), "steps": steps, "passes": passes, "batch": batch, "learning_rate": 0.25}
+        )
+        _Trainer(closed, THREE, N, config, seed=0).train("halves", progress)
+    name = "alignment, halves"
+    assert started == [(name, 6), (name, 9), (name, 1)]  # 300 items: three steps a pass
+    assert groups == [([3, 1], 1e-2, {"lr": 0.25, "weight_decay": 0.0})] * 3
+    assert (MIN_PAIRED_ITEMS, MAX_TUNING_ITEMS) == (20, 5_000)
 
 
 def test_a_step_draws_present_channels_only():

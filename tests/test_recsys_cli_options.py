@@ -20,6 +20,9 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "experiment compare": (["first", "second"], {"--model": None, "--json": False}),
     "experiment ui": ([], {"--port": 5000}),
     "features refresh": (["name"], {"--log": None, "--json": False}),
+    "log export": (["stream"], {"--out": None, "--log": None, "--reader": "", "--json": False}),
+    "log prune": ([], {"--log": None, "--dry-run": False, "--json": False}),
+    "log status": ([], {"--log": None, "--check": False, "--json": False}),
     "search": (
         [],
         {
@@ -81,6 +84,39 @@ def test_commands_options_and_defaults() -> None:
     assert commands(get_command(app)) == COMMANDS
 
 
+def usages(command: Any, words: tuple[str, ...] = ()) -> dict[str, str]:
+    """Command -> the arguments in the first line of its help."""
+    if below := getattr(command, "commands", {}):
+        return {name: usage for part, inner in below.items() for name, usage in usages(inner, (*words, part)).items()}
+    context = command.make_context(" ".join(words), [], resilient_parsing=True)
+    pieces = " ".join(command.collect_usage_pieces(context)).removeprefix("[OPTIONS]")
+    return {" ".join(words): pieces.replace("{", "").replace("}", "").strip()}
+
+
+def test_arguments_as_the_help_shows_them() -> None:
+    assert usages(get_command(app)) == {
+        "bench": "[name]",
+        "bundle compare": "first second",
+        "bundle list": "",
+        "bundle publish": "name",
+        "data check": "CONFIG",
+        "data get": "CONFIG_OR_NAME",
+        "embed": "CONFIG",
+        "evaluate": "CONFIG",
+        "experiment compare": "A B",
+        "experiment ui": "",
+        "features refresh": "CONFIG",
+        "log export": "[stream]",
+        "log prune": "",
+        "log status": "",
+        "search": "",
+        "serve": "",
+        "slates": "out",
+        "train": "CONFIG",
+        "tune": "CONFIG",
+    }
+
+
 def empty_paths(command: Any, words: tuple[str, ...] = ()) -> list[list[str]]:
     """Arguments of every command with one path empty: a call for each path that it takes."""
     if below := getattr(command, "commands", {}):
@@ -89,7 +125,8 @@ def empty_paths(command: Any, words: tuple[str, ...] = ()) -> list[list[str]]:
     paths = [p for p in command.params if p.type_descriptor.annotation is Path]
     given = ["x" for _ in arguments]
     calls = [[*words, *given[:at], "", *given[at + 1 :]] for at, p in enumerate(arguments) if p in paths]
-    return calls + [[*words, p.opts[0], "", *given] for p in paths if p not in arguments]
+    needed = [part for p in paths if p.required and p not in arguments for part in (p.opts[0], "x")]
+    return calls + [[*words, *needed, p.opts[0], "", *given] for p in paths if p not in arguments]
 
 
 EMPTY = empty_paths(get_command(app))
@@ -99,7 +136,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 15
+    assert len(EMPTY) == 19
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

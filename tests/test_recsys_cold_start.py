@@ -240,3 +240,13 @@ def test_unavailable_items_are_neither_lifted_nor_compete():
     assert 0.12 < np.isin(top, COLD).mean() <= 0.15
     without_warm = replace(catalog, available=np.isin(np.arange(ITEMS), (33, 39)))  # no competitors
     assert np.isfinite(place_cold_items(model, without_warm, events, seed=0)).all()
+
+
+def test_the_figures_that_vectors_of_cold_items_depend_on():
+    """Those that docs/results.md was measured with."""
+    assert (cold_start.TOP, cold_start.MAX_LIFT, cold_start.MIN_STEP, cold_start.MAX_STEP) == (10, 4.0, 1 / 64, 8.0)
+    assert (cold_start.RIDGE, cold_start.NEIGHBOURS, cold_start.MIN_WARM_ITEMS) == (4.0, 100, 100)
+    assert cold_start.HELD_OUT_FRACTION == 5
+    assert (cold_start.MAX_ITERATIONS, cold_start.TOLERANCE, cold_start.TINY) == (50, 1e-3, 1e-12)
+    kept = [int((informative_part(np.ones((1, d), np.float32)) > 0).sum()) for d in (2, 4, 8, 64, 66)]
+    assert kept == [1, 3, 6, 48, 50]  # one coordinate in four holds the filler, and at least one

@@ -45,3 +45,16 @@ def test_exactly_the_allowed_items_are_returned():
     found = fused(allow=allow)
     assert sorted(found.rows[0][found.rows[0] >= 0].tolist()) == list(range(7, 400, 50))
     assert (found.rows[:, 8:] == -1).all()
+
+
+@pytest.mark.parametrize(("k", "depth"), [(1, 100), (20, 100), (21, 105), (60, 300)])
+def test_each_query_retrieves_five_candidates_for_each_result_and_at_least_100(k, depth):
+    class Recorder(Index):
+        def search(self, queries, k, **options):
+            depths.append(k)
+            return super().search(queries, k, **options)
+
+    depths: list[int] = []
+    query = WeightedQuery(QUERIES, 1.0, Recorder(CONTENTS), CONTENTS)
+    assert fused_search([query, query], k).rows.shape == (3, k)
+    assert depths == [depth, depth]

@@ -1,6 +1,7 @@
 """The reranker: every feature by hand, learning the order of one feature, and its file."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from features.errors import BundleError
 from recsys.config import RerankerConfig
 from recsys.interfaces import Candidates, Scorer
 from recsys.ranking import reranker as module
-from recsys.ranking.pair_features import FEATURES, PairFeatures
+from recsys.ranking.pair_features import FEATURES, PairFeatures, repeat_consumption_features
 from recsys.ranking.reranker import RankingExamples, Reranker, fit_reranker
 
 R2 = 2**-0.5
@@ -328,3 +329,64 @@ def test_a_model_of_other_features_is_rejected(tmp_path):
     (tmp_path / "reranker.txt").write_text(text)
     with pytest.raises(BundleError, match=r"reranker\.txt: its features are .*phase_of_moon.*this version has"):
         Reranker.load(tmp_path / "reranker.txt", features)
+
+
+class Blank:
+    """Features, states and positions without content: only their numbers count."""
+
+    def matrix(self, states, candidates):
+        return np.zeros((*candidates.rows.shape, 1), np.float32)
+
+    def __getitem__(self, part):
+        return self
+
+    def compact(self):
+        return self
+
+
+@pytest.mark.parametrize(
+    ("states", "smallest_leaf"),
+    [(10, 20), (104, 20), (105, 21), (10_000, 2_000), (10_010, 2_000)],  # one in 500 pairs, 20 to 2,000
+)
+def test_the_settings_of_lightgbm(monkeypatch, states, smallest_leaf):
+    given: dict[str, Any] = {}
+    blank: Any = Blank()
+
+    class Stop(Exception):
+        pass
+
+    def train(parameters, data, *, num_boost_round):
+        given.update(parameters, trees=num_boost_round)
+        raise Stop
+
+    monkeypatch.setattr(module.lightgbm, "Dataset", lambda data, **options: None)
+    monkeypatch.setattr(module.lightgbm, "train", train)
+    rows = np.zeros((states, 100), np.int64)  # all 100 candidates are used
+    found = Candidates(rows, np.zeros(rows.shape, np.float32))
+    config = RerankerConfig(trees=11, leaves=5, learning_rate=0.25)
+    with pytest.raises(Stop):
+        fit_reranker(blank, [RankingExamples(blank, found, rows == 0)], config, seed=3)
+    assert given == {
+        "objective": "lambdarank",
+        "lambdarank_truncation_level": 100,
+        "num_leaves": 5,
+        "learning_rate": 0.25,
+        "min_data_in_leaf": smallest_leaf,
+        "deterministic": True,
+        "force_row_wise": True,
+        "seed": 3,
+        "verbose": -1,
+        "trees": 11,
+    }
+
+
+def test_categories_of_one_user_are_not_those_of_another():
+    log = toy_log([(0, 1, 10), (1, 2, 20), (1, 2, 30)], n_items=3)
+    states = log.states(np.array([0, 1]), np.array([40, 40]))
+    found = repeat_consumption_features(states, np.array([[0, 1, 2]] * 2), np.array([0, 1, 2]))
+    counts = np.log1p(np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 2.0]]))
+    np.testing.assert_allclose(found["user_category_log_count"], counts)
+    np.testing.assert_allclose(found["user_item_log_count"], counts)
+    np.testing.assert_allclose(found["user_repeat_share"], np.array([[0.0], [0.5]]))
+    none = repeat_consumption_features(states, np.array([[0, 1, 2]] * 2), np.array([-1, -1, -1]))
+    np.testing.assert_array_equal(none["user_category_log_count"], np.zeros((2, 3)))

@@ -20,8 +20,8 @@ from service_harness import Flaky, ServiceHarness, service_harness
 from toy_service import NOW, RULES, ToyShelf, toy_bundle, toy_upsert
 
 from features.errors import StoreError
-from features.log.event_log import events_frame, read
-from features.log.records import Event, Exposure
+from features.log.reader import events_frame, read
+from features.log.records import EXPOSURES, Event, Exposure
 from features.store.memory import MemoryStore
 from features.store.user_state import UserState
 from recsys.retrieval.filters import Filter
@@ -87,10 +87,11 @@ def test_an_event_affects_the_next_response_and_is_in_the_log(tmp_path: Path) ->
         }
         assert harness.items("eve", 3) == ["i9", "i11", "i8"]
         assert harness.items("eve", 3, "again") == ["i10", "i9", "i11"]
-        records = read(tmp_path / "log").records
+        (clicked,) = read(tmp_path / "log").records
+        exposures = read(tmp_path / "log", stream=EXPOSURES).records
         past = harness.client.get("/v1/users/eve/history").json()
-    assert [type(r) for r in records] == [Exposure, Event, Exposure, Exposure]
-    shown, clicked = records[2], records[1]
+    assert [type(r) for r in exposures] == [Exposure, Exposure, Exposure]
+    shown = exposures[1]
     assert isinstance(shown, Exposure)
     assert (list(shown.items), shown.placement, shown.user_id) == (["i9", "i11", "i8"], "home", "eve")
     assert clicked == Event(
@@ -113,7 +114,7 @@ def test_similar(tmp_path: Path) -> None:
         response = harness.client.get("/v1/items/i4/similar?k=3").json()
         assert [i["item_id"] for i in response["items"]] == ["i2", "i6", "i1"]  # neither i5, its variant, nor i3
         assert response["placement"] == "similar"
-        shown = read(tmp_path / "log").records[-1]
+        shown = read(tmp_path / "log", stream=EXPOSURES).records[-1]
         assert isinstance(shown, Exposure)
         assert shown.item_id == "i4"
         assert harness.client.get("/v1/items/nothing/similar").status_code == 404

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from service_harness import GREEN_PNG, ServiceHarness, b64, service_harness
 from toy_service import NOW, ToyBundle, ToyShelf, ToyWords, toy_bundle, toy_encoders, toy_upsert, with_contents
 
-from features.log.event_log import read
-from features.log.records import ItemDeleted, ItemPut
+from features.log.reader import read
+from features.log.records import ITEMS, ItemDeleted, ItemPut
 from recsys.retrieval.filters import Filter
 from serving.state import catalog_updater
 from serving.state.snapshot import ServingSnapshot
@@ -132,7 +132,7 @@ def test_a_deleted_item_is_hidden_from_the_next_response_on(tmp_path: Path) -> N
         assert harness.client.delete("/v1/items/i1").status_code == 404
         assert harness.client.delete("/v1/items/never").json()["error"]["code"] == "unknown_item"
         assert harness.client.get("/v1/users/eve/history").json()["events"][0]["title"] is None
-        records = [r for r in read(tmp_path / "log").records if isinstance(r, ItemPut | ItemDeleted)]
+        records = read(tmp_path / "log", stream=ITEMS).records
         assert records == [ItemDeleted(item_id="i1", timestamp=NOW)]
         assert put(harness, "i1", title="blue")["new"]
         assert settled(harness, "i1")["status"] == "live"
@@ -189,6 +189,9 @@ def test_appends_that_complete_out_of_order_apply_in_the_order_of_the_log(tmp_pa
 
         def __init__(self) -> None:
             self.second = asyncio.Event()
+
+        def ends(self, stream: str) -> dict[str, int]:
+            return {"a": 1}
 
         async def append(self, records: Any) -> None:
             if isinstance(records[0], ItemPut):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from service_harness import ServiceHarness, service_harness
 from toy_service import ToyShelf, toy_bundle, with_contents
 
-from features.log.event_log import read
-from features.log.records import Exposure
+from features.log.reader import read
+from features.log.records import EXPOSURES, Exposure
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_search_ignores_the_user_when_the_store_or_the_recommender_fails(
         assert [item["item_id"] for item in response.json()["items"]] == found(harness)
         assert (response.json()["degraded"], response.json()["user_id"]) == (["recommender"], "ann")
         assert "the recommender failed for a history of 2 items" in caplog.text
-        shown = read(tmp_path / "log").records[-2]
+        shown = read(tmp_path / "log", stream=EXPOSURES).records[-2]
         assert isinstance(shown, Exposure)
         assert (shown.placement, list(shown.degraded)) == ("search", ["recommender"])
         harness.store.away = True

@@ -14,9 +14,10 @@ from service_harness import HOME, Flaky, ServiceHarness, service_harness
 from toy_service import NOW, RULES, ToyBundle, ToyShelf, toy_bundle, with_contents
 
 from features.errors import BundleError
-from features.log.event_log import read
 from features.log.item_changes import ItemChanges
-from features.log.records import Exposure, ItemDeleted, ItemPut
+from features.log.reader import read
+from features.log.records import EXPOSURES, ITEMS, Exposure
+from features.store.base import ServerFacts
 from serving.state import service as service_module
 
 
@@ -59,8 +60,8 @@ def test_without_room_for_the_log_answers_go_on_and_nothing_is_accepted(
         harness.service.step()  # no writer has come meanwhile
         assert ready(harness) == (200, "ready", {})
         assert harness.get("ann")["degraded"] == []
-        logged = [record for record in read(tmp_path / "log").records if isinstance(record, Exposure)]
-        assert [len(exposure.degraded) for exposure in logged] == [0]
+        logged = read(tmp_path / "log", stream=EXPOSURES).records
+        assert [len(exposure.degraded) for exposure in logged if isinstance(exposure, Exposure)] == [0]
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -119,8 +120,8 @@ def test_the_last_change_of_an_item_wins_when_the_clock_has_stepped_back(tmp_pat
         assert harness.client.get("/v1/items/sky").status_code == 404
         assert harness.client.get("/v1/items/sea").status_code == 200
     assert ItemChanges.of(tmp_path / "log").deleted == {"sky"}
-    changes = [r for r in read(tmp_path / "log").records if isinstance(r, ItemPut | ItemDeleted)]
-    assert [change.timestamp for change in changes] == [NOW] * 5
+    changes = read(tmp_path / "log", stream=ITEMS).records
+    assert [change.timestamp - NOW for change in changes] == ([0, 0, 0, 1, 2] if restart else [0] * 5)
 
 
 class Failing(ToyShelf):
@@ -211,7 +212,7 @@ def test_files_of_the_served_bundle_that_are_gone_are_noted(tmp_path: Path) -> N
 
 
 def test_a_store_that_may_lose_users_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Flaky, "warning", lambda self: "it may delete keys")
+    monkeypatch.setattr(Flaky, "facts", lambda self: ServerFacts(warning="it may delete keys"))
     store = Flaky(RULES)
     with service_harness(tmp_path, store=store) as harness:
         assert ready(harness) == (200, "degraded", {"store": "it may delete keys"})
@@ -219,7 +220,7 @@ def test_a_store_that_may_lose_users_is_noted(tmp_path: Path, monkeypatch: pytes
         harness.service.step()
         assert ready(harness) == (200, "degraded", {"store": "away"})
         store.away = False
-        monkeypatch.setattr(Flaky, "warning", lambda self: "")
+        monkeypatch.setattr(Flaky, "facts", lambda self: ServerFacts())
         harness.service.step()
         assert ready(harness) == (200, "ready", {})
 

@@ -7,8 +7,8 @@ import pytest
 from service_harness import GREEN_PNG, ServiceHarness, service_harness
 from toy_service import ToyShelf, toy_bundle, toy_events, with_contents
 
-from features.log.event_log import read
-from features.log.records import Exposure
+from features.log.reader import read
+from features.log.records import EXPOSURES, Exposure
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_numbers_of_results(
 ) -> None:
     assert len(get(steady, path)[field]) == default
     assert len(get(steady, f"{path}?{name}=1")[field]) == 1
-    limit = {"/v1/users": 1000, "/v1/users/much/history": 512}.get(path, 100)
+    limit = {"/v1/users": 1000, "/v1/users/much/history": 100_000}.get(path, 100)
     assert len(get(steady, f"{path}?{name}={limit}")[field]) == most
     for value in (0, limit + 1):
         response = steady.client.get(f"{path}?{name}={value}")
@@ -81,7 +81,8 @@ def test_every_response_with_items_is_logged_as_it_was_sent(steady: ServiceHarne
         get(steady, "/v1/items/i50/similar?k=3"),
         steady.post(text="red", k=3).json(),
     ]
-    exposures = {r.request_id: r for r in read(steady.folder / "log").records if isinstance(r, Exposure)}
+    shown = read(steady.folder / "log", stream=EXPOSURES).records
+    exposures = {r.request_id: r for r in shown if isinstance(r, Exposure)}
     for response, placement, user, item, source in zip(
         asked, ("home", "similar", "search"), ("u1", "", ""), (None, "i50", None), ("model",) * 3, strict=True
     ):

@@ -13,8 +13,8 @@ from media import picture
 from service_harness import GREEN_PNG, ServiceHarness, b64, endless, service_harness
 from toy_service import ToyShelf, toy_bundle, with_contents
 
-from features.log.event_log import read
-from features.log.records import Exposure
+from features.log.reader import read
+from features.log.records import EXPOSURES, Exposure
 
 RED_PNG = picture(np.full((8, 8, 3), (255, 0, 0), np.uint8), "PNG")
 
@@ -49,7 +49,7 @@ def test_a_response_is_a_slate_that_was_logged(steady: ServiceHarness) -> None:
     assert response["items"][0]["near"] == {"text": 1.0, "image": 0.0}
     assert response["query"] == {"read": ["text"], "failed": []}
     assert set(response["trace"]) == {"encode", "rank", "log"}
-    shown = read(steady.service.settings.log).records[-1]
+    shown = read(steady.service.settings.log, stream=EXPOSURES).records[-1]
     assert isinstance(shown, Exposure)
     assert (shown.request_id, shown.placement, list(shown.items)) == (response["request_id"], "search", ["i0", "i1"])
     assert (shown.user_id, shown.item_id, shown.fingerprint, shown.source) == ("", None, "toy-1", "model")

@@ -20,7 +20,8 @@ from toy_service import RULES, ToyShelf, broken, toy_bundle, toy_events, toy_set
 from typer.testing import CliRunner
 
 from features.errors import DataError
-from features.log.event_log import EventLog, events_frame
+from features.log.event_log import EventLog
+from features.log.reader import events_frame
 from features.log.records import Event
 from features.schema import DataConfig, EventRules
 from features.store.base import ServerFacts
@@ -118,6 +119,21 @@ def test_keys_that_the_server_has_deleted_are_written_again(tmp_path: Path) -> N
             ["i7"],
         )
         assert harness.client.get("/readyz").json()["status"] == "ready"
+
+
+def test_events_that_a_process_logged_and_did_not_push_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.state.service.CATCH_UP_SECONDS", 0.0)
+    with service_harness(tmp_path) as harness:
+        harness.service.step()
+        other = EventLog(tmp_path / "log")
+        other.append_now([Event(user_id="eve", item_id="i10", event="click", timestamp=1, event_id="e")])
+        other.close()
+        before = harness.store.watermark()
+        harness.service.step()
+        assert harness.items("eve", 1) == ["i9"]
+        assert harness.store.watermark() != before
 
 
 def test_a_server_that_restarts_with_an_older_state_catches_up(tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ from typing import Any
 from service_harness import Flaky
 from toy_service import NOW, RULES, ToyShelf, toy_bundle, toy_events, toy_settings, toy_upsert
 
+from features.log.event_log import EventLog
 from features.log.records import Event
+from features.store.redis import RedisStore
+from features.store.redis_server import RedisServer
 from serving.state.service import ServiceState
 
 
@@ -49,3 +52,36 @@ def test_a_step_that_runs_is_finished_before_the_log_is_closed(tmp_path: Path) -
     asyncio.run(scenario())
     assert order == ["start", "step", "stop"]
     assert bundle.closed == [bundle.fingerprint]  # no copy stays on disk, also after SIGTERM
+
+
+def test_the_end_closes_the_log_the_store_and_its_server(tmp_path: Path, monkeypatch: Any) -> None:
+    closed: list[str] = []
+    for kind, method in ((EventLog, "close"), (RedisStore, "close"), (RedisServer, "stop")):
+        real = getattr(kind, method)
+
+        def recorded(self: Any, real: Any = real, name: str = kind.__name__) -> None:
+            closed.append(name)
+            real(self)
+
+        monkeypatch.setattr(kind, method, recorded)
+    shelf = ToyShelf(toy_bundle(tmp_path))
+    service = ServiceState(
+        toy_settings(tmp_path, follow_seconds=3600, store_timeout=2),
+        load=shelf.load,
+        current=shelf.current,
+        events=lambda _: toy_events(),
+        upsert=toy_upsert,
+        merge=lambda bundle: None,
+        now=lambda: NOW,
+    )
+
+    async def scenario() -> Path:
+        await service.start()
+        assert service._server is not None
+        assert service._server.answers()
+        folder = service._server.folder
+        await service.stop()
+        return folder
+
+    assert not asyncio.run(scenario()).exists()
+    assert closed == ["EventLog", "RedisStore", "RedisServer"]

@@ -20,7 +20,7 @@ DATA = {"source": "folder", "path": "tables", "events": {"positive": {"buy": Non
 DEFAULTS: dict[str, Any] = {
     "data": DATA
     | {
-        "events": {"positive": {"buy": None}, "seen": None, "weights": {}},
+        "events": {"positive": {"buy": None}, "seen": None, "weights": {}, "history": 512, "seen_items": 8_000},
         "origin": None,
         "placements": {"home": {"repeats": False}},
         "min_train_events": 0,
@@ -281,3 +281,12 @@ def test_event_types_that_the_towers_tell_apart() -> None:
     assert EventRules(positive={"buy": None}).types == ()
     assert EventRules(positive={"buy": None, "ask": None}).types == ("ask", "buy")
     assert EventRules(positive={"buy": None}, seen=("look", "buy")).types == ("buy", "look")
+
+
+def test_the_dimension_of_towers_is_a_multiple_of_4_and_of_the_heads() -> None:
+    assert TowerConfig(dimension=12).dimension == 12
+    for dimension in (10, 11, 13):
+        with pytest.raises(ValidationError, match="multiple of 4"):
+            TowerConfig(dimension=dimension, heads=1)
+    with pytest.raises(ValidationError, match="heads 3: the number of heads must divide the dimension 64"):
+        TowerConfig(heads=3)

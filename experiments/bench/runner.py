@@ -24,7 +24,7 @@ from features.errors import ConfigError, RecsysError, describe_invalid
 
 BENCHES: dict[str, str] = {
     "check": "experiments.bench.check:run",
-    "features": "experiments.bench.features:run",
+    "features": "experiments.bench.storage.features:run",
     "metrics": "experiments.bench.metrics:run",
     "baselines": "experiments.bench.baselines:run",
     "alignment": "experiments.bench.alignment:run",
@@ -34,6 +34,7 @@ BENCHES: dict[str, str] = {
     "retrieval": "experiments.bench.retrieval.benchmark:run",
     "warm": "experiments.bench.warm_start:run",
     "ablation": "experiments.bench.ablation:run",
+    "log": "experiments.bench.storage.log:run",
 }
 """Name -> "module:function", imported when it is run; function(short: bool, **options) -> Result."""
 

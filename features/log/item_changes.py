@@ -20,7 +20,7 @@ import polars as pl
 from features.errors import LogError, describe_os_error
 from features.files import put_file, sync
 from features.instants import DAY
-from features.log.event_log import item_changes
+from features.log.item_feed import item_changes
 from features.log.records import ItemDeleted, ItemPut
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, ITEM, PRICE, VIDEO
 

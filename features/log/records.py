@@ -1,7 +1,23 @@
-"""The records of the event log, one per line."""
+"""The records of the event log, one per line, and the stream that each kind belongs to.
 
+A line is "<CRC-32 of the JSON, 8 hex> <JSON>\\n". The JSON begins with the version of the record, "v". Records
+without a version are of version 0, which differs from version 1 in that alone.
+"""
+
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+from zlib import crc32
+
+import orjson
+
+VERSION = 1
+
+Stream = Literal["events", "exposures", "items"]
+EVENTS: Stream = "events"
+EXPOSURES: Stream = "exposures"
+ITEMS: Stream = "items"
+STREAMS: tuple[Stream, ...] = (EVENTS, EXPOSURES, ITEMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +93,39 @@ _KINDS: dict[str, type[Event] | type[Exposure] | type[ItemPut] | type[ItemDelete
     "item_gone": ItemDeleted,
 }
 _FIELDS = {kind: tuple(f.name for f in fields(cls) if f.init) for kind, cls in _KINDS.items()}
+_STREAMS: dict[bytes, Stream] = {b"event": EVENTS, b"exposure": EXPOSURES, b"item_put": ITEMS, b"item_gone": ITEMS}
+_START = re.compile(rb'\{(?:"v":(\d{1,9}),)?"kind":"(\w+)"')
+
+
+def line(record: Record) -> bytes:
+    """The line of a record."""
+    return line_of(b'{"v":%d,%s' % (VERSION, orjson.dumps(record)[1:]))
+
+
+def line_of(payload: bytes) -> bytes:
+    """The line of a JSON text: its checksum, the text, a newline."""
+    return b"%08x %s\n" % (crc32(payload), payload)
+
+
+def stream_of(record: Record) -> Stream:
+    """The stream that a record is appended to."""
+    return EVENTS if isinstance(record, Event) else EXPOSURES if isinstance(record, Exposure) else ITEMS
+
+
+def stream_of_payload(payload: bytes) -> Stream | None:
+    """The stream of a line's JSON; None when this version does not know its kind or version."""
+    start = _START.match(payload)
+    if start is None or int(start[1] or 0) > VERSION:
+        return None
+    return _STREAMS.get(start[2])
 
 
 def record_of(payload: dict[str, Any]) -> Record | None:
-    """The record of a log line's JSON object; None for a kind that this version does not know.
+    """The record of a log line's JSON object; None for a kind or a version that this version does not know.
 
     Keys that the kind does not have are ignored.
     """
-    kind = str(payload.get("kind"))
-    if kind not in _KINDS:
+    kind, version = str(payload.get("kind")), payload.get("v", 0)
+    if kind not in _KINDS or not isinstance(version, int) or version > VERSION:
         return None
     return _KINDS[kind](**{name: payload[name] for name in _FIELDS[kind] if name in payload})

@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from features.errors import StoreError
-from features.log.event_log import Position, read
+from features.log.reader import Position, read
+from features.log.readers import register_store
 from features.log.records import Event
 from features.progress import StartProgress
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
@@ -60,6 +61,7 @@ def refresh(
             users, written = _write_tables(store, tables, progress), len(tables)
         position, pushed, damaged = _replay(store, log, mark.log)
         if store.advance(mark, replace(mark, log=position, tables=digest, filled=True)):
+            register_store(log, position)
             return RefreshReport(not mark.filled, users, written, pushed, damaged)
     raise StoreError(
         f"the feature store was emptied, or filled by another process, during each of {TRIES} refreshes: see why its "
@@ -76,7 +78,9 @@ def catch_up(store: FeatureStore, log: Path) -> int:
     if mark is None or not mark.filled:
         raise StoreError("the feature store was emptied, or is being filled: it must be refreshed from the tables")
     position, pushed, _ = _replay(store, log, mark.log)
-    if not store.advance(mark, replace(mark, log=position)):
+    if store.advance(mark, replace(mark, log=position)):
+        register_store(log, position)
+    else:
         now = store.watermark()  # another process has advanced it, which is as good, or the store was emptied
         if now is None or now.fill != mark.fill:
             raise StoreError("the feature store was emptied while it caught up: it must be refreshed from the tables")

@@ -36,21 +36,10 @@ def serve(
     # requests run in parallel on the cores: more threads in each of them would only compete
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-    from pydantic import ValidationError
+    from features.errors import ConfigError
+    from serving.settings import load_settings
 
-    from features.errors import ConfigError, describe_invalid, describe_url
-    from serving.settings import ServeSettings, check_names
-
-    check_names(os.environ)
-    options = {"bundles": bundles, "log": log, "host": host, "port": port}
-    try:
-        settings = ServeSettings.model_validate({})
-        settings = ServeSettings(**{**settings.model_dump(), **{k: v for k, v in options.items() if v is not None}})
-    except ValidationError as error:
-        first = describe_invalid(error.errors())[0]
-        value = first.problem["input"]
-        shown = describe_url(value) if isinstance(value, str) and "://" in value else value
-        raise ConfigError(f"setting {'.'.join(map(str, first.place))} = {shown!r}: {first.reason}") from None
+    settings = load_settings(os.environ, bundles=bundles, log=log, host=host, port=port)
     if settings.bundles.exists() and not settings.bundles.is_dir():
         raise ConfigError(f"{settings.bundles}: a file; --bundles takes a folder")
     sockets = bind(settings.host, settings.port)

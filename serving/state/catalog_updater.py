@@ -1,6 +1,8 @@
 """Keeps the served snapshot up to date with the items that are put and deleted while the service runs.
 
 A deleted item is hidden at once. An item that is put is embedded in the background and then added to the snapshot.
+Changes that other processes have logged are followed by their position in the log. Each process comes to the state
+that a restart would have.
 """
 
 import asyncio
@@ -24,12 +26,13 @@ from features.content.spaces import Embedded
 from features.errors import LogError
 from features.ids import IdMap
 from features.instants import parse_instant
-from features.log.event_log import EventLog, item_changes
+from features.log.event_log import EventLog
 from features.log.item_changes import ItemChanges, delete_unused_media, media_in_use
-from features.log.records import ItemDeleted, ItemPut
+from features.log.records import ITEMS, ItemDeleted, ItemPut
 from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, PUBLISHED, VIDEO
 from features.tables.read import check_item_puts
 from recsys.content.item_encoding import ItemVectors
+from serving.state.item_follower import ItemFollower
 from serving.state.snapshot import ServableBundle, ServingSnapshot
 
 logger = logging.getLogger("recsys.serving")
@@ -52,9 +55,9 @@ Upsert = Callable[[ServableBundle, pl.DataFrame, Mapping[str, Embedded]], Servab
 class _ItemStatus:
     """State of one item that was put or deleted since its bundle was trained.
 
-    order: position of its newest change in the log; put: that change, None when the item is deleted; waiting: not
-    added to the snapshot yet; paused: skipped until the next retry; alone: added in an update of its own; failed:
-    (kind of part, reason) of each part that could not be read.
+    order: of its newest change among those that this process knows; put: that change, None when the item is deleted;
+    waiting: not added to the snapshot yet; paused: skipped until the next retry; alone: added in an update of its
+    own; failed: (kind of part, reason) of each part that could not be read.
     """
 
     order: int
@@ -82,7 +85,8 @@ class CatalogUpdater:
         self._statuses: dict[str, _ItemStatus] = {}
         self._errors: dict[str, str] = {}
         self._sequence = count(1)
-        self._latest = 0  # time (µs) of the latest change in the log
+        self._latest = 0  # smallest time (µs) of the next change: those of earlier ones are not larger
+        self._follower = ItemFollower(log)
         self._lock = Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
@@ -94,14 +98,29 @@ class CatalogUpdater:
 
     def replay(self, now: int) -> None:
         """Read the puts and deletes before this start from the log. now: time of the start (µs). Raises LogError."""
-        logged = item_changes(self._folder)
+        placed = self._follower.read()
+        logged = [change.change for change in placed]
         self._sweep = partial(delete_unused_media, self._folder, media_in_use(logged, now), now)
         changes = ItemChanges.of_changes(logged)
-        self._latest = max((change.timestamp for change in logged), default=0)
+        self._latest = max((change.latest + 1 for change in placed), default=0)
+        self._follower.replay(placed)
         self._statuses = {
             put.item_id: _ItemStatus(i - len(changes.puts), put) for i, put in enumerate(changes.puts.values())
         }
         self._statuses |= {name: _ItemStatus(0, None, waiting=False) for name in changes.deleted}
+
+    def follow(self, log: EventLog) -> None:
+        """Apply the changes that other processes have logged since the last call. Raises LogError."""
+        placed = self._follower.read()
+        own = log.ends(ITEMS)
+        with self._lock:
+            foreign = [change.latest + 1 for change in placed if change.segment not in own]
+            self._latest = max([self._latest, *foreign])  # what is accepted from now on comes after them
+            changes = self._follower.to_apply(placed, own)
+            for change in changes:
+                self._apply(change.change, next(self._sequence))
+        if changes:
+            self._wake_loop()
 
     def swap_bundle(self, snapshot: ServingSnapshot) -> None:
         """Serve the snapshot of another bundle. Deleted items are hidden in it, and all puts are queued again."""
@@ -121,21 +140,34 @@ class CatalogUpdater:
         A change is not logged with a time before those of earlier changes, which a clock that has stepped back would
         give it. Raises LogError when the change cannot be logged; nothing changes then.
         """
-        self._latest = max(self._latest, change.timestamp)
-        change = replace(change, timestamp=self._latest)
-        order = next(self._sequence)  # the order of the log: no await separates this line from the log's queue
-        await log.append([change])
-        put = change if isinstance(change, ItemPut) else None
         with self._lock:
-            is_new = not self._has_item(change.item_id)
-            previous = self._statuses.get(change.item_id)
-            if previous is None or previous.order < order:
-                self._statuses[change.item_id] = status = _ItemStatus(order, put, waiting=put is not None)
-                if self.snapshot is not None and _is_hidden(status, self.snapshot.now()):
-                    self._hide(change.item_id)
-                self._set_error(change.item_id)
+            self._latest = max(self._latest, change.timestamp)
+            change = replace(change, timestamp=self._latest)
+            self._follower.begin(change.item_id)
+        order = next(self._sequence)  # the order of the log: no await separates this line from the log's queue
+        end = None
+        try:
+            await log.append([change])
+            end = next(reversed(log.ends(ITEMS).items()), None)
+        finally:
+            with self._lock:
+                self._follower.end(change.item_id, end)
+                is_new = not self._has_item(change.item_id)
+                if end is not None:
+                    self._apply(change, order)
         self._wake.set()
         return is_new
+
+    def _apply(self, change: ItemPut | ItemDeleted, order: int) -> None:
+        """Take over a change, unless a newer one of the item is known."""
+        previous = self._statuses.get(change.item_id)
+        if previous is not None and previous.order > order:
+            return
+        put = change if isinstance(change, ItemPut) else None
+        self._statuses[change.item_id] = status = _ItemStatus(order, put, waiting=put is not None)
+        if self.snapshot is not None and _is_hidden(status, self.snapshot.now()):
+            self._hide(change.item_id)
+        self._set_error(change.item_id)
 
     def _publish(self, snapshot: ServingSnapshot) -> None:
         self.snapshot = snapshot

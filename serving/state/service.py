@@ -23,6 +23,7 @@ from features.store.refresh import catch_up, refresh
 from features.store.user_state import UserState, UserStateStatus
 from serving.settings import ServeSettings
 from serving.state.catalog_updater import CatalogUpdater, Upsert
+from serving.state.log_keeper import LogKeeper
 from serving.state.snapshot import ServableBundle, ServingSnapshot
 
 logger = logging.getLogger("recsys.serving")
@@ -31,6 +32,9 @@ RETRY_SECONDS = 1.0
 """Seconds before a refused bundle is tried again; doubled after each further refusal, up to MAX_RETRY_SECONDS."""
 
 MAX_RETRY_SECONDS = 300.0
+
+CATCH_UP_SECONDS = 30.0
+"""Seconds between looks into the log for events that no process has pushed; the watermark follows."""
 
 UNREADABLE_TABLES = (
     "the events table cannot be read (`recsys data check` says why): histories from before this service are missing"
@@ -76,6 +80,7 @@ class ServiceState:
         self.evicted = False
         """Whether the store's server has deleted keys to make room: some users lack their history."""
         self._store_run = ""  # of the store's server
+        self._catch_up_at = 0.0
         self._refill_at, self._refill_pause = 0.0, RETRY_SECONDS
         self._missed = False  # whether the store missed an event since `catch_up` started
         self.notes: dict[str, str] = {}
@@ -83,6 +88,7 @@ class ServiceState:
         self.unlogged = 0
         """Exposures since the start that the log could not take."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
+        self.log_keeper = LogKeeper(settings.log, settings.log_limits)
         self._load, self._current, self._events, self._connect = load, current, events, connect
         self._server: RedisServer | None = None
         self._log: EventLog | None = None
@@ -137,6 +143,7 @@ class ServiceState:
             )
 
     def _close(self) -> None:
+        self.log_keeper.stop()
         if self._log:
             self._log.close()
         if self.snapshot:
@@ -159,8 +166,10 @@ class ServiceState:
         try:
             self.log.probe()
             self._check_media()
+            self._follow_items()
             self._swap_bundle()
             self._fill_store()
+            self.log_keeper.step()
         except Exception:  # an error in this loop must not stop the service
             logger.exception("updating the bundle and the store failed; the next step tries again")
 
@@ -172,6 +181,15 @@ class ServiceState:
         elif self.notes.get("media") != fault:
             logger.error("%s", fault)
             self.notes["media"] = fault
+
+    def _follow_items(self) -> None:
+        try:
+            self.catalog_updater.follow(self.log)
+            self.notes.pop("log", None)
+        except LogError as error:
+            if "log" not in self.notes:
+                logger.error("item changes of other processes are not followed: %s", error)
+            self.notes["log"] = str(error)
 
     def _swap_bundle(self) -> None:
         path = None
@@ -306,10 +324,11 @@ class ServiceState:
                 store.advance(mark, replace(mark, log={}, tables="", server=server.run, evicted=server.evicted))
                 self._refresh(store, self.snapshot.bundle.data)
                 self.evicted = store.facts().evicted > server.evicted
-            if self.behind:
+            if self.behind or time.monotonic() >= self._catch_up_at:
                 self._missed = False
                 catch_up(store, self.settings.log)
                 self.behind = self._missed
+                self._catch_up_at = time.monotonic() + CATCH_UP_SECONDS
             self._note_store(server.warning)
         except StoreError as error:
             self._mark_behind(error)

@@ -1,0 +1,166 @@
+"""Export of a stream to parquet files by day (UTC). Each run adds what is new.
+
+    OUT/2026-01-31.parquet    the records of one day, in log order
+    OUT/.position.json        what has been exported
+
+A file states in its metadata what it holds, and is replaced atomically: a run that was interrupted is simply run
+again, and no record is written twice. The new records are first collected by day in a temporary folder, so that
+memory holds a bounded number of them.
+"""
+
+import io
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+
+from features.errors import LogError, describe_os_error
+from features.files import put_file
+from features.log.reader import ORDER, LogLine, frame_of_events, read_lines
+from features.log.readers import advance
+from features.log.records import EVENTS, EXPOSURES, ITEMS, Stream
+from features.log.segments import exclusive
+from features.schema import EVENT_ID, ITEM, REQUEST_ID, TIME, USER
+
+POSITION_FILE = ".position.json"
+PARTS = ".collecting-"
+METADATA = "recsys.log"
+"""Key of a file's metadata: stream and position, as JSON."""
+
+_SEGMENT, _OFFSET = "__segment", "__offset"
+_UTC = pl.Datetime("us", "UTC")
+
+_EXPOSURE_COLUMNS: dict[str, Any] = {
+    REQUEST_ID: pl.String,
+    USER: pl.String,
+    "placement": pl.String,
+    TIME: pl.Int64,
+    "fingerprint": pl.String,
+    "variant": pl.String,
+    "source": pl.String,
+    "degraded": pl.List(pl.String),
+    "items": pl.List(pl.String),
+    "scores": pl.List(pl.Float64),
+    "propensities": pl.List(pl.Float64),
+    ITEM: pl.String,
+}
+_ITEM_COLUMNS: dict[str, Any] = {ITEM: pl.String, "kind": pl.String, TIME: pl.Int64, "fields": pl.String}
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What a run exported. days: of the files that it wrote; damaged: lines that are no records, skipped."""
+
+    stream: Stream
+    records: int
+    days: list[str]
+    damaged: int
+
+
+def export(folder: Path, stream: Stream, out: Path, *, reader: str = "") -> ExportReport:
+    """Add the new records of a stream to the files in `out`.
+
+    reader: register the export under this name: retention then keeps what it has not exported.
+    Raises LogError when the log cannot be read, or `out` cannot be written or holds another stream.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with exclusive(out / ".export.lock") as mine, tempfile.TemporaryDirectory(prefix=PARTS, dir=out) as parts:
+            if not mine:
+                raise LogError(f"another export writes to {out}: wait until it has ended")
+            since = _position(out, stream)
+            if reader:
+                advance(folder, reader, stream, since, exports=str(out.resolve()))
+            position, damaged = _collect(folder, stream, since, Path(parts))
+            records, days = 0, sorted(path.name for path in Path(parts).iterdir())
+            for day in days:
+                records += _add(out / f"{day}.parquet", Path(parts) / day, stream, position)
+            state = orjson.dumps({"stream": stream, "position": position})
+            put_file(out / POSITION_FILE, lambda part: part.write_bytes(state))
+        if reader:
+            advance(folder, reader, stream, position, exports=str(out.resolve()))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = describe_os_error(error) if isinstance(error, OSError) else f"{error}; move its files away"
+        raise LogError(f"the export to {out} failed: {reason}") from error
+    return ExportReport(stream, records, days, damaged)
+
+
+def _collect(folder: Path, stream: Stream, since: Mapping[str, int], parts: Path) -> tuple[dict[str, int], int]:
+    """Write the new records to PARTS/DAY/NUMBER.parquet; the position after them, and the number of damaged lines."""
+    position, damaged, number = dict(since), 0, 0
+    while (part := read_lines(folder, position, stream=stream)).position != position:
+        position, damaged, number = part.position, damaged + len(part.damaged), number + 1
+        frame = FRAMES[stream](part.lines).with_columns(
+            pl.Series(_SEGMENT, [line.segment for line in part.lines], pl.String),
+            pl.Series(_OFFSET, [line.offset for line in part.lines], pl.Int64),
+        )
+        for (day,), records in frame.group_by(pl.col(TIME).dt.strftime("%Y-%m-%d"), maintain_order=True):
+            (parts / str(day)).mkdir(exist_ok=True)
+            records.write_parquet(parts / str(day) / f"{number:08d}.parquet")
+    return position, damaged
+
+
+def _add(path: Path, parts: Path, stream: Stream, position: Mapping[str, int]) -> int:
+    """Add the records of a day to its file, but those that it has; returns their number."""
+    before = _metadata(path, stream)
+    has = pl.col(_SEGMENT).replace_strict(list(before), list(before.values()), default=0, return_dtype=pl.Int64)
+    new = pl.scan_parquet(sorted(parts.iterdir())).filter(pl.col(_OFFSET) >= (has if before else 0))
+    frames = [new.drop(_SEGMENT, _OFFSET)]
+    if path.exists():
+        frames.insert(0, pl.scan_parquet(path))
+    metadata = {METADATA: orjson.dumps({"stream": stream, "position": {**before, **position}}).decode()}
+    put_file(path, lambda part: pl.concat(frames).sink_parquet(part, metadata=metadata))
+    return int(new.select(pl.len()).collect().item())
+
+
+def _metadata(path: Path, stream: Stream) -> dict[str, int]:
+    """The position that a file holds; empty without a file."""
+    if not path.exists():
+        return {}
+    text = pl.read_parquet_metadata(path).get(METADATA)
+    if text is None:
+        raise LogError(f"{path}: is no export of the log: choose another folder with --out")
+    return _checked(path, orjson.loads(text), stream)
+
+
+def _position(out: Path, stream: Stream) -> dict[str, int]:
+    """What an earlier run has exported; empty for a new folder."""
+    path = out / POSITION_FILE
+    return _checked(path, orjson.loads(path.read_bytes()), stream) if path.exists() else {}
+
+
+def _checked(path: Path, values: dict[str, Any], stream: Stream) -> dict[str, int]:
+    if values["stream"] != stream:
+        raise LogError(f"{path}: holds {values['stream']}, not {stream}: choose another folder with --out")
+    return dict(values["position"])
+
+
+def _events(lines: list[LogLine]) -> pl.DataFrame:
+    """The canonical columns of the events table, without an empty event_id."""
+    return frame_of_events(lines).drop(ORDER).with_columns(pl.col(EVENT_ID).replace("", None))
+
+
+def _exposures(lines: list[LogLine]) -> pl.DataFrame:
+    text = io.BytesIO(b"\n".join(line.payload for line in lines))
+    frame = pl.read_ndjson(text, schema=_EXPOSURE_COLUMNS) if lines else pl.DataFrame(schema=_EXPOSURE_COLUMNS)
+    return frame.with_columns(pl.col(TIME).cast(_UTC))
+
+
+def _item_changes(lines: list[LogLine]) -> pl.DataFrame:
+    """fields: the fields of a put as JSON; null for a deletion."""
+    rows = []
+    for values in (orjson.loads(line.payload) for line in lines):
+        fields = orjson.dumps(values["fields"]).decode() if "fields" in values else None
+        rows.append((values["item_id"], values["kind"], values["timestamp"], fields))
+    return pl.DataFrame(rows, schema=_ITEM_COLUMNS, orient="row").with_columns(pl.col(TIME).cast(_UTC))
+
+
+FRAMES: dict[Stream, Callable[[list[LogLine]], pl.DataFrame]] = {
+    EVENTS: _events,
+    EXPOSURES: _exposures,
+    ITEMS: _item_changes,
+}

@@ -1,0 +1,152 @@
+"""`recsys log`: the event log of the service."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from recsys.cli.options import given_path, print_json, show
+
+if TYPE_CHECKING:
+    from features.log.upkeep.retention import Held
+    from serving.settings import ServeSettings
+
+log_app = typer.Typer(
+    help="The event log: what it holds, copies of it, and what is deleted from it.", no_args_is_help=True
+)
+
+FOLDER = "Folder of the event log. [setting LOG of the service, else state/log]"
+AS_JSON = "Print the report as one line."
+
+
+@log_app.command("status")
+def log_status(
+    log: Path | None = typer.Option(None, help=FOLDER, parser=given_path),
+    check: bool = typer.Option(False, "--check", help="Read all of it: count records and damaged lines exactly."),
+    as_json: bool = typer.Option(False, "--json", help=AS_JSON),
+) -> None:
+    """Show the streams of the log, and how far each registered reader is.
+
+    Example: recsys log status --log state/log
+    """
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    from rich.table import Table
+
+    from features.log.readers import registered
+    from features.log.status import log_status
+    from features.log.upkeep.retention import STALE_SECONDS, expire
+
+    settings = _settings(log)
+    status = log_status(settings.log, check=check)
+    _, held = expire(settings.log, settings.log_limits, registered(settings.log), dry_run=True)
+    if as_json:
+        print_json({**asdict(status), "held": [asdict(segments) for segments in held]})
+        return
+
+    def at(time: int | None) -> str:
+        return "" if time is None else f"{datetime.fromtimestamp(time / 1e6, UTC):%Y-%m-%d %H:%M}"
+
+    table = Table("stream", "segments", "bytes", "records", "oldest (UTC)", "newest (UTC)", "damaged", "torn bytes")
+    for s in status.streams:
+        records = f"{'' if s.exact else 'about '}{s.records:,}"
+        damaged = "not counted" if s.damaged is None else f"{s.damaged:,}"
+        times = at(s.oldest), at(s.newest)
+        table.add_row(s.stream, f"{s.segments:,}", f"{s.bytes:,}", records, *times, damaged, f"{s.torn:,}")
+    show(table, 120)
+    for reader in status.readers:
+        behind, stale = reader.behind, reader.behind and reader.seconds > STALE_SECONDS
+        typer.echo(f"reader {reader.name}: {reader.stream}, {behind:,} bytes behind, {reader.seconds:,.0f} s ago")
+        if stale:
+            typer.echo(f"  run it, or delete {settings.log}/readers/{reader.name}.json if it no longer exists")
+    for segments in held:
+        typer.echo(_describe(segments))
+
+
+@log_app.command("export")
+def log_export(
+    stream: str = typer.Argument("events", help="events, exposures or items (the changes of items)."),
+    out: Path = typer.Option(..., help="Folder of the files, one a day: OUT/2026-01-31.parquet.", parser=given_path),
+    log: Path | None = typer.Option(None, help=FOLDER, parser=given_path),
+    reader: str = typer.Option("", help="Register the export: retention keeps what it has not exported."),
+    as_json: bool = typer.Option(False, "--json", help=AS_JSON),
+) -> None:
+    """Write what is new in a stream to parquet files by day. A second run changes nothing.
+
+    Events have the columns of the events table. Training counts an event once that is in the log and in a table.
+    Example: recsys log export events --out exports/events --reader nightly
+    """
+    from dataclasses import asdict
+
+    from features.errors import ConfigError
+    from features.log.export import export
+    from features.log.records import STREAMS
+
+    if stream not in STREAMS:
+        raise ConfigError(f"{stream!r} is no stream of the log; choose from {', '.join(STREAMS)}")
+    named = next(name for name in STREAMS if name == stream)
+    report = export(_settings(log).log, named, out, reader=reader)
+    if as_json:
+        print_json(asdict(report))
+        return
+    typer.echo(f"{report.records:,} new records in {len(report.days):,} files")
+    if report.damaged:
+        typer.echo(f"{report.damaged:,} damaged lines skipped")
+
+
+@log_app.command("prune")
+def log_prune(
+    log: Path | None = typer.Option(None, help=FOLDER, parser=given_path),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be deleted."),
+    as_json: bool = typer.Option(False, "--json", help=AS_JSON),
+) -> None:
+    """Delete old exposures, compact the changes of items, and take over segments of earlier versions.
+
+    The service does the same every hour, with the same settings: RECSYS_SERVE__EXPOSURES_DAYS and others.
+    Example: recsys log prune --dry-run
+    """
+    from dataclasses import asdict
+
+    from features.errors import LogError
+    from features.log.upkeep.prune import prune
+
+    settings = _settings(log)
+    report = prune(settings.log, settings.log_limits, dry_run=dry_run)
+    if report is None:
+        raise LogError(f"another process prunes {settings.log}: try again in a moment")
+    if as_json:
+        print_json(asdict(report))
+        return
+    if report.taken_over:
+        typer.echo(f"{report.taken_over:,} segments of an earlier version taken over")
+    if report.waiting:
+        typer.echo(f"{report.waiting:,} segments of an earlier version stay: a service of it may be running")
+    if report.compacted:
+        typer.echo(f"{report.compacted:,} segments of item changes compacted")
+    for deleted in report.deleted:
+        verb = "would be deleted" if dry_run else "deleted"
+        typer.echo(f"{deleted.stream}: {deleted.segments:,} segments, {deleted.bytes:,} bytes {verb}")
+    for held in report.held:
+        typer.echo(_describe(held))
+    for key in report.damaged:
+        typer.echo(f"{key} has damaged lines: it is kept and not compacted")
+    if not report.deleted:
+        typer.echo("nothing to delete")
+
+
+def _describe(held: "Held") -> str:
+    return f"{held.stream}: {held.segments:,} segments, {held.bytes:,} bytes over the limit kept: {held.why}"
+
+
+def _settings(log: Path | None) -> "ServeSettings":
+    """The settings of the service, of a log that exists. Raises ConfigError."""
+    import os
+
+    from features.errors import ConfigError
+    from serving.settings import load_settings
+
+    settings = load_settings(os.environ, log=log)
+    if not settings.log.is_dir():
+        raise ConfigError(f"{settings.log}: there is no such folder; --log takes the folder of the event log")
+    return settings

@@ -1,0 +1,115 @@
+"""The description of the API at /openapi.json: paths, parameters with their bounds, responses and bodies."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from service_harness import service_harness
+
+from serving.settings import ServeSettings
+from serving.state.encoder_pool import EncoderPool
+
+ERRORS = {"400", "414", "422", "503"}
+"""Statuses that every path may answer with, besides those of its table."""
+
+ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
+    ("get", "/v1/users/{user_id}/recommendations"): ("users", "200", "SlateResponse", set()),
+    ("get", "/v1/users/{user_id}/history"): ("users", "200", None, set()),
+    ("get", "/v1/users"): ("users", "200", None, set()),
+    ("get", "/v1/items/{item_id}/similar"): ("items", "200", "SimilarResponse", set()),
+    ("get", "/v1/items/{item_id}"): ("items", "200", "ItemResponse", {"404"}),
+    ("put", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"408", "413"}),
+    ("delete", "/v1/items/{item_id}"): ("items", "200", None, {"404"}),
+    ("get", "/media/{item_id}"): ("items", "200", None, set()),
+    ("post", "/v1/search"): ("search", "200", "SearchResponse", {"408", "413", "504"}),
+    ("post", "/v1/events"): ("events", "202", "EventsResponse", {"413"}),
+    ("get", "/healthz"): ("state", "200", None, set()),
+    ("get", "/readyz"): ("state", "200", None, set()),
+    ("get", "/v1/about"): ("state", "200", None, set()),
+}
+"""Method and path -> tag, status of success, its schema, further errors."""
+
+NUMBERS = {
+    "/v1/users/{user_id}/recommendations": ("k", 1, 100, 20),
+    "/v1/items/{item_id}/similar": ("k", 1, 100, 20),
+    "/v1/users/{user_id}/history": ("limit", 1, 100_000, 50),
+    "/v1/users": ("limit", 1, 1000, 20),
+}
+"""Path -> its number, from, to, default."""
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    with service_harness(tmp_path_factory.mktemp("api")) as harness:
+        yield harness.client.get("/openapi.json").json()
+        assert harness.client.get("/redoc").status_code == 404
+
+
+def test_the_title(api: dict[str, Any]) -> None:
+    assert (api["info"]["title"], api["info"]["version"]) == ("recsys", "1")
+
+
+def test_the_paths(api: dict[str, Any]) -> None:
+    assert {(method, path) for path, methods in api["paths"].items() for method in methods} == set(ROUTES)
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_responses(api: dict[str, Any], method: str, path: str) -> None:
+    tag, success, schema, errors = ROUTES[method, path]
+    route = api["paths"][path][method]
+    assert route["tags"] == [tag]
+    assert set(route["responses"]) == {success} | ERRORS | errors
+    for status, response in route["responses"].items():
+        name = schema if status == success else "ErrorResponse"
+        expected = {} if name is None else {"$ref": f"#/components/schemas/{name}"}
+        assert response["content"]["application/json"]["schema"] == expected, status
+
+
+@pytest.mark.parametrize("path", NUMBERS)
+def test_bounds_of_parameters(api: dict[str, Any], path: str) -> None:
+    name, least, most, default = NUMBERS[path]
+    given = {parameter["name"]: parameter for parameter in api["paths"][path]["get"]["parameters"]}
+    assert not given[name]["required"]
+    schema = given[name]["schema"]
+    assert (schema["minimum"], schema["maximum"], schema["default"]) == (least, most, default)
+    if name == "k":
+        assert given["filter"]["description"].startswith(
+            "filter as JSON: which items may be returned. The whole URL has at most 65535 bytes: room for some "
+        )
+
+
+def test_bodies(api: dict[str, Any]) -> None:
+    bodies = {
+        (method, path): (route["requestBody"]["required"], sorted(route["requestBody"]["content"]))
+        for path, methods in api["paths"].items()
+        for method, route in methods.items()
+        if "requestBody" in route
+    }
+    assert bodies == {
+        ("put", "/v1/items/{item_id}"): (True, ["application/json"]),
+        ("post", "/v1/search"): (True, ["application/json", "multipart/form-data"]),
+        ("post", "/v1/events"): (True, ["application/json"]),
+    }
+    search, form = api["paths"]["/v1/search"]["post"]["requestBody"]["content"].values()
+    assert search == form
+    item = api["paths"]["/v1/items/{item_id}"]["put"]["requestBody"]["content"]["application/json"]["schema"]
+    assert sorted(item["properties"]) == [
+        *("audio", "available", "categories", "description", "group_id"),
+        *("image", "price", "published_at", "title", "video"),
+    ]
+    assert item["properties"]["available"]["default"] is True
+    assert "required" not in item
+    errors = api["paths"]["/healthz"]["get"]["responses"]
+    assert {code: errors[code]["description"] for code in ERRORS} == {
+        "400": "the URL or the body cannot be read",
+        "414": "the URL exceeds 65535 bytes",
+        "422": "the request is invalid",
+        "503": "no bundle is served, or the event log cannot be written",
+    }
+
+
+def test_limits_of_what_is_encoded_at_once() -> None:
+    pool = EncoderPool(ServeSettings())
+    assert (pool._local._value, pool._remote._value, pool._large_bodies._value) == (1, 8, 4)
+    assert pool._decoders.seconds == 10.0
+    pool._decoders.close()
