@@ -261,7 +261,7 @@ def _explain(invalid: Invalid) -> str:
         tag = invalid.problem["ctx"]["discriminator"].strip("'")
         return f"{place}.{tag}: {reason} (got {_shown(value[tag])})"
     if kind == "missing" or isinstance(value, dict | list | tuple | BaseModel):
-        return f"{place}: {reason}"
+        return f"{place}: {reason}" if place else reason  # a reason of several sections names them
     if isinstance(value, _Expanded):
         reason = reason.replace(value, value.written)
     hint = "; put it in quotes" if kind == "string_type" and value is not None else ""

@@ -96,6 +96,17 @@ class Catalog:
         )
 
 
+def type_name(kind: pl.DataType) -> str:
+    """What a value of a column's type is, for messages, e.g. a list of texts."""
+    if isinstance(kind, pl.List):
+        return f"a list of {type_name(pl.Series(dtype=kind).explode().dtype).removeprefix('a ')}s"
+    if kind.is_numeric():
+        return "a whole number" if kind.is_integer() else "a number"
+    if isinstance(kind, pl.Boolean):
+        return "true or false"
+    return "a time" if isinstance(kind, pl.Datetime) else "a date" if isinstance(kind, pl.Date) else "a text"
+
+
 def item_texts(frame: pl.DataFrame) -> list[str]:
     """The text that an encoder reads of each item: title, categories, description; "" when it has none of them."""
     fields = [

@@ -15,13 +15,16 @@ RecsysError
 
 Each message names the place, the value and the remedy. Exceptions of the operating system and of libraries become one
 of these classes where they enter. `describe_os_error` words what the operating system says, `describe_read_error`
-what a reader of JSON says, and `describe_invalid` what pydantic says of a value.
+what a reader of JSON says, `describe_write_error` what a writer of tables says, and `describe_invalid` what pydantic
+says of a value.
 """
 
 import errno
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from typing import Any, NamedTuple
 
 
@@ -94,6 +97,16 @@ def describe_os_error(error: OSError) -> str:
     return f"{place}{reason}; {remedy}" if remedy else f"{place}{reason}"
 
 
+def describe_write_error(path: PathLike[str] | str, error: Exception) -> str:
+    """Why a file cannot be written, in the words of the operating system, also where a library quotes them."""
+    if not isinstance(error, OSError) or error.errno is None:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            return f"{path}: {str(error).partition(chr(10))[0]}"
+        error = OSError(int(number[1]), os.strerror(int(number[1])))
+    return describe_os_error(error if error.filename else OSError(error.errno, error.strerror, str(path)))
+
+
 def describe_read_error(error: Exception) -> str:
     """Why a file of text or JSON that the product wrote cannot be read."""
     if isinstance(error, OSError):
@@ -124,7 +137,7 @@ _NEEDED = {
     "multiple_of": "a multiple of {multiple_of}",
     "finite_number": "a finite number",
     "int_parsing_size": "a smaller number",
-    "literal_error": "{expected}",
+    **dict.fromkeys(("literal_error", "enum"), "{expected}"),
     "union_tag_invalid": "one of {expected_tags}",
     "union_tag_not_found": "named values with the key {discriminator}",
     "too_long": "a list of at most {max_length}",

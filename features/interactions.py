@@ -278,13 +278,13 @@ class Interactions:
             return
         nothing = f"{NO_TARGET} among {len(self)} events: nothing to train on; "
         if not self.positive.any():
-            raise DataError(nothing + "no event is positive: check events.positive in the data config")
+            raise DataError(nothing + "no event is positive: check data.events.positive")
         n_users = len(np.unique(self.users))
         if n_users == len(self):
             raise DataError(nothing + f"each of the {n_users} users has one event only: check user_id")
         if not self.follows.any():
             raise DataError(f"nothing to train on: {SAME_TIME}")
-        raise DataError(nothing + "add events, or check events.positive in the data config")
+        raise DataError(nothing + "add events, or check data.events.positive")
 
     def states(self, users: Ints, as_of: Ints) -> UserStates:
         """Point-in-time states of users (b,) at as_of (b,): the events with time < as_of, never time == as_of.

@@ -1,10 +1,21 @@
 """The data contract: the column names and the meaning of events."""
 
 import unicodedata
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated
+from types import NoneType
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 USER, ITEM, EVENT, TIME, VALUE = "user_id", "item_id", "event", "timestamp", "value"
 EVENT_ID, REQUEST_ID, POSITION, PROPENSITY = "event_id", "request_id", "position", "propensity"
@@ -35,9 +46,50 @@ MAX_PRICE = 1e12
 
 
 class StrictModel(BaseModel):
-    """A configuration section: unknown keys are errors, numbers are finite, instances are immutable."""
+    """A configuration section: unknown keys are errors, numbers are finite, no boolean is a number.
+
+    Instances are immutable.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_booleans(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """pydantic takes true for 1, also where YAML reads a text such as `yes` as true."""
+        model = handler(given)
+        problems: list[InitErrorDetails] = []
+        for name in given if isinstance(given, dict) else ():
+            kinds = list(_kinds(cls.model_fields[name].annotation))
+            needed = [
+                "float_type" if float in kinds else "int_type",
+                *(["none_required"] if NoneType in kinds else []),
+            ]
+            for place, value in _booleans_as_numbers(given[name], getattr(model, name)):
+                problems += [InitErrorDetails(type=each, loc=(name, *place), input=value) for each in needed]
+        if problems:
+            raise ValidationError.from_exception_data(cls.__name__, problems)
+        return model
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """A type and the types within it."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _kinds(part)
+
+
+def _booleans_as_numbers(given: Any, read: Any) -> Iterator[tuple[tuple[str | int, ...], bool]]:
+    """Places where a boolean was given and a number was read, and the boolean."""
+    if isinstance(given, bool):
+        if isinstance(read, int | float) and not isinstance(read, bool):
+            yield (), given
+    elif isinstance(given, dict) and isinstance(read, dict):
+        for key in (key for key in given if key in read):
+            yield from (((key, *place), value) for place, value in _booleans_as_numbers(given[key], read[key]))
+    elif isinstance(given, list | tuple) and isinstance(read, list | tuple):
+        for index, pair in enumerate(zip(given, read, strict=False)):
+            yield from (((index, *place), value) for place, value in _booleans_as_numbers(*pair))
 
 
 def _letters(text: str) -> str:

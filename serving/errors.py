@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from features.errors import RecsysError, describe_invalid
+from features.errors import BundleError, LogError, RecsysError, StoreError, describe_invalid
 
 
 class ApiError(Exception):
@@ -48,6 +48,10 @@ class ErrorResponse(BaseModel):
     error: Detail
 
 
+PLACES: dict[type[RecsysError], str] = {LogError: "log", StoreError: "store", BundleError: "bundle"}
+"""Place of an error that a request met in a part of the service."""
+
+
 def add_errors(app: FastAPI) -> None:
     """Add handlers that turn every exception into an `ErrorResponse`."""
 
@@ -57,7 +61,8 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RecsysError)
     async def recsys_error(request: Request, error: RecsysError) -> Response:
-        return ApiError(503, "unavailable", str(error), type(error).__name__).response()
+        place = next((place for kind, place in PLACES.items() if isinstance(error, kind)), "service")
+        return ApiError(503, "unavailable", str(error), place).response()
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:

@@ -3,14 +3,13 @@
 from typing import Any
 from uuid import uuid4
 
-import orjson
 from pydantic import ValidationError
 
 from features.instants import EARLIEST_EVENT, MAX_CLOCK_SKEW, parse_instant
 from features.log.records import Event
 from features.schema import EventRules
 from serving.errors import ApiError
-from serving.schemas import MAX_EVENTS, EventIn, EventResult, first_error
+from serving.schemas import MAX_EVENTS, EventIn, EventResult, first_error, parse_json
 
 
 def validate_events(body: bytes, now: int, rules: EventRules | None = None) -> tuple[list[Event | EventResult], int]:
@@ -19,10 +18,7 @@ def validate_events(body: bytes, now: int, rules: EventRules | None = None) -> t
     now: µs; rules: event rules of the served bundle, None when none is loaded. Raises ApiError 400 when the body is
     not JSON, 422 when it is neither an object nor a list of 1 to MAX_EVENTS objects.
     """
-    try:
-        sent = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, "bad_json", f"the body is not valid JSON: {error}", "body") from None
+    sent = parse_json(body)
     if isinstance(sent, dict):
         sent = [sent]
     if not isinstance(sent, list) or not 1 <= len(sent) <= MAX_EVENTS:

@@ -1,13 +1,15 @@
 """Schemas of requests and responses, and parsers of ids, times and events.
 
 The size of a body is checked before it is parsed. orjson parses it and rejects NaN, numbers too large for a double
-and lone surrogates. Invalid input gives a 4xx response that names the error, never a 500.
+and halves of surrogate pairs. Invalid input gives a 4xx response that names the error, never a 500.
 """
 
+import json
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
+import orjson
 from fastapi import Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
@@ -173,8 +175,12 @@ class SearchResponse(SimilarResponse):
 async def bounded_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     """The body of a request. Reading stops once it exceeds `limit` bytes.
 
-    Raises ApiError 413 when it is larger, and 400 when it ends before its declared length.
+    Raises ApiError 413 when it is larger, 415 when it is compressed, and 400 when it ends before its declared length.
     """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        message = "the body has a Content-Encoding; send it uncompressed, without this header"
+        raise ApiError(415, "bad_encoding", message, "body")
     too_large = ApiError(413, "body_too_large", f"the body exceeds {limit} bytes; send less", "body")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
@@ -188,6 +194,42 @@ async def bounded_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     except ClientDisconnect:
         raise ApiError(400, "disconnected", "the body ended before its declared length", "body") from None
     return bytes(body)
+
+
+JSON_FAULTS = {
+    "surrogate in string": "half of a surrogate pair is no character; send both halves, or neither",
+    "infinity": "the number is too large for a double; send a smaller one",
+    "unexpected end": "the body ends before its JSON does; send all of it",
+    "depth limit": "it has too many levels of nesting; send fewer",
+}
+"""Part of a message of orjson -> what is wrong there, and the remedy."""
+
+
+def parse_json(body: bytes) -> Any:
+    """The JSON value of a body. Raises ApiError 400, with the place in the body and the remedy, where it is none."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, "bad_json", _not_json(body, error), "body") from None
+
+
+def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
+    """Why a body is not JSON, with the remedy."""
+    if not body.strip():
+        return "the body is empty: send JSON"
+    if body.startswith(b"\x1f\x8b"):
+        return "the body is compressed (gzip): send it uncompressed"
+    encoding = json.detect_encoding(body)
+    if encoding == "utf-8-sig":
+        return "the body begins with a byte order mark: send UTF-8 without it"
+    if encoding != "utf-8":
+        return f"the body is in {encoding[:6].upper()}: send it in UTF-8"
+    try:
+        body.decode()
+    except UnicodeDecodeError as wrong:
+        return f"the body is not UTF-8 at byte {wrong.start}: send it in UTF-8"
+    fault = next((text for sign, text in JSON_FAULTS.items() if sign in error.msg), "correct it there")
+    return f"the body is not JSON at line {error.lineno}, column {error.colno}: {fault}"
 
 
 def first_error(error: ValidationError) -> tuple[str, str]:

@@ -36,7 +36,7 @@ class ServeSettings(BaseSettings):
 
     redis_url: str | None = Field(
         default=None,
-        validation_alias=AliasChoices("redis_url", "RECSYS_SERVE__REDIS_URL", "REDIS_URL"),
+        validation_alias=AliasChoices("RECSYS_SERVE__REDIS_URL", "REDIS_URL"),  # the first that is set
         repr=False,  # it may hold a password
     )
     """URL of the Redis server of the feature store. Without it the service starts a private server, and stops it when

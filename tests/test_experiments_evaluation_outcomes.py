@@ -77,7 +77,8 @@ def test_the_command_prints_both_forms(files):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: None, "cannot be read"),
+        (lambda path: None, "no such file; check the path$"),
+        (lambda path: path.mkdir(), "a folder; give a file$"),
         (lambda path: path.write_bytes(b"no parquet"), "cannot be read"),
         (lambda path: pl.DataFrame({"a": [1]}).write_parquet(path), "is no file of outcomes"),
         (lambda path: write_outcomes(path, [table([("other", "u", "x", 1)])], {}), "no model is in both files"),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -138,13 +139,15 @@ def test_a_bundle_is_no_folder_of_bundles(folder):
         bundles_folder(folder / "bundles")
 
 
-def test_a_folder_in_place_of_the_link_is_not_published_over(tmp_path):
-    (tmp_path / "current").mkdir()
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
+def test_what_stands_in_place_of_the_link_is_not_published_over(tmp_path, make):
+    make(tmp_path / "current")
     (tmp_path / "a").mkdir()
-    with pytest.raises(BundleError, match="current is not a link: move it"):
-        current_bundle(tmp_path)
-    with pytest.raises(OSError, match="current"):
-        publish_bundle(tmp_path / "a")
+    for call in (lambda: current_bundle(tmp_path), lambda: publish_bundle(tmp_path / "a")):
+        with pytest.raises(BundleError) as caught:
+            call()
+        assert str(caught.value) == f"{tmp_path}/current is not a link: move it, then publish a bundle"
+    assert not (tmp_path / "current").is_symlink()
     assert {path.name for path in tmp_path.iterdir()} == {"current", "a"}
 
 

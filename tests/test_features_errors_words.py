@@ -7,10 +7,17 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import polars as pl
 import pytest
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
-from features.errors import describe_invalid, describe_os_error, describe_read_error, missing_package
+from features.errors import (
+    describe_invalid,
+    describe_os_error,
+    describe_read_error,
+    describe_write_error,
+    missing_package,
+)
 
 RIGHT = "give this user the right to it, or choose another path"
 FILE_STANDS = "a file stands where a folder is needed: move it, or choose another path"
@@ -50,6 +57,18 @@ def test_why_a_file_of_the_product_cannot_be_read() -> None:
         json.loads('{\n "a": x}')
     assert describe_read_error(caught.value) == "not JSON at line 2, column 7"
     assert describe_read_error(KeyError("format")) == "not what this version writes"
+
+
+def test_why_a_table_cannot_be_written() -> None:
+    full = "a/b.parquet: No space left on device; free space on its disk"
+    assert describe_write_error("a/b.parquet", OSError(errno.ENOSPC, "No space left on device")) == full
+    text = "parquet: File out of specification: underlying IO error: No space left on device (os error 28)"
+    assert describe_write_error("a/b.parquet", pl.exceptions.ComputeError(text)) == full
+    assert describe_write_error("a/b.parquet", OSError("No space left on device (os error 28)")) == full
+    assert describe_write_error("a/b.parquet", OSError(errno.ENOSPC, "No space left on device", "c")) == (
+        "c: No space left on device; free space on its disk"
+    )
+    assert describe_write_error(Path("a/b"), RuntimeError("another\ncause")) == "a/b: another"
 
 
 def test_a_missing_package() -> None:
@@ -114,7 +133,7 @@ NAMED = "must be named values"
         (Annotated[str, Field(max_length=1_000)], "x" * 1_001, "must be a text of at most 1,000 characters"),
         (Annotated[str, Field(min_length=2)], "x", "must be a text of at least 2 characters"),
         (Annotated[bytes, Field(max_length=3)], b"1234", "must be a text of at most 3 bytes"),
-        (Colour, "blue", "must be another value"),
+        (Colour, "blue", "must be 'red'"),
         (int | None, "x", "must be a whole number"),
         (int | float, "x", "must be a number"),
         (str | bool, [], "must be a text or true or false"),

@@ -117,7 +117,7 @@ def test_declared_columns_take_the_type_of_the_table_and_other_values_are_report
     log.close()
     items, report = read_items(config)
     assert items["size"].to_list() == [1, 7, None]
-    assert "event log: 1 values of size are not Int64: null" in report.notes
+    assert "event log: 1 values of size are not a whole number: null" in report.notes
 
 
 def test_media_are_found_where_the_log_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

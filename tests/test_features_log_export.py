@@ -139,6 +139,81 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
         export(tmp_path / "log", EVENTS, tmp_path / "out")
 
 
+def damaged(path: Path) -> None:
+    """Wrong values in the pages; the footer stays as it is."""
+    content = bytearray(path.read_bytes())
+    content[4:200] = bytes(196)
+    path.write_bytes(content)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(b"no parquet"), " is no parquet file: move it away"),
+        (lambda path: path.write_bytes(b""), " is no parquet file: move it away"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-40]), " is no parquet file: move it away"),
+        (damaged, " is damaged: move it away"),
+        (lambda path: (path.unlink(), path.mkdir()), ": a folder; move it away"),
+        (pipe, ": a pipe (FIFO); move it away"),
+        (
+            lambda path: (path.unlink(), path.symlink_to("gone")),
+            ": a link to gone, which does not exist; move it away",
+        ),
+    ],
+)
+def test_a_file_that_is_not_what_an_export_wrote_is_named(tmp_path: Path, spoil: Any, message: str) -> None:
+    log, day = tmp_path / "log", tmp_path / "out" / "2024-10-04.parquet"
+    append(log, at(0, "a"))
+    export(log, EVENTS, tmp_path / "out")
+    spoil(day)
+    append(log, at(0.5, "b"))
+    with pytest.raises(LogError) as caught:
+        export(log, EVENTS, tmp_path / "out")
+    assert str(caught.value) == f"{day}{message}"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *(".export.lock", ".position.json", "2024-10-04.parquet")
+    }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pl.exceptions.ComputeError("File out of specification: underlying IO error: No space left (os error 28)"),
+        OSError("No space left (os error 28)"),
+        OSError(28, "No space left on device", "a-temporary-file"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_a_full_disk_is_named_in_the_words_of_the_system(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = pl.LazyFrame.sink_parquet
+    fails = ".writing-"  # what the name of the file begins with whose writing fails
+
+    def full(frame: pl.LazyFrame, path: Any, **options: Any) -> Any:
+        if Path(path).name.startswith(fails):
+            raise error
+        return write(frame, path, **options)
+
+    out = tmp_path / "out"
+    append(tmp_path / "log", at(0, "a"))
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", full)
+    with pytest.raises(LogError) as caught:
+        export(tmp_path / "log", EVENTS, out)
+    reason = "No space left on device; free space on its disk"
+    assert str(caught.value) == f"the export to {out} failed: {out}/2024-10-04.parquet: {reason}"
+    fails = "0"  # a part
+    with pytest.raises(LogError) as caught:
+        export(tmp_path / "log", EVENTS, out)
+    assert str(caught.value).startswith(f"the export to {out} failed: {out}")
+    assert str(caught.value).endswith(f": {reason}")
+
+
 def test_exported_events_count_once_in_training_and_in_the_store(tmp_path: Path) -> None:
     write_tables(tmp_path / "data")
     config = load_config(toy_config(tmp_path), {})
@@ -282,3 +357,23 @@ def test_a_segment_ends_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     log.append_now([event(3)])
     log.close()
     assert len(segments.segment_paths(tmp_path / "events")) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"garbage", b"\xff\xfe", b"[]", b"3", b'{"stream":"events"}', b'{"stream":"events","position":5}']
+    + [b'{"stream":"events","position":{"a.log":%s}}' % value for value in (b"-1", b"1.5", b'"9"', b"true", b"null")],
+)
+def test_a_damaged_position_of_an_export_is_named(tmp_path: Path, text: bytes) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    append(log, at(0, "a"))
+    export(log, EVENTS, out)
+    position = out / ".position.json"
+    position.write_bytes(text)
+    with pytest.raises(
+        LogError, match=r"position\.json: is not the position of an export: delete it and run the export"
+    ):
+        export(log, EVENTS, out)
+    position.unlink()
+    assert export(log, EVENTS, out).records == 0
+    assert names(out) == {"2024-10-04": ["a"]}

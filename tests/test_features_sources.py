@@ -157,9 +157,7 @@ def test_a_removed_file_is_extracted_again(tmp_path: Path, name: str) -> None:
     assert extract.is_complete(request)
     (tmp_path / "out" / name).unlink()
     if name == "source.json":  # the tables may be the user's own
-        with pytest.raises(
-            SourceError, match=r"holds events\.parquet, items\.parquet that `recsys data get` did not"
-        ):
+        with pytest.raises(SourceError, match=r"holds items\.parquet, events\.parquet without a source"):
             extract.is_complete(request)
     else:
         assert not extract.is_complete(request)
@@ -186,10 +184,14 @@ def test_tables_of_the_users_own_are_not_overwritten(tmp_path: Path) -> None:
     out.mkdir()
     (out / "events.csv").write_text("own")
     request = config("movielens", out, folder)
-    with pytest.raises(SourceError, match=r"holds events.csv that `recsys data get` did not write"):
+    for force in (False, True):
+        with pytest.raises(SourceError, match=r"holds events.csv, which `recsys data get` did not write") as caught:
+            get(request, force=force)
+        assert "--force" not in str(caught.value)
+    (out / "events.csv").rename(out / "events.parquet")
+    with pytest.raises(SourceError, match=r"holds events.parquet without a source.json.*overwrite them with --force"):
         get(request)
-    (out / "events.csv").unlink()
-    get(request)
+    get(request, force=True)
     (out / "events.parquet").write_bytes(b"tampered")
     with pytest.raises(SourceError, match=r"events.parquet is not what `recsys data get` wrote"):
         get(request)

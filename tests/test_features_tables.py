@@ -339,7 +339,7 @@ def test_errors_of_unreadable_files(tmp_path: Path, items: str, message: str) ->
 
 
 def test_missing_ambiguous_and_corrupt_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no file of items and events.*no such folder"):
+    with pytest.raises(DataError, match=r"data\.path .*: no such folder\. "):
         read_tables(config(tmp_path / "nowhere"))
     write(tmp_path, "item_id\na\n", event_lines("u,a,buy,2024-05-01T12:00:00Z,1"))
     (tmp_path / "items.parquet").write_bytes(b"PAR1 and nothing else PAR1")

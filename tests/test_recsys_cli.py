@@ -103,7 +103,7 @@ def test_data_check_says_why_training_would_be_refused(tmp_path):
     checked = CliRunner().invoke(cli.app, ["data", "check", str(config), "--json"])
     report = json.loads(checked.stdout)
     assert checked.exit_code == 0
-    assert "no event is positive: check events.positive" in report["refusal"]
+    assert "no event is positive: check data.events.positive" in report["refusal"]
     assert [(p["reason"], p["count"]) for p in report["problems"]] == [("no positive event", 520)]
     assert "'take' (520), is 'Take' meant?" in report["notes"][0]
     printed = call("data", "check", config).stdout
@@ -146,7 +146,11 @@ def test_the_service_says_where_it_serves_and_ends_in_order(number, status, tmp_
     code = "from recsys.cli.main import main; main()"
     command = [sys.executable, "-c", code, "serve", "--port", "0"]
     environment = os.environ | {"RECSYS_SERVE__PRELOAD": "false"}
-    service = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP, and a child inherits that
+    try:
+        service = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(number, before)
     lines = []
     assert service.stderr is not None
     for line in service.stderr:
@@ -158,7 +162,7 @@ def test_the_service_says_where_it_serves_and_ends_in_order(number, status, tmp_
     base = lines[first].rpartition(" ")[2].strip()
     assert httpx.get(f"{base}/healthz").status_code == 200
     service.send_signal(number)
-    last = service.communicate()[1]
+    last = service.communicate(timeout=60)[1]
     assert "Traceback" not in last
     assert "Application shutdown complete" in last
     assert service.returncode == status

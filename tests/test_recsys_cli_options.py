@@ -174,3 +174,23 @@ def test_a_variable_of_a_library_may_be_empty(name: str, value: str, monkeypatch
     monkeypatch.setattr("sys.argv", ["recsys", "--version"])
     monkeypatch.setenv(name, value)
     main()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("slates b --k 0", "'--k': must be 1 or more (got '0'); see recsys slates"),
+        ("search --text x --k -1", "'--k': must be 1 or more (got '-1'); see recsys search"),
+        ("search --text x --k 1001", "'--k': must be 1,000 or less (got '1001'); see recsys search"),
+        ("experiment ui --port 99999", "'--port': must be 65,535 or less (got '99999'); see recsys experiment ui"),
+        ("serve --port abc", "'--port': must be a whole number (got 'abc'); see recsys serve"),
+        ("serve --port 1.5", "'--port': must be a whole number (got '1.5'); see recsys serve"),
+    ],
+)
+def test_a_number_that_an_option_does_not_take(
+    call: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["recsys", *call.split()])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert (caught.value.code, capsys.readouterr().err) == (2, f"error: Invalid value for {message} --help\n")

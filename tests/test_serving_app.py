@@ -144,7 +144,8 @@ def test_a_log_that_cannot_be_written_accepts_nothing(tmp_path: Path) -> None:
     with service_harness(tmp_path) as harness:
         harness.service.log.close()
         response = harness.client.post("/v1/events", json={"user_id": "eve", "item_id": "i10", "event": "click"})
-        assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
+        assert response.status_code == 503
+        assert (response.json()["error"]["code"], response.json()["error"]["place"]) == ("unavailable", "log")
         assert harness.store.read_users(["eve"])[0].items == ()
 
 

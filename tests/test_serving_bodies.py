@@ -1,5 +1,6 @@
 """Bodies of searches and items, parsed without a service: the largest that are accepted; what each field becomes."""
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from features.log.item_changes import MEDIA_FOLDER
 from serving.errors import ApiError
 from serving.routes.items import parse_item
 from serving.routes.search_query import parse_query, query_schema
+from serving.schemas import parse_json
 
 JSON = "application/json"
 FORM = "multipart/form-data; boundary=edge"
@@ -34,6 +36,53 @@ def refused(call: Any, status: int, code: str, place: str) -> None:
     with pytest.raises(ApiError) as error:
         call()
     assert (error.value.status, error.value.code, error.value.place) == (status, code, place)
+
+
+# --- JSON
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body is empty: send JSON"),
+        (b" \r\n", "the body is empty: send JSON"),
+        ("{}".encode("utf-16"), "the body is in UTF-16: send it in UTF-8"),
+        ('{"a": 1}'.encode("utf-16-be"), "the body is in UTF-16: send it in UTF-8"),
+        ("{}".encode("utf-32"), "the body is in UTF-32: send it in UTF-8"),
+        (b"\xef\xbb\xbf{}", "the body begins with a byte order mark: send UTF-8 without it"),
+        (gzip.compress(b"{}"), "the body is compressed (gzip): send it uncompressed"),
+        (b'{"a": "\xe9"}', "the body is not UTF-8 at byte 7: send it in UTF-8"),
+        (b'{"a":\n NaN}', "the body is not JSON at line 2, column 2: correct it there"),
+        (b"[1,]", "the body is not JSON at line 1, column 3: correct it there"),
+        (
+            b'{"a": 1',
+            "the body is not JSON at line 1, column 8: the body ends before its JSON does; send all of it",
+        ),
+        (
+            b"[1e999]",
+            "the body is not JSON at line 1, column 2: the number is too large for a double; send a smaller one",
+        ),
+        (
+            b'"\\ud800"',
+            "the body is not JSON at line 1, column 2: half of a surrogate pair is no character; "
+            "send both halves, or neither",
+        ),
+        (
+            b'"\\udc00"',
+            "the body is not JSON at line 1, column 2: half of a surrogate pair is no character; "
+            "send both halves, or neither",
+        ),
+        (
+            b"[" * 2000,
+            "the body is not JSON at line 1, column 1026: it has too many levels of nesting; send fewer",
+        ),
+    ],
+)
+def test_why_a_body_is_not_json(body: bytes, message: str) -> None:
+    with pytest.raises(ApiError) as error:
+        parse_json(body)
+    assert (error.value.status, error.value.code, error.value.place) == (400, "bad_json", "body")
+    assert error.value.message == message
 
 
 # --- searches

@@ -17,8 +17,10 @@ from features.log.item_changes import ItemChanges
 def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceHarness]:
     folder = tmp_path_factory.mktemp("steady")
     bundle = with_contents(toy_bundle(folder), hosts=("media.example.org", "other.example.org:8443"))
-    data = bundle.data.model_copy(update={"extra_columns": ("colour", "size", "title")})
-    frame = bundle.catalog.frame.with_columns(colour=pl.lit("none"), size=pl.lit(1, pl.Int32))
+    data = bundle.data.model_copy(update={"extra_columns": ("colour", "size", "title", "weight", "sold", "tags")})
+    frame = bundle.catalog.frame.with_columns(
+        colour=pl.lit("none"), size=pl.lit(1, pl.Int32), weight=1.0, sold=True, tags=pl.lit(["a"])
+    )
     bundle = replace(bundle, data=data, catalog=replace(bundle.catalog, frame=frame))
     with service_harness(folder, shelf=ToyShelf(bundle), search_bytes=2 << 20) as harness:
         yield harness
@@ -31,6 +33,42 @@ def test_columns_that_the_bundle_declares(steady: ServiceHarness) -> None:
     shown = catalog.frame[catalog.ids.row("sky")].to_dicts()[0]
     assert (shown["title"], shown["colour"], shown["size"]) == ("blue", "azure", 7)
     assert catalog.frame.schema["size"] == pl.Int32
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"colour": {"a": 1}}', "colour: must be a text, as in the bundle"),
+        (b'{"colour": true}', "colour: must be a text, as in the bundle"),
+        (b'{"colour": "%s"}' % (b"x" * 200_001), "colour: must be a text of at most 200,000 characters"),
+        (b'{"size": "x"}', "size: must be a whole number, as in the bundle"),
+        (b'{"size": 1.5}', "size: must be a whole number, as in the bundle"),
+        (b'{"size": 2147483648}', "size: must be from -2,147,483,648 to 2,147,483,647, as in the bundle"),
+        (b'{"weight": "x"}', "weight: must be a number, as in the bundle"),
+        (b'{"sold": 1}', "sold: must be true or false, as in the bundle"),
+        (b'{"tags": "x"}', "tags: must be a list of texts, as in the bundle"),
+    ],
+)
+def test_a_value_of_another_type_than_its_column(steady: ServiceHarness, content: bytes, message: str) -> None:
+    response = steady.client.put("/v1/items/sky", content=content)
+    assert (response.status_code, response.json()["error"]["message"]) == (422, message), response.text
+
+
+def test_a_compressed_body_is_refused(steady: ServiceHarness) -> None:
+    for call, path in (
+        (steady.client.put, "items/x"),
+        (steady.client.post, "events"),
+        (steady.client.post, "search"),
+    ):
+        response = call(f"/v1/{path}", content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
+        assert response.status_code == 415
+        assert response.json()["error"] == {
+            "code": "bad_encoding",
+            "message": "the body has a Content-Encoding; send it uncompressed, without this header",
+            "place": "body",
+        }
+    response = steady.client.post("/v1/search", content=b"", headers={"Content-Encoding": "identity"})
+    assert response.json()["error"]["message"] == "the body is empty: send JSON"
 
 
 INVALID_ITEMS: list[tuple[bytes, int, str]] = [

@@ -170,6 +170,7 @@ def test_a_log_that_is_a_file_ends_each_command_with_one_line(tmp_path: Path) ->
             assert code == 1
             assert "a file stands where a folder is needed: move it, or choose another path" in text
             assert "Traceback" not in text
+            assert "serving at" not in text
         command = ("features", "refresh", toy_config(tmp_path), "--log", "nowhere")
         code, text = recsys(*command, cwd=tmp_path, REDIS_URL=server.url)
         assert code == 1

@@ -211,6 +211,8 @@ def test_the_service_reads_its_settings_from_the_environment(monkeypatch: pytest
     assert (settings.port, settings.host, settings.redis_url) == (9, "127.0.0.1", None)
     monkeypatch.setenv("REDIS_URL", "redis://a")
     assert ServeSettings().redis_url == "redis://a"
+    monkeypatch.setenv("RECSYS_SERVE__REDIS_URL", "redis://b")
+    assert ServeSettings().redis_url == "redis://b"  # the more specific name counts
     monkeypatch.delenv("REDIS_URL")
     monkeypatch.setenv("RECSYS_SERVE__REDIS_URL", "redis://b")
     assert ServeSettings().redis_url == "redis://b"

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from experiments.evaluation.ranking import DEPTH, K, Outcome, interval_dict
 from features.arrays import Doubles
-from features.errors import DataError, FileError, describe_os_error
+from features.errors import DataError, FileError, describe_os_error, describe_write_error
 from features.files import put_file
 from features.ids import IdMap
 from features.tables.files.parquet import scan_parquet
@@ -65,8 +65,7 @@ def write_outcomes(path: Path, rows: Sequence[pl.DataFrame], facts: Mapping[str,
         path.parent.mkdir(parents=True, exist_ok=True)
         put_file(path, lambda part: table.write_parquet(part, metadata=dict(facts)))
     except (OSError, pl.exceptions.PolarsError) as error:
-        reason = describe_os_error(error) if isinstance(error, OSError) else f"{path}: {error}"
-        raise FileError(f"outcomes cannot be written: {reason}") from error
+        raise FileError(f"outcomes cannot be written: {describe_write_error(path, error)}") from error
 
 
 def check_replaceable(path: Path) -> None:
@@ -89,7 +88,8 @@ def read_outcomes(path: Path) -> pl.DataFrame:
         with reading(f"{path}: outcomes"):
             table = scan_parquet(path).collect()
     except OSError as error:
-        raise DataError(f"{path}: outcomes cannot be read: {describe_os_error(error)}") from error
+        reason = describe_os_error(OSError(error.errno, error.strerror))
+        raise DataError(f"{path}: outcomes cannot be read: {reason}") from error
     if dict(table.schema) != SCHEMA:
         raise DataError(f"{path} is no file of outcomes; `recsys evaluate CONFIG --outcomes FILE` writes one")
     if repeated := len(table) - table.select("model", *EVENT).n_unique():

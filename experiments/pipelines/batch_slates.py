@@ -28,8 +28,8 @@ from features.errors import (
     ConfigError,
     FileError,
     describe_invalid,
-    describe_os_error,
     describe_read_error,
+    describe_write_error,
 )
 from features.files import check_writable, not_a_file, put_file, put_new_file
 from features.interactions import UserStates
@@ -102,9 +102,9 @@ def write_slates(
                 written, rows = written + len(chosen), rows + len(frame)
             step(1)
     except (OSError, pl.exceptions.PolarsError) as error:
-        reason = describe_os_error(error) if isinstance(error, OSError) else error
+        reason = describe_write_error(out, error)
         raise FileError(
-            f"{out}: slates cannot be written: {reason}; run the command again, finished shards are kept"
+            f"slates cannot be written: {reason}; run the command again, finished shards are kept"
         ) from error
     note = _no_rows(dataset, until, placement) if written and not rows else ""
     return BatchReport(out, len(shards), existing, written, rows, note)
@@ -124,7 +124,8 @@ def _load_dataset(bundle: Bundle, progress: StartProgress) -> Dataset:
     except ValidationError as error:
         first = describe_invalid(error.errors())[0]
         place = ".".join(map(str, first.place))
-        raise BundleError(f"{bundle.path}: {place} in its configuration: {first.reason}; train again") from None
+        where = f"{place} in its configuration" if place else "its configuration"
+        raise BundleError(f"{bundle.path}: {where}: {first.reason}; train again") from None
     check_log(config.data.log)
     dataset = extend_dataset(bundle.catalog, load_dataset(config, progress), int(np.iinfo(np.int64).max))
     if len(dataset.catalog) != len(bundle.catalog):

@@ -9,6 +9,7 @@ memory holds a bounded number of them.
 """
 
 import io
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from typing import Any
 import orjson
 import polars as pl
 
-from features.errors import LogError, describe_os_error
-from features.files import put_file
+from features.errors import LogError, describe_write_error
+from features.files import not_a_file, put_file
 from features.log.reader import ORDER, LogLine, frame_of_events, read_lines
 from features.log.readers import advance
 from features.log.records import EVENTS, EXPOSURES, ITEMS, Stream
@@ -84,8 +85,7 @@ def export(folder: Path, stream: Stream, out: Path, *, reader: str = "") -> Expo
         if reader:
             advance(folder, reader, stream, position, exports=str(out.resolve()))
     except (OSError, pl.exceptions.PolarsError) as error:
-        reason = describe_os_error(error) if isinstance(error, OSError) else f"{error}; move its files away"
-        raise LogError(f"the export to {out} failed: {reason}") from error
+        raise LogError(f"the export to {out} failed: {describe_write_error(out, error)}") from error
     return ExportReport(stream, records, days, damaged)
 
 
@@ -113,30 +113,53 @@ def _add(path: Path, parts: Path, stream: Stream, position: Mapping[str, int]) -
     if path.exists():
         frames.insert(0, pl.scan_parquet(path))
     metadata = {METADATA: orjson.dumps({"stream": stream, "position": {**before, **position}}).decode()}
-    put_file(path, lambda part: pl.concat(frames).sink_parquet(part, metadata=metadata))
+    try:
+        put_file(path, lambda part: pl.concat(frames).sink_parquet(part, metadata=metadata))
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        if not isinstance(error, OSError) and "(os error" not in str(error):
+            raise LogError(f"{path} is damaged: move it away") from error
+        if isinstance(error, OSError) and error.errno is not None:  # it may name the temporary file
+            error.filename = str(path)
+        raise LogError(f"the export to {path.parent} failed: {describe_write_error(path, error)}") from error
     return int(new.select(pl.len()).collect().item())
 
 
 def _metadata(path: Path, stream: Stream) -> dict[str, int]:
     """The position that a file holds; empty without a file."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
-    text = pl.read_parquet_metadata(path).get(METADATA)
+    if wrong := not_a_file(path):
+        raise LogError(f"{path}: {wrong.partition(';')[0]}; move it away")
+    try:
+        text = pl.read_parquet_metadata(path).get(METADATA)
+    except pl.exceptions.PolarsError as error:
+        raise LogError(f"{path} is no parquet file: move it away") from error
     if text is None:
         raise LogError(f"{path}: is no export of the log: choose another folder with --out")
-    return _checked(path, orjson.loads(text), stream)
+    return _checked(path, text.encode(), stream)
 
 
 def _position(out: Path, stream: Stream) -> dict[str, int]:
     """What an earlier run has exported; empty for a new folder."""
     path = out / POSITION_FILE
-    return _checked(path, orjson.loads(path.read_bytes()), stream) if path.exists() else {}
+    return _checked(path, path.read_bytes(), stream) if path.exists() else {}
 
 
-def _checked(path: Path, values: dict[str, Any], stream: Stream) -> dict[str, int]:
-    if values["stream"] != stream:
-        raise LogError(f"{path}: holds {values['stream']}, not {stream}: choose another folder with --out")
-    return dict(values["position"])
+def _checked(path: Path, text: bytes, stream: Stream) -> dict[str, int]:
+    """The position in a JSON text of an export. path: of its file, for errors. Raises LogError."""
+    try:
+        values = orjson.loads(text)
+        found, position = str(values["stream"]), {str(k): int(v) for k, v in values["position"].items()}
+        if not all(type(v) is int and v >= 0 for v in values["position"].values()):
+            raise ValueError
+    except (ValueError, TypeError, LookupError, AttributeError):
+        raise LogError(
+            f"{path}: is not the position of an export: delete it and run the export again; what its files hold is "
+            "not added twice"
+        ) from None
+    if found != stream:
+        raise LogError(f"{path}: holds {found}, not {stream}: choose another folder with --out")
+    return position
 
 
 def _events(lines: list[LogLine]) -> pl.DataFrame:

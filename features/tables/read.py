@@ -13,6 +13,7 @@ import polars as pl
 
 from features import schema
 from features.arrays import Floats
+from features.catalog import type_name
 from features.errors import DataError
 from features.history_rules import Labels
 from features.ids import ID_RULES, NO_NULL, TEXT_RULES
@@ -52,7 +53,7 @@ from features.tables.findings import (
     unnamed_types,
 )
 from features.tables.report import Report
-from features.tables.scan import SUFFIXES, find_table, scan
+from features.tables.scan import SUFFIXES, find_table, scan, tables_folder
 from features.tables.times import EpochNumbers, moment
 from features.tables.validate import MEDIA, REQUIRED, RawTable, Validated, find_media, validate, write_rejected
 
@@ -102,14 +103,10 @@ def read_tables(config: DataConfig, *, now: datetime | None = None, progress: St
     ``<path>/rejected/<table>.parquet``. now: an event may lie up to a day after it (default: the clock).
     Raises DataError when a file or column is missing or no valid row is left.
     """
-    folder = Path(config.path)
+    folder = tables_folder(config.path)
     paths = {name: find_table(folder, name) for name in REQUIRED}
     if absent := [name for name in ("items", "events") if paths[name] is None]:
-        present = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "no such folder"
-        raise DataError(
-            f"{folder}: no file of {' and '.join(absent)} ({' or '.join(SUFFIXES)}); the folder has: {present}. "
-            f"Run `recsys data get` for source {config.source!r}, or set data.path to your own tables"
-        )
+        raise _missing(folder, absent, config.source)
     raw_tables = [
         RawTable.of(name, path.name, scan(path, config.extra_columns))
         for name, path in paths.items()
@@ -120,12 +117,24 @@ def read_tables(config: DataConfig, *, now: datetime | None = None, progress: St
 
 def read_items(config: DataConfig, *, progress: StartProgress | None = None) -> tuple[pl.DataFrame, Report]:
     """Read and validate the items alone, as `read_tables` does; the items and the report. Raises DataError."""
-    folder = Path(config.path)
+    folder = tables_folder(config.path)
     if (path := find_table(folder, "items")) is None:
-        raise DataError(f"{folder}: no file of items ({' or '.join(SUFFIXES)}); run `recsys data get` first")
+        raise _missing(folder, ["items"], config.source)
     raw = RawTable.of("items", path.name, scan(path, config.extra_columns))
     tables = _read([raw], config, folder, folder / "rejected", None, progress)
     return tables.items, tables.report
+
+
+def _missing(folder: Path, names: Sequence[str], source: str) -> DataError:
+    """The error of tables that a folder lacks, with the remedy."""
+    remedy = f"Run `recsys data get` for source {source!r}, or set data.path to your own tables"
+    if source == "folder":  # `recsys data get` writes nothing
+        remedy = "Put your tables there, or set data.path to them"
+    if not folder.is_dir():
+        return DataError(f"data.path {folder}: no such folder. {remedy}")
+    present = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    tables = f"{' and '.join(names)} ({' or '.join(SUFFIXES)})"
+    return DataError(f"{folder}: no file of {tables}; the folder has: {present}. {remedy}")
 
 
 def check_tables(
@@ -228,7 +237,11 @@ def _changed(items: pl.DataFrame, puts: pl.DataFrame, deleted_ids: Collection[st
     """
     cast = puts.select(pl.col(name).cast(kind, strict=False) for name, kind in items.schema.items())
     lost = {name: cast[name].null_count() - puts[name].null_count() for name in items.columns}
-    notes = [f"event log: {n:,} values of {name} are not {items.schema[name]}: null" for name, n in lost.items() if n]
+    notes = [
+        f"event log: {n:,} values of {name} are not {type_name(items.schema[name])}: null"
+        for name, n in lost.items()
+        if n
+    ]
     kept = items.join(cast.select(ITEM), on=ITEM, how="anti", maintain_order="left")
     merged = pl.concat([kept, cast])
     deleted = pl.col(ITEM).is_in(list(deleted_ids))

@@ -50,6 +50,15 @@ def reading(place: str) -> Iterator[None]:
         raise DataError(f"{place} cannot be read: {message.splitlines()[0]}; {advice}") from error
 
 
+def tables_folder(path: str) -> Path:
+    """The folder of the tables, which may be missing. Raises DataError where something else stands there."""
+    folder = Path(path)
+    if os.path.lexists(folder) and not folder.is_dir():
+        what = (not_a_file(folder) or "a file").partition(";")[0]
+        raise DataError(f"data.path {path} is {what}: give the folder that holds the tables")
+    return folder
+
+
 def find_table(folder: Path, name: str) -> Path | None:
     """The file of a table in a folder; None when there is none.
 

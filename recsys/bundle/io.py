@@ -27,7 +27,14 @@ from safetensors.torch import save_file as save_weights
 from features.arrays import Keys
 from features.catalog import Catalog
 from features.content.spaces import Embedded, SpaceKey, same_space
-from features.errors import BundleError, FileError, SpaceError, describe_os_error, describe_read_error
+from features.errors import (
+    BundleError,
+    FileError,
+    SpaceError,
+    describe_os_error,
+    describe_read_error,
+    describe_write_error,
+)
 from features.files import not_a_file, sync
 from features.ids import IdMap
 from features.schema import ITEM
@@ -117,7 +124,7 @@ def save_bundle(
             shutil.rmtree(folder, ignore_errors=True)
             raise
     except _WRITE_ERRORS as error:
-        reason = describe_os_error(error) if isinstance(error, OSError) else f"{root}: {error}"
+        reason = describe_write_error(root, error)
         raise FileError(f"the bundle cannot be written: {reason}; nothing was published") from error
     return final
 

@@ -12,7 +12,11 @@ CURRENT = "current"
 
 
 def publish_bundle(bundle: Path) -> None:
-    """Point the link `current`, in the folder of bundles, at a bundle: one atomic rename."""
+    """Point the link `current`, in the folder of bundles, at a bundle: one atomic rename.
+
+    Raises BundleError where something else than a link has this name, and OSError.
+    """
+    _check_link(bundle.parent / CURRENT)
     link = bundle.parent / f".writing-{os.getpid()}-current"
     link.unlink(missing_ok=True)
     link.symlink_to(bundle.name)
@@ -27,11 +31,15 @@ def publish_bundle(bundle: Path) -> None:
 def current_bundle(root: Path) -> Path:
     """The folder that root/current points to. Raises BundleError when no bundle is published."""
     link = root / CURRENT
+    _check_link(link)
     if not link.is_symlink():
-        if link.exists():
-            raise BundleError(f"{link} is not a link: move it, and publish a bundle with `recsys bundle publish`")
         raise BundleError(f"{link}: no bundle is published there; run `recsys train CONFIG` first")
     return root / link.readlink()
+
+
+def _check_link(link: Path) -> None:
+    if os.path.lexists(link) and not link.is_symlink():
+        raise BundleError(f"{link} is not a link: move it, then publish a bundle")
 
 
 def find_bundle(root: Path, name: str) -> Path:

@@ -178,8 +178,13 @@ def _open_standard_streams() -> None:
 
 def _describe_usage_error(error: TyperException) -> str:
     """What is wrong with the arguments, the value that was given, and where the help is."""
+    from features.errors import describe_invalid
+
     problems = getattr(error.__cause__, "errors", None)  # of pydantic, which typer converts values with
-    value = f" (got {problems()[0]['input']!r})" if problems else ""
+    value = ""
+    if problems:
+        first = describe_invalid(problems())[0]
+        error.message, value = first.reason, f" (got {first.problem['input']!r})"
     context = getattr(error, "ctx", None)
     return f"{error.format_message().rstrip('.')}{value}; see {context.command_path if context else 'recsys'} --help"
 

@@ -64,13 +64,13 @@ def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logger = logging.getLogger("recsys")
     logger.setLevel(logging.INFO)
-    for listener in sockets:
-        host, port = listener.getsockname()[:2]
-        logger.info("serving at http://%s:%d", f"[{host}]" if ":" in host else host, port)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
     app = create_app(settings)
-    app.state.service.open()
+    app.state.service.open()  # a log or store that cannot be opened is an error before anything is announced
+    for listener in sockets:
+        host, port = listener.getsockname()[:2]
+        logger.info("serving at http://%s:%d", f"[{host}]" if ":" in host else host, port)
     server = http_server(app, loop="uvloop", timeout_graceful_shutdown=10)
     try:
         with suppress(KeyboardInterrupt):  # Ctrl-C is how the service is stopped

@@ -8,7 +8,7 @@ import polars as pl
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from features.arrays import Bools
-from features.catalog import Catalog
+from features.catalog import Catalog, type_name
 from features.errors import DataError
 from features.ids import id_error
 from features.instants import format_instant, parse_instant
@@ -16,6 +16,9 @@ from features.schema import CATEGORIES
 
 MAX_VALUES = 10_000
 """Maximum number of ids or values in one list."""
+
+MAX_SHOWN = 100
+"""Characters of the values of a filter in an error."""
 
 
 def _ids(ids: tuple[str, ...]) -> tuple[str, ...]:
@@ -116,8 +119,8 @@ def _equals_any(catalog: Catalog, name: str, values: tuple[Value, ...]) -> Bools
         )
     column = catalog.frame.get_column(name)
     is_list = isinstance(column.dtype, pl.List)
+    kind = column.explode().dtype if is_list else column.dtype
     try:
-        kind = column.explode().dtype if is_list else column.dtype
         # numbers are compared as floats: 1 equals 1.0
         allowed = _as_type(values, pl.Float64() if kind.is_numeric() else kind)
         if is_list:
@@ -126,18 +129,22 @@ def _equals_any(catalog: Catalog, name: str, values: tuple[Value, ...]) -> Bools
         else:
             matches = column.cast(allowed.dtype).is_in(allowed.implode())
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"filter on column {name!r} of type {column.dtype}: {list(values)[:3]}: {reason}") from error
+        needed = "a number" if kind.is_numeric() else type_name(kind)
+        raise DataError(f"filter on column {name!r}: must be {needed} (got {_shown(values)})") from error
     out: Bools = matches.fill_null(False).to_numpy()
     return out
 
 
+def _shown(values: tuple[Value, ...]) -> str:
+    """The first values for messages."""
+    return str(list(values[:3]))[:MAX_SHOWN]
+
+
 def _as_type(values: tuple[Value, ...], kind: pl.DataType) -> pl.Series:
     """The values as a series of a type. Raises TypeError, ValueError, OverflowError or PolarsError on others."""
-    names: dict[type, str] = {pl.Float64: "numbers", pl.Boolean: "true or false"}
     python_types = {pl.Float64: (int, float), pl.Boolean: (bool,)}.get(type(kind), (str,))
     if any(not isinstance(v, python_types) or isinstance(v, bool) != (python_types == (bool,)) for v in values):
-        raise TypeError(f"{names.get(type(kind), 'texts')} are needed")
+        raise TypeError
     if python_types == (int, float):
         return pl.Series([float(v) for v in values], dtype=pl.Float64)
     series = pl.Series(list(values), dtype=pl.Boolean if python_types == (bool,) else pl.String)

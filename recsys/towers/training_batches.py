@@ -54,7 +54,7 @@ class TrainingSequences:
             number = n if only is None else int(only.sum())
             raise DataError(
                 f"{NO_TARGET} among the {number} new events: nothing to train on; "
-                "add events, or check events.positive in the data config"
+                "add events, or check data.events.positive"
             )
         query, pair_to_query = np.unique(previous[is_target], return_inverse=True)  # (q,), (p,)
         following = log.times.copy()  # (n,) time of the user's next event; the last event has none and is no query

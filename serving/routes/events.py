@@ -20,7 +20,7 @@ def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None
     @app.post(
         "/v1/events",
         status_code=202,
-        responses={202: {"model": EventsResponse}, 413: {"model": ErrorResponse}, 400: {"model": ErrorResponse}},
+        responses={202: {"model": EventsResponse}, **{code: {"model": ErrorResponse} for code in (400, 413, 415)}},
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}},
         tags=["events"],
     )

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from features.catalog import type_name
 from features.ids import NO_NULL
 from features.instants import format_instant, parse_instant
 from features.log.item_changes import store_media
@@ -141,12 +142,18 @@ def _checked_media(value: str, place: str, hosts: Collection[str]) -> str | byte
 def _checked_value(name: str, value: Any, frame: pl.DataFrame) -> Any:
     """The value of an extra column. Raises ApiError 422 unless it fits the column's type in the bundle."""
     kind = frame.schema.get(name, pl.String())
+    needed = type_name(kind)
+    if kind.is_integer() and isinstance(value, int) and not isinstance(value, bool):
+        empty = pl.Series(dtype=kind)
+        needed = f"from {empty.lower_bound().item():,} to {empty.upper_bound().item():,}"
     try:
-        if isinstance(value, bool) != (kind == pl.Boolean) or len(str(value)) > MAX_TEXT:
+        if isinstance(value, bool) != (kind == pl.Boolean) or isinstance(value, list) != (kind == pl.List):
             raise ValueError
         pl.Series(name, [value], dtype=kind, strict=True)
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
-        raise ApiError(422, "bad_item", f"{name}: is not of type {kind} as in the bundle", name) from None
+        raise ApiError(422, "bad_item", f"{name}: must be {needed}, as in the bundle", name) from None
+    if len(str(value)) > MAX_TEXT:
+        raise ApiError(422, "bad_item", f"{name}: must be a text of at most {MAX_TEXT:,} characters", name)
     return value
 
 
@@ -211,7 +218,7 @@ def _add_changes(
         status_code=202,
         responses={
             202: {"model": ItemAcceptedResponse},
-            **{code: {"model": ErrorResponse} for code in (400, 408, 413)},
+            **{code: {"model": ErrorResponse} for code in (400, 408, 413, 415)},
         },
         openapi_extra={
             "requestBody": {

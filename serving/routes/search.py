@@ -33,7 +33,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
         "/v1/search",
         responses={
             200: {"model": SearchResponse},
-            **{code: {"model": ErrorResponse} for code in (400, 408, 413, 504)},
+            **{code: {"model": ErrorResponse} for code in (400, 408, 413, 415, 504)},
         },
         openapi_extra={
             "requestBody": {

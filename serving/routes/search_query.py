@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from features.content.parts import Audio, Content, Image, Part, Source, Text, Video
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
-from serving.schemas import Id, first_error
+from serving.schemas import Id, first_error, parse_json
 
 MAX_VALUES = 100_000
 """Largest number of commas and opening brackets in a JSON body: a bound on its values.
@@ -95,10 +95,7 @@ def json_object(body: bytes, code: str) -> dict[str, Any]:
     """
     if sum(body.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
         raise ApiError(422, code, f"the body has more than {MAX_VALUES} commas and brackets; send less", "body")
-    try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, "bad_json", f"the body is not valid JSON: {error}", "body") from None
+    parsed = parse_json(body)
     if not isinstance(parsed, dict):
         raise ApiError(422, code, "the body must be a JSON object", "body")
     return parsed

@@ -303,7 +303,10 @@ class ServiceState:
             catch_up(store, self.settings.log)
             return
         report = refresh(store, tables, self.settings.log)
-        logger.info("store filled: %s", report)
+        logger.info(
+            "store filled: %d users and %d events from the tables, %d events from the log, %d damaged lines skipped",
+            *(report.users, report.table_events, report.log_events, report.damaged),
+        )
 
     def _fill_store(self) -> None:
         if self.snapshot is None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from polars.io.plugins import register_io_source
 
 from features.errors import DataError
+from features.files import not_a_file
 
 PRECISION = 38
 """Digits of the widest decimal number that polars has."""
@@ -22,10 +23,13 @@ def scan_parquet(path: Path) -> pl.LazyFrame:
     """A LazyFrame of a parquet file. A time zone that polars does not know, such as +05:30, is read as UTC.
 
     Parquet stores a zoned time as an instant, and its zone for display only: the instants stay what they are.
-    Raises DataError when the file is damaged or encrypted, has no columns, or names a column twice.
+    Raises DataError when there is no such file, when it is damaged or encrypted, has no columns, or names a column
+    twice.
     """
+    if wrong := not_a_file(path):
+        raise DataError(f"{path}: {wrong}")
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as opened, pq.ParquetFile(opened) as file:  # Arrow has its own words where opening fails
             schema, metadata = file.schema_arrow, file.metadata
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from features.errors import ConfigError
 from features.schema import DataConfig
-from features.tables.sources.extract import is_complete, write
+from features.tables.scan import tables_folder
+from features.tables.sources.extract import check_foreign, is_complete, write
 
 SOURCES: dict[str, str] = {
     "movielens": "features.tables.sources.movielens",
@@ -20,15 +21,19 @@ SOURCES: dict[str, str] = {
 def get(config: DataConfig, *, force: bool = False) -> Path:
     """Write the tables of ``config.source`` into ``config.path`` and return that path. Existing tables stay.
 
-    force: overwrite them. Raises ConfigError for an unknown source, SourceError when the data cannot be obtained.
+    force: overwrite them, but never files that this function does not write.
+    Raises ConfigError for an unknown source, DataError where config.path is no folder, and SourceError when the data
+    cannot be obtained.
     """
     if config.source not in SOURCES:
         similar = difflib.get_close_matches(config.source, SOURCES, n=1)
         meant = f"; is {similar[0]!r} meant?" if similar else ""
         raise ConfigError(f"data.source {config.source!r} is none of {', '.join(SOURCES)}{meant}")
+    folder = tables_folder(config.path)
     module = importlib.import_module(SOURCES[config.source])
     if config.source == "folder":
         return Path(module.verify(config))
+    check_foreign(config)
     if force or not is_complete(config):
         write(module.extract(config), config)
-    return Path(config.path)
+    return folder

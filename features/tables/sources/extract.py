@@ -15,6 +15,7 @@ from features.schema import DataConfig
 from features.tables.scan import reading
 
 MANIFEST = "source.json"
+TABLES = ("items", "events")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,17 @@ def write(extract: Extract, config: DataConfig) -> Path:
     return folder
 
 
+def check_foreign(config: DataConfig) -> None:
+    """Raise SourceError when ``config.path`` holds tables in files that `write` never writes: both would be read."""
+    folder = Path(config.path)
+    own = {f"{name}.parquet" for name in TABLES} | {f"{name}.part" for name in TABLES}
+    if foreign := sorted(p.name for name in TABLES for p in folder.glob(f"{name}.*") if p.name not in own):
+        raise SourceError(
+            f"{folder} holds {', '.join(foreign)}, which `recsys data get` did not write; choose another data.path, "
+            "or use source: folder for tables of your own"
+        )
+
+
 def is_complete(config: DataConfig) -> bool:
     """Whether ``config.path`` holds all tables of this configuration, unchanged.
 
@@ -89,13 +101,11 @@ def is_complete(config: DataConfig) -> bool:
     folder = Path(config.path)
     manifest_path = folder / MANIFEST
     if not manifest_path.is_file():
-        files = sorted(
-            p.name for name in ("items", "events") for p in folder.glob(f"{name}.*") if p.suffix != ".part"
-        )
-        if files:
+        if files := [f"{name}.parquet" for name in TABLES if (folder / f"{name}.parquet").exists()]:
             raise SourceError(
-                f"{folder} holds {', '.join(files)} that `recsys data get` did not write; choose another data.path, "
-                "use source: folder, or overwrite with --force"
+                f"{folder} holds {', '.join(files)} without a {MANIFEST}: another program wrote them, or `recsys "
+                "data get` was interrupted; choose another data.path, use source: folder, or overwrite them "
+                "with --force"
             )
         return False
     try:

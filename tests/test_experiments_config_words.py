@@ -1,0 +1,60 @@
+"""Messages of configurations, whole: their place, what is needed there, and the value."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_data import toy_config
+
+from experiments.config import load_config
+from features.errors import ConfigError
+
+EVENTS = {"positive": {"take": None}}
+
+
+def message(folder: Path, **sections: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(toy_config(folder, **sections), {})
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+def data(**events: Any) -> dict[str, Any]:
+    return {"source": "folder", "path": ".", "events": EVENTS | events}
+
+
+def test_a_problem_of_two_sections_has_no_empty_place(tmp_path: Path) -> None:
+    assert message(tmp_path, data=data(history=20), towers={"history": 20}) == (
+        "toy.yaml: towers.history is 20, but of a user's events only the newest 10 are kept whatever they are: "
+        "set data.events.history to 40 or more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        (
+            {"data": data(positive={"purchase": True})},
+            "data.events.positive.purchase: must be a number or null (got true)",
+        ),
+        ({"data": data(weights={"take": True})}, "data.events.weights.take: must be a number (got true)"),
+        ({"data": data(history=True)}, "data.events.history: must be 2 or more (got true)"),
+        ({"data": data(seen_items=True)}, "data.events.seen_items: must be a whole number (got true)"),
+        ({"training": {"epochs": True}}, "training.epochs: must be a whole number (got true)"),
+        ({"training": {"learning_rate": True}}, "training.learning_rate: must be a number (got true)"),
+        ({"retriever": {"effort": True}}, "retriever.effort: must be a whole number or null (got true)"),
+        ({"towers": {"nested": [True, 4]}}, "towers.nested.0: must be a whole number (got true)"),
+        ({"alignment": {"shrinkage": [1, False]}}, "alignment.shrinkage.1: must be a number (got false)"),
+        ({"baselines": {"item-knn": {"k": True}}}, "baselines.item-knn.k: must be a number (got true)"),
+        ({"seed": True}, "seed: must be a whole number (got true)"),
+        ({"limits": {"seconds": True}}, "limits.seconds: must be a number (got true)"),
+    ],
+)
+def test_a_boolean_is_no_number(tmp_path: Path, sections: dict[str, Any], expected: str) -> None:
+    assert message(tmp_path, **sections) == f"toy.yaml: {expected}"
+
+
+def test_booleans_and_numbers_in_their_places(tmp_path: Path) -> None:
+    path = toy_config(tmp_path, data=data(positive={"take": 1, "like": None}), towers={"id": False, "dimension": "8"})
+    config = load_config(path, {})
+    assert config.data.events.positive == {"take": 1.0, "like": None}
+    assert (config.towers.id, config.towers.dimension) == (False, 8)
