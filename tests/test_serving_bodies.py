@@ -50,7 +50,7 @@ def refused(call: Any, status: int, code: str, place: str) -> None:
         ('{"a": 1}'.encode("utf-16-be"), "the body is in UTF-16: send it in UTF-8"),
         ("{}".encode("utf-32"), "the body is in UTF-32: send it in UTF-8"),
         (b"\xef\xbb\xbf{}", "the body begins with a byte order mark: send UTF-8 without it"),
-        (gzip.compress(b"{}"), "the body is compressed (gzip): send it uncompressed"),
+        (gzip.compress(b"{}", mtime=0), "the body is compressed (gzip): send it uncompressed"),
         (b'{"a": "\xe9"}', "the body is not UTF-8 at byte 7: send it in UTF-8"),
         (b'{"a":\n NaN}', "the body is not JSON at line 2, column 2: correct it there"),
         (b"[1,]", "the body is not JSON at line 1, column 3: correct it there"),
