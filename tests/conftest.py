@@ -7,6 +7,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.envi
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # other jobs on the machine must not fail a test
+settings.load_profile("untimed")
 
 
 @pytest.fixture
