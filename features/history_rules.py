@@ -1,6 +1,8 @@
 """The rules of a user's history: which events are positive, which are seen, which are kept, and in which order.
 
 Training, evaluation, batch slates, the refresh of the store and the service all use these functions and no others.
+One difference is left: the store cannot know which items a bundle has, so events of other items count there, while
+training leaves them out first.
 
 Order: by time. Of one time, the events of a table come first, in its order; then those of one request, in its order.
 A repeated event counts once: the same event_id of a user, or, of events without one, the same item, type, time and
@@ -147,8 +149,8 @@ def in_order(
 ) -> Ints:
     """Rows of the distinct events of each owner, in the order of histories. Of repeated events the first stays.
 
-    All (n,): owner: index of the user; orders: place among the events of a time; keys: of `event_keys`; kinds: of
-    names in ascending order.
+    Each array has n values. owner: index of the user; orders: place of an event among those of its time; keys: as
+    `event_keys` returns them; kinds: index of the event's type in the ascending list of types.
     """
     order = np.lexsort((values, kinds, keys, orders, times, owner))
     by_key = order[np.lexsort((keys[order], owner[order]))]  # stable: of one key, the first comes first

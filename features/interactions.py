@@ -179,10 +179,8 @@ class UserStates:
         seen = self._only(self.seen, self.items.flat)
         if self.limits is None or seen.lengths.max(initial=0) <= self.limits.seen:
             return seen
-        times, rows = (
-            self._only(self.seen, self.times),
-            [seen.flat[b:e] for b, e in zip(seen.begin, seen.end, strict=True)],
-        )
+        times = self._only(self.seen, self.times)
+        rows = [seen.flat[begin:end] for begin, end in zip(seen.begin, seen.end, strict=True)]
         for i in np.flatnonzero(seen.lengths > self.limits.seen):
             rows[i] = self.limits.newest_seen(rows[i], times.flat[times.begin[i] : times.end[i]])
         lengths = np.array([len(r) for r in rows], dtype=np.int64)
@@ -229,9 +227,8 @@ class Interactions:
     ) -> "Interactions":
         """From arrays in log order. Events of equal user and time keep that order."""
         order = np.lexsort((times, users))  # lexsort is stable
-        return cls(users, items, times, positive, seen, n_users, n_items, weights, types, n_types, limits).where(
-            order
-        )
+        log = cls(users, items, times, positive, seen, n_users, n_items, weights, types, n_types, limits)
+        return log.where(order)
 
     def __len__(self) -> int:
         return len(self.users)

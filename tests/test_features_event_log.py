@@ -13,6 +13,7 @@ from zlib import crc32
 
 import polars as pl
 import pytest
+from log_files import event, exposure
 
 from features.errors import LogError
 from features.log import event_log
@@ -26,26 +27,6 @@ from features.store.memory import MemoryStore
 from features.store.refresh import refresh
 
 
-def event(number: int, user: str = "u") -> Event:
-    return Event(user_id=user, item_id=f"i{number}", event="click", timestamp=number, event_id=f"e{number}")
-
-
-def exposure(number: int) -> Exposure:
-    return Exposure(
-        request_id=f"r{number}",
-        user_id="u",
-        placement="home",
-        timestamp=number,
-        fingerprint="f",
-        variant="default",
-        source="model",
-        degraded=(),
-        items=("a", "b"),
-        scores=(2.0, 1.0),
-        propensities=(1.0, 1.0),
-    )
-
-
 def test_read_gives_back_every_kind_of_record_once(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     log.append_now([event(1), exposure(2)])
@@ -53,7 +34,7 @@ def test_read_gives_back_every_kind_of_record_once(tmp_path: Path) -> None:
     assert first.records == [event(1)]
     (shown,) = read(tmp_path, stream=EXPOSURES).records
     assert isinstance(shown, Exposure)
-    assert list(shown.items) == ["a", "b"]
+    assert list(shown.items) == ["i0", "i1"]
     assert shown.request_id == "r2"
     log.append_now([event(3)])
     second = read(tmp_path, first.position)

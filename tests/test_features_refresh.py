@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from toy_service import NOW, RULES, toy_events
+from toy_service import NOW, RULES, has_seen, toy_events
 
 from features.errors import StoreError
 from features.log.event_log import EventLog
@@ -42,7 +42,7 @@ def test_tables_and_log_fill_the_store(tmp_path: Path) -> None:
     assert ann.items == ("i1", "i8", "i9")
     assert ann.values.tolist()[:2] == [5.0, 4.0]
     assert ann.labels(RULES).positive.tolist() == [True, True, True]
-    assert bob.has_seen(["i1", "i2"]).tolist() == [False, True]
+    assert has_seen(bob, ["i1", "i2"]).tolist() == [False, True]
     assert bob.labels(RULES).positive.tolist() == [False]
     assert (cid.items, len(cid.seen)) == (("i4",), 0)
 

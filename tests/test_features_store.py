@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from toy_service import has_seen
 
 from features.errors import StoreError
 from features.log.records import Event
@@ -84,7 +85,7 @@ def test_history_is_oldest_first_and_seen_follows_the_rules(store: FeatureStore)
     assert state.events == ("look", "buy", "rating")
     assert state.times.tolist() == [1, 2, 3]
     np.testing.assert_array_equal(state.values, [np.nan, np.nan, 4.25])
-    assert state.has_seen(["a", "b", "c", "d"]).tolist() == [False, True, True, False]
+    assert has_seen(state, ["a", "b", "c", "d"]).tolist() == [False, True, True, False]
     assert state.labels(RULES).positive.tolist() == [False, True, True]
     assert (state.status, second.status, unknown.status) == (
         UserStateStatus.PRESENT,

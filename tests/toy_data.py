@@ -34,7 +34,7 @@ FACTS: dict[str, Any] = {
     "seed": 0,
     "metrics": [],
 }
-"""What `save_bundle` is told about a run."""
+"""The description of a run that `save_bundle` records."""
 
 
 class Lines:

@@ -19,10 +19,12 @@ from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Content, Limits, Modality
 from features.content.spaces import Embedded, Encoder, SpaceKey, Task, unit
 from features.errors import BundleError
-from features.ids import IdMap
+from features.history_rules import seen_items, short_keys
+from features.ids import IdMap, id_keys
 from features.interactions import Ragged, UserStates
 from features.progress import Step
 from features.schema import DataConfig, EventRules, Placement
+from features.store.user_state import UserState
 from recsys.bundle.upsert import upsert_catalog, upsert_content_space
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates, top_k
@@ -275,3 +277,8 @@ def toy_settings(folder: Path, **options: object) -> ServeSettings:
 def broken(bundle: ToyBundle) -> ToyBundle:
     """The bundle with a recommender that raises."""
     return replace(bundle, recommender=Nearest(len(bundle.catalog), broken=True))
+
+
+def has_seen(state: UserState, items: Sequence[str]) -> Bools:
+    """(n,) bool: which of n items a state says were seen."""
+    return np.isin(short_keys(id_keys(items)), seen_items(state.seen))

@@ -22,9 +22,9 @@ class StreamStatus:
     """One stream, or the segments of earlier versions.
 
     records: exact when all was read, then with those in segments of earlier versions; otherwise estimated from the
-    length of the newest lines; oldest, newest: times of
-    the first and the last record (µs), None without records; torn: bytes of half-written ends that were cut off;
-    damaged: lines that are no records, None when not all was read.
+    length of the newest lines. oldest, newest: times of the first and the last record (µs), None without records.
+    torn: bytes of half-written ends that were cut off. damaged: lines that are no records, None when not all was
+    read.
     """
 
     stream: str

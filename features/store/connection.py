@@ -56,7 +56,7 @@ class Channel:
     def __init__(self, url: str, timeout: float, breaker: Breaker) -> None:
         self._url, self._breaker, self._client = url, breaker, _client(url, timeout)
 
-    def run(self, work: Callable[["redis.Redis"], Any]) -> Any:
+    def run(self, work: Callable[[Client], Any]) -> Any:
         """Result of `work`. A failed connection opens the breaker; every Redis error becomes StoreError."""
         self._breaker.check()
         try:
@@ -86,7 +86,7 @@ class Channel:
         self._client.close()
 
 
-def _client(url: str, timeout: float) -> "redis.Redis":
+def _client(url: str, timeout: float) -> Client:
     # protocol 2 needs no handshake; without retries a dead server costs one time-out, not four
     return redis.Redis.from_url(
         url,

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from features.arrays import Bools, Doubles, Ints, Keys
+from features.arrays import Doubles, Ints, Keys
 from features.history_rules import (
     Labels,
     column_keys,
@@ -27,8 +27,6 @@ from features.history_rules import (
     kept,
     newest_seen,
     seen_entries,
-    seen_items,
-    short_keys,
 )
 from features.ids import id_keys
 from features.log.records import Event
@@ -94,10 +92,6 @@ class UserState:
     def labels(self, rules: EventRules) -> Labels:
         """What the events mean."""
         return Labels.of(self.names, self.kinds, self.values, rules)
-
-    def has_seen(self, items: Sequence[str]) -> Bools:
-        """(n,) bool: which of n items count as seen."""
-        return np.isin(short_keys(id_keys(items)), seen_items(self.seen))
 
     def to_bytes(self) -> bytes:
         """The bytes that the store keeps."""
