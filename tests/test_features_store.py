@@ -240,6 +240,23 @@ def test_recent_users(store: FeatureStore) -> None:
     assert store.recent_users(2) == ["new", "mid"]
 
 
+def test_states_are_changed_and_deleted(store: FeatureStore) -> None:
+    fill(store)
+    store.push([event("a", 1, user="u"), event("b", 2, user="v")])
+    other = UserState.of([event("c", 9)], RULES).to_bytes()
+    given_states: dict[str, bool] = {}
+
+    def change(user: str, data: bytes | None) -> bytes | None:
+        given_states[user] = data is not None
+        return {"u": other, "v": None, "w": other, "x": None}[user]
+
+    store.change_users(["u", "v", "w", "x"], change)
+    assert given_states == {"u": True, "v": True, "w": False, "x": False}
+    assert [s.items for s in store.read_users(["u", "v", "w", "x"])] == [("c",), (), ("c",), ()]
+    assert store.read_users(["v"])[0].status is UserStateStatus.MISSING
+    assert sorted(store.recent_users(9)) == ["u", "w"]
+
+
 def test_rules_that_keep_other_events_have_a_state_of_their_own(store: FeatureStore) -> None:
     store.push([event("a", 1)])
     same = store.with_rules(RULES.model_copy(update={"weights": {"buy": 2.0}, "seen": ("buy", "rating")}))

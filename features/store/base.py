@@ -7,7 +7,7 @@ and `features.store.redis.RedisStore` behave the same; one contract test runs ag
 import hashlib
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,6 +68,9 @@ class ServerFacts:
     warning: str = ""
 
 
+Change = Callable[[str, bytes | None], bytes | None]
+"""(user, bytes of the state, None for no state) -> the bytes after the change, None to delete the state."""
+
 FILLED = b'{"filled": true'
 
 
@@ -89,6 +92,13 @@ class FeatureStore(Protocol):
 
     def write_users(self, states: Iterable[tuple[str, bytes]]) -> None:
         """Join states to those of their users: (user, `UserState.to_bytes`), each user once."""
+        ...
+
+    def change_users(self, users: Sequence[str], change: Change) -> None:
+        """Replace the state of each of these users by what `change` makes of it, atomically.
+
+        `change` is called again for a user that another process has changed meanwhile.
+        """
         ...
 
     def push(self, events: Sequence[Event]) -> None:

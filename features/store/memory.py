@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from features.log.records import Event
 from features.schema import EventRules
-from features.store.base import RECENT_USERS, ServerFacts, Watermark, schema_hash
+from features.store.base import RECENT_USERS, Change, ServerFacts, Watermark, schema_hash
 from features.store.user_state import UserState, UserStateStatus, joined, latest_time, states_of_log
 
 
@@ -43,6 +43,13 @@ class MemoryStore:
     def push(self, events: Sequence[Event]) -> None:
         """See FeatureStore."""
         self.write_users(states_of_log(events, self.rules))
+
+    def change_users(self, users: Sequence[str], change: Change) -> None:
+        """See FeatureStore."""
+        for user in users:
+            with self._lock:
+                if data := change(user, self._states.pop(user, None)):
+                    self._states[user] = data
 
     def recent_users(self, limit: int) -> list[str]:
         """See FeatureStore."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from features.errors import StoreError, describe_url
 from features.log.records import Event
 from features.schema import EventRules
-from features.store.base import FILLED, RECENT_USERS, ServerFacts, Watermark, schema_hash
+from features.store.base import FILLED, RECENT_USERS, Change, ServerFacts, Watermark, schema_hash
 from features.store.connection import Breaker, Channel, Client, check_url
 from features.store.user_state import (
     DIGEST_BYTES,
@@ -30,21 +30,26 @@ BULK_SECONDS = 5.0
 BATCH_BYTES = 1 << 20
 """States written at once; the limit keeps the delay of a concurrent request small."""
 
+CHANGED_AT_ONCE = 100
+"""Users whose states `change_users` reads at once."""
+
 WRITE_TRIES = 10
 """Times that a write is tried when other processes change the same user."""
 
 REPLACE = """
 local failed = {}
 for i, key in ipairs(KEYS) do
-  if redis.call('GETRANGE', key, 0, 7) == ARGV[2 * i - 1] then
-    redis.call('SET', key, ARGV[2 * i])
-  else
+  if redis.call('GETRANGE', key, 0, 7) ~= ARGV[2 * i - 1] then
     failed[#failed + 1] = i
+  elseif ARGV[2 * i] == '' then
+    redis.call('DEL', key)
+  else
+    redis.call('SET', key, ARGV[2 * i])
   end
 end
 return failed
 """
-"""Replaces values that still begin with the digest that was read; "" for no value. Returns the others, from 1."""
+"""Replaces values that still begin with the digest that was read; "" is no value. Returns the others, from 1."""
 
 ADD = """
 local failed = {}
@@ -149,54 +154,66 @@ class RedisStore:
         """See FeatureStore."""
         self._write(self._requests, states_of_log(events, self.rules))
 
+    def change_users(self, users: Sequence[str], change: Change) -> None:
+        """See FeatureStore."""
+        for start in range(0, len(users), CHANGED_AT_ONCE):
+            self._change(self._bulk, users[start : start + CHANGED_AT_ONCE], change)
+
     def _write(self, channel: Channel, states: Iterable[tuple[str, bytes]]) -> None:
+        """Join states to those that are stored."""
         are_new = channel is self._bulk  # most users of bulk work, until a batch shows that they are known
         for batch in _batches(states):
+            users = list(batch)
             if are_new:
-                known = self._replace(channel, batch, ADD, list(batch), list(batch.values()))
-                are_new = 2 * len(known) <= len(batch)
-                batch = known
-            self._join(channel, batch)
+                users = self._run_script(channel, ADD, batch, list(batch.values()))
+                are_new = 2 * len(users) <= len(batch)
+            self._change(channel, users, lambda user, old, batch=batch: joined(old, batch[user], self.rules))
 
-    def _join(self, channel: Channel, batch: dict[str, bytes]) -> None:
-        """Join states to those that are stored, again for users that other processes changed meanwhile."""
+    def _change(self, channel: Channel, users: Sequence[str], change: Change) -> None:
+        """Read, change and replace states, again for users that other processes changed meanwhile."""
         for _ in range(WRITE_TRIES):
-            if not batch:
+            if not users:
                 return
-            batch = self._try_join(channel, batch)
-        if batch:
+            users = self._try_change(channel, users, change)
+        if users:
             raise StoreError(
                 f"the feature store at {describe_url(self.url)}: other processes changed the same user {WRITE_TRIES} "
                 "times in a row: try again"
             )
 
-    def _try_join(self, channel: Channel, batch: dict[str, bytes]) -> dict[str, bytes]:
-        """Read, join and replace the states of these users. Returns those that other processes changed meanwhile."""
-        keys = [self._keys.user(user) for user in batch]
+    def _try_change(self, channel: Channel, users: Sequence[str], change: Change) -> list[str]:
+        """One try of `_change`. Returns the users that other processes changed meanwhile."""
+        keys = [self._keys.user(user) for user in users]
         stored = channel.run(lambda client: client.mget(keys))
-        pairs = list(zip(stored, batch.values(), strict=True))
-        values = self._parse(lambda: [joined(old, added, self.rules) for old, added in pairs])
-        changed = [(user, old, new) for user, old, new in zip(batch, stored, values, strict=True) if old != new]
-        arguments = [part for _, old, new in changed for part in ((old or b"")[:DIGEST_BYTES], new)]
-        return self._replace(channel, batch, REPLACE, [user for user, _, _ in changed], arguments)
+        new = self._parse(lambda: [change(user, old) for user, old in zip(users, stored, strict=True)])
+        changed = [(user, old or b"", value or b"") for user, old, value in zip(users, stored, new, strict=True)]
+        changed = [(user, old, value) for user, old, value in changed if old != value]
+        arguments = [part for _, old, value in changed for part in (old[:DIGEST_BYTES], value)]
+        return self._run_script(channel, REPLACE, {user: value for user, _, value in changed}, arguments)
 
-    def _replace(
-        self, channel: Channel, batch: dict[str, bytes], script: str, users: list[str], arguments: list[bytes]
-    ) -> dict[str, bytes]:
-        """Run a script on the states of `users`, and return the part of the batch that it has not written."""
-        latest = {user: latest_time(data) for user, data in batch.items()}
+    def _run_script(
+        self, channel: Channel, script: str, values: dict[str, bytes], arguments: list[bytes]
+    ) -> list[str]:
+        """Write values, "" for none, by ADD or REPLACE. Returns the users that it has not written."""
+        if not values:
+            return []
+        users = list(values)
+        latest = {user: latest_time(data) for user, data in values.items() if data}
         newest = dict(heapq.nlargest(RECENT_USERS, latest.items(), key=lambda pair: pair[1]))
+        gone = [user for user, data in values.items() if not data]
 
         def write(client: Client) -> list[int]:
             pipe = client.pipeline(transaction=False)
             pipe.eval(script, len(users), *map(self._keys.user, users), *arguments)
-            pipe.zadd(self._keys.recent, newest, gt=True)
-            pipe.zremrangebyrank(self._keys.recent, 0, -RECENT_USERS - 1)
+            if newest:
+                pipe.zadd(self._keys.recent, newest, gt=True)
+                pipe.zremrangebyrank(self._keys.recent, 0, -RECENT_USERS - 1)
+            if gone:
+                pipe.zrem(self._keys.recent, *gone)
             failed: list[int] = pipe.execute()[0]
             return failed
 
-        failed = [users[i - 1] for i in channel.run(write)] if users else []
-        return {user: batch[user] for user in failed}
+        return [users[i - 1] for i in channel.run(write)]
 
     def recent_users(self, limit: int) -> list[str]:
         """See FeatureStore."""
