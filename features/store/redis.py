@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from features.errors import StoreError, describe_url
@@ -167,7 +168,10 @@ class RedisStore:
             if are_new:
                 users = self._run_script(channel, ADD, batch, list(batch.values()))
                 are_new = 2 * len(users) <= len(batch)
-            self._change(channel, users, lambda user, old, batch=batch: joined(old, batch[user], self.rules))
+            self._change(channel, users, partial(self._join, batch))
+
+    def _join(self, batch: dict[str, bytes], user: str, stored: bytes | None) -> bytes:
+        return joined(stored, batch[user], self.rules)
 
     def _change(self, channel: Channel, users: Sequence[str], change: Change) -> None:
         """Read, change and replace states, again for users that other processes changed meanwhile."""
