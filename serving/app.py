@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from features.content.encoder_config import open_encoders
 from features.content.spaces import Embedded
 from features.interactions import now_micros
-from features.schema import DataConfig, EventRules
+from features.schema import EventRules
 from features.store.base import FeatureStore
 from serving.errors import ErrorResponse, add_errors
 from serving.http import MAX_URL_BYTES
@@ -29,6 +29,7 @@ from serving.state.catalog_updater import Upsert
 from serving.state.encoder_pool import EncoderPool, OpenEncoders
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServableBundle
+from serving.state.store_filler import Filler
 from serving.state.thread_pool import thread_pool
 
 logger = logging.getLogger("recsys.serving")
@@ -53,12 +54,6 @@ def _current_bundle(root: Path) -> Path:
 
     path: Path = current_bundle(root)
     return path
-
-
-def _read_events(data: DataConfig) -> pl.DataFrame:
-    from features.tables.read import read_tables
-
-    return read_tables(data).events
 
 
 def _upsert_items(bundle: ServableBundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> ServableBundle:
@@ -105,10 +100,10 @@ def create_app(
     *,
     load: Callable[[Path], ServableBundle] = _load_bundle,
     current: Callable[[Path], Path] = _current_bundle,
-    events: Callable[[DataConfig], pl.DataFrame] = _read_events,
     upsert: Upsert = _upsert_items,
     merge: Callable[[ServableBundle], None] = _merge_indexes,
     connect: Callable[[EventRules], FeatureStore] | None = None,
+    filler: Filler | None = None,
     now: Callable[[], int] = now_micros,
     encoders: OpenEncoders = open_encoders,
 ) -> FastAPI:
@@ -120,10 +115,10 @@ def create_app(
         settings,
         load=load,
         current=current,
-        events=events,
         upsert=upsert,
         merge=merge,
         connect=connect,
+        filler=filler,
         now=now,
     )
     encoder_pool = EncoderPool(settings, encoders)

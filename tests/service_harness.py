@@ -18,6 +18,7 @@ from media import picture
 from toy_service import (
     NOW,
     RULES,
+    ToyFiller,
     ToyShelf,
     toy_bundle,
     toy_encoders,
@@ -131,8 +132,8 @@ def service_harness(
         upsert=toy_upsert,
         merge=lambda bundle: None,
         current=shelf.current,
-        events=events,
         connect=connect,
+        filler=ToyFiller(folder, events),
         now=lambda: NOW,
         encoders=open_,
     )

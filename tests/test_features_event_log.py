@@ -14,6 +14,7 @@ from zlib import crc32
 import polars as pl
 import pytest
 from log_files import event, exposure
+from toy_service import toy_events, toy_tables
 
 from features.errors import LogError
 from features.log import event_log
@@ -23,8 +24,8 @@ from features.log.reader import events_frame, read
 from features.log.records import EXPOSURES, ITEMS, STREAMS, Event, Exposure, ItemDeleted, ItemPut, Record
 from features.log.segments import DamagedBytes, recover
 from features.schema import EventRules
+from features.store.jobs.refresh import refresh
 from features.store.memory import MemoryStore
-from features.store.refresh import refresh
 
 
 def test_read_gives_back_every_kind_of_record_once(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_item_changes_are_read_apart_from_events(tmp_path: Path) -> None:
 
     assert events_frame(tmp_path)["event_id"].to_list() == ["e1", "e3"]
     store = MemoryStore(EventRules(positive={"click": None}))
-    report = refresh(store, events_frame(tmp_path / "none"), tmp_path)
+    report = refresh(store, toy_tables(tmp_path / "tables", toy_events([])), tmp_path)
     assert (report.log_events, report.damaged) == (2, 0)
     assert item_changes(tmp_path / "none") == []
 

@@ -18,10 +18,10 @@ from features.interactions import HistoryLimits, Interactions
 from features.log.event_log import EventLog
 from features.log.records import Event
 from features.schema import EventRules
+from features.store.jobs.refresh import refresh
 from features.store.memory import MemoryStore
-from features.store.refresh import refresh
 from features.store.user_state import UserState, states_of_log
-from features.tables.read import read_tables
+from features.tables.event_files import EventFiles
 
 
 def test_kept_are_the_newest_half_then_positives_then_others() -> None:
@@ -56,6 +56,7 @@ def look_and_buy(n_looks: int) -> list[Event]:
 
 def test_a_buyer_who_looks_at_many_items_stays_a_buyer() -> None:
     store = MemoryStore(RULES)
+    store.start_fill()
     for event in look_and_buy(20):
         store.push([event])
     state = store.read_users(["u"])[0]
@@ -99,8 +100,8 @@ def test_training_refresh_and_push_know_the_same_of_a_user(
     events = [Event(**fields, event_id=f"e{n}", order=n % 2) for n, fields in enumerate(logged)]
     config = write_data(folder, table, events)
     filled, pushed = MemoryStore(RULES), MemoryStore(RULES)
-    refresh(filled, read_tables(config.data).events, folder / "log")
-    refresh(pushed, read_tables(config.data).events, None)
+    refresh(filled, EventFiles(config.data), folder / "log")
+    refresh(pushed, EventFiles(config.data), None)
     again = [*events, *events]
     dice.shuffle(again)
     for event in again:

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from log_files import event, exposure, gone, legacy_segment, put
 from test_experiments_train import toy_config, write_tables
+from toy_service import toy_tables
 
 from experiments.config import load_config
 from experiments.dataset import load_dataset
@@ -25,8 +26,8 @@ from features.log.status import log_status
 from features.log.upkeep.prune import prune
 from features.log.upkeep.retention import Limit
 from features.schema import EventRules
+from features.store.jobs.refresh import refresh
 from features.store.memory import MemoryStore
-from features.store.refresh import refresh
 
 DAY = 86_400_000_000
 START = 20_000 * DAY  # 2024-10-04
@@ -235,8 +236,8 @@ def test_exported_events_count_once_in_training_and_in_the_store(tmp_path: Path)
 
     rules = EventRules(positive={"take": None})
     alone, both = MemoryStore(rules), MemoryStore(rules)
-    refresh(alone, exported.clear(), tmp_path / "log")
-    refresh(both, exported, tmp_path / "log")
+    refresh(alone, toy_tables(tmp_path / "none", exported.clear()), tmp_path / "log")
+    refresh(both, toy_tables(tmp_path / "both", exported), tmp_path / "log")
     states = [store.read_users(["u0"])[0] for store in (alone, both)]
     assert [(s.items, s.events, s.times.tolist()) for s in states] == [(("i3",) * 3, ("take",) * 3, [START] * 3)] * 2
 

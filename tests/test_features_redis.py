@@ -105,7 +105,8 @@ def refused(store: RedisStore) -> str:
 
 def test_replies_of_a_server_are_worded_by_us(server: RedisServer) -> None:
     admin = client.Redis.from_url(server.url, decode_responses=True)
-    history = RedisKeys.of(RULES).user("u-secret")
+    filling = RedisStore(server.url, RULES, timeout=5)
+    history = RedisKeys.of(RULES).user(filling.start_fill().fill, "u-secret")
 
     def push(url: str = server.url) -> str:
         return refused(RedisStore(url, RULES, timeout=5))
@@ -137,7 +138,7 @@ def test_values_of_another_program_are_an_error(server: RedisServer) -> None:
         with pytest.raises(StoreError, match="has not written"):
             store.watermark()
     for data in (b"u-secret", b"\xff", b"", b"u-secret" + bytes(range(200))):
-        admin.set(keys.user("u"), data)
+        admin.set(keys.user("", "u"), data)
         with pytest.raises(StoreError, match="has not written") as caught:
             store.read_users(["u"])
         assert "secret" not in str(caught.value)

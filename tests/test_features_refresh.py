@@ -5,15 +5,20 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from toy_service import NOW, RULES, has_seen, toy_events
+from toy_service import NOW, RULES, has_seen, toy_events, toy_tables
 
 from features.errors import StoreError
 from features.log.event_log import EventLog
 from features.log.records import Event
 from features.schema import EventRules
+from features.store.jobs.refresh import catch_up, refresh
 from features.store.memory import MemoryStore
-from features.store.refresh import catch_up, refresh
 from features.store.user_state import UserState
+from features.tables.event_files import EventFiles
+
+
+def tables(folder: Path, rows: list[tuple[str, str, float]] | None = None) -> EventFiles:
+    return toy_tables(folder, toy_events(rows))
 
 
 def append(folder: Path, *events: Event) -> None:
@@ -34,9 +39,9 @@ def known(store: MemoryStore, users: Iterable[str] = ("ann", "bob", "cid")) -> l
 
 
 def test_tables_and_log_fill_the_store(tmp_path: Path) -> None:
-    append(tmp_path, event("i9", "e1"), event("i4", "e2", user="cid", kind="look"))
+    append(tmp_path / "log", event("i9", "e1"), event("i4", "e2", user="cid", kind="look"))
     store = MemoryStore(RULES)
-    report = refresh(store, toy_events(), tmp_path)
+    report = refresh(store, tables(tmp_path), tmp_path / "log")
     assert (report.rebuilt, report.users, report.table_events, report.log_events) == (True, 2, 3, 2)
     ann, bob, cid = store.read_users(["ann", "bob", "cid"])
     assert ann.items == ("i1", "i8", "i9")
@@ -47,51 +52,53 @@ def test_tables_and_log_fill_the_store(tmp_path: Path) -> None:
     assert (cid.items, len(cid.seen)) == (("i4",), 0)
 
 
-def test_small_batches_fill_the_same_store_and_report_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = toy_events([("ann", "i1", 5.0), ("bob", "i2", 1.0), ("ann", "i8", 4.0), ("cid", "i3", 2.0)])
+def test_small_batches_fill_the_same_store_and_report_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tables(tmp_path, [("ann", "i1", 5.0), ("bob", "i2", 1.0), ("ann", "i8", 4.0), ("cid", "i3", 2.0)])
     at_once, in_batches, calls = MemoryStore(RULES), MemoryStore(RULES), list[object]()
 
     def start(description: str, total: int) -> Callable[[int], None]:
         calls.append((description, total))
         return calls.append
 
-    refresh(at_once, tables, None, progress=start)
-    assert calls == [("users to the store", 3), 3]
+    refresh(at_once, files, None, progress=start)
+    assert calls == [("events read", 4), 4]
     calls.clear()
-    monkeypatch.setattr("features.store.refresh.ROWS", 1)
-    assert refresh(in_batches, tables, None, progress=start).users == 3
-    assert calls == [("users to the store", 3), 1, 1, 1]
+    monkeypatch.setattr("features.store.jobs.table_states.ROWS", 1)
+    assert refresh(in_batches, files, None, progress=start).users == 3
+    assert calls == [("events read", 4), 4]
     assert known(in_batches) == known(at_once)
     calls.clear()
-    refresh(in_batches, tables, None, progress=start)
+    refresh(in_batches, files, None, progress=start)
     assert calls == []  # nothing is new
 
 
 def test_a_second_refresh_reads_and_writes_nothing(tmp_path: Path) -> None:
-    append(tmp_path, event("i9", "e1"))
+    append(tmp_path / "log", event("i9", "e1"))
     store = MemoryStore(RULES)
-    refresh(store, toy_events(), tmp_path)
+    refresh(store, tables(tmp_path), tmp_path / "log")
     before = known(store)
-    report = refresh(store, toy_events(), tmp_path)
+    report = refresh(store, tables(tmp_path), tmp_path / "log")
     assert (report.rebuilt, report.users, report.log_events) == (False, 0, 0)
-    append(tmp_path, event("i7", "e3", user="bob"))
-    report = refresh(store, toy_events(), tmp_path)
+    append(tmp_path / "log", event("i7", "e3", user="bob"))
+    report = refresh(store, tables(tmp_path), tmp_path / "log")
     assert (report.users, report.log_events) == (0, 1)
     assert known(store) != before
 
 
 def test_changed_tables_are_read(tmp_path: Path) -> None:
     store = MemoryStore(RULES)
-    refresh(store, toy_events(), tmp_path)
-    more = toy_events([("ann", "i1", 5.0), ("ann", "i8", 4.0), ("bob", "i2", 1.0), ("cid", "i6", 2.0)])
-    report = refresh(store, more, tmp_path)
-    assert (report.rebuilt, report.users) == (False, 3)
+    refresh(store, tables(tmp_path), tmp_path / "log")
+    more = tables(tmp_path, [("ann", "i1", 5.0), ("ann", "i8", 4.0), ("bob", "i2", 1.0), ("cid", "i6", 2.0)])
+    report = refresh(store, more, tmp_path / "log")
+    assert (report.rebuilt, report.users, report.grown) == (False, 1, ["events.parquet"])
     assert [s.items for s in store.read_users(["ann", "cid"])] == [("i1", "i8"), ("i6",)]
 
 
 def test_repeated_purchases_are_kept(tmp_path: Path) -> None:
     store = MemoryStore(RULES)
-    refresh(store, toy_events([("ann", item, 5.0) for item in "abaa"]), tmp_path)
+    refresh(store, tables(tmp_path, [("ann", item, 5.0) for item in "abaa"]), tmp_path / "log")
     state = store.read_users(["ann"])[0]
     assert state.items == ("a", "b", "a", "a")
     assert len(set(state.times.tolist())) == 4
@@ -104,9 +111,9 @@ class Failing(MemoryStore):
         super().__init__(rules)
         self.remaining = remaining
 
-    def write_users(self, states: Iterable[tuple[str, bytes]]) -> None:
+    def write_users(self, states: Iterable[tuple[str, bytes]], fill: str = "") -> None:
         self._count()
-        super().write_users(states)
+        super().write_users(states, fill)
 
     def _count(self) -> None:
         self.remaining -= 1
@@ -116,28 +123,28 @@ class Failing(MemoryStore):
 
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_an_interrupted_refresh_is_run_again(tmp_path: Path, after: int) -> None:
-    append(tmp_path, event("i9", "e1"))
+    append(tmp_path / "log", event("i9", "e1"))
     uninterrupted = MemoryStore(RULES)
-    refresh(uninterrupted, toy_events(), tmp_path)
+    refresh(uninterrupted, tables(tmp_path), tmp_path / "log")
     store = Failing(RULES, after)
     with pytest.raises(StoreError):
-        refresh(store, toy_events(), tmp_path)
+        refresh(store, tables(tmp_path), tmp_path / "log")
     mark = store.watermark()
     assert mark is not None
     assert not mark.filled
     store.remaining = 99
-    refresh(store, toy_events(), tmp_path)
+    refresh(store, tables(tmp_path), tmp_path / "log")
     assert known(store) == known(uninterrupted)
 
 
 def test_catch_up_pushes_new_events_and_refuses_an_emptied_store(tmp_path: Path) -> None:
     store = MemoryStore(RULES)
     with pytest.raises(StoreError, match="must be refreshed"):
-        catch_up(store, tmp_path)
-    refresh(store, toy_events(), tmp_path)
-    append(tmp_path, event("i9", "e1"), event("i7", "e2"))
-    assert catch_up(store, tmp_path) == 2
-    assert catch_up(store, tmp_path) == 0
+        catch_up(store, tmp_path / "log")
+    refresh(store, tables(tmp_path), tmp_path / "log")
+    append(tmp_path / "log", event("i9", "e1"), event("i7", "e2"))
+    assert catch_up(store, tmp_path / "log") == 2
+    assert catch_up(store, tmp_path / "log") == 0
     assert sorted(store.read_users(["ann"])[0].items) == ["i1", "i7", "i8", "i9"]
 
 
@@ -145,7 +152,7 @@ def test_ties_keep_log_order_and_long_histories_their_newest(tmp_path: Path) -> 
     rows = [("ann", f"i{n}", 5.0) for n in range(522)]
     table = toy_events(rows).with_columns(pl.lit(0).cast(pl.Datetime("us", "UTC")).alias("timestamp"))
     store = MemoryStore(RULES)
-    refresh(store, table, tmp_path)
+    refresh(store, toy_tables(tmp_path, table), tmp_path / "log")
     state = store.read_users(["ann"])[0]
     assert state.items == tuple(f"i{n}" for n in range(10, 522))
     assert len(state.seen) == 522

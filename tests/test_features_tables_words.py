@@ -241,7 +241,7 @@ def test_the_file_of_a_table(tmp_path):
     (tmp_path / "items.jsonl").touch()
     with pytest.raises(DataError) as caught:
         find_table(tmp_path, "items")
-    assert str(caught.value) == f"{tmp_path}: items.csv and items.jsonl both exist; keep one file of items"
+    assert str(caught.value) == f"{tmp_path}: items.csv and items.jsonl both exist; keep one of them for items"
 
 
 def test_lines_in_messages_are_cut():

@@ -19,7 +19,13 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "evaluate": (["name"], {"--outcomes": None, "--json": False}),
     "experiment compare": (["first", "second"], {"--model": None, "--json": False}),
     "experiment ui": ([], {"--port": 5000}),
-    "features refresh": (["name"], {"--log": None, "--json": False}),
+    "features backfill": (
+        ["name"],
+        {"--from": None, "--to": None, "--log": None, "--memory": "4G", "--json": False},
+    ),
+    "features refresh": (["name"], {"--log": None, "--every": None, "--memory": "4G", "--json": False}),
+    "features status": (["name"], {"--log": None, "--json": False}),
+    "features verify": (["name"], {"--log": None, "--json": False}),
     "log export": (["stream"], {"--out": None, "--log": None, "--reader": "", "--json": False}),
     "log prune": ([], {"--log": None, "--dry-run": False, "--json": False}),
     "log status": ([], {"--log": None, "--check": False, "--json": False}),
@@ -105,7 +111,10 @@ def test_arguments_as_the_help_shows_them() -> None:
         "evaluate": "CONFIG",
         "experiment compare": "A B",
         "experiment ui": "",
+        "features backfill": "CONFIG",
         "features refresh": "CONFIG",
+        "features status": "CONFIG",
+        "features verify": "CONFIG",
         "log export": "[stream]",
         "log prune": "",
         "log status": "",
@@ -136,7 +145,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 19
+    assert len(EMPTY) == 22
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

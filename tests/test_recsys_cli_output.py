@@ -14,8 +14,6 @@ from typer.testing import CliRunner
 from features.content.embed import EmbedReport, EncoderReport
 from features.content.spaces import Failure, SpaceKey
 from features.errors import ConfigError
-from features.store.base import ServerFacts
-from features.store.refresh import RefreshReport
 from features.tables.report import Count, Report
 from recsys.cli import bench, bundle, main, options, train
 
@@ -85,38 +83,6 @@ def test_embed(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert found["failures"] == f"{tmp_path}/failed.parquet"
     (encoder,) = found["encoders"]
     assert (encoder["encoder"], encoder["space"], encoder["items_per_second"]) == ("text", "m@1 · 2 l2", 25.0)
-
-
-def test_features_refresh(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[Any] = []
-
-    class Store:
-        def __init__(self, url: str, rules: Any, *, timeout: float) -> None:
-            opened.append((url, timeout))
-
-        def ping(self) -> None:
-            pass
-
-        def facts(self) -> ServerFacts:
-            return ServerFacts(warning="it may delete keys")
-
-    report = RefreshReport(rebuilt=True, users=1_000, table_events=2_000, log_events=3_000, damaged=4)
-    monkeypatch.setenv("REDIS_URL", "redis://here:1/2")
-    monkeypatch.setattr("features.store.redis.RedisStore", Store)
-    monkeypatch.setattr("features.store.refresh.refresh", lambda *_, **__: report)
-
-    class Tables:
-        events = None
-
-    monkeypatch.setattr("features.tables.read.read_tables", lambda *_, **__: Tables)
-    done = CliRunner().invoke(main.app, ["features", "refresh", config], catch_exceptions=False)
-    assert done.stdout.splitlines() == [
-        "filled from the beginning",
-        "  1,000 users and 2,000 events from the tables",
-        "  3,000 events from the log, 4 damaged lines skipped",
-    ]
-    assert done.stderr == "warning: it may delete keys\n"
-    assert opened == [("redis://here:1/2", 1.0)]
 
 
 def test_the_line_of_a_bundle_in_the_list() -> None:

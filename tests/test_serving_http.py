@@ -8,7 +8,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from service_harness import serving
-from toy_service import ToyShelf, toy_bundle, toy_encoders, toy_events, toy_settings
+from toy_service import ToyFiller, ToyShelf, toy_bundle, toy_encoders, toy_settings
 
 from features.store.memory import MemoryStore
 from serving.app import create_app
@@ -23,7 +23,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int
         toy_settings(folder),
         load=shelf.load,
         current=shelf.current,
-        events=lambda _: toy_events(),
+        filler=ToyFiller(folder),
         connect=MemoryStore,
         encoders=toy_encoders,
     )

@@ -15,7 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_harness import HOME, ServiceHarness, service_harness, serving
-from toy_service import ToyBundle, ToyShelf, toy_bundle, toy_encoders, toy_events, toy_settings, with_contents
+from toy_service import (
+    ToyBundle,
+    ToyFiller,
+    ToyShelf,
+    toy_bundle,
+    toy_encoders,
+    toy_events,
+    toy_settings,
+    with_contents,
+)
 
 from features.ids import IdMap, id_error
 from features.store.memory import MemoryStore
@@ -169,7 +178,7 @@ def test_a_real_server_serves_every_spelling_of_an_id(tmp_path: Path, n: int) ->
         toy_settings(tmp_path),
         load=shelf.load,
         current=shelf.current,
-        events=lambda _: toy_events([]),
+        filler=ToyFiller(tmp_path, lambda _: toy_events([])),
         connect=MemoryStore,
         encoders=toy_encoders,
     )

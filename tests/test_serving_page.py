@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 from service_harness import GREEN_PNG, Flaky, serving
-from toy_service import RULES, ToyShelf, toy_bundle, toy_encoders, toy_events, toy_settings, toy_upsert, with_contents
+from toy_service import (
+    RULES,
+    ToyFiller,
+    ToyShelf,
+    toy_bundle,
+    toy_encoders,
+    toy_settings,
+    toy_upsert,
+    with_contents,
+)
 
 from serving.app import create_app
 
@@ -37,7 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Flaky]
         upsert=toy_upsert,
         merge=lambda bundle: None,
         current=shelf.current,
-        events=lambda _: toy_events(),
+        filler=ToyFiller(folder),
         connect=lambda _: store,
         encoders=toy_encoders,
     )

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import polars as pl
 import pytest
 from fastapi.testclient import TestClient
 from service_harness import HOME, Flaky, ServiceHarness, service_harness
-from toy_service import RULES, ToyShelf, broken, toy_bundle, toy_events, toy_settings, toy_upsert
+from toy_service import RULES, ToyFiller, ToyShelf, broken, toy_bundle, toy_events, toy_settings, toy_upsert
 from typer.testing import CliRunner
 
 from features.errors import DataError
@@ -55,10 +56,10 @@ def test_responses_are_stale_while_the_store_catches_up(tmp_path: Path) -> None:
         harness.store.away = False
         write, degraded = harness.store.write_users, []
 
-        def writing(states: Any) -> None:
+        def writing(states: Any, fill: str = "") -> None:
             harness.store.write_users = write  # type: ignore[method-assign]  # once: `get` logs an exposure, too
             degraded.append(harness.get("ann")["degraded"])
-            write(states)
+            write(states, fill)
 
         harness.store.write_users = writing  # type: ignore[method-assign]
         harness.service.step()
@@ -73,12 +74,12 @@ def test_a_push_that_fails_while_the_store_catches_up_is_repeated(tmp_path: Path
         harness.store.away = False
         move = harness.store.advance
 
-        def moving(since: Any, to: Any) -> bool:
+        def moving(since: Any, to: Any, tables: str = "") -> bool:
             harness.store.away = True
             harness.click("ann", "i0")  # in the log, after the part that catch_up has read
             harness.store.away = False
             harness.store.advance = move  # type: ignore[method-assign]
-            return move(since, to)
+            return move(since, to, tables)
 
         harness.store.advance = moving  # type: ignore[method-assign]
         harness.service.step()
@@ -92,7 +93,7 @@ def test_a_push_that_fails_while_the_store_catches_up_is_repeated(tmp_path: Path
 def test_an_emptied_store_is_filled_from_tables_and_log(tmp_path: Path) -> None:
     with service_harness(tmp_path) as harness:
         harness.click("eve", "i10")
-        harness.store.__dict__.update(MemoryStore(RULES).__dict__)
+        harness.store._contents = MemoryStore(RULES)._contents
         assert harness.get("eve")["degraded"] == ["stale"]
         harness.service.step()
         assert (harness.items("eve", 1), harness.items("ann", 1)) == (["i9"], ["i7"])
@@ -105,13 +106,13 @@ def test_keys_that_the_server_has_deleted_are_written_again(tmp_path: Path) -> N
         harness.store.facts = lambda: facts  # type: ignore[method-assign]
         harness.service.step()
         assert harness.get("eve")["degraded"] == []
-        harness.store._states.clear()
+        harness.store._generation().clear()
         facts = ServerFacts("run", 2)
-        refill, harness.service._refill_at = harness.service._refill_at, float("inf")
+        harness.service.keeper._fill_at = float("inf")
         harness.service.step()
         assert harness.get("eve")["degraded"] == ["stale"]
         assert harness.client.get("/readyz").json()["status"] == "degraded"
-        harness.service._refill_at = refill
+        harness.service.keeper._fill_at = 0.0
         harness.service.step()
         assert (harness.get("eve")["degraded"], harness.items("eve", 1), harness.items("ann", 1)) == (
             [],
@@ -124,7 +125,7 @@ def test_keys_that_the_server_has_deleted_are_written_again(tmp_path: Path) -> N
 def test_events_that_a_process_logged_and_did_not_push_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.state.service.CATCH_UP_SECONDS", 0.0)
+    monkeypatch.setattr("serving.state.store_keeper.CATCH_UP_SECONDS", 0.0)
     with service_harness(tmp_path) as harness:
         harness.service.step()
         other = EventLog(tmp_path / "log")
@@ -141,9 +142,9 @@ def test_a_server_that_restarts_with_an_older_state_catches_up(tmp_path: Path) -
         facts = ServerFacts("one")
         harness.store.facts = lambda: facts  # type: ignore[method-assign]
         harness.service.step()
-        before, mark = dict(harness.store._states), harness.store.watermark()
+        before = deepcopy(harness.store._contents)
         harness.click("eve", "i10")
-        harness.store._states, harness.store._watermark = before, mark
+        harness.store._contents = before
         facts = ServerFacts("two")
         harness.service.step()
         assert (harness.get("eve")["degraded"], harness.items("eve", 1)) == ([], ["i9"])
@@ -236,7 +237,7 @@ def test_a_killed_store_server_restarts_and_is_refilled(tmp_path: Path) -> None:
         upsert=toy_upsert,
         merge=lambda bundle: None,
         current=shelf.current,
-        events=lambda _: toy_events(),
+        filler=ToyFiller(tmp_path),
     )
     with TestClient(app) as client:
         harness = ServiceHarness(tmp_path, client, shelf, Flaky(RULES), [])
@@ -323,7 +324,8 @@ def test_the_command_fills_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     try:
         monkeypatch.setenv("REDIS_URL", server.url)
         first, second = (orjson.loads(CliRunner().invoke(cli.app, command).stdout) for _ in range(2))
-        assert first == {"rebuilt": True, "users": 2, "table_events": 3, "log_events": 1, "damaged": 0}
-        assert second == {"rebuilt": False, "users": 0, "table_events": 0, "log_events": 0, "damaged": 0}
+        counts = ("rebuilt", "why", "users", "table_events", "log_events", "damaged", "added")
+        assert [first[name] for name in counts] == [True, "the store was empty", 2, 3, 1, 0, ["events.parquet"]]
+        assert [second[name] for name in counts] == [False, "", 0, 0, 0, 0, []]
     finally:
         server.stop()

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 from service_harness import ServiceHarness, service_harness
-from toy_service import NOW, RULES, Nearest, ToyShelf, toy_bundle, toy_events, toy_settings, toy_upsert
+from toy_service import NOW, RULES, Nearest, ToyFiller, ToyShelf, toy_bundle, toy_events, toy_settings, toy_upsert
 
 from features.errors import BundleError, DataError
 from features.interactions import UserStates
@@ -141,7 +141,7 @@ def test_the_store_has_the_timeout_and_the_pause_of_the_settings(
         toy_settings(tmp_path, redis_url="redis://somewhere:1/2", store_timeout=0.25, store_pause=7.0),
         load=ToyShelf(None).load,
         current=ToyShelf(None).current,
-        events=lambda _: toy_events(),
+        filler=ToyFiller(tmp_path),
         upsert=toy_upsert,
         merge=lambda bundle: None,
     )
@@ -158,7 +158,7 @@ def test_a_service_that_is_not_open_has_no_log_and_no_store(tmp_path: Path) -> N
         toy_settings(tmp_path),
         load=shelf.load,
         current=shelf.current,
-        events=lambda _: toy_events(),
+        filler=ToyFiller(tmp_path),
         upsert=toy_upsert,
         merge=lambda bundle: None,
     )

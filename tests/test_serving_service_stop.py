@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from service_harness import Flaky
-from toy_service import NOW, RULES, ToyShelf, toy_bundle, toy_events, toy_settings, toy_upsert
+from toy_service import NOW, RULES, ToyFiller, ToyShelf, toy_bundle, toy_settings, toy_upsert
 
 from features.log.event_log import EventLog
 from features.log.records import Event
@@ -31,7 +31,7 @@ def test_a_step_that_runs_is_finished_before_the_log_is_closed(tmp_path: Path) -
         toy_settings(tmp_path, follow_seconds=0.01),
         load=shelf.load,
         current=current,
-        events=lambda _: toy_events(),
+        filler=ToyFiller(tmp_path),
         upsert=toy_upsert,
         merge=lambda bundle: None,
         connect=lambda rules: Flaky(RULES),
@@ -69,7 +69,7 @@ def test_the_end_closes_the_log_the_store_and_its_server(tmp_path: Path, monkeyp
         toy_settings(tmp_path, follow_seconds=3600, store_timeout=2),
         load=shelf.load,
         current=shelf.current,
-        events=lambda _: toy_events(),
+        filler=ToyFiller(tmp_path),
         upsert=toy_upsert,
         merge=lambda bundle: None,
         now=lambda: NOW,

@@ -1,7 +1,8 @@
 """A toy bundle whose responses can be computed by hand, for tests of the service."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +19,16 @@ from features.content.encoders.text import embed_texts
 from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Content, Limits, Modality
 from features.content.spaces import Embedded, Encoder, SpaceKey, Task, unit
-from features.errors import BundleError
+from features.errors import BundleError, DataError
 from features.history_rules import seen_items, short_keys
 from features.ids import IdMap, id_keys
 from features.interactions import Ragged, UserStates
 from features.progress import Step
 from features.schema import DataConfig, EventRules, Placement
+from features.store.base import FeatureStore
+from features.store.jobs.fill import fill
 from features.store.user_state import UserState
+from features.tables.event_files import EventFiles
 from recsys.bundle.upsert import upsert_catalog, upsert_content_space
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates, top_k
@@ -265,6 +269,33 @@ class ToyShelf:
         if path.name not in self.bundles:
             raise BundleError(f"{path} is truncated")
         return self.bundles[path.name]
+
+
+def toy_tables(folder: Path, events: pl.DataFrame, name: str = "events.parquet", **options: Any) -> EventFiles:
+    """The events table in a folder, of which one file is written."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    events.write_parquet(folder / name, **options)
+    return EventFiles(DataConfig(source="folder", path=str(folder), events=RULES))
+
+
+class ToyFiller:
+    """Fills a store at once, in this process. folder: of tables and log; events: the events table, or DataError."""
+
+    running, fault = False, ""
+
+    def __init__(self, folder: Path, events: Callable[[DataConfig], pl.DataFrame] = lambda _: toy_events()) -> None:
+        self._folder, self._events = folder, events
+
+    def start(self, store: FeatureStore, data: DataConfig, *, anew: bool) -> None:
+        file = self._folder / "tables" / "events.parquet"
+        file.parent.mkdir(exist_ok=True)
+        file.unlink(missing_ok=True)
+        with suppress(DataError):
+            self._events(data).write_parquet(file)
+        fill(store, data.model_copy(update={"path": str(file.parent)}), self._folder / "log", anew=anew)
+
+    def stop(self) -> None:
+        """Nothing is running."""
 
 
 def toy_settings(folder: Path, **options: object) -> ServeSettings:

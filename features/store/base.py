@@ -2,15 +2,21 @@
 
 The store knows external ids, never rows: a new bundle does not invalidate it. `features.store.memory.MemoryStore`
 and `features.store.redis.RedisStore` behave the same; one contract test runs against both.
+
+The states of users lie in generations. The watermark names the generation that is served. A refresh that must begin
+anew builds another generation beside it and then moves the watermark: readers see the states before or those after.
 """
 
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from features.errors import StoreError
 from features.log.records import Event
 from features.schema import EventRules
 from features.store.user_state import LAYOUT, UserState
@@ -18,14 +24,30 @@ from features.store.user_state import LAYOUT, UserState
 RECENT_USERS = 1000
 """Length of the list of the most recently active users."""
 
+RUNS = 20
+"""Number of the last refreshes whose reports the store keeps."""
+
+LOCK_SECONDS = 10.0
+"""How long a lock outlives a process that was killed, and how long a refresh waits for another one."""
+
+
+class StoreMovedError(StoreError):
+    """The store was emptied, or another refresh has begun, while a generation was written: begin anew."""
+
+
+class StoreLockedError(StoreError):
+    """Another refresh is running."""
+
 
 @dataclass(frozen=True)
 class Watermark:
-    """How far the store has been filled: the log position and the hash of the tables.
+    """How far a generation of the store has been filled.
 
-    fill: a random name that each filling from the beginning gets; filled: whether it has ended. An emptied store has
-    no watermark, and one that was emptied and filled again has another `fill`.
-    server, evicted: run and evicted keys of the server (`ServerFacts`) when the filling began.
+    fill: the random name of the generation; filled: whether its filling has ended; log: the log position up to which
+    it has all events; tables: the digest of the events table that it has, "" for none; pending: that of the table of
+    a refresh that is not complete, "" when none is; latest: time (µs) of its latest event; at: time (µs) when a
+    refresh last moved the watermark; server, evicted: run and evicted keys of the server (`ServerFacts`) when the
+    filling began.
     """
 
     log: Mapping[str, int]
@@ -34,15 +56,18 @@ class Watermark:
     filled: bool = True
     server: str = ""
     evicted: int = 0
+    pending: str = ""
+    latest: int = 0
+    at: int = 0
 
     @classmethod
     def start(cls, server: "ServerFacts") -> "Watermark":
         """Of a filling that begins."""
-        return cls({}, "", secrets.token_hex(8), False, server.run, server.evicted)
+        return cls({}, "", secrets.token_hex(8), False, server.run, server.evicted, at=time.time_ns() // 1000)
 
     def to_json(self) -> str:
-        """The JSON text that the store keeps. It begins with FILLED when the filling has ended."""
-        names = ("filled", "fill", "tables", "server", "evicted")
+        """The JSON text that the store keeps. It begins with `filled` and `fill`, see `served_fill`."""
+        names = ("filled", "fill", "tables", "pending", "latest", "at", "server", "evicted")
         return json.dumps({name: getattr(self, name) for name in names} | {"log": dict(self.log)})
 
     @classmethod
@@ -60,22 +85,27 @@ class ServerFacts:
     """What a server tells of itself.
 
     run: changes when it restarts, "" when it does not tell; evicted: keys that it has deleted to make room in this
-    run; warning: why it may lose what it holds, and the remedy, "" when nothing is known to be wrong.
+    run; used, limit: bytes of its memory, limit 0 for none; warning: why it may lose what it holds, and the remedy,
+    "" when nothing is known to be wrong.
     """
 
     run: str = ""
     evicted: int = 0
+    used: int = 0
+    limit: int = 0
     warning: str = ""
 
 
 Change = Callable[[str, bytes | None], bytes | None]
 """(user, bytes of the state, None for no state) -> the bytes after the change, None to delete the state."""
 
-FILLED = b'{"filled": true'
-
 
 class FeatureStore(Protocol):
-    """The interface of a feature store. Every method raises StoreError when the store does not answer."""
+    """The interface of a feature store. Every method raises StoreError when the store does not answer.
+
+    fill: the generation that is written, "" for the one that is served. Writing raises StoreMovedError when the
+    generation is neither served nor being filled.
+    """
 
     rules: EventRules
 
@@ -90,11 +120,11 @@ class FeatureStore(Protocol):
         """The states of these users, in one round trip."""
         ...
 
-    def write_users(self, states: Iterable[tuple[str, bytes]]) -> None:
+    def write_users(self, states: Iterable[tuple[str, bytes]], fill: str = "") -> None:
         """Join states to those of their users: (user, `UserState.to_bytes`), each user once."""
         ...
 
-    def change_users(self, users: Sequence[str], change: Change) -> None:
+    def change_users(self, users: Sequence[str], change: Change, fill: str = "") -> None:
         """Replace the state of each of these users by what `change` makes of it, atomically.
 
         `change` is called again for a user that another process has changed meanwhile.
@@ -109,19 +139,47 @@ class FeatureStore(Protocol):
         """At most `limit` users by their latest event, newest first. The store keeps RECENT_USERS of them."""
         ...
 
+    def users(self) -> Iterator[str]:
+        """The users that the store has a state of, in any order."""
+        ...
+
     def watermark(self) -> Watermark | None:
-        """How far the store has been filled; None when it is empty or was emptied."""
+        """How far the generation that is served has been filled; None when the store is empty or was emptied."""
         ...
 
     def start_fill(self) -> Watermark:
-        """The watermark of a filling that begins now, or of one that another process has begun or ended."""
+        """The watermark of a new generation, which is written until `advance` makes it the one that is served.
+
+        It is served at once when the present one is missing or not filled. What is left of other fillings is deleted.
+        """
         ...
 
-    def advance(self, since: Watermark, to: Watermark) -> bool:
-        """Replace the watermark. False, and nothing changes, when it is not `since`.
+    def advance(self, since: Watermark | None, to: Watermark, tables: str = "") -> bool:
+        """Replace the watermark. False, and nothing changes, when it is not `since`, None for no watermark.
 
-        The store was emptied meanwhile, or another process has advanced it.
+        tables: what the refresh must know of the events table, kept until a later call brings another; "" keeps it.
+        The generations that are then neither served nor being filled are no longer written; `sweep` deletes them.
         """
+        ...
+
+    def tables(self) -> str:
+        """What the last refresh has kept of the events table; "" for nothing."""
+        ...
+
+    def sweep(self) -> None:
+        """Delete the generations that are neither served nor being filled."""
+        ...
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Held by the one refresh that runs. Raises StoreLockedError when another holds it for LOCK_SECONDS."""
+        ...
+
+    def add_run(self, report: str) -> None:
+        """Keep the report of a refresh, a JSON text, with the last RUNS ones."""
+        ...
+
+    def runs(self) -> list[str]:
+        """The reports of the last refreshes, the newest first."""
         ...
 
     def ping(self) -> None:

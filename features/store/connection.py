@@ -3,12 +3,15 @@
 import re
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
+from redis.lock import Lock
 from redis.retry import Retry
 
 from features.errors import ConfigError, StoreError, describe_url
@@ -80,6 +83,32 @@ class Channel:
                 return {}
 
         return self.run(info)
+
+    @contextmanager
+    def lock(self, key: str, seconds: float) -> Iterator[bool]:
+        """Hold a lock; False when another process holds it. It outlives a process that is killed by `seconds`.
+
+        The wait for it is longer than that: a lock that nobody renews is gone then.
+        """
+        lock = Lock(self._client, key, timeout=seconds, blocking_timeout=1.5 * seconds, thread_local=False)
+        held, ended = bool(self.run(lambda client: lock.acquire())), Event()
+
+        def renew() -> None:
+            while not ended.wait(seconds / 3):
+                with suppress(StoreError):  # the work itself meets the error
+                    self.run(lambda client: lock.reacquire())
+
+        renewer = Thread(target=renew, name="store-lock", daemon=True)
+        if held:
+            renewer.start()
+        try:
+            yield held
+        finally:
+            ended.set()
+            if held:
+                renewer.join()
+                with suppress(StoreError):  # a server that was emptied has no lock to give back
+                    self.run(lambda client: lock.release())
 
     def close(self) -> None:
         """Close the connections."""

@@ -1,12 +1,37 @@
-"""The feature store in this process: for tests and for trying the service without a server."""
+"""The feature store in this process: for tests, and to verify another store."""
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from features.log.records import Event
 from features.schema import EventRules
-from features.store.base import RECENT_USERS, Change, ServerFacts, Watermark, schema_hash
+from features.store.base import (
+    LOCK_SECONDS,
+    RECENT_USERS,
+    RUNS,
+    Change,
+    ServerFacts,
+    StoreLockedError,
+    StoreMovedError,
+    Watermark,
+    schema_hash,
+)
 from features.store.user_state import UserState, UserStateStatus, joined, latest_time, states_of_log
+
+MOVED = "the feature store was emptied, or filled by another refresh, meanwhile"
+
+
+@dataclass
+class _Contents:
+    """What a server would hold."""
+
+    watermark: Watermark | None = None
+    building: str = ""
+    generations: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    tables: str = ""
+    runs: list[str] = field(default_factory=list)
 
 
 class MemoryStore:
@@ -14,9 +39,8 @@ class MemoryStore:
 
     def __init__(self, rules: EventRules) -> None:
         self.rules = rules
-        self._lock = threading.Lock()
-        self._states: dict[str, bytes] = {}
-        self._watermark: Watermark | None = None
+        self._lock, self._refresh = threading.RLock(), threading.Lock()
+        self._contents = _Contents()
 
     def with_rules(self, rules: EventRules) -> "MemoryStore":
         """This store when the schema hash is the same, otherwise an empty one."""
@@ -25,55 +49,112 @@ class MemoryStore:
         self.rules = rules
         return self
 
+    def _generation(self, fill: str = "") -> dict[str, bytes]:
+        """The states of a generation; of none when "" is asked for and nothing is served. Raises StoreMovedError."""
+        served = self._contents.watermark.fill if self._contents.watermark else None
+        if (fill or served) not in (served, self._contents.building) or not (fill or served):
+            raise StoreMovedError(MOVED)
+        return self._contents.generations.setdefault(fill or str(served), {})
+
     def read_users(self, ids: Sequence[str]) -> list[UserState]:
         """See FeatureStore."""
         with self._lock:
-            filled = self._watermark is not None and self._watermark.filled
-            known = UserStateStatus.PRESENT if filled else UserStateStatus.STALE
-            unknown = UserStateStatus.MISSING if filled else UserStateStatus.STALE
-            found = [self._states.get(user) for user in ids]
+            mark = self._contents.watermark
+            states = self._generation() if mark else {}
+            found = [states.get(user) for user in ids]
+        filled = mark is not None and mark.filled
+        known = UserStateStatus.PRESENT if filled else UserStateStatus.STALE
+        unknown = UserStateStatus.MISSING if filled else UserStateStatus.STALE
         return [UserState(status=unknown) if data is None else UserState.from_bytes(data, known) for data in found]
 
-    def write_users(self, states: Iterable[tuple[str, bytes]]) -> None:
+    def write_users(self, states: Iterable[tuple[str, bytes]], fill: str = "") -> None:
         """See FeatureStore."""
         for user, data in states:
             with self._lock:
-                self._states[user] = joined(self._states.get(user), data, self.rules)
+                stored = self._generation(fill)
+                stored[user] = joined(stored.get(user), data, self.rules)
+
+    def change_users(self, users: Sequence[str], change: Change, fill: str = "") -> None:
+        """See FeatureStore."""
+        for user in users:
+            with self._lock:
+                stored = self._generation(fill)
+                if data := change(user, stored.pop(user, None)):
+                    stored[user] = data
 
     def push(self, events: Sequence[Event]) -> None:
         """See FeatureStore."""
         self.write_users(states_of_log(events, self.rules))
 
-    def change_users(self, users: Sequence[str], change: Change) -> None:
-        """See FeatureStore."""
-        for user in users:
-            with self._lock:
-                if data := change(user, self._states.pop(user, None)):
-                    self._states[user] = data
-
     def recent_users(self, limit: int) -> list[str]:
         """See FeatureStore."""
         with self._lock:
-            latest = {user: latest_time(data) for user, data in self._states.items()}
+            states = self._generation() if self._contents.watermark else {}
+            latest = {user: latest_time(data) for user, data in states.items()}
         return sorted(latest, key=lambda user: (latest[user], user), reverse=True)[: min(limit, RECENT_USERS)]
+
+    def users(self) -> Iterator[str]:
+        """See FeatureStore."""
+        with self._lock:
+            return iter(list(self._generation() if self._contents.watermark else ()))
 
     def watermark(self) -> Watermark | None:
         """See FeatureStore."""
-        return self._watermark
+        return self._contents.watermark
 
     def start_fill(self) -> Watermark:
         """See FeatureStore."""
+        mark = Watermark.start(self.facts())
         with self._lock:
-            self._watermark = self._watermark or Watermark.start(self.facts())
-            return self._watermark
+            self._contents.building = mark.fill
+            if self._contents.watermark is None or not self._contents.watermark.filled:
+                self._contents.watermark = mark
+            self.sweep()
+        return mark
 
-    def advance(self, since: Watermark, to: Watermark) -> bool:
+    def advance(self, since: Watermark | None, to: Watermark, tables: str = "") -> bool:
         """See FeatureStore."""
         with self._lock:
-            if self._watermark != since:
+            served = self._contents.watermark
+            if served != since:
                 return False
-            self._watermark = to
+            if to.fill not in ((served.fill if served else ""), self._contents.building):
+                raise StoreMovedError(MOVED)
+            self._contents.watermark = to
+            self._contents.tables = tables or self._contents.tables
+            if to.fill == self._contents.building and to.filled:
+                self._contents.building = ""
             return True
+
+    def tables(self) -> str:
+        """See FeatureStore."""
+        return self._contents.tables
+
+    def sweep(self) -> None:
+        """See FeatureStore."""
+        with self._lock:
+            served = self._contents.watermark.fill if self._contents.watermark else ""
+            kept = {served, self._contents.building}
+            generations = self._contents.generations
+            self._contents.generations = {fill: states for fill, states in generations.items() if fill in kept}
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """See FeatureStore."""
+        if not self._refresh.acquire(timeout=LOCK_SECONDS):
+            raise StoreLockedError("another refresh of the feature store is running")
+        try:
+            yield
+        finally:
+            self._refresh.release()
+
+    def add_run(self, report: str) -> None:
+        """See FeatureStore."""
+        self._contents.runs = [report, *self._contents.runs][:RUNS]
+
+    def runs(self) -> list[str]:
+        """See FeatureStore."""
+        return self._contents.runs
 
     def ping(self) -> None:
         """Return: memory always answers."""

@@ -4,9 +4,11 @@ Give each product its own database number.
 """
 
 import heapq
+import re
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -14,8 +16,19 @@ from typing import Any, TypeVar
 from features.errors import StoreError, describe_url
 from features.log.records import Event
 from features.schema import EventRules
-from features.store.base import FILLED, RECENT_USERS, Change, ServerFacts, Watermark, schema_hash
+from features.store.base import (
+    LOCK_SECONDS,
+    RECENT_USERS,
+    RUNS,
+    Change,
+    ServerFacts,
+    StoreLockedError,
+    StoreMovedError,
+    Watermark,
+    schema_hash,
+)
 from features.store.connection import Breaker, Channel, Client, check_url
+from features.store.redis_scripts import ADVANCE, START, WRITE
 from features.store.user_state import (
     DIGEST_BYTES,
     UserState,
@@ -34,44 +47,21 @@ BATCH_BYTES = 1 << 20
 CHANGED_AT_ONCE = 100
 """Users whose states `change_users` reads at once."""
 
+SCANNED_AT_ONCE = 1000
+
 WRITE_TRIES = 10
 """Times that a write is tried when other processes change the same user."""
 
-REPLACE = """
-local failed = {}
-for i, key in ipairs(KEYS) do
-  if redis.call('GETRANGE', key, 0, 7) ~= ARGV[2 * i - 1] then
-    failed[#failed + 1] = i
-  elseif ARGV[2 * i] == '' then
-    redis.call('DEL', key)
-  else
-    redis.call('SET', key, ARGV[2 * i])
-  end
-end
-return failed
-"""
-"""Replaces values that still begin with the digest that was read; "" is no value. Returns the others, from 1."""
-
-ADD = """
-local failed = {}
-for i, key in ipairs(KEYS) do
-  if not redis.call('SET', key, ARGV[i], 'NX') then failed[#failed + 1] = i end
-end
-return failed
-"""
-"""Sets values that are absent. Returns the others, from 1."""
-
-ADVANCE = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2])
-return 1
-"""
-"""Replaces the watermark if it is still the one that was read."""
+_SERVED = re.compile(rb'\{"filled": (true|false), "fill": "(\w*)"')
+"""Beginning of the watermark: the part of it that a request reads."""
 
 
 @dataclass(frozen=True)
 class RedisKeys:
-    """Names of the keys. Stores of other layouts or other event rules have another prefix."""
+    """Names of the keys. Stores of other layouts or other event rules have another prefix.
+
+    In `generation` lie the states of one generation; the other keys are of all.
+    """
 
     prefix: str
 
@@ -80,19 +70,42 @@ class RedisKeys:
         """The keys under the event rules of a bundle: recsys:<schema hash>:…"""
         return cls(f"recsys:{schema_hash(rules)}:")
 
-    def user(self, user_id: str) -> str:
-        """The bytes of a `UserState`."""
-        return f"{self.prefix}u:{user_id}"
+    def generation(self, fill: str) -> str:
+        """Beginning of the keys of one generation."""
+        return f"{self.prefix}{fill}:"
 
-    @property
-    def recent(self) -> str:
+    def user(self, fill: str, user_id: str) -> str:
+        """The bytes of a `UserState`."""
+        return f"{self.prefix}{fill}:u:{user_id}"
+
+    def recent(self, fill: str) -> str:
         """Sorted set: user -> time of the latest event (µs); the newest RECENT_USERS of them."""
-        return f"{self.prefix}recent"
+        return f"{self.prefix}{fill}:recent"
 
     @property
     def watermark(self) -> str:
-        """JSON of the `Watermark`."""
+        """JSON of the `Watermark`; it names the generation that is served."""
         return f"{self.prefix}watermark"
+
+    @property
+    def building(self) -> str:
+        """The generation that a refresh is filling."""
+        return f"{self.prefix}building"
+
+    @property
+    def tables(self) -> str:
+        """What the last refresh has kept of the events table."""
+        return f"{self.prefix}tables"
+
+    @property
+    def lock(self) -> str:
+        """Held by the refresh that runs."""
+        return f"{self.prefix}lock"
+
+    @property
+    def runs(self) -> str:
+        """List: the JSON reports of the last refreshes, the newest first."""
+        return f"{self.prefix}runs"
 
 
 class RedisStore:
@@ -117,28 +130,32 @@ class RedisStore:
         self._requests = Channel(url, timeout, Breaker(pause, clock))
         self._bulk = Channel(url, BULK_SECONDS, Breaker(pause, clock))
         self._keys = RedisKeys.of(rules)
+        self._served = ""  # the generation that was served at the last look
 
     def with_rules(self, rules: EventRules) -> "RedisStore":
         """A store with the same connections under the keys of other rules."""
         store = object.__new__(RedisStore)
-        store.__dict__.update(self.__dict__, rules=rules, _keys=RedisKeys.of(rules))
+        store.__dict__.update(self.__dict__, rules=rules, _keys=RedisKeys.of(rules), _served="")
         return store
 
     def _parse(self, reply: Callable[[], T]) -> T:
         """Result of `reply`, which parses values of the server; values that we have not written: StoreError."""
         try:
             return reply()
-        except (ValueError, TypeError, LookupError, struct.error):
+        except (ValueError, TypeError, LookupError, AttributeError, struct.error):
             raise StoreError(
                 f"the feature store at {describe_url(self.url)} holds values that this version has not written: "
                 "give each product its own database number"
             ) from None
 
     def read_users(self, ids: Sequence[str]) -> list[UserState]:
-        """See FeatureStore."""
-        keys = [self._keys.watermark, *map(self._keys.user, ids)]
-        mark, *states = self._requests.run(lambda client: client.mget(keys))
-        filled = mark is not None and mark.startswith(FILLED)
+        """See FeatureStore. A second round trip is needed once after another generation is served."""
+        fill, filled, states = None, False, list[Any]()
+        while fill != self._served:
+            fill = self._served
+            keys = [self._keys.watermark, *(self._keys.user(fill, user) for user in ids)]
+            mark, *states = self._requests.run(partial(_mget, keys))
+            filled, self._served = self._parse(partial(_served, mark))
         known = UserStateStatus.PRESENT if filled else UserStateStatus.STALE
         unknown = UserStateStatus.MISSING if filled else UserStateStatus.STALE
         return self._parse(
@@ -147,82 +164,106 @@ class RedisStore:
             ]
         )
 
-    def write_users(self, states: Iterable[tuple[str, bytes]]) -> None:
+    def write_users(self, states: Iterable[tuple[str, bytes]], fill: str = "") -> None:
         """See FeatureStore."""
-        self._write(self._bulk, states)
-
-    def push(self, events: Sequence[Event]) -> None:
-        """See FeatureStore."""
-        self._write(self._requests, states_of_log(events, self.rules))
-
-    def change_users(self, users: Sequence[str], change: Change) -> None:
-        """See FeatureStore."""
-        for start in range(0, len(users), CHANGED_AT_ONCE):
-            self._change(self._bulk, users[start : start + CHANGED_AT_ONCE], change)
-
-    def _write(self, channel: Channel, states: Iterable[tuple[str, bytes]]) -> None:
-        """Join states to those that are stored."""
-        are_new = channel is self._bulk  # most users of bulk work, until a batch shows that they are known
+        are_new = True  # most users of bulk work, until a batch shows that they are known
         for batch in _batches(states):
             users = list(batch)
             if are_new:
-                users = self._run_script(channel, ADD, batch, list(batch.values()))
+                users = self._write(self._bulk, fill, "add", batch, list(batch.values()))
                 are_new = 2 * len(users) <= len(batch)
-            self._change(channel, users, partial(self._join, batch))
+            self._change(self._bulk, fill, users, partial(self._join, batch))
+
+    def push(self, events: Sequence[Event]) -> None:
+        """See FeatureStore."""
+        states = dict(states_of_log(events, self.rules))
+        self._change(self._requests, "", list(states), partial(self._join, states))
+
+    def change_users(self, users: Sequence[str], change: Change, fill: str = "") -> None:
+        """See FeatureStore."""
+        for start in range(0, len(users), CHANGED_AT_ONCE):
+            self._change(self._bulk, fill, users[start : start + CHANGED_AT_ONCE], change)
 
     def _join(self, batch: dict[str, bytes], user: str, stored: bytes | None) -> bytes:
         return joined(stored, batch[user], self.rules)
 
-    def _change(self, channel: Channel, users: Sequence[str], change: Change) -> None:
+    def _change(self, channel: Channel, fill: str, users: Sequence[str], change: Change) -> None:
         """Read, change and replace states, again for users that other processes changed meanwhile."""
         for _ in range(WRITE_TRIES):
             if not users:
                 return
-            users = self._try_change(channel, users, change)
+            users = self._try_change(channel, fill, users, change)
         if users:
             raise StoreError(
                 f"the feature store at {describe_url(self.url)}: other processes changed the same user {WRITE_TRIES} "
                 "times in a row: try again"
             )
 
-    def _try_change(self, channel: Channel, users: Sequence[str], change: Change) -> list[str]:
+    def _try_change(self, channel: Channel, fill: str, users: Sequence[str], change: Change) -> list[str]:
         """One try of `_change`. Returns the users that other processes changed meanwhile."""
-        keys = [self._keys.user(user) for user in users]
-        stored = channel.run(lambda client: client.mget(keys))
+        keys = [self._keys.watermark, *(self._keys.user(fill or self._served, user) for user in users)]
+        mark, *stored = channel.run(lambda client: client.mget(keys))
+        if not fill and self._parse(partial(_served, mark))[1] != self._served:
+            return list(users) if self._look(mark) else []
         new = self._parse(lambda: [change(user, old) for user, old in zip(users, stored, strict=True)])
         changed = [(user, old or b"", value or b"") for user, old, value in zip(users, stored, new, strict=True)]
         changed = [(user, old, value) for user, old, value in changed if old != value]
         arguments = [part for _, old, value in changed for part in (old[:DIGEST_BYTES], value)]
-        return self._run_script(channel, REPLACE, {user: value for user, _, value in changed}, arguments)
+        return self._write(channel, fill, "replace", {user: value for user, _, value in changed}, arguments)
 
-    def _run_script(
-        self, channel: Channel, script: str, values: dict[str, bytes], arguments: list[bytes]
+    def _look(self, mark: bytes | None) -> bool:
+        """Note which generation is served. Raises StoreMovedError when there is none."""
+        self._served = self._parse(partial(_served, mark))[1]
+        if not self._served:
+            raise self._moved()
+        return True
+
+    def _write(
+        self, channel: Channel, fill: str, how: str, values: dict[str, bytes], arguments: list[bytes]
     ) -> list[str]:
-        """Write values, "" for none, by ADD or REPLACE. Returns the users that it has not written."""
+        """Write values, "" for none, see `WRITE`. Returns the users that it has not written."""
         if not values:
             return []
-        users = list(values)
+        users, target = list(values), fill or self._served
         latest = {user: latest_time(data) for user, data in values.items() if data}
-        newest = dict(heapq.nlargest(RECENT_USERS, latest.items(), key=lambda pair: pair[1]))
-        gone = [user for user, data in values.items() if not data]
+        newest = heapq.nlargest(RECENT_USERS, latest.items(), key=lambda pair: pair[1])
+        recent: list[Any] = [part for user, at in newest for part in (at, user)]
+        recent += [part for user, data in values.items() if not data for part in ("", user)]
+        keys = [self._keys.watermark, self._keys.building, self._keys.recent(target)]
+        keys += [self._keys.user(target, user) for user in users]
+        given = (target or "none", how, len(recent) // 2, *recent, *arguments)
+        failed = channel.run(lambda client: client.eval(WRITE % RECENT_USERS, len(keys), *keys, *given))
+        if failed != [0]:
+            return [users[i - 1] for i in failed]
+        if not fill and self._look(channel.run(lambda client: client.get(self._keys.watermark))):
+            return users
+        raise self._moved()
 
-        def write(client: Client) -> list[int]:
-            pipe = client.pipeline(transaction=False)
-            pipe.eval(script, len(users), *map(self._keys.user, users), *arguments)
-            if newest:
-                pipe.zadd(self._keys.recent, newest, gt=True)
-                pipe.zremrangebyrank(self._keys.recent, 0, -RECENT_USERS - 1)
-            if gone:
-                pipe.zrem(self._keys.recent, *gone)
-            failed: list[int] = pipe.execute()[0]
-            return failed
-
-        return [users[i - 1] for i in channel.run(write)]
+    def _moved(self) -> StoreMovedError:
+        where = f"the feature store at {describe_url(self.url)}"
+        return StoreMovedError(f"{where} was emptied, or filled by another refresh, meanwhile")
 
     def recent_users(self, limit: int) -> list[str]:
         """See FeatureStore."""
-        users: Any = self._requests.run(lambda client: client.zrevrange(self._keys.recent, 0, limit - 1))
+        mark = self._requests.run(lambda client: client.get(self._keys.watermark))
+        key = self._keys.recent(self._parse(partial(_served, mark))[1])
+        users: Any = self._requests.run(lambda client: client.zrevrange(key, 0, limit - 1))
         return self._parse(lambda: [user.decode() for user in users])
+
+    def users(self) -> Iterator[str]:
+        """See FeatureStore."""
+        if (mark := self.watermark()) is None:
+            return
+        start = self._keys.user(mark.fill, "")
+        for keys in self._scan(start):
+            yield from self._parse(partial(_texts, keys, start))
+
+    def _scan(self, start: str) -> Iterator[list[bytes]]:
+        """Keys that begin with a text, each once or more, in batches."""
+        cursor = None
+        while cursor != 0:
+            cursor, keys = self._bulk.run(partial(_scan, cursor or 0, f"{start}*"))
+            yield keys
 
     def watermark(self) -> Watermark | None:
         """See FeatureStore."""
@@ -231,14 +272,57 @@ class RedisStore:
 
     def start_fill(self) -> Watermark:
         """See FeatureStore."""
-        start, key = Watermark.start(self.facts()).to_json(), self._keys.watermark
-        text: Any = self._bulk.run(lambda client: None if client.set(key, start, nx=True) else client.get(key))
-        return self._parse(lambda: Watermark.from_json(text or start))
+        mark, keys = Watermark.start(self.facts()), (self._keys.watermark, self._keys.building)
+        self._bulk.run(lambda client: client.eval(START, 2, *keys, mark.to_json(), mark.fill))
+        self.sweep()
+        return mark
 
-    def advance(self, since: Watermark, to: Watermark) -> bool:
+    def advance(self, since: Watermark | None, to: Watermark, tables: str = "") -> bool:
         """See FeatureStore."""
-        arguments = (since.to_json(), to.to_json())
-        return bool(self._bulk.run(lambda client: client.eval(ADVANCE, 1, self._keys.watermark, *arguments)))
+        keys = (self._keys.watermark, self._keys.tables, self._keys.building)
+        given = (since.to_json() if since else "", to.to_json(), tables, "filled" if to.filled else "")
+        done: Any = self._bulk.run(lambda client: client.eval(ADVANCE, 3, *keys, *given))
+        if done < 0:
+            raise self._moved()
+        return bool(done)
+
+    def tables(self) -> str:
+        """See FeatureStore."""
+        text: Any = self._bulk.run(lambda client: client.get(self._keys.tables))
+        return self._parse(lambda: (text or b"").decode())
+
+    def sweep(self) -> None:
+        """See FeatureStore."""
+        marks = self._bulk.run(lambda client: client.mget(self._keys.watermark, self._keys.building))
+        kept = {self._parse(partial(_served, marks[0]))[1], (marks[1] or b"").decode()}
+        kept = {self._keys.generation(fill) for fill in kept if fill}
+        of_generation = re.compile(re.escape(self._keys.prefix) + r"[0-9a-f]{16}:")
+        for keys in self._scan(self._keys.prefix):
+            found = [(key, of_generation.match(key.decode())) for key in keys]
+            old = [key for key, match in found if match and match[0] not in kept]
+            if old:
+                self._bulk.run(partial(_unlink, old))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """See FeatureStore. A lock that its process does not renew ends after LOCK_SECONDS."""
+        with self._bulk.lock(self._keys.lock, LOCK_SECONDS) as held:
+            if not held:
+                raise StoreLockedError(
+                    f"another refresh of the feature store at {describe_url(self.url)} is running: wait until it has "
+                    "ended"
+                )
+            yield
+
+    def add_run(self, report: str) -> None:
+        """See FeatureStore."""
+        self._bulk.run(lambda client: client.lpush(self._keys.runs, report))
+        self._bulk.run(lambda client: client.ltrim(self._keys.runs, 0, RUNS - 1))
+
+    def runs(self) -> list[str]:
+        """See FeatureStore."""
+        found: Any = self._bulk.run(lambda client: client.lrange(self._keys.runs, 0, RUNS - 1))
+        return self._parse(lambda: [text.decode() for text in found])
 
     def ping(self) -> None:
         """See FeatureStore."""
@@ -248,17 +332,46 @@ class RedisStore:
         """See FeatureStore."""
         info: Any = self._bulk.info()
         policy, warning = str(info.get("maxmemory_policy", "noeviction")), ""
-        if policy != "noeviction" and info.get("maxmemory"):
+        limit = int(info.get("maxmemory", 0))
+        if policy != "noeviction" and limit:
             warning = (
                 f"the feature store at {describe_url(self.url)} deletes keys when its memory is full, and histories "
                 f"are gone until they are written again: its maxmemory-policy is {policy}; set it to noeviction"
             )
-        return ServerFacts(str(info.get("run_id", "")), int(info.get("evicted_keys", 0)), warning)
+        used = int(info.get("used_memory", 0))
+        return ServerFacts(str(info.get("run_id", "")), int(info.get("evicted_keys", 0)), used, limit, warning)
 
     def close(self) -> None:
         """Close the connections."""
         self._requests.close()
         self._bulk.close()
+
+
+def _served(mark: bytes | None) -> tuple[bool, str]:
+    """Whether the generation that is served is filled, and its name, from the text of the watermark."""
+    if mark is None:
+        return False, ""
+    found = _SERVED.match(mark)
+    if found is None:
+        raise ValueError("no watermark")
+    return found[1] == b"true", found[2].decode()
+
+
+def _mget(keys: list[str], client: Client) -> Any:
+    return client.mget(keys)
+
+
+def _scan(cursor: int, pattern: str, client: Client) -> Any:
+    return client.scan(cursor, match=pattern, count=SCANNED_AT_ONCE)
+
+
+def _unlink(keys: list[bytes], client: Client) -> Any:
+    return client.unlink(*keys)
+
+
+def _texts(keys: list[bytes], start: str) -> list[str]:
+    """The keys without their beginning."""
+    return [key.decode().removeprefix(start) for key in keys]
 
 
 def _batches(states: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, bytes]]:

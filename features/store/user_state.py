@@ -32,7 +32,7 @@ from features.ids import id_keys
 from features.log.records import Event
 from features.schema import EVENT_ID, ITEM, TIME, USER, EventRules
 
-LAYOUT = 3
+LAYOUT = 4
 """Version of the bytes. Other versions are kept under other keys."""
 
 DIGEST_BYTES = 8
@@ -43,8 +43,11 @@ _INT64, _UINT64, _FLOAT64 = np.dtype("<i8"), np.dtype("<u8"), np.dtype("<f8")
 _UINT32, _UINT16 = np.dtype("<u4"), np.dtype("<u2")
 
 _SEPARATOR = "\x1f"  # ids and types never contain control characters
-_LOGGED = 1 << 24
+_LOGGED = 1 << 31
 """Added to the order of a logged event: events of a table come before logged ones of the same time."""
+
+ROW = "row"
+"""Column beside those of canonical events: the row in their file, from 0. It orders events of one time."""
 
 Orders = npt.NDArray[np.uint32]
 _NO_ENTRIES: Keys = np.zeros(0, dtype=np.uint64)
@@ -146,20 +149,18 @@ class _Columns:
 
 
 def states_of_table(events: pl.DataFrame, rules: EventRules) -> Iterator[tuple[str, bytes]]:
-    """(user, bytes of the state) of every user of canonical events, users in ascending order."""
-    ordered = events.sort(USER, TIME, maintain_order=True)
+    """(user, bytes of the state) of every user of canonical events with ROW, users in ascending order."""
+    ordered = events.sort(USER)
     users = ordered.get_column(USER)
-    starts = users.rle_id().cast(pl.Int64).to_numpy()  # (n,): index of the user
+    owner = users.rle_id().cast(pl.Int64).to_numpy()  # (n,): index of the user
     names, kinds, values = columns_of(ordered)
     times = ordered.get_column(TIME).to_physical().cast(pl.Int64).to_numpy()
     items = ordered.get_column(ITEM).cast(pl.String)
     item_keys = column_keys(items)
-    new = np.append(True, (starts[1:] != starts[:-1]) | (times[1:] != times[:-1]))[: len(times)]
-    first = np.maximum.accumulate(np.where(new, np.arange(len(times)), 0))  # (n,): first event of its user and time
-    orders = (np.arange(len(times)) - first).astype(np.uint32)
     event_ids = ordered.get_column(EVENT_ID).cast(pl.String).fill_null("")
     keys = event_keys(event_ids, item_keys, names, kinds, times, values)
-    columns = _Columns(starts, items, item_keys, names, kinds, times, values, keys, orders)
+    orders = ordered.get_column(ROW).clip(0, _LOGGED - 1).cast(pl.UInt32).to_numpy()
+    columns = _Columns(owner, items, item_keys, names, kinds, times, values, keys, orders)
     yield from zip(users.unique(maintain_order=True).to_list(), _states(columns, rules), strict=True)
 
 

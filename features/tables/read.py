@@ -53,9 +53,18 @@ from features.tables.findings import (
     unnamed_types,
 )
 from features.tables.report import Report
-from features.tables.scan import SUFFIXES, find_table, scan, tables_folder
+from features.tables.scan import SUFFIXES, find_table, scan, scan_table, tables_folder
 from features.tables.times import EpochNumbers, moment
-from features.tables.validate import MEDIA, REQUIRED, RawTable, Validated, find_media, validate, write_rejected
+from features.tables.validate import (
+    MEDIA,
+    REQUIRED,
+    RawTable,
+    Validated,
+    find_media,
+    first_violation,
+    validate,
+    write_rejected,
+)
 
 TEXTS = (schema.TITLE, schema.DESCRIPTION)
 
@@ -108,7 +117,7 @@ def read_tables(config: DataConfig, *, now: datetime | None = None, progress: St
     if absent := [name for name in ("items", "events") if paths[name] is None]:
         raise _missing(folder, absent, config.source)
     raw_tables = [
-        RawTable.of(name, path.name, scan(path, config.extra_columns))
+        RawTable.of(name, path.name, scan_table(path, config.extra_columns))
         for name, path in paths.items()
         if path is not None
     ]
@@ -120,7 +129,7 @@ def read_items(config: DataConfig, *, progress: StartProgress | None = None) -> 
     folder = tables_folder(config.path)
     if (path := find_table(folder, "items")) is None:
         raise _missing(folder, ["items"], config.source)
-    raw = RawTable.of("items", path.name, scan(path, config.extra_columns))
+    raw = RawTable.of("items", path.name, scan_table(path, config.extra_columns))
     tables = _read([raw], config, folder, folder / "rejected", None, progress)
     return tables.items, tables.report
 
@@ -161,6 +170,21 @@ def check_item_puts(puts: Sequence[ItemPut], log: Path, config: DataConfig) -> V
     """Validate put items as rows of the items table. log: folder of the event log that holds their records."""
     raw = RawTable.of("items", "event log", item_put_table(puts, log, config.extra_columns).lazy())
     return validate(raw, _column_rules(raw, config, None, datetime.now(UTC)))
+
+
+def valid_events(path: Path, since: int, config: DataConfig, now: datetime) -> pl.LazyFrame:
+    """The valid events of one file from the row `since` on, of whichever items, and "row": their row in the file.
+
+    Repeated events are not left out. Raises DataError when the file cannot be read or lacks a required column.
+    """
+    raw = RawTable.of("events", path.name, scan(path, config.extra_columns).slice(since))
+    rules = _column_rules(raw, config, None, now)
+    values = [rule.value.alias(name) for name, rule in rules.items()]
+    code = first_violation([v for rule in rules.values() for v in rule.violations if not v.repaired])
+    rows = raw.rows.with_row_index("__row__", offset=since).select(
+        *values, pl.col("__row__").alias("row"), code.alias("__code__")
+    )
+    return rows.filter(pl.col("__code__") == 0).drop("__code__")
 
 
 def event_weights(events: pl.DataFrame, rules: EventRules) -> Floats | None:

@@ -60,16 +60,62 @@ def tables_folder(path: str) -> Path:
 
 
 def find_table(folder: Path, name: str) -> Path | None:
-    """The file of a table in a folder; None when there is none.
+    """Where a table lies: FOLDER/NAME.SUFFIX, or the folder FOLDER/NAME of parquet files; None when there is none.
 
-    Raises DataError when there are two, and when something else than a file has its name.
+    Raises DataError when there are two, and when something else has their name.
     """
     paths = [path for suffix in SUFFIXES if os.path.lexists(path := folder / f"{name}{suffix}")]
+    if os.path.lexists(parts := folder / name):
+        paths.append(parts)
     if len(paths) > 1:
-        raise DataError(f"{folder}: {' and '.join(p.name for p in paths)} both exist; keep one file of {name}")
-    if paths and (wrong := not_a_file(paths[0])):
+        raise DataError(f"{folder}: {' and '.join(p.name for p in paths)} both exist; keep one of them for {name}")
+    if not paths:
+        return None
+    if paths[0] == parts and not parts.is_dir():
+        raise DataError(f"{parts}: a table is a file with one of the suffixes {', '.join(SUFFIXES)}, or a folder")
+    if paths[0] != parts and (wrong := not_a_file(paths[0])):
         raise DataError(f"{paths[0]}: {wrong}")
-    return paths[0] if paths else None
+    return paths[0]
+
+
+def table_files(folder: Path, name: str) -> list[Path]:
+    """The files of a table, in the order of their rows; none when there is no table. Raises like `find_table`."""
+    path = find_table(folder, name)
+    if path is None or not path.is_dir():
+        return [] if path is None else [path]
+    return _parts(path)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The parquet files of a table that is a folder, by name. Raises DataError for none, and for other files."""
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
+    if odd := [path.name for path in paths if path.suffix != ".parquet"]:
+        raise DataError(f"{folder}: a table that is a folder holds parquet files only; move {odd[0]} away")
+    for path in paths:
+        if wrong := not_a_file(path):
+            raise DataError(f"{path}: {wrong}")
+    if not paths:
+        raise DataError(f"{folder} has no parquet file: put the files of the table there")
+    return paths
+
+
+def scan_table(path: Path, extra: Sequence[str] = ()) -> pl.LazyFrame:
+    """A LazyFrame of a table: of one file, or of the files of a folder, one after the other. See `scan`.
+
+    A column that a file lacks is null there. Raises DataError when a column has different types in two files.
+    """
+    if not path.is_dir():
+        return scan(path, extra)
+    types, frames = dict[str, tuple[pl.DataType, Path]](), list[pl.LazyFrame]()
+    for part in _parts(path):
+        frames.append(scan(part, extra))
+        for name, kind in frames[-1].collect_schema().items():
+            first, where = types.setdefault(name, (kind, part))
+            if first != kind:
+                raise DataError(
+                    f"{part}: {name} has type {kind}, and {first} in {where.name}: write it with one type"
+                )
+    return pl.concat(frames, how="diagonal")
 
 
 def scan(path: Path, extra: Sequence[str] = ()) -> pl.LazyFrame:

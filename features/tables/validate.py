@@ -99,15 +99,9 @@ def validate(raw: RawTable, rules: dict[str, ColumnRule], progress: StartProgres
     """Validate a table in one pass: values, the first violation of each row, repaired fields; then duplicates."""
     fatal = [violation for rule in rules.values() for violation in rule.violations if not violation.repaired]
     repairs = [violation for rule in rules.values() for violation in rule.violations if violation.repaired]
-    # 1 + index of the first fatal violation that holds, 0 when none does; built from the last violation outwards
-    code = reduce(
-        lambda otherwise, k: pl.when(fatal[k].condition).then(pl.lit(k + 1, pl.UInt8)).otherwise(otherwise),
-        reversed(range(len(fatal))),
-        pl.lit(0, pl.UInt8),
-    )
     frame = raw.collect(
         *(rule.value.alias(name) for name, rule in rules.items()),
-        code.alias("__code__"),
+        first_violation(fatal).alias("__code__"),
         *(violation.condition.alias(f"__repaired_{k}__") for k, violation in enumerate(repairs)),
         progress=progress,
     )
@@ -133,6 +127,15 @@ def validate(raw: RawTable, rules: dict[str, ColumnRule], progress: StartProgres
     kept = frame.filter(pl.Series(codes == 0))
     count = Count(raw.name, raw.file, len(frame), len(kept), len(rejected))
     return Validated(kept, codes, count, problems, _rejected_rows(raw, rejected, reasons))
+
+
+def first_violation(fatal: Sequence[Violation]) -> pl.Expr:
+    """UInt8: 1 + index of the first violation that holds for a row, 0 when none does."""
+    return reduce(  # built from the last violation outwards
+        lambda otherwise, k: pl.when(fatal[k].condition).then(pl.lit(k + 1, pl.UInt8)).otherwise(otherwise),
+        reversed(range(len(fatal))),
+        pl.lit(0, pl.UInt8),
+    )
 
 
 def problem_of(table: str, file: str, violation: Violation, action: str, rows: Ints) -> list[Problem]:

@@ -1,5 +1,6 @@
 """Shared by the commands: help texts of options, configurations by name, output."""
 
+import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 from sysconfig import get_path
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from experiments.tracking.progress import Reporter
 
 CONFIG = "A configuration file, or the name of a shipped configuration: movielens, complete-journey, beauty, ..."
+
+MAX_SECONDS = 365 * 86_400
+MIN_BYTES = 64 << 20
 
 
 def given_path(text: str | Path) -> Path:
@@ -136,3 +140,37 @@ def progress_bars() -> "AbstractContextManager[Reporter]":
     from experiments.tracking.progress import terminal
 
     return terminal()
+
+
+def seconds_of(option: str, text: str | None) -> float | None:
+    """Seconds of a duration such as 30s, 5m, 12h or 7d; None for None. Raises BadParameter."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]] if found else 0.0
+    if not 0 < seconds <= MAX_SECONDS:
+        raise typer.BadParameter(f"{option} {text!r}: give a number and s, m, h or d, e.g. 5m, at most 365d")
+    return seconds
+
+
+def bytes_of(option: str, text: str) -> int:
+    """Bytes of a size such as 500M or 4G, in powers of 1024. Raises BadParameter."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
+    size = float(found[1]) * 1024 ** (1 + "KMGT".index(found[2].upper())) if found else 0.0
+    if not MIN_BYTES <= size < 2**50:
+        raise typer.BadParameter(f"{option} {text!r}: give a number and M, G or T, e.g. 4G, at least 64M")
+    return int(size)
+
+
+def micros_of(option: str, text: str) -> int:
+    """Time (µs since 1970 UTC) of a date or an ISO 8601 time; without an offset it is UTC. Raises BadParameter."""
+    from datetime import UTC, datetime
+
+    try:
+        at = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise typer.BadParameter(
+            f"{option} {text!r}: give a date or a time, e.g. 2026-01-31 or 2026-01-31T12:00:00Z"
+        ) from None
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return round(at.timestamp() * 1e6)

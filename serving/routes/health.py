@@ -25,7 +25,7 @@ def add_health(app: FastAPI, service: ServiceState) -> None:
         notes = dict(service.notes)
         if problems := [text for text in (log.fault, log.loss) if text]:
             notes["log"] = "; ".join(problems)
-        degraded = notes or service.behind or service.evicted
+        degraded = notes or service.keeper.behind or service.keeper.evicted
         status = "unready" if not ready else "degraded" if degraded else "ready"
         bundle = snapshot.bundle.fingerprint if snapshot else None
         return json_response({"status": status, "bundle": bundle, "notes": notes}, 200 if ready else 503)

@@ -72,7 +72,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
         user, degraded = None, []
         if options.user_id is not None:
             with timed(trace, "store"):
-                state, degraded = await in_thread(service.read_user, snapshot, options.user_id)
+                state, degraded = await in_thread(service.keeper.read_user, snapshot.store, options.user_id)
             user = snapshot.states(state, service.now())
         with timed(trace, "rank"):
             slate, failing = await in_thread(_search_slate, snapshot, embedded.vectors, options, user, trace)

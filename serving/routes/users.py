@@ -26,7 +26,7 @@ def recommend(
     """The slate of one user, its source ("model" or "popular"), and the components that failed (`degraded`)."""
     trace: dict[str, float] = {}
     with timed(trace, "store"):
-        state, degraded = service.read_user(snapshot, user_id)
+        state, degraded = service.keeper.read_user(snapshot.store, user_id)
     with timed(trace, "rank"):
         repeats = snapshot.bundle.data.placements[placement].repeats
         seen = snapshot.rows(()) if repeats else snapshot.seen_rows(state)
@@ -69,7 +69,7 @@ def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
         """A user's events in the feature store, newest first. Items that are not in the catalogue have no title."""
         snapshot = snapshot_of(service)
         checked_id(user_id, "user_id")
-        state, degraded = await in_thread(service.read_user, snapshot, user_id)
+        state, degraded = await in_thread(service.keeper.read_user, snapshot.store, user_id)
         rows = snapshot.bundle.catalog.ids.rows(state.items).tolist()
         columns = zip(state.items, rows, state.events, state.times.tolist(), state.values.tolist(), strict=True)
         events = [

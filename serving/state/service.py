@@ -5,26 +5,25 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-import polars as pl
 
 from features.errors import LogError, RecsysError, StoreError
 from features.interactions import now_micros
 from features.log.event_log import EventLog
 from features.log.item_changes import media_fault
 from features.log.records import Event
-from features.schema import DataConfig, EventRules
+from features.schema import EventRules
 from features.store.base import FeatureStore
 from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
-from features.store.refresh import catch_up, refresh
-from features.store.user_state import UserState, UserStateStatus
+from features.store.user_state import UserState
 from serving.settings import ServeSettings
 from serving.state.catalog_updater import CatalogUpdater, Upsert
 from serving.state.log_keeper import LogKeeper
 from serving.state.snapshot import ServableBundle, ServingSnapshot
+from serving.state.store_filler import Filler, FillProcess
+from serving.state.store_keeper import StoreKeeper, log_filling
 
 logger = logging.getLogger("recsys.serving")
 
@@ -33,13 +32,8 @@ RETRY_SECONDS = 1.0
 
 MAX_RETRY_SECONDS = 300.0
 
-CATCH_UP_SECONDS = 30.0
-"""Seconds between looks into the log for events that no process has pushed; the watermark follows."""
-
-UNREADABLE_TABLES = (
-    "the events table cannot be read (`recsys data check` says why): histories from before this service are missing"
-)
-"""What is noted and logged of it. The error itself may quote a row."""
+FILL_SECONDS = 600.0
+"""Longest time that a start waits for its private store to be filled."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +50,8 @@ class ServiceState:
     """State of the service, opened by `start` and closed by `stop`.
 
     load: folder of a bundle -> the bundle, raises BundleError; current: folder of bundles -> the folder of the bundle
-    to serve; events: data configuration of a bundle -> its checked events table; upsert: adds items to a bundle;
-    merge: rebuilds the indexes of a bundle to which many items were added; connect: event rules -> the store; now:
-    returns the time (µs).
+    to serve; upsert: adds items to a bundle; merge: rebuilds the indexes of a bundle to which many items were added;
+    connect: event rules -> the store; filler: fills the store; now: returns the time (µs).
     """
 
     def __init__(
@@ -67,29 +60,22 @@ class ServiceState:
         *,
         load: Callable[[Path], ServableBundle],
         current: Callable[[Path], Path],
-        events: Callable[[DataConfig], pl.DataFrame],
         upsert: Upsert,
         merge: Callable[[ServableBundle], None],
         connect: Callable[[EventRules], FeatureStore] | None = None,
+        filler: Filler | None = None,
         now: Callable[[], int] = now_micros,
     ) -> None:
         self.settings = settings
         self.now = now
-        self.behind = False
-        """Whether the log holds events that the store lacks, because it did not respond."""
-        self.evicted = False
-        """Whether the store's server has deleted keys to make room: some users lack their history."""
-        self._store_run = ""  # of the store's server
-        self._catch_up_at = 0.0
-        self._refill_at, self._refill_pause = 0.0, RETRY_SECONDS
-        self._missed = False  # whether the store missed an event since `catch_up` started
         self.notes: dict[str, str] = {}
         """Current problems by component: bundle, tables, store, items, media, retriever."""
         self.unlogged = 0
         """Exposures since the start that the log could not take."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
         self.log_keeper = LogKeeper(settings.log, settings.log_limits)
-        self._load, self._current, self._events, self._connect = load, current, events, connect
+        self.keeper = StoreKeeper(settings.log, self.notes, filler or FillProcess(settings.log, log_filling))
+        self._load, self._current, self._connect = load, current, connect
         self._server: RedisServer | None = None
         self._log: EventLog | None = None
         self._path: Path | None = None
@@ -110,9 +96,16 @@ class ServiceState:
         return self._log
 
     async def start(self) -> None:
-        """Open the log, connect to the store (or start one), load the bundle, fill the store, and start the loop."""
+        """Open the log, connect to the store (or start one), load the bundle, and start the loop.
+
+        A private store is filled before this returns; a shared one may be filled later.
+        """
         if self._log is None:
             await asyncio.to_thread(self.open)
+        await asyncio.to_thread(self.step)
+        until = time.monotonic() + FILL_SECONDS
+        while self._server and self.keeper.filler.running and time.monotonic() < until:
+            await asyncio.sleep(0.02)
         await asyncio.to_thread(self.step)
         self._loop = asyncio.create_task(self._poll_loop())
 
@@ -144,6 +137,7 @@ class ServiceState:
 
     def _close(self) -> None:
         self.log_keeper.stop()
+        self.keeper.filler.stop()
         if self._log:
             self._log.close()
         if self.snapshot:
@@ -168,7 +162,8 @@ class ServiceState:
             self._check_media()
             self._follow_items()
             self._swap_bundle()
-            self._fill_store()
+            if self.snapshot is not None:
+                self.keeper.step(self.snapshot.store, self.snapshot.bundle.data)
             self.log_keeper.step()
         except Exception:  # an error in this loop must not stop the service
             logger.exception("updating the bundle and the store failed; the next step tries again")
@@ -215,7 +210,7 @@ class ServiceState:
                 logger.exception("bundle %s failed its first request", path)
             self._refuse_bundle(path, f"{path} failed its first request: {str(error) or repr(error)}")
             return
-        self.behind = True  # events may have been pushed to the store of the previous rules meanwhile
+        self.keeper.expect_new_tables(private=self._server is not None)
         self.catalog_updater.swap_bundle(snapshot)
         self._path, self._refusal = path, None
         self.notes.pop("bundle", None)
@@ -276,99 +271,15 @@ class ServiceState:
         return UserState.of([event], snapshot.bundle.data.events)
 
     def _store_for(self, bundle: ServableBundle) -> FeatureStore:
-        """The store with the event rules of a bundle, filled. If it does not respond, `step` fills it later."""
+        """The store with the event rules of a bundle. The next step sees to it that it is filled."""
         rules = bundle.data.events
         if self._connect is None:
             raise StoreError("the feature store is not connected: the service is not running")
-        store = self.snapshot.store.with_rules(rules) if self.snapshot else self._connect(rules)
-        try:
-            self._refresh(store, bundle.data)
-        except StoreError as error:
-            self.notes["store"] = str(error)
-            logger.warning("the store is not filled yet: %s", error)
-        return store
-
-    def _refresh(self, store: FeatureStore, data: DataConfig) -> None:
-        """Fill the store from tables and log, or from the log alone when the tables cannot be read."""
-        store.ping()  # raises before the tables are read for a store that does not respond
-        try:
-            tables = self._events(data)
-            self.notes.pop("tables", None)
-        except RecsysError:
-            # the log still holds the events of this service; the next bundle or start reads the tables again
-            logger.error("%s", UNREADABLE_TABLES)
-            self.notes["tables"] = UNREADABLE_TABLES
-            mark = store.watermark() or store.start_fill()
-            store.advance(mark, replace(mark, filled=True))
-            catch_up(store, self.settings.log)
-            return
-        report = refresh(store, tables, self.settings.log)
-        logger.info(
-            "store filled: %d users and %d events from the tables, %d events from the log, %d damaged lines skipped",
-            *(report.users, report.table_events, report.log_events, report.damaged),
-        )
-
-    def _fill_store(self) -> None:
-        if self.snapshot is None:
-            return
-        store = self.snapshot.store
-        try:
-            mark, server = store.watermark(), store.facts()
-            if server.run != self._store_run:  # a server that has restarted may hold what it held some time ago
-                self.behind |= bool(self._store_run)
-                self._store_run = server.run
-            self.evicted = mark is not None and mark.lost_keys(server)
-            if mark is None or not mark.filled:
-                self._refresh(store, self.snapshot.bundle.data)
-            elif self.evicted and time.monotonic() >= self._refill_at:
-                logger.warning("the feature store has deleted keys to make room; it is filled again")
-                self._refill_pause = min(2 * self._refill_pause, MAX_RETRY_SECONDS)
-                self._refill_at = time.monotonic() + self._refill_pause
-                store.advance(mark, replace(mark, log={}, tables="", server=server.run, evicted=server.evicted))
-                self._refresh(store, self.snapshot.bundle.data)
-                self.evicted = store.facts().evicted > server.evicted
-            if self.behind or time.monotonic() >= self._catch_up_at:
-                self._missed = False
-                catch_up(store, self.settings.log)
-                self.behind = self._missed
-                self._catch_up_at = time.monotonic() + CATCH_UP_SECONDS
-            self._note_store(server.warning)
-        except StoreError as error:
-            self._mark_behind(error)
-
-    def _note_store(self, warning: str) -> None:
-        """Note how a store that answers may lose what it holds; a store that does not tell is not noted."""
-        if not warning:
-            self.notes.pop("store", None)
-        elif self.notes.get("store") != warning:
-            logger.warning("%s", warning)
-            self.notes["store"] = warning
+        return self.snapshot.store.with_rules(rules) if self.snapshot else self._connect(rules)
 
     def push(self, events: list[Event]) -> list[str]:
         """Push logged events to the store. Returns the components that failed (values of `degraded`)."""
-        snapshot = self.snapshot
-        if snapshot is None:
-            return ["bundle"]
-        try:
-            snapshot.store.push(events)
-        except StoreError as error:
-            self._mark_behind(error)
-            return ["store"]
-        return []
-
-    def _mark_behind(self, error: StoreError) -> None:
-        self._missed = self.behind = True
-        self.notes["store"] = str(error)
-
-    def read_user(self, snapshot: ServingSnapshot, user_id: str) -> tuple[UserState, list[str]]:
-        """The state of a user in the store, and why it may be incomplete (values of `degraded`)."""
-        try:
-            state = snapshot.store.read_users([user_id])[0]
-        except StoreError as error:
-            self.notes["store"] = str(error)
-            return UserState(), ["store"]
-        stale = self.behind or self.evicted or state.status is UserStateStatus.STALE
-        return state, ["stale"] if stale else []
+        return ["bundle"] if self.snapshot is None else self.keeper.push(self.snapshot.store, events)
 
 
 def _files(folder: Path) -> tuple[object, ...]:

@@ -1,0 +1,80 @@
+"""The states of all users of an events table that may be larger than memory.
+
+The table comes in batches. As long as they fit, they are put together. When they do not, the events are distributed
+to files by a hash of their user, and each file is then read on its own.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from features.errors import StoreError, describe_write_error
+from features.schema import USER, EventRules
+from features.store.user_state import states_of_table
+
+ROWS = 100_000
+"""Minimum number of events whose states are made at once; they are those of whole users."""
+
+ROW_BYTES = 500
+"""Memory that an event needs until the states of its users are made, ids of usual length included; measured."""
+
+SHARDS = 64
+"""Files that the events are distributed to."""
+
+States = list[tuple[str, bytes]]
+
+
+def table_states(batches: Iterable[pl.DataFrame], rules: EventRules, memory: int) -> Iterator[States]:
+    """The states of all users, each user once, in lists of the users of about ROWS events.
+
+    batches: canonical events with `features.store.user_state.ROW`; memory: bytes that may be used. Raises StoreError
+    when there is no room for the files.
+    """
+    limit = max(ROWS, memory // ROW_BYTES)
+    held, rows = list[pl.DataFrame](), 0
+    with tempfile.TemporaryDirectory(prefix="recsys-refresh-") as folder:
+        spilled = 0
+        for batch in batches:
+            held.append(batch)
+            rows += len(batch)
+            if rows > limit // 2:
+                _spill(pl.concat(held), Path(folder), spilled)
+                held, rows, spilled = [], 0, spilled + 1
+        if not spilled:
+            if held:
+                yield from _of_frame(pl.concat(held), rules)
+            return
+        if held:
+            _spill(pl.concat(held), Path(folder), spilled)
+            held = []
+        for shard in sorted(Path(folder).iterdir()):
+            yield from _of_frame(pl.read_parquet(shard / "*.parquet", glob=True), rules)
+
+
+def _spill(events: pl.DataFrame, folder: Path, number: int) -> None:
+    """Distribute events to files FOLDER/SHARD/NUMBER.parquet."""
+    try:
+        shards = events.with_columns((pl.col(USER).hash(seed=1) % SHARDS).alias("__shard__")).partition_by(
+            "__shard__", as_dict=True, include_key=False
+        )
+        for (shard,), part in shards.items():
+            (folder / f"{shard:02d}").mkdir(exist_ok=True)
+            part.write_parquet(folder / f"{shard:02d}" / f"{number:06d}.parquet", compression="lz4")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        why = describe_write_error(folder, error)
+        raise StoreError(f"the events cannot be distributed to files in {folder}: {why}; set TMPDIR") from error
+
+
+def _of_frame(events: pl.DataFrame, rules: EventRules) -> Iterator[States]:
+    """The states of all users of some events, in lists; all events of a user are in one list."""
+    by_user = events.sort(USER)
+    # ends (u,): row behind the last event of each user
+    ends = by_user.group_by(USER, maintain_order=True).len().get_column("len").cum_sum().to_numpy().astype(np.int64)
+    start = 0
+    while start < len(by_user):
+        end = int(ends[min(int(np.searchsorted(ends, start + ROWS)), len(ends) - 1)])
+        yield list(states_of_table(by_user.slice(start, end - start), rules))
+        start = end

@@ -1,0 +1,107 @@
+"""The events table as a refresh of the feature store reads it: only the rows that are new since the last one.
+
+An event counts there whether or not its item is in the items table, as events of the log do.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+
+from features.errors import DataError
+from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, DataConfig
+from features.tables.file_state import FileState
+from features.tables.read import valid_events
+from features.tables.scan import reading, table_files, tables_folder
+
+COLUMNS = (USER, ITEM, EVENT, TIME, VALUE, EVENT_ID)
+"""Columns that the store keeps."""
+
+BATCH_ROWS = 250_000
+
+
+@dataclass(frozen=True)
+class TableChange:
+    """How the events table differs from what a refresh remembers.
+
+    text: what is to be remembered now; digest: of it; since: file -> the row from which it is new, for the files that
+    have new rows; new_rows: file -> number of them; added, grown, changed, removed: names of files. Where one is
+    changed or removed, all must be read.
+    """
+
+    text: str
+    digest: str
+    since: Mapping[str, int]
+    new_rows: Mapping[str, int]
+    added: tuple[str, ...] = ()
+    grown: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+class EventFiles:
+    """The files of the events table in `data.path`. now: an event may lie up to a day after it; None: the clock."""
+
+    def __init__(self, config: DataConfig, now: datetime | None = None) -> None:
+        self._config, self._now = config, now
+        self._folder = tables_folder(config.path)
+
+    def compare(self, known: str) -> TableChange:
+        """How the table differs from what was remembered, "" for nothing.
+
+        Raises DataError when there is no events table, or when it cannot be read.
+        """
+        paths = self._paths()
+        old = {name: FileState.from_json(values) for name, values in json.loads(known or "{}").items()}
+        new, since = dict[str, FileState](), dict[str, int]()
+        added, grown, changed = list[str](), list[str](), list[str]()
+        for name, path in paths.items():
+            before = old.get(name)
+            if before and before.is_of(path):
+                new[name] = before
+                continue
+            new[name] = state = FileState.of(path, COLUMNS)
+            if before is None:
+                added.append(name)
+                since[name] = 0
+            elif not before.is_beginning_of(state, path, COLUMNS):
+                changed.append(name)
+            elif state.rows > before.rows:
+                grown.append(name)
+                since[name] = before.rows
+        text = json.dumps({name: asdict(state) for name, state in new.items()})
+        content = json.dumps({name: (state.rows, state.parts, state.tail) for name, state in new.items()})
+        digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        removed = tuple(name for name in old if name not in new)
+        new_rows = {name: new[name].rows - row for name, row in since.items()}
+        return TableChange(text, digest, since, new_rows, tuple(added), tuple(grown), tuple(changed), removed)
+
+    def batches(self, since: Mapping[str, int]) -> Iterator[pl.DataFrame]:
+        """The valid events from these rows on, in batches: `COLUMNS` in canonical types, and "row": of the file.
+
+        Raises DataError when a file cannot be read.
+        """
+        paths = self._paths()
+        for name, row in since.items():
+            with reading(str(paths[name])):
+                events = valid_events(paths[name], row, self._config, self._now or datetime.now(UTC))
+                rows = events.select(*COLUMNS, "row")
+                yield from rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming")
+
+    def check_same(self, change: TableChange) -> None:
+        """Raises DataError when a file is no longer as `change` says."""
+        paths = self._paths()
+        for name, values in json.loads(change.text).items():
+            if name not in paths or not FileState.from_json(values).is_of(paths[name]):
+                raise DataError(f"{self._folder / name} was written while it was read: run the refresh again")
+
+    def _paths(self) -> dict[str, Path]:
+        """The files of the table, by their path within the folder."""
+        paths = table_files(self._folder, "events")
+        if not paths:
+            raise DataError(f"{self._folder}: no events table; `recsys data check` says what is missing")
+        return {path.relative_to(self._folder).as_posix(): path for path in paths}
