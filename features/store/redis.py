@@ -3,16 +3,20 @@
 Give each product its own database number.
 """
 
-import heapq
 import re
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
+
+from features.arrays import Ints
 from features.errors import StoreError, describe_url
 from features.log.records import Event
 from features.schema import EventRules
@@ -47,6 +51,7 @@ BATCH_BYTES = 1 << 20
 CHANGED_AT_ONCE = 100
 """Users whose states `change_users` reads at once."""
 
+BATCHES_AT_ONCE = 2
 SCANNED_AT_ONCE = 1000
 
 WRITE_TRIES = 10
@@ -131,6 +136,7 @@ class RedisStore:
         self._bulk = Channel(url, BULK_SECONDS, Breaker(pause, clock))
         self._keys = RedisKeys.of(rules)
         self._served = ""  # the generation that was served at the last look
+        self._are_new = True  # whether most users of the last batch were new
 
     def with_rules(self, rules: EventRules) -> "RedisStore":
         """A store with the same connections under the keys of other rules."""
@@ -166,13 +172,26 @@ class RedisStore:
 
     def write_users(self, states: Iterable[tuple[str, bytes]], fill: str = "") -> None:
         """See FeatureStore."""
-        are_new = True  # most users of bulk work, until a batch shows that they are known
-        for batch in _batches(states):
-            users = list(batch)
-            if are_new:
-                users = self._write(self._bulk, fill, "add", batch, list(batch.values()))
-                are_new = 2 * len(users) <= len(batch)
-            self._change(self._bulk, fill, users, partial(self._join, batch))
+        newest: Ints = np.zeros(0, np.int64)  # of the latest times, those of the list of recent users
+        with ThreadPoolExecutor(BATCHES_AT_ONCE) as pool:  # one batch is packed while the server takes another
+            running = deque[Future[None]]()
+            for batch in _batches(states):
+                times = np.fromiter(map(latest_time, batch.values()), np.int64, len(batch))
+                newest = np.sort(np.concatenate((newest, times)))[-RECENT_USERS:]
+                since = int(newest[0]) if len(newest) == RECENT_USERS else 0
+                if len(running) == BATCHES_AT_ONCE:
+                    running.popleft().result()
+                running.append(pool.submit(self._write_batch, fill, batch, since))
+            for future in running:
+                future.result()
+
+    def _write_batch(self, fill: str, batch: dict[str, bytes], since: int) -> None:
+        """Join states to those that are stored. since: see `_write`."""
+        users = list(batch)
+        if self._are_new:  # most users of bulk work are new, or most are known
+            users = self._write(self._bulk, fill, "add", batch, list(batch.values()), since)
+        self._are_new = 2 * len(users) <= len(batch)
+        self._change(self._bulk, fill, users, partial(self._join, batch), since)
 
     def push(self, events: Sequence[Event]) -> None:
         """See FeatureStore."""
@@ -187,19 +206,19 @@ class RedisStore:
     def _join(self, batch: dict[str, bytes], user: str, stored: bytes | None) -> bytes:
         return joined(stored, batch[user], self.rules)
 
-    def _change(self, channel: Channel, fill: str, users: Sequence[str], change: Change) -> None:
+    def _change(self, channel: Channel, fill: str, users: Sequence[str], change: Change, since: int = 0) -> None:
         """Read, change and replace states, again for users that other processes changed meanwhile."""
         for _ in range(WRITE_TRIES):
             if not users:
                 return
-            users = self._try_change(channel, fill, users, change)
+            users = self._try_change(channel, fill, users, change, since)
         if users:
             raise StoreError(
                 f"the feature store at {describe_url(self.url)}: other processes changed the same user {WRITE_TRIES} "
                 "times in a row: try again"
             )
 
-    def _try_change(self, channel: Channel, fill: str, users: Sequence[str], change: Change) -> list[str]:
+    def _try_change(self, channel: Channel, fill: str, users: Sequence[str], change: Change, since: int) -> list[str]:
         """One try of `_change`. Returns the users that other processes changed meanwhile."""
         keys = [self._keys.watermark, *(self._keys.user(fill or self._served, user) for user in users)]
         mark, *stored = channel.run(lambda client: client.mget(keys))
@@ -209,7 +228,7 @@ class RedisStore:
         changed = [(user, old or b"", value or b"") for user, old, value in zip(users, stored, new, strict=True)]
         changed = [(user, old, value) for user, old, value in changed if old != value]
         arguments = [part for _, old, value in changed for part in (old[:DIGEST_BYTES], value)]
-        return self._write(channel, fill, "replace", {user: value for user, _, value in changed}, arguments)
+        return self._write(channel, fill, "replace", {user: value for user, _, value in changed}, arguments, since)
 
     def _look(self, mark: bytes | None) -> bool:
         """Note which generation is served. Raises StoreMovedError when there is none."""
@@ -219,15 +238,17 @@ class RedisStore:
         return True
 
     def _write(
-        self, channel: Channel, fill: str, how: str, values: dict[str, bytes], arguments: list[bytes]
+        self, channel: Channel, fill: str, how: str, values: dict[str, bytes], arguments: list[bytes], since: int
     ) -> list[str]:
-        """Write values, "" for none, see `WRITE`. Returns the users that it has not written."""
+        """Write values, "" for none, see `WRITE`. Returns the users that it has not written.
+
+        since: time (µs); users whose latest event is earlier are not among the recent ones.
+        """
         if not values:
             return []
         users, target = list(values), fill or self._served
-        latest = {user: latest_time(data) for user, data in values.items() if data}
-        newest = heapq.nlargest(RECENT_USERS, latest.items(), key=lambda pair: pair[1])
-        recent: list[Any] = [part for user, at in newest for part in (at, user)]
+        latest = [(user, latest_time(data)) for user, data in values.items() if data]
+        recent: list[Any] = [part for user, at in latest if at >= since for part in (at, user)]
         recent += [part for user, data in values.items() if not data for part in ("", user)]
         keys = [self._keys.watermark, self._keys.building, self._keys.recent(target)]
         keys += [self._keys.user(target, user) for user in users]

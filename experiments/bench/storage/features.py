@@ -22,11 +22,14 @@ import polars as pl
 from experiments.bench.runner import Bar, Result
 from features.errors import DependencyError
 from features.instants import DAY
-from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
+from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, DataConfig, EventRules
 from features.store.connection import bare_pipeline
+from features.store.jobs.refresh import MEMORY, refresh
+from features.store.jobs.table_states import table_states
 from features.store.redis import BATCH_BYTES, RedisStore
 from features.store.redis_server import RedisServer
-from features.store.user_state import states_of_table
+from features.store.user_state import ROW, states_of_table
+from features.tables.event_files import EventFiles
 
 ROWS, SHORT_ROWS = 5_000_000, 200_000
 USERS_PER_ROW, ITEMS_PER_ROW = 50, 100
@@ -73,16 +76,19 @@ def make(rows: int, seed: int) -> pl.DataFrame:
 
 
 def measure_filling(file: Path, url: str) -> tuple[dict[str, float], list[Bar]]:
-    """Figures of filling an empty store from a parquet file."""
+    """Figures of filling an empty store from a parquet file, and of a refresh after 1 % new events."""
     sort_seconds = timed(lambda: pl.scan_parquet(file).sort(USER, TIME, maintain_order=True).collect())
-    table = pl.read_parquet(file)
-    states: list[tuple[str, bytes]] = []
-    states_seconds = timed(lambda: states.extend(states_of_table(table, RULES)))
-    store, sizes = RedisStore(url, RULES, timeout=5), [len(data) for _, data in states]
-    write_seconds = timed(lambda: store.write_users(states))
-    store.close()
+    store = RedisStore(url, RULES, timeout=5)
+    sizes, states_seconds, write_seconds = measure_states(file, store)
     mean = sum(sizes) // len(sizes)
     ours, peak = len(sizes) / write_seconds, benchmark_set(url, mean, max(1, BATCH_BYTES // mean), len(sizes))
+    files = EventFiles(DataConfig(source="folder", path=str(file.parent), events=RULES))
+    full_seconds = timed(lambda: refresh(store, files, None))
+    table = pl.read_parquet(file)
+    pl.concat([table, make(len(table) // 100, 1)]).write_parquet(file)
+    new_seconds = timed(lambda: refresh(store, files, None))
+    same_seconds = timed(lambda: refresh(store, files, None))
+    store.close()
     figures = {
         "users": len(sizes),
         "bytes_of_a_mean_state": mean,
@@ -93,9 +99,26 @@ def measure_filling(file: Path, url: str) -> tuple[dict[str, float], list[Bar]]:
         "writes_per_second": ours,
         "redis_benchmark_writes_per_second": peak,
         "writes_over_redis_benchmark": ours / peak,
+        "full_refresh_seconds": full_seconds,
+        "refresh_of_1_percent_seconds": new_seconds,
+        "refresh_of_nothing_seconds": same_seconds,
+        "refresh_of_1_percent_over_full": new_seconds / full_seconds,
     }
-    ratios = ("states_over_scan_and_sort", "<=", 3.0), ("writes_over_redis_benchmark", ">=", 0.5)
+    ratios = (
+        ("states_over_scan_and_sort", "<=", 3.0),
+        ("writes_over_redis_benchmark", ">=", 0.5),
+        ("refresh_of_1_percent_over_full", "<=", 0.05),
+    )
     return figures, [Bar(name, figures[name], op, bar) for name, op, bar in ratios]
+
+
+def measure_states(file: Path, store: RedisStore) -> tuple[list[int], float, float]:
+    """Sizes of the states of all users, seconds to make them, seconds to write them."""
+    table, states = pl.read_parquet(file).with_row_index(ROW), list[tuple[str, bytes]]()
+    states_seconds = timed(lambda: [states.extend(part) for part in table_states([table], RULES, MEMORY)])
+    fill = store.start_fill().fill
+    write_seconds = timed(lambda: store.write_users(states, fill))
+    return [len(data) for _, data in states], states_seconds, write_seconds
 
 
 def benchmark_set(url: str, size: int, depth: int, n: int) -> float:
@@ -115,10 +138,11 @@ def benchmark_set(url: str, size: int, depth: int, n: int) -> float:
 def measure_reading(url: str, seed: int) -> tuple[dict[str, float], list[Bar]]:
     """Figures of reading one user."""
     store = RedisStore(url, RULES, timeout=5)
+    store.start_fill()
     figures: dict[str, float] = {}
     bars = []
     for user, n in (("light", 10), (HEAVY, 1_000_000)):
-        events = make(max(n, 200), seed).head(n).with_columns(pl.lit(user).alias(USER))
+        events = make(max(n, 200), seed).head(n).with_columns(pl.lit(user).alias(USER)).with_row_index(ROW)
         store.write_users(states_of_table(events, RULES))
         read = [timed(partial(store.read_users, [user])) for _ in range(READS)]
         size = len(store.read_users([user])[0].to_bytes())
