@@ -187,7 +187,7 @@ class FeatureStore(Protocol):
         ...
 
     def facts(self) -> ServerFacts:
-        """What the server tells of itself."""
+        """What the server tells of itself. Raises ConfigError for one that cannot hold the store."""
         ...
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from features.arrays import Ints
-from features.errors import StoreError, describe_url
+from features.errors import ConfigError, StoreError, describe_url
 from features.log.records import Event
 from features.schema import EventRules
 from features.store.base import (
@@ -352,6 +352,11 @@ class RedisStore:
     def facts(self) -> ServerFacts:
         """See FeatureStore."""
         info: Any = self._bulk.info()
+        if info.get("redis_mode") == "cluster":
+            raise ConfigError(
+                f"the feature store at {describe_url(self.url)} is a cluster, which is not supported: the keys of a "
+                "request lie on one server; name a single server in REDIS_URL"
+            )
         policy, warning = str(info.get("maxmemory_policy", "noeviction")), ""
         limit = int(info.get("maxmemory", 0))
         if policy != "noeviction" and limit:
@@ -366,6 +371,15 @@ class RedisStore:
         """Close the connections."""
         self._requests.close()
         self._bulk.close()
+
+
+def check_server(url: str) -> None:
+    """Raises ConfigError for a server that cannot hold the store, StoreError for one that does not answer."""
+    store = RedisStore(url, EventRules(positive={}), timeout=1.0)
+    try:
+        store.facts()
+    finally:
+        store.close()
 
 
 def _served(mark: bytes | None) -> tuple[bool, str]:

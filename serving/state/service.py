@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from features.log.item_changes import media_fault
 from features.log.records import Event
 from features.schema import EventRules
 from features.store.base import FeatureStore
-from features.store.redis import RedisStore
+from features.store.redis import RedisStore, check_server
 from features.store.redis_server import RedisServer
 from features.store.user_state import UserState
 from serving.settings import ServeSettings
@@ -119,7 +120,7 @@ class ServiceState:
     def open(self) -> None:
         """Open the log and connect to the store, or start one; before the server starts, its errors can be shown.
 
-        Raises LogError, StoreError and DependencyError.
+        Raises LogError, StoreError, DependencyError, and ConfigError for a server that cannot hold the store.
         """
         self._log = EventLog(self.settings.log)
         for torn in self._log.torn:
@@ -134,6 +135,8 @@ class ServiceState:
             self._connect = lambda rules: RedisStore(
                 url, rules, timeout=self.settings.store_timeout, pause=self.settings.store_pause
             )
+            with suppress(StoreError):  # a server that is away now may answer later
+                check_server(url)
 
     def _close(self) -> None:
         self.log_keeper.stop()

@@ -114,8 +114,9 @@ def measure_filling(file: Path, url: str) -> tuple[dict[str, float], list[Bar]]:
 
 def measure_states(file: Path, store: RedisStore) -> tuple[list[int], float, float]:
     """Sizes of the states of all users, seconds to make them, seconds to write them."""
-    table, states = pl.read_parquet(file).with_row_index(ROW), list[tuple[str, bytes]]()
-    states_seconds = timed(lambda: [states.extend(part) for part in table_states([table], RULES, MEMORY)])
+    table, parts = pl.read_parquet(file).with_row_index(ROW), list[list[tuple[str, bytes]]]()
+    states_seconds = timed(lambda: parts.extend(table_states([table], RULES, MEMORY)))
+    states = [state for part in parts for state in part]
     fill = store.start_fill().fill
     write_seconds = timed(lambda: store.write_users(states, fill))
     return [len(data) for _, data in states], states_seconds, write_seconds
