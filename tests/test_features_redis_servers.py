@@ -35,9 +35,11 @@ def start(tmp_path: Path) -> Iterator[Callable[..., int]]:
     running = list[subprocess.Popen[bytes]]()
 
     def started(option: str, *options: str) -> int:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = int(listener.getsockname()[1])
+        port = 65_535
+        while port > 55_000:  # a cluster listens 10,000 further up, too
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", 0))
+                port = int(listener.getsockname()[1])
         command = [str(SERVER), option, str(port), "--dir", str(tmp_path), "--save", "", *options]
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE))
         output = running[-1].stdout

@@ -124,7 +124,18 @@ def _client(url: str, timeout: float) -> Client:
         socket_connect_timeout=timeout,
         retry=Retry(NoBackoff(), 0),
         driver_info=None,
+        redis_connect_func=_greet if url.startswith("rediss:") else None,
     )
+
+
+def _greet(connection: Any) -> None:
+    """Set up a connection with TLS. An answer is read, because the server sends session tickets before the first one.
+
+    redis-py would take tickets that are not read for the rest of an earlier answer, and refuse the connection.
+    """
+    connection.on_connect()
+    connection.send_command("PING", check_health=False)
+    connection.read_response()
 
 
 def check_url(url: str) -> None:
