@@ -29,8 +29,9 @@ class Night:
 
     status: PUBLISHED, REFUSED, NOTHING_NEW or FAILED; reason: why, in one line; kind: "full" or "warm start", ""
     where nothing was trained; served, current: fingerprints of what was served before and is served after it, None
-    for nothing; steps: name, status (DONE, SKIPPED, FAILED), seconds and a note of each; held_back: the events that
-    both were judged on; decision: see `Decision`; tables: of the evaluation; started, ended: UTC.
+    for nothing; steps: name, status (DONE, SKIPPED, FAILED), seconds and a note of each; data: lines on the tables,
+    with what was rejected; held_back: the events that both were judged on; decision: see `Decision`; tables: of the
+    evaluation; started, ended: UTC.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Night:
     reason: str = ""
     kind: str = ""
     steps: list[dict[str, Any]] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
     held_back: dict[str, Any] | None = None
     decision: dict[str, Any] | None = None
     tables: list[dict[str, Any]] = field(default_factory=list)

@@ -119,6 +119,7 @@ class _Loop:
         with night.step("read", reporter):
             dataset = load_dataset(self.config, reporter.steps)
             report_dataset(dataset, reporter)
+            night.data = dataset.report.lines()
             self.tracker.tags(run_tags(self.config, dataset))
             served = None if night.served is None else load_bundle(current_bundle(Path(self.config.bundles)))
         if served is None:
