@@ -80,7 +80,7 @@ def test_a_loss_of_half_of_the_users_is_no_chance():
 
 
 def test_the_difference_is_paired_by_user():
-    """Half of the users lose a tenth of a hit, all of them the same; unpaired the spread of the users would hide it."""
+    """Each user loses about a third of a hit. Unpaired, the spread between the users would hide it."""
     served, new = [1] * 20 + [10] * 20, [2] * 20 + [MISS] * 20  # 1 -> 0.6309, 0.2891 -> 0
     change = judged(new, served).differences[0].change
     assert change.mean == pytest.approx((0.6309 - 1 - 0.2891) / 2, abs=1e-4)
@@ -91,9 +91,7 @@ def test_too_few_users_publish_nothing():
     decision = judged([1] * 29, [3] * 29)
     assert not decision.publish
     assert decision.differences == ()
-    assert decision.reason == (
-        "too few users to judge: home 29; 30 are needed; the events count again the next time"
-    )
+    assert decision.reason == ("too few users to judge: home 29; 30 are needed; the events count again the next time")
     assert decide({}).reason.startswith("too few users to judge: none;")
 
 

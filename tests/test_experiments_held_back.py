@@ -1,4 +1,4 @@
-"""Which events are held back, by hand: the newer half of the new ones, and not more than a day that has enough users."""
+"""Which events are held back, by hand: the newer half of the new ones, and not more than a day with enough users."""
 
 import numpy as np
 from toy_data import DAY, toy_log

@@ -100,7 +100,9 @@ def first(tmp_path_factory):
     os.chdir(folder)
     try:
         write_days(6)
-        report = night(tracker, training={"epochs": 1, "learning_rate": 0.003})  # the next nights have something to learn
+        report = night(
+            tracker, training={"epochs": 1, "learning_rate": 0.003}
+        )  # the next nights have something to learn
     finally:
         os.chdir(back)
     return folder, report, tracker
@@ -138,7 +140,10 @@ def test_the_first_night_trains_from_scratch_and_publishes(first):
     ]
     assert (tracker.kept["nightly"], tracker.kept["nightly.current"]) == (PUBLISHED, report.current)
     assert "data_hash" in tracker.kept
-    assert report.data[:2] == ["items: 40 rows read, 40 kept, 0 rejected", "events: 480 rows read, 480 kept, 0 rejected"]
+    assert report.data[:2] == [
+        "items: 40 rows read, 40 kept, 0 rejected",
+        "events: 480 rows read, 480 kept, 0 rejected",
+    ]
     assert tracker.failed is False
 
 
@@ -223,7 +228,9 @@ def test_new_events_of_one_time_wait_for_others(six):
         file.writelines(f"u{n},i{n},take,2024-01-08T00:00:00Z\n" for n in range(40))
     report = night()
     assert (report.status, report.current) == (REFUSED, six)
-    assert report.reason.startswith("all new events have the time 2024-01-08T00:00:00.000000 UTC: none can be learned")
+    assert report.reason.startswith(
+        "all new events have the time 2024-01-08T00:00:00.000000 UTC: none can be learned"
+    )
 
 
 @pytest.fixture
@@ -378,6 +385,7 @@ import experiments.pipelines.nightly as nightly
 from experiments.config import load_config
 from experiments.tracking.mlflow import NullTracker
 import recsys.bundle.io as io
+import torch._dynamo  # an optimiser imports it, which takes each child seconds
 
 class Quiet:
     def say(self, text): pass
@@ -388,7 +396,7 @@ def die(*arguments, **options):
 
 for module, name in ((nightly, "load_dataset"), (nightly, "compare_with_served"), (io, "checksum_of"),
                      (nightly, "publish_bundle"), (nightly.Night, "write")):
-    child = os.fork()  # before torch starts a thread
+    child = os.fork()
     if not child:
         setattr(module, name, die)
         nightly.nightly(load_config(Path("toy.yaml"), {}), NullTracker(), Quiet())
@@ -401,7 +409,7 @@ for module, name in ((nightly, "load_dataset"), (nightly, "compare_with_served")
 def test_a_night_that_was_killed_ends_the_same_when_it_is_run_again(seven, tmp_path, monkeypatch):
     config()
     shutil.copytree(".", tmp_path / "undisturbed", symlinks=True)
-    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # no thread before the fork
     done = subprocess.run([sys.executable, "-c", KILLED], env=environ, capture_output=True, text=True, check=True)
     *before, last = [line.split() for line in done.stdout.splitlines()]
     assert before == [[str(-signal.SIGKILL), seven]] * 4
