@@ -160,7 +160,7 @@ def keep_frequent(dataset: Dataset, cut: int, min_events: int) -> Dataset:
     events, past = dataset.events, dataset.events.before(cut)
     counts = np.bincount(past.positives().items, minlength=events.n_items)
     rows: Ints = np.flatnonzero(counts >= min_events).astype(np.int64)
-    return replace(_with_catalog(dataset, dataset.catalog.take(rows)), fitted_until=past.latest)
+    return replace(with_catalog(dataset, dataset.catalog.take(rows)), fitted_until=past.latest)
 
 
 def extend_dataset(old: Catalog, dataset: Dataset, min_events: int) -> Dataset:
@@ -174,10 +174,10 @@ def extend_dataset(old: Catalog, dataset: Dataset, min_events: int) -> Dataset:
     counts = np.bincount(dataset.events.positives().items, minlength=dataset.events.n_items)
     keep = (counts >= min_events) | (old.ids.rows(dataset.catalog.ids.ids) >= 0)
     new = extend_catalog(old, dataset.catalog.take(np.flatnonzero(keep).astype(np.int64)))
-    return replace(_with_catalog(dataset, new), fitted_until=dataset.events.latest)
+    return replace(with_catalog(dataset, new), fitted_until=dataset.events.latest)
 
 
-def _with_catalog(dataset: Dataset, catalog: Catalog) -> Dataset:
+def with_catalog(dataset: Dataset, catalog: Catalog) -> Dataset:
     """The data set in the rows of another catalogue, without events of items that it does not contain."""
     events = dataset.events
     rows = catalog.ids.rows(dataset.catalog.ids.ids)

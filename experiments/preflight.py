@@ -4,12 +4,18 @@ A try shows a wrong path, a missing right and a full disk. It cannot show that s
 report that as one FileError and leave nothing half-written.
 """
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.config import RunConfig
 from features.errors import FileError, LogError
 from features.files import check_writable
+
+LOCK = ".training.lock"
+"""File in the folder of the bundles that the one run which publishes there has locked."""
 
 
 def preflight(config: RunConfig, *, bundles: bool = False, cache: bool = False, outcomes: Path | None = None) -> None:
@@ -37,6 +43,31 @@ def preflight(config: RunConfig, *, bundles: bool = False, cache: bool = False, 
         if outcomes.is_dir():
             raise FileError(f"{outcomes} is a folder: outcomes are written to a file; add a file name")
         check_writable(outcomes.parent, "the folder of the outcomes")
+
+
+@contextmanager
+def publishing(config: RunConfig, *, publish: bool = True) -> Iterator[None]:
+    """Hold the lock of the folder of the bundles: one run at a time trains a bundle and publishes it there.
+
+    publish: False holds nothing; a run that publishes nothing only adds a folder. The lock ends with the process,
+    however that ends. Raises FileError at once when another run holds it, and OSError.
+    """
+    if not publish:
+        yield
+        return
+    with (Path(config.bundles) / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise FileError(
+                f"{config.bundles}: process {lock.read(20).strip() or '?'} trains a bundle and publishes it there: "
+                "let it end, or choose another `bundles`"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
 
 
 def check_log(log: str | None) -> None:

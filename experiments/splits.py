@@ -214,13 +214,22 @@ def time_split(
 
 
 def targets(
-    events: Interactions, start: int, end: int, history: str, repeats: bool, user_ids: IdMap | None = None
+    events: Interactions,
+    start: int,
+    end: int,
+    history: str,
+    repeats: bool,
+    user_ids: IdMap | None = None,
+    only: Bools | None = None,
 ) -> Targets:
     """The positive events of [start, end) µs as targets, with the earlier events of their users as states.
 
-    history, repeats, user_ids: as in `time_split`. Raises DataError when there is no target.
+    history, repeats, user_ids: as in `time_split`; only (n,): the events that may be targets, None for all. Raises
+    DataError when there is no target.
     """
     inside = events.positive & (events.times >= start) & (events.times < end)
+    if only is not None:
+        inside &= only
     chosen = events.where(inside)
     as_of = np.full(len(chosen), start) if history == "fixed" else chosen.times
     # one state for all events of a user at one time; one target for each distinct item of a state

@@ -46,6 +46,7 @@ def test_a_run_is_recorded(uri, tmp_path):
         tracker.metrics({"loss": 1 / epoch, "ndcg_at_10": epoch / 10}, epoch)
     tracker.metrics({"home_two_towers.ndcg_at_10": 0.5})
     tracker.figure("learning_curve", learning_curve([{"epoch": 1.0, "loss": 2.0}, {"epoch": 2.0, "loss": 1.0}]))
+    tracker.tags({"nightly": "published", "nightly.reason": "x" * 9000})
     tracker.artifact(bundle, "bundle")
     tracker.artifact(tmp_path / "one.txt")
     tracker.finish()
@@ -58,6 +59,7 @@ def test_a_run_is_recorded(uri, tmp_path):
         "baselines.item-knn.k": "5",
     }
     assert run.data.tags["data_hash"] == "abc"
+    assert (run.data.tags["nightly"], len(run.data.tags["nightly.reason"])) == ("published", 5000)
     assert run.data.metrics["home_two_towers.ndcg_at_10"] == 0.5
     history = client.get_metric_history(run.info.run_id, "ndcg_at_10")
     assert [(m.step, m.value) for m in history] == [(1, 0.1), (2, 0.2), (3, 0.3)]

@@ -290,7 +290,7 @@ def test_a_killed_training_leaves_the_old_bundle(done, moment):
     assert current_bundle(folder / "bundles") == path
     assert load_bundle(path).fingerprint == path.name
     for entry in (folder / "bundles").iterdir():
-        if not entry.name.startswith(".writing-") and entry.name != "current":
+        if not entry.name.startswith(".") and entry.name != "current":
             load_bundle(entry)
 
 

@@ -57,6 +57,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["name"],
         {"--json": False, "--track/--no-track": True, "--publish/--no-publish": True, "--from": None},
     ),
+    "nightly": (["name"], {"--full-every": 7, "--json": False, "--track/--no-track": True}),
     "tune": (
         ["name"],
         {
@@ -118,6 +119,7 @@ def test_arguments_as_the_help_shows_them() -> None:
         "log export": "[stream]",
         "log prune": "",
         "log status": "",
+        "nightly": "CONFIG",
         "search": "",
         "serve": "",
         "slates": "out",

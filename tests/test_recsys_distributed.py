@@ -91,7 +91,7 @@ def test_a_run_of_two_processes_equals_a_run_of_one_and_writes_one_bundle(tmp_pa
     assert completed.returncode == 0, completed.stderr
     report = json.loads(completed.stdout)  # rank 0 alone prints
     assert completed.stderr.count("refitting the selected model on all events") == 1
-    (folder,) = [path for path in (tmp_path / "bundles").iterdir() if path.name != "current"]
+    (folder,) = [path for path in (tmp_path / "bundles").iterdir() if path.name != "current" and path.is_dir()]
     assert str(folder) == report["bundle"]
     assert current_bundle(tmp_path / "bundles") == folder
 

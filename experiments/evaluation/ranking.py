@@ -71,12 +71,14 @@ def evaluate(
     *,
     repeats: bool,
     seconds: float,
+    allow: Bools | None = None,
 ) -> Outcome:
     """Rank all items for every state of `targets`; seen items are excluded unless repeats are allowed.
 
-    All items are those published at the time of the state, see `published_batches`.
+    All items are those published at the time of the state, see `published_batches`; allow (n,) restricts them
+    further.
     """
-    ranks, rows = rank_targets(recommender, targets, catalog, repeats=repeats)
+    ranks, rows = rank_targets(recommender, targets, catalog, repeats=repeats, allow=allow)
     counts = np.bincount(split.train.positives().items, minlength=len(catalog))
     active = np.bincount(split.train.positives().users, minlength=split.train.n_users) > 0
     return Outcome(

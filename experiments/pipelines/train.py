@@ -22,7 +22,7 @@ from experiments.pipelines.fit import (
     train_two_stage,
 )
 from experiments.pipelines.rolling_windows import evaluation_windows
-from experiments.preflight import preflight
+from experiments.preflight import preflight, publishing
 from experiments.splits import Split, check_no_leak
 from experiments.tracking import plots
 from experiments.tracking.mlflow import Tracker
@@ -44,6 +44,11 @@ def train(
     any RecsysError; a run that fails publishes nothing.
     """
     preflight(config, bundles=True)
+    with publishing(config, publish=publish):
+        return _train(config, tracker, reporter, publish)
+
+
+def _train(config: RunConfig, tracker: Tracker, reporter: Reporter, publish: bool) -> tuple[Path, list[Comparison]]:
     stages = Stages(reporter, stage_names(config))
     stages.next()
     dataset = load_dataset(config, reporter.steps)
@@ -63,15 +68,8 @@ def train(
             stages.next()
             kept, trained = refit_on_all_events(config, dataset, kept, selected, reporter)
         stages.next()
-        path = save_bundle(
-            Path(config.bundles),
-            kept.catalog,
-            trained.recommender,
-            trained.statistics,
-            manifest_facts(config, dataset, [first], tables),
-            kept.space,
-            kept.event_keys() if first.cut is not None else None,
-        )
+        facts = manifest_facts(config, dataset, tables)
+        path = write_bundle(config, kept, trained, facts, continues=first.cut is not None)
         if publish:
             publish_bundle(path)
         record_run(tracker, tables, plots.draw(selected.selection.history, tables[0].outcomes), path)
@@ -218,29 +216,51 @@ def comparison(config: RunConfig, placement: str, splits: list[Split], outcomes:
     )
 
 
-def manifest_facts(
-    config: RunConfig, dataset: Dataset, splits: list[Split], tables: list[Comparison]
-) -> dict[str, Any]:
+def manifest_facts(config: RunConfig, dataset: Dataset, tables: list[Comparison]) -> dict[str, Any]:
     """What the manifest of the bundle records about the run."""
     return {
         "config": to_jsonable_python(config.recorded()),
         "data_hash": dataset.hash,
-        "split_hash": splits[0].hash if splits else None,
+        "split_hash": tables[0].hashes[0] if tables else None,
         "code_version": code_version(),
         "seed": config.seed,
         "metrics": [table.to_dict() for table in tables],
     }
 
 
+def write_bundle(
+    config: RunConfig, dataset: Dataset, trained: FittedRecommender, facts: dict[str, Any], *, continues: bool = True
+) -> Path:
+    """Write a bundle and return its folder.
+
+    dataset: the catalogue and events that the recommender was fitted on; facts: of the manifest; continues: whether
+    a later training can continue from it. Raises FileError when it cannot be written.
+    """
+    return save_bundle(
+        Path(config.bundles),
+        dataset.catalog,
+        trained.recommender,
+        trained.statistics,
+        facts,
+        dataset.space,
+        dataset.event_keys() if continues else None,
+    )
+
+
 def record_run(tracker: Tracker, tables: list[Comparison], figures: dict[str, Any], bundle: Path) -> None:
     """Record the final metrics, the plots and the bundle in the tracker."""
     for table in tables:
         for row in table.rows:
-            name = "".join(c if c.isalnum() else "_" for c in f"{table.placement}.{row['name']}")
+            name = metric_name(f"{table.placement}.{row['name']}")
             tracker.metrics({f"{name}.{key}": row[key]["mean"] for key in ("hr_at_10", "ndcg_at_10")})
     for plot, figure in figures.items():
         tracker.figure(plot, figure)
     tracker.artifact(bundle, "bundle")
+
+
+def metric_name(text: str) -> str:
+    """A text with the characters alone that a name of a metric may have."""
+    return "".join(c if c.isalnum() else "_" for c in text)
 
 
 def run_tags(config: RunConfig, dataset: Dataset) -> dict[str, str]:

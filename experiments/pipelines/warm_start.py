@@ -7,6 +7,7 @@ by time: the bundle was fitted on events that are later than a late one, so late
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +23,21 @@ from experiments.pipelines.train import (
     record_run,
     report_dataset,
     run_tags,
+    write_bundle,
 )
-from experiments.preflight import preflight
+from experiments.preflight import preflight, publishing
 from experiments.splits import Split, targets
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
 from features.arrays import Bools
+from features.catalog import Catalog
 from features.errors import ConfigError, DataError, SpaceError
-from recsys.bundle.io import MANIFEST, load_bundle, save_bundle, trained_events
+from recsys.bundle.io import MANIFEST, load_bundle, trained_events
 from recsys.bundle.model import Bundle
 from recsys.bundle.registry import find_bundle, publish_bundle
 from recsys.bundle.trained_events import new_events
 from recsys.ranking.reranker import Reranker
+from recsys.recommender import TwoStageRecommender
 from recsys.towers.training import fit_towers
 from recsys.towers.warm_start import PASSES, transfer_weights
 
@@ -49,22 +53,24 @@ def train_from(
     nothing.
     """
     preflight(config, bundles=True)
+    with publishing(config, publish=publish):
+        return _train_from(config, name, tracker, reporter, publish)
+
+
+def _train_from(
+    config: RunConfig, name: str, tracker: Tracker, reporter: Reporter, publish: bool
+) -> tuple[Path, list[Comparison]]:
     bundle = load_bundle(Path(name) if (Path(name) / MANIFEST).is_file() else find_bundle(Path(config.bundles), name))
+    check_comparable(config, bundle)
     check_compatible(config, bundle)
     dataset, new = load_extended(config, bundle, reporter)
     tracker.start(config.name, config.recorded(), run_tags(config, dataset) | {"from": bundle.fingerprint})
     try:
-        splits, tables = evaluate_previous(config, bundle, dataset, reporter)
-        trained = continue_training(config, bundle, dataset, new, reporter)
-        path = save_bundle(
-            Path(config.bundles),
-            dataset.catalog,
-            trained.recommender,
-            trained.statistics,
-            manifest_facts(config, dataset, splits, tables) | {"from": bundle.fingerprint},
-            dataset.space,
-            dataset.event_keys(),
-        )
+        tables = evaluate_previous(config, bundle, dataset, reporter)
+        report_reranker(config, bundle, reporter)
+        trained = continue_training(config, bundle.catalog, bundle.recommender, dataset, new, reporter)
+        facts = manifest_facts(config, dataset, tables) | continued_from(bundle)
+        path = write_bundle(config, dataset, trained, facts)
         if publish:
             publish_bundle(path)
         record_run(tracker, tables, {}, path)
@@ -75,8 +81,18 @@ def train_from(
     return path, tables
 
 
-def check_compatible(config: RunConfig, bundle: Bundle) -> None:
-    """Raise ConfigError or SpaceError when the configuration does not fit the bundle."""
+def continued_from(bundle: Bundle) -> dict[str, Any]:
+    """What the manifest of a continued bundle records about the previous one."""
+    return {"from": bundle.fingerprint, "warm_starts": warm_starts(bundle) + 1}
+
+
+def warm_starts(bundle: Bundle) -> int:
+    """Number of warm starts since the bundle was last trained from scratch; at least 1 where it is not recorded."""
+    return int(bundle.manifest.get("warm_starts", int("from" in bundle.manifest)))
+
+
+def check_comparable(config: RunConfig, bundle: Bundle) -> None:
+    """Raise ConfigError when the bundle cannot be evaluated on the data of the configuration."""
     ours, previous = config.data, bundle.data
     if (ours.source, ours.path) != (previous.source, previous.path):
         raise ConfigError(
@@ -89,6 +105,10 @@ def check_compatible(config: RunConfig, bundle: Bundle) -> None:
             f"data.events distinguishes the event types {types}, and that of {bundle.path} {previous_types}: "
             "set it back, or train without --from"
         )
+
+
+def check_compatible(config: RunConfig, bundle: Bundle) -> None:
+    """Raise ConfigError or SpaceError when training cannot continue from the bundle with the configuration."""
     if config.split.kind == "leave-last-out" or bundle.manifest["config"]["split"]["kind"] == "leave-last-out":
         raise ConfigError(
             f"{bundle.path}: a bundle of a leave-last-out split was not fitted on all events until its last one, and "
@@ -114,9 +134,8 @@ def load_extended(config: RunConfig, bundle: Bundle, reporter: Reporter) -> tupl
     dataset = extend_dataset(bundle.catalog, dataset, config.data.min_train_events)
     events, until = dataset.events, bundle.recommender.fitted_until
     later: Bools = events.times > until
-    trained = trained_events(bundle)
-    new = later if trained is None else new_events(dataset.event_keys(), trained)
-    if trained is None:
+    new = new_to(bundle, dataset)
+    if trained_events(bundle) is None:
         reporter.say(
             f"{bundle.path} does not record which events it was trained on: those after {np.datetime64(until, 'us')} "
             "UTC count as new, and late ones are not learned; the bundle of this run records them"
@@ -135,10 +154,19 @@ def load_extended(config: RunConfig, bundle: Bundle, reporter: Reporter) -> tupl
     return encode_contents(dataset, config, reporter.steps, space=bundle.content), new
 
 
-def evaluate_previous(
-    config: RunConfig, bundle: Bundle, dataset: Dataset, reporter: Reporter
-) -> tuple[list[Split], list[Comparison]]:
-    """The split and the table of each placement that has targets: the previous bundle on the later events.
+def new_to(bundle: Bundle, dataset: Dataset) -> Bools:
+    """(n,) bool: the events of the data set that the bundle was not trained on.
+
+    Of a bundle that does not record its events, these are the later ones. Raises BundleError.
+    """
+    trained = trained_events(bundle)
+    if trained is None:
+        return dataset.events.times > bundle.recommender.fitted_until
+    return new_events(dataset.event_keys(), trained)
+
+
+def evaluate_previous(config: RunConfig, bundle: Bundle, dataset: Dataset, reporter: Reporter) -> list[Comparison]:
+    """The table of each placement that has targets: the previous bundle on the later events.
 
     Each event after the bundle's latest one is predicted from the earlier events of its user. Events of items that
     the bundle does not contain are not evaluated.
@@ -146,12 +174,12 @@ def evaluate_previous(
     since, known = bundle.recommender.fitted_until, dataset.events.items < len(bundle.catalog)
     if dataset.events.latest <= since:
         reporter.say("the previous bundle is not evaluated: no event is later than its latest one")
-        return [], []
+        return []
     events = replace(dataset.events.where(known), n_items=len(bundle.catalog))
     n_unknown = int((~known & (dataset.events.times > since)).sum())
     reporter.say(f"{n_unknown:,} of the later events are of items that the bundle does not contain: not evaluated")
     model = TOWERS if bundle.recommender.reranker is None else RERANKED
-    splits, tables = [], []
+    tables = []
     for name, placement in config.data.placements.items():
         try:
             test = targets(events, since + 1, events.latest + 1, "prequential", placement.repeats)
@@ -163,25 +191,35 @@ def evaluate_previous(
         outcome = evaluate(
             model, bundle.recommender, split, bundle.catalog, test, repeats=placement.repeats, seconds=0
         )
-        splits.append(split)
         tables.append(replace(comparison(config, name, [split], [outcome]), ours=model))
         ndcg = outcome.per_user("ndcg").mean()
         reporter.say(f"previous bundle · {name}: NDCG@10 {ndcg:.4f} on {len(test):,} events")
-    return splits, tables
+    return tables
+
+
+def report_reranker(config: RunConfig, bundle: Bundle, reporter: Reporter) -> None:
+    """Say that a reranker is configured, and that the bundle has none which could be kept."""
+    if config.reranker and bundle.recommender.reranker is None:
+        reporter.say(f"{bundle.path} has no reranker: the new bundle serves the order of the retrieval scores")
 
 
 def continue_training(
-    config: RunConfig, bundle: Bundle, dataset: Dataset, new: Bools, reporter: Reporter
+    config: RunConfig,
+    catalog: Catalog,
+    previous: TwoStageRecommender,
+    dataset: Dataset,
+    new: Bools,
+    reporter: Reporter,
 ) -> FittedRecommender:
-    """The recommender of the bundle, with towers trained on the new events (n,) bool for PASSES epochs.
+    """A recommender of `catalog`, with towers trained on the new events (n,) bool for PASSES epochs.
 
-    The reranker of the bundle is kept. When the bundle has none, the result has none either.
+    dataset: its catalogue extends `catalog` (`extend_dataset`). The reranker is kept. Where there is none, the result
+    has none either.
     """
 
     def report(line: dict[str, float]) -> None:
         reporter.say(format_line(line))
 
-    previous = bundle.recommender
     torch.manual_seed(config.seed)  # embeddings of new categories are random at the start
     fitted = fit_towers(
         dataset.catalog,
@@ -190,13 +228,11 @@ def continue_training(
         config.training,
         seed=config.seed,
         epochs=PASSES,
-        start=transfer_weights(previous.towers, bundle.catalog, dataset.catalog, dataset.events, config.towers),
+        start=transfer_weights(previous.towers, catalog, dataset.catalog, dataset.events, config.towers),
         only=new,
         report=report,
         progress=reporter.steps,
     )
     reranker = previous.reranker if config.reranker and isinstance(previous.reranker, Reranker) else None
-    if config.reranker and reranker is None:
-        reporter.say(f"{bundle.path} has no reranker: the new bundle serves the order of the retrieval scores")
     selected = SelectedModel(fitted, reranker)
     return fit_selected(config, dataset, dataset.events, selected, report, reporter.steps, refit=False)

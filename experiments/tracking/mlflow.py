@@ -31,6 +31,10 @@ class Tracker(Protocol):
         """Record figures. Names use only characters that MLflow accepts, e.g. ndcg_at_10."""
         ...
 
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        ...
+
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a file, or a folder with everything in it."""
         ...
@@ -55,6 +59,9 @@ class NullTracker:
         """Does nothing."""
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Does nothing."""
+
+    def tags(self, values: Mapping[str, str]) -> None:
         """Does nothing."""
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
@@ -132,6 +139,19 @@ class MlflowTracker:
             client.log_batch(self._run, metrics=[Metric(k, float(v), now, step or 0) for k, v in values.items()])
 
         self._attempt("metrics", log)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        if self._client is None:
+            return
+        client = self._client
+
+        def log() -> None:
+            from mlflow.entities import RunTag
+
+            client.log_batch(self._run, tags=[RunTag(key, value[:5000]) for key, value in values.items()])
+
+        self._attempt("tags", log)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a file or folder."""

@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("embed")(data.embed)
 app.command("train")(train.train)
+app.command("nightly")(train.nightly)
 app.command("tune")(train.tune)
 app.command("evaluate")(experiment.evaluate)
 app.command("serve")(serve.serve)

@@ -1,4 +1,4 @@
-"""`recsys train`, `recsys tune` and `recsys slates`: train, search settings, write slates of all users."""
+"""`recsys train`, `nightly`, `tune` and `slates`: train, search settings, write slates of all users."""
 
 import shlex
 from pathlib import Path
@@ -65,6 +65,39 @@ def _next_step(bundle: Path) -> str:
     if (bundle.parent / "current").is_dir():
         return f"next: recsys bundle compare current {bundle.name}{options}"
     return f"next: recsys bundle publish {bundle.name}{options} (no bundle is current there yet)"
+
+
+def nightly(
+    name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
+    full_every: int = typer.Option(
+        7, min=1, help="Train one in N published bundles from scratch; the others continue from the served one."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print the report as one JSON object."),
+    track: bool = typer.Option(True, "--track/--no-track", help="Record the night in MLflow."),
+) -> None:
+    """Refresh the store, embed, train without the newest events, compare with what is served, and publish or not.
+
+    The store is the one at REDIS_URL; it is left alone where that is not set. Exit status 0: a bundle was published,
+    or none was because the new one is worse or no event is new. 1: a step failed, and what was served still is. The
+    report is in nightly.json in the folder of the bundles. Example: recsys nightly movielens --full-every 7
+    """
+    import os
+    from dataclasses import asdict
+
+    from experiments.config import load_config
+    from experiments.pipelines.nightly import nightly as run
+    from experiments.tracking.mlflow import MlflowTracker, NullTracker
+
+    config = load_config(config_path(name))
+    tracker = MlflowTracker() if track else NullTracker()
+    url = os.environ.get("REDIS_URL") or None
+    with progress_bars() as reporter:
+        night = run(config, tracker, reporter, redis_url=url, full_every=full_every)
+    if as_json:
+        print_json(asdict(night))
+        return
+    for line in night.lines():
+        typer.echo(line)
 
 
 def slates(
