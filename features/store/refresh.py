@@ -14,12 +14,14 @@ import numpy as np
 import polars as pl
 
 from features.errors import StoreError
+from features.log.corrections import CorrectionFeed, corrections_since
 from features.log.reader import Position, read
 from features.log.readers import register_store
 from features.log.records import Event
 from features.progress import StartProgress
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, EventRules
 from features.store.base import FeatureStore
+from features.store.corrections import settle
 from features.store.user_state import states_of_log, states_of_table
 
 ROWS = 100_000
@@ -53,13 +55,14 @@ def refresh(
     It begins anew when the store is emptied meanwhile. Raises StoreError when the store does not answer or is emptied
     again and again, LogError when the log cannot be read.
     """
-    digest = _digest(tables)
+    digest, feed = _digest(tables), CorrectionFeed(log)
     for _ in range(TRIES):
         mark = store.watermark() or store.start_fill()
         users = written = 0
         if not mark.filled or mark.tables != digest:
-            users, written = _write_tables(store, tables, progress), len(tables)
-        position, pushed, damaged = _replay(store, log, mark.log)
+            feed.read()
+            users, written = _write_tables(store, feed.corrections.corrected_frame(tables), progress), len(tables)
+        position, pushed, damaged = _replay(store, log, mark.log, feed)
         if store.advance(mark, replace(mark, log=position, tables=digest, filled=True)):
             register_store(log, position)
             return RefreshReport(not mark.filled, users, written, pushed, damaged)
@@ -69,15 +72,16 @@ def refresh(
     )
 
 
-def catch_up(store: FeatureStore, log: Path) -> int:
+def catch_up(store: FeatureStore, log: Path, feed: CorrectionFeed | None = None) -> int:
     """Push the events that the log has beyond the watermark; returns their number.
 
+    feed: the corrections of the log, read before; None: they are read here.
     Raises StoreError when the store does not answer, or was emptied (then call `refresh`).
     """
     mark = store.watermark()
     if mark is None or not mark.filled:
         raise StoreError("the feature store was emptied, or is being filled: it must be refreshed from the tables")
-    position, pushed, _ = _replay(store, log, mark.log)
+    position, pushed, _ = _replay(store, log, mark.log, feed or CorrectionFeed(log))
     if store.advance(mark, replace(mark, log=position)):
         register_store(log, position)
     else:
@@ -105,19 +109,30 @@ def _digest(tables: pl.DataFrame) -> str:
     return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
 
 
-def _replay(store: FeatureStore, log: Path | None, since: Position) -> tuple[dict[str, int], int, int]:
-    """Push the log's events after `since`; (new position, number of events, number of damaged lines)."""
-    position, pushed, damaged = dict(since), 0, 0
+def _replay(
+    store: FeatureStore, log: Path | None, since: Position, feed: CorrectionFeed
+) -> tuple[dict[str, int], int, int]:
+    """Push the log's events after `since` and apply its corrections.
+
+    Returns the new position in both streams, the number of events, and the number of damaged lines.
+    """
+    corrections, corrected = corrections_since(log, since)
+    feed.read()
+    users = feed.corrections.affected(corrections)
+    position, pushed, damaged = {key: at for key, at in since.items() if key not in corrected}, 0, 0
     while log is not None and log.is_dir():
         part = read(log, position)
         events = [r for r in part.records if isinstance(r, Event)]
-        store.write_users(states_of_log(events, store.rules))
+        counting, elsewhere = feed.corrections.corrected(events)
+        store.write_users(states_of_log(counting, store.rules))
+        users |= elsewhere  # a process that did not know a correction may have pushed events to them
         pushed += len(events)
         damaged += len(part.damaged)
         if part.position == position:
             break
         position = part.position
-    return position, pushed, damaged
+    settle(store, users, feed.corrections)
+    return {**position, **corrected}, pushed, damaged
 
 
 def _table_states(events: pl.DataFrame, rules: EventRules) -> Iterator[list[tuple[str, bytes]]]:

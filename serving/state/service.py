@@ -12,11 +12,13 @@ import polars as pl
 
 from features.errors import LogError, RecsysError, StoreError
 from features.interactions import now_micros
+from features.log.corrections import CorrectionFeed
 from features.log.event_log import EventLog
 from features.log.item_changes import media_fault
-from features.log.records import Event
+from features.log.records import Correction, Event
 from features.schema import DataConfig, EventRules
 from features.store.base import FeatureStore
+from features.store.corrections import apply_corrections, push_events
 from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
 from features.store.refresh import catch_up, refresh
@@ -88,6 +90,7 @@ class ServiceState:
         self.unlogged = 0
         """Exposures since the start that the log could not take."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
+        self.corrections = CorrectionFeed(settings.log)
         self.log_keeper = LogKeeper(settings.log, settings.log_limits)
         self._load, self._current, self._events, self._connect = load, current, events, connect
         self._server: RedisServer | None = None
@@ -300,7 +303,7 @@ class ServiceState:
             self.notes["tables"] = UNREADABLE_TABLES
             mark = store.watermark() or store.start_fill()
             store.advance(mark, replace(mark, filled=True))
-            catch_up(store, self.settings.log)
+            catch_up(store, self.settings.log, self.corrections)
             return
         report = refresh(store, tables, self.settings.log)
         logger.info(
@@ -329,7 +332,7 @@ class ServiceState:
                 self.evicted = store.facts().evicted > server.evicted
             if self.behind or time.monotonic() >= self._catch_up_at:
                 self._missed = False
-                catch_up(store, self.settings.log)
+                catch_up(store, self.settings.log, self.corrections)
                 self.behind = self._missed
                 self._catch_up_at = time.monotonic() + CATCH_UP_SECONDS
             self._note_store(server.warning)
@@ -346,17 +349,23 @@ class ServiceState:
 
     def push(self, events: list[Event]) -> list[str]:
         """Push logged events to the store. Returns the components that failed (values of `degraded`)."""
-        snapshot = self.snapshot
-        if snapshot is None:
+        return self._write_store(lambda store: push_events(store, events, self.corrections))
+
+    def correct(self, correction: Correction) -> list[str]:
+        """Apply a logged correction to the store. Returns the components that failed (values of `degraded`)."""
+        return self._write_store(lambda store: apply_corrections(store, [correction], self.corrections))
+
+    def _write_store(self, write: Callable[[FeatureStore], None]) -> list[str]:
+        if self.snapshot is None:
             return ["bundle"]
         try:
-            snapshot.store.push(events)
-        except StoreError as error:
+            write(self.snapshot.store)
+        except (StoreError, LogError) as error:
             self._mark_behind(error)
             return ["store"]
         return []
 
-    def _mark_behind(self, error: StoreError) -> None:
+    def _mark_behind(self, error: RecsysError) -> None:
         self._missed = self.behind = True
         self.notes["store"] = str(error)
 
