@@ -5,8 +5,8 @@ gives its events away before it loses them: a process that is killed in between 
 next refresh, which reads the correction again, removes them.
 
 One thing the store cannot know. It keeps `EventRules.history` events of a user, and of the others the seen items with
-the day. An undone event among the others stays seen; an event that an undone one has displaced does not come back.
-When the store is filled from the beginning, both are right again.
+the day. An undone event among the others stays seen, and is merged only when its whole day is; an event that an undone
+one has displaced does not come back. When the store is filled from the beginning, all of this is right again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,6 +17,7 @@ from features.arrays import Bools
 from features.errors import StoreError
 from features.history_rules import newest_seen, seen_days, seen_entries
 from features.ids import id_keys
+from features.instants import DAY
 from features.log.corrections import CorrectionFeed, Corrections
 from features.log.records import Correction, Event
 from features.schema import EventRules
@@ -102,14 +103,15 @@ def _settle(store: FeatureStore, users: Sequence[str], corrections: Corrections)
 def split(user: str, state: UserState, rules: EventRules, corrections: Corrections) -> dict[str, UserState]:
     """The parts of a state by the owner of its events, without those that are undone; no part is empty.
 
-    The seen items of events that the state does not hold go to the owner of the beginning of their day.
+    The seen items of events that the state does not hold go to the owner of the end of their day. So a state that was
+    filled from the beginning stays as it is.
     """
     owners = np.array([corrections.path(user, time)[-1] for time in state.times.tolist()], dtype=object)
     counted = state.labels(rules).seen
     entries = seen_entries(id_keys(state.items), state.times)
     others = state.seen[~np.isin(state.seen, entries[counted])]
-    days = seen_days(others).tolist()
-    other_owners = np.array([corrections.path(user, day)[-1] for day in days], dtype=object)
+    ends = (seen_days(others) + DAY - 1).tolist()
+    other_owners = np.array([corrections.path(user, end)[-1] for end in ends], dtype=object)
     parts = {}
     for owner in {*owners.tolist(), *other_owners.tolist()}:
         undone = id_keys(sorted(corrections.undone_of(owner)))
