@@ -26,7 +26,7 @@ def history(harness: ServiceHarness, user: str) -> list[str]:
 
 def test_the_next_response_is_that_of_one_user(tmp_path: Path) -> None:
     with service_harness(tmp_path) as harness:
-        harness.click("anon", "i10")
+        harness.click("anon", "i10", timestamp=format_instant(NOW - 1_000_000))
         harness.click("anon", "i7")
         response = merge(harness, "new", {"from": "anon"})
         assert (response.status_code, response.json()) == (
@@ -43,7 +43,7 @@ def test_the_next_response_is_that_of_one_user(tmp_path: Path) -> None:
         later = format_instant(NOW + 1_000_000)
         harness.click("anon", "i2", timestamp=later)  # another person at the device
         assert (history(harness, "anon"), history(harness, "new")) == (["i2"], ["i7", "i10"])
-        harness.click("anon", "i4", timestamp=format_instant(NOW - 1_000_000))  # from before, sent late
+        harness.click("anon", "i4", timestamp=format_instant(NOW - 2_000_000))  # from before, sent late
         assert (history(harness, "anon"), history(harness, "new")) == (["i2"], ["i7", "i10", "i4"])
 
 

@@ -5,8 +5,8 @@ gives its events away before it loses them: a process that is killed in between 
 next refresh, which reads the correction again, removes them.
 
 One thing the store cannot know. It keeps `EventRules.history` events of a user, and of the others the seen items with
-the day. An undone event among the others stays seen, and is merged only when its whole day is; an event that an undone
-one has displaced does not come back. When the store is filled from the beginning, all of this is right again.
+the day. An undone event among the others stays seen, and an event is merged only when its whole day is. An event that
+an undone one has displaced does not come back. When the store is filled from the beginning, all of it is right again.
 """
 
 from collections.abc import Iterable, Sequence
