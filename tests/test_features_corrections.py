@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_service import has_seen
 
-from features.errors import StoreError
+from features.errors import LogError, StoreError
 from features.instants import DAY
 from features.log.corrections import CorrectionFeed, Corrections, corrections_of
 from features.log.event_log import EventLog
 from features.log.export import export
 from features.log.reader import events_frame
-from features.log.records import CORRECTIONS, EVENTS, Correction, Event, EventUndone, Record, UsersMerged
+from features.log.records import CORRECTIONS, EVENTS, Correction, Event, EventUndone, Record, UsersMerged, line
 from features.schema import EventRules
 from features.store.base import FeatureStore
 from features.store.corrections import apply_corrections, push_events, settle
@@ -396,3 +396,26 @@ def test_corrections_come_before_events_of_a_log_of_other_processes(tmp_path: Pa
     assert np.diff(store.read_users(["b"])[0].times).tolist() == [1, 1]
     first.close()
     second.close()
+
+
+def test_a_feed_follows_segments_that_grow_end_and_vanish(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    feed = CorrectionFeed(folder)
+    assert (feed.read(), CorrectionFeed(None).read()) == (0, 0)
+    logs = [EventLog(folder, segment_bytes=size) for size in (1, 1 << 20)]  # one ends each segment at once
+    for n in range(1, 21):
+        logs[n % 2].append_now([merged(f"a{n}", f"b{n}", 9), undone("u", f"e{n}")])
+        assert feed.read() == 2 * n
+    assert counted(feed.corrections, click("a7", "x", 5), click("u", "e20", 5)) == [("b7", "x")]
+    with (folder / CORRECTIONS / "00000000000000000001-1.log").open("wb") as file:
+        file.write(b"no record\n" + line(merged("late", "b", 9)))
+    assert feed.read() == 41
+    folder.rename(tmp_path / "moved")
+    assert feed.read() == 41
+    for log in logs:
+        log.close()
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / CORRECTIONS).mkdir()
+    (tmp_path / "file" / CORRECTIONS / "00000000000000000001-1.log").mkdir()
+    with pytest.raises(LogError, match="corrections cannot be read: "):
+        CorrectionFeed(tmp_path / "file").read()

@@ -13,16 +13,21 @@ result. Events that then have one owner and one event_id count once. Corrections
 small, it is never deleted, and every reader has all of it before it reads events.
 """
 
+import stat
+import time
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
+import orjson
 import polars as pl
 
+from features.errors import LogError, describe_os_error
 from features.log.reader import read
-from features.log.records import CORRECTIONS, Correction, Event, EventUndone, UsersMerged
+from features.log.records import CORRECTIONS, Correction, Event, EventUndone, UsersMerged, record_of
+from features.log.segments import CLOCK_TICK, READ_BYTES, chunks, segment_paths
 from features.schema import EVENT_ID, TIME, USER
 
 
@@ -172,6 +177,7 @@ def _order(merge: UsersMerged) -> tuple[int, str, str, int]:
 class CorrectionFeed:
     """The corrections of a log, and those that any process adds. Threads may share it.
 
+    A read costs a look at the folder and at each segment that is being written, however many there are.
     folder: of the log; None: there is no log.
     """
 
@@ -179,17 +185,53 @@ class CorrectionFeed:
         self.corrections = Corrections()
         self.known = 0
         """Number of corrections that were read."""
-        self._folder = folder
-        self._position: dict[str, int] = {}
+        self._folder = None if folder is None else folder / CORRECTIONS
+        self._listed: tuple[int, int] | None = None  # inode and time of the last change of the folder that was listed
+        self._offsets: dict[Path, int] = {}  # segment -> bytes read
+        self._open: list[Path] = []  # segments that may grow
         self._lock = Lock()
 
     def read(self) -> int:
         """Take over what is new; returns `known`. Raises LogError when a segment cannot be read."""
         with self._lock:
-            records, self._position = corrections_since(self._folder, self._position)
-            self.corrections.add(records)
-            self.known += len(records)
+            try:
+                self._list()
+                for path in [*self._open]:
+                    self._read(path)
+            except OSError as error:
+                raise LogError(f"{self._folder} cannot be read: {describe_os_error(error)}") from error
             return self.known
+
+    def _list(self) -> None:
+        """Look for new segments."""
+        if self._folder is None or not self._folder.is_dir():
+            return
+        status = self._folder.stat()
+        listed = status.st_ino, status.st_mtime_ns
+        if listed == self._listed:
+            return
+        # a change within the same tick of the clock would leave the time as it is
+        self._listed = listed if time.time_ns() - status.st_mtime_ns > CLOCK_TICK else None
+        new = [path for path in segment_paths(self._folder) if path not in self._offsets]
+        self._offsets |= dict.fromkeys(new, 0)
+        self._open += new
+
+    def _read(self, path: Path) -> None:
+        """Take over the new corrections of a segment."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # the log was moved away while it was written: `EventLog.loss` says so
+            self._open.remove(path)
+            return
+        if status.st_size > self._offsets[path]:
+            for lines, end, _ in chunks(path, self._offsets[path], READ_BYTES):
+                records = (record_of(orjson.loads(payload)) for _, payload in lines)
+                new = [record for record in records if isinstance(record, UsersMerged | EventUndone)]
+                self.corrections.add(new)
+                self.known += len(new)
+                self._offsets[path] = end
+        if not status.st_mode & stat.S_IWUSR:  # it has ended
+            self._open.remove(path)
 
 
 def corrections_since(folder: Path | None, since: Mapping[str, int]) -> tuple[list[Correction], dict[str, int]]:
