@@ -78,6 +78,12 @@ def test_each_merge_of_an_id_takes_the_events_since_the_one_before() -> None:
     assert counted(corrections, *events) == [("ann", "1"), ("bob", "2"), ("kiosk", "3")]
 
 
+def test_a_new_merge_takes_nothing_that_another_has_taken() -> None:
+    corrections = Corrections([merged("kiosk", "ann", 10)])
+    assert [corrections.next_until("kiosk", time) for time in (5, 10, 11)] == [11, 11, 11]
+    assert [corrections.next_until("kiosk", 99), corrections.next_until("ann", 5)] == [99, 5]
+
+
 def test_what_an_id_was_given_is_merged_on_in_either_order() -> None:
     chain = [merged("a", "b", 10), merged("b", "c", 20)]
     assert counted(Corrections(chain), click("a", "1", 5)) == [("c", "1")]
@@ -185,6 +191,13 @@ class Processes:
         refresh(self.store, self.table, self.folder)
 
     def log(self, who: int, record: Event | Correction) -> None:
+        if isinstance(record, UsersMerged):  # as the API does
+            feed = CorrectionFeed(self.folder)
+            feed.read()
+            if feed.corrections.closes_circle(record.from_id, record.user_id):
+                return
+            until = feed.corrections.next_until(record.from_id, record.until)
+            record = replace(record, until=until, timestamp=len(self.records))
         self.logs[who].append_now([record])
         if isinstance(record, Event):
             self.events.append(record)
@@ -396,6 +409,27 @@ def test_corrections_come_before_events_of_a_log_of_other_processes(tmp_path: Pa
     assert np.diff(store.read_users(["b"])[0].times).tolist() == [1, 1]
     first.close()
     second.close()
+
+
+def test_catching_up_mends_what_a_process_pushed_that_did_not_know_a_correction(tmp_path: Path) -> None:
+    store = MemoryStore(RULES)
+    refresh(store, frame([]), tmp_path)
+    append(tmp_path, merged("a", "b", 9), undone("c", "2"))
+    catch_up(store, tmp_path)
+    late = [click("a", "1", 5), click("c", "2", 5)]
+    append(tmp_path, *late)
+    store.push(late)  # by a process that is killed before it hears of the corrections
+    catch_up(store, tmp_path)
+    assert [len(state.items) for state in store.read_users(["a", "b", "c"])] == [0, 1, 0]
+
+
+def test_a_push_that_comes_after_a_correction_of_another_process_mends_itself(tmp_path: Path) -> None:
+    store, feed, event = MemoryStore(RULES), CorrectionFeed(tmp_path), click("a", "1", 5)
+    refresh(store, frame([]), tmp_path)
+    append(tmp_path, event, merged("a", "b", 9))
+    catch_up(store, tmp_path)  # nothing reads the event or the merge again
+    push_events(store, [event], feed)
+    assert [len(state.items) for state in store.read_users(["a", "b"])] == [0, 1]
 
 
 def test_a_feed_follows_segments_that_grow_end_and_vanish(tmp_path: Path) -> None:

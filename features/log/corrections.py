@@ -90,6 +90,14 @@ class Corrections:
         """Whether `user` was merged into `from_id` already, or is the same id."""
         return from_id in self.takers(user)
 
+    def next_until(self, from_id: str, until: int) -> int:
+        """`until`, or the end of the last merge of the id and 1 µs when that is later.
+
+        A new merge must take no event that another has taken: the store cannot tell such events from others.
+        """
+        given = self._given.get(from_id)
+        return max(until, given[-1][0] + 1) if given else until
+
     def path(self, user: str, time: int) -> list[str]:
         """The id that an event of this time (µs) was logged with, and those it was given to. The last one owns it."""
         path = [user]

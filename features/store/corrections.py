@@ -4,9 +4,13 @@
 gives its events away before it loses them: a process that is killed in between leaves them in both states, and the
 next refresh, which reads the correction again, removes them.
 
-One thing the store cannot know. It keeps `EventRules.history` events of a user, and of the others the seen items with
-the day. An undone event among the others stays seen, and an event is merged only when its whole day is. An event that
-an undone one has displaced does not come back. When the store is filled from the beginning, all of it is right again.
+Three things the store cannot know. When it is filled from the beginning, all of them are right.
+
+* It keeps `EventRules.history` events of a user, and of the others the seen items with the day. An undone event among
+  the others stays seen, and such an event is merged only when its whole day is.
+* An event that an undone one has displaced does not come back.
+* Of events in one state, which came from which merge. Services therefore refuse a merge that closes a circle, and let
+  a new merge of an id begin after the last one. Two processes that merge one id at the same moment do not see that.
 """
 
 from collections.abc import Iterable, Sequence

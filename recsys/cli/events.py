@@ -1,10 +1,14 @@
 """`recsys events`: events from a Redis Stream."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from recsys.cli.options import CONFIG, config_path, given_path, print_json
+
+if TYPE_CHECKING:
+    from serving.event_consumer import ConsumerReport, EventConsumer
 
 events_app = typer.Typer(help="Events that other systems send.", no_args_is_help=True)
 
@@ -40,10 +44,8 @@ def events_consume(
     """
     import logging
     import os
-    import signal
     import socket
     from dataclasses import asdict
-    from threading import Event
 
     from experiments.config import load_config
     from features.errors import ConfigError
@@ -63,22 +65,34 @@ def events_consume(
     folder = log or Path((data and data.log) or settings.log)
     writer = EventLog(folder)
     taking = EventConsumer(entries, writer, rules=data.events if data else None, idle=idle)
-    stop = Event()
     try:
         if once:
             taking.drain()
         else:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: stop.set())
-            taking.run(stop)
+            _run(taking)
     finally:
         entries.leave()
         writer.close()
     if as_json:
         print_json(asdict(taking.report))
-        return
-    report = taking.report
-    typer.echo(f"{report.accepted:,} events accepted, {report.dead:,} entries moved to {entries.dead}")
+    else:
+        _show(taking.report, entries.dead)
+
+
+def _run(taking: "EventConsumer") -> None:
+    """Take events until Ctrl-C or SIGTERM."""
+    import signal
+    from threading import Event
+
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    taking.run(stop)
+
+
+def _show(report: "ConsumerReport", dead: str) -> None:
+    """dead: name of the dead-letter stream."""
+    typer.echo(f"{report.accepted:,} events accepted, {report.dead:,} entries moved to {dead}")
     if report.claimed:
         typer.echo(f"{report.claimed:,} entries taken over from other consumers")
     if report.lost:

@@ -103,13 +103,15 @@ def _parse_merge(service: ServiceState, user_id: str, body: bytes) -> UsersMerge
     if from_id == user_id:
         raise ApiError(422, "bad_merge", "from: is the user of the path; give the id that it had before", "from")
     service.corrections.read()
-    if service.corrections.corrections.closes_circle(from_id, user_id):
+    corrections = service.corrections.corrections
+    if corrections.closes_circle(from_id, user_id):
         message = f"from: user {user_id!r} was merged into {from_id!r} before; merges are not taken back"
         raise ApiError(409, "merged_before", message, "from")
     snapshot, until = service.snapshot, service.now()
     if snapshot is not None:
         times = service.read_user(snapshot, from_id)[0].times
         until = max([until, *times[-1:].tolist()])
+    until = corrections.next_until(from_id, until)
     return UsersMerged(user_id=user_id, from_id=from_id, timestamp=service.now(), until=until)
 
 
