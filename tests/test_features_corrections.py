@@ -19,6 +19,8 @@ from features.log.event_log import EventLog
 from features.log.export import export
 from features.log.reader import events_frame
 from features.log.records import CORRECTIONS, EVENTS, Correction, Event, EventUndone, Record, UsersMerged, line
+from features.log.upkeep.prune import prune
+from features.log.upkeep.retention import Limit
 from features.schema import EventRules
 from features.store.base import FeatureStore
 from features.store.corrections import apply_corrections, push_events, settle
@@ -339,18 +341,30 @@ def test_states_follow_corrections_in_both_stores(tmp_path: Path, store: Feature
     assert has_seen(ann, ["i1"]).tolist() == [False]
 
 
-def test_seen_items_of_events_that_are_not_kept_go_by_day_and_stay() -> None:
-    store = MemoryStore(SHORT)
-    events = [click("a", f"e{n}", n * DAY, f"i{n}") for n in range(5)]
-    store.write_users(states_of_log(events, SHORT))  # keeps e1 to e4, and i2 to i4 as seen
-    settle(store, ["a"], Corrections([merged("a", "b", 2 * DAY)]))
-    a, b = store.read_users(["a", "b"])
-    assert (a.items, b.items) == (("i3", "i4"), ("i1", "i2"))
-    assert has_seen(b, ["i0", "i1", "i2", "i3"]).tolist() == [False, True, True, False]
-    many = [click("c", f"f{n}", n, f"i{n}", "buy" if n else "view") for n in range(5)]
-    store.write_users(states_of_log(many, SHORT.model_copy(update={"seen_items": 5})))
-    settle(store, ["c"], Corrections([undone("c", "f0")]))
-    assert store.read_users(["c"])[0].items == ("i1", "i2", "i3", "i4")
+def test_seen_items_of_events_that_are_not_kept_go_by_whole_days_and_stay(store: FeatureStore) -> None:
+    little = store.with_rules(RULES.model_copy(update={"history": 2}))
+    events = [click(user, f"e{n}", n * DAY, f"i{n}") for user in ("a", "c") for n in range(4)]
+    little.write_users(states_of_log(events, little.rules))  # keeps e2 and e3, and all items as seen
+    settle(little, ["a", "c"], Corrections([merged("a", "b", DAY + 5), undone("c", "e0"), undone("c", "e3")]))
+    a, b, c = little.read_users(["a", "b", "c"])
+    assert (a.items, b.items, c.items) == (("i2", "i3"), (), ("i2",))
+    items = [f"i{n}" for n in range(4)]
+    assert has_seen(a, items).tolist() == [False, True, True, True]
+    assert has_seen(b, items).tolist() == [True, False, False, False]
+    assert has_seen(c, items).tolist() == [True, True, True, False]
+    little.push([click("b", "new", 5, "i9")])  # a state without events takes events
+    assert little.read_users(["b"])[0].items == ("i9",)
+
+
+def test_what_was_undone_before_a_merge_is_undone_after_it_in_both_states(tmp_path: Path) -> None:
+    store = MemoryStore(RULES)
+    refresh(store, frame([]), tmp_path)
+    append(tmp_path, click("a", "1", 1), click("b", "1", 1), click("b", "2", 2), undone("a", "1"))
+    catch_up(store, tmp_path)
+    assert [len(state.items) for state in store.read_users(["a", "b"])] == [0, 2]
+    append(tmp_path, merged("a", "b", 9))  # so b sent the same event again after the login
+    catch_up(store, tmp_path)
+    assert len(store.read_users(["b"])[0].items) == 1
 
 
 def test_a_state_that_changes_while_it_is_settled_is_settled_again() -> None:
@@ -379,16 +393,20 @@ def test_what_is_undone_is_not_exported_and_does_not_come_back_from_the_tables(t
     log, out = tmp_path / "log", tmp_path / "out"
     append(log, click("a", "1", 1), click("a", "2", 2), click("a", "3", 3))
     append(log, undone("a", "1"), merged("a", "b", 2))
-    assert export(log, EVENTS, out).records == 2
+    assert export(log, EVENTS, out, reader="nightly").records == 2
+    report = prune(log, {EVENTS: Limit(bytes=1)})
+    assert report is not None
+    assert [deleted.stream for deleted in report.deleted] == [EVENTS]  # corrections stay: the tables need them
     table = pl.read_parquet(out / "*.parquet")
     assert table.select("user_id", "event_id").rows() == [("a", "2"), ("a", "3")]
     append(log, undone("b", "2"))
     corrections = corrections_of(log)
     assert corrections.corrected_frame(table).select("user_id", "event_id").rows() == [("a", "3")]
-    assert events_frame(log, corrections.corrected_frame).select("user_id", "event_id").rows() == [("a", "3")]
+    append(log, click("a", "1", 1), click("a", "4", 2))
+    assert events_frame(log, corrections.corrected_frame).select("user_id", "event_id").rows() == [("b", "4")]
     filled = MemoryStore(RULES)
     refresh(filled, table.select(frame([]).columns), log)
-    assert [len(state.items) for state in filled.read_users(["a", "b"])] == [1, 0]
+    assert [len(state.items) for state in filled.read_users(["a", "b"])] == [1, 1]
     assert export(log, CORRECTIONS, tmp_path / "corrections").records == 3
     (row, *_) = pl.read_parquet(tmp_path / "corrections" / "*.parquet").filter(pl.col("kind") == "merge").to_dicts()
     assert (row["user_id"], row["from_id"]) == ("b", "a")

@@ -137,6 +137,7 @@ class ServiceState:
                 "event log: %d half-written bytes of %s were moved to a .torn file", torn.length, torn.segment
             )
         self.catalog_updater.replay(self.now())
+        self.corrections.read()
         if self._connect is None:
             if self.settings.redis_url is None:
                 self._server = RedisServer()
