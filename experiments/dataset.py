@@ -21,6 +21,7 @@ from features.history_rules import Labels, in_request_order
 from features.ids import IdMap
 from features.instants import DAY
 from features.interactions import SAME_TIME, HistoryLimits, Interactions
+from features.log.corrections import corrections_of
 from features.log.reader import ORDER, events_frame
 from features.progress import StartProgress
 from features.schema import ITEM, TIME, USER
@@ -71,7 +72,9 @@ def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Da
     tables = read_tables(config.data, progress=progress)
     events, duplicates, notes = tables.events, 0, list(tables.report.notes)
     if config.data.log is not None:
-        logged = events_frame(Path(config.data.log))
+        corrections = corrections_of(Path(config.data.log))
+        events = corrections.corrected_frame(events)
+        logged = events_frame(Path(config.data.log), corrections.corrected_frame)
         logged = in_request_order(logged, logged.get_column(ORDER)).select(events.columns)
         notes += unnamed_types(logged, config.data.events, "event log") if len(logged) else []
         notes += [] if len(logged) else [f"event log: {config.data.log} has no events yet"]

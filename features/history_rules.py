@@ -108,6 +108,11 @@ def seen_items(entries: Keys) -> Keys:
     return entries & _ITEM
 
 
+def seen_days(entries: Keys) -> Ints:
+    """(n,) int64: the beginning (µs) of the day of each entry."""
+    return (entries >> _ITEM_BITS).astype(np.int64) * DAY
+
+
 def newest_seen(owner: Ints, entries: Keys, limit: int) -> Ints:
     """Rows of the latest entry of each item of each owner, `limit` of an owner, the newest; by owner, then entry.
 

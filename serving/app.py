@@ -17,6 +17,7 @@ from features.schema import EventRules
 from features.store.base import FeatureStore
 from serving.errors import ErrorResponse, add_errors
 from serving.http import MAX_URL_BYTES
+from serving.routes.corrections import add_corrections
 from serving.routes.events import add_events
 from serving.routes.health import add_health
 from serving.routes.items import add_items
@@ -141,6 +142,7 @@ def create_app(
     add_items(app, service, encoder_pool, in_thread)
     add_search(app, service, encoder_pool, in_thread)
     add_events(app, service, in_thread)
+    add_corrections(app, service, in_thread)
     add_health(app, service)
     add_page(app)
     return app

@@ -23,7 +23,7 @@ def validate_events(body: bytes, now: int, rules: EventRules | None = None) -> t
         sent = [sent]
     if not isinstance(sent, list) or not 1 <= len(sent) <= MAX_EVENTS:
         raise ApiError(422, "bad_events", f"the body must be one event or a list of 1 to {MAX_EVENTS} events", "body")
-    validated = [_validate_event(raw, i, now, rules) for i, raw in enumerate(sent)]
+    validated = [validate_event(raw, i, now, rules) for i, raw in enumerate(sent)]
     return validated, sum(isinstance(x, Event) for x in validated)
 
 
@@ -38,7 +38,7 @@ def unnamed_type(event: str, rules: EventRules) -> str | None:
     return f"data.events does not name the type {event!r}: it {effect}{question}"
 
 
-def _validate_event(raw: Any, index: int, now: int, rules: EventRules | None) -> Event | EventResult:
+def validate_event(raw: Any, index: int, now: int, rules: EventRules | None) -> Event | EventResult:
     """The event, or the result that says what is wrong with it. raw: from JSON; index: its place in the body."""
     place = f"events[{index}]"
     if not isinstance(raw, dict):

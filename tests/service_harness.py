@@ -62,6 +62,10 @@ class Flaky(MemoryStore):
         self.ping()
         super().push(events)
 
+    def change_users(self, users: Any, change: Any, fill: str = "") -> None:
+        self.ping()
+        super().change_users(users, change, fill)
+
     def recent_users(self, limit: int) -> list[str]:
         self.ping()
         return super().recent_users(limit)

@@ -54,7 +54,12 @@ LAYERS = {
         ("bundle",),
         ("cli",),
     ),
-    "serving": (("settings", "errors", "schemas", "event_validation", "http"), ("state",), ("routes",), ("app",)),
+    "serving": (
+        ("settings", "errors", "schemas", "event_validation", "event_consumer", "http"),
+        ("state",),
+        ("routes",),
+        ("app",),
+    ),
     "experiments": (
         ("splits", "config"),
         ("preflight", "dataset"),

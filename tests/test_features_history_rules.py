@@ -1,5 +1,6 @@
 """The rules of a history: by hand, and that training, evaluation, refresh and push follow the same ones."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from features.history_rules import kept, newest_seen, seen_entries, seen_items, 
 from features.ids import IdMap, id_keys
 from features.instants import DAY
 from features.interactions import HistoryLimits, Interactions
+from features.log.corrections import CorrectionFeed
 from features.log.event_log import EventLog
-from features.log.records import Event
+from features.log.records import Correction, Event, EventUndone, UsersMerged
 from features.schema import EventRules
+from features.store.corrections import push_events
 from features.store.jobs.refresh import refresh
 from features.store.memory import MemoryStore
-from features.store.user_state import UserState, states_of_log
+from features.store.user_state import UserState, states_of_log, states_of_table
 from features.tables.event_files import EventFiles
 
 
@@ -91,25 +94,54 @@ EVENT = st.fixed_dictionaries(
 )
 
 
+CORRECTION: st.SearchStrategy[Correction] = st.one_of(
+    st.builds(
+        lambda pair, day: UsersMerged(user_id=pair[0], from_id=pair[1], timestamp=day, until=day * DAY),
+        st.sampled_from([("u", "v"), ("v", "u")]),
+        st.integers(0, 4),
+    ),
+    st.builds(
+        lambda user, n: EventUndone(user_id=user, event_id=f"e{n}", timestamp=0),
+        st.sampled_from(["u", "v"]),
+        st.integers(0, 30),
+    ),
+)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(EVENT, min_size=1, max_size=30), st.lists(EVENT, max_size=30), st.randoms())
+@given(
+    st.lists(EVENT, min_size=1, max_size=30),
+    st.lists(EVENT, max_size=30),
+    st.lists(CORRECTION, max_size=3),
+    st.randoms(),
+)
 def test_training_refresh_and_push_know_the_same_of_a_user(
-    tmp_path_factory: pytest.TempPathFactory, table: list[dict[str, Any]], logged: list[dict[str, Any]], dice: Any
+    tmp_path_factory: pytest.TempPathFactory,
+    table: list[dict[str, Any]],
+    logged: list[dict[str, Any]],
+    corrections: list[Correction],
+    dice: Any,
 ) -> None:
     folder = tmp_path_factory.mktemp("data")
     events = [Event(**fields, event_id=f"e{n}", order=n % 2) for n, fields in enumerate(logged)]
-    config = write_data(folder, table, events)
+    config = write_data(folder, table, [*events, *corrections])
     filled, pushed = MemoryStore(RULES), MemoryStore(RULES)
     refresh(filled, EventFiles(config.data), folder / "log")
-    refresh(pushed, EventFiles(config.data), None)
+    feed = CorrectionFeed(folder / "log")
+    feed.read()
+    pushed.start_fill()
+    files = EventFiles(config.data)
+    for batch in files.batches(files.compare("").since):
+        pushed.write_users(states_of_table(feed.corrections.corrected_frame(batch), RULES))
     again = [*events, *events]
     dice.shuffle(again)
     for event in again:
-        pushed.push([event])
+        push_events(pushed, [event], feed)
     dataset = load_dataset(config)
-    users = dataset.users.rows(["u", "v"])
-    states = dataset.events.states(users, np.full(2, 10 * DAY)).compact()
-    for row, (a, b) in enumerate(zip(filled.read_users(["u", "v"]), pushed.read_users(["u", "v"]), strict=True)):
+    names = sorted(dataset.users.ids)  # a user whose events were all given away is not among them
+    assert all(len(store.read_users([u])[0].items) == 0 for store in (filled, pushed) for u in {"u", "v"} - {*names})
+    states = dataset.events.states(dataset.users.rows(names), np.full(len(names), 10 * DAY)).compact()
+    for row, (a, b) in enumerate(zip(filled.read_users(names), pushed.read_users(names), strict=True)):
         assert (a.items, a.events, a.times.tolist(), a.seen.tolist()) == (
             b.items,
             b.events,
@@ -129,7 +161,7 @@ def test_training_refresh_and_push_know_the_same_of_a_user(
         assert sorted(short_keys(id_keys(seen_ids))) == sorted(seen_items(a.seen))
 
 
-def write_data(folder: Path, table: list[dict[str, Any]], events: list[Event]) -> RunConfig:
+def write_data(folder: Path, table: list[dict[str, Any]], events: Sequence[Event | Correction]) -> RunConfig:
     """Tables, a log, and the configuration that reads both."""
     frame = pl.DataFrame(table, schema_overrides={"value": pl.Float64})
     times = pl.col("timestamp").cast(pl.Datetime("us", "UTC"))

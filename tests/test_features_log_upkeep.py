@@ -18,7 +18,7 @@ from features.log.item_changes import media_in_use
 from features.log.item_feed import item_changes
 from features.log.reader import events_frame, read
 from features.log.readers import advance, registered
-from features.log.records import EVENTS, EXPOSURES, ITEMS, STREAMS, Record, line_of
+from features.log.records import CORRECTIONS, EVENTS, EXPOSURES, ITEMS, STREAMS, Record, line_of
 from features.log.segments import exclusive, segment_paths
 from features.log.upkeep.prune import LOCK, PruneReport, prune
 from features.log.upkeep.retention import Limit
@@ -267,7 +267,7 @@ def test_segments_of_an_earlier_version_are_read_first_and_then_taken_over(tmp_p
     earlier: list[Record] = [event(1), exposure(2), put("a", 3), event(4), gone("a", 5), exposure(6)]
     legacy = legacy_segment(tmp_path, earlier)
     written(tmp_path, [event(7), exposure(8), put("b", 9)])
-    expected = {EVENTS: [1, 4, 7], EXPOSURES: [2, 6, 8], ITEMS: [3, 5, 9]}
+    expected = {EVENTS: [1, 4, 7], EXPOSURES: [2, 6, 8], ITEMS: [3, 5, 9], CORRECTIONS: []}
     assert {stream: ids(read_all(tmp_path, stream)) for stream in STREAMS} == expected
     assert state(tmp_path)[2] == {"a"}
     partly = {legacy.name: legacy.read_bytes().index(b"\n") + 1}

@@ -16,7 +16,8 @@ from features.errors import ConfigError, StoreError
 from features.log.records import Event
 from features.store import connection
 from features.store.connection import check_url
-from features.store.redis import RedisKeys, RedisStore
+from features.store.redis import RedisStore
+from features.store.redis_keys import RedisKeys
 from features.store.redis_server import RedisServer
 
 EVENT = Event(user_id="u-secret", item_id="i-secret", event="click", timestamp=5, value=31.25, event_id="e-secret")

@@ -47,6 +47,7 @@ def test_status(log: Path) -> None:
         ("events", 1, 1),
         ("exposures", 2, 2),
         ("items", 1, 1),
+        ("corrections", 0, 0),
     ]
     (reader,) = status["readers"]
     assert (reader["name"], reader["behind"]) == ("mirror", segment_paths(log / "exposures")[1].stat().st_size)

@@ -17,6 +17,18 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "data get": (["name"], {"--force": False, "--json": False}),
     "embed": (["name"], {"--retry": False, "--refetch": False, "--json": False}),
     "evaluate": (["name"], {"--outcomes": None, "--json": False}),
+    "events consume": (
+        ["stream"],
+        {
+            "--group": "recsys",
+            "--consumer": "",
+            "--config": "",
+            "--log": None,
+            "--idle": 60.0,
+            "--once": False,
+            "--json": False,
+        },
+    ),
     "experiment compare": (["first", "second"], {"--model": None, "--json": False}),
     "experiment ui": ([], {"--port": 5000}),
     "features backfill": (
@@ -110,6 +122,7 @@ def test_arguments_as_the_help_shows_them() -> None:
         "data get": "CONFIG_OR_NAME",
         "embed": "CONFIG",
         "evaluate": "CONFIG",
+        "events consume": "stream",
         "experiment compare": "A B",
         "experiment ui": "",
         "features backfill": "CONFIG",
@@ -147,7 +160,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 22
+    assert len(EMPTY) == 23
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

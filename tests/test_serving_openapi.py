@@ -15,6 +15,8 @@ ERRORS = {"400", "414", "422", "503"}
 ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("get", "/v1/users/{user_id}/recommendations"): ("users", "200", "SlateResponse", set()),
     ("get", "/v1/users/{user_id}/history"): ("users", "200", None, set()),
+    ("post", "/v1/users/{user_id}/merge"): ("users", "202", "MergeResponse", {"413", "415", "409"}),
+    ("delete", "/v1/users/{user_id}/events/{event_id}"): ("users", "202", "UndoResponse", set()),
     ("get", "/v1/users"): ("users", "200", None, set()),
     ("get", "/v1/items/{item_id}/similar"): ("items", "200", "SimilarResponse", set()),
     ("get", "/v1/items/{item_id}"): ("items", "200", "ItemResponse", {"404"}),
@@ -89,6 +91,7 @@ def test_bodies(api: dict[str, Any]) -> None:
         ("put", "/v1/items/{item_id}"): (True, ["application/json"]),
         ("post", "/v1/search"): (True, ["application/json", "multipart/form-data"]),
         ("post", "/v1/events"): (True, ["application/json"]),
+        ("post", "/v1/users/{user_id}/merge"): (True, ["application/json"]),
     }
     search, form = api["paths"]["/v1/search"]["post"]["requestBody"]["content"].values()
     assert search == form

@@ -235,15 +235,14 @@ def refresh_store(config: RunConfig, url: str, progress: StartProgress) -> str:
     Raises ConfigError for a URL that is not one, StoreError and LogError.
     """
     from features.store.connection import check_url
+    from features.store.jobs.refresh import refresh
     from features.store.redis import RedisStore
-    from features.store.refresh import refresh
-    from features.tables.read import read_tables
+    from features.tables.event_files import EventFiles
 
     check_url(url)
     store = RedisStore(url, config.data.events, timeout=1.0)
     store.ping()
-    tables = read_tables(config.data, progress=progress).events
-    report = refresh(store, tables, Path(config.data.log or "state/log"), progress=progress)
+    report = refresh(store, EventFiles(config.data), Path(config.data.log or "state/log"), progress=progress)
     return (
         f"{report.users:,} users and {report.table_events:,} events from the tables, {report.log_events:,} events "
         "from the log"

@@ -21,9 +21,10 @@ import polars as pl
 
 from features.errors import LogError, describe_write_error
 from features.files import not_a_file, put_file
+from features.log.corrections import corrections_of
 from features.log.reader import ORDER, LogLine, frame_of_events, read_lines
 from features.log.readers import advance
-from features.log.records import EVENTS, EXPOSURES, ITEMS, Stream
+from features.log.records import CORRECTIONS, EVENTS, EXPOSURES, ITEMS, Stream
 from features.log.segments import exclusive
 from features.schema import EVENT_ID, ITEM, REQUEST_ID, TIME, USER
 
@@ -48,6 +49,14 @@ _EXPOSURE_COLUMNS: dict[str, Any] = {
     "scores": pl.List(pl.Float64),
     "propensities": pl.List(pl.Float64),
     ITEM: pl.String,
+}
+_CORRECTION_COLUMNS: dict[str, Any] = {
+    USER: pl.String,
+    "kind": pl.String,
+    TIME: pl.Int64,
+    "from_id": pl.String,
+    "until": pl.Int64,
+    EVENT_ID: pl.String,
 }
 _ITEM_COLUMNS: dict[str, Any] = {ITEM: pl.String, "kind": pl.String, TIME: pl.Int64, "fields": pl.String}
 
@@ -92,12 +101,15 @@ def export(folder: Path, stream: Stream, out: Path, *, reader: str = "") -> Expo
 def _collect(folder: Path, stream: Stream, since: Mapping[str, int], parts: Path) -> tuple[dict[str, int], int]:
     """Write the new records to PARTS/DAY/NUMBER.parquet; the position after them, and the number of damaged lines."""
     position, damaged, number = dict(since), 0, 0
+    corrections = corrections_of(folder)
     while (part := read_lines(folder, position, stream=stream)).position != position:
         position, damaged, number = part.position, damaged + len(part.damaged), number + 1
         frame = FRAMES[stream](part.lines).with_columns(
             pl.Series(_SEGMENT, [line.segment for line in part.lines], pl.String),
             pl.Series(_OFFSET, [line.offset for line in part.lines], pl.Int64),
         )
+        if stream == EVENTS:  # those that are undone later are left out by every reader of the tables
+            frame = corrections.counting_frame(frame)
         for (day,), records in frame.group_by(pl.col(TIME).dt.strftime("%Y-%m-%d"), maintain_order=True):
             (parts / str(day)).mkdir(exist_ok=True)
             records.write_parquet(parts / str(day) / f"{number:08d}.parquet")
@@ -173,6 +185,12 @@ def _exposures(lines: list[LogLine]) -> pl.DataFrame:
     return frame.with_columns(pl.col(TIME).cast(_UTC))
 
 
+def _corrections(lines: list[LogLine]) -> pl.DataFrame:
+    text = io.BytesIO(b"\n".join(line.payload for line in lines))
+    frame = pl.read_ndjson(text, schema=_CORRECTION_COLUMNS) if lines else pl.DataFrame(schema=_CORRECTION_COLUMNS)
+    return frame.with_columns(pl.col(TIME, "until").cast(_UTC))
+
+
 def _item_changes(lines: list[LogLine]) -> pl.DataFrame:
     """fields: the fields of a put as JSON; null for a deletion."""
     rows = []
@@ -186,4 +204,5 @@ FRAMES: dict[Stream, Callable[[list[LogLine]], pl.DataFrame]] = {
     EVENTS: _events,
     EXPOSURES: _exposures,
     ITEMS: _item_changes,
+    CORRECTIONS: _corrections,
 }

@@ -5,7 +5,7 @@ a segment of an earlier version has the offset it had there, "at": a position in
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,9 +147,10 @@ def frame_of_events(lines: list[LogLine]) -> pl.DataFrame:
     return frame.with_columns(pl.col(TIME).cast(pl.Datetime("us", "UTC")))
 
 
-def events_frame(folder: Path) -> pl.DataFrame:
+def events_frame(folder: Path, correct: Callable[[pl.DataFrame], pl.DataFrame] | None = None) -> pl.DataFrame:
     """All accepted events with the canonical columns of the events table and ORDER, in log order.
 
+    correct: `Corrections.corrected_frame`, for the events that count and their owners; None: as they were logged.
     Of events with the same user and event_id the one of the earliest time counts. Events without an event_id all
     count. Raises LogError when a segment cannot be read.
     """
@@ -158,6 +159,7 @@ def events_frame(folder: Path) -> pl.DataFrame:
         frames.append(frame_of_events(part.lines))
         position = part.position
     without_id = pl.col(EVENT_ID).fill_null("") == ""
-    events = pl.concat(frames).with_columns(pl.col(ORDER).fill_null(0)).with_row_index("row")
+    events = pl.concat(frames).with_columns(pl.col(ORDER).fill_null(0))
+    events = (correct(events) if correct else events).with_row_index("row")
     first = events.sort(TIME, ORDER, "row").filter(without_id | pl.struct(USER, EVENT_ID).is_first_distinct())
     return first.sort("row").drop("row")

@@ -13,11 +13,12 @@ import orjson
 
 VERSION = 1
 
-Stream = Literal["events", "exposures", "items"]
+Stream = Literal["events", "exposures", "items", "corrections"]
 EVENTS: Stream = "events"
 EXPOSURES: Stream = "exposures"
 ITEMS: Stream = "items"
-STREAMS: tuple[Stream, ...] = (EVENTS, EXPOSURES, ITEMS)
+CORRECTIONS: Stream = "corrections"
+STREAMS: tuple[Stream, ...] = (EVENTS, EXPOSURES, ITEMS, CORRECTIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +86,49 @@ class ItemDeleted:
     timestamp: int
 
 
-Record = Event | Exposure | ItemPut | ItemDeleted
-_KINDS: dict[str, type[Event] | type[Exposure] | type[ItemPut] | type[ItemDeleted]] = {
+@dataclass(frozen=True, slots=True)
+class UsersMerged:
+    """The events of `from_id` whose time is `until` or earlier belong to `user_id`.
+
+    timestamp, until: µs since 1970 UTC. `features.log.corrections` defines what a merge means.
+    """
+
+    kind: Literal["merge"] = field(default="merge", init=False)
+    user_id: str
+    from_id: str
+    timestamp: int
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventUndone:
+    """The event of this event_id does not count, whenever it is logged. See `features.log.corrections`."""
+
+    kind: Literal["undo"] = field(default="undo", init=False)
+    user_id: str
+    event_id: str
+    timestamp: int
+
+
+Correction = UsersMerged | EventUndone
+Record = Event | Exposure | ItemPut | ItemDeleted | Correction
+_KINDS: dict[str, type[Record]] = {
     "event": Event,
     "exposure": Exposure,
     "item_put": ItemPut,
     "item_gone": ItemDeleted,
+    "merge": UsersMerged,
+    "undo": EventUndone,
 }
 _FIELDS = {kind: tuple(f.name for f in fields(cls) if f.init) for kind, cls in _KINDS.items()}
-_STREAMS: dict[bytes, Stream] = {b"event": EVENTS, b"exposure": EXPOSURES, b"item_put": ITEMS, b"item_gone": ITEMS}
+_STREAMS: dict[str, Stream] = {
+    "event": EVENTS,
+    "exposure": EXPOSURES,
+    "item_put": ITEMS,
+    "item_gone": ITEMS,
+    "merge": CORRECTIONS,
+    "undo": CORRECTIONS,
+}
 _START = re.compile(rb'\{(?:"v":(\d{1,9}),)?"kind":"(\w+)"')
 
 
@@ -109,7 +144,7 @@ def line_of(payload: bytes) -> bytes:
 
 def stream_of(record: Record) -> Stream:
     """The stream that a record is appended to."""
-    return EVENTS if isinstance(record, Event) else EXPOSURES if isinstance(record, Exposure) else ITEMS
+    return _STREAMS[record.kind]
 
 
 def stream_of_payload(payload: bytes) -> Stream | None:
@@ -117,7 +152,7 @@ def stream_of_payload(payload: bytes) -> Stream | None:
     start = _START.match(payload)
     if start is None or int(start[1] or 0) > VERSION:
         return None
-    return _STREAMS.get(start[2])
+    return _STREAMS.get(start[2].decode())
 
 
 def record_of(payload: dict[str, Any]) -> Record | None:

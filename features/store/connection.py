@@ -53,11 +53,11 @@ class Breaker:
 class Channel:
     """Connections for one kind of work, with a breaker of their own: neither kind of work stops the other.
 
-    timeout: seconds to wait for an answer.
+    timeout: seconds to wait for an answer; name: of what the server is used for, in errors.
     """
 
-    def __init__(self, url: str, timeout: float, breaker: Breaker) -> None:
-        self._url, self._breaker, self._client = url, breaker, _client(url, timeout)
+    def __init__(self, url: str, timeout: float, breaker: Breaker, name: str = "the feature store") -> None:
+        self._url, self._breaker, self._client, self._name = url, breaker, _client(url, timeout), name
 
     def run(self, work: Callable[[Client], Any]) -> Any:
         """Result of `work`. A failed connection opens the breaker; every Redis error becomes StoreError."""
@@ -67,7 +67,7 @@ class Channel:
         except (redis.RedisError, OSError) as error:
             away = isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError)
             verb = "does not answer" if away and not getattr(error, "status_code", None) else "refuses"
-            reason = f"the feature store at {describe_url(self._url)} {verb}: {_reason(error)}"
+            reason = f"{self._name} at {describe_url(self._url)} {verb}: {_reason(error)}"
             if away:
                 self._breaker.trip(reason)
             # `from None`: a reply of the server repeats the command with its user, item and value
@@ -186,6 +186,7 @@ _REPLIES = {
     "ASK": "it is a cluster, which is not supported: name a single server in REDIS_URL",
     "CROSSSLOT": "it is a cluster, which is not supported: name a single server in REDIS_URL",
     "CLUSTERDOWN": "it is a cluster, which is not supported: name a single server in REDIS_URL",
+    "NOGROUP": "the stream or its consumer group was deleted: the next try makes them again",
     "unknown command": "it does not know a command of the store: use Redis 6.2, Valkey 7.2 or later",
 }
 """Start of an error reply -> the reason and its remedy, in our words."""
@@ -219,6 +220,15 @@ def _reason(error: BaseException) -> str:
         chain.append(cause)
     faults = [reason for kind, reason in _FAULTS for link in chain if isinstance(link, kind)]
     return faults[0] if faults else "it does not carry out a command of the store: see its log"
+
+
+def make_group(client: Client, stream: str, group: str) -> None:
+    """Make a consumer group that reads a stream from its beginning, and the stream, unless they are there."""
+    try:
+        client.xgroup_create(stream, group, id="0", mkstream=True)
+    except redis.ResponseError as error:
+        if not str(error).startswith("BUSYGROUP"):
+            raise
 
 
 def bare_pipeline(url: str, size: int) -> Callable[[], object]:

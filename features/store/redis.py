@@ -1,4 +1,4 @@
-"""The feature store in Redis (or Valkey); `RedisKeys` names its keys.
+"""The feature store in Redis (or Valkey); `features.store.redis_keys` names its keys.
 
 Give each product its own database number.
 """
@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -29,9 +28,9 @@ from features.store.base import (
     StoreLockedError,
     StoreMovedError,
     Watermark,
-    schema_hash,
 )
 from features.store.connection import Breaker, Channel, Client, check_url
+from features.store.redis_keys import RedisKeys
 from features.store.redis_scripts import ADVANCE, START, WRITE
 from features.store.user_state import (
     DIGEST_BYTES,
@@ -59,58 +58,6 @@ WRITE_TRIES = 10
 
 _SERVED = re.compile(rb'\{"filled": (true|false), "fill": "(\w*)"')
 """Beginning of the watermark: the part of it that a request reads."""
-
-
-@dataclass(frozen=True)
-class RedisKeys:
-    """Names of the keys. Stores of other layouts or other event rules have another prefix.
-
-    In `generation` lie the states of one generation; the other keys are of all.
-    """
-
-    prefix: str
-
-    @classmethod
-    def of(cls, rules: EventRules) -> "RedisKeys":
-        """The keys under the event rules of a bundle: recsys:<schema hash>:…"""
-        return cls(f"recsys:{schema_hash(rules)}:")
-
-    def generation(self, fill: str) -> str:
-        """Beginning of the keys of one generation."""
-        return f"{self.prefix}{fill}:"
-
-    def user(self, fill: str, user_id: str) -> str:
-        """The bytes of a `UserState`."""
-        return f"{self.prefix}{fill}:u:{user_id}"
-
-    def recent(self, fill: str) -> str:
-        """Sorted set: user -> time of the latest event (µs); the newest RECENT_USERS of them."""
-        return f"{self.prefix}{fill}:recent"
-
-    @property
-    def watermark(self) -> str:
-        """JSON of the `Watermark`; it names the generation that is served."""
-        return f"{self.prefix}watermark"
-
-    @property
-    def building(self) -> str:
-        """The generation that a refresh is filling."""
-        return f"{self.prefix}building"
-
-    @property
-    def tables(self) -> str:
-        """What the last refresh has kept of the events table."""
-        return f"{self.prefix}tables"
-
-    @property
-    def lock(self) -> str:
-        """Held by the refresh that runs."""
-        return f"{self.prefix}lock"
-
-    @property
-    def runs(self) -> str:
-        """List: the JSON reports of the last refreshes, the newest first."""
-        return f"{self.prefix}runs"
 
 
 class RedisStore:

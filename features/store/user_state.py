@@ -252,6 +252,7 @@ def joined(stored: bytes | None, added: bytes, rules: EventRules) -> bytes:
 
 
 def latest_time(data: bytes) -> int:
-    """Time (µs) of the latest event in the bytes of a state, which holds one at least."""
-    n = int(_HEAD.unpack_from(data, DIGEST_BYTES)[0])
+    """Time (µs) of the latest event in the bytes of a state; 0 without events."""
+    if not (n := int(_HEAD.unpack_from(data, DIGEST_BYTES)[0])):
+        return 0
     return int.from_bytes(data[DIGEST_BYTES + _HEAD.size + 8 * (n - 1) :][:8], "little", signed=True)

@@ -66,7 +66,7 @@ def log_status(
 
 @log_app.command("export")
 def log_export(
-    stream: str = typer.Argument("events", help="events, exposures or items (the changes of items)."),
+    stream: str = typer.Argument("events", help="events, exposures, items (their changes) or corrections."),
     out: Path = typer.Option(..., help="Folder of the files, one a day: OUT/2026-01-31.parquet.", parser=given_path),
     log: Path | None = typer.Option(None, help=FOLDER, parser=given_path),
     reader: str = typer.Option("", help="Register the export: retention keeps what it has not exported."),

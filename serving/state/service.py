@@ -11,9 +11,10 @@ from pathlib import Path
 
 from features.errors import LogError, RecsysError, StoreError
 from features.interactions import now_micros
+from features.log.corrections import CorrectionFeed
 from features.log.event_log import EventLog
 from features.log.item_changes import media_fault
-from features.log.records import Event
+from features.log.records import Correction, Event
 from features.schema import EventRules
 from features.store.base import FeatureStore
 from features.store.redis import RedisStore, check_server
@@ -74,8 +75,11 @@ class ServiceState:
         self.unlogged = 0
         """Exposures since the start that the log could not take."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
+        self.corrections = CorrectionFeed(settings.log)
         self.log_keeper = LogKeeper(settings.log, settings.log_limits)
-        self.keeper = StoreKeeper(settings.log, self.notes, filler or FillProcess(settings.log, log_filling))
+        self.keeper = StoreKeeper(
+            settings.log, self.corrections, self.notes, filler or FillProcess(settings.log, log_filling)
+        )
         self._load, self._current, self._connect = load, current, connect
         self._server: RedisServer | None = None
         self._log: EventLog | None = None
@@ -128,6 +132,7 @@ class ServiceState:
                 "event log: %d half-written bytes of %s were moved to a .torn file", torn.length, torn.segment
             )
         self.catalog_updater.replay(self.now())
+        self.corrections.read()
         if self._connect is None:
             if self.settings.redis_url is None:
                 self._server = RedisServer()
@@ -283,6 +288,10 @@ class ServiceState:
     def push(self, events: list[Event]) -> list[str]:
         """Push logged events to the store. Returns the components that failed (values of `degraded`)."""
         return ["bundle"] if self.snapshot is None else self.keeper.push(self.snapshot.store, events)
+
+    def correct(self, correction: Correction) -> list[str]:
+        """Apply a logged correction to the store. Returns the components that failed (values of `degraded`)."""
+        return ["bundle"] if self.snapshot is None else self.keeper.correct(self.snapshot.store, correction)
 
 
 def _files(folder: Path) -> tuple[object, ...]:

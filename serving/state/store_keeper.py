@@ -2,14 +2,16 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from features.errors import StoreError
-from features.log.records import Event
+from features.errors import LogError, RecsysError, StoreError
+from features.log.corrections import CorrectionFeed
+from features.log.records import Correction, Event
 from features.schema import DataConfig
 from features.store.base import FeatureStore, StoreMovedError
+from features.store.corrections import apply_corrections, push_events
 from features.store.jobs.refresh import catch_up
 from features.store.user_state import UserState, UserStateStatus
 from serving.state.store_filler import Filler
@@ -46,14 +48,14 @@ class StoreKeeper:
     notes: current problems by component, of which this writes `store` and `tables`.
     """
 
-    def __init__(self, log: Path, notes: dict[str, str], filler: Filler) -> None:
+    def __init__(self, log: Path, corrections: CorrectionFeed, notes: dict[str, str], filler: Filler) -> None:
         self.behind = False
         """Whether the log holds events that the store lacks, because it did not respond."""
         self.evicted = False
         """Whether the store's server has deleted keys to make room: some users lack their history."""
         self.filler = filler
         self._due = False
-        self._log, self._notes = log, notes
+        self._log, self._corrections, self._notes = log, corrections, notes
         self._run = ""  # of the store's server
         self._catch_up_at = 0.0
         self._fill_at, self._pause = 0.0, RETRY_SECONDS
@@ -82,7 +84,7 @@ class StoreKeeper:
             self._note("tables", UNREADABLE_TABLES if mark and filled and not mark.tables else "")
             if filled and (self.behind or time.monotonic() >= self._catch_up_at):
                 self._missed = False
-                catch_up(store, self._log)
+                catch_up(store, self._log, self._corrections)
                 self.behind = self._missed
                 self._catch_up_at = time.monotonic() + CATCH_UP_SECONDS
             self._note("store", server.warning or ("" if filled else self.filler.fault or UNFILLED))
@@ -111,17 +113,24 @@ class StoreKeeper:
 
     def push(self, store: FeatureStore, events: Sequence[Event]) -> list[str]:
         """Push logged events to the store. Returns the components that failed (values of `degraded`)."""
+        return self._write(lambda: push_events(store, events, self._corrections))
+
+    def correct(self, store: FeatureStore, correction: Correction) -> list[str]:
+        """Apply a logged correction to the store. Returns the components that failed (values of `degraded`)."""
+        return self._write(lambda: apply_corrections(store, [correction], self._corrections))
+
+    def _write(self, write: Callable[[], None]) -> list[str]:
         try:
-            store.push(events)
-        except StoreMovedError:  # the events are in the log: the filling brings them
+            write()
+        except StoreMovedError:  # what was to be written is in the log: the filling brings it
             self.behind = True
             return ["stale"]
-        except StoreError as error:
+        except (StoreError, LogError) as error:
             self.mark_behind(error)
             return ["store"]
         return []
 
-    def mark_behind(self, error: StoreError) -> None:
+    def mark_behind(self, error: RecsysError) -> None:
         """Note that the store has missed events."""
         self._missed = self.behind = True
         self._notes["store"] = str(error)

@@ -17,12 +17,14 @@ from typing import Any
 import polars as pl
 
 from features.errors import StoreError
+from features.log.corrections import CorrectionFeed, corrections_since
 from features.log.reader import Position, read
 from features.log.readers import register_store
 from features.log.records import Event
 from features.progress import StartProgress, Step
 from features.schema import TIME
 from features.store.base import FeatureStore, StoreMovedError, Watermark
+from features.store.corrections import settle
 from features.store.jobs.table_states import table_states
 from features.store.user_state import states_of_log
 from features.tables.event_files import EventFiles, TableChange
@@ -100,20 +102,21 @@ def fill_from_log(store: FeatureStore, log: Path) -> None:
     with store.lock():
         if (mark := store.watermark()) is None or not mark.filled:
             mark = store.start_fill()
-            position, replayed = _replay(store, log, {}, mark.fill)
+            position, replayed = _replay(store, log, {}, mark.fill, CorrectionFeed(log))
             _advance(store, mark.fill, filled=True, log=position, latest=replayed.latest)
             register_store(log, position)
 
 
-def catch_up(store: FeatureStore, log: Path) -> int:
+def catch_up(store: FeatureStore, log: Path, feed: CorrectionFeed | None = None) -> int:
     """Push the events that the log has beyond the watermark; returns their number.
 
+    feed: the corrections of the log, read before; None: they are read here.
     Raises StoreError when the store does not answer, or was emptied (then call `refresh`).
     """
     mark = store.watermark()
     if mark is None or not mark.filled:
         raise StoreMovedError("the feature store was emptied, or is being filled: it must be refreshed")
-    position, replayed = _replay(store, log, mark.log, mark.fill)
+    position, replayed = _replay(store, log, mark.log, mark.fill, feed or CorrectionFeed(log))
     if position != mark.log:
         _advance(store, mark.fill, log=position, latest=max(mark.latest, replayed.latest))
         register_store(log, position)
@@ -145,6 +148,7 @@ class _Refresh:
         self.report = RefreshReport()
         self._store, self._tables, self._log, self._anew, self._memory = store, tables, log, anew, memory
         self._progress, self._latest, self._before = progress, 0, 0
+        self._feed = CorrectionFeed(log)
 
     def run(self) -> Mapping[str, int]:
         mark = self._store.watermark()
@@ -218,7 +222,8 @@ class _Refresh:
         self.report.rejected = sum(change.new_rows.values()) - self.report.table_events
 
     def _counted(self, batches: Iterable[pl.DataFrame], step: Step | None) -> Iterator[pl.DataFrame]:
-        """The batches, counted."""
+        """The batches, counted, after the corrections of the log."""
+        self._feed.read()
         for batch in batches:
             times = batch.get_column(TIME).to_physical()
             self.report.table_events += len(batch)
@@ -226,10 +231,10 @@ class _Refresh:
                 step(len(batch))
             self.report.late += int((times < self._before).sum())
             self._latest = max(self._latest, int(times.to_numpy().max(initial=0)))
-            yield batch
+            yield self._feed.corrections.corrected_frame(batch)
 
     def _catch_up(self, since: Position, fill: str) -> dict[str, int]:
-        position, replayed = _replay(self._store, self._log, since, fill, self._before)
+        position, replayed = _replay(self._store, self._log, since, fill, self._feed, self._before)
         self.report.log_events += replayed.events
         self.report.damaged += replayed.damaged
         self.report.late += replayed.late
@@ -238,17 +243,22 @@ class _Refresh:
 
 
 def _replay(
-    store: FeatureStore, log: Path | None, since: Position, fill: str, before: int = 0
+    store: FeatureStore, log: Path | None, since: Position, fill: str, feed: CorrectionFeed, before: int = 0
 ) -> tuple[dict[str, int], _Replayed]:
-    """Push the log's events after `since` to a generation; the new position, and what was pushed.
+    """Push the log's events after `since` to a generation and apply its corrections.
 
-    before: time (µs); earlier events count as late.
+    Returns the new position in both streams, and what was pushed. before: time (µs); earlier events count as late.
     """
-    position, replayed = dict(since), _Replayed()
+    corrections, corrected = corrections_since(log, since)
+    feed.read()
+    users = feed.corrections.affected(corrections)
+    position, replayed = {key: at for key, at in since.items() if key not in corrected}, _Replayed()
     while log is not None and log.is_dir():
         part = read(log, position)
         events = [r for r in part.records if isinstance(r, Event)]
-        store.write_users(states_of_log(events, store.rules), fill)
+        counting, elsewhere = feed.corrections.corrected(events)
+        store.write_users(states_of_log(counting, store.rules), fill)
+        users |= elsewhere  # a process that did not know a correction may have pushed events to them
         replayed.events += len(events)
         replayed.damaged += len(part.damaged)
         replayed.late += sum(event.timestamp < before for event in events)
@@ -256,7 +266,8 @@ def _replay(
         if part.position == position:
             break
         position = part.position
-    return position, replayed
+    settle(store, users, feed.corrections, fill)
+    return {**position, **corrected}, replayed
 
 
 def _advance(store: FeatureStore, fill: str, text: str = "", **changes: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from features.errors import StoreError
+from features.log.corrections import corrections_of
 from features.log.reader import read
 from features.log.records import Event
 from features.schema import TIME
@@ -86,6 +87,7 @@ def backfill(
         mark = store.watermark()
         if mark is None or not mark.filled:
             raise StoreError("the feature store is not filled: run `recsys features refresh` first")
+        corrections = corrections_of(log)
         events = users = 0
 
         def within() -> Iterator[pl.DataFrame]:
@@ -93,7 +95,7 @@ def backfill(
             for batch in tables.batches(tables.compare("").since):
                 part = batch.filter(pl.col(TIME).to_physical().is_between(start, end, closed="left"))
                 events += len(part)
-                yield part
+                yield corrections.corrected_frame(part)
 
         for states in table_states(within(), store.rules, memory):
             store.write_users(states, mark.fill)
@@ -101,6 +103,6 @@ def backfill(
         position: dict[str, int] = {}
         while log is not None and log.is_dir() and (part := read(log, position)).position != position:
             logged = [r for r in part.records if isinstance(r, Event) and start <= r.timestamp < end]
-            store.write_users(states_of_log(logged, store.rules), mark.fill)
+            store.write_users(states_of_log(corrections.corrected(logged)[0], store.rules), mark.fill)
             events, position = events + len(logged), part.position
         return users, events
