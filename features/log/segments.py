@@ -128,7 +128,7 @@ def check_writable(folder: Path) -> None:
         raise LogError(f"the event log in {folder} cannot be written: {describe_os_error(error)}") from error
 
 
-def _payload(line: bytes) -> bytes | None:
+def payload_of(line: bytes) -> bytes | None:
     """The JSON of a line given without its newline; None when the checksum is wrong."""
     payload = line[9:]
     return payload if line[:9] == b"%08x " % crc32(payload) and payload else None
@@ -145,7 +145,7 @@ def scan(data: bytes, start: int = 0) -> tuple[list[Line], int, list[tuple[int, 
     pending: list[tuple[int, int]] = []  # invalid lines with no valid line after them so far
     at = end = start
     for line in data.split(b"\n")[:-1]:
-        payload = _payload(line)
+        payload = payload_of(line)
         if payload is None:
             pending.append((at, len(line) + 1))
         else:
