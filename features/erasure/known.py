@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 
 from features.erasure.erase import Scope, places_of
-from features.erasure.parquet import parquet_files, rows_of
+from features.erasure.parquet import is_abandoned, parquet_files, rows_of
 from features.erasure.places import ParquetPlace, StorePlace
 from features.erasure.tables import table_rows
 from features.errors import ConfigError, LogError, describe_os_error
@@ -36,7 +36,8 @@ def known_of(scope: Scope, user: str) -> dict[str, Any]:
             known["tables"] = {name: rows.to_dicts() for name, rows in table_rows(scope.data, user).items()}
         for place in places:
             if isinstance(place, ParquetPlace):
-                tables = {str(path): rows_of(path, person) for path in parquet_files(place.root)}
+                finished = [path for path in parquet_files(place.root) if not is_abandoned(path)]
+                tables = {str(path): rows_of(path, person) for path in finished}
                 known.setdefault(place.name, {}).update(
                     {
                         path: len(rows) if place.name == "exports" else rows.to_dicts()

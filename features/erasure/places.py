@@ -111,7 +111,10 @@ class ParquetPlace:
         tables = parquet_files(self.root)
         n, where = 0, []
         for path in tables:
-            if rows := count_rows(path, person):
+            if is_abandoned(path):
+                n += 1
+                where.append(f"{path}: an unfinished file of a job that has ended")
+            elif rows := count_rows(path, person):
                 n += rows
                 where.append(f"{path}: {rows:,} rows")
         rest = _search([path for path in files_below(self.root) if path not in set(tables)], person)
@@ -132,6 +135,7 @@ class ParquetPlace:
             for path in parquet_files(self.root):
                 if is_abandoned(path):
                     path.unlink()
+                    n += 1
                 else:
                     n += erase_rows(path, person)
             return n

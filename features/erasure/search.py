@@ -18,11 +18,14 @@ def files_below(root: Path) -> list[Path]:
 
 def holds(path: Path, person: Person) -> bool:
     """Whether the id stands in the bytes of a file, in any of its forms. Raises OSError."""
-    overlap = max(map(len, person.forms)) + 1
+    overlap = max(map(len, person.forms)) + 2
     with path.open("rb") as file:
-        before = b""
-        while data := file.read(CHUNK_BYTES):
-            if any(form in before + data for form in person.forms) and person.stands_in(before + data):
+        before, data = b"", file.read(CHUNK_BYTES)
+        while data:
+            following = file.read(CHUNK_BYTES)
+            # a letter where more bytes follow or precede: what touches it is judged with the part that has them
+            part = before + data + (b"x" if following else b"")
+            if any(form in part for form in person.forms) and person.stands_in(part):
                 return True
-            before = (before + data)[-overlap:]
+            before, data = b"x" + (before + data)[-overlap:], following
     return False
