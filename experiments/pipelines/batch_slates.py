@@ -87,7 +87,7 @@ def write_slates(
     if not 1 <= part[0] <= part[1]:
         raise ConfigError(f"part {part[0]}/{part[1]}: give 1/n to n/n")
     check_writable(out, "the folder of the slates")
-    dataset = _load_dataset(bundle, progress)
+    dataset = load_served(bundle, progress)
     job = {"bundle": bundle.fingerprint, "placement": placement, "k": k, "shard": shard}
     try:
         until, users = _join_job(out, job, dataset)
@@ -120,7 +120,7 @@ def _no_rows(dataset: Dataset, until: int, placement: str) -> str:
     return f"the users have seen all items, and placement {placement} has no repeats: set `repeats` or choose another"
 
 
-def _load_dataset(bundle: Bundle, progress: StartProgress) -> Dataset:
+def load_served(bundle: Bundle, progress: StartProgress) -> Dataset:
     """The current tables and log, in the rows of the bundle's catalogue, without items that the bundle lacks."""
     try:
         config = RunConfig.model_validate(bundle.manifest["config"])

@@ -28,6 +28,7 @@ app.command(
 )(bench.bench)
 app.add_typer(data.data_app, name="data")
 app.add_typer(bundle.bundle_app, name="bundle")
+app.add_typer(bundle.vectors_app, name="vectors")
 app.add_typer(features.features_app, name="features")
 app.add_typer(log.log_app, name="log")
 app.add_typer(users.users_app, name="users")

@@ -103,11 +103,14 @@ def _scope(
 
     from features.erasure.erase import Scope
     from features.errors import ConfigError
+    from features.log.segments import is_log
     from serving.settings import load_settings
 
     settings = load_settings(os.environ, log=log, bundles=bundles)
     if not settings.log.is_dir():
         raise ConfigError(f"{settings.log}: there is no such folder; --log takes the folder of the event log")
+    if not is_log(settings.log):
+        raise ConfigError(f"{settings.log} is no event log; --log takes the folder of the event log")
     searched = (settings.bundles, *map(Path, TRACKED))
     return Scope(
         settings.log,
@@ -122,15 +125,16 @@ def _scope(
 
 def _data(config: str | None, bundles: Path) -> "DataConfig | None":
     """The configuration of the tables: of a file, or of the current bundle; None without either."""
-    from experiments.config import load_config
+    if config is not None:
+        from experiments.config import load_config
+
+        return load_config(config_path(config)).data
+    if not (bundles / "current").is_symlink():
+        return None
     from features.schema import DataConfig
     from recsys.bundle.io import read_manifest
-    from recsys.bundle.registry import CURRENT, current_bundle
+    from recsys.bundle.registry import current_bundle
 
-    if config is not None:
-        return load_config(config_path(config)).data
-    if not (bundles / CURRENT).is_symlink():
-        return None
     return DataConfig.model_validate(read_manifest(current_bundle(bundles))["config"]["data"])
 
 
