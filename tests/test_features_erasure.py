@@ -354,3 +354,32 @@ def test_a_state_of_another_layout_is_erased_too(server: RedisServer) -> None:
     users.erase("ann")
     assert (users.find("ann"), keys.names()) == ([], ["recsys:ba9876543210:recent"])
     users.close()
+
+
+@pytest.mark.parametrize("stop", [2, 4, 6, 9, 11, 13, 16])
+def test_an_interrupted_erasure_is_run_again(tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops at one of its writes to the disk."""
+    log, slates = tmp_path / "log", tmp_path / "slates"
+    append(log, click(ANN, "i1", 1), click("bob", "i1", 2), click(ANN, "i2", 3))
+    export(log, EVENTS, tmp_path / "exports", reader="nightly")
+    slates.mkdir()
+    for part in range(2):
+        pl.DataFrame({"user_id": [ANN, "bob"], "n": [part, 2]}).write_parquet(slates / f"part-{part}.parquet")
+    scope, calls, fsync = Scope(log, slates=(slates,)), [0], os.fsync
+
+    def stops(descriptor: int) -> None:
+        calls[0] += 1
+        if calls[0] == stop:
+            raise KeyboardInterrupt
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", stops)
+        with pytest.raises(KeyboardInterrupt):
+            erase_user(scope, ANN)
+    assert erase_user(scope, ANN).n_left == 0
+    assert [r.user_id for r in read_all(log, EVENTS) if isinstance(r, Event)] == ["bob"]
+    assert pl.read_parquet(tmp_path / "exports" / "*.parquet")["user_id"].to_list() == ["bob"]
+    assert pl.read_parquet(slates / "*.parquet")["user_id"].to_list() == ["bob", "bob"]
+    assert {path.name for path in slates.iterdir()} == {"part-0.parquet", "part-1.parquet"}
+    assert not [path for path in files_below(tmp_path) if ANN.encode() in path.read_bytes()]
