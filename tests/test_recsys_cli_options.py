@@ -61,6 +61,27 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "--track/--no-track": True,
         },
     ),
+    "users erase": (
+        ["user"],
+        {
+            "--config": None,
+            "--log": None,
+            "--exports": [],
+            "--slates": [],
+            "--also": [],
+            "--bundles": None,
+            "--dry-run": False,
+            "--json": False,
+        },
+    ),
+    "users export": (
+        ["user"],
+        {"--config": None, "--log": None, "--exports": [], "--slates": [], "--also": [], "--out": None},
+    ),
+    "vectors export": (
+        [],
+        {"--out": None, "--bundle": "current", "--bundles": Path("bundles"), "--dimension": None, "--json": False},
+    ),
 }
 """Command -> (arguments, option -> default)."""
 
@@ -114,6 +135,9 @@ def test_arguments_as_the_help_shows_them() -> None:
         "slates": "out",
         "train": "CONFIG",
         "tune": "CONFIG",
+        "users erase": "USER",
+        "users export": "USER",
+        "vectors export": "",
     }
 
 
@@ -136,7 +160,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 19
+    assert len(EMPTY) == 25
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

@@ -17,9 +17,17 @@ users_app = typer.Typer(help="The data of one person: erase it, or write down wh
 USER = typer.Argument(..., metavar="USER", help="The id of the user, as events and requests give it.")
 NAME = typer.Option(None, "--config", metavar="CONFIG", help=f"{CONFIG} [that of the current bundle]")
 LOG = typer.Option(None, help=FOLDER, parser=given_path)
-EXPORTS = typer.Option([], help="Folder of exports of the log; those of registered readers are known.")
-SLATES = typer.Option([], help="Folder that `recsys slates` wrote.")
-OTHERS = typer.Option([], "--also", help="Other parquet: outcomes of an evaluation, exported vectors.")
+EXPORTS = typer.Option(
+    [], metavar="DIR", help="Exports of the log; those of registered readers are known.", parser=given_path
+)
+SLATES = typer.Option([], metavar="DIR", help="Folder that `recsys slates` wrote.", parser=given_path)
+OTHERS = typer.Option(
+    [],
+    "--also",
+    metavar="PATH",
+    help="Other parquet: outcomes of an evaluation, exported vectors.",
+    parser=given_path,
+)
 BUNDLES = typer.Option(None, help="Folder of the bundles. [setting BUNDLES of the service]", parser=given_path)
 
 TRACKED = ("mlruns", "mlflow.db")
@@ -31,9 +39,9 @@ def users_erase(
     user: str = USER,
     config: str | None = NAME,
     log: Path | None = LOG,
-    exports: list[str] = EXPORTS,
-    slates: list[str] = SLATES,
-    also: list[str] = OTHERS,
+    exports: list[Path] = EXPORTS,
+    slates: list[Path] = SLATES,
+    also: list[Path] = OTHERS,
     bundles: Path | None = BUNDLES,
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be erased."),
     as_json: bool = typer.Option(False, "--json", help=AS_JSON),
@@ -62,9 +70,9 @@ def users_export(
     user: str = USER,
     config: str | None = NAME,
     log: Path | None = LOG,
-    exports: list[str] = EXPORTS,
-    slates: list[str] = SLATES,
-    also: list[str] = OTHERS,
+    exports: list[Path] = EXPORTS,
+    slates: list[Path] = SLATES,
+    also: list[Path] = OTHERS,
     out: Path | None = typer.Option(None, help="File to write to. [standard output]", parser=given_path),
 ) -> None:
     """Write what is known of a user as JSON: rows of the tables, records of the log, state in the store, other files.
@@ -93,9 +101,9 @@ def users_export(
 def _scope(
     config: str | None,
     log: Path | None,
-    exports: list[str],
-    slates: list[str],
-    others: list[str],
+    exports: list[Path],
+    slates: list[Path],
+    others: list[Path],
     bundles: Path | None,
 ) -> "Scope":
     """Where to look. Raises ConfigError."""
@@ -115,9 +123,9 @@ def _scope(
     return Scope(
         settings.log,
         _data(config, settings.bundles),
-        tuple(map(given_path, exports)),
-        tuple(map(given_path, slates)),
-        tuple(map(given_path, others)),
+        tuple(exports),
+        tuple(slates),
+        tuple(others),
         tuple(path for path in searched if path.exists()),
         settings.redis_url,
     )
