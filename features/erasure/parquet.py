@@ -94,7 +94,8 @@ def _mine(path: Path, frame: pl.LazyFrame, person: Person) -> pl.Expr | None:
     schema = frame.collect_schema()
     tests = [pl.col(name).cast(pl.String) == person.user for name in PERSON_COLUMNS if name in schema]
     if LINE in schema:
-        in_line = pl.any_horizontal(pl.col(LINE).str.contains(text, literal=True) for text in _quoted(person))
+        quoted = [form.decode() for form in person.quoted]
+        in_line = pl.any_horizontal(pl.col(LINE).str.contains(text, literal=True) for text in quoted)
         user = pl.struct(USER, LINE).map_batches(_users, return_dtype=pl.String)
         tests += [in_line & pl.col(USER).is_null(), user == person.user]
     return pl.any_horizontal(test.fill_null(False) for test in tests) if tests else None
@@ -102,7 +103,3 @@ def _mine(path: Path, frame: pl.LazyFrame, person: Person) -> pl.Expr | None:
 
 def _users(rows: pl.Series) -> pl.Series:
     return users_of_rejected(rows.struct.unnest())
-
-
-def _quoted(person: Person) -> list[str]:
-    return [f'"{form.decode()}"' for form in person.forms]

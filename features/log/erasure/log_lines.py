@@ -4,7 +4,7 @@ A line counts as the person's when its JSON names the person as a user. Bytes th
 torn end) belong to nobody that can be known: they count when the id stands in them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 from features.log.erasure.overwrite import Piece, overwrite
 from features.log.erasure.person import Person, lines_with
 from features.log.records import STREAMS
-from features.log.segments import has_ended, payload_of, segment_key, segment_paths
+from features.log.segments import has_ended, payload_of, scan, segment_key, segment_paths
 
 Ends = Mapping[str, int]
 """File of the log, as a path in its folder -> number of bytes."""
@@ -56,9 +56,11 @@ def find_lines(folder: Path, person: Person, until: Ends, since: Ends | None = N
 def _find(path: Path, person: Person, start: int, end: int) -> Found:
     records: list[Piece] = []
     damaged: list[Piece] = []
+    if min(end, path.stat().st_size) <= start:
+        return Found(path, [], [])
     with path.open("rb") as file:
         data = file.read(end)
-    for offset, length in lines_with(data, person.forms, start):
+    for offset, length in _candidates(data, person, start):
         line = data[offset : offset + length]
         payload = payload_of(line[:-1]) if line.endswith(b"\n") else None
         if payload is not None:
@@ -67,6 +69,19 @@ def _find(path: Path, person: Person, start: int, end: int) -> Found:
         elif person.stands_in(line) and (line.endswith(b"\n") or path.suffix != ".log" or has_ended(path)):
             damaged.append((offset, length))
     return Found(path, records, damaged)
+
+
+def _candidates(data: bytes, person: Person, start: int) -> Iterable[Piece]:
+    """The lines, from that of the byte `start` on, that may be the person's.
+
+    The bytes of a short id stand in most lines: there only lines with the id in quotes and damaged lines count.
+    """
+    if person.is_distinctive:
+        return lines_with(data, person.forms, start)
+    _, end, damaged = scan(data)
+    after = (piece for piece in damaged if sum(piece) > start)
+    quoted = lines_with(data, person.quoted, start)
+    return sorted({*quoted, *after, *lines_with(data, person.forms, max(start, end))})
 
 
 def erase_lines(folder: Path, person: Person, until: Ends) -> list[Found]:

@@ -31,6 +31,11 @@ class Person:
         lowered = (lower.encode(),) if self.user.lower() == self.user else ()
         return tuple(dict.fromkeys((plain, *texts, *lowered)))
 
+    @cached_property
+    def quoted(self) -> tuple[bytes, ...]:
+        """The forms as values of JSON."""
+        return tuple(b'"%s"' % form for form in self.forms)
+
     @property
     def is_distinctive(self) -> bool:
         """Whether the id is long enough to be searched for in files of any kind."""
@@ -38,7 +43,7 @@ class Person:
 
     def is_named_by(self, payload: bytes) -> bool:
         """Whether the JSON of a line says that its user is this person."""
-        if not any(b'"%s"' % form in payload for form in self.forms):
+        if not any(form in payload for form in self.quoted):
             return False
         try:
             values = orjson.loads(payload)
