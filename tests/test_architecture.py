@@ -41,6 +41,7 @@ LAYERS = {
         ("tables",),
         ("store",),
         ("content",),
+        ("erasure",),
     ),
     "recsys": (
         ("interfaces", "config", "item_statistics", "histories", "dense_recommender"),

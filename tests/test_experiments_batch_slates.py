@@ -184,7 +184,7 @@ def test_slates_are_full_when_many_items_are_variants_of_one_product(trained):
     )
     three_products = replace(bundle, catalog=replace(bundle.catalog, frame=frame))
     names = pl.Series("user_id", sorted(dataset.users.ids))
-    in_bundle_rows = batch._load_dataset(bundle, silent)
+    in_bundle_rows = batch.load_served(bundle, silent)
     until = in_bundle_rows.events.latest + 1
     table = batch._slates(three_products, in_bundle_rows, names, until, 3, repeats=True)
     assert table.group_by("user_id").len().get_column("len").to_list() == [3] * 40
@@ -260,7 +260,7 @@ def test_the_manifest_of_a_job_and_what_the_command_says(trained, tmp_path):
 
 def test_four_times_as_many_candidates_are_asked_for_until_a_slate_is_full(trained):
     """All items but i7 and i8 are variants of one product, or of a second one at the end of the list."""
-    bundle, dataset = trained[0], batch._load_dataset(trained[0], silent)
+    bundle, dataset = trained[0], batch.load_served(trained[0], silent)
     asked = []
 
     class Recommender:

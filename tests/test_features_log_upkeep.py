@@ -329,3 +329,19 @@ def test_a_log_without_a_folder_is_read_as_empty_and_cannot_be_pruned(tmp_path: 
     assert item_changes(tmp_path) == []
     with pytest.raises(LogError, match="cannot be pruned"):
         prune(tmp_path, LIMITS)
+
+
+def test_files_of_other_programs_are_not_touched(tmp_path: Path) -> None:
+    """A folder that was given by mistake: its logs are no segments."""
+    names = ["app.log", "2024-01-01.log", "2024-01-01-app.log", "12.log", "app.torn", "1.snapshot"]
+    for folder in (tmp_path, tmp_path / EVENTS):
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (folder / name).write_text("no line\nof ours")
+    log = EventLog(tmp_path)
+    log.append_now([event(1)])
+    log.close()
+    rounds(tmp_path)
+    assert ids(read_all(tmp_path, EVENTS)) == [1]
+    assert {(tmp_path / name).read_text() for name in names} == {"no line\nof ours"}
+    assert {(tmp_path / EVENTS / name).read_text() for name in names} == {"no line\nof ours"}

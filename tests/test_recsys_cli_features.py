@@ -71,7 +71,7 @@ def test_refresh_says_what_it_did(shop: Shop) -> None:
         "updated",
         "  1 files grown: events.parquet",
         "  1 users and 1 events from the tables",
-        "  1 rows are no valid events: `recsys data check` says why",
+        "  1 rows are not valid, or of erased users: `recsys data check` says why",
         "  0 events from the log, 0 damaged lines skipped",
         "  1 of the events are older than the newest one before",
     ]

@@ -80,6 +80,27 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "--track/--no-track": True,
         },
     ),
+    "users erase": (
+        ["user"],
+        {
+            "--config": None,
+            "--log": None,
+            "--exports": [],
+            "--slates": [],
+            "--also": [],
+            "--bundles": None,
+            "--dry-run": False,
+            "--json": False,
+        },
+    ),
+    "users export": (
+        ["user"],
+        {"--config": None, "--log": None, "--exports": [], "--slates": [], "--also": [], "--out": None},
+    ),
+    "vectors export": (
+        [],
+        {"--out": None, "--bundle": "current", "--bundles": Path("bundles"), "--dimension": None, "--json": False},
+    ),
 }
 """Command -> (arguments, option -> default)."""
 
@@ -138,6 +159,9 @@ def test_arguments_as_the_help_shows_them() -> None:
         "slates": "out",
         "train": "CONFIG",
         "tune": "CONFIG",
+        "users erase": "USER",
+        "users export": "USER",
+        "vectors export": "",
     }
 
 
@@ -160,7 +184,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 23
+    assert len(EMPTY) == 29
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

@@ -44,6 +44,9 @@ MANIFEST, USERS = "manifest.json", "users.parquet"
 USERS_AT_ONCE = 256
 """Number of users whose candidates are in memory at the same time."""
 
+COLUMNS = {USER: pl.String(), POSITION: pl.Int32(), ITEM: pl.String(), "score": pl.Float32(), "source": pl.String()}
+"""Columns of a shard."""
+
 
 @dataclass(frozen=True)
 class BatchReport:
@@ -84,7 +87,7 @@ def write_slates(
     if not 1 <= part[0] <= part[1]:
         raise ConfigError(f"part {part[0]}/{part[1]}: give 1/n to n/n")
     check_writable(out, "the folder of the slates")
-    dataset = _load_dataset(bundle, progress)
+    dataset = load_served(bundle, progress)
     job = {"bundle": bundle.fingerprint, "placement": placement, "k": k, "shard": shard}
     try:
         until, users = _join_job(out, job, dataset)
@@ -96,7 +99,7 @@ def write_slates(
             if path.exists():
                 existing += 1
             else:
-                chosen = users[start : start + shard]
+                chosen = users[start : start + shard].drop_nulls()  # null: the user was erased meanwhile
                 frame = _slates(bundle, dataset, chosen, until, k, placements[placement].repeats)
                 put_file(path, frame.write_parquet)
                 written, rows = written + len(chosen), rows + len(frame)
@@ -117,7 +120,7 @@ def _no_rows(dataset: Dataset, until: int, placement: str) -> str:
     return f"the users have seen all items, and placement {placement} has no repeats: set `repeats` or choose another"
 
 
-def _load_dataset(bundle: Bundle, progress: StartProgress) -> Dataset:
+def load_served(bundle: Bundle, progress: StartProgress) -> Dataset:
     """The current tables and log, in the rows of the bundle's catalogue, without items that the bundle lacks."""
     try:
         config = RunConfig.model_validate(bundle.manifest["config"])
@@ -139,6 +142,8 @@ def _slates(bundle: Bundle, dataset: Dataset, users: pl.Series, until: int, k: i
     """The slates of some users, by their events before `until` (µs)."""
     rows, groups = dataset.users.rows(users.to_list()), item_groups(bundle.catalog)
     states = dataset.events.states(rows, np.full(len(rows), until))
+    if not len(rows):
+        return pl.DataFrame(schema=COLUMNS)
     blocks = (slice(start, start + USERS_AT_ONCE) for start in range(0, len(rows), USERS_AT_ONCE))
     return pl.concat([_block(bundle, dataset, users[at], states[at], groups, k, repeats) for at in blocks])
 

@@ -30,6 +30,7 @@ from features.schema import EVENT_ID, ITEM, REQUEST_ID, TIME, USER
 
 POSITION_FILE = ".position.json"
 PARTS = ".collecting-"
+LOCK = ".export.lock"
 METADATA = "recsys.log"
 """Key of a file's metadata: stream and position, as JSON."""
 
@@ -79,7 +80,7 @@ def export(folder: Path, stream: Stream, out: Path, *, reader: str = "") -> Expo
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with exclusive(out / ".export.lock") as mine, tempfile.TemporaryDirectory(prefix=PARTS, dir=out) as parts:
+        with exclusive(out / LOCK) as mine, tempfile.TemporaryDirectory(prefix=PARTS, dir=out) as parts:
             if not mine:
                 raise LogError(f"another export writes to {out}: wait until it has ended")
             since = _position(out, stream)

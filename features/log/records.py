@@ -2,6 +2,9 @@
 
 A line is "<CRC-32 of the JSON, 8 hex> <JSON>\\n". The JSON begins with the version of the record, "v". Records
 without a version are of version 0, which differs from version 1 in that alone.
+
+A filler is a line of the kind "erased" in place of a record of an erased user (`features.log.erasure`). It has the
+length of that line and no content; readers pass over it.
 """
 
 import re
@@ -19,6 +22,9 @@ EXPOSURES: Stream = "exposures"
 ITEMS: Stream = "items"
 CORRECTIONS: Stream = "corrections"
 STREAMS: tuple[Stream, ...] = (EVENTS, EXPOSURES, ITEMS, CORRECTIONS)
+
+ERASED: Literal["erased"] = "erased"
+"""Kind of a filler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +148,28 @@ def line_of(payload: bytes) -> bytes:
     return b"%08x %s\n" % (crc32(payload), payload)
 
 
+_FILLER = b'{"v":%d,"kind":"erased","pad":"%s"}'
+FILLER_BYTES = len(line_of(_FILLER % (VERSION, b"")))
+"""Length of the shortest filler. The line of every record is longer."""
+
+
+def filler(length: int) -> bytes:
+    """The filler of `length` bytes, FILLER_BYTES or more."""
+    return line_of(_FILLER % (VERSION, b"x" * (length - FILLER_BYTES)))
+
+
 def stream_of(record: Record) -> Stream:
     """The stream that a record is appended to."""
     return _STREAMS[record.kind]
 
 
-def stream_of_payload(payload: bytes) -> Stream | None:
-    """The stream of a line's JSON; None when this version does not know its kind or version."""
+def stream_of_payload(payload: bytes) -> Stream | Literal["erased"] | None:
+    """The stream of a line's JSON, ERASED of a filler; None when this version does not know its kind or version."""
     start = _START.match(payload)
     if start is None or int(start[1] or 0) > VERSION:
         return None
+    if start[2] == b"erased":
+        return ERASED
     return _STREAMS.get(start[2].decode())
 
 

@@ -15,6 +15,7 @@ torn end is read-only: the next start does not look into it.
 
 import fcntl
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -37,6 +38,9 @@ CLOCK_TICK = 20_000_000
 
 SNAPSHOT_SUFFIX = ".snapshot"
 
+_SEGMENT_SUFFIXES = (".log", ".torn", SNAPSHOT_SUFFIX)
+_SEGMENT_NAME = r"[0-9]{20}(-[0-9]+)?\.[a-z]+"
+
 
 @dataclass(frozen=True)
 class DamagedBytes:
@@ -54,13 +58,15 @@ Line = tuple[int, bytes]
 def segment_paths(folder: Path, suffix: str = ".log") -> list[Path]:
     """The segments of a folder by name; none when it does not exist. Raises OSError when it is not a folder.
 
-    Unfinished files, whose names begin with a dot, are none.
+    Files with other names are none: unfinished ones, whose names begin with a dot, and files of other programs, which
+    must not be cut, copied or deleted.
     """
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    return sorted(folder / name for name in names if name.endswith(suffix) and not name.startswith("."))
+    kind = re.compile(_SEGMENT_NAME if suffix in _SEGMENT_SUFFIXES else r"[^.].*")
+    return sorted(folder / name for name in names if name.endswith(suffix) and kind.fullmatch(name))
 
 
 def stream_paths(folder: Path, stream: Stream) -> list[Path]:
@@ -72,6 +78,12 @@ def stream_paths(folder: Path, stream: Stream) -> list[Path]:
     legacy = segment_paths(folder)  # listed first: what is taken over after this is missed by neither list
     copied = {path.name for path in legacy}
     return [*legacy, *(path for path in segment_paths(folder / stream) if path.name not in copied)]
+
+
+def is_log(folder: Path) -> bool:
+    """Whether a folder holds an event log, or is empty. Raises OSError."""
+    files = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return not files or any((folder / stream).is_dir() for stream in STREAMS) or bool(segment_paths(folder))
 
 
 def segment_key(folder: Path, path: Path) -> str:
@@ -128,7 +140,7 @@ def check_writable(folder: Path) -> None:
         raise LogError(f"the event log in {folder} cannot be written: {describe_os_error(error)}") from error
 
 
-def _payload(line: bytes) -> bytes | None:
+def payload_of(line: bytes) -> bytes | None:
     """The JSON of a line given without its newline; None when the checksum is wrong."""
     payload = line[9:]
     return payload if line[:9] == b"%08x " % crc32(payload) and payload else None
@@ -145,7 +157,7 @@ def scan(data: bytes, start: int = 0) -> tuple[list[Line], int, list[tuple[int, 
     pending: list[tuple[int, int]] = []  # invalid lines with no valid line after them so far
     at = end = start
     for line in data.split(b"\n")[:-1]:
-        payload = _payload(line)
+        payload = payload_of(line)
         if payload is None:
             pending.append((at, len(line) + 1))
         else:

@@ -13,7 +13,9 @@ from pathlib import Path
 import polars as pl
 
 from features.errors import DataError
+from features.log.erasure.erased_users import ErasedUsers
 from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, DataConfig
+from features.tables.erased import events_of_others
 from features.tables.file_state import FileState
 from features.tables.read import valid_events
 from features.tables.scan import reading, table_files, tables_folder
@@ -83,14 +85,17 @@ class EventFiles:
     def batches(self, since: Mapping[str, int]) -> Iterator[pl.DataFrame]:
         """The valid events from these rows on, in batches: `COLUMNS` in canonical types, and "row": of the file.
 
-        Raises DataError when a file cannot be read.
+        Events of erased users are left out. Raises DataError when a file cannot be read, LogError when the list of
+        erased users cannot.
         """
         paths = self._paths()
+        erased = ErasedUsers.of(None if self._config.log is None else Path(self._config.log))
         for name, row in since.items():
             with reading(str(paths[name])):
                 events = valid_events(paths[name], row, self._config, self._now or datetime.now(UTC))
                 rows = events.select(*COLUMNS, "row")
-                yield from rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming")
+                for batch in rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming"):
+                    yield events_of_others(batch, erased)
 
     def check_same(self, change: TableChange) -> None:
         """Raises DataError when a file is no longer as `change` says."""

@@ -17,6 +17,7 @@ from features.catalog import type_name
 from features.errors import DataError
 from features.history_rules import Labels
 from features.ids import ID_RULES, NO_NULL, TEXT_RULES
+from features.log.erasure.erased_users import ErasedUsers
 from features.log.item_changes import ItemChanges, item_put_table
 from features.log.records import ItemPut
 from features.progress import StartProgress
@@ -42,6 +43,7 @@ from features.schema import (
 )
 from features.tables import columns as checks
 from features.tables.columns import ColumnRule
+from features.tables.erased import without_erased
 from features.tables.files.json_lines import LINE, with_faults
 from features.tables.findings import (
     doubtful,
@@ -108,7 +110,8 @@ class Tables:
 def read_tables(config: DataConfig, *, now: datetime | None = None, progress: StartProgress | None = None) -> Tables:
     """Read and validate the tables in the folder ``config.path``: items.*, events.* and, if it exists, users.*.
 
-    The item changes of the log in ``config.log`` are applied to the items table. Rejected rows are written to
+    The item changes of the log in ``config.log`` are applied to the items table, and rows of users that were erased
+    from this log are left out. Rejected rows are written to
     ``<path>/rejected/<table>.parquet``. now: an event may lie up to a day after it (default: the clock).
     Raises DataError when a file or column is missing or no valid row is left.
     """
@@ -208,6 +211,7 @@ def _read(
     notes: list[str] = []
     files: dict[str, str] = {}
     log = None if config.log is None else Path(config.log)
+    erased = ErasedUsers.of(log)
     changes = None if log is None else ItemChanges.of(log)
     logged = check_item_puts(list(changes.puts.values()), log, config) if log and changes and changes.puts else None
     for raw in raw_tables:
@@ -218,11 +222,15 @@ def _read(
         validated = validate(raw, rules, progress)
         if known is not None:
             validated = explain_unknown(validated, validated_by_name["items"], known)
-        validated_by_name[raw.name] = validated
+        nothing = len(validated.kept) == 0 and raw.name != "users"
         notes += empty_columns(validated, raw.columns)
+        if raw.name != "items":
+            validated, erased_notes = without_erased(validated, erased)
+            notes += erased_notes
+        validated_by_name[raw.name] = validated
         if rejected is not None:
             files |= write_rejected(validated, rejected, notes)
-        if len(validated.kept) == 0 and raw.name != "users":
+        if nothing:
             raise nothing_left(validated)
     validated_tables = [*validated_by_name.values(), *([logged] if logged else [])]
     problems = [p for c in validated_tables for p in c.problems]

@@ -1,4 +1,4 @@
-"""`recsys bundle`: list, compare and publish bundles."""
+"""`recsys bundle`: list, compare and publish bundles; `recsys vectors`: their vectors for other systems."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from recsys.cli.options import bundles_folder, given_path
+from recsys.cli.options import bundles_folder, given_path, print_json, progress_bars
 
 bundle_app = typer.Typer(
     help="List, compare and publish bundles. Train a bundle with --no-publish, compare it with the current one, and "
@@ -116,3 +116,37 @@ def bundle_publish(name: str = typer.Argument(..., help=BUNDLE), root: Path = RO
     load_bundle(path)
     publish_bundle(path)
     typer.echo(f"bundle {path} is current")
+
+
+vectors_app = typer.Typer(help="The vectors of a bundle, for other systems.", no_args_is_help=True)
+
+
+@vectors_app.command("export")
+def vectors_export(
+    out: Path = typer.Option(..., help="Folder of items.parquet and users.parquet.", parser=given_path),
+    bundle: str = typer.Option("current", help=BUNDLE),
+    root: Path = ROOT,
+    dimension: int | None = typer.Option(
+        None, min=1, help="Only so many first coordinates, in which users vary most. [all]"
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print the report as one JSON object."),
+) -> None:
+    """Write the vectors of all items of a bundle, and of all users of the tables and the log, as parquet.
+
+    The metadata of the files name the bundle and the space. Example: recsys vectors export --out exports/vectors
+    """
+    from dataclasses import asdict
+
+    from experiments.pipelines.export_vectors import export_vectors
+    from recsys.bundle.io import load_bundle
+    from recsys.bundle.registry import find_bundle
+
+    loaded = load_bundle(find_bundle(bundles_folder(root), bundle))
+    with progress_bars() as reporter:
+        report = export_vectors(loaded, out, dimension=dimension, progress=reporter.steps)
+    if as_json:
+        print_json(asdict(report) | {"folder": str(report.folder)})
+        return
+    typer.echo(f"{out}: {report.items:,} items and {report.users:,} users, {report.dimension} dimensions")
+    if report.cold:
+        typer.echo(f"{report.cold:,} users have no positive event, and no vector")

@@ -131,7 +131,7 @@ def _print(report: "RefreshReport", as_json: bool) -> None:
             typer.echo(f"  {len(files):,} files {name}: {', '.join(files[:3])}{', …' if len(files) > 3 else ''}")
     typer.echo(f"  {report.users:,} users and {report.table_events:,} events from the tables")
     if report.rejected:
-        typer.echo(f"  {report.rejected:,} rows are no valid events: `recsys data check` says why")
+        typer.echo(f"  {report.rejected:,} rows are not valid, or of erased users: `recsys data check` says why")
     typer.echo(f"  {report.log_events:,} events from the log, {report.damaged:,} damaged lines skipped")
     if report.late:
         typer.echo(f"  {report.late:,} of the events are older than the newest one before")

@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from recsys.cli import bench, bundle, data, events, experiment, features, log, serve, train
+from recsys.cli import bench, bundle, data, experiment, features, log, serve, train, users
 
 app = typer.Typer(
     help="Recommendations on one embedding space.\n\n"
@@ -29,9 +29,11 @@ app.command(
 )(bench.bench)
 app.add_typer(data.data_app, name="data")
 app.add_typer(bundle.bundle_app, name="bundle")
-app.add_typer(events.events_app, name="events")
+app.add_typer(log.events_app, name="events")
+app.add_typer(bundle.vectors_app, name="vectors")
 app.add_typer(features.features_app, name="features")
 app.add_typer(log.log_app, name="log")
+app.add_typer(users.users_app, name="users")
 app.add_typer(experiment.experiment_app, name="experiment")
 
 

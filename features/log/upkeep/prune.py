@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from features.errors import LogError, describe_os_error
+from features.log.erasure.overwrite import finish
 from features.log.readers import Reader, registered
 from features.log.records import ITEMS, STREAMS, Stream
 from features.log.segments import exclusive, recover, segment_paths
@@ -56,8 +57,9 @@ def _prune(folder: Path, limits: Mapping[Stream, Limit], dry_run: bool) -> Prune
     held: list[Held] = []
     damaged: tuple[str, ...] = ()
     if not dry_run:
+        finish(folder)
         recover(folder)
-        _delete_unfinished(folder)
+        delete_unfinished(folder)
         taken = take_over(folder)
         compaction = compact(folder, readers, time.time_ns() // 1000)
         compacted, damaged = compaction.folded, compaction.damaged
@@ -72,7 +74,7 @@ def _held_items(size: int, reader: Reader) -> Held:
     return Held(ITEMS, 1, size, describe_reader(reader, time.time()))
 
 
-def _delete_unfinished(folder: Path) -> None:
+def delete_unfinished(folder: Path) -> None:
     """Delete the temporary files that an interrupted round has left; no other process writes such files there."""
     for stream in STREAMS:
         for path in (folder / stream).glob(".writing-*"):

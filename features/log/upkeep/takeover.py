@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from features.files import sync
-from features.log.records import EVENTS, STREAMS, Stream, line_of, stream_of_payload
+from features.log.records import ERASED, EVENTS, STREAMS, Stream, line_of, stream_of_payload
 from features.log.segments import READ_BYTES, chunks, cut_torn_end, has_ended, make_folder, mark_ended, segment_paths
 
 
@@ -73,6 +73,8 @@ def _split(path: Path, files: Mapping[Stream, BinaryIO]) -> None:
             skipped = deque(damaged)
             for offset, payload in lines:
                 stream = stream_of_payload(payload)
+                if stream == ERASED:
+                    continue
                 while stream in (EVENTS, None) and skipped and skipped[0][0] < offset:
                     at, length = skipped.popleft()
                     source.seek(at)

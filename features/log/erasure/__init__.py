@@ -1,0 +1,1 @@
+"""Erasure of a person from the event log, and the list of the users that were erased."""

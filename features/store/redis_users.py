@@ -1,0 +1,118 @@
+"""What a Redis server holds of one user, under the keys of all event rules and layouts, and its deletion."""
+
+import re
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import methodcaller
+from typing import Any
+
+from features.errors import describe_url
+from features.store.connection import Breaker, Channel, Client, check_url
+from features.store.redis import BULK_SECONDS
+from features.store.user_state import UserState
+
+SCANNED_AT_ONCE = 1000
+"""Keys that the server looks at in one call; other calls are answered in between."""
+
+_GLOB = re.compile(rb"[\\*?\[\]]")
+
+
+@dataclass(frozen=True)
+class StoredUser:
+    """What one store of a server holds of a user.
+
+    prefix: of the keys of a generation of the store; state: None where there is none, or it is of another layout;
+    recent: whether the user is among the most recently active ones; keys: that hold or name the user.
+    """
+
+    prefix: str
+    state: UserState | None
+    recent: bool
+    keys: tuple[str, ...]
+
+
+class RedisUsers:
+    """The users in all stores of one server, whatever the rules and the version that wrote them.
+
+    Raises ConfigError when the URL cannot be read; every method raises StoreError when the server does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        check_url(url)
+        self.place = describe_url(url)
+        self._channel = Channel(url, BULK_SECONDS, Breaker(0.0, time.monotonic))
+
+    def find(self, user: str) -> list[StoredUser]:
+        """What each store holds of a user; only those that hold something."""
+        found = []
+        for prefix in self._prefixes(user):
+            state_key, recent_key = _keys(prefix, user)
+            data: Any = self._channel.run(methodcaller("get", state_key))
+            score: Any = self._channel.run(methodcaller("zscore", recent_key, user))
+            keys = [state_key] * (data is not None) + [recent_key] * (score is not None)
+            if keys:
+                found.append(StoredUser(prefix, _parsed(data), score is not None, tuple(keys)))
+        return found
+
+    def erase(self, user: str) -> None:
+        """Delete the state and the entry among the recent users in each store.
+
+        A service that adds an event at the same time begins with an empty state.
+        """
+        for prefix in self._prefixes(user):
+            state_key, recent_key = _keys(prefix, user)
+
+            def delete(client: Client, state_key: str = state_key, recent_key: str = recent_key) -> None:
+                pipe = client.pipeline(transaction=True)
+                pipe.delete(state_key)
+                pipe.zrem(recent_key, user)
+                pipe.execute()
+
+            self._channel.run(delete)
+
+    def count_keys(self) -> int:
+        """Number of keys of the server."""
+        return int(self._channel.run(methodcaller("dbsize")))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._channel.close()
+
+    def _prefixes(self, user: str) -> list[str]:
+        """The prefixes of the stores: each has a watermark, a list of recent users, or a state of this user."""
+        name = re.escape(user.encode())
+        store = rb"(recsys:[0-9a-f]+:(?:[0-9a-f]{16}:)?)"  # and its generation; earlier layouts had none
+        pattern = re.compile(store + rb"(?:watermark|recent|u:" + name + rb")", re.DOTALL)
+        matches = (pattern.fullmatch(key) for kind in _patterns(user) for key in self._scan(kind))
+        return sorted({match[1].decode() for match in matches if match})
+
+    def _scan(self, pattern: bytes) -> Iterator[bytes]:
+        cursor = 0
+        while True:
+            scan = methodcaller("scan", cursor, match=pattern, count=SCANNED_AT_ONCE)
+            cursor, keys = self._channel.run(scan)
+            yield from keys
+            if not cursor:
+                return
+
+
+def _keys(prefix: str, user: str) -> tuple[str, str]:
+    """The keys of the state and of the recent users."""
+    return f"{prefix}u:{user}", f"{prefix}recent"
+
+
+def _patterns(user: str) -> tuple[bytes, ...]:
+    escaped = _GLOB.sub(rb"\\\g<0>", user.encode())
+    return b"recsys:*:watermark", b"recsys:*:recent", b"recsys:*:u:" + escaped
+
+
+def _parsed(data: bytes | None) -> UserState | None:
+    """The state of these bytes; None where there is none, or another version has written it."""
+    if data is None:
+        return None
+    try:
+        return UserState.from_bytes(data)
+    except (ValueError, LookupError, struct.error):
+        return None
