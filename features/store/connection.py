@@ -191,6 +191,9 @@ _REPLIES = {
 }
 """Start of an error reply -> the reason and its remedy, in our words."""
 
+_IN_SCRIPT = re.compile(r"^(?:ERR )?Error running script \(call to \w+\): (?:@\w+: ?\d+: )+-?")
+"""What Redis 6.2 puts before the error of a command in a script."""
+
 _FAULTS: tuple[tuple[type[BaseException], str], ...] = (
     (ssl.SSLCertVerificationError, "its certificate cannot be verified: set ssl_ca_certs in REDIS_URL"),
     (ssl.SSLError, "no TLS connection can be made: use redis:// for a server without TLS"),
@@ -211,7 +214,7 @@ _FAULTS: tuple[tuple[type[BaseException], str], ...] = (
 def _reason(error: BaseException) -> str:
     """Reason and remedy of a failed call, in our words: the text of the server may hold what users did."""
     reply = str(error).rpartition("of pipeline caused error: ")[2]  # before it stands the command
-    reply = f"{getattr(error, 'status_code', None) or ''} {reply}".lstrip()
+    reply = _IN_SCRIPT.sub("", f"{getattr(error, 'status_code', None) or ''} {reply}".lstrip())
     for start, reason in _REPLIES.items():
         if reply.startswith((start, f"ERR {start}")):
             return reason

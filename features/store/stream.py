@@ -81,6 +81,8 @@ class StreamGroup:
             start = reply[0].decode()
             found += _entries(reply[1])
             found += [Entry(name.decode(), {}) for name in (reply[2] if len(reply) > 2 else ())]  # deleted
+            if any(name is None for name, _ in reply[1]):  # Redis 6.2 does not name the deleted ones that it gives
+                found += [entry for entry in self.pending(limit, "0-0") if not entry.fields]
             if found or start == "0-0":
                 return found
 

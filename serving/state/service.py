@@ -22,6 +22,7 @@ from features.store.redis_server import RedisServer
 from features.store.user_state import UserState
 from serving.settings import ServeSettings
 from serving.state.catalog_updater import CatalogUpdater, Upsert
+from serving.state.log_claim import claim
 from serving.state.log_keeper import LogKeeper
 from serving.state.snapshot import ServableBundle, ServingSnapshot
 from serving.state.store_filler import Filler, FillProcess
@@ -82,6 +83,7 @@ class ServiceState:
         )
         self._load, self._current, self._connect = load, current, connect
         self._server: RedisServer | None = None
+        self._claim = -1
         self._log: EventLog | None = None
         self._path: Path | None = None
         self._refusal: _Refusal | None = None
@@ -124,7 +126,8 @@ class ServiceState:
     def open(self) -> None:
         """Open the log and connect to the store, or start one; before the server starts, its errors can be shown.
 
-        Raises LogError, StoreError, DependencyError, and ConfigError for a server that cannot hold the store.
+        Raises LogError, StoreError, DependencyError, and ConfigError for a server that cannot hold the store, or for
+        a private store beside another service.
         """
         self._log = EventLog(self.settings.log)
         for torn in self._log.torn:
@@ -134,14 +137,16 @@ class ServiceState:
         self.catalog_updater.replay(self.now())
         self.corrections.read()
         if self._connect is None:
+            self._claim = claim(self.settings.log, private=self.settings.redis_url is None)
             if self.settings.redis_url is None:
                 self._server = RedisServer()
             url = self._server.url if self._server else str(self.settings.redis_url)
             self._connect = lambda rules: RedisStore(
                 url, rules, timeout=self.settings.store_timeout, pause=self.settings.store_pause
             )
-            with suppress(StoreError):  # a server that is away now may answer later
-                check_server(url)
+            if self._server is None:
+                with suppress(StoreError):  # a server that is away now may answer later
+                    check_server(url)
 
     def _close(self) -> None:
         self.log_keeper.stop()
@@ -154,6 +159,9 @@ class ServiceState:
                 self.snapshot.store.close()
         if self._server:
             self._server.stop()
+        if self._claim >= 0:
+            os.close(self._claim)
+            self._claim = -1
 
     async def _poll_loop(self) -> None:
         while not self._stop.is_set():
