@@ -34,7 +34,7 @@ test: install system  ## every test but the long ones; two processes, each takes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: install system  ## the tests that last more than 20 seconds: chaos, long loads
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak -n 2 --dist loadfile
 
 coverage: install system  ## the tests once more, with the lines that they run; fails below the floor in pyproject.toml
 	$(BIN)/python -m pytest --cov --cov-report term:skip-covered

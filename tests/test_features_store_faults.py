@@ -117,7 +117,7 @@ FAULTS = ("emptied", "full", "cut", "stalled")
 
 @pytest.mark.parametrize("change", AFTER)
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("points", [3, pytest.param(99, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("points", [3, pytest.param(10, marks=pytest.mark.soak)])
 def test_a_server_that_fails(tmp_path: Path, server: RedisServer, change: str, fault: str, points: int) -> None:
     n_calls = number_of_calls(tmp_path / "count", server, change)
     first = 1 + hash_of(change, fault) % max(1, n_calls // points)
