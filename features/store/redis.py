@@ -103,12 +103,13 @@ class RedisStore:
 
     def read_users(self, ids: Sequence[str]) -> list[UserState]:
         """See FeatureStore. A second round trip is needed once after another generation is served."""
-        fill, filled, states = None, False, list[Any]()
-        while fill != self._served:
-            fill = self._served
+        fill, filled, states, served = None, False, list[Any](), self._served
+        while fill != served:
+            fill = served
             keys = [self._keys.watermark, *(self._keys.user(fill, user) for user in ids)]
             mark, *states = self._requests.run(partial(_mget, keys))
-            filled, self._served = self._parse(partial(_served, mark))
+            filled, served = self._parse(partial(_served, mark))
+            self._served = served
         known = UserStateStatus.PRESENT if filled else UserStateStatus.STALE
         unknown = UserStateStatus.MISSING if filled else UserStateStatus.STALE
         return self._parse(
@@ -119,6 +120,7 @@ class RedisStore:
 
     def write_users(self, states: Iterable[tuple[str, bytes]], fill: str = "") -> None:
         """See FeatureStore."""
+        self._are_new = True
         newest: Ints = np.zeros(0, np.int64)  # of the latest times, those of the list of recent users
         with ThreadPoolExecutor(BATCHES_AT_ONCE) as pool:  # one batch is packed while the server takes another
             running = deque[Future[None]]()
@@ -135,7 +137,7 @@ class RedisStore:
     def _write_batch(self, fill: str, batch: dict[str, bytes], since: int) -> None:
         """Join states to those that are stored. since: see `_write`."""
         users = list(batch)
-        if self._are_new:  # most users of bulk work are new, or most are known
+        if fill and self._are_new:  # most users of a filling are new, or most are known
             users = self._write(self._bulk, fill, "add", batch, list(batch.values()), since)
         self._are_new = 2 * len(users) <= len(batch)
         self._change(self._bulk, fill, users, partial(self._join, batch), since)
@@ -167,33 +169,42 @@ class RedisStore:
 
     def _try_change(self, channel: Channel, fill: str, users: Sequence[str], change: Change, since: int) -> list[str]:
         """One try of `_change`. Returns the users that other processes changed meanwhile."""
-        keys = [self._keys.watermark, *(self._keys.user(fill or self._served, user) for user in users)]
+        target = fill or self._served
+        keys = [self._keys.watermark, *(self._keys.user(target, user) for user in users)]
         mark, *stored = channel.run(lambda client: client.mget(keys))
-        if not fill and self._parse(partial(_served, mark))[1] != self._served:
-            return list(users) if self._look(mark) else []
+        if not fill and self._parse(partial(_served, mark))[1] != target:
+            self._look(mark)
+            return list(users)
         new = self._parse(lambda: [change(user, old) for user, old in zip(users, stored, strict=True)])
         changed = [(user, old or b"", value or b"") for user, old, value in zip(users, stored, new, strict=True)]
         changed = [(user, old, value) for user, old, value in changed if old != value]
         arguments = [part for _, old, value in changed for part in (old[:DIGEST_BYTES], value)]
-        return self._write(channel, fill, "replace", {user: value for user, _, value in changed}, arguments, since)
+        values = {user: value for user, _, value in changed}
+        try:
+            return self._write(channel, target, "replace", values, arguments, since)
+        except StoreMovedError:
+            if fill:
+                raise
+            self._look(channel.run(lambda client: client.get(self._keys.watermark)))
+            return list(values)
 
-    def _look(self, mark: bytes | None) -> bool:
+    def _look(self, mark: bytes | None) -> None:
         """Note which generation is served. Raises StoreMovedError when there is none."""
         self._served = self._parse(partial(_served, mark))[1]
         if not self._served:
             raise self._moved()
-        return True
 
     def _write(
-        self, channel: Channel, fill: str, how: str, values: dict[str, bytes], arguments: list[bytes], since: int
+        self, channel: Channel, target: str, how: str, values: dict[str, bytes], arguments: list[bytes], since: int
     ) -> list[str]:
-        """Write values, "" for none, see `WRITE`. Returns the users that it has not written.
+        """Write values, "" for none, to a generation, see `WRITE`. Returns the users that it has not written.
 
-        since: time (µs); users whose latest event is earlier are not among the recent ones.
+        since: time (µs); users whose latest event is earlier are not among the recent ones. Raises StoreMovedError
+        when the generation is neither served nor being filled.
         """
         if not values:
             return []
-        users, target = list(values), fill or self._served
+        users = list(values)
         latest = [(user, latest_time(data)) for user, data in values.items() if data]
         recent: list[Any] = [part for user, at in latest if at >= since for part in (at, user)]
         recent += [part for user, data in values.items() if not data for part in ("", user)]
@@ -201,11 +212,9 @@ class RedisStore:
         keys += [self._keys.user(target, user) for user in users]
         given = (target or "none", how, len(recent) // 2, *recent, *arguments)
         failed = channel.run(lambda client: client.eval(WRITE % RECENT_USERS, len(keys), *keys, *given))
-        if failed != [0]:
-            return [users[i - 1] for i in failed]
-        if not fill and self._look(channel.run(lambda client: client.get(self._keys.watermark))):
-            return users
-        raise self._moved()
+        if failed == [0]:
+            raise self._moved()
+        return [users[i - 1] for i in failed]
 
     def _moved(self) -> StoreMovedError:
         where = f"the feature store at {describe_url(self.url)}"
