@@ -13,7 +13,7 @@ import polars as pl
 
 from features.errors import StoreError, describe_write_error
 from features.schema import USER, EventRules
-from features.store.user_state import states_of_table
+from features.store.user_state import joined, states_of_table
 
 ROWS = 100_000
 """Minimum number of events whose states are made at once; they are those of whole users."""
@@ -51,7 +51,23 @@ def table_states(batches: Iterable[pl.DataFrame], rules: EventRules, memory: int
             _spill(pl.concat(held), Path(folder), spilled)
             held = []
         for shard in sorted(Path(folder).iterdir()):
-            yield from _of_frame(pl.read_parquet(shard / "*.parquet", glob=True), rules)
+            yield from _of_shard(sorted(shard.iterdir()), rules, limit // 2)
+
+
+def _of_shard(files: list[Path], rules: EventRules, limit: int) -> Iterator[States]:
+    """The states of all users of some files. More than `limit` events, as one user may have, are read in parts."""
+    sizes = [pl.scan_parquet(file).select(pl.len()).collect().item() for file in files]
+    if sum(sizes) <= limit:
+        yield from _of_frame(pl.read_parquet(files), rules)
+        return
+    known: dict[str, bytes] = {}
+    start = 0
+    for end in range(1, len(files) + 1):
+        if end == len(files) or sum(sizes[start : end + 1]) > limit:
+            for states in _of_frame(pl.read_parquet(files[start:end]), rules):
+                known |= {user: joined(known.get(user), data, rules) for user, data in states}
+            start = end
+    yield list(known.items())
 
 
 def _spill(events: pl.DataFrame, folder: Path, number: int) -> None:
