@@ -7,10 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_features_refresh_incremental import frame, row
-from test_features_store import event
+from test_features_store import event, fill
 from toy_service import RULES, toy_settings, toy_tables
 
 from features.errors import ConfigError, StoreError
@@ -26,7 +27,21 @@ SERVER = shutil.which("redis-server", path=os.pathsep.join(ELSEWHERE))  # not th
 needs_server = pytest.mark.skipif(SERVER is None, reason="redis-server is not on PATH: the packaged one has no TLS")
 
 COMMANDS = (
-    *("ping", "info", "get", "set", "del", "mget", "getrange", "eval", "evalsha", "script|load", "scan", "unlink"),
+    *(
+        "ping",
+        "info",
+        "get",
+        "set",
+        "del",
+        "mget",
+        "getrange",
+        "eval",
+        "evalsha",
+        "script|load",
+        "scan",
+        "unlink",
+        "object|idletime",
+    ),
     *("zadd", "zrem", "zrevrange", "zremrangebyrank", "lpush", "ltrim", "lrange"),
 )
 """Commands of the store: docs/operations.md names them for the user of an ACL."""
@@ -106,3 +121,30 @@ def test_a_cluster_is_refused_at_the_start(tmp_path: Path, start: Callable[..., 
 def test_the_documentation_names_the_commands() -> None:
     text = (Path(__file__).parent.parent / "docs" / "operations.md").read_text(encoding="utf-8")
     assert " ".join(f"+{command}" for command in COMMANDS) in " ".join(text.split())
+
+
+def test_stores_of_other_rules_that_nobody_reads_are_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = RedisServer()
+    store = RedisStore(server.url, RULES, timeout=5)
+    fill(store)
+    store.push([event("a", 1)])
+    other = store.with_rules(RULES.model_copy(update={"history": 8}))
+    fill(other)
+    other.push([event("a", 1)])
+    admin: Any = store._bulk._client
+    admin.set("recsys:0123456789ab:watermark", "{}")  # of another layout
+    admin.set("recsys:0123456789ab:u:ann", "x")
+    admin.set("recsys:zz:watermark", "of another product")
+    assert store.drop_abandoned() == 0
+    monkeypatch.setattr("features.store.redis.ABANDONED_SECONDS", 0)
+    assert store.drop_abandoned() == 2
+    assert store.read_users(["u"])[0].items == ("a",)
+    assert other.watermark() is None
+    left = {key.decode() for key in admin.keys("*")}
+    assert {key for key in left if not key.startswith(store._keys.prefix)} == {"recsys:zz:watermark"}
+    admin.config_set("maxmemory-policy", "allkeys-lfu")  # such a server does not know the time
+    admin.set("recsys:0123456789ab:watermark", "{}")
+    assert store.drop_abandoned() == 0
+    admin.config_set("maxmemory-policy", "noeviction")
+    store.close()
+    server.stop()

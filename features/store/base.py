@@ -170,6 +170,10 @@ class FeatureStore(Protocol):
         """Delete the generations that are neither served nor being filled."""
         ...
 
+    def drop_abandoned(self) -> int:
+        """Delete the stores of other rules and layouts that nobody has read for a long time; returns their number."""
+        ...
+
     def lock(self) -> AbstractContextManager[None]:
         """Held by the one refresh that runs. Raises StoreLockedError when another holds it for LOCK_SECONDS."""
         ...

@@ -17,6 +17,7 @@ from redis.retry import Retry
 from features.errors import ConfigError, StoreError, describe_url
 
 Client = redis.Redis
+ResponseError = redis.ResponseError
 
 URL_OPTIONS = (
     *("db", "username", "password", "client_name", "max_connections", "health_check_interval", "socket_keepalive"),

@@ -138,6 +138,10 @@ class MemoryStore:
             generations = self._contents.generations
             self._contents.generations = {fill: states for fill, states in generations.items() if fill in kept}
 
+    def drop_abandoned(self) -> int:
+        """See FeatureStore: memory has one store."""
+        return 0
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """See FeatureStore."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from operator import methodcaller
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,7 +30,7 @@ from features.store.base import (
     StoreMovedError,
     Watermark,
 )
-from features.store.connection import Breaker, Channel, Client, check_url
+from features.store.connection import Breaker, Channel, Client, ResponseError, check_url
 from features.store.redis_keys import RedisKeys
 from features.store.redis_scripts import ADVANCE, START, WRITE
 from features.store.user_state import (
@@ -56,6 +57,10 @@ SCANNED_AT_ONCE = 1000
 WRITE_TRIES = 10
 """Times that a write is tried when other processes change the same user."""
 
+ABANDONED_SECONDS = 30 * 86_400
+"""Time without a reader after which a store of other rules or of another layout is deleted."""
+
+_STORE = re.compile(r"(recsys:[0-9a-f]+:)watermark")
 _SERVED = re.compile(rb'\{"filled": (true|false), "fill": "(\w*)"')
 """Beginning of the watermark: the part of it that a request reads."""
 
@@ -107,7 +112,7 @@ class RedisStore:
         while fill != served:
             fill = served
             keys = [self._keys.watermark, *(self._keys.user(fill, user) for user in ids)]
-            mark, *states = self._requests.run(partial(_mget, keys))
+            mark, *states = self._requests.run(methodcaller("mget", keys))
             filled, served = self._parse(partial(_served, mark))
             self._served = served
         known = UserStateStatus.PRESENT if filled else UserStateStatus.STALE
@@ -239,7 +244,7 @@ class RedisStore:
         """Keys that begin with a text, each once or more, in batches."""
         cursor = None
         while cursor != 0:
-            cursor, keys = self._bulk.run(partial(_scan, cursor or 0, f"{start}*"))
+            cursor, keys = self._bulk.run(methodcaller("scan", cursor or 0, match=f"{start}*", count=SCANNED_AT_ONCE))
             yield keys
 
     def watermark(self) -> Watermark | None:
@@ -277,8 +282,24 @@ class RedisStore:
         for keys in self._scan(self._keys.prefix):
             found = [(key, of_generation.match(key.decode())) for key in keys]
             old = [key for key, match in found if match and match[0] not in kept]
-            if old:
-                self._bulk.run(partial(_unlink, old))
+            self._unlink(old)
+
+    def _unlink(self, keys: list[bytes]) -> None:
+        if keys:
+            self._bulk.run(methodcaller("unlink", *keys))
+
+    def drop_abandoned(self) -> int:
+        """See FeatureStore. Every request and every look of a service reads the watermark of its store."""
+        dropped = 0
+        for keys in self._scan("recsys:"):
+            found = [_STORE.fullmatch(key.decode(errors="replace")) for key in keys]
+            for prefix in {match[1] for match in found if match and match[1] != self._keys.prefix}:
+                idle: Any = self._bulk.run(partial(_idle_seconds, f"{prefix}watermark"))
+                if idle is not None and idle >= ABANDONED_SECONDS:
+                    for old in self._scan(prefix):
+                        self._unlink(old)
+                    dropped += 1
+        return dropped
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -348,16 +369,12 @@ def _served(mark: bytes | None) -> tuple[bool, str]:
     return found[1] == b"true", found[2].decode()
 
 
-def _mget(keys: list[str], client: Client) -> Any:
-    return client.mget(keys)
-
-
-def _scan(cursor: int, pattern: str, client: Client) -> Any:
-    return client.scan(cursor, match=pattern, count=SCANNED_AT_ONCE)
-
-
-def _unlink(keys: list[bytes], client: Client) -> Any:
-    return client.unlink(*keys)
+def _idle_seconds(key: str, client: Client) -> Any:
+    """Seconds since a key was last read or written; None where the server does not tell, because it counts uses."""
+    try:
+        return client.object("idletime", key)
+    except ResponseError:
+        return None
 
 
 def _texts(keys: list[bytes], start: str) -> list[str]:

@@ -133,6 +133,8 @@ def _print(report: "RefreshReport", as_json: bool) -> None:
     if report.rejected:
         typer.echo(f"  {report.rejected:,} rows are not valid, or of erased users: `recsys data check` says why")
     typer.echo(f"  {report.log_events:,} events from the log, {report.damaged:,} damaged lines skipped")
+    if report.dropped:
+        typer.echo(f"  {report.dropped:,} stores of other rules, which nobody has read for 30 days, are deleted")
     if report.late:
         typer.echo(f"  {report.late:,} of the events are older than the newest one before")
 

@@ -43,8 +43,8 @@ class RefreshReport:
     rebuilt: all was read, and another generation is served; why: the reason for it; users: whose states were written
     from the tables; table_events: valid events that were read; rejected: rows that are no valid events; log_events:
     from the log; late: events older than the newest one that the store had; damaged: log lines that were skipped
-    because their checksum is wrong; added, grown, changed, removed: files of the events table; at: time (µs) of the
-    end; seconds: that it took.
+    because their checksum is wrong; added, grown, changed, removed: files of the events table; dropped: stores of
+    other rules that were deleted because nobody reads them; at: time (µs) of the end; seconds: that it took.
     """
 
     rebuilt: bool = False
@@ -59,6 +59,7 @@ class RefreshReport:
     grown: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    dropped: int = 0
     at: int = 0
     seconds: float = 0.0
 
@@ -88,7 +89,8 @@ def refresh(
             except StoreMovedError:
                 continue
             register_store(log, position)
-            report = replace(job.report, at=_now(), seconds=round(time.monotonic() - started, 3))
+            dropped = store.drop_abandoned() if job.report.rebuilt else 0
+            report = replace(job.report, dropped=dropped, at=_now(), seconds=round(time.monotonic() - started, 3))
             store.add_run(json.dumps(asdict(report)))
             return report
     raise StoreError(f"the feature store was emptied during each of {TRIES} refreshes: see why its server restarts")
