@@ -101,7 +101,7 @@ def send_events(service: Service, until: float, seed: int, sent: list[int]) -> N
 def delete_items(started: list[Service], until: float, delays: list[float]) -> None:
     """Delete and put items again through one service; delays: seconds until each other service has heard of it.
 
-    The deletion is heard of at once in the service that took the call, and in the others within 20 s on a busy machine.
+    The service that took the call hears of the deletion at once; the others within 20 s, on a busy machine too.
     """
     number = 0
     while time.monotonic() < until:
