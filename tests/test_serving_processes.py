@@ -54,7 +54,7 @@ class Service:
             self.process = subprocess.Popen(command, pass_fds=[listener.fileno()], env={"PYTHONPATH": paths})
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection(*self.address, timeout=20)
+        connection = http.client.HTTPConnection(*self.address, timeout=60)
         connection.request(method, path, None if body is None else orjson.dumps(body))
         response = connection.getresponse()
         text = response.read()
@@ -101,7 +101,7 @@ def send_events(service: Service, until: float, seed: int, sent: list[int]) -> N
 def delete_items(started: list[Service], until: float, delays: list[float]) -> None:
     """Delete and put items again through one service; delays: seconds until each other service has heard of it.
 
-    The service that took the call hears of the deletion at once; the others within 20 s, on a busy machine too.
+    The service that took the call hears of the deletion at once; the others within a minute, on a busy machine too.
     """
     number = 0
     while time.monotonic() < until:
@@ -112,7 +112,7 @@ def delete_items(started: list[Service], until: float, delays: list[float]) -> N
         assert not shows(one, "i6")
         for other in started:
             while shows(other, "i6"):
-                assert time.monotonic() < begun + 20
+                assert time.monotonic() < begun + 60
                 time.sleep(0.02)
             if other is not one:
                 delays.append(time.monotonic() - begun)
@@ -146,7 +146,7 @@ def test_all_come_to_the_same_states_and_hear_of_deletions(tmp_path: Path, secon
             refresh(store, files, tmp_path / "log")
             time.sleep(0.5)
         for thread in work:
-            thread.join(60)
+            thread.join(120)
         assert len(sent) == 3
         refresh(store, files, tmp_path / "log")
         assert not verify(store, files, tmp_path / "log")
