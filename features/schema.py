@@ -23,6 +23,9 @@ TITLE, DESCRIPTION, CATEGORIES, PRICE = "title", "description", "categories", "p
 IMAGE, AUDIO, VIDEO = "image", "audio", "video"
 PUBLISHED, AVAILABLE, GROUP = "published_at", "available", "group_id"
 
+ROW = "row"
+"""Column beside those of canonical events: their row in the file, from 0. It orders events of one time."""
+
 CONTRACT = (
     *(USER, ITEM, EVENT, TIME, VALUE, EVENT_ID, REQUEST_ID, POSITION, PROPENSITY),
     *(TITLE, DESCRIPTION, CATEGORIES, PRICE, IMAGE, AUDIO, VIDEO, PUBLISHED, AVAILABLE, GROUP),

@@ -57,7 +57,7 @@ def test_a_running_service_goes_on_while_a_person_is_erased(tmp_path: Path) -> N
         click("i1")
         click("i4")
         assert client.get(HOME.format(ANN, 2, "home")).status_code == 200
-        assert history() == ["i4", "i1"]
+        assert sorted(history()) == ["i1", "i4"]  # both are of one moment
         report = erase_user(Scope(tmp_path / "log", redis_url=server.url), ANN)
         assert (report.n_left, report.arrived) == (0, 0)
         assert [place.found for place in report.places] == [3, 2]

@@ -10,7 +10,6 @@ anew builds another generation beside it and then moves the watermark: readers s
 import hashlib
 import json
 import secrets
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -45,9 +44,8 @@ class Watermark:
 
     fill: the random name of the generation; filled: whether its filling has ended; log: the log position up to which
     it has all events; tables: the digest of the events table that it has, "" for none; pending: that of the table of
-    a refresh that is not complete, "" when none is; latest: time (µs) of its latest event; at: time (µs) when a
-    refresh last moved the watermark; server, evicted: run and evicted keys of the server (`ServerFacts`) when the
-    filling began.
+    a refresh that is not complete, "" when none is; latest: time (µs) of its latest event; server, evicted: run and
+    evicted keys of the server (`ServerFacts`) when the filling began.
     """
 
     log: Mapping[str, int]
@@ -58,16 +56,15 @@ class Watermark:
     evicted: int = 0
     pending: str = ""
     latest: int = 0
-    at: int = 0
 
     @classmethod
     def start(cls, server: "ServerFacts") -> "Watermark":
         """Of a filling that begins."""
-        return cls({}, "", secrets.token_hex(8), False, server.run, server.evicted, at=time.time_ns() // 1000)
+        return cls({}, "", secrets.token_hex(8), False, server.run, server.evicted)
 
     def to_json(self) -> str:
         """The JSON text that the store keeps. It begins with `filled` and `fill`, see `served_fill`."""
-        names = ("filled", "fill", "tables", "pending", "latest", "at", "server", "evicted")
+        names = ("filled", "fill", "tables", "pending", "latest", "server", "evicted")
         return json.dumps({name: getattr(self, name) for name in names} | {"log": dict(self.log)})
 
     @classmethod

@@ -5,6 +5,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from operator import methodcaller
 from threading import Event, Thread
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -17,6 +18,9 @@ from redis.retry import Retry
 from features.errors import ConfigError, StoreError, describe_url
 
 Client = redis.Redis
+SCANNED_AT_ONCE = 1000
+"""Keys that the server looks at in one call; other calls are answered in between."""
+
 ResponseError = redis.ResponseError
 
 URL_OPTIONS = (
@@ -110,6 +114,14 @@ class Channel:
                 renewer.join()
                 with suppress(StoreError):  # a server that was emptied has no lock to give back
                     self.run(lambda client: lock.release())
+
+    def scan(self, pattern: str | bytes) -> Iterator[list[bytes]]:
+        """Names of keys that match a pattern of the server, each once or more, in batches."""
+        cursor = None
+        while cursor != 0:
+            work = methodcaller("scan", cursor or 0, match=pattern, count=SCANNED_AT_ONCE)
+            cursor, keys = self.run(work)
+            yield keys
 
     def close(self) -> None:
         """Close the connections."""

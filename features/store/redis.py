@@ -52,7 +52,6 @@ CHANGED_AT_ONCE = 100
 """Users whose states `change_users` reads at once."""
 
 BATCHES_AT_ONCE = 2
-SCANNED_AT_ONCE = 1000
 
 WRITE_TRIES = 10
 """Times that a write is tried when other processes change the same user."""
@@ -237,15 +236,8 @@ class RedisStore:
         if (mark := self.watermark()) is None:
             return
         start = self._keys.user(mark.fill, "")
-        for keys in self._scan(start):
+        for keys in self._bulk.scan(f"{start}*"):
             yield from self._parse(partial(_texts, keys, start))
-
-    def _scan(self, start: str) -> Iterator[list[bytes]]:
-        """Keys that begin with a text, each once or more, in batches."""
-        cursor = None
-        while cursor != 0:
-            cursor, keys = self._bulk.run(methodcaller("scan", cursor or 0, match=f"{start}*", count=SCANNED_AT_ONCE))
-            yield keys
 
     def watermark(self) -> Watermark | None:
         """See FeatureStore."""
@@ -279,7 +271,7 @@ class RedisStore:
         kept = {self._parse(partial(_served, marks[0]))[1], (marks[1] or b"").decode()}
         kept = {self._keys.generation(fill) for fill in kept if fill}
         of_generation = re.compile(re.escape(self._keys.prefix) + r"[0-9a-f]{16}:")
-        for keys in self._scan(self._keys.prefix):
+        for keys in self._bulk.scan(f"{self._keys.prefix}*"):
             found = [(key, of_generation.match(key.decode())) for key in keys]
             old = [key for key, match in found if match and match[0] not in kept]
             self._unlink(old)
@@ -291,12 +283,12 @@ class RedisStore:
     def drop_abandoned(self) -> int:
         """See FeatureStore. Every request and every look of a service reads the watermark of its store."""
         dropped = 0
-        for keys in self._scan("recsys:"):
+        for keys in self._bulk.scan("recsys:*:watermark"):
             found = [_STORE.fullmatch(key.decode(errors="replace")) for key in keys]
             for prefix in {match[1] for match in found if match and match[1] != self._keys.prefix}:
                 idle: Any = self._bulk.run(partial(_idle_seconds, f"{prefix}watermark"))
                 if idle is not None and idle >= ABANDONED_SECONDS:
-                    for old in self._scan(prefix):
+                    for old in self._bulk.scan(f"{prefix}*"):
                         self._unlink(old)
                     dropped += 1
         return dropped

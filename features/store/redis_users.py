@@ -3,7 +3,6 @@
 import re
 import struct
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import methodcaller
 from typing import Any
@@ -12,9 +11,6 @@ from features.errors import describe_url
 from features.store.connection import Breaker, Channel, Client, check_url
 from features.store.redis import BULK_SECONDS
 from features.store.user_state import UserState
-
-SCANNED_AT_ONCE = 1000
-"""Keys that the server looks at in one call; other calls are answered in between."""
 
 _GLOB = re.compile(rb"[\\*?\[\]]")
 
@@ -85,17 +81,9 @@ class RedisUsers:
         name = re.escape(user.encode())
         store = rb"(recsys:[0-9a-f]+:(?:[0-9a-f]{16}:)?)"  # and its generation; earlier layouts had none
         pattern = re.compile(store + rb"(?:watermark|recent|u:" + name + rb")", re.DOTALL)
-        matches = (pattern.fullmatch(key) for kind in _patterns(user) for key in self._scan(kind))
+        found = (key for kind in _patterns(user) for keys in self._channel.scan(kind) for key in keys)
+        matches = map(pattern.fullmatch, found)
         return sorted({match[1].decode() for match in matches if match})
-
-    def _scan(self, pattern: bytes) -> Iterator[bytes]:
-        cursor = 0
-        while True:
-            scan = methodcaller("scan", cursor, match=pattern, count=SCANNED_AT_ONCE)
-            cursor, keys = self._channel.run(scan)
-            yield from keys
-            if not cursor:
-                return
 
 
 def _keys(prefix: str, user: str) -> tuple[str, str]:

@@ -30,7 +30,7 @@ from features.history_rules import (
 )
 from features.ids import id_keys
 from features.log.records import Event
-from features.schema import EVENT_ID, ITEM, TIME, USER, EventRules
+from features.schema import EVENT_ID, ITEM, ROW, TIME, USER, EventRules
 
 LAYOUT = 4
 """Version of the bytes. Other versions are kept under other keys."""
@@ -45,9 +45,6 @@ _UINT32, _UINT16 = np.dtype("<u4"), np.dtype("<u2")
 _SEPARATOR = "\x1f"  # ids and types never contain control characters
 _LOGGED = 1 << 31
 """Added to the order of a logged event: events of a table come before logged ones of the same time."""
-
-ROW = "row"
-"""Column beside those of canonical events: the row in their file, from 0. It orders events of one time."""
 
 Orders = npt.NDArray[np.uint32]
 _NO_ENTRIES: Keys = np.zeros(0, dtype=np.uint64)

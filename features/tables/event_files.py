@@ -6,7 +6,7 @@ An event counts there whether or not its item is in the items table, as events o
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import polars as pl
 
 from features.errors import DataError
 from features.log.erasure.erased_users import ErasedUsers
-from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, DataConfig
+from features.schema import EVENT, EVENT_ID, ITEM, ROW, TIME, USER, VALUE, DataConfig
 from features.tables.erased import events_of_others
 from features.tables.file_state import FileState
 from features.tables.read import valid_events
@@ -43,6 +43,11 @@ class TableChange:
     grown: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+
+    def of_all(self) -> "TableChange":
+        """The same table with all rows as new ones."""
+        rows = {name: int(values["rows"]) for name, values in json.loads(self.text).items()}
+        return replace(self, since=dict.fromkeys(rows, 0), new_rows=rows)
 
 
 class EventFiles:
@@ -83,7 +88,7 @@ class EventFiles:
         return TableChange(text, digest, since, new_rows, tuple(added), tuple(grown), tuple(changed), removed)
 
     def batches(self, since: Mapping[str, int]) -> Iterator[pl.DataFrame]:
-        """The valid events from these rows on, in batches: `COLUMNS` in canonical types, and "row": of the file.
+        """The valid events from these rows on, in batches: `COLUMNS` in canonical types, and ROW.
 
         Events of erased users are left out. Raises DataError when a file cannot be read, LogError when the list of
         erased users cannot.
@@ -93,7 +98,7 @@ class EventFiles:
         for name, row in since.items():
             with reading(str(paths[name])):
                 events = valid_events(paths[name], row, self._config, self._now or datetime.now(UTC))
-                rows = events.select(*COLUMNS, "row")
+                rows = events.select(*COLUMNS, ROW)
                 for batch in rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming"):
                     yield events_of_others(batch, erased)
 

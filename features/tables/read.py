@@ -35,6 +35,7 @@ from features.schema import (
     PROPENSITY,
     PUBLISHED,
     REQUEST_ID,
+    ROW,
     TIME,
     USER,
     VALUE,
@@ -176,7 +177,7 @@ def check_item_puts(puts: Sequence[ItemPut], log: Path, config: DataConfig) -> V
 
 
 def valid_events(path: Path, since: int, config: DataConfig, now: datetime) -> pl.LazyFrame:
-    """The valid events of one file from the row `since` on, of whichever items, and "row": their row in the file.
+    """The valid events of one file from the row `since` on, of whichever items, with ROW.
 
     Repeated events are not left out. Raises DataError when the file cannot be read or lacks a required column.
     """
@@ -185,7 +186,7 @@ def valid_events(path: Path, since: int, config: DataConfig, now: datetime) -> p
     values = [rule.value.alias(name) for name, rule in rules.items()]
     code = first_violation([v for rule in rules.values() for v in rule.violations if not v.repaired])
     rows = raw.rows.with_row_index("__row__", offset=since).select(
-        *values, pl.col("__row__").alias("row"), code.alias("__code__")
+        *values, pl.col("__row__").alias(ROW), code.alias("__code__")
     )
     return rows.filter(pl.col("__code__") == 0).drop("__code__")
 

@@ -22,13 +22,13 @@ import polars as pl
 from experiments.bench.runner import Bar, Result
 from features.errors import DependencyError
 from features.instants import DAY
-from features.schema import EVENT, EVENT_ID, ITEM, TIME, USER, VALUE, DataConfig, EventRules
+from features.schema import EVENT, EVENT_ID, ITEM, ROW, TIME, USER, VALUE, DataConfig, EventRules
 from features.store.connection import bare_pipeline
 from features.store.jobs.refresh import MEMORY, refresh
 from features.store.jobs.table_states import table_states
 from features.store.redis import BATCH_BYTES, RedisStore
 from features.store.redis_server import RedisServer
-from features.store.user_state import ROW, states_of_table
+from features.store.user_state import states_of_table
 from features.tables.event_files import EventFiles
 
 ROWS, SHORT_ROWS = 5_000_000, 200_000

@@ -2,7 +2,7 @@
 
     .erasing    the lines that are being overwritten, while they are
 
-A crash may leave a line half overwritten: its checksum is wrong, and what it still holds cannot be told. Therefore
+A crash may leave a line half overwritten. Its checksum is then wrong, and what it still holds is unknown. Therefore
 offset and length of all lines are written to a file before the first line is touched, and `finish` overwrites them
 once more. Only the process that holds the lock of the upkeep overwrites: no other process deletes or copies a segment
 meanwhile. Services go on appending, for they write at the end of a file, wherever another process writes.

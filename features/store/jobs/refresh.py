@@ -90,7 +90,9 @@ def refresh(
                 continue
             register_store(log, position)
             dropped = store.drop_abandoned() if job.report.rebuilt else 0
-            report = replace(job.report, dropped=dropped, at=_now(), seconds=round(time.monotonic() - started, 3))
+            report = replace(
+                job.report, dropped=dropped, at=time.time_ns() // 1000, seconds=round(time.monotonic() - started, 3)
+            )
             store.add_run(json.dumps(asdict(report)))
             return report
     raise StoreError(f"the feature store was emptied during each of {TRIES} refreshes: see why its server restarts")
@@ -171,30 +173,29 @@ class _Refresh:
             self.report.why = "the tables have changed since a refresh that was interrupted"
         else:
             return self._update(mark, change)
-        return self._rebuild()
+        return self._rebuild(change.of_all())
 
     def _update(self, mark: Watermark, change: TableChange) -> Mapping[str, int]:
         """Join what is new to the generation that is served."""
         self._before = self._latest = mark.latest
         server = self._store.facts()
         if self._anew:
-            change = self._tables.compare("")
+            change = change.of_all()
         if mark.pending:
             self._store.sweep()
         if self._anew or change.digest != mark.tables:
             _advance(self._store, mark.fill, pending=change.digest)
             self._write(change, mark.fill)
         position = self._catch_up({} if self._anew else mark.log, mark.fill)
-        done = {"tables": change.digest, "pending": "", "log": position, "latest": self._latest, "at": _now()}
+        done = {"tables": change.digest, "pending": "", "log": position, "latest": self._latest}
         done |= {"server": server.run, "evicted": server.evicted} if self._anew else {}
         _advance(self._store, mark.fill, text=change.text, **done)
         return position
 
-    def _rebuild(self) -> Mapping[str, int]:
+    def _rebuild(self, change: TableChange) -> Mapping[str, int]:
         """Build another generation, and serve it."""
         self.report.rebuilt = True
         mark = self._store.start_fill()
-        change = self._tables.compare("")
         self._write(change, mark.fill)
         position = self._catch_up({}, mark.fill)
         done = replace(
@@ -204,7 +205,6 @@ class _Refresh:
             pending=change.digest,  # until the generation that was served is deleted
             log=position,
             latest=self._latest,
-            at=_now(),
         )
         while not self._store.advance(self._store.watermark(), done, change.text):
             pass  # a service has advanced the watermark of the generation that is still served
@@ -281,7 +281,3 @@ def _advance(store: FeatureStore, fill: str, text: str = "", **changes: Any) -> 
         if store.advance(mark, replace(mark, **changes), text):
             return
     raise StoreMovedError("the feature store was emptied, or filled by another refresh, meanwhile")
-
-
-def _now() -> int:
-    return time.time_ns() // 1000

@@ -30,7 +30,7 @@ States = list[tuple[str, bytes]]
 def table_states(batches: Iterable[pl.DataFrame], rules: EventRules, memory: int) -> Iterator[States]:
     """The states of all users, each user once, in lists of the users of about ROWS events.
 
-    batches: canonical events with `features.store.user_state.ROW`; memory: bytes that may be used. Raises StoreError
+    batches: canonical events with `features.schema.ROW`; memory: bytes that may be used. Raises StoreError
     when there is no room for the files.
     """
     limit = max(ROWS, memory // ROW_BYTES)
