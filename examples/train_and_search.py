@@ -18,7 +18,8 @@ from experiments.pipelines.train import train
 from experiments.tracking.mlflow import NullTracker
 from experiments.tracking.progress import terminal
 from features.content.parts import Content, Text
-from features.interactions import Ragged, UserStates, now_micros
+from features.instants import now_micros
+from features.interactions import Ragged, UserStates
 from recsys.bundle.io import load_bundle
 from recsys.bundle.query import search_bundle
 

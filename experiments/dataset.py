@@ -17,10 +17,10 @@ from features.content.embed import EmbedReport, cached_vectors, embed, item_cont
 from features.content.encoder_config import TEXT_CHANNEL, TITLE_CHANNEL, open_encoders
 from features.content.media.decoder_pool import DecoderPool
 from features.errors import ConfigError
-from features.history_rules import Labels, in_request_order
+from features.history_rules import Labels, column_keys, in_request_order
 from features.ids import IdMap
 from features.instants import DAY
-from features.interactions import SAME_TIME, HistoryLimits, Interactions
+from features.interactions import SAME_TIME, Interactions
 from features.log.corrections import corrections_of
 from features.log.reader import ORDER, events_frame
 from features.progress import StartProgress
@@ -70,7 +70,8 @@ class Dataset:
 def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Dataset:
     """Read and validate the tables and the event log of the service. The catalogue has no content vectors yet."""
     tables = read_tables(config.data, progress=progress)
-    events, duplicates, notes = tables.events, 0, list(tables.report.notes)
+    events, notes = tables.usable_events, list(tables.report.notes)
+    n_logged = duplicates = 0
     if config.data.log is not None:
         corrections = corrections_of(Path(config.data.log))
         events = corrections.corrected_frame(events)
@@ -82,25 +83,26 @@ def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Da
         # an event is in both when the log was exported to the tables
         repeated = repeated_events(merged, np.ones(len(merged), dtype=np.bool_))
         events, duplicates = merged.filter(~pl.Series(repeated)), int(repeated.sum())
+        n_logged = int((~repeated[len(merged) - len(logged) :]).sum())
     items = tables.items
     ids = IdMap.shuffled(items.get_column(ITEM), config.seed)
     users = IdMap.shuffled(events.get_column(USER), config.seed)
     rules = config.data.events
     labels, weights = Labels.of_frame(events, rules), event_weights(events, rules)
     rows = ids.rows_of(events.get_column(ITEM))
-    known = rows >= 0
     log = Interactions.sort(
-        users.rows_of(events.get_column(USER))[known],
-        rows[known],
-        events.get_column(TIME).to_physical().to_numpy()[known],
-        labels.positive[known],
-        labels.seen[known],
+        users.rows_of(events.get_column(USER)),
+        rows,
+        events.get_column(TIME).to_physical().to_numpy(),
+        labels.positive,
+        labels.seen,
         len(users),
         len(ids),
-        None if weights is None else weights[known],
-        labels.types[known] if rules.types else None,
+        weights,
+        labels.types if rules.types else None,
         1 + len(rules.types),
-        HistoryLimits(rules.history, rules.seen_items, ids),
+        rules,
+        column_keys(events.get_column(ITEM).cast(pl.String)),
     )
     digest = hashlib.sha256()
     for frame in (items, events):
@@ -114,7 +116,7 @@ def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Da
         log,
         digest.hexdigest()[:16],
         replace(tables.report, problems=problems),
-        unknown_items=int((~known).sum()),
+        unknown_items=int((rows[len(rows) - n_logged :] < 0).sum()),
         duplicates=duplicates,
     )
     notes += _dataset_notes(dataset, config.split.test)
@@ -184,18 +186,8 @@ def with_catalog(dataset: Dataset, catalog: Catalog) -> Dataset:
     """The data set in the rows of another catalogue, without events of items that it does not contain."""
     events = dataset.events
     rows = catalog.ids.rows(dataset.catalog.ids.ids)
-    kept = events.where(rows[events.items] >= 0)
-    return replace(
-        dataset,
-        catalog=catalog,
-        events=replace(
-            kept,
-            items=rows[kept.items],
-            n_items=len(catalog),
-            limits=kept.limits and replace(kept.limits, items=catalog.ids),
-        ),
-        left_out=len(events) - len(kept),
-    )
+    kept = events.renumbered(rows, len(catalog))
+    return replace(dataset, catalog=catalog, events=kept, left_out=len(events) - len(kept))
 
 
 def encode_contents(

@@ -1,8 +1,8 @@
 """The rules of a user's history: which events are positive, which are seen, which are kept, and in which order.
 
 Training, evaluation, batch slates, the refresh of the store and the service all use these functions and no others.
-One difference is left: the store cannot know which items a bundle has, so events of other items count there, while
-training leaves them out first.
+The store cannot know which items a bundle has. Events of other items take their places in a history everywhere, and
+no model sees them.
 
 Order: by time. Of one time, the events of a table come first, in its order; then those of one request, in its order.
 A repeated event counts once: the same event_id of a user, or, of events without one, the same item, type, time and
@@ -12,6 +12,8 @@ Kept are `EventRules.history` events: the newest half of that number whatever th
 then the newest positive ones; then the newest others. A buyer who then looks at thousands of items stays a buyer.
 
 Seen are the `EventRules.seen_items` items of the events that count as seen, those of the latest day first.
+
+With `EventRules.history_days`, what is older counts no more: kept events by their time, seen items by their day.
 """
 
 from collections.abc import Sequence
@@ -128,6 +130,16 @@ def newest_seen(owner: Ints, entries: Keys, limit: int) -> Ints:
     return np.asarray(order[ends - np.arange(len(order)) <= limit], dtype=np.int64)
 
 
+def beginning(now: Ints, days: int) -> Ints:
+    """(n,) int64: the time (µs) from which on events count at `now` (n,) with `EventRules.history_days`."""
+    return now - days * DAY
+
+
+def seen_since(entries: Keys, start: Ints) -> Bools:
+    """(n,) bool: which seen entries are of the day of `start` (n,), µs, or of a later one."""
+    return np.asarray(seen_days(entries) >= start // DAY * DAY, dtype=np.bool_)
+
+
 def column_keys(texts: pl.Series) -> Keys:
     """(n,) uint64: `id_keys` of a text column; each distinct text is hashed once."""
     distinct = texts.unique()
@@ -157,12 +169,35 @@ def in_order(
     Each array has n values. owner: index of the user; orders: place of an event among those of its time; keys: as
     `event_keys` returns them; kinds: index of the event's type in the ascending list of types.
     """
-    order = np.lexsort((values, kinds, keys, orders, times, owner))
-    by_key = order[np.lexsort((keys[order], owner[order]))]  # stable: of one key, the first comes first
-    repeated = (keys[by_key][1:] == keys[by_key][:-1]) & (owner[by_key][1:] == owner[by_key][:-1])
+    order = np.arange(len(keys), dtype=np.int64)
+    if (place := _places(order, owner, times, orders)).min(initial=1) < 0:
+        order = np.lexsort((orders, times, owner))
+        place = _places(order, owner, times, orders)
+    if not place.all():  # several events of one owner and time are in one place
+        order = np.lexsort((values, kinds, keys, orders, times, owner))
+    marks = mix_keys(keys ^ mix_keys(owner.astype(np.uint64)))  # of equal events of one owner, equal
+    ordered = np.sort(marks)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(repeated):
+        return order
+    again = order[np.isin(marks[order], repeated)]
+    by_key = again[np.lexsort((keys[again], owner[again]))]  # stable: of one key, the first comes first
+    is_repeated = (keys[by_key][1:] == keys[by_key][:-1]) & (owner[by_key][1:] == owner[by_key][:-1])
     first = np.ones(len(keys), dtype=np.bool_)
-    first[by_key[1:][repeated]] = False
+    first[by_key[1:][is_repeated]] = False
     return np.asarray(order[first[order]], dtype=np.int64)
+
+
+def _places(order: Ints, owner: Ints, times: Ints, orders: npt.NDArray[np.uint32]) -> Ints:
+    """(n - 1,): whether each event after the first comes later than the one before it (1), earlier (-1), or neither.
+
+    By owner, then time, then order; order (n,): the rows.
+    """
+    place: Ints = np.zeros(max(0, len(order) - 1), dtype=np.int64)
+    for column in (orders.astype(np.int64), times, owner):
+        step = np.sign(np.diff(column[order]))
+        place = np.where(step, step, place)
+    return place
 
 
 def in_request_order(logged: pl.DataFrame, orders: pl.Series) -> pl.DataFrame:

@@ -4,6 +4,7 @@ An instant is an int64 number of microseconds since 1970-01-01 UTC.
 """
 
 import re
+import time
 from datetime import UTC, datetime, timedelta
 
 DAY = 86_400_000_000
@@ -28,6 +29,11 @@ EARLIEST_EVENT = 0
 
 MAX_CLOCK_SKEW = DAY
 """How far (µs) an event may lie ahead of the clock: devices with wrong clocks, and local times written as UTC."""
+
+
+def now_micros() -> int:
+    """The current time in µs since 1970 UTC."""
+    return time.time_ns() // 1000
 
 
 def parse_instant(text: str, *, dates: bool = False) -> int:

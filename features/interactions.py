@@ -3,15 +3,14 @@
 All times are int64 microseconds since 1970-01-01 UTC.
 """
 
-import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from features.arrays import Bools, Floats, Ints
+from features.arrays import Bools, Floats, Ints, Keys
 from features.errors import DataError
-from features.history_rules import kept, newest_seen, seen_entries
-from features.ids import IdMap, id_keys
+from features.history_rules import beginning, kept, newest_seen, seen_entries, seen_since
+from features.schema import EventRules
 
 NO_TARGET = "no user has a positive event after an earlier one"
 
@@ -19,11 +18,6 @@ SAME_TIME = (
     "the events of each user all have one time, and none is predicted from another of the same time; "
     "where only their order is known, write times one second apart"
 )
-
-
-def now_micros() -> int:
-    """The current time in µs since 1970 UTC."""
-    return time.time_ns() // 1000
 
 
 @dataclass(frozen=True)
@@ -85,21 +79,72 @@ class Ragged:
 
 @dataclass(frozen=True)
 class HistoryLimits:
-    """How much of a user's history counts.
+    """How much of a user's history counts: what the feature store would hold of it.
 
-    events, seen: `EventRules.history` and `EventRules.seen_items`; items: the ids of the rows.
+    The store does not know which items a catalogue has: events of other items take places in a history, too.
+    max_events, max_seen, max_days: `EventRules.history`, `seen_items`, `history_days`. The arrays have all n events,
+    sorted as `Interactions` are. users, items, times (n,) int64, items -1 for those of no row; item_keys (n,) uint64:
+    of `features.ids.id_keys`; positive, seen (n,) bool. until: time (µs) from which on events do not exist.
     """
 
-    events: int
-    seen: int
-    items: IdMap
+    max_events: int
+    max_seen: int
+    max_days: int | None
+    users: Ints
+    items: Ints
+    item_keys: Keys
+    times: Ints
+    positive: Bools
+    seen: Bools
+    until: int = int(np.iinfo(np.int64).max)
 
-    def newest_seen(self, rows: Ints, times: Ints) -> Ints:
-        """Distinct rows of at most `seen` items, the latest ones, of seen events (n,) of one user."""
-        distinct, at = np.unique(rows, return_inverse=True)
-        keys = id_keys(self.items.ids[row] for row in distinct)
-        entries = seen_entries(keys[at], times)
-        return rows[newest_seen(np.zeros(len(rows), np.int64), entries, self.seen)]
+    def slices(self, users: Ints, as_of: Ints) -> Ragged:
+        """The events of users (b,) before as_of (b,), as slices of `items`."""
+        begin = np.searchsorted(self.users, users).astype(np.int64)
+        end = np.searchsorted(self.users, users, side="right").astype(np.int64)
+        return Ragged(self.items, begin, first_from(self.times, begin, end, np.minimum(as_of, self.until)))
+
+    def are_reached(self, histories: Ragged) -> bool:
+        """Whether some of the histories is cut."""
+        longest = int(histories.lengths.max(initial=0))
+        return self.max_days is not None or longest > min(self.max_events, self.max_seen)
+
+    def kept(self, histories: Ragged, as_of: Ints, owner: Ints, places: Ints) -> Bools:
+        """(e,) bool: which events of the histories as of (b,) are kept.
+
+        owner, places (e,): of each event its history, and its index in `items`.
+        """
+        history, at = histories.places()  # of all events, those of no row included
+        keep = kept(self.positive[at], histories.lengths, self.max_events)
+        if self.max_days is not None:
+            keep &= self.times[at] >= beginning(as_of, self.max_days)[history]
+        starts = np.cumsum(histories.lengths) - histories.lengths  # (b,): of each history in `keep`
+        return np.asarray(keep[starts[owner] + places - histories.begin[owner]], dtype=np.bool_)
+
+    def seen_rows(self, histories: Ragged, as_of: Ints) -> Ragged:
+        """Distinct rows of the items that count as seen in the histories as of (b,)."""
+        history, at = histories.places()
+        history, at = history[self.seen[at]], at[self.seen[at]]
+        entries = seen_entries(self.item_keys[at], self.times[at])
+        newest = newest_seen(history, entries, self.max_seen)
+        if self.max_days is not None:
+            newest = newest[seen_since(entries[newest], beginning(as_of, self.max_days)[history[newest]])]
+        newest = newest[self.items[at[newest]] >= 0]
+        ends = np.cumsum(np.bincount(history[newest], minlength=len(histories)), dtype=np.int64)
+        return Ragged(self.items[at[newest]], np.append(np.zeros(1, np.int64), ends)[: len(ends)], ends)
+
+
+def first_from(times: Ints, begin: Ints, end: Ints, start: Ints) -> Ints:
+    """(b,) int64: of each slice begin:end of ascending times, the first index whose time is `start` or later.
+
+    begin, end, start (b,). `end` where there is none. A binary search in all slices at once.
+    """
+    low, high = begin, end
+    while (is_open := low < high).any():
+        middle = (low + high) // 2
+        earlier = is_open & (times[np.minimum(middle, len(times) - 1)] < start)
+        low, high = np.where(earlier, middle + 1, low), np.where(is_open & ~earlier, middle, high)
+    return low
 
 
 @dataclass(frozen=True)
@@ -109,8 +154,8 @@ class UserStates:
     users (b,) int64 row of the user, -1 = unknown; as_of (b,) int64 µs; items: Ragged of item rows;
     times (n,) int64 µs, positive, seen (n,) bool and types (n,) int64 are aligned with ``items.flat``; their meaning
     is that of `Interactions`.
-    limits: what `compact` keeps, None for all; seen_rows: the items that count as seen, where not all seen events are
-    among the events.
+    limits: what `compact` keeps, None for all; histories: all events of each state, as slices of `limits.items`;
+    places (n,) int64: index of each event there; seen_rows: the items that count as seen, None: those of the events.
     """
 
     users: Ints
@@ -121,6 +166,8 @@ class UserStates:
     seen: Bools
     types: Ints | None = None
     limits: HistoryLimits | None = None
+    histories: Ragged | None = None
+    places: Ints | None = None
     seen_rows: Ragged | None = None
 
     def __len__(self) -> int:
@@ -133,6 +180,7 @@ class UserStates:
             users=self.users[index],
             as_of=self.as_of[index],
             items=self.items[index],
+            histories=None if self.histories is None else self.histories[index],
             seen_rows=None if self.seen_rows is None else self.seen_rows[index],
         )
 
@@ -143,9 +191,10 @@ class UserStates:
         """
         owner, positions = self.items.places()
         lengths, seen_rows = self.items.lengths, self.seen_rows
-        if self.limits is not None and lengths.max(initial=0) > self.limits.events:
-            seen_rows = self.seen_items().compact()
-            keep = kept(self.positive[positions], lengths, self.limits.events)
+        if (cut := self._cut()) is not None:
+            limits, histories, places = cut
+            seen_rows = limits.seen_rows(histories, self.as_of)
+            keep = limits.kept(histories, self.as_of, owner, places[positions])
             positions, lengths = positions[keep], np.bincount(owner[keep], minlength=len(self)).astype(np.int64)
         ends = np.cumsum(lengths)
         return replace(
@@ -155,8 +204,17 @@ class UserStates:
             positive=self.positive[positions],
             seen=self.seen[positions],
             types=None if self.types is None else self.types[positions],
+            limits=None,
+            histories=None,
+            places=None,
             seen_rows=seen_rows,
         )
+
+    def _cut(self) -> tuple[HistoryLimits, Ragged, Ints] | None:
+        """`limits`, `histories` and `places` where some history is cut; otherwise None."""
+        if self.limits is None or self.histories is None or self.places is None:
+            return None
+        return (self.limits, self.histories, self.places) if self.limits.are_reached(self.histories) else None
 
     def _only(self, keep: Bools, flat: Ints) -> Ragged:
         """The slices of `flat` (n,) reduced to the elements where keep (n,) is True."""
@@ -176,16 +234,10 @@ class UserStates:
         """Item rows of the events that count as seen. A placement without repeats excludes these items."""
         if self.seen_rows is not None:
             return self.seen_rows
-        seen = self._only(self.seen, self.items.flat)
-        if self.limits is None or seen.lengths.max(initial=0) <= self.limits.seen:
-            return seen
-        times = self._only(self.seen, self.times)
-        rows = [seen.flat[begin:end] for begin, end in zip(seen.begin, seen.end, strict=True)]
-        for i in np.flatnonzero(seen.lengths > self.limits.seen):
-            rows[i] = self.limits.newest_seen(rows[i], times.flat[times.begin[i] : times.end[i]])
-        lengths = np.array([len(r) for r in rows], dtype=np.int64)
-        ends = np.cumsum(lengths, dtype=np.int64)
-        return Ragged(np.concatenate(rows), ends - lengths, ends)
+        if (cut := self._cut()) is not None:
+            limits, histories, _ = cut
+            return limits.seen_rows(histories, self.as_of)
+        return self._only(self.seen, self.items.flat)
 
 
 @dataclass(frozen=True)
@@ -195,7 +247,8 @@ class Interactions:
     users, items, times (n,) int64; positive, seen (n,) bool. Items are rows of the catalogue, 0..n_items-1.
     weights (n,) float32 > 0: the training weight of each positive event; None: all weights are equal.
     types (n,) int64, 0..n_types-1: 1 + index of the event's type in `EventRules.types`, 0 for a type that is not in
-    it; None: all types are 0. limits: of the histories, None for none.
+    it; None: all types are 0. limits: of the histories, None for none; places (n,) int64: index of each event in its
+    arrays.
     """
 
     users: Ints
@@ -209,6 +262,7 @@ class Interactions:
     types: Ints | None = None
     n_types: int = 1
     limits: HistoryLimits | None = None
+    places: Ints | None = None
 
     @classmethod
     def sort(
@@ -223,12 +277,31 @@ class Interactions:
         weights: Floats | None = None,
         types: Ints | None = None,
         n_types: int = 1,
-        limits: HistoryLimits | None = None,
+        rules: EventRules | None = None,
+        item_keys: Keys | None = None,
     ) -> "Interactions":
-        """From arrays in log order. Events of equal user and time keep that order."""
+        """From arrays in log order. Events of equal user and time keep that order.
+
+        rules, item_keys (n,) uint64, `features.ids.id_keys`: for histories as the store would hold them; events of
+        items without a row, -1, count there and are then left out.
+        """
         order = np.lexsort((times, users))  # lexsort is stable
-        log = cls(users, items, times, positive, seen, n_users, n_items, weights, types, n_types, limits)
-        return log.where(order)
+        log = cls(users, items, times, positive, seen, n_users, n_items, weights, types, n_types).where(order)
+        if rules is None or item_keys is None:
+            return log
+        limits = HistoryLimits(
+            rules.history,
+            rules.seen_items,
+            rules.history_days,
+            log.users,
+            log.items,
+            item_keys[order],
+            log.times,
+            log.positive,
+            log.seen,
+        )
+        log = replace(log, limits=limits, places=np.arange(len(log), dtype=np.int64))
+        return log.where(log.items >= 0)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -244,11 +317,21 @@ class Interactions:
             seen=self.seen[keep],
             weights=None if self.weights is None else self.weights[keep],
             types=None if self.types is None else self.types[keep],
+            places=None if self.places is None else self.places[keep],
         )
 
     def before(self, cut: int) -> "Interactions":
         """The events strictly before `cut` (µs)."""
-        return self.where(self.times < cut)
+        past = self.where(self.times < cut)
+        return replace(past, limits=past.limits and replace(past.limits, until=min(cut, past.limits.until)))
+
+    def renumbered(self, rows: Ints, n_items: int) -> "Interactions":
+        """The events in the rows of another catalogue of n_items items. rows: the new row of each, -1 for none."""
+        kept = self.where(rows[self.items] >= 0)
+        limits = kept.limits
+        if limits is not None:  # -1 stays -1
+            limits = replace(limits, items=np.append(rows, -1)[limits.items])
+        return replace(kept, items=rows[kept.items], n_items=n_items, limits=limits)
 
     def positives(self) -> "Interactions":
         """The positive events."""
@@ -286,20 +369,23 @@ class Interactions:
     def states(self, users: Ints, as_of: Ints) -> UserStates:
         """Point-in-time states of users (b,) at as_of (b,): the events with time < as_of, never time == as_of.
 
-        Events are sorted by (user, time): one binary search for the key of (user, as_of) finds the end of a slice.
+        Events are sorted by (user, time): a binary search in the events of the user finds the end of a slice.
         """
         offsets = self.offsets
         known = users >= 0
         safe = np.where(known, users, 0)
         begin = np.where(known, offsets[safe], 0)
-        # rank (n + b,): dense ranks of all times, so that key = user * width + rank orders by (user, time) in int64
-        rank = np.unique(np.concatenate([self.times, as_of]), return_inverse=True)[1].astype(np.int64)
-        width = int(rank.max(initial=0)) + 1
-        keys = self.users * width + rank[: len(self)]  # (n,)
-        end = np.searchsorted(keys, safe * width + rank[len(self) :], side="left").astype(np.int64)
-        return self.states_at(users, as_of, begin, np.where(known, end, 0))
+        end = first_from(self.times, begin, np.where(known, offsets[safe + 1], 0), as_of)
+        return self.states_at(users, as_of, begin, end)
 
     def states_at(self, users: Ints, as_of: Ints, begin: Ints, end: Ints) -> UserStates:
         """States of users (b,) at as_of (b,) whose events are the slices begin:end, (b,) each."""
-        items = Ragged(self.items, begin, end)
-        return UserStates(users, as_of, items, self.times, self.positive, self.seen, self.types, self.limits)
+        items, limits, places = Ragged(self.items, begin, end), self.limits, self.places
+        histories = None
+        if limits is not None and places is not None and len(places):
+            histories = limits.slices(users, as_of)
+            last = np.where(items.lengths > 0, places[end - 1] + 1, histories.end)  # a slice may hold events of as_of
+            histories = replace(histories, end=np.maximum(histories.end, last))
+        return UserStates(
+            users, as_of, items, self.times, self.positive, self.seen, self.types, limits, histories, places
+        )

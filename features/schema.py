@@ -138,6 +138,10 @@ class EventRules(StrictModel):
     seen_items: Annotated[int, Field(ge=1, le=1_000_000)] = 8_000
     """Items that count as seen by a user, the ones seen last. The store reads 8 bytes of each with every request."""
 
+    history_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
+    """Days after which events and seen items no longer count; null: never. A user without newer ones leaves the
+    store."""
+
     @cached_property
     def named(self) -> tuple[str, ...]:
         """All event types that are named here."""

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from features.content.encoder_config import open_encoders
 from features.content.spaces import Embedded
-from features.interactions import now_micros
+from features.instants import now_micros
 from features.schema import EventRules
 from features.store.base import FeatureStore
 from serving.errors import ErrorResponse, add_errors

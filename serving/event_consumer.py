@@ -13,8 +13,7 @@ from typing import Any
 import orjson
 
 from features.errors import LogError, StoreError
-from features.instants import MAX_CLOCK_SKEW
-from features.interactions import now_micros
+from features.instants import MAX_CLOCK_SKEW, now_micros
 from features.log.event_log import EventLog
 from features.log.records import Event
 from features.schema import EventRules

@@ -125,6 +125,8 @@ def with_a_new_user(dataset):
         positive=np.append(events.positive, True),
         seen=np.append(events.seen, True),
         n_users=events.n_users + 1,
+        limits=None,
+        places=None,
     )
     return replace(dataset, users=IdMap((*dataset.users.ids, "a new user")), events=extended, hash="another")
 

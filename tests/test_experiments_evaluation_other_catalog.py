@@ -4,8 +4,9 @@ import numpy as np
 from toy_data import rows_of, toy_log
 
 from experiments.evaluation.other_catalog import InCatalog
-from features.ids import IdMap
-from features.interactions import HistoryLimits, Ragged
+from features.ids import IdMap, id_keys
+from features.interactions import Interactions, Ragged
+from features.schema import EventRules
 from recsys.interfaces import Candidates
 
 OWN, ITEMS = IdMap(("a", "b", "c", "gone")), IdMap(("c", "new", "a", "b"))
@@ -56,9 +57,11 @@ def test_allowed_and_excluded_items_are_translated():
     assert answer.rows.tolist() == [[0, 3, -1, -1]] * 2
 
 
-def test_limits_name_the_items_of_the_other_catalogue():
-    events = toy_log([(0, 0, 1)], n_users=1, n_items=4)
-    limited = type(events)(**{**events.__dict__, "limits": HistoryLimits(5, 5, ITEMS)})
+def test_the_other_model_gets_histories_within_their_limits():
+    keys = id_keys(ITEMS.ids)
+    rules = EventRules(positive={"x": None}, history=2, seen_items=2)
+    rows, zeros, all_true = np.array([0, 2, 3]), np.zeros(3, np.int64), np.ones(3, np.bool_)
+    events = Interactions.sort(zeros, rows, np.arange(3), all_true, all_true, 1, 4, rules=rules, item_keys=keys[rows])
     inner = Asked()
-    InCatalog(inner, OWN, ITEMS).recommend(limited.states(np.array([0]), np.array([2])), 1)
-    assert inner.states.limits.items is OWN
+    InCatalog(inner, OWN, ITEMS).recommend(events.states(np.array([0]), np.array([9])), 1)
+    assert rows_of(inner.states.items) == [OWN.rows([ITEMS.ids[2], ITEMS.ids[3]]).tolist()]

@@ -18,7 +18,7 @@ from features.erasure.known import known_of
 from features.erasure.parquet import count_rows, erase_rows
 from features.erasure.search import files_below, holds
 from features.errors import ConfigError, DataError, FileError, LogError
-from features.interactions import now_micros
+from features.instants import now_micros
 from features.log.erasure.person import Person
 from features.log.event_log import EventLog
 from features.log.export import export

@@ -27,21 +27,8 @@ SERVER = shutil.which("redis-server", path=os.pathsep.join(ELSEWHERE))  # not th
 needs_server = pytest.mark.skipif(SERVER is None, reason="redis-server is not on PATH: the packaged one has no TLS")
 
 COMMANDS = (
-    *(
-        "ping",
-        "info",
-        "get",
-        "set",
-        "del",
-        "mget",
-        "getrange",
-        "eval",
-        "evalsha",
-        "script|load",
-        "scan",
-        "unlink",
-        "object|idletime",
-    ),
+    *("ping", "info", "get", "set", "del", "mget", "getrange", "eval", "evalsha", "script|load", "scan"),
+    *("watch", "unwatch", "multi", "exec", "msetnx", "pexpireat", "unlink", "object|idletime"),
     *("zadd", "zrem", "zrevrange", "zremrangebyrank", "lpush", "ltrim", "lrange"),
 )
 """Commands of the store: docs/operations.md names them for the user of an ACL."""

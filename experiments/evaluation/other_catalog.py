@@ -45,7 +45,7 @@ class InCatalog:
         if allow is not None:
             listed = listed & allow[self._back]
         found = self.recommender.recommend(
-            _translate(states, self._to_own, self.own),
+            _translate(states.compact(), self._to_own),
             k,
             allow=listed,
             exclude=None if exclude is None else _rows(exclude, self._to_own)[0],
@@ -53,8 +53,8 @@ class InCatalog:
         return Candidates(np.where(found.rows >= 0, self._back[found.rows], -1), found.scores)
 
 
-def _translate(states: UserStates, to_own: Ints, own: IdMap) -> UserStates:
-    """The states in other rows, without the events of items that have none."""
+def _translate(states: UserStates, to_own: Ints) -> UserStates:
+    """Compact states in other rows, without the events of items that have none."""
     items, kept = _rows(states.items, to_own)
     return replace(
         states,
@@ -63,7 +63,6 @@ def _translate(states: UserStates, to_own: Ints, own: IdMap) -> UserStates:
         positive=states.positive[kept],
         seen=states.seen[kept],
         types=None if states.types is None else states.types[kept],
-        limits=states.limits and replace(states.limits, items=own),
         seen_rows=None if states.seen_rows is None else _rows(states.seen_rows, to_own)[0],
     )
 

@@ -175,7 +175,8 @@ def evaluate_previous(config: RunConfig, bundle: Bundle, dataset: Dataset, repor
     if dataset.events.latest <= since:
         reporter.say("the previous bundle is not evaluated: no event is later than its latest one")
         return []
-    events = replace(dataset.events.where(known), n_items=len(bundle.catalog))
+    rows = np.arange(dataset.events.n_items)
+    events = dataset.events.renumbered(np.where(rows < len(bundle.catalog), rows, -1), len(bundle.catalog))
     n_unknown = int((~known & (dataset.events.times > since)).sum())
     reporter.say(f"{n_unknown:,} of the later events are of items that the bundle does not contain: not evaluated")
     model = TOWERS if bundle.recommender.reranker is None else RERANKED

@@ -14,7 +14,7 @@ from features.erasure.places import LogPlace, ParquetPlace, Place, SearchedPlace
 from features.erasure.tables import rejected_folder, table_rows
 from features.errors import ConfigError, LogError, describe_os_error
 from features.ids import id_error
-from features.interactions import now_micros
+from features.instants import now_micros
 from features.log.erasure.erased_users import ErasedUsers
 from features.log.erasure.log_lines import find_lines, log_ends
 from features.log.erasure.overwrite import finish

@@ -114,7 +114,7 @@ class FeatureStore(Protocol):
         ...
 
     def read_users(self, ids: Sequence[str]) -> list[UserState]:
-        """The states of these users, in one round trip."""
+        """The states of these users, in one round trip, without what is older than `EventRules.history_days`."""
         ...
 
     def write_users(self, states: Iterable[tuple[str, bytes]], fill: str = "") -> None:
@@ -195,5 +195,5 @@ class FeatureStore(Protocol):
 def schema_hash(rules: EventRules) -> str:
     """Hash of what determines the stored values apart from the events: the layout, and the rules without weights."""
     seen = None if rules.seen is None else sorted(rules.seen)
-    parts = [LAYOUT, seen, sorted(rules.positive.items()), rules.history, rules.seen_items]
+    parts = [LAYOUT, seen, sorted(rules.positive.items()), rules.history, rules.seen_items, rules.history_days]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

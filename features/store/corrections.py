@@ -13,6 +13,7 @@ Three things the store cannot know. When it is filled from the beginning, all of
   a new merge of an id begin after the last one. Two processes that merge one id at the same moment do not see that.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -74,16 +75,17 @@ def _settle(store: FeatureStore, users: Sequence[str], corrections: Corrections,
 
         store.change_users(users, look, fill)
         kept: dict[str, bytes | None] = {}
-        given: dict[str, UserState] = {}
+        given: defaultdict[str, list[UserState]] = defaultdict(list)
         for user, data in found.items():
             state = UserState.from_bytes(data)
             parts = split(user, state, store.rules, corrections)
             own = parts.pop(user, None)
-            kept[user] = own.to_bytes() if own is not None else None
+            kept[user] = next(join([[own]], store.rules)) if own is not None else None
             for owner, part in parts.items():
-                given[owner] = join(given[owner], part, store.rules) if owner in given else part
+                given[owner].append(part)
         kept = {user: data for user, data in kept.items() if data != found[user]}
-        store.write_users(((owner, state.to_bytes()) for owner, state in given.items()), fill)
+        if given:
+            store.write_users(zip(given, join([*given.values()], store.rules), strict=True), fill)
         again: set[str] = set()
 
         def drop(
@@ -124,7 +126,7 @@ def split(user: str, state: UserState, rules: EventRules, corrections: Correctio
         seen = np.concatenate((entries[own & counted], others[other_owners == owner]))
         seen = seen[newest_seen(np.zeros(len(seen), np.int64), seen, rules.seen_items)]
         if len(seen) or own.any():
-            part = UserState(
+            parts[owner] = UserState(
                 items=tuple(item for item, mine in zip(state.items, own.tolist(), strict=True) if mine),
                 names=state.names,
                 kinds=state.kinds[own],
@@ -134,5 +136,4 @@ def split(user: str, state: UserState, rules: EventRules, corrections: Correctio
                 orders=state.orders[own],
                 seen=seen,
             )
-            parts[owner] = join(UserState(), part, rules)
     return parts

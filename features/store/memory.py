@@ -1,10 +1,11 @@
 """The feature store in this process: for tests, and to verify another store."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from features.instants import now_micros
 from features.log.records import Event
 from features.schema import EventRules
 from features.store.base import (
@@ -37,15 +38,16 @@ class _Contents:
 class MemoryStore:
     """A `FeatureStore` in the memory of this process. Its contents are lost when the process ends."""
 
-    def __init__(self, rules: EventRules) -> None:
-        self.rules = rules
+    def __init__(self, rules: EventRules, now: Callable[[], int] = now_micros) -> None:
+        """now: returns the time (µs)."""
+        self.rules, self._now = rules, now
         self._lock, self._refresh = threading.RLock(), threading.Lock()
         self._contents = _Contents()
 
     def with_rules(self, rules: EventRules) -> "MemoryStore":
         """This store when the schema hash is the same, otherwise an empty one."""
         if schema_hash(rules) != schema_hash(self.rules):
-            return MemoryStore(rules)
+            return MemoryStore(rules, self._now)
         self.rules = rules
         return self
 
@@ -65,14 +67,15 @@ class MemoryStore:
         filled = mark is not None and mark.filled
         known = UserStateStatus.PRESENT if filled else UserStateStatus.STALE
         unknown = UserStateStatus.MISSING if filled else UserStateStatus.STALE
-        return [UserState(status=unknown) if data is None else UserState.from_bytes(data, known) for data in found]
+        parsed = [UserState(status=unknown) if data is None else UserState.from_bytes(data, known) for data in found]
+        return [state.within(self.rules.history_days, self._now()) for state in parsed]
 
     def write_users(self, states: Iterable[tuple[str, bytes]], fill: str = "") -> None:
         """See FeatureStore."""
         for user, data in states:
             with self._lock:
                 stored = self._generation(fill)
-                stored[user] = joined(stored.get(user), data, self.rules)
+                (stored[user],) = joined([stored.get(user)], [data], self.rules)
 
     def change_users(self, users: Sequence[str], change: Change, fill: str = "") -> None:
         """See FeatureStore."""

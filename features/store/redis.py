@@ -7,7 +7,7 @@ import re
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +18,7 @@ import numpy as np
 
 from features.arrays import Ints
 from features.errors import ConfigError, StoreError, describe_url
+from features.instants import now_micros
 from features.log.records import Event
 from features.schema import EventRules
 from features.store.base import (
@@ -32,7 +33,7 @@ from features.store.base import (
 )
 from features.store.connection import Breaker, Channel, Client, ResponseError, check_url
 from features.store.redis_keys import RedisKeys
-from features.store.redis_scripts import ADVANCE, START, WRITE
+from features.store.redis_writes import add_all, advance, begin, write
 from features.store.user_state import (
     DIGEST_BYTES,
     UserState,
@@ -43,13 +44,18 @@ from features.store.user_state import (
 )
 
 T = TypeVar("T")
+_Changes = Callable[[Sequence[str], Sequence[bytes | None]], Iterable[bytes | None]]
+"""A `Change` of several users."""
+
+_Recent = Mapping[str, int] | None
+"""See `redis_writes.write`."""
 
 BULK_SECONDS = 5.0
 BATCH_BYTES = 1 << 20
 """States written at once; the limit keeps the delay of a concurrent request small."""
 
-CHANGED_AT_ONCE = 100
-"""Users whose states `change_users` reads at once."""
+CHANGED_AT_ONCE = 250
+"""Users whose states are read and written at once."""
 
 BATCHES_AT_ONCE = 2
 
@@ -78,11 +84,11 @@ class RedisStore:
         timeout: float = 0.05,
         pause: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], int] = now_micros,
     ) -> None:
-        """Raises ConfigError when the URL cannot be read."""
+        """Raises ConfigError when the URL cannot be read. now: returns the time (µs)."""
         check_url(url)
-        self.rules = rules
-        self.url = url
+        self.rules, self.url, self._now = rules, url, now
         self._requests = Channel(url, timeout, Breaker(pause, clock))
         self._bulk = Channel(url, BULK_SECONDS, Breaker(pause, clock))
         self._keys = RedisKeys.of(rules)
@@ -116,11 +122,12 @@ class RedisStore:
             self._served = served
         known = UserStateStatus.PRESENT if filled else UserStateStatus.STALE
         unknown = UserStateStatus.MISSING if filled else UserStateStatus.STALE
-        return self._parse(
+        parsed = self._parse(
             lambda: [
                 UserState(status=unknown) if data is None else UserState.from_bytes(data, known) for data in states
             ]
         )
+        return [state.within(self.rules.history_days, self._now()) for state in parsed]
 
     def write_users(self, states: Iterable[tuple[str, bytes]], fill: str = "") -> None:
         """See FeatureStore."""
@@ -131,47 +138,60 @@ class RedisStore:
             for batch in _batches(states):
                 times = np.fromiter(map(latest_time, batch.values()), np.int64, len(batch))
                 newest = np.sort(np.concatenate((newest, times)))[-RECENT_USERS:]
-                since = int(newest[0]) if len(newest) == RECENT_USERS else 0
+                since = newest[0] if len(newest) == RECENT_USERS else 0
+                users = list(batch)
+                recent = {users[i]: int(times[i]) for i in np.flatnonzero(times >= since)}
                 if len(running) == BATCHES_AT_ONCE:
                     running.popleft().result()
-                running.append(pool.submit(self._write_batch, fill, batch, since))
+                running.append(pool.submit(self._write_batch, fill, batch, recent))
             for future in running:
                 future.result()
 
-    def _write_batch(self, fill: str, batch: dict[str, bytes], since: int) -> None:
-        """Join states to those that are stored. since: see `_write`."""
+    def _write_batch(self, fill: str, batch: dict[str, bytes], recent: dict[str, int]) -> None:
+        """Join states to those that are stored. recent: see `redis_writes.write`."""
         users = list(batch)
         if fill and self._are_new:  # most users of a filling are new, or most are known
-            users = self._write(self._bulk, fill, "add", batch, list(batch.values()), since)
+            done: bool | None = False
+            if self.rules.history_days is None:  # states that expire are written by the script
+                done = self._bulk.run(lambda client: add_all(client, self._keys, fill, batch, recent))
+            if done is None:
+                raise self._moved()
+            users = [] if done else self._write(self._bulk, fill, "add", batch, list(batch.values()), recent)
         self._are_new = 2 * len(users) <= len(batch)
-        self._change(self._bulk, fill, users, partial(self._join, batch), since)
+        for start in range(0, len(users), CHANGED_AT_ONCE):
+            part = users[start : start + CHANGED_AT_ONCE]
+            self._change(self._bulk, fill, part, partial(self._joined, batch), recent)
 
     def push(self, events: Sequence[Event]) -> None:
         """See FeatureStore."""
         states = dict(states_of_log(events, self.rules))
-        self._change(self._requests, "", list(states), partial(self._join, states))
+        self._change(self._requests, "", list(states), partial(self._joined, states))
 
     def change_users(self, users: Sequence[str], change: Change, fill: str = "") -> None:
         """See FeatureStore."""
         for start in range(0, len(users), CHANGED_AT_ONCE):
-            self._change(self._bulk, fill, users[start : start + CHANGED_AT_ONCE], change)
+            self._change(self._bulk, fill, [*users[start : start + CHANGED_AT_ONCE]], partial(map, change))
 
-    def _join(self, batch: dict[str, bytes], user: str, stored: bytes | None) -> bytes:
-        return joined(stored, batch[user], self.rules)
+    def _joined(self, batch: dict[str, bytes], users: Sequence[str], stored: Sequence[bytes | None]) -> list[bytes]:
+        return joined(stored, [batch[user] for user in users], self.rules)
 
-    def _change(self, channel: Channel, fill: str, users: Sequence[str], change: Change, since: int = 0) -> None:
+    def _change(
+        self, channel: Channel, fill: str, users: list[str], change: _Changes, recent: _Recent = None
+    ) -> None:
         """Read, change and replace states, again for users that other processes changed meanwhile."""
         for _ in range(WRITE_TRIES):
             if not users:
                 return
-            users = self._try_change(channel, fill, users, change, since)
+            users = self._try_change(channel, fill, users, change, recent)
         if users:
             raise StoreError(
                 f"the feature store at {describe_url(self.url)}: other processes changed the same user {WRITE_TRIES} "
                 "times in a row: try again"
             )
 
-    def _try_change(self, channel: Channel, fill: str, users: Sequence[str], change: Change, since: int) -> list[str]:
+    def _try_change(
+        self, channel: Channel, fill: str, users: list[str], change: _Changes, recent: _Recent
+    ) -> list[str]:
         """One try of `_change`. Returns the users that other processes changed meanwhile."""
         target = fill or self._served
         keys = [self._keys.watermark, *(self._keys.user(target, user) for user in users)]
@@ -179,13 +199,13 @@ class RedisStore:
         if not fill and self._parse(partial(_served, mark))[1] != target:
             self._look(mark)
             return list(users)
-        new = self._parse(lambda: [change(user, old) for user, old in zip(users, stored, strict=True)])
+        new = self._parse(lambda: [*change(users, stored)])
         changed = [(user, old or b"", value or b"") for user, old, value in zip(users, stored, new, strict=True)]
         changed = [(user, old, value) for user, old, value in changed if old != value]
         arguments = [part for _, old, value in changed for part in (old[:DIGEST_BYTES], value)]
         values = {user: value for user, _, value in changed}
         try:
-            return self._write(channel, target, "replace", values, arguments, since)
+            return self._write(channel, target, "replace", values, arguments, recent)
         except StoreMovedError:
             if fill:
                 raise
@@ -199,23 +219,16 @@ class RedisStore:
             raise self._moved()
 
     def _write(
-        self, channel: Channel, target: str, how: str, values: dict[str, bytes], arguments: list[bytes], since: int
+        self, channel: Channel, fill: str, how: str, values: dict[str, bytes], given: list[bytes], recent: _Recent
     ) -> list[str]:
-        """Write values, "" for none, to a generation, see `WRITE`. Returns the users that it has not written.
+        """Write states, see `redis_writes.write`. Returns the users that it has not written.
 
-        since: time (µs); users whose latest event is earlier are not among the recent ones. Raises StoreMovedError
-        when the generation is neither served nor being filled.
+        Raises StoreMovedError when the generation is neither served nor being filled.
         """
         if not values:
             return []
-        users = list(values)
-        latest = [(user, latest_time(data)) for user, data in values.items() if data]
-        recent: list[Any] = [part for user, at in latest if at >= since for part in (at, user)]
-        recent += [part for user, data in values.items() if not data for part in ("", user)]
-        keys = [self._keys.watermark, self._keys.building, self._keys.recent(target)]
-        keys += [self._keys.user(target, user) for user in users]
-        given = (target or "none", how, len(recent) // 2, *recent, *arguments)
-        failed = channel.run(lambda client: client.eval(WRITE % RECENT_USERS, len(keys), *keys, *given))
+        users, days = list(values), self.rules.history_days
+        failed = channel.run(lambda client: write(client, self._keys, fill, how, values, given, recent, days))
         if failed == [0]:
             raise self._moved()
         return [users[i - 1] for i in failed]
@@ -246,16 +259,14 @@ class RedisStore:
 
     def start_fill(self) -> Watermark:
         """See FeatureStore."""
-        mark, keys = Watermark.start(self.facts()), (self._keys.watermark, self._keys.building)
-        self._bulk.run(lambda client: client.eval(START, 2, *keys, mark.to_json(), mark.fill))
+        mark = Watermark.start(self.facts())
+        self._bulk.run(lambda client: begin(client, self._keys, mark))
         self.sweep()
         return mark
 
     def advance(self, since: Watermark | None, to: Watermark, tables: str = "") -> bool:
         """See FeatureStore."""
-        keys = (self._keys.watermark, self._keys.tables, self._keys.building)
-        given = (since.to_json() if since else "", to.to_json(), tables, "filled" if to.filled else "")
-        done: Any = self._bulk.run(lambda client: client.eval(ADVANCE, 3, *keys, *given))
+        done: Any = self._bulk.run(lambda client: advance(client, self._keys, since, to, tables))
         if done < 0:
             raise self._moved()
         return bool(done)

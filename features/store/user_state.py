@@ -1,17 +1,19 @@
 """The state of a user in the feature store: the events and seen items that count, and their bytes.
 
 A state is small whatever its user has done: `EventRules` bound its events and its seen items. `join` makes one state
-of two. It is commutative, associative and idempotent: processes may add the same events in any order, and again.
+of several. It is commutative, associative and idempotent: processes may add the same events in any order, and again.
 
 Bytes of a state: a digest of the rest; numbers of events, of seen items and of event types; columns of the events;
 seen entries; names of types, then of items, as text.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +29,10 @@ from features.history_rules import (
     kept,
     newest_seen,
     seen_entries,
+    seen_since,
 )
 from features.ids import id_keys
+from features.instants import DAY
 from features.log.records import Event
 from features.schema import EVENT_ID, ITEM, ROW, TIME, USER, EventRules
 
@@ -38,6 +42,10 @@ LAYOUT = 4
 DIGEST_BYTES = 8
 _HEAD = struct.Struct("<IIHB")
 """Numbers of events, of seen items and of types; 1 where events have values."""
+
+_TIME = struct.Struct("<q")
+LATEST_AT = DIGEST_BYTES + _HEAD.size
+"""Where the times of the events begin, in ascending order."""
 
 _INT64, _UINT64, _FLOAT64 = np.dtype("<i8"), np.dtype("<u8"), np.dtype("<f8")
 _UINT32, _UINT16 = np.dtype("<u4"), np.dtype("<u2")
@@ -66,7 +74,7 @@ class UserState:
     values (h,) float64, NaN = no value; keys (h,) uint64: identity of each event; orders (h,) uint32: order of the
     events of one time; seen (m,) uint64: `features.history_rules.seen_entries`;
     status: PRESENT; MISSING when the store has nothing of the user; STALE when the store has been emptied and not yet
-    refilled.
+    refilled, and when all that it has of the user is too old.
     """
 
     items: tuple[str, ...] = ()
@@ -93,11 +101,34 @@ class UserState:
         """What the events mean."""
         return Labels.of(self.names, self.kinds, self.values, rules)
 
+    def within(self, days: int | None, now: int) -> "UserState":
+        """What counts at `now` (µs) with `EventRules.history_days`."""
+        if days is None or not (len(self.times) or len(self.seen)):
+            return self
+        start = np.array([now - days * DAY])
+        first = int(np.searchsorted(self.times, start[0]))
+        seen = self.seen[seen_since(self.seen, start)]
+        if not first and len(seen) == len(self.seen):
+            return self
+        return UserState(
+            items=self.items[first:],
+            names=self.names,
+            kinds=self.kinds[first:],
+            times=self.times[first:],
+            values=self.values[first:],
+            keys=self.keys[first:],
+            orders=self.orders[first:],
+            seen=seen,
+            status=self.status if first < len(self.times) or len(seen) else UserStateStatus.STALE,
+        )
+
     def to_bytes(self) -> bytes:
         """The bytes that the store keeps."""
         text = _SEPARATOR.join((*self.names, *self.items)).encode()
-        columns = (self.times, self.keys, self.orders, self.kinds.astype(np.uint16), self.values, self.seen)
-        return _packed([column.tobytes() for column in columns], len(self.names), text, self.values)
+        values = self.values if not np.isnan(self.values).all() else self.values[:0]
+        columns = (self.times, self.keys, self.orders, self.kinds.astype(np.uint16), values, self.seen)
+        counts = (len(self.items), len(self.seen), len(self.names), bool(len(values)))
+        return _framed(counts, [column.tobytes() for column in columns], text)
 
     @classmethod
     def from_bytes(cls, data: bytes, status: UserStateStatus = UserStateStatus.PRESENT) -> "UserState":
@@ -120,23 +151,19 @@ class UserState:
         return cls(parts[n_names:], parts[:n_names], kinds, times, values, keys, orders, seen, status)
 
 
-def _packed(columns: Sequence[bytes], n_names: int, text: bytes, values: Doubles) -> bytes:
-    """The bytes of a state from the bytes of its columns: times, keys, orders, kinds, values, seen."""
-    has_values = not np.isnan(values).all()
-    times, keys, orders, kinds, packed_values, seen = columns
-    head = _HEAD.pack(len(times) // 8, len(seen) // 8, n_names, has_values)
-    body = b"".join((head, times, keys, orders, kinds, packed_values if has_values else b"", seen, text))
+def _framed(counts: tuple[int, int, int, bool], columns: Iterable[bytes | memoryview], text: bytes) -> bytes:
+    """The bytes of a state. counts: of `_HEAD`; columns: times, keys, orders, kinds, values, seen."""
+    body = b"".join((_HEAD.pack(*counts), *columns, text))
     return blake2b(body, digest_size=DIGEST_BYTES).digest() + body
 
 
 @dataclass(frozen=True)
-class _Columns:
-    """n events of b users. owner (n,): index of the user; the other arrays as in `UserState`; items (n,): text;
-    item_keys (n,): of `id_keys`."""
+class _Events:
+    """n events of several users, in any order. owner (n,): index of the user; items (n,): text; the other arrays as
+    in `UserState`, kinds of ascending `names`."""
 
     owner: Ints
     items: pl.Series
-    item_keys: Keys
     names: tuple[str, ...]
     kinds: Ints
     times: Ints
@@ -146,19 +173,22 @@ class _Columns:
 
 
 def states_of_table(events: pl.DataFrame, rules: EventRules) -> Iterator[tuple[str, bytes]]:
-    """(user, bytes of the state) of every user of canonical events with ROW, users in ascending order."""
-    ordered = events.sort(USER)
-    users = ordered.get_column(USER)
+    """(user, bytes of the state) of every user of canonical events with ROW.
+
+    The events of a user follow each other; fastest when they are in the order of time and row.
+    """
+    users = events.get_column(USER)
     owner = users.rle_id().cast(pl.Int64).to_numpy()  # (n,): index of the user
-    names, kinds, values = columns_of(ordered)
-    times = ordered.get_column(TIME).to_physical().cast(pl.Int64).to_numpy()
-    items = ordered.get_column(ITEM).cast(pl.String)
+    names, kinds, values = columns_of(events)
+    times = events.get_column(TIME).to_physical().cast(pl.Int64).to_numpy()
+    items = events.get_column(ITEM).cast(pl.String)
     item_keys = column_keys(items)
-    event_ids = ordered.get_column(EVENT_ID).cast(pl.String).fill_null("")
+    event_ids = events.get_column(EVENT_ID).cast(pl.String).fill_null("")
     keys = event_keys(event_ids, item_keys, names, kinds, times, values)
-    orders = ordered.get_column(ROW).clip(0, _LOGGED - 1).cast(pl.UInt32).to_numpy()
-    columns = _Columns(owner, items, item_keys, names, kinds, times, values, keys, orders)
-    yield from zip(users.unique(maintain_order=True).to_list(), _states(columns, rules), strict=True)
+    orders = events.get_column(ROW).clip(0, _LOGGED - 1).cast(pl.UInt32).to_numpy()
+    columns = _Events(owner, items, names, kinds, times, values, keys, orders)
+    first = np.flatnonzero(np.diff(owner, prepend=-1))  # (b,): the first event of each user
+    yield from zip(users.gather(first).to_list(), _states_of(columns, item_keys, len(first), rules), strict=True)
 
 
 def states_of_log(events: Sequence[Event], rules: EventRules) -> Iterator[tuple[str, bytes]]:
@@ -174,82 +204,92 @@ def states_of_log(events: Sequence[Event], rules: EventRules) -> Iterator[tuple[
     event_ids = pl.Series([e.event_id for e in events], dtype=pl.String)
     keys = event_keys(event_ids, item_keys, names, kinds, times, values)
     orders = np.array([_LOGGED + e.order for e in events], dtype=np.uint32)
-    columns = _Columns(owner, items, item_keys, names, kinds, times, values, keys, orders)
-    yield from zip(index, _states(columns, rules), strict=True)
+    columns = _Events(owner, items, names, kinds, times, values, keys, orders)
+    yield from zip(index, _states_of(columns, item_keys, len(index), rules), strict=True)
 
 
-def _states(columns: _Columns, rules: EventRules) -> Iterator[bytes]:
-    """The bytes of the state of each user."""
-    c = columns
-    n_users = int(c.owner.max(initial=-1)) + 1
-    labels = Labels.of(c.names, c.kinds, c.values, rules)
-    order = in_order(c.owner, c.times, c.orders, c.keys, c.kinds, c.values)
-    order = order[kept(labels.positive[order], np.bincount(c.owner[order], minlength=n_users), rules.history)]
-    times, keys, orders, values = c.times[order], c.keys[order], c.orders[order], c.values[order]
-    kinds, items = c.kinds[order], c.items.gather(order).to_list()
-    begin, end = _bounds(c.owner[order], n_users)
-    owner, entries = c.owner[labels.seen], seen_entries(c.item_keys, c.times)[labels.seen]
-    newest = newest_seen(owner, entries, rules.seen_items)
-    owner, entries = owner[newest], entries[newest]
-    seen_begin, seen_end = _bounds(owner, n_users)
-    for i in range(n_users):
-        part, seen = slice(begin[i], end[i]), entries[seen_begin[i] : seen_end[i]]
-        names, codes = _used(c.names, kinds[part])
-        text = _SEPARATOR.join((*names, *items[part])).encode()
-        arrays = (times[part], keys[part], orders[part], codes, values[part], seen)
-        yield _packed([array.tobytes() for array in arrays], len(names), text, values[part])
+def _states_of(events: _Events, item_keys: Keys, n_users: int, rules: EventRules) -> Iterator[bytes]:
+    """The bytes of the state of each user of some events. item_keys (n,): of `id_keys`."""
+    seen = Labels.of(events.names, events.kinds, events.values, rules).seen
+    return _states(events, events.owner[seen], seen_entries(item_keys[seen], events.times[seen]), n_users, rules)
 
 
-def _bounds(owner: Ints, n: int) -> tuple[list[int], list[int]]:
-    """First row of each of n owners, and the row after its last. owner ascends."""
-    bounds = np.searchsorted(owner, np.arange(n + 1)).tolist()
-    return bounds[:-1], bounds[1:]
-
-
-def _used(names: Sequence[str], kinds: Ints) -> tuple[Sequence[str], npt.NDArray[np.uint16]]:
-    """The names that occur, ascending as `names` are, and the index of each event's type among them."""
-    used = sorted(set(kinds.tolist()))
-    if len(used) == len(names):
-        return names, kinds.astype(np.uint16)
-    return [names[kind] for kind in used], np.searchsorted(used, kinds).astype(np.uint16)
-
-
-def join(a: UserState, b: UserState, rules: EventRules) -> UserState:
-    """The state of a user of whom both are known."""
-    names = tuple(sorted({*a.names, *b.names}))
-    renamed = [np.array([names.index(n) for n in s.names], dtype=np.int64)[s.kinds] for s in (a, b)]
-    kinds, times = np.concatenate(renamed), np.concatenate((a.times, b.times))
-    values, keys = np.concatenate((a.values, b.values)), np.concatenate((a.keys, b.keys))
-    orders = np.concatenate((a.orders, b.orders))
-    order = in_order(np.zeros(len(keys), np.int64), times, orders, keys, kinds, values)
-    positive = Labels.of(names, kinds[order], values[order], rules).positive
-    order = order[kept(positive, np.array([len(order)]), rules.history)]
-    items = (*a.items, *b.items)
-    entries = np.concatenate((a.seen, b.seen))
-    seen = entries[newest_seen(np.zeros(len(entries), np.int64), entries, rules.seen_items)]
-    used, codes = _used(names, kinds[order])
-    return UserState(
-        tuple(items[i] for i in order),
-        tuple(used),
-        codes.astype(np.int64),
-        times[order],
-        values[order],
-        keys[order],
-        orders[order],
-        seen,
-        UserStateStatus.PRESENT,
+def join(states: Sequence[Sequence[UserState]], rules: EventRules) -> Iterator[bytes]:
+    """The bytes of the state of each of b users, of whom one state or several are known."""
+    parts, n_users = [state for known in states for state in known], len(states)
+    users = np.repeat(np.arange(n_users), [len(known) for known in states])  # of each part
+    names = tuple(sorted({name for part in parts for name in part.names}))
+    code = {name: i for i, name in enumerate(names)}
+    lengths, seen_lengths = [len(part.times) for part in parts], [len(part.seen) for part in parts]
+    kinds = [np.array([code[name] for name in part.names], dtype=np.int64)[part.kinds] for part in parts]
+    events = _Events(
+        owner=np.repeat(users, lengths),
+        items=pl.Series([item for part in parts for item in part.items], dtype=pl.String),
+        names=names,
+        kinds=np.concatenate(kinds),
+        times=np.concatenate([part.times for part in parts]),
+        values=np.concatenate([part.values for part in parts]),
+        keys=np.concatenate([part.keys for part in parts]),
+        orders=np.concatenate([part.orders for part in parts]),
     )
+    entries = np.concatenate([part.seen for part in parts])
+    return _states(events, np.repeat(users, seen_lengths), entries, n_users, rules)
 
 
-def joined(stored: bytes | None, added: bytes, rules: EventRules) -> bytes:
-    """`join` of the bytes of two states; stored: None when nothing is known."""
-    if stored is None or stored == added:
-        return added
-    return join(UserState.from_bytes(stored), UserState.from_bytes(added), rules).to_bytes()
+def joined(stored: Sequence[bytes | None], added: Sequence[bytes], rules: EventRules) -> list[bytes]:
+    """The bytes of the states of b users after `added`, the bytes of one state each. stored: None for no state."""
+    new = [old is None or old == data for old, data in zip(stored, added, strict=True)]
+    pairs = [
+        (UserState.from_bytes(old), UserState.from_bytes(data))
+        for old, data in zip(stored, added, strict=True)
+        if old is not None and old != data
+    ]
+    both = join(pairs, rules) if pairs else iter(())
+    return [data if is_new else next(both) for data, is_new in zip(added, new, strict=True)]
+
+
+def _states(events: _Events, seen_owner: Ints, entries: Keys, n_users: int, rules: EventRules) -> Iterator[bytes]:
+    """The bytes of the state of each user. seen_owner, entries (m,): user and seen entry of each seen event."""
+    e = events
+    order = in_order(e.owner, e.times, e.orders, e.keys, e.kinds, e.values)
+    positive = Labels.of(e.names, e.kinds, e.values, rules).positive[order]
+    order = order[kept(positive, np.bincount(e.owner[order], minlength=n_users), rules.history)]
+    owner, values = e.owner[order], e.values[order]
+    # (u,): pairs of a user and a type of its events, ascending; (n,): index of each event's pair
+    pairs, pair = np.unique(owner * len(e.names) + e.kinds[order], return_inverse=True)
+    pair_owner, used = np.divmod(pairs, max(1, len(e.names)))
+    first = np.searchsorted(pair_owner, np.arange(n_users + 1))  # of the pairs of each user
+    codes = (pair - first[owner]).astype(np.uint16)  # of the type among those of the user
+    has_values = np.bincount(owner, ~np.isnan(values), minlength=n_users) > 0
+    newest = newest_seen(seen_owner, entries, rules.seen_items)
+    columns = [_bytes(array) for array in (e.times[order], e.keys[order], e.orders[order], codes, values)]
+    times, keys, orders, kinds, packed_values = columns
+    seen, items = _bytes(entries[newest]), e.items.gather(order).to_list()
+    names = [e.names[kind] for kind in used.tolist()]
+    bounds = zip(
+        *(pairwise(ends) for ends in (_ends(owner, n_users), _ends(seen_owner[newest], n_users), first.tolist())),
+        has_values.tolist(),
+        strict=True,
+    )
+    for (a, b), (c, d), (f, g), valued in bounds:
+        text = _SEPARATOR.join((*names[f:g], *items[a:b])).encode()
+        parts = (times[8 * a : 8 * b], keys[8 * a : 8 * b], orders[4 * a : 4 * b], kinds[2 * a : 2 * b])
+        own_values = packed_values[8 * a : 8 * b] if valued else b""
+        yield _framed((b - a, d - c, g - f, valued), (*parts, own_values, seen[8 * c : 8 * d]), text)
+
+
+def _bytes(array: npt.NDArray[Any]) -> memoryview:
+    return memoryview(array.tobytes())
+
+
+def _ends(owner: Ints, n: int) -> list[int]:
+    """(n + 1,): the first row of each of n owners, and the number of rows. owner ascends."""
+    ends: list[int] = np.searchsorted(owner, np.arange(n + 1)).tolist()
+    return ends
 
 
 def latest_time(data: bytes) -> int:
     """Time (µs) of the latest event in the bytes of a state; 0 without events."""
     if not (n := int(_HEAD.unpack_from(data, DIGEST_BYTES)[0])):
         return 0
-    return int.from_bytes(data[DIGEST_BYTES + _HEAD.size + 8 * (n - 1) :][:8], "little", signed=True)
+    return int(_TIME.unpack_from(data, LATEST_AT + 8 * (n - 1))[0])

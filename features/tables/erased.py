@@ -36,7 +36,8 @@ def without_erased(validated: Validated, erased: ErasedUsers) -> tuple[Validated
         notes.append(f"{m:,} rejected rows of {table} are of erased users: they are not written")
     codes = validated.codes.copy()
     codes[np.flatnonzero(codes == 0)[~keep.to_numpy()]] = LEFT_OUT
-    return replace(validated, kept=kept, codes=codes, rejected=rejected), notes
+    usable = validated.usable.filter(_of_others(validated.usable, erased))
+    return replace(validated, kept=kept, codes=codes, rejected=rejected, usable=usable), notes
 
 
 def events_of_others(events: pl.DataFrame, erased: ErasedUsers) -> pl.DataFrame:

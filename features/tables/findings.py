@@ -11,12 +11,11 @@ from features.schema import EVENT, ITEM, PUBLISHED, TIME, USER, VALUE, EventRule
 from features.tables.columns import UTC, Violation
 from features.tables.report import KEPT, Problem
 from features.tables.times import AROUND_1970, RECENT
-from features.tables.validate import Validated, problem_of
+from features.tables.validate import UNKNOWN, Validated, problem_of
 
 LISTED = 20
 """Number of event types that a note lists, the most frequent ones."""
 
-UNKNOWN = "unknown item"
 NO_POSITIVE = "no positive event"
 
 PLACEHOLDERS = (

@@ -98,12 +98,14 @@ CANONICAL: dict[str, dict[str, pl.DataType]] = {"items": ITEMS, "events": EVENTS
 class Tables:
     """Validated tables in canonical types, rows in file order, and the report.
 
-    items: the columns of `ITEMS` and the declared extra ones; events: the columns of `EVENTS`;
-    users: user_id and all other columns of the file.
+    items: the columns of `ITEMS` and the declared extra ones; events: the columns of `EVENTS`; usable_events: these
+    events, and those whose item is not in `items`, which take places in histories; users: user_id and all other
+    columns of the file.
     """
 
     items: pl.DataFrame
     events: pl.DataFrame
+    usable_events: pl.DataFrame
     users: pl.DataFrame | None
     report: Report
 
@@ -245,8 +247,9 @@ def _read(
     if changes is not None and (changes.puts or changes.deleted):
         items, change_notes = _changed(items, tables[1] if logged else items.clear(), changes.deleted)
         notes += change_notes
-    events = validated_by_name["events"].kept if "events" in validated_by_name else pl.DataFrame(schema=EVENTS)
+    events = usable = pl.DataFrame(schema=EVENTS)
     if "events" in validated_by_name:
+        events, usable = validated_by_name["events"].kept, validated_by_name["events"].usable
         notes += unnamed_types(events, config.events, validated_by_name["events"].count.file)
         if not Labels.of_frame(events, config.events).positive.any():
             problems.append(no_positive(events, config.events))
@@ -254,7 +257,8 @@ def _read(
     if "users" in validated_by_name:
         notes.append(f"{validated_by_name['users'].count.file}: validated, but not used yet")
     report = Report(tuple(c.count for c in validated_tables), tuple(problems), tuple(notes), files)
-    return Tables(items, events, validated_by_name["users"].kept if "users" in validated_by_name else None, report)
+    users = validated_by_name["users"].kept if "users" in validated_by_name else None
+    return Tables(items, events, usable, users, report)
 
 
 def _ids(items: Validated, logged: Validated | None) -> pl.Series:
@@ -288,12 +292,13 @@ def _column_rules(raw: RawTable, config: DataConfig, known: pl.Series | None, no
     """How each column of a table is read: name -> rule, in canonical order."""
     canonical = CANONICAL[raw.name]
     rules = {name: _column(raw, name, kind, now) for name, kind in canonical.items()}
-    if known is not None:
-        rules[ITEM] = rules[ITEM].with_violation(unknown_item(rules[ITEM].value, known))
     if raw.name == "items":
         raw.require(config.extra_columns, "data.extra_columns names")
     extra = config.extra_columns if raw.name == "items" else raw.columns if raw.name == "users" else ()
     rules |= {name: ColumnRule(pl.col(name)) for name in extra if name not in rules}
+    if known is not None:  # checked last: what else is wrong with a row counts first
+        last = next(reversed(rules))
+        rules[last] = rules[last].with_violation(unknown_item(rules[ITEM].value, known))
     return with_faults(raw.file, rules, raw.types) if LINE in raw.types else rules
 
 

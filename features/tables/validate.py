@@ -20,6 +20,9 @@ from features.tables.report import PLACES, REJECTED, REPAIRED, Count, Problem
 from features.tables.scan import reading
 from features.tables.usual_names import column_meant
 
+UNKNOWN = "unknown item"
+"""Reason of the rows whose item is unknown."""
+
 REQUIRED = {"items": (ITEM,), "events": (USER, ITEM, EVENT, TIME), "users": (USER,)}
 
 IDENTITY = (USER, ITEM, EVENT, TIME, VALUE)
@@ -85,7 +88,8 @@ class Validated:
     """The result for one table.
 
     kept: the valid rows; codes (n,) uint8 of the n rows read: 0 = kept, otherwise 1 + index of the violation;
-    rejected: the other rows, unchanged.
+    rejected: the other rows, unchanged; usable: the kept rows, and those
+    whose one violation is that their item is unknown.
     """
 
     kept: pl.DataFrame
@@ -93,6 +97,7 @@ class Validated:
     count: Count
     problems: list[Problem]
     rejected: pl.DataFrame
+    usable: pl.DataFrame
 
 
 def validate(raw: RawTable, rules: dict[str, ColumnRule], progress: StartProgress | None = None) -> Validated:
@@ -122,11 +127,16 @@ def validate(raw: RawTable, rules: dict[str, ColumnRule], progress: StartProgres
         problems += problem_of(raw.name, raw.file, violation, REPAIRED, np.flatnonzero(mask & (codes == 0)))
     rejected = np.flatnonzero(codes)
     if len(rejected) == 0:
-        return Validated(frame, codes, Count(raw.name, raw.file, len(frame), len(frame), 0), problems, pl.DataFrame())
+        count = Count(raw.name, raw.file, len(frame), len(frame), 0)
+        return Validated(frame, codes, count, problems, pl.DataFrame(), frame)
     reasons = np.array([violation.reason for violation in fatal])[codes[rejected] - 1]
     kept = frame.filter(pl.Series(codes == 0))
     count = Count(raw.name, raw.file, len(frame), len(kept), len(rejected))
-    return Validated(kept, codes, count, problems, _rejected_rows(raw, rejected, reasons))
+    unknown: Bools = np.isin(codes, [k + 1 for k, violation in enumerate(fatal) if violation.reason == UNKNOWN])
+    usable = kept
+    if unknown.any():
+        usable = frame.filter(pl.Series((codes == 0) | (unknown & ~repeated_events(frame, unknown))))
+    return Validated(kept, codes, count, problems, _rejected_rows(raw, rejected, reasons), usable)
 
 
 def first_violation(fatal: Sequence[Violation]) -> pl.Expr:

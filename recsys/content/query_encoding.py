@@ -20,7 +20,7 @@ from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Content, Limits, Modality
 from features.content.spaces import Embedded, Encoder, Failure, absent
 from features.errors import BundleError
-from features.interactions import now_micros
+from features.instants import now_micros
 from recsys.content.content_space import ContentSpace
 
 CHANNEL_MODALITIES: dict[str, tuple[Modality, ...]] = {

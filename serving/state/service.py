@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from features.errors import LogError, RecsysError, StoreError
-from features.interactions import now_micros
+from features.instants import now_micros
 from features.log.corrections import CorrectionFeed
 from features.log.event_log import EventLog
 from features.log.item_changes import media_fault

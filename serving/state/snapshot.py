@@ -12,7 +12,8 @@ from features.arrays import Bools, Floats, Ints, Keys
 from features.catalog import Catalog
 from features.history_rules import seen_items, short_keys
 from features.ids import id_keys
-from features.interactions import Ragged, UserStates, now_micros
+from features.instants import now_micros
+from features.interactions import Ragged, UserStates
 from features.schema import CATEGORIES, IMAGE, TITLE, DataConfig
 from features.store.base import FeatureStore
 from features.store.user_state import UserState

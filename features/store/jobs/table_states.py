@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 
 from features.errors import StoreError, describe_write_error
-from features.schema import USER, EventRules
+from features.schema import ROW, TIME, USER, EventRules
 from features.store.user_state import joined, states_of_table
 
-ROWS = 100_000
+ROWS = 500_000
 """Minimum number of events whose states are made at once; they are those of whole users."""
 
 ROW_BYTES = 500
@@ -40,7 +40,7 @@ def table_states(batches: Iterable[pl.DataFrame], rules: EventRules, memory: int
         for batch in batches:
             held.append(batch)
             rows += len(batch)
-            if rows > limit // 2:
+            if rows > limit:
                 _spill(pl.concat(held), Path(folder), spilled)
                 held, rows, spilled = [], 0, spilled + 1
         if not spilled:
@@ -51,7 +51,7 @@ def table_states(batches: Iterable[pl.DataFrame], rules: EventRules, memory: int
             _spill(pl.concat(held), Path(folder), spilled)
             held = []
         for shard in sorted(Path(folder).iterdir()):
-            yield from _of_shard(sorted(shard.iterdir()), rules, limit // 2)
+            yield from _of_shard(sorted(shard.iterdir()), rules, limit)
 
 
 def _of_shard(files: list[Path], rules: EventRules, limit: int) -> Iterator[States]:
@@ -65,7 +65,8 @@ def _of_shard(files: list[Path], rules: EventRules, limit: int) -> Iterator[Stat
     for end in range(1, len(files) + 1):
         if end == len(files) or sum(sizes[start : end + 1]) > limit:
             for states in _of_frame(pl.read_parquet(files[start:end]), rules):
-                known |= {user: joined(known.get(user), data, rules) for user, data in states}
+                users, added = [user for user, _ in states], [data for _, data in states]
+                known |= zip(users, joined([*map(known.get, users)], added, rules), strict=True)
             start = end
     yield list(known.items())
 
@@ -86,9 +87,10 @@ def _spill(events: pl.DataFrame, folder: Path, number: int) -> None:
 
 def _of_frame(events: pl.DataFrame, rules: EventRules) -> Iterator[States]:
     """The states of all users of some events, in lists; all events of a user are in one list."""
-    by_user = events.sort(USER)
+    code = pl.col(USER).cast(pl.Categorical).to_physical().alias("__user__")  # numbers are sorted faster than texts
+    by_user = events.with_columns(code).sort("__user__", TIME, ROW).drop("__user__")
     # ends (u,): row behind the last event of each user
-    ends = by_user.group_by(USER, maintain_order=True).len().get_column("len").cum_sum().to_numpy().astype(np.int64)
+    ends = np.cumsum(by_user.get_column(USER).rle().struct.field("len").to_numpy(), dtype=np.int64)
     start = 0
     while start < len(by_user):
         end = int(ends[min(int(np.searchsorted(ends, start + ROWS)), len(ends) - 1)])
