@@ -121,10 +121,12 @@ def newest_seen(owner: Ints, entries: Keys, limit: int) -> Ints:
     owner, entries (n,): seen entries of several users. What is kept of the kept entries of a part and of all other
     entries is what is kept of all: entries may come in any order, and again.
     """
-    order = np.lexsort((entries, seen_items(entries), owner))
-    last = np.ones(len(order), dtype=np.bool_)
-    last[:-1] = np.diff(owner[order]).astype(np.bool_) | np.diff(seen_items(entries[order])).astype(np.bool_)
-    order = order[last]
+    items, keep = seen_items(entries), np.ones(len(entries), dtype=np.bool_)
+    rows = _occur_twice(items, owner)
+    if len(rows):
+        rows = rows[np.lexsort((entries[rows], items[rows], owner[rows]))]
+        keep[rows[:-1][(np.diff(owner[rows]) == 0) & (np.diff(items[rows]) == 0)]] = False
+    order = np.flatnonzero(keep)
     order = order[np.lexsort((entries[order], owner[order]))]
     ends = np.searchsorted(owner[order], owner[order], side="right")
     return np.asarray(order[ends - np.arange(len(order)) <= limit], dtype=np.int64)
@@ -171,21 +173,27 @@ def in_order(
     """
     order = np.arange(len(keys), dtype=np.int64)
     if (place := _places(order, owner, times, orders)).min(initial=1) < 0:
-        order = np.lexsort((orders, times, owner))
+        order = np.lexsort((times, owner))
         place = _places(order, owner, times, orders)
-    if not place.all():  # several events of one owner and time are in one place
+    if place.min(initial=1) < 1:  # several events have one owner and time
         order = np.lexsort((values, kinds, keys, orders, times, owner))
-    marks = mix_keys(keys ^ mix_keys(owner.astype(np.uint64)))  # of equal events of one owner, equal
-    ordered = np.sort(marks)
+    again = _occur_twice(keys, owner)
+    if len(again):
+        again = order[np.isin(order, again)]
+        by_key = again[np.lexsort((keys[again], owner[again]))]  # stable: of one key, the first comes first
+        repeated = (np.diff(owner[by_key]) == 0) & (np.diff(keys[by_key]) == 0)
+        first = np.ones(len(keys), dtype=np.bool_)
+        first[by_key[1:][repeated]] = False
+        order = order[first[order]]
+    return np.asarray(order, dtype=np.int64)
+
+
+def _occur_twice(keys: Keys, owner: Ints) -> Ints:
+    """The rows whose key may occur twice among those of their owner; most others are left out. keys, owner (n,)."""
+    marks = mix_keys(keys ^ mix_keys(owner.astype(np.uint64)))
+    ordered = np.sort(marks)  # much faster than a sort of rows
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if not len(repeated):
-        return order
-    again = order[np.isin(marks[order], repeated)]
-    by_key = again[np.lexsort((keys[again], owner[again]))]  # stable: of one key, the first comes first
-    is_repeated = (keys[by_key][1:] == keys[by_key][:-1]) & (owner[by_key][1:] == owner[by_key][:-1])
-    first = np.ones(len(keys), dtype=np.bool_)
-    first[by_key[1:][is_repeated]] = False
-    return np.asarray(order[first[order]], dtype=np.int64)
+    return np.flatnonzero(np.isin(marks, repeated)) if len(repeated) else np.zeros(0, dtype=np.int64)
 
 
 def _places(order: Ints, owner: Ints, times: Ints, orders: npt.NDArray[np.uint32]) -> Ints:

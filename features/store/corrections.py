@@ -75,14 +75,14 @@ def _settle(store: FeatureStore, users: Sequence[str], corrections: Corrections,
 
         store.change_users(users, look, fill)
         kept: dict[str, bytes | None] = {}
-        given: defaultdict[str, list[UserState]] = defaultdict(list)
+        given: defaultdict[str, list[bytes]] = defaultdict(list)
         for user, data in found.items():
             state = UserState.from_bytes(data)
             parts = split(user, state, store.rules, corrections)
             own = parts.pop(user, None)
-            kept[user] = next(join([[own]], store.rules)) if own is not None else None
+            kept[user] = next(join([[own.to_bytes()]], store.rules)) if own is not None else None
             for owner, part in parts.items():
-                given[owner].append(part)
+                given[owner].append(part.to_bytes())
         kept = {user: data for user, data in kept.items() if data != found[user]}
         if given:
             store.write_users(zip(given, join([*given.values()], store.rules), strict=True), fill)

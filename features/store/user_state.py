@@ -133,22 +133,33 @@ class UserState:
     @classmethod
     def from_bytes(cls, data: bytes, status: UserStateStatus = UserStateStatus.PRESENT) -> "UserState":
         """The inverse of `to_bytes`. Raises ValueError, LookupError or struct.error for other bytes."""
-        n, n_seen, n_names, has_values = _HEAD.unpack_from(data, DIGEST_BYTES)
-        at = DIGEST_BYTES + _HEAD.size
-        times = np.frombuffer(data, _INT64, n, at)
-        keys = np.frombuffer(data, _UINT64, n, at + 8 * n)
-        orders = np.frombuffer(data, _UINT32, n, at + 16 * n)
-        kinds = np.frombuffer(data, _UINT16, n, at + 20 * n).astype(np.int64)
-        at += 22 * n
-        values = np.frombuffer(data, _FLOAT64, n, at) if has_values else np.full(n, np.nan)
-        at += 8 * n * has_values
-        seen = np.frombuffer(data, _UINT64, n_seen, at)
-        at += 8 * n_seen
-        text = str(data[at:], "utf-8")
-        parts = tuple(text.split(_SEPARATOR)) if text else ()
-        if len(parts) != n_names + n:
-            raise ValueError(f"{len(parts)} texts for {n_names} types and {n} events")
-        return cls(parts[n_names:], parts[:n_names], kinds, times, values, keys, orders, seen, status)
+        (n, _, n_names, has_values), columns, text = _split(data)
+        times, keys, orders, kinds, values, seen = columns
+        texts = tuple(text.decode().split(_SEPARATOR)) if text else ()
+        return cls(
+            items=texts[n_names:],
+            names=texts[:n_names],
+            kinds=np.frombuffer(kinds, _UINT16).astype(np.int64),
+            times=np.frombuffer(times, _INT64),
+            values=np.frombuffer(values, _FLOAT64) if has_values else np.full(n, np.nan),
+            keys=np.frombuffer(keys, _UINT64),
+            orders=np.frombuffer(orders, _UINT32),
+            seen=np.frombuffer(seen, _UINT64),
+            status=status,
+        )
+
+
+def _split(data: bytes) -> tuple[tuple[int, int, int, bool], list[memoryview], bytes]:
+    """The parts of the bytes of a state: see `_framed`. Raises ValueError or struct.error for other bytes."""
+    n, n_seen, n_names, has_values = counts = _HEAD.unpack_from(data, DIGEST_BYTES)
+    view, at, columns = memoryview(data), LATEST_AT, list[memoryview]()
+    for size in (8 * n, 8 * n, 4 * n, 2 * n, 8 * n * has_values, 8 * n_seen):
+        columns.append(view[at : at + size])
+        at += size
+    text = data[at:]
+    if (n_texts := text.count(_SEPARATOR.encode()) + bool(text)) != n_names + n:
+        raise ValueError(f"{n_texts} texts for {n_names} types and {n} events")
+    return counts, columns, text
 
 
 def _framed(counts: tuple[int, int, int, bool], columns: Iterable[bytes | memoryview], text: bytes) -> bytes:
@@ -159,11 +170,11 @@ def _framed(counts: tuple[int, int, int, bool], columns: Iterable[bytes | memory
 
 @dataclass(frozen=True)
 class _Events:
-    """n events of several users, in any order. owner (n,): index of the user; items (n,): text; the other arrays as
+    """n events of several users, in any order. owner (n,): index of the user; items: n texts; the other arrays as
     in `UserState`, kinds of ascending `names`."""
 
     owner: Ints
-    items: pl.Series
+    items: list[str]
     names: tuple[str, ...]
     kinds: Ints
     times: Ints
@@ -186,7 +197,7 @@ def states_of_table(events: pl.DataFrame, rules: EventRules) -> Iterator[tuple[s
     event_ids = events.get_column(EVENT_ID).cast(pl.String).fill_null("")
     keys = event_keys(event_ids, item_keys, names, kinds, times, values)
     orders = events.get_column(ROW).clip(0, _LOGGED - 1).cast(pl.UInt32).to_numpy()
-    columns = _Events(owner, items, names, kinds, times, values, keys, orders)
+    columns = _Events(owner, items.to_list(), names, kinds, times, values, keys, orders)
     first = np.flatnonzero(np.diff(owner, prepend=-1))  # (b,): the first event of each user
     yield from zip(users.gather(first).to_list(), _states_of(columns, item_keys, len(first), rules), strict=True)
 
@@ -199,8 +210,8 @@ def states_of_log(events: Sequence[Event], rules: EventRules) -> Iterator[tuple[
     kinds = np.array([names.index(e.event) for e in events], dtype=np.int64)
     times = np.array([e.timestamp for e in events], dtype=np.int64)
     values = np.array([np.nan if e.value is None else e.value for e in events], dtype=np.float64)
-    items = pl.Series([e.item_id for e in events], dtype=pl.String)
-    item_keys = id_keys(e.item_id for e in events)
+    items = [e.item_id for e in events]
+    item_keys = id_keys(items)
     event_ids = pl.Series([e.event_id for e in events], dtype=pl.String)
     keys = event_keys(event_ids, item_keys, names, kinds, times, values)
     orders = np.array([_LOGGED + e.order for e in events], dtype=np.uint32)
@@ -214,38 +225,47 @@ def _states_of(events: _Events, item_keys: Keys, n_users: int, rules: EventRules
     return _states(events, events.owner[seen], seen_entries(item_keys[seen], events.times[seen]), n_users, rules)
 
 
-def join(states: Sequence[Sequence[UserState]], rules: EventRules) -> Iterator[bytes]:
-    """The bytes of the state of each of b users, of whom one state or several are known."""
-    parts, n_users = [state for known in states for state in known], len(states)
-    users = np.repeat(np.arange(n_users), [len(known) for known in states])  # of each part
-    names = tuple(sorted({name for part in parts for name in part.names}))
-    code = {name: i for i, name in enumerate(names)}
-    lengths, seen_lengths = [len(part.times) for part in parts], [len(part.seen) for part in parts]
-    kinds = [np.array([code[name] for name in part.names], dtype=np.int64)[part.kinds] for part in parts]
-    events = _Events(
-        owner=np.repeat(users, lengths),
-        items=pl.Series([item for part in parts for item in part.items], dtype=pl.String),
-        names=names,
-        kinds=np.concatenate(kinds),
-        times=np.concatenate([part.times for part in parts]),
-        values=np.concatenate([part.values for part in parts]),
-        keys=np.concatenate([part.keys for part in parts]),
-        orders=np.concatenate([part.orders for part in parts]),
+def join(states: Sequence[Sequence[bytes]], rules: EventRules) -> Iterator[bytes]:
+    """The bytes of the state of each of b users, of whom the bytes of one state or of several are known.
+
+    Raises ValueError, LookupError or struct.error for other bytes.
+    """
+    parts = [_split(data) for known in states for data in known]
+    users = np.repeat(np.arange(len(states)), [len(known) for known in states])  # (p,): of each part
+    sizes = np.array([counts for counts, _, _ in parts], dtype=np.int64).reshape(-1, 4)
+    n, n_seen, n_names, has_values = sizes.T
+    times, keys, orders, kinds, values, seen = (
+        b"".join(column) for column in zip(*(c for _, c, _ in parts), strict=True)
     )
-    entries = np.concatenate([part.seen for part in parts])
-    return _states(events, np.repeat(users, seen_lengths), entries, n_users, rules)
+    texts = _SEPARATOR.join(text.decode() for _, _, text in parts if text).split(_SEPARATOR)
+    part = np.repeat(np.arange(len(parts)), n)  # (e,): of each event
+    # where the names and the items are among the texts: those of a part are its names, then the items of its events
+    name_at = np.arange(n_names.sum()) + np.repeat(np.cumsum(n) - n, n_names)
+    item_at = np.arange(n.sum()) + np.repeat(np.cumsum(n_names), n)
+    used = [texts[i] for i in name_at.tolist()]
+    names = tuple(sorted(set(used)))
+    number = {name: i for i, name in enumerate(names)}
+    codes = np.array([number[name] for name in used], dtype=np.int64)  # of each part's names
+    all_values = np.full(len(part), np.nan)
+    all_values[has_values.astype(np.bool_)[part]] = np.frombuffer(values, _FLOAT64)
+    events = _Events(
+        owner=users[part],
+        items=[texts[i] for i in item_at.tolist()],
+        names=names,
+        kinds=codes[np.frombuffer(kinds, _UINT16) + (np.cumsum(n_names) - n_names)[part]],
+        times=np.frombuffer(times, _INT64),
+        values=all_values,
+        keys=np.frombuffer(keys, _UINT64),
+        orders=np.frombuffer(orders, _UINT32),
+    )
+    return _states(events, np.repeat(users, n_seen), np.frombuffer(seen, _UINT64), len(states), rules)
 
 
 def joined(stored: Sequence[bytes | None], added: Sequence[bytes], rules: EventRules) -> list[bytes]:
     """The bytes of the states of b users after `added`, the bytes of one state each. stored: None for no state."""
-    new = [old is None or old == data for old, data in zip(stored, added, strict=True)]
-    pairs = [
-        (UserState.from_bytes(old), UserState.from_bytes(data))
-        for old, data in zip(stored, added, strict=True)
-        if old is not None and old != data
-    ]
-    both = join(pairs, rules) if pairs else iter(())
-    return [data if is_new else next(both) for data, is_new in zip(added, new, strict=True)]
+    both = [(old, new) for old, new in zip(stored, added, strict=True) if old is not None and old != new]
+    states = join(both, rules) if both else iter(())
+    return [new if old is None or old == new else next(states) for old, new in zip(stored, added, strict=True)]
 
 
 def _states(events: _Events, seen_owner: Ints, entries: Keys, n_users: int, rules: EventRules) -> Iterator[bytes]:
@@ -264,7 +284,7 @@ def _states(events: _Events, seen_owner: Ints, entries: Keys, n_users: int, rule
     newest = newest_seen(seen_owner, entries, rules.seen_items)
     columns = [_bytes(array) for array in (e.times[order], e.keys[order], e.orders[order], codes, values)]
     times, keys, orders, kinds, packed_values = columns
-    seen, items = _bytes(entries[newest]), e.items.gather(order).to_list()
+    seen, items = _bytes(entries[newest]), [e.items[i] for i in order.tolist()]
     names = [e.names[kind] for kind in used.tolist()]
     bounds = zip(
         *(pairwise(ends) for ends in (_ends(owner, n_users), _ends(seen_owner[newest], n_users), first.tolist())),

@@ -6,6 +6,7 @@ has only been added to; in parquet, its last row group may have grown. Everythin
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,21 +74,27 @@ class FileState:
 def _row_groups(path: Path, columns: Sequence[str]) -> tuple[tuple[tuple[int, str], ...], str]:
     """(rows, digest) of each row group of a parquet file, and the digest of the rows of the last one."""
     scan(path)  # the errors of a damaged file
-    parts = list[tuple[int, str]]()
-    with reading(str(path)), pq.ParquetFile(path) as file, path.open("rb") as opened:
+    with reading(str(path)), pq.ParquetFile(path) as file, ThreadPoolExecutor() as pool:
         metadata, schema = file.metadata, file.schema_arrow
         kinds = repr([(name, str(schema.field(name).type)) for name in columns if name in schema.names])
-        for k in range(metadata.num_row_groups):
-            group, digest = metadata.row_group(k), hashlib.blake2b(kinds.encode(), digest_size=16)
-            for c in range(group.num_columns):
-                chunk = group.column(c)
-                if chunk.path_in_schema.partition(".")[0] in columns:
-                    start = chunk.dictionary_page_offset or chunk.data_page_offset
-                    opened.seek(min(start, chunk.data_page_offset))
-                    digest.update(opened.read(chunk.total_compressed_size))
-            parts.append((group.num_rows, digest.hexdigest()))
+        groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
+        digests = pool.map(lambda group: _group_digest(path, group, columns, kinds), groups)
+        parts = [(group.num_rows, digest) for group, digest in zip(groups, digests, strict=True)]
     tail = _digest_of_rows(path, columns, parts, len(parts) - 1, parts[-1][0]) if parts else ""
     return tuple(parts), tail
+
+
+def _group_digest(path: Path, group: Any, columns: Sequence[str], kinds: str) -> str:
+    """Digest of the bytes of a row group and the types of its columns."""
+    digest = hashlib.sha256(kinds.encode())
+    with path.open("rb") as file:
+        for c in range(group.num_columns):
+            chunk = group.column(c)
+            if chunk.path_in_schema.partition(".")[0] in columns:
+                start = chunk.dictionary_page_offset or chunk.data_page_offset
+                file.seek(min(start, chunk.data_page_offset))
+                digest.update(file.read(chunk.total_compressed_size))
+    return digest.hexdigest()[:32]
 
 
 def _digest_of_rows(path: Path, columns: Sequence[str], parts: Sequence[tuple[int, str]], last: int, n: int) -> str:
@@ -97,17 +104,17 @@ def _digest_of_rows(path: Path, columns: Sequence[str], parts: Sequence[tuple[in
     names = [name for name in columns if name in frame.collect_schema().names()]
     with reading(str(path)):
         rows = frame.select(names).slice(start, n).collect().hash_rows(seed=0)
-    return hashlib.blake2b(rows.to_numpy().tobytes(), digest_size=16).hexdigest()
+    return hashlib.sha256(rows.to_numpy()).hexdigest()[:32]
 
 
 def _digest(path: Path, size: int) -> str:
     """Digest of the first bytes of a file."""
-    digest, left = hashlib.blake2b(digest_size=16), size
+    digest, left = hashlib.sha256(), size
     with path.open("rb") as file:
         while left and (data := file.read(min(CHUNK, left))):
             digest.update(data)
             left -= len(data)
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
 def _ends_with_newline(path: Path, size: int) -> bool:

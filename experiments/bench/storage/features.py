@@ -57,11 +57,14 @@ def run(*, short: bool = False, seed: int = 0) -> Result:
     return Result({"rows": rows, **filling, **reading}, [*bars, *more])
 
 
-def make(rows: int, seed: int) -> pl.DataFrame:
-    """A canonical events table in random order; users and items by Zipf's law, three types, a year."""
-    rng = np.random.default_rng(seed)
-    users = rng.zipf(1.3, rows) % (rows // USERS_PER_ROW)
-    items = rng.zipf(1.2, rows) % (rows // ITEMS_PER_ROW)
+def make(rows: int, seed: int, of: int = 0) -> pl.DataFrame:
+    """A canonical events table in random order; users and items by Zipf's law, three types, a year.
+
+    of: rows of the table whose users and items these are; 0: of this one.
+    """
+    rng, of = np.random.default_rng(seed), of or rows
+    users = rng.zipf(1.3, rows) % (of // USERS_PER_ROW)
+    items = rng.zipf(1.2, rows) % (of // ITEMS_PER_ROW)
     kinds = np.array(["view", "cart", "purchase"], dtype=object)[rng.integers(0, 3, rows)]
     return pl.DataFrame(
         {
@@ -85,7 +88,7 @@ def measure_filling(file: Path, url: str) -> tuple[dict[str, float], list[Bar]]:
     files = EventFiles(DataConfig(source="folder", path=str(file.parent), events=RULES))
     full_seconds = timed(lambda: refresh(store, files, None))
     table = pl.read_parquet(file)
-    pl.concat([table, make(len(table) // 100, 1)]).write_parquet(file)
+    pl.concat([table, make(len(table) // 100, 1, len(table))]).write_parquet(file)
     new_seconds = timed(lambda: refresh(store, files, None))
     same_seconds = timed(lambda: refresh(store, files, None))
     store.close()
