@@ -104,7 +104,7 @@ def _digest_of_rows(path: Path, columns: Sequence[str], parts: Sequence[tuple[in
     names = [name for name in columns if name in frame.collect_schema().names()]
     with reading(str(path)):
         rows = frame.select(names).slice(start, n).collect().hash_rows(seed=0)
-    return hashlib.sha256(rows.to_numpy()).hexdigest()[:32]
+    return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()[:32]
 
 
 def _digest(path: Path, size: int) -> str:
