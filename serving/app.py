@@ -28,6 +28,7 @@ from serving.routes.users import add_users
 from serving.settings import ServeSettings
 from serving.state.catalog_updater import Upsert
 from serving.state.encoder_pool import EncoderPool, OpenEncoders
+from serving.state.item_vectors import SharedVectors
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServableBundle
 from serving.state.store_filler import Filler
@@ -82,7 +83,8 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        background_tasks = [asyncio.create_task(service.catalog_updater.run(encoder_pool.embed_items))]
+        vectors = SharedVectors(service.settings.log, encoder_pool.embed_items)
+        background_tasks = [asyncio.create_task(service.catalog_updater.run(vectors.embed))]
         if service.settings.preload:
             background_tasks.append(asyncio.create_task(encoder_pool.keep_ready(service)))
         try:

@@ -38,7 +38,7 @@ class Updates:
         self.poison = {"poison"}
         self.during: Callable[[], Any] | None = None  # awaited once, within the next embedding
 
-    async def embed(self, bundle: Any, items: Any) -> ItemVectors:
+    async def embed(self, bundle: Any, items: Any, puts: Any) -> ItemVectors:
         self.batches.append(items["item_id"].to_list())
         if (during := self.during) is not None:
             self.during = None

@@ -201,7 +201,7 @@ def test_without_a_bundle_no_item_is_said_to_be_embedded(tmp_path: Path) -> None
         updater = CatalogUpdater(tmp_path / "log", found, toy_upsert, lambda bundle: None)
         updater.replay(NOW)
 
-        async def embed(bundle: Any, items: Any) -> Any:
+        async def embed(bundle: Any, items: Any, puts: Any) -> Any:
             raise AssertionError
 
         running = asyncio.create_task(updater.run(embed))

@@ -44,8 +44,9 @@ RETRY_SECONDS = 30.0
 """Seconds before items that failed are tried again: a model or a network may have recovered."""
 
 Status = Literal["live", "embedding", "failed"]
-Embed = Callable[[ServableBundle, pl.DataFrame], Awaitable[ItemVectors]]
-"""A bundle and m checked items -> their vectors by its encoders; no channels when the bundle has no content space."""
+Embed = Callable[[ServableBundle, pl.DataFrame, Sequence[ItemPut]], Awaitable[ItemVectors]]
+"""A bundle, m checked items and the put of each -> their vectors by its encoders; no channels when the bundle has no
+content space."""
 
 Upsert = Callable[[ServableBundle, pl.DataFrame, Mapping[str, Embedded]], ServableBundle]
 """A bundle, m checked items and their channels -> the bundle with these items added or replaced."""
@@ -226,7 +227,8 @@ class CatalogUpdater:
         items = checked.kept.filter(changed)
         failed, bundle = dict[str, list[tuple[str, str]]](), snapshot.bundle
         if len(items):
-            vectors = await embed(bundle, items)
+            put_of = {put.item_id: put for put in puts}
+            vectors = await embed(bundle, items, [put_of[name] for name in items.get_column(ITEM)])
             failed = dict(zip(items.get_column(ITEM), vectors.failed, strict=True))
             bundle = await asyncio.to_thread(self._upsert, bundle, items, vectors.channels)
         upserted = await asyncio.to_thread(snapshot.with_upserts, bundle, items.get_column(ITEM).to_list())
