@@ -1,6 +1,7 @@
 """A refresh that reads only what is new leaves the store that a filling from the beginning leaves."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,32 @@ def test_events_that_do_not_fit_are_distributed_to_files(tmp_path: Path, monkeyp
     assert sum(spills) == 500
     assert max(spills) <= 120
     assert states(store) == expected
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_an_event_that_was_too_far_in_the_future_counts_when_its_time_has_come(tmp_path: Path, suffix: str) -> None:
+    def files(day: int, table: pl.DataFrame | None = None) -> EventFiles:
+        file = tmp_path / f"events{suffix}"
+        if table is not None and suffix == ".parquet":
+            table.write_parquet(file)
+        elif table is not None:
+            table.write_csv(file)
+        config = DataConfig(source="folder", path=str(tmp_path), events=RULES)
+        return EventFiles(config, datetime.fromtimestamp(86_400 * day, UTC))
+
+    store = MemoryStore(RULES)
+    early = [row("u", "i0", 1), row("u", "i1", 30), row("u", "i2", 40), row("v", "i3", 1)]
+    report = refresh(store, files(5, frame(early)), None)
+    assert (report.rejected, report.table_events, refresh(store, files(6), None).table_events) == (2, 2, 0)
+    report = refresh(store, files(30, frame([*early, row("v", "i4", 50)])), None)
+    assert (report.rejected, report.table_events, report.rebuilt) == (2, 3, False)
+    assert store.read_users(["u"])[0].items == ("i0", "i1")
+    assert refresh(store, files(38), None).table_events == 0
+    assert refresh(store, files(39), None).table_events == 4  # a day ahead is accepted
+    assert refresh(store, files(48), None).table_events == 0
+    report = refresh(store, files(60), None)
+    assert (report.rejected, refresh(store, files(70), None).table_events) == (0, 0)
+    assert states(store) == full(files(60), None)
 
 
 def test_a_table_may_be_a_folder(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 import polars as pl
 
 from features.errors import DataError
+from features.instants import MAX_CLOCK_SKEW
 from features.log.erasure.erased_users import ErasedUsers
 from features.schema import EVENT, EVENT_ID, ITEM, ROW, TIME, USER, VALUE, DataConfig
 from features.tables.erased import events_of_others
 from features.tables.file_state import FileState
-from features.tables.read import valid_events
+from features.tables.read import first_ahead, valid_events
 from features.tables.scan import reading, table_files, tables_folder
 
 COLUMNS = (USER, ITEM, EVENT, TIME, VALUE, EVENT_ID)
@@ -65,13 +66,17 @@ class EventFiles:
         paths = self._paths()
         old = {name: FileState.from_json(values) for name, values in json.loads(known or "{}").items()}
         new, since = dict[str, FileState](), dict[str, int]()
+        latest = round(self._time().timestamp() * 1e6) + MAX_CLOCK_SKEW
         added, grown, changed = list[str](), list[str](), list[str]()
         for name, path in paths.items():
             before = old.get(name)
+            if before and 0 < before.ahead <= latest:  # rows that were rejected are read again
+                since[name], before = 0, replace(before, ahead=0)
             if before and before.is_of(path):
                 new[name] = before
                 continue
-            new[name] = state = FileState.of(path, COLUMNS)
+            state = FileState.of(path, COLUMNS)
+            new[name] = state = replace(state, ahead=before.ahead if before else 0)
             if before is None:
                 added.append(name)
                 since[name] = 0
@@ -79,13 +84,21 @@ class EventFiles:
                 changed.append(name)
             elif state.rows > before.rows:
                 grown.append(name)
-                since[name] = before.rows
+                since.setdefault(name, before.rows)
         text = json.dumps({name: asdict(state) for name, state in new.items()})
         content = json.dumps({name: (state.rows, state.parts, state.tail) for name, state in new.items()})
         digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         removed = tuple(name for name in old if name not in new)
         new_rows = {name: new[name].rows - row for name, row in since.items()}
         return TableChange(text, digest, since, new_rows, tuple(added), tuple(grown), tuple(changed), removed)
+
+    def noting_ahead(self, change: TableChange) -> TableChange:
+        """The change, when some of its rows were rejected: rows too far in the future are read again later."""
+        states, paths = json.loads(change.text), self._paths()
+        for name, row in change.since.items():
+            ahead = first_ahead(paths[name], row, self._config, self._time())
+            states[name]["ahead"] = min(ahead or states[name]["ahead"], states[name]["ahead"] or ahead)
+        return replace(change, text=json.dumps(states))
 
     def batches(self, since: Mapping[str, int]) -> Iterator[pl.DataFrame]:
         """The valid events from these rows on, in batches: `COLUMNS` in canonical types, and ROW.
@@ -97,7 +110,7 @@ class EventFiles:
         erased = ErasedUsers.of(None if self._config.log is None else Path(self._config.log))
         for name, row in since.items():
             with reading(str(paths[name])):
-                events = valid_events(paths[name], row, self._config, self._now or datetime.now(UTC))
+                events = valid_events(paths[name], row, self._config, self._time())
                 rows = events.select(*COLUMNS, ROW)
                 for batch in rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming"):
                     yield events_of_others(batch, erased)
@@ -108,6 +121,9 @@ class EventFiles:
         for name, values in json.loads(change.text).items():
             if name not in paths or not FileState.from_json(values).is_of(paths[name]):
                 raise DataError(f"{self._folder / name} was written while it was read: run the refresh again")
+
+    def _time(self) -> datetime:
+        return self._now or datetime.now(UTC)
 
     def _paths(self) -> dict[str, Path]:
         """The files of the table, by their path within the folder."""

@@ -24,7 +24,8 @@ class FileState:
     """A file at one moment.
 
     size, modified, inode: of the file; rows: their number; parts: (length, digest) of each row group, the length in
-    rows, or of the whole text, in bytes; tail: digest of the rows of the last row group, "" for text.
+    rows, or of the whole text, in bytes; tail: digest of the rows of the last row group, "" for text; ahead: time
+    (µs) of the earliest event that was too far in the future to be accepted, 0 for none.
     """
 
     size: int
@@ -33,6 +34,7 @@ class FileState:
     rows: int
     parts: tuple[tuple[int, str], ...]
     tail: str = ""
+    ahead: int = 0
 
     @classmethod
     def of(cls, path: Path, columns: Sequence[str]) -> "FileState":

@@ -6,7 +6,7 @@ that field.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +17,7 @@ from features.catalog import type_name
 from features.errors import DataError
 from features.history_rules import Labels
 from features.ids import ID_RULES, NO_NULL, TEXT_RULES
+from features.instants import MAX_CLOCK_SKEW
 from features.log.erasure.erased_users import ErasedUsers
 from features.log.item_changes import ItemChanges, item_put_table
 from features.log.records import ItemPut
@@ -191,6 +192,14 @@ def valid_events(path: Path, since: int, config: DataConfig, now: datetime) -> p
         *values, pl.col("__row__").alias(ROW), code.alias("__code__")
     )
     return rows.filter(pl.col("__code__") == 0).drop("__code__")
+
+
+def first_ahead(path: Path, since: int, config: DataConfig, now: datetime) -> int:
+    """The earliest time (µs) too far after now to be accepted, of one file's events from a row on; 0 for none."""
+    raw = RawTable.of("events", path.name, scan(path, config.extra_columns).slice(since))
+    value = _column_rules(raw, config, None, now)[TIME].value
+    times = value.filter(value > now + timedelta(microseconds=MAX_CLOCK_SKEW)).min().to_physical()
+    return int(raw.collect(times.fill_null(0).alias(TIME)).item())
 
 
 def event_weights(events: pl.DataFrame, rules: EventRules) -> Floats | None:

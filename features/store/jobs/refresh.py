@@ -183,9 +183,9 @@ class _Refresh:
             change = change.of_all()
         if mark.pending:
             self._store.sweep()
-        if self._anew or change.digest != mark.tables:
+        if self._anew or change.since or change.digest != mark.tables:
             _advance(self._store, mark.fill, pending=change.digest)
-            self._write(change, mark.fill)
+            change = self._write(change, mark.fill)
         position = self._catch_up({} if self._anew else mark.log, mark.fill)
         done = {"tables": change.digest, "pending": "", "log": position, "latest": self._latest}
         done |= {"server": server.run, "evicted": server.evicted} if self._anew else {}
@@ -196,7 +196,7 @@ class _Refresh:
         """Build another generation, and serve it."""
         self.report.rebuilt = True
         mark = self._store.start_fill()
-        self._write(change, mark.fill)
+        change = self._write(change, mark.fill)
         position = self._catch_up({}, mark.fill)
         done = replace(
             mark,
@@ -213,8 +213,8 @@ class _Refresh:
         _advance(self._store, mark.fill, pending="", log=position, latest=self._latest)
         return position
 
-    def _write(self, change: TableChange, fill: str) -> None:
-        """Join the states of the users of the new events."""
+    def _write(self, change: TableChange, fill: str) -> TableChange:
+        """Join the states of the users of the new events. Returns what is to be remembered of the tables."""
         step = self._progress("events read", sum(change.new_rows.values())) if self._progress else None
         events = self._counted(self._tables.batches(change.since), step)
         for states in table_states(events, self._store.rules, self._memory):
@@ -222,6 +222,7 @@ class _Refresh:
             self.report.users += len(states)
         self._tables.check_same(change)
         self.report.rejected = sum(change.new_rows.values()) - self.report.table_events
+        return self._tables.noting_ahead(change) if self.report.rejected else change
 
     def _counted(self, batches: Iterable[pl.DataFrame], step: Step | None) -> Iterator[pl.DataFrame]:
         """The batches, counted, after the corrections of the log."""
