@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -112,7 +113,7 @@ def hash_of(*names: str) -> int:
     return sum(map(ord, "".join(names)))
 
 
-FAULTS = ("emptied", "full", "cut", "stalled")
+FAULTS = ("emptied", "full", "cut", "stalled", "evicting", "killed")
 
 
 @pytest.mark.parametrize("change", AFTER)
@@ -123,10 +124,15 @@ def test_a_server_that_fails(tmp_path: Path, server: RedisServer, change: str, f
     first = 1 + hash_of(change, fault) % max(1, n_calls // points)
     for at in range(first, n_calls + 1, max(1, n_calls // points)):
         world = World(tmp_path / str(at), server, change)
-        admin = RedisStore(server.url, RULES, timeout=5)._bulk._client  # not counted
+        admin, pid = RedisStore(server.url, RULES, timeout=5)._bulk._client, server.pid  # not counted
 
-        def fail(admin: Any = admin) -> None:
-            if fault == "emptied":
+        def fail(admin: Any = admin, pid: int = pid) -> None:
+            if fault == "killed":
+                os.kill(pid, signal.SIGKILL)  # it comes back empty
+            elif fault == "evicting":
+                admin.config_set("maxmemory-policy", "allkeys-random")
+                admin.config_set("maxmemory", admin.info("memory")["used_memory"])
+            elif fault == "emptied":
                 admin.flushall()
             elif fault == "full":
                 admin.config_set("maxmemory", 1)
@@ -141,8 +147,11 @@ def test_a_server_that_fails(tmp_path: Path, server: RedisServer, change: str, f
         with suppress(StoreError):
             refresh(world.store, world.files, world.log)
         stop()
+        while fault == "killed" and (server.pid in (0, pid) or not server.answers()):
+            time.sleep(0.01)
         admin.execute_command("CLIENT", "UNPAUSE")
         admin.config_set("maxmemory", 0)
+        admin.config_set("maxmemory-policy", "noeviction")
         admin.close()
         world.store._bulk._client.connection_pool.connection_kwargs["socket_timeout"] = 5
         world.store._bulk._client.connection_pool.disconnect()
@@ -173,7 +182,7 @@ fill.main()
 def killed(world: World, server: RedisServer, at: int) -> None:
     """Run a refresh in a process that is killed before the call to the server with this number."""
     data = world.files._config.model_dump(mode="json")
-    given = orjson.dumps({"url": server.url, "data": data, "log": str(world.log), "anew": False})
+    given = orjson.dumps({"url": server.url, "data": data, "log": str(world.log)})
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", KILLED, str(at)]
     done = subprocess.run(command, input=given, env=environment, capture_output=True, check=False)

@@ -286,13 +286,13 @@ class ToyFiller:
     def __init__(self, folder: Path, events: Callable[[DataConfig], pl.DataFrame] = lambda _: toy_events()) -> None:
         self._folder, self._events = folder, events
 
-    def start(self, store: FeatureStore, data: DataConfig, *, anew: bool) -> None:
+    def start(self, store: FeatureStore, data: DataConfig) -> None:
         file = self._folder / "tables" / "events.parquet"
         file.parent.mkdir(exist_ok=True)
         file.unlink(missing_ok=True)
         with suppress(DataError):
             self._events(data).write_parquet(file)
-        fill(store, data.model_copy(update={"path": str(file.parent)}), self._folder / "log", anew=anew)
+        fill(store, data.model_copy(update={"path": str(file.parent)}), self._folder / "log")
 
     def stop(self) -> None:
         """Nothing is running."""

@@ -158,9 +158,8 @@ class RedisStore:
                 raise self._moved()
             users = [] if done else self._write(self._bulk, fill, "add", batch, list(batch.values()), recent)
         self._are_new = 2 * len(users) <= len(batch)
-        for start in range(0, len(users), CHANGED_AT_ONCE):
-            part = users[start : start + CHANGED_AT_ONCE]
-            self._change(self._bulk, fill, part, partial(self._joined, batch), recent)
+        for at in range(0, len(users), CHANGED_AT_ONCE):
+            self._change(self._bulk, fill, users[at : at + CHANGED_AT_ONCE], partial(self._joined, batch), recent)
 
     def push(self, events: Sequence[Event]) -> None:
         """See FeatureStore."""
@@ -169,8 +168,8 @@ class RedisStore:
 
     def change_users(self, users: Sequence[str], change: Change, fill: str = "") -> None:
         """See FeatureStore."""
-        for start in range(0, len(users), CHANGED_AT_ONCE):
-            self._change(self._bulk, fill, [*users[start : start + CHANGED_AT_ONCE]], partial(map, change))
+        for at in range(0, len(users), CHANGED_AT_ONCE):
+            self._change(self._bulk, fill, [*users[at : at + CHANGED_AT_ONCE]], partial(map, change))
 
     def _joined(self, batch: dict[str, bytes], users: Sequence[str], stored: Sequence[bytes | None]) -> list[bytes]:
         return joined(stored, [batch[user] for user in users], self.rules)
@@ -204,6 +203,8 @@ class RedisStore:
         changed = [(user, old, value) for user, old, value in changed if old != value]
         arguments = [part for _, old, value in changed for part in (old[:DIGEST_BYTES], value)]
         values = {user: value for user, _, value in changed}
+        if recent is not None:
+            recent = {user: recent[user] for user in users if user in recent}
         try:
             return self._write(channel, target, "replace", values, arguments, recent)
         except StoreMovedError:
@@ -225,7 +226,7 @@ class RedisStore:
 
         Raises StoreMovedError when the generation is neither served nor being filled.
         """
-        if not values:
+        if not values and not recent:
             return []
         users, days = list(values), self.rules.history_days
         failed = channel.run(lambda client: write(client, self._keys, fill, how, values, given, recent, days))

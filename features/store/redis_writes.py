@@ -109,12 +109,12 @@ def write(
 ) -> list[int]:
     """Write states, b"" for none, as `how` and `arguments` say: see `_WRITE`, also for what is returned.
 
-    recent: user -> time (µs) of the latest event, of those that may be among the recent users; None: of all;
-    days: `EventRules.history_days`.
+    recent: user -> time (µs) of the latest event, of those that may be among the recent users, also where their
+    states stay; None: of all that are written; days: `EventRules.history_days`.
     """
     if recent is None:
         recent = {user: latest_time(data) for user, data in values.items() if data}
-    active: list[Any] = [part for user, at in recent.items() if user in values for part in (at, user)]
+    active: list[Any] = [part for user, at in recent.items() for part in (at, user)]
     active += [part for user, data in values.items() if not data for part in ("", user)]
     named = [keys.watermark, keys.building, keys.recent(fill), *(keys.user(fill, user) for user in values)]
     given = (fill or "none", how, (days or 0) * DAY // 1000, len(active) // 2, *active, *arguments)

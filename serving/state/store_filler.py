@@ -26,7 +26,7 @@ class Filler(Protocol):
         """Whether a filling is running."""
         ...
 
-    def start(self, store: FeatureStore, data: DataConfig, *, anew: bool) -> None:
+    def start(self, store: FeatureStore, data: DataConfig) -> None:
         """Begin a filling, see `features.store.jobs.fill.fill`. Raises OSError when no process can be started."""
         ...
 
@@ -49,7 +49,7 @@ class FillProcess:
         """See Filler."""
         return self._waiter is not None and self._waiter.is_alive()
 
-    def start(self, store: FeatureStore, data: DataConfig, *, anew: bool) -> None:
+    def start(self, store: FeatureStore, data: DataConfig) -> None:
         """See Filler."""
         if not isinstance(store, RedisStore):
             raise StoreError("a store that is not on a server cannot be filled by another process")
@@ -62,7 +62,7 @@ class FillProcess:
             stderr=subprocess.PIPE,
         )
         # by standard input, because others can read the arguments of a process: the URL may hold a password
-        given = {"url": store.url, "data": data.model_dump(mode="json"), "log": str(self._log), "anew": anew}
+        given = {"url": store.url, "data": data.model_dump(mode="json"), "log": str(self._log)}
         self._waiter = Thread(target=self._wait, args=(self._process, orjson.dumps(given)), name="store-filler")
         self._waiter.daemon = True
         self._waiter.start()

@@ -77,7 +77,7 @@ class StoreKeeper:
             filled = mark is not None and mark.filled
             if mark is None or not filled or not mark.tables or self.evicted or self._due:
                 again = self.evicted or bool(self.filler.fault) or (filled and not self._due)
-                self._fill(store, data, anew=filled and self.evicted, again=again)
+                self._fill(store, data, again=again)
                 mark = store.watermark()
                 filled = mark is not None and mark.filled
                 self.evicted = mark is not None and mark.lost_keys(store.facts())
@@ -93,15 +93,15 @@ class StoreKeeper:
         except StoreError as error:
             self.mark_behind(error)
 
-    def _fill(self, store: FeatureStore, data: DataConfig, *, anew: bool, again: bool) -> None:
+    def _fill(self, store: FeatureStore, data: DataConfig, *, again: bool) -> None:
         """Begin to fill the store, unless that is going on. again: it may not help; pauses between the tries grow."""
         if self.filler.running or (again and time.monotonic() < self._fill_at):
             return
-        if anew:
+        if self.evicted:
             logger.warning("the feature store has deleted keys to make room; it is filled again")
         self._pause = min(2 * self._pause, MAX_RETRY_SECONDS) if again else RETRY_SECONDS
         self._fill_at, self._due = time.monotonic() + self._pause, False
-        self.filler.start(store, data, anew=anew)
+        self.filler.start(store, data)
 
     def _note(self, component: str, problem: str) -> None:
         """Note what is wrong with a component, "" for nothing."""

@@ -1,6 +1,6 @@
 """The filling of a store for a service, in a process of its own: a service never reads the tables itself.
 
-`python -m features.store.jobs.fill` reads a JSON object from standard input: url, data (a `DataConfig`), log, anew.
+`python -m features.store.jobs.fill` reads a JSON object from standard input: url, data (a `DataConfig`), log.
 It prints the `RefreshReport`, or null when the tables cannot be read.
 """
 
@@ -17,14 +17,14 @@ from features.store.jobs.refresh import RefreshReport, fill_from_log, refresh
 from features.tables.event_files import EventFiles
 
 
-def fill(store: FeatureStore, data: DataConfig, log: Path, *, anew: bool = False) -> RefreshReport | None:
+def fill(store: FeatureStore, data: DataConfig, log: Path) -> RefreshReport | None:
     """Bring the store up to date; None: from the log alone, because the tables cannot be read.
 
     See `features.store.jobs.refresh.refresh`. Raises StoreError and LogError.
     """
     store.ping()  # raises before the tables are read for a store that does not respond
     try:
-        return refresh(store, EventFiles(data), log, anew=anew)
+        return refresh(store, EventFiles(data), log)
     except DataError:
         fill_from_log(store, log)
         return None
@@ -38,7 +38,7 @@ def main() -> None:
     data = DataConfig.model_validate(given["data"])
     store = RedisStore(given["url"], data.events, timeout=1.0)
     try:
-        report = fill(store, data, Path(given["log"]), anew=given["anew"])
+        report = fill(store, data, Path(given["log"]))
     except RecsysError as error:
         sys.exit(str(error))
     sys.stdout.buffer.write(orjson.dumps(None if report is None else asdict(report)))

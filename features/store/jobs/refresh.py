@@ -69,21 +69,20 @@ def refresh(
     tables: EventFiles,
     log: Path | None,
     *,
-    anew: bool = False,
     memory: int = MEMORY,
     progress: StartProgress | None = None,
 ) -> RefreshReport:
     """Bring the store up to date with the events table and the log folder.
 
-    anew: join all of both, also what the store should have, because its server has deleted keys; memory: bytes for
-    the events of the table. Raises StoreError when the store does not answer or is emptied again
+    Where the server has deleted keys to make room, all of both is joined, also what the store should have. memory:
+    bytes for the events of the table. Raises StoreError when the store does not answer or is emptied again
     and again, StoreLockedError when another refresh is running, DataError when the tables cannot be read, LogError
     when the log cannot be read.
     """
     started = time.monotonic()
     with store.lock():
         for _ in range(TRIES):
-            job = _Refresh(store, tables, log, anew, memory, progress)
+            job = _Refresh(store, tables, log, memory, progress)
             try:
                 position = job.run()
             except StoreMovedError:
@@ -145,12 +144,11 @@ class _Refresh:
         store: FeatureStore,
         tables: EventFiles,
         log: Path | None,
-        anew: bool,
         memory: int,
         progress: StartProgress | None,
     ) -> None:
         self.report = RefreshReport()
-        self._store, self._tables, self._log, self._anew, self._memory = store, tables, log, anew, memory
+        self._store, self._tables, self._log, self._memory = store, tables, log, memory
         self._progress, self._latest, self._before = progress, 0, 0
         self._feed = CorrectionFeed(log)
 
@@ -167,6 +165,8 @@ class _Refresh:
         )
         if mark is None or not mark.filled:
             self.report.why = "the store was empty" if mark is None else "a filling was interrupted"
+        elif mark.tables and not known:
+            self.report.why = "the server has deleted what the last refresh remembered of the tables"
         elif change.changed or change.removed:
             self.report.why = f"rows of {', '.join((*change.changed, *change.removed))} were changed or removed"
         elif mark.pending not in ("", change.digest):
@@ -179,16 +179,16 @@ class _Refresh:
         """Join what is new to the generation that is served."""
         self._before = self._latest = mark.latest
         server = self._store.facts()
-        if self._anew:
-            change = change.of_all()
-        if mark.pending:
+        if lost := mark.lost_keys(server):
+            self.report.why, change = "the server has deleted keys to make room", change.of_all()
+        if mark.pending or lost:
             self._store.sweep()
-        if self._anew or change.since or change.digest != mark.tables:
+        if change.since or change.digest != mark.tables:
             _advance(self._store, mark.fill, pending=change.digest)
             change = self._write(change, mark.fill)
-        position = self._catch_up({} if self._anew else mark.log, mark.fill)
+        position = self._catch_up({} if lost else mark.log, mark.fill)
         done = {"tables": change.digest, "pending": "", "log": position, "latest": self._latest}
-        done |= {"server": server.run, "evicted": server.evicted} if self._anew else {}
+        done |= {"server": server.run, "evicted": server.evicted} if lost else {}
         _advance(self._store, mark.fill, text=change.text, **done)
         return position
 
