@@ -301,7 +301,7 @@ class Interactions:
             log.seen,
         )
         log = replace(log, limits=limits, places=np.arange(len(log), dtype=np.int64))
-        return log.where(log.items >= 0)
+        return log if (log.items >= 0).all() else log.where(log.items >= 0)
 
     def __len__(self) -> int:
         return len(self.users)

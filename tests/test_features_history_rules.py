@@ -76,6 +76,34 @@ def test_a_buyer_who_looks_at_many_items_stays_a_buyer() -> None:
     assert len(states.seen_items().flat) == 3
 
 
+def test_events_of_unknown_items_take_places_in_a_history_and_are_not_seen_by_a_model() -> None:
+    # items of one user in order of time, -1 for one that the catalogue lacks; only the first event is positive
+    items = np.array([0, 1, 2, -1, 3, -1, 4])
+    zeros, times, seen = np.zeros(7, np.int64), np.arange(7) * DAY, np.ones(7, np.bool_)
+    keys = id_keys([f"i{n}" for n in (0, 1, 2, 100, 3, 101, 4)])
+    rules = EventRules(positive={"buy": None}, history=4, seen_items=3)
+    log = Interactions.sort(zeros, items, times, times == 0, seen, 1, 5, rules=rules, item_keys=keys)
+    assert log.items.tolist() == [0, 1, 2, 3, 4]
+
+    def state_at(log: Interactions, time: int) -> tuple[list[int], list[int]]:
+        states = log.states(np.array([0]), np.array([time]))
+        assert sorted(states.seen_items().compact().flat) == sorted(states.compact().seen_items().flat)
+        return states.compact().items.flat.tolist(), sorted(states.seen_items().compact().flat)
+
+    assert state_at(log, 9 * DAY) == (
+        [0, 3, 4],
+        [3, 4],
+    )  # the two newest, the positive one, the newest other; -1 is one
+    assert state_at(log, 5 * DAY) == ([0, 2, 3], [2, 3])  # before the unknown item of the fifth day
+    assert state_at(log, 5 * DAY + 1) == ([0, 3], [3])
+    assert state_at(log.before(5 * DAY), 9 * DAY) == ([0, 2, 3], [2, 3])
+    smaller = log.renumbered(np.array([1, -1, -1, 0, -1]), 2)  # items 0 and 3 alone
+    assert state_at(smaller, 9 * DAY) == ([1, 0], [0])
+    assert state_at(log, 0) == ([], [])
+    unknown = log.states(np.array([-1]), np.array([9 * DAY])).compact()
+    assert (unknown.items.lengths.tolist(), unknown.seen_items().lengths.tolist()) == ([0], [0])
+
+
 def test_a_state_is_bounded_whatever_its_user_does() -> None:
     rules = EventRules(positive={"buy": None})
     ((_, data),) = states_of_log(look_and_buy(30_000), rules)
