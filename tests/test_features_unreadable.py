@@ -17,6 +17,7 @@ from features.content.embed import _write_failed
 from features.content.encoders.hub_models import image_pixels
 from features.content.parts import Limits
 from features.content.shards import _bytes
+from features.erasure import parquet
 from features.erasure.parquet import count_rows
 from features.errors import ContentError, DataError, FileError, StoreError
 from features.log.erasure.person import Person
@@ -118,6 +119,30 @@ def test_a_parquet_file_that_cannot_be_opened(tmp_path: Path) -> None:
         count_rows(path, Person("ann"))
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "{path}: No space left on device"),
+        (OSError("a library's own"), "{path} is no parquet file that can be read"),
+        (pl.exceptions.ComputeError("No space left on device (os error 28)"), "{path}: No space left on device"),
+    ],
+)
+def test_an_erasure_that_the_disk_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    part(tmp_path, "a", user_id=["ann", "bob"])
+    path = tmp_path / "a.parquet"
+
+    def put(path: Path, write: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(parquet, "put_file", put)
+    with pytest.raises(FileError) as caught:
+        parquet.erase_rows(path, Person("ann"))
+    assert str(caught.value).startswith(message.format(path=path))
+    assert pl.read_parquet(path).height == 2
+
+
 @pytest.mark.parametrize("upright", [False, True])
 def test_a_picture_has_a_side_ratio_of_at_most_50(upright: bool) -> None:
     def image(length: int) -> bytes:
@@ -177,6 +202,10 @@ def test_a_part_of_another_range_is_not_appended(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(download.urllib.request, "urlopen", answer("3"))
     download._continue("https://host/file", kept)
     assert kept.read_bytes() == b"abcdef"
+
+
+def test_the_progress_of_a_download_is_no_output() -> None:
+    assert download._progress().console.stderr
 
 
 def test_a_group_is_made_once_and_only_on_a_stream() -> None:
