@@ -80,7 +80,7 @@ def test_a_reader_is_registered_and_found_by_name(tmp_path: Path) -> None:
     assert (found.name, found.stream, found.position, found.exports) == ("a", EVENTS, {"events/x.log": 3}, "/out")
     assert reader_of(tmp_path, "c") is None
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(LogError, match="^reader 'a' of the log cannot be registered: .*file"):
+    with pytest.raises(LogError, match=r"^reader 'a' of the log cannot be registered: .*file"):
         advance(tmp_path / "file", "a", EVENTS, {})
 
 
@@ -233,5 +233,5 @@ def test_what_interrupted_exports_have_left_is_erased(tmp_path: Path) -> None:
     assert [pl.read_parquet(path).get_column("user_id").to_list() for path in out.glob("*.parquet")] == [["bob"]]
     with (out / ".export.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(FileError, match="an export writes to .*: wait until it has ended, and erase again"):
+        with pytest.raises(FileError, match=r"an export writes to .*: wait until it has ended, and erase again"):
             ParquetPlace("exports", out).erase(Person("ann"))

@@ -196,7 +196,7 @@ def test_a_part_of_another_range_is_not_appended(tmp_path: Path, monkeypatch: py
         return lambda request, timeout: urllib.response.addinfourl(io.BytesIO(b"def"), headers, "", 206)
 
     monkeypatch.setattr(download.urllib.request, "urlopen", answer("2"))
-    with pytest.raises(ConnectionError, match="^requested byte 3 on, received 'bytes 2-5/6'$"):
+    with pytest.raises(ConnectionError, match=r"^requested byte 3 on, received 'bytes 2-5/6'$"):
         download._continue("https://host/file", kept)
     assert kept.read_bytes() == b"abc"
     monkeypatch.setattr(download.urllib.request, "urlopen", answer("3"))
