@@ -16,6 +16,7 @@ from features.log.erasure.overwrite import overwrite
 from features.log.event_log import EventLog
 from features.log.item_changes import store_media
 from features.log.records import EXPOSURES, line_of
+from features.log.segments import check_writable as check_log
 from features.log.segments import cut_torn_end, segment_paths
 from features.log.upkeep.compaction import _delete_replaced
 from features.log.upkeep.retention import Limit, expire
@@ -58,6 +59,14 @@ def test_an_append(tmp_path: Path, written: Written) -> None:
     assert sorted(written()) == ["log", "log/events/N-N.log", "log/exposures", "log/exposures/N-N.log"]
     log.close()
     assert written() == []
+
+
+def test_the_probe_of_a_log_fills_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    check_log(tmp_path)
+    assert sizes == [4096]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_take_over(tmp_path: Path, written: Written) -> None:

@@ -122,12 +122,35 @@ def test_media_that_cannot_be_listed_stay(tmp_path: Path, monkeypatch: pytest.Mo
     assert str(caught.value).endswith("; unused media stay")
 
 
-def test_media_that_another_service_has_deleted_are_not_counted(tmp_path: Path) -> None:
-    (tmp_path / "media").mkdir()
-    (tmp_path / "media" / ("a" * 64)).symlink_to("nowhere")
-    (tmp_path / "media" / ("b" * 64)).write_bytes(b"")
-    os.utime(tmp_path / "media" / ("b" * 64), (0, 0))
+def test_media_that_another_service_has_deleted_are_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    deleted, old = folder / ("a" * 64), folder / ("b" * 64)
+    old.write_bytes(b"")
+    os.utime(old, (0, 0))
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter([deleted, old]))
     assert delete_unused_media(tmp_path, (), 86_400_000_001) == 1
+    assert not old.exists()
+
+
+def test_a_link_is_no_media_and_new_media_are_not_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    new, link, target = folder / ("a" * 64), folder / ("b" * 64), tmp_path / "target"
+    for path, at in ((new, 10**6), (target, 0)):
+        path.write_bytes(b"")
+        os.utime(path, (at, at))
+    link.symlink_to(target)
+    os.utime(link, (0, 0), follow_symlinks=False)
+    locks: list[int] = []
+    monkeypatch.setattr("features.log.item_changes.fcntl.flock", lambda file, kind: locks.append(kind))
+    assert delete_unused_media(tmp_path, (), 86_400_000_000 + 10**12) == 0
+    assert locks == []  # a request may hold the lock of new media
+    assert delete_unused_media(tmp_path, (), 86_400_000_000 + 10**12 + 1) == 1
+    assert (new.exists(), link.is_symlink(), target.exists()) == (False, True, True)
+    assert locks == [fcntl.LOCK_EX]
 
 
 @pytest.mark.parametrize("free", [True, False])

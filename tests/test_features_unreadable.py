@@ -21,12 +21,13 @@ from features.erasure import parquet
 from features.erasure.parquet import count_rows
 from features.errors import ContentError, DataError, FileError, StoreError
 from features.log.erasure.person import Person
-from features.schema import EventRules
+from features.schema import DataConfig, EventRules
 from features.store.connection import bare_pipeline, make_group
 from features.store.jobs.table_states import _spill
 from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
 from features.store.user_state import UserState
+from features.tables.read import read_items
 from features.tables.scan import scan_table
 from features.tables.sources import download
 from features.tables.validate import Count, Validated, write_rejected
@@ -62,6 +63,16 @@ def test_files_of_a_folder_with_two_types_of_a_column(tmp_path: Path) -> None:
 def validated(n: int) -> Validated:
     rows = pl.DataFrame({"reason": ["empty"] * n})
     return Validated(pl.DataFrame(), np.ones(n, np.uint8), Count("items", "items.csv", n, 0, n), [], rows)
+
+
+def test_items_that_are_rejected_lie_beside_the_tables(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n1,a\n,b\n")
+    items, report = read_items(
+        DataConfig(source="folder", path=str(tmp_path), events=EventRules(positive={"click": None}))
+    )
+    assert items.get_column("item_id").to_list() == ["1"]
+    assert [(count.kept, count.rejected) for count in report.counts] == [(1, 1)]
+    assert pl.read_parquet(tmp_path / "rejected" / "items.parquet").get_column("title").to_list() == ["b"]
 
 
 def test_rejected_rows_that_cannot_be_written_are_a_note(tmp_path: Path) -> None:
