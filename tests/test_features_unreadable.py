@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import polars as pl
 import pytest
 import redis as client
@@ -21,8 +22,10 @@ from features.erasure import parquet
 from features.erasure.parquet import count_rows
 from features.errors import ContentError, DataError, FileError, StoreError
 from features.log.erasure.person import Person
+from features.log.event_log import EventLog
 from features.schema import DataConfig, EventRules
 from features.store.connection import bare_pipeline, make_group
+from features.store.jobs import fill
 from features.store.jobs.table_states import _spill
 from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
@@ -226,11 +229,49 @@ def test_a_group_is_made_once_and_only_on_a_stream() -> None:
         make_group(connection, "clicks", "g")
         connection.xadd("clicks", {"a": 1})
         make_group(connection, "clicks", "g")
-        assert len(connection.xreadgroup("g", "c", {"clicks": ">"})[0][1]) == 1
+        entries: Any = connection.xreadgroup("g", "c", {"clicks": ">"})
+        assert len(entries[0][1]) == 1
         connection.set("text", "x")
         with pytest.raises(client.ResponseError, match="WRONGTYPE"):
             make_group(connection, "text", "g")
         assert bare_pipeline(server.url, 11)() == [bytes(5), bytes(5)]
         connection.close()
+    finally:
+        server.stop()
+
+
+class Streams:
+    """Standard input and output of bytes."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.buffer = io.BytesIO(data)
+
+
+def test_a_filling_reads_its_task_and_prints_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = RedisServer()
+    try:
+        data = DataConfig(source="folder", path=str(tmp_path), events=EventRules(positive={"click": None}))
+        log = EventLog(tmp_path / "log")
+        log.append_now([event(1)])
+        log.close()
+
+        def filled(url: str) -> bytes:
+            given = {"url": url, "data": data.model_dump(mode="json"), "log": str(tmp_path / "log"), "anew": False}
+            output = Streams()
+            monkeypatch.setattr(fill.sys, "stdin", Streams(orjson.dumps(given)))
+            monkeypatch.setattr(fill.sys, "stdout", output)
+            fill.main()
+            return output.buffer.getvalue()
+
+        assert filled(server.url) == b"null"  # there is no table
+        store = RedisStore(server.url, data.events)
+        assert store.read_users(["u"])[0].items == ("i1",)
+        store.close()
+        (tmp_path / "events.csv").write_text("user_id,item_id,event,timestamp\nv,i2,click,2024-01-01T00:00:00Z\n")
+        (tmp_path / "items.csv").write_text("item_id\ni2\n")
+        report = orjson.loads(filled(server.url))
+        assert (report["users"], report["table_events"]) == (1, 1)
+        with pytest.raises(SystemExit, match="the feature store at unix:///none does not answer"):
+            filled("unix:///none")
     finally:
         server.stop()
