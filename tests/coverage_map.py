@@ -147,8 +147,9 @@ class Selector:
     def tests(self, mutant: Mutant) -> list[str]:
         """The tests that run a line; where none does (constants of a module), those that run its file.
 
-        The tests of the files that are named for the file, test_PACKAGE_FILE[_…].py, come first. Then comes the cheapest test of each test file, which runs
-        the most lines of the file in a second, then the second of each, and so on.
+        The tests of the files that are named for the file, test_PACKAGE_FILE[_…].py, come first. Then comes the
+        cheapest test of each test file, which runs the most lines of the file in a second, then the second of each,
+        and so on.
         """
         lines = range(mutant.first, mutant.last + 1)
         found = {test for line in lines for test in self.by_line[mutant.file, line]}
