@@ -20,9 +20,10 @@ from features.log.event_log import EventLog
 from features.log.export import export
 from features.log.item_changes import delete_unused_media
 from features.log.item_feed import ItemFeed
+from features.log.reader import read
 from features.log.readers import advance, reader_of, registered
 from features.log.records import EVENTS, EXPOSURES, ITEMS, line_of
-from features.log.segments import cut_torn_end, has_settled, is_marked
+from features.log.segments import cut_torn_end, has_settled, is_marked, segment_paths
 from features.log.snapshot import newest_snapshot
 from features.log.status import log_status
 from features.log.upkeep.takeover import take_over
@@ -258,3 +259,16 @@ def test_what_interrupted_exports_have_left_is_erased(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(FileError, match=r"an export writes to .*: wait until it has ended, and erase again"):
             ParquetPlace("exports", out).erase(Person("ann"))
+
+
+@pytest.mark.parametrize(("extra", "records"), [(-1, 2), (0, 2), (1, 3)])
+def test_a_read_ends_once_it_has_read_as_many_bytes_as_it_may(tmp_path: Path, extra: int, records: int) -> None:
+    log = EventLog(tmp_path, segment_bytes=1)  # a segment for each
+    for number in range(1, 5):
+        log.append_now([event(number)])
+    log.close()
+    size = sum(path.stat().st_size for path in segment_paths(tmp_path / EVENTS)[:2])
+    first = read(tmp_path, limit=size + extra)
+    assert [record.timestamp for record in first.records] == list(range(1, records + 1))
+    rest = read(tmp_path, first.position)
+    assert [record.timestamp for record in rest.records] == list(range(records + 1, 5))

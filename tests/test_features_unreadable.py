@@ -32,7 +32,7 @@ from features.store.redis_server import RedisServer
 from features.store.user_state import UserState
 from features.tables.read import read_items
 from features.tables.scan import scan_table
-from features.tables.sources import download
+from features.tables.sources import download, movielens
 from features.tables.validate import Count, Validated, write_rejected
 
 
@@ -66,6 +66,15 @@ def test_files_of_a_folder_with_two_types_of_a_column(tmp_path: Path) -> None:
 def validated(n: int) -> Validated:
     rows = pl.DataFrame({"reason": ["empty"] * n})
     return Validated(pl.DataFrame(), np.ones(n, np.uint8), Count("items", "items.csv", n, 0, n), [], rows)
+
+
+def test_an_empty_file_of_ratings_has_columns_of_text(tmp_path: Path) -> None:
+    (tmp_path / "ratings.dat").write_text("")
+    frame = movielens._dat(tmp_path / "ratings.dat", ["userId", "movieId"]).collect()
+    assert dict(frame.schema) == {"userId": pl.String, "movieId": pl.String}
+    (tmp_path / "ratings.dat").write_bytes(b"1::\xe9::2\n")
+    frame = movielens._dat(tmp_path / "ratings.dat", ["userId", "movieId"]).collect()
+    assert frame.rows() == [("1", "\u00e9::2")]
 
 
 def test_items_that_are_rejected_lie_beside_the_tables(tmp_path: Path) -> None:
