@@ -272,3 +272,17 @@ def test_a_read_ends_once_it_has_read_as_many_bytes_as_it_may(tmp_path: Path, ex
     assert [record.timestamp for record in first.records] == list(range(1, records + 1))
     rest = read(tmp_path, first.position)
     assert [record.timestamp for record in rest.records] == list(range(records + 1, 5))
+
+
+def test_what_a_read_leaves_unread_does_not_count_as_read(tmp_path: Path) -> None:
+    long = EventLog(tmp_path)
+    for number in range(1, 5):
+        long.append_now([event(number)])
+    long.close()
+    [path] = segment_paths(tmp_path / EVENTS)
+    size = path.stat().st_size // 4
+    log = EventLog(tmp_path)
+    log.append_now([event(5)])
+    log.close()
+    part = read(tmp_path, {f"events/{path.name}": 3 * size}, limit=2 * size)
+    assert [record.timestamp for record in part.records] == [4, 5]
