@@ -87,7 +87,12 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, e
 @pytest.mark.parametrize(("result", "status"), [(0, 0), (None, 0), (3, 3), (130, 130)])
 def test_the_status_of_a_command(monkeypatch: pytest.MonkeyPatch, capsys: Printed, result: Any, status: int) -> None:
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(main_cli, "app", lambda **given: asked.append(given) or result)
+
+    def command(**given: Any) -> Any:
+        asked.append(given)
+        return result
+
+    monkeypatch.setattr(main_cli, "app", command)
     assert ended(monkeypatch, main_cli._run) == status
     assert asked == [{"prog_name": "recsys", "standalone_mode": False}]
     assert capsys.readouterr().err == ("error: interrupted\n" if status == 130 else "")
