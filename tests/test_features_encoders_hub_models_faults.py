@@ -83,7 +83,7 @@ def test_vectors_that_are_not_finite() -> None:
 
     encoder = HubEncoder.__new__(HubEncoder)
     encoder._lock = Lock()
-    encoder._model = SimpleNamespace(embed=embed, specials=["[SEP]", "x"])  # type: ignore[assignment]
+    encoder._model = SimpleNamespace(embed=embed, specials=["[SEP]", "x"])
     encoder._space = SimpleNamespace(model="gemma", dimension=2)  # type: ignore[assignment]
     assert encoder._forward("text", "query: ", ["a [SEP] x"]).tolist() == [[3.0, 4.0]]
     assert given == [("text", ["a [ SEP] x"], "query: ")]
@@ -105,9 +105,9 @@ def test_what_a_sentence_model_gets() -> None:
         return "vectors"
 
     model = _SentenceModel.__new__(_SentenceModel)
-    model._model, model.rate = SimpleNamespace(encode=encode), 16_000  # type: ignore[assignment]
+    model._model, model.rate = SimpleNamespace(encode=encode), 16_000
     for kind, values in (("text", ["https://a"]), ("image", ["pixels"]), ("audio", ["samples"])):
-        assert model.embed(kind, values, "query: ") == "vectors"  # type: ignore[arg-type, comparison-overlap]
+        assert model.embed(kind, values, "query: ") == "vectors"  # type: ignore[arg-type]
     assert [inputs for inputs, _ in calls] == [
         [{"text": "https://a"}],
         [{"image": "pixels"}],
