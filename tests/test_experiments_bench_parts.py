@@ -1,19 +1,21 @@
 """Parts of benchmarks that need a peer, a GPU or much time: with stand-ins of these."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments.bench import alignment, metrics, runner
+from experiments.bench import alignment, check, metrics, runner
 from experiments.bench.retrieval import benchmark
 from experiments.bench.runner import Bar
 from features.content.parts import Content, Limits, Text
-from features.errors import SourceError
+from features.errors import ConfigError, RecsysError, SourceError
 from recsys.interfaces import Candidates
 
 
@@ -140,3 +142,94 @@ def test_each_part_of_the_benchmark_of_retrieval(monkeypatch: pytest.MonkeyPatch
     assert figures("cuts") == {"cuts": 100}
     assert [bar.name for bar in benchmark._measure("kinds", material, 1, False, 60, 7.0)[1]] == ["kinds"]
     assert benchmark._measure("rivals", material, 1, False, 60, 7.0)[1] == []
+
+
+@pytest.mark.parametrize(("short", "rows", "bars"), [(True, 200_000, 1), (False, 10_000_000, 3)])
+def test_the_figures_of_a_check(monkeypatch: pytest.MonkeyPatch, short: bool, rows: int, bars: int) -> None:
+    clock, started = [100.0], list[tuple[list[str], dict[str, Any]]]()
+    problems = [{"reason": "a", "count": 5}, {"reason": "other", "count": 9}]
+
+    def make(folder: Path, n: int, seed: int) -> dict[str, int]:
+        assert (n, seed) == (rows, 7)
+        (folder / "events.parquet").write_bytes(bytes(1_250_000))
+        return {"a": 3, "b": 4}
+
+    def run(command: list[str], **options: Any) -> Any:
+        started.append((command, options))
+        clock[0] += 40.0
+        output = json.dumps({"peak_bytes": 5 << 29, "report": {"problems": problems}})
+        return subprocess.CompletedProcess(command, 0, f"printed\n{output}\n", "")
+
+    monkeypatch.setattr(check, "make", make)
+    monkeypatch.setattr(check.subprocess, "run", run)
+    monkeypatch.setattr(check.time, "perf_counter", lambda: clock[0])
+    result = check.run(short=short, seed=7)
+    assert result.figures == {
+        "events": rows,
+        "events_parquet_mb": 1.2,
+        "threads": 2,
+        "seconds": 40.0,
+        "events_per_second": rows / 40,
+        "peak_rss_gib": 2.5,
+        "planted": {"a": 3, "b": 4},
+        "found": {"a": 5, "other": 9},
+    }
+    assert (
+        [(bar.name, bar.value, bar.op, bar.bar) for bar in result.bars]
+        == [
+            ("planted_faults_miscounted", 6.0, "==", 0.0),  # two of a too many, four of b missing
+            ("seconds", 40.0, "<=", 60.0),
+            ("peak_rss_gib", 2.5, "<=", 4.0),
+        ][:bars]
+    )
+    [(command, options)] = started
+    assert command[:2] == [sys.executable, "-c"]
+    assert (options["env"]["POLARS_MAX_THREADS"], options["env"]["OMP_NUM_THREADS"]) == ("2", "2")
+    assert (options["capture_output"], options["text"], options["check"]) == (True, True, False)
+
+
+def test_a_check_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **options: Any) -> Any:
+        return subprocess.CompletedProcess(command, 1, "", "x" * 3000 + " no memory \n")
+
+    def make(folder: Path, n: int, seed: int) -> dict[str, int]:
+        return {}
+
+    monkeypatch.setattr(check, "make", make)
+    monkeypatch.setattr(check.subprocess, "run", run)
+    with pytest.raises(RecsysError) as caught:
+        check.run(rows=1)
+    assert str(caught.value) == f"bench check: the check of 1 events failed: {'x' * 1990} no memory"
+    with pytest.raises(ConfigError, match="bench check --rows 0: give a number from 1 on"):
+        check.run(rows=0)
+
+
+def failing(*, short: bool = False) -> Any:
+    raise RecsysError("no data")
+
+
+def mistaken(*, short: bool = False, size: int = 1) -> Any:
+    raise ValueError("negative size")
+
+
+def test_a_run_of_benchmarks_of_which_none_can_be_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "BENCHES", {"x": f"{__name__}:failing", "y": f"{__name__}:failing"})
+    with pytest.raises(RecsysError) as caught:
+        runner.run("all")
+    assert str(caught.value) == "no benchmark could be measured: {'x': 'no data', 'y': 'no data'}"
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        line for name in "xy" for line in (f"bench {name}", f"bench {name} could not be measured: no data")
+    ]
+
+
+def test_a_mistake_in_a_benchmark_is_one_of_its_options_when_any_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "BENCHES", {"x": f"{__name__}:mistaken"})
+    with pytest.raises(ConfigError, match=r"^bench x --size 3: negative size; see recsys bench x --help$"):
+        runner.run("x", size=3)
+    with pytest.raises(ValueError, match=r"^negative size$") as caught:
+        runner.run("x")
+    assert not isinstance(caught.value, ConfigError)

@@ -15,14 +15,14 @@ from toy_data import toy_config, write_tables
 
 from experiments.config import load_config
 from experiments.dataset import load_dataset
-from experiments.pipelines import nightly
+from experiments.pipelines import batch_slates, nightly
 from experiments.pipelines.batch_slates import load_served
 from experiments.pipelines.rolling_windows import evaluation_windows
 from experiments.pipelines.warm_start import check_compatible
 from experiments.preflight import check_log
 from experiments.tracking import database
 from experiments.tracking import mlflow as tracking
-from features.errors import BundleError, ConfigError, DependencyError, LogError, SpaceError
+from features.errors import BundleError, ConfigError, DependencyError, FileError, LogError, SpaceError
 from features.progress import silent
 
 
@@ -207,3 +207,34 @@ def test_a_configuration_that_the_system_does_not_give(tmp_path: Path, monkeypat
     with pytest.raises(ConfigError) as caught:
         load_config(path, {})
     assert str(caught.value) == f"{path}: cannot be read: Permission denied"
+
+
+def test_a_folder_of_slates_whose_manifest_is_a_folder(tmp_path: Path) -> None:
+    dataset: Any = SimpleNamespace()
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(FileError) as caught:
+        batch_slates._join_job(tmp_path, {}, dataset)
+    assert str(caught.value) == f"{tmp_path / 'manifest.json'}: a folder; give a file"
+
+
+def test_a_job_of_slates_goes_on_where_it_was_begun(tmp_path: Path) -> None:
+    def dataset(*users: str, latest: int) -> Any:
+        events = SimpleNamespace(latest=latest)
+        return SimpleNamespace(users=SimpleNamespace(ids=users), hash="h", events=events)
+
+    out = tmp_path / "out"
+    for _ in range(2):
+        until, users = batch_slates._join_job(out, {"k": 5}, dataset("b", "a", latest=6))
+        assert (until, users.to_list()) == (7, ["a", "b"])
+    until, users = batch_slates._join_job(out, {"k": 5}, dataset("c", latest=9))  # newer tables: the same job
+    assert (until, users.to_list()) == (7, ["a", "b"])
+    with pytest.raises(ConfigError) as refused:
+        batch_slates._join_job(out, {"k": 6}, dataset("b", "a", latest=6))
+    assert str(refused.value) == (
+        f"{out}: slates of another job are there (k 5 there, 6 here): choose another folder, or remove it"
+    )
+    (out / "manifest.json").write_text("{")
+    with pytest.raises(FileError) as caught:
+        batch_slates._join_job(out, {"k": 5}, dataset("b", "a", latest=6))
+    damaged = "manifest.json or users.parquet is damaged (not JSON at line 1, column 2)"
+    assert str(caught.value) == f"{out}: {damaged}: remove the folder, start anew"
