@@ -15,7 +15,7 @@ from toy_service import NOW, RULES, ToyFiller, ToyShelf, toy_bundle, toy_setting
 
 from features.errors import LogError, StoreError
 from features.log.corrections import CorrectionFeed
-from features.log.records import Event
+from features.log.records import Event, ItemPut
 from features.store.base import StoreMovedError
 from features.store.memory import MemoryStore
 from features.store.redis import RedisStore
@@ -23,8 +23,10 @@ from serving.errors import ApiError
 from serving.routes.items import ItemIn
 from serving.schemas import EventIn, bounded_body
 from serving.state import encoder_pool, store_filler
+from serving.state.catalog_updater import CatalogUpdater, _ItemStatus
 from serving.state.log_claim import claim
 from serving.state.service import ServiceState
+from serving.state.snapshot import ServingSnapshot
 from serving.state.store_filler import FillProcess
 from serving.state.store_keeper import StoreKeeper
 
@@ -236,3 +238,31 @@ def test_a_filling_that_runs_is_ended(tmp_path: Path) -> None:
     gate.set()
     filler._waiter.join()
     assert not filler.running
+
+
+def test_an_item_that_is_not_served_after_its_update_has_failed(tmp_path: Path) -> None:
+    updater = CatalogUpdater(tmp_path, {}, toy_upsert, lambda bundle: None)
+    updater._statuses = {
+        "i1": _ItemStatus(1, put := ItemPut(item_id="i1", timestamp=NOW, fields={}), waiting=False),
+        "none": _ItemStatus(2, put, waiting=False),
+        "new": _ItemStatus(3, put),
+        "gone": _ItemStatus(4, None, waiting=False),
+    }
+    assert updater.state("i1")[1] == "failed"  # nothing is served
+    bundle = toy_bundle(tmp_path)
+    updater.snapshot = ServingSnapshot.of(bundle, MemoryStore(RULES))
+    assert {name: updater.state(name)[1] for name in ("i1", "none", "new", "gone", "i2")} == {
+        "i1": "live",
+        "none": "failed",
+        "new": "embedding",
+        "gone": "live",
+        "i2": "live",
+    }
+    updater._statuses["i1"].failed = [("image", "is damaged")]  # it has no vector of another part
+    assert updater.state("i1") == (put, "failed", [("image", "is damaged")])
+    bundle.catalog.has_content[1] = True
+    assert updater.state("i1") == (put, "live", [("image", "is damaged")])
+    assert updater.has_item("i1")
+    assert updater.has_item("i2")
+    assert not updater.has_item("gone")
+    assert not updater.has_item("never")
