@@ -147,13 +147,14 @@ class Selector:
     def tests(self, mutant: Mutant) -> list[str]:
         """The tests that run a line; where none does (constants of a module), those that run its file.
 
-        The tests that are named for the file come first. Then comes the cheapest test of each test file, which runs
-        the most lines of the file in a second, then the second of each, and so on.
+        The tests of the files that are named for the file, test_PACKAGE_FILE[_…].py, come first. Then comes the
+        cheapest test of each test file, which runs the most lines of the file in a second, then the second of each,
+        and so on.
         """
         lines = range(mutant.first, mutant.last + 1)
         found = {test for line in lines for test in self.by_line[mutant.file, line]}
         own = mutant.file.removesuffix(".py").split("/")
-        own_files = (f"tests/test_{own[0]}_{own[-1]}.py", f"tests/test_{own[0]}_{'_'.join(own[-2:])}.py")
+        own_files = (f"tests/test_{own[0]}_{own[-1]}_", f"tests/test_{own[0]}_{'_'.join(own[-2:])}_")
 
         def cost(test: str) -> float:
             return self.seconds[test] / self.by_file[mutant.file][test]
@@ -161,7 +162,8 @@ class Selector:
         ranks, order = Counter[str](), dict[str, tuple[bool, int, float]]()
         for test in sorted(found or self.by_file[mutant.file], key=cost):
             file = test.partition("::")[0]
-            order[test] = file not in own_files, ranks[file], cost(test)
+            is_own = f"{file.removesuffix('.py')}_".startswith(own_files)
+            order[test] = not is_own, ranks[file], cost(test)
             ranks[file] += 1
         out, total = list[str](), 0.0
         for test in sorted(order, key=lambda test: order[test]):

@@ -376,6 +376,12 @@ def test_a_cover_picture_is_not_a_video():
     assert samples is not None
 
 
+@pytest.mark.parametrize(("degrees", "nearest"), [(134, 90), (136, 180)])
+def test_a_rotation_is_rounded_to_a_right_angle(degrees, nearest):
+    shown = [watch(media.rotated_video(media.quadrants(), angle), frames=1)[0][0] for angle in (degrees, nearest)]
+    np.testing.assert_array_equal(*shown)
+
+
 def test_a_rotated_video_is_set_upright():
     for degrees, quarters in ((90, [1, 3, 0, 2]), (180, [3, 2, 1, 0]), (-90, [2, 0, 3, 1])):
         (frame,), _ = watch(media.rotated_video(media.quadrants(), degrees), frames=1)

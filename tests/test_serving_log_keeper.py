@@ -4,7 +4,9 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 from log_files import exposure, put
 from service_harness import service_harness
@@ -80,3 +82,59 @@ def test_a_service_that_stops_ends_its_round(tmp_path: Path) -> None:
     assert keeper._round is process
     keeper.stop()
     assert process.wait(20) < 0
+
+
+NOTHING: dict[str, Any] = {"taken_over": 0, "compacted": 0, "deleted": [], "held": [], "damaged": []}
+
+
+@pytest.mark.parametrize(
+    ("report", "lines"),
+    [
+        ({}, []),
+        ({"taken_over": 1}, ["INFO event log: 1 segments of an earlier version were taken over"]),
+        ({"compacted": 2}, ["INFO event log: 2 segments of item changes became a snapshot"]),
+        (
+            {"deleted": [{"segments": 3, "stream": "exposures"}, {"segments": 4, "stream": "events"}]},
+            [
+                "INFO event log: 3 old segments of exposures were deleted",
+                "INFO event log: 4 old segments of events were deleted",
+            ],
+        ),
+        (
+            {"held": [{"segments": 5, "stream": "events", "why": "a reader"}]},
+            ["WARNING event log: 5 old segments of events are kept: a reader"],
+        ),
+        ({"damaged": ["items/x"]}, ["WARNING event log: items/x has damaged lines: it is kept and not compacted"]),
+    ],
+)
+def test_what_a_round_says(caplog: pytest.LogCaptureFixture, report: dict[str, Any], lines: list[str]) -> None:
+    caplog.set_level("INFO")
+    log_keeper._report(Ended(0, orjson.dumps({**NOTHING, **report}).decode()))  # type: ignore[arg-type]
+    assert [f"{record.levelname} {record.getMessage()}" for record in caplog.records] == lines
+
+
+class Ended:
+    """A round that has ended."""
+
+    def __init__(self, returncode: int, output: str = "", errors: str = "") -> None:
+        self.returncode, self.output, self.errors = returncode, output, errors
+
+    def communicate(self) -> tuple[str, str]:
+        return self.output, self.errors
+
+
+@pytest.mark.parametrize(
+    ("ended", "lines"),
+    [
+        (Ended(0, "null"), []),  # another process runs a round
+        (Ended(-15, "", "killed"), []),  # the service stops
+        (
+            Ended(1, "", "a warning\nthe log cannot be pruned\n"),
+            ["the log cannot be pruned; the next round is in 3600 s"],
+        ),
+    ],
+)
+def test_how_a_round_ends(caplog: pytest.LogCaptureFixture, ended: Ended, lines: list[str]) -> None:
+    caplog.set_level("INFO")
+    log_keeper._report(ended)  # type: ignore[arg-type]
+    assert [record.getMessage() for record in caplog.records] == lines

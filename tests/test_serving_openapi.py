@@ -95,6 +95,17 @@ def test_bodies(api: dict[str, Any]) -> None:
     }
     search, form = api["paths"]["/v1/search"]["post"]["requestBody"]["content"].values()
     assert search == form
+    assert list(search) == ["schema"]
+    assert sorted(search["schema"]["properties"]) == [
+        *("audio", "filter", "image", "k", "text", "user_id", "video", "weight"),
+    ]
+    assert "categories" in search["schema"]["properties"]["filter"]["anyOf"][0]["properties"]
+    assert "$defs" not in search["schema"]
+    one, several = api["paths"]["/v1/events"]["post"]["requestBody"]["content"]["application/json"]["schema"]["oneOf"]
+    assert one["required"] == ["user_id", "item_id", "event"]
+    assert several == {"type": "array", "items": one, "minItems": 1, "maxItems": 1000}
+    merge = api["paths"]["/v1/users/{user_id}/merge"]["post"]["requestBody"]["content"]["application/json"]
+    assert (list(merge), merge["schema"]["required"]) == (["schema"], ["from"])
     item = api["paths"]["/v1/items/{item_id}"]["put"]["requestBody"]["content"]["application/json"]["schema"]
     assert sorted(item["properties"]) == [
         *("audio", "available", "categories", "description", "group_id"),

@@ -10,7 +10,18 @@ import numpy as np
 import polars as pl
 import pytest
 from service_harness import ServiceHarness, service_harness
-from toy_service import NOW, RULES, Nearest, ToyFiller, ToyShelf, toy_bundle, toy_events, toy_settings, toy_upsert
+from toy_service import (
+    NOW,
+    RULES,
+    Nearest,
+    ToyFiller,
+    ToyShelf,
+    broken,
+    toy_bundle,
+    toy_events,
+    toy_settings,
+    toy_upsert,
+)
 
 from features.errors import BundleError, DataError
 from features.interactions import UserStates
@@ -78,6 +89,28 @@ def test_pauses_after_refusals_double_up_to_five_minutes(tmp_path: Path, monkeyp
         harness.shelf.now = "another"  # its pauses start anew
         harness.service.step()
         assert "tried again after 1 s," in notes(harness)["bundle"]
+
+
+def test_a_bundle_that_fails_is_logged_with_its_traceback_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(service_module.time, "monotonic", lambda: clock[0])
+    with service_harness(tmp_path) as harness:
+        harness.shelf.put("second", broken(toy_bundle(tmp_path, fingerprint="toy-2")))
+        for _ in range(3):
+            harness.service.step()
+            clock[0] += 300
+        assert "second failed its first request: this model does not work" in notes(harness)["bundle"]
+        assert [bool(r.exc_info) for r in caplog.records if "failed its first request" in r.getMessage()] == [
+            True,
+            False,
+        ]
+        harness.shelf.now = "first"
+        harness.service.step()
+        harness.shelf.now = "second"
+        harness.service.step()
+        assert sum(bool(r.exc_info) for r in caplog.records) == 2  # it was served meanwhile: a new refusal
 
 
 def test_a_refused_bundle_is_not_noted_any_more_when_the_served_one_is_current_again(tmp_path: Path) -> None:
