@@ -265,7 +265,7 @@ def test_what_cannot_be_searched_is_said(tmp_path: Path) -> None:
 
 
 def test_mistakes(scope: Scope, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^the user id is empty"):
+    with pytest.raises(ConfigError, match=r"^the user id: empty: give it a text$"):
         erase_user(scope, "")
     with pytest.raises(ConfigError, match=r"slatez: there is no such folder or file of slates"):
         erase_user(replace(scope, slates=(tmp_path / "slatez",)), ANN)

@@ -32,7 +32,8 @@ from experiments.tracking.progress import Reporter
 from features.arrays import Bools
 from features.catalog import Catalog
 from features.errors import ConfigError, DataError, SpaceError
-from recsys.bundle.io import MANIFEST, load_bundle, trained_events
+from recsys.bundle.formats import MANIFEST
+from recsys.bundle.io import load_bundle, trained_events
 from recsys.bundle.model import Bundle
 from recsys.bundle.registry import find_bundle, publish_bundle
 from recsys.bundle.trained_events import new_events
