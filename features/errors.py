@@ -104,7 +104,7 @@ CONNECTIONS: dict[type[BaseException], str] = {
     socket.gaierror: "its host has no address: check the name and the network",
     ConnectionRefusedError: "nothing listens there: start the server, or check the address",
     TimeoutError: "there was no answer in time",
-    ssl.SSLCertVerificationError: "its certificate is not trusted: check the address, or install the certificate",
+    ssl.SSLCertVerificationError: "its certificate is not trusted, or is of another name: check the address",
     ssl.SSLError: "it does not speak TLS there: check the address",
     http.client.HTTPException: "it cut the connection off, or does not speak HTTP",
     ConnectionResetError: "it cut the connection off",

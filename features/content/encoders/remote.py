@@ -129,6 +129,8 @@ class EmbeddingService:
         """The result of `function`. Raises RetryableError when the connection fails or the response is incomplete."""
         try:
             return function()
+        except httpx2.TimeoutException:
+            raise RetryableError("cannot be reached: there was no answer in time") from None
         except httpx2.RequestError as error:
             raise RetryableError(f"cannot be reached: {describe_connection_error(error)}") from None
         except json.JSONDecodeError as error:
