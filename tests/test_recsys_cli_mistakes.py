@@ -449,4 +449,4 @@ def test_output_that_nobody_reads_is_no_traceback(redirection: str, prepared: Pa
     assert "Exception ignored" not in done.stderr
     if redirection == ">/dev/full":
         assert done.returncode == 1
-        assert done.stderr.splitlines()[-1].startswith("error: No space left on device; free space")
+        assert done.stderr.splitlines()[-1].startswith("error: standard output, or a file: No space left on device;")

@@ -129,8 +129,8 @@ def bind(host: str, port: int) -> "list[socket.socket]":
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind(address)
-    except socket.gaierror as error:
-        raise ConfigError(f"host {host!r}: {error.strerror}; choose an address of this machine with --host") from None
+    except socket.gaierror:
+        raise ConfigError(f"host {host!r} has no address: choose one of this machine with --host") from None
     except OSError as error:
         for listener in sockets:
             listener.close()
