@@ -21,6 +21,9 @@ from recsys.baselines import check_baseline
 from recsys.config import AlignmentConfig, RerankerConfig, RetrieverConfig, TowerConfig, TrainingConfig
 
 PREFIX = "RECSYS__"
+SHOWN = 100
+"""Characters of a value that a message shows."""
+
 VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -120,15 +123,37 @@ def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> Ru
         raw = _expand(raw, environ)
     except RecursionError:  # an alias of YAML that contains itself
         raise ConfigError(f"{path}: an alias contains itself") from None
+    origins = _Origins(str(path))
     for name in sorted(environ):
         if name.startswith(PREFIX):
-            _override(raw, name, environ[name])
-    _check_strings(raw, str(path))
+            origins.variables[_override(raw, name, environ[name])] = name
+    _check_strings(raw, (), origins)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        lines = "; ".join(map(_explain, describe_invalid(error.errors())))
-        raise ConfigError(f"{path}: {lines}") from None
+        lines: dict[str, list[str]] = {}  # by what they are about
+        for invalid in describe_invalid(error.errors()):
+            text = _explain(invalid)
+            lines.setdefault(origins.of(_keys(invalid), text), []).append(text)
+        raise ConfigError("; ".join(f"{origin}: {'; '.join(texts)}" for origin, texts in lines.items())) from None
+
+
+class _Origins:
+    """Where the values of a configuration come from: its file, or variables, each with the keys that lead to it."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.variables: dict[tuple[str, ...], str] = {}
+
+    def of(self, keys: tuple[str, ...], text: str = "") -> str:
+        """What to name in a message about the value at some keys: the file, or the variable that overrides it.
+
+        text: the message. One about a whole section is about the file, and about the variables whose keys it names.
+        """
+        if name := next((name for place, name in self.variables.items() if keys[: len(place)] == place), None):
+            return f"environment variable {name}"
+        below = (name for place, name in self.variables.items() if place[: len(keys)] == keys and place[-1] in text)
+        return " with ".join((self.file, *below))
 
 
 def _kind(raw: object) -> str:
@@ -207,19 +232,21 @@ def _shown(value: Any) -> str:
     """A value for messages: the names of variables in place of their values, a URL without its password."""
     value = value.written if isinstance(value, _Expanded) else value
     if isinstance(value, str):
-        return repr(describe_url(value) if "://" in value else value)
+        text = describe_url(value) if "://" in value else value
+        return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 
-def _check_strings(value: Any, place: str) -> None:
+def _check_strings(value: Any, keys: tuple[str, ...], origins: _Origins) -> None:
     """Raises ConfigError for a string that no setting may have, with its place.
 
     It needs a variable that is not set, has a null character, or is empty: an empty path is the working folder.
     Strings of the file that the environment overrides are not looked at: they are no longer there.
     """
+    place = f"{origins.of(keys)}: {'.'.join(keys)}"
     if isinstance(value, dict | list):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_strings(part, f"{place}{'.' if ': ' in place else ': '}{key}")
+            _check_strings(part, (*keys, str(key)), origins)
     elif isinstance(value, _Unexpanded):
         raise ConfigError(
             f"{place}: {_shown(str(value))} needs the environment variable {value.variable}, which is not set: set it"
@@ -230,17 +257,22 @@ def _check_strings(value: Any, place: str) -> None:
         raise ConfigError(f"{place}: empty: give a value, or remove the key")
 
 
-def _override(raw: dict[str, Any], name: str, text: str) -> None:
+def _override(raw: dict[str, Any], name: str, text: str) -> tuple[str, ...]:
+    """Put the value of an environment variable into the configuration; the keys that lead to it."""
     try:
         value = _parse(text, f"environment variable {name}")
     except ConfigError as error:  # its text quotes the value, which may be secret
         raise ConfigError(f"{str(error).partition(': not ')[0]}: not YAML: put a text in quotes") from None
-    *sections, key = name.removeprefix(PREFIX).lower().split("__")
+    *sections, last = name.removeprefix(PREFIX).lower().split("__")
+    keys = list[str]()
     for section in sections:
-        raw = raw.setdefault(_matching_key(raw, section), {})
+        keys.append(_matching_key(raw, section))
+        raw = raw.setdefault(keys[-1], {})
         if not isinstance(raw, dict):
             raise ConfigError(f"environment variable {name}: {section!r} holds a value, not a section")
-    raw[_matching_key(raw, key)] = value
+    keys.append(_matching_key(raw, last))
+    raw[keys[-1]] = value
+    return tuple(keys)
 
 
 def _matching_key(section: dict[str, Any], name: str) -> str:
@@ -248,10 +280,15 @@ def _matching_key(section: dict[str, Any], name: str) -> str:
     return next((key for key in section if re.sub(r"\W", "_", str(key)).lower() == name), name)
 
 
+def _keys(invalid: Invalid) -> tuple[str, ...]:
+    """The keys that lead to an invalid value, without the kinds of unions."""
+    return (*_section(invalid.place[:-1])[1], *map(str, invalid.place[-1:]))
+
+
 def _explain(invalid: Invalid) -> str:
     """One line: the place, what is wrong there, and the value where it is no section, which may hold secrets."""
-    models, parts = _section(invalid.place[:-1])
-    place, value, reason = ".".join([*parts, *map(str, invalid.place[-1:])]), invalid.problem["input"], invalid.reason
+    models = _section(invalid.place[:-1])[0]
+    place, value, reason = ".".join(_keys(invalid)), invalid.problem["input"], invalid.reason
     kind = invalid.problem["type"]
     if kind == "extra_forbidden":
         keys = [key for model in models for key in model.model_fields]

@@ -13,6 +13,9 @@ from pathlib import Path
 from experiments.config import RunConfig
 from features.errors import FileError, LogError
 from features.files import check_writable
+from features.log.segments import NO_LOG, is_log
+from recsys.bundle.formats import MANIFEST
+from recsys.bundle.registry import CURRENT
 
 LOCK = ".training.lock"
 """File in the folder of the bundles that the one run which publishes there has locked."""
@@ -26,9 +29,6 @@ def preflight(config: RunConfig, *, bundles: bool = False, cache: bool = False, 
     """
     check_log(config.data.log)
     if bundles:
-        from recsys.bundle.io import MANIFEST  # imports torch: lazy, since `recsys embed` needs none
-        from recsys.bundle.registry import CURRENT
-
         if (Path(config.bundles) / MANIFEST).is_file():
             raise FileError(f"{config.bundles} is a bundle; its parent holds the bundles: set `bundles` to it")
         check_writable(Path(config.bundles), "bundles, the folder of the bundles,")
@@ -71,10 +71,12 @@ def publishing(config: RunConfig, *, publish: bool = True) -> Iterator[None]:
 
 
 def check_log(log: str | None) -> None:
-    """Raise LogError when `data.log` exists and is not a folder that can be read. A missing log is an empty log."""
+    """Raise LogError when `data.log` exists and is no event log that can be read. A missing log is an empty log."""
     if log is None or not os.path.lexists(log):
         return
     if not Path(log).is_dir():
         raise LogError(f"data.log {log} is not a folder: set it to the folder that `recsys serve --log` writes")
     if not os.access(log, os.R_OK | os.X_OK):
         raise LogError(f"data.log {log} cannot be read: give this user the right to it")
+    if not is_log(Path(log)):
+        raise LogError(f"data.log {log} {NO_LOG}; set it to the folder that `recsys serve --log` writes")

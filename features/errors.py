@@ -15,14 +15,17 @@ RecsysError
 
 Each message names the place, the value and the remedy. Exceptions of the operating system and of libraries become one
 of these classes where they enter. `describe_os_error` words what the operating system says, `describe_read_error`
-what a reader of JSON says, `describe_write_error` what a writer of tables says, and `describe_invalid` what pydantic
-says of a value.
+what a reader of JSON says, `describe_write_error` what a writer of tables says, `describe_connection_error` what a
+connection says, and `describe_invalid` what pydantic says of a value.
 """
 
 import errno
+import http.client
 import json
 import os
 import re
+import socket
+import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple
@@ -95,6 +98,32 @@ def describe_os_error(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
     remedy = REMEDIES.get(error.errno or 0)
     return f"{place}{reason}; {remedy}" if remedy else f"{place}{reason}"
+
+
+CONNECTIONS: dict[type[BaseException], str] = {
+    socket.gaierror: "its host has no address: check the name and the network",
+    ConnectionRefusedError: "nothing listens there: start the server, or check the address",
+    TimeoutError: "there was no answer in time",
+    ssl.SSLCertVerificationError: "its certificate is not trusted, or is of another name: check the address",
+    ssl.SSLError: "it does not speak TLS there: check the address",
+    http.client.HTTPException: "it cut the connection off, or does not speak HTTP",
+    ConnectionResetError: "it cut the connection off",
+    BrokenPipeError: "it cut the connection off",
+}
+"""What a failed connection raises -> why, with the remedy where there is one. A class stands before its base."""
+
+
+def describe_connection_error(error: BaseException) -> str:
+    """Why a server cannot be reached: what the system said, which libraries give as the cause of their exception."""
+    at: Any = error
+    while isinstance(at, BaseException):
+        for kind, reason in CONNECTIONS.items():
+            if isinstance(at, kind):
+                return reason
+        if isinstance(at, OSError) and at.errno:
+            return describe_os_error(at)
+        at = at.__cause__ or at.__context__ or getattr(at, "reason", None)
+    return "the connection failed or was cut off"
 
 
 def describe_write_error(path: PathLike[str] | str, error: Exception) -> str:

@@ -1,7 +1,9 @@
 """What stands at a path, and durable writes: a file survives a crash complete, or does not exist."""
 
 import errno
+import fcntl
 import os
+import shutil
 import stat
 import tempfile
 import threading
@@ -24,6 +26,10 @@ KINDS = {
     stat.S_IFBLK: "a device; give a regular file",
 }
 """Type of what stands at a path -> its name and the remedy."""
+
+
+NOT_REGULAR = "not a regular file: move it, or choose another path"
+"""Reason of an OSError where the product would read or write a file of its own."""
 
 
 def not_a_file(path: Path) -> str | None:
@@ -69,13 +75,54 @@ def check_writable(folder: Path, purpose: str) -> None:
         raise FileError(f"{purpose} cannot be written: {reason}") from error
 
 
+@contextmanager
+def working_folder(base: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `base` for files of one job, which is removed with them at the end.
+
+    It is locked (flock) as long as this process lives. Folders of the same prefix that killed processes have left are
+    removed first. Raises OSError when the folder cannot be made.
+    """
+    remove_abandoned(base, f"{prefix}*")
+    folder, lock = _locked_folder(base, prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_abandoned(base: Path, pattern: str) -> None:
+    """Remove the folders of this user in `base` that no process has locked. What resists stays."""
+    for folder in base.glob(pattern):
+        with suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(lock).st_uid == os.getuid():
+                    shutil.rmtree(folder)
+            finally:
+                os.close(lock)
+
+
+def _locked_folder(base: Path, prefix: str) -> tuple[Path, int]:
+    """A new folder, and the descriptor that holds its lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+        with suppress(FileNotFoundError):  # another process has removed the folder before it was locked
+            lock = os.open(folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+
+
 def put_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Create or replace a file atomically. `write` receives a temporary path to write to.
 
     Raises OSError, also where something stands at the path that is not a regular file, e.g. a device.
     """
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "not a regular file: move it, or choose another path", str(path))
+        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
     with _temporary(path, write) as part:
         part.replace(path)
 
@@ -91,9 +138,14 @@ def _temporary(path: Path, write: Callable[[Path], Any]) -> Iterator[Path]:
     """The complete temporary file, on disk, for the caller to rename or link; the folder is synced afterwards."""
     part = path.with_name(f".writing-{os.getpid()}-{threading.get_ident()}-{path.name}")
     try:
-        write(part)
-        sync(part)
-        yield part
-    finally:
-        part.unlink(missing_ok=True)
-    sync(path.parent)
+        try:
+            write(part)
+            sync(part)
+            yield part
+        finally:
+            part.unlink(missing_ok=True)
+        sync(path.parent)
+    except OSError as error:
+        if error.errno is None or str(error.filename) != str(part):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the caller knows no temporary file

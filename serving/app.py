@@ -136,7 +136,7 @@ def create_app(
         redirect_slashes=False,  # a redirect has an empty body, and names the host that the client wrote
         responses=ERRORS,
     )
-    app.state.service = service
+    app.state.service, app.state.encoder_pool = service, encoder_pool
     app.add_middleware(CanonicalUrl)
     add_errors(app)
     in_thread = thread_pool(service)

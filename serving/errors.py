@@ -73,7 +73,10 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        message = NOT_FOUND if error.status_code == 404 else str(error.detail)
+        allowed = (error.headers or {}).get("Allow", "")
+        message = {404: NOT_FOUND, 405: f"this path does not take {request.method}; it takes {allowed}"}.get(
+            error.status_code, str(error.detail)
+        )
         response = ApiError(error.status_code, code, message, "path").response()
         response.headers.update(error.headers or {})
         return response

@@ -1,5 +1,6 @@
 """The HTTP server of the service: uvicorn, with its refusals in the shape of an `ErrorResponse`."""
 
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -34,8 +35,17 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+class HttpServer(uvicorn.Server):
+    """The server. A second Ctrl-C does not end it before log and store are closed."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin the end, once: a terminal sends Ctrl-C to every process of a pipeline, and people press it again."""
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
+
+
 def http_server(app: FastAPI, **options: Any) -> uvicorn.Server:
     """A server of the application, not started. options: of `uvicorn.Config`, such as host and port."""
-    return uvicorn.Server(
+    return HttpServer(
         uvicorn.Config(app, http=HttpProtocol, ws="none", access_log=False, server_header=False, **options)
     )

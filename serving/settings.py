@@ -100,15 +100,19 @@ def load_settings(environ: Mapping[str, str], **options: object) -> ServeSetting
     Raises ConfigError for a wrong value, and for a variable that names no setting.
     """
     check_names(environ)
+    given = {name: value for name, value in options.items() if value is not None}
     try:
         settings = ServeSettings.model_validate({})
-        given = {name: value for name, value in options.items() if value is not None}
         return ServeSettings.model_validate({**settings.model_dump(), **given})
+    except ConfigError as error:  # of check_url, which knows one name of the variable
+        prefix = PREFIX if environ.get(f"{PREFIX}REDIS_URL") else ""
+        raise ConfigError(f"{prefix}{error}") from None
     except ValidationError as error:
         first = describe_invalid(error.errors())[0]
-        value = first.problem["input"]
+        name, value = str(first.place[0]), first.problem["input"]
         shown = describe_url(value) if isinstance(value, str) and "://" in value else value
-        raise ConfigError(f"setting {'.'.join(map(str, first.place))} = {shown!r}: {first.reason}") from None
+        place = f"--{name}" if name in given else f"environment variable {PREFIX}{name.upper()}"
+        raise ConfigError(f"{place} = {shown!r}: {first.reason}") from None
 
 
 def check_names(environ: Mapping[str, str]) -> None:

@@ -58,3 +58,61 @@ def test_booleans_and_numbers_in_their_places(tmp_path: Path) -> None:
     config = load_config(path, {})
     assert config.data.events.positive == {"take": 1.0, "like": None}
     assert (config.towers.id, config.towers.dimension) == (False, 8)
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        (
+            {"RECSYS__TRAINING__EPOCHS": "abc"},
+            "environment variable RECSYS__TRAINING__EPOCHS: training.epochs: must be a whole number (got 'abc')",
+        ),
+        (
+            {"RECSYS__TRAINING__EPOCH": "3"},
+            "environment variable RECSYS__TRAINING__EPOCH: unknown key 'training.epoch'; did you mean 'epochs'?",
+        ),
+        (
+            {"RECSYS__ENCODER": "{kind: gemini, dimension: x}"},
+            "environment variable RECSYS__ENCODER: encoder.dimension: must be a whole number (got 'x')",
+        ),
+        (
+            {"RECSYS__BUNDLES": "''"},
+            "environment variable RECSYS__BUNDLES: bundles: empty: give a value, or remove the key",
+        ),
+        (
+            {"RECSYS__TOWERS__HEADS": "3", "RECSYS__TOWERS__LAYERS": "1"},
+            "toy.yaml with RECSYS__TOWERS__HEADS: towers: heads 3: the number of heads must divide the dimension 8",
+        ),
+        (
+            {"RECSYS__SEED": "many", "RECSYS__TOWERS__LAYERS": "few"},
+            "environment variable RECSYS__TOWERS__LAYERS: towers.layers: must be a whole number (got 'few'); "
+            "environment variable RECSYS__SEED: seed: must be a whole number (got 'many')",
+        ),
+    ],
+)
+def test_a_value_of_the_environment_is_told_at_its_variable(
+    tmp_path: Path, environ: dict[str, str], expected: str
+) -> None:
+    path = toy_config(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, environ)
+    assert str(caught.value).replace(f"{tmp_path}/", "") == expected
+
+
+def test_values_of_both_are_told_each_at_its_place(tmp_path: Path) -> None:
+    path = toy_config(tmp_path, training={"epochs": 0, "patience": 0})
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {"RECSYS__SEED": "many"})
+    assert str(caught.value).replace(f"{tmp_path}/", "") == (
+        "toy.yaml: training.epochs: must be 1 or more (got 0); training.patience: must be 1 or more (got 0); "
+        "environment variable RECSYS__SEED: seed: must be a whole number (got 'many')"
+    )
+
+
+def test_a_file_of_another_kind_is_not_repeated_whole(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "i1,Tea\n" * 1000)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "items.csv", {})
+    assert "sections of named values are needed (got the value 'item_id,title i1,Tea i1,Tea" in str(caught.value)
+    assert str(caught.value).endswith("…')")
+    assert len(str(caught.value)) < 300

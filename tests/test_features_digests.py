@@ -141,7 +141,9 @@ def test_the_reader_and_the_modalities_are_part_of_the_digest(files):
 def test_a_damaged_index_is_an_error_with_a_remedy(tmp_path):
     path = tmp_path / "files.sqlite"
     path.write_bytes(b"no database" * 1000)
-    with pytest.raises(StoreError, match=r"files\.sqlite.*If it is damaged, remove it"):
+    with pytest.raises(
+        StoreError, match=r"files\.sqlite: the index .* cannot be used: it is damaged: remove it, and"
+    ):
         FileDigests(path, Limits())
     path.unlink()
     with closing(FileDigests(path, Limits())) as files:
@@ -194,3 +196,25 @@ def test_digests_stay_those_of_earlier_versions(files, tmp_path):
     assert digest_of(content, PICTURES, files) == sha(b"image video\n" + pictures)
     assert digest_of(content, Reading(frozenset({"text"}), "reader"), files) == sha(b"text reader\n" + words)
     assert digest_of(content, Reading(frozenset({"audio"})), files) is None
+
+
+def test_an_index_that_another_process_writes_is_an_error_with_a_remedy(tmp_path, monkeypatch):
+    connect = sqlite3.connect
+    monkeypatch.setattr("features.content.digests.sqlite3.connect", lambda path, timeout: connect(path, timeout=0))
+    with (
+        closing(FileDigests(tmp_path / "files.sqlite", Limits())),
+        closing(connect(tmp_path / "files.sqlite")) as other,
+    ):
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError) as caught:
+            FileDigests(tmp_path / "files.sqlite", Limits())
+    assert str(caught.value) == (
+        f"{tmp_path}/files.sqlite: the index of files cannot be used: another process writes it: try again when that "
+        "has ended"
+    )
+
+
+def test_an_index_in_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "cache").touch()
+    with pytest.raises(StoreError, match=r"cannot be used: .*cache: File exists; a file stands where a folder is"):
+        FileDigests(tmp_path / "cache" / "files.sqlite", Limits())

@@ -10,12 +10,13 @@ from features.errors import SourceError
 from features.tables.sources import download as module
 from features.tables.sources.download import download
 
-ERRORS = [
-    http.client.IncompleteRead(b"ab", 5),
-    http.client.BadStatusLine("x"),
-    ConnectionResetError("reset"),
-    TimeoutError("slow"),
-]
+ERRORS = {
+    http.client.IncompleteRead(b"ab", 5): "it cut the connection off, or does not speak HTTP",
+    http.client.BadStatusLine("x"): "it cut the connection off, or does not speak HTTP",
+    ConnectionResetError("reset"): "it cut the connection off",
+    TimeoutError("slow"): "there was no answer in time",
+}
+"""What breaks -> the words for it."""
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -35,8 +36,8 @@ def test_a_connection_that_breaks_is_tried_again_after_doubled_waits(
         download("http://a.example/a.zip", file, md5="0")
     assert waits == [1.0, 2.0, 4.0, 8.0]
     assert str(caught.value) == (
-        f"http://a.example/a.zip: {error} (5 attempts, 1,234 bytes kept in {file}.part). Check the connection and "
-        "run again to resume, or put the file there by hand"
+        f"http://a.example/a.zip: {ERRORS[error]} (5 attempts, 1,234 bytes kept in {file}.part). Check the "
+        "connection and run again to resume, or put the file there by hand"
     )
 
 
@@ -45,7 +46,7 @@ def test_without_a_byte_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.Monk
         raise ConnectionRefusedError("no")
 
     monkeypatch.setattr(module, "_continue", refused)
-    with pytest.raises(SourceError, match=r"no \(1 attempts, 0 bytes kept in "):
+    with pytest.raises(SourceError, match=r"nothing listens there: .* \(1 attempts, 0 bytes kept in "):
         download("http://a.example/a.zip", tmp_path / "a.zip", md5="0", attempts=1)
 
 
@@ -82,5 +83,5 @@ def test_a_checksum_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, erro
         module.published_md5("http://a.example/a.zip")
     assert asked == [("http://a.example/a.zip.md5", 30.0)]
     assert str(caught.value) == (
-        f"http://a.example/a.zip.md5 cannot be read: {error}. Is there internet? Check and run again"
+        f"http://a.example/a.zip.md5 cannot be read: {ERRORS[error]}. Is there internet? Check and run again"
     )

@@ -397,8 +397,12 @@ def test_a_damaged_folder_is_named(workers, clip, tmp_path, damage):
         settings = json.loads(config.read_text()) | {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
         config.write_text(json.dumps(settings))
         (copy / "own.py").write_text("import os; os.environ['RUN_BY_A_MODEL'] = '1'")
-    with pytest.raises(SpaceError, match="cannot be loaded as clip"):
+    with pytest.raises(SpaceError) as caught:
         HubEncoder(workers, str(copy), family="clip")
+    assert str(caught.value) == (
+        f"{copy}: cannot be loaded as clip: its files are damaged, or not of this kind: fetch the model again, or "
+        "set another `encoder.kind`"
+    )
     assert "RUN_BY_A_MODEL" not in os.environ
 
 
@@ -411,7 +415,7 @@ def test_a_name_on_the_hub_needs_a_revision(workers, monkeypatch):
     with pytest.raises(ConfigError, match="needs a revision"):
         HubEncoder(workers, "someone/something", family="clip")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(SpaceError, match="someone/something@abc: cannot be fetched"):
+    with pytest.raises(SpaceError, match=r"^someone/something@abc: cannot be fetched from .*, and name its folder$"):
         HubEncoder(workers, "someone/something", "abc", family="clip")
 
 
@@ -419,3 +423,8 @@ def test_a_missing_library_is_named(workers, clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(DependencyError, match=r"needs the package sentence_transformers: .* extra `native`"):
         HubEncoder(workers, str(clip), family="sentence-transformers")
+
+
+def test_a_folder_without_a_model_is_told(workers, tmp_path):
+    with pytest.raises(SpaceError, match=r"loaded as clip: it has no config\.json: name the folder of a model$"):
+        HubEncoder(workers, str(tmp_path), family="clip")

@@ -117,7 +117,8 @@ def test_permanent_failures(service: EmbeddingService, status: int) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (httpx2.ConnectTimeout("to s-secret"), "cannot be reached: ConnectTimeout to ***"),
+        (httpx2.ConnectTimeout("to s-secret"), "cannot be reached: there was no answer in time"),
+        (httpx2.ReadError("of s-secret"), "cannot be reached: the connection failed or was cut off"),
         (json.JSONDecodeError("x", "abcde", 3), "answers with invalid JSON at character 3 of 5"),
         (UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), "answers with invalid UTF-8"),
     ],

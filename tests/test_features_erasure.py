@@ -265,16 +265,16 @@ def test_what_cannot_be_searched_is_said(tmp_path: Path) -> None:
 
 
 def test_mistakes(scope: Scope, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^the user id is empty"):
+    with pytest.raises(ConfigError, match=r"^the user id: empty: give it a text$"):
         erase_user(scope, "")
-    with pytest.raises(ConfigError, match=r"slatez: there is no such folder or file of slates"):
+    with pytest.raises(ConfigError, match=r"^slates .*slatez: no such file; check the path$"):
         erase_user(replace(scope, slates=(tmp_path / "slatez",)), ANN)
     with exclusive(scope.log / LOCK), pytest.raises(LogError, match=r"another process prunes .*log, or erases"):
         erase_user(scope, ANN)
     with exclusive(tmp_path / "exports" / ".export.lock"), pytest.raises(FileError, match="an export writes"):
         erase_user(scope, ANN)
     (tmp_path / "slates" / "broken.parquet").write_bytes(b"PAR1")
-    with pytest.raises(FileError, match=r"broken\.parquet is no parquet file that can be read: what it holds"):
+    with pytest.raises(FileError, match=r"broken\.parquet is no parquet file that can be read, and what it"):
         erase_user(scope, ANN)
     (tmp_path / "data" / "events.jsonl").write_text("[]")
     with pytest.raises(DataError):

@@ -1,14 +1,18 @@
 """Errors of the operating system: path, reason and remedy in one line."""
 
 import errno
+import http.client
 import os
+import socket
+import ssl
 import subprocess
 import sys
+import urllib.error
 from pathlib import Path
 
 import pytest
 
-from features.errors import describe_os_error, describe_url
+from features.errors import describe_connection_error, describe_os_error, describe_url
 
 
 @pytest.mark.parametrize(
@@ -56,3 +60,27 @@ def test_the_command_shows_one_line(tmp_path: Path) -> None:
 )
 def test_of_a_url_only_scheme_host_port_and_path_are_shown(url: str, shown: str) -> None:
     assert describe_url(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "its host has no address: check the name and the network"),
+        (ConnectionRefusedError(111, "x"), "nothing listens there: start the server, or check the address"),
+        (TimeoutError("slow"), "there was no answer in time"),
+        (
+            ssl.SSLCertVerificationError(1, "x"),
+            "its certificate is not trusted, or is of another name: check the address",
+        ),
+        (ssl.SSLError(1, "x"), "it does not speak TLS there: check the address"),
+        (http.client.BadStatusLine("x"), "it cut the connection off, or does not speak HTTP"),
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), "Network is unreachable"),
+        (ValueError("of a library"), "the connection failed or was cut off"),
+        (urllib.error.URLError(ConnectionResetError(104, "x")), "it cut the connection off"),
+    ],
+)
+def test_a_failed_connection_is_told_in_plain_words(error: Exception, words: str) -> None:
+    assert describe_connection_error(error) == words
+    wrapped = RuntimeError("of a library")
+    wrapped.__cause__ = error
+    assert describe_connection_error(wrapped) == words

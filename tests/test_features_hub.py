@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from features.content.encoders.hub import FETCHED, locate
@@ -63,3 +64,33 @@ def test_a_snapshot_is_fetched_by_name_and_revision(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
     assert locate("some/model", "main") == (tmp_path / "0123abc", "some/model", "0123abc")
     assert asked == [("some/model", {"revision": "main", "allow_patterns": list(FETCHED)})]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "the hub answers 401: there is no such model, or it needs a token: correct `model`, or set HF_TOKEN"),
+        (404, "the hub answers 404: there is no such model or revision: correct `model` and `revision`"),
+        (503, "the hub answers 503: try again later"),
+        (
+            None,
+            "cannot be fetched from the hub: nothing listens there: start the server, or check the address",
+        ),
+    ],
+)
+def test_what_the_hub_answers_is_told_in_plain_words(
+    status: int | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    def fail(model: str, **options: object) -> str:
+        if status is None:
+            raise hub.errors.LocalEntryNotFoundError("of its library") from ConnectionRefusedError(111, "refused")
+        request = httpx2.Request("GET", "https://hub")
+        raise hub.errors.HfHubHTTPError("of its library", response=httpx2.Response(status, request=request))
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    with pytest.raises(SpaceError) as caught:
+        locate("some/model", "main")
+    assert str(caught.value).startswith(f"some/model@main: {words}")
+    assert "of its library" not in str(caught.value)

@@ -221,3 +221,25 @@ def test_one_service_at_a_time_is_read_in_its_order(
             os.utime(log._writers[ITEMS]._path, ns=(clock[0], clock[0]))  # the disk has the clock of the service
         log.close()
     assert item_changes(folder) == changes
+
+
+def test_a_stream_without_a_folder_is_a_fault_until_it_is_mended_also_while_others_are_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = EventLog(tmp_path / "log")
+    (tmp_path / "log" / "events").touch()
+    log.probe()
+    fault = f"{tmp_path}/log/events: Not a directory; a file stands where a folder is needed: move it, or choose"
+    assert log.fault.startswith(fault)
+    with pytest.raises(LogError, match="nothing was accepted"):
+        log.append_now([event(1)])
+    log.append_now([ItemPut(item_id="a", timestamp=1, fields={})])
+    assert log.fault.startswith(fault)
+    log.probe()
+    assert log.fault.startswith(fault)
+    (tmp_path / "log" / "events").unlink()
+    log.append_now([event(1)])
+    assert log.fault == ""
+    log.close()
+    said = [record.levelname for record in caplog.records if "was removed or moved" not in record.message]
+    assert said == ["ERROR", "WARNING"]  # once each

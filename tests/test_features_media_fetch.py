@@ -173,7 +173,7 @@ def test_default_ports_may_be_omitted():
         raise OSError("no such name")
 
     for url in ("http://a.example/x", "http://a.example:80/x", "https://a.example/x", "https://b.example/x"):
-        with pytest.raises(ContentError, match="has no address: no such name"):
+        with pytest.raises(ContentError, match=r"\.example has no address; correct the URL$"):
             read(url, Limits(hosts=("a.example", "b.example:443")), Network(fail))
     assert resolved == [("a.example", 80), ("a.example", 80), ("a.example", 443), ("b.example", 443)]
 
@@ -285,7 +285,7 @@ def test_the_next_address_is_tried():
         network = Network(lambda host, port: ["127.0.0.2", "127.0.0.1"], lambda address: True)
         assert read(f"http://good.example:{server.port}/ok", limits(server.port), network) == b"picture"
         port = server.port
-    with pytest.raises(ContentError, match=r"cannot be fetched: .*refused"):
+    with pytest.raises(ContentError, match="cannot be fetched: nothing listens there: start the server"):
         read(f"http://good.example:{port}/ok", limits(port), network)
 
 
@@ -319,7 +319,7 @@ def test_redirects_are_followed_and_checked(server):
         ("length?2000000", "2,000,000 bytes, at most 1,000,000 are accepted"),
         ("length?" + "9" * 5000, "accepted|cannot be fetched"),
         ("length?-1", "cannot be fetched"),
-        ("short", "cannot be fetched: peer closed"),
+        ("short", "cannot be fetched: the connection failed or was cut off"),
         ("endless", "more than the 1,000,000 bytes"),
         ("dripping", "not fetched within 0.5 s"),
         ("header", "not fetched within 0.5 s"),
@@ -393,9 +393,9 @@ def test_tls_verifies_the_name_and_not_the_address(tmp_path):
         names = limits(server.port, f"other.example:{server.port}")
         network = Network(lambda host, port: ["127.0.0.1"], public, client_context)
         assert read(f"https://good.example:{server.port}/ok", names, network) == b"picture"
-        with pytest.raises(ContentError, match=r"CERTIFICATE_VERIFY_FAILED.*not valid for 'other\.example'"):
+        with pytest.raises(ContentError, match="its certificate is not trusted, or is of another name"):
             read(f"https://other.example:{server.port}/ok", names, network)
-        with pytest.raises(ContentError, match="CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(ContentError, match="its certificate is not trusted, or is of another name"):
             read(f"https://good.example:{server.port}/ok", names, NETWORK)
         assert len(server.requests) == 1
 

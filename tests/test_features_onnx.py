@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from features.content.encoders.onnx import Session, export
+from features.errors import StoreError
 
 
 def test_an_exported_model_gives_the_same_output_and_the_export_is_silent(
@@ -19,3 +20,12 @@ def test_an_exported_model_gives_the_same_output_and_the_export_is_silent(
     expected = model(torch.from_numpy(batch)).detach().numpy()
     assert np.allclose(session(batch), expected, atol=1e-6)
     assert "torchvision" not in capfd.readouterr().err + caplog.text  # it is not installed, and not needed
+
+
+def test_a_damaged_model_is_told_in_plain_words(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    with pytest.raises(StoreError) as caught:
+        Session(tmp_path / "m.onnx", lambda file: None)
+    assert str(caught.value) == (
+        f"{tmp_path}/m.onnx: cannot be loaded: not what this version writes; remove it, and it is exported again"
+    )

@@ -118,7 +118,10 @@ def test_a_damaged_manifest_is_rejected_and_created_again_when_it_is_removed(sha
     add(shards, b"one", b"two")
     manifest = shards.folder / "manifest.json"
     manifest.write_text(manifest_text)
-    with pytest.raises(StoreError, match=r"manifest\.json: damaged.*Remove it"):
+    with pytest.raises(
+        StoreError,
+        match=r"manifest\.json: damaged: not (JSON at|what this version) .*\. Remove it",
+    ):
         shards.names()
     with pytest.raises(StoreError, match=r"manifest\.json: damaged"), shards.writing():
         pass

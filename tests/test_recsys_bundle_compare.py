@@ -1,10 +1,12 @@
 """Comparison of bundles, publishing and republishing, and the commands."""
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ from test_recsys_bundle_io import EVENTS
 from toy_data import FACTS, toy_catalog, toy_stage
 
 from features.content.spaces import Embedded, SpaceKey
-from features.errors import BundleError
+from features.errors import BundleError, describe_os_error
 from recsys.bundle.compare import compare_bundles
 from recsys.bundle.io import load_bundle, save_bundle
 from recsys.bundle.registry import current_bundle, find_bundle, list_bundles, publish_bundle
+from recsys.cli.bundle import bundle_list
 from recsys.content.content_space import ContentSpace
 
 N = 30
@@ -123,3 +126,30 @@ def test_a_damaged_bundle_is_not_published(copies):
     assert done.returncode == 1
     assert "vectors.npy" in done.stderr
     assert current_bundle(copies) == first
+
+
+def test_a_link_to_a_bundle_that_is_gone_is_told_and_the_others_are_listed(
+    copies: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copies / "current").unlink(missing_ok=True)
+    (copies / "current").symlink_to("gone")
+    bundle_list(copies)
+    said = capsys.readouterr()
+    assert said.err == (
+        f"warning: {copies}/current points to gone, which is no folder there: restore it, or publish another bundle "
+        "(`recsys bundle list` shows them)\n"
+    )
+    assert len(said.out.splitlines()) == len(list_bundles(copies))
+    assert "<- current" not in said.out
+
+
+def test_a_bundle_that_cannot_be_published_names_the_link(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, target: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(target), None, str(path))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with pytest.raises(PermissionError) as caught:
+        publish_bundle(list_bundles(copies)[0])
+    assert describe_os_error(caught.value).startswith(
+        f"{copies}/current: Permission denied; give this user the right"
+    )

@@ -178,3 +178,22 @@ def test_times_that_cannot_be_read(shop: Shop) -> None:
     done = CliRunner().invoke(cli.app, span(shop, "yesterday", "2026-01-01"), env={"COLUMNS": "300"})
     assert done.exit_code == 2
     assert "give a date or a time, e.g. 2026-01-31" in done.output
+
+
+def test_a_span_without_a_moment_is_a_wrong_option(shop: Shop) -> None:
+    for end in ("2025-01-01", "2026-01-01"):
+        told = shop.run("backfill", "--from", "2026-01-01", "--to", end, status=2)
+        assert f"--from 2026-01-01 is not before --to {end}" in " ".join(told.replace("│", "").split())
+
+
+def test_a_folder_that_is_no_log_is_not_taken_for_an_empty_one(shop: Shop) -> None:
+    (shop.folder / "wrong").mkdir()
+    (shop.folder / "wrong" / "items.csv").touch()
+    for command in ("refresh", "status", "verify"):
+        done = CliRunner().invoke(cli.app, ["features", command, shop.config, "--log", str(shop.folder / "wrong")])
+        assert str(done.exception).startswith(f"{shop.folder}/wrong is no event log: it has none of events, ")
+    text = Path(shop.config).read_text().replace(f"{shop.folder}/log", f"{shop.folder}/wrong")
+    Path(shop.config).write_text(text)
+    done = CliRunner().invoke(cli.app, ["features", "refresh", shop.config])
+    assert str(done.exception).startswith(f"data.log {shop.folder}/wrong is no event log: ")
+    assert str(done.exception).endswith("; set it to the folder that `recsys serve --log` writes")

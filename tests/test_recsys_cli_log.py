@@ -101,7 +101,7 @@ def test_the_limits_are_settings_of_the_service(log: Path, monkeypatch: pytest.M
     assert "events: 1 segments, " in text
     assert "no reader has exported them: recsys log export events --reader NAME" in text
     monkeypatch.setenv("RECSYS_SERVE__EXPOSURES_DAYS", "-1")
-    with pytest.raises(ConfigError, match="setting exposures_days = '-1'"):
+    with pytest.raises(ConfigError, match=r"^environment variable RECSYS_SERVE__EXPOSURES_DAYS = '-1': must be more"):
         run("prune")
 
 
@@ -110,3 +110,58 @@ def test_mistakes(log: Path, tmp_path: Path) -> None:
         run("status", "--log", str(tmp_path / "none"))
     with exclusive(log / LOCK), pytest.raises(LogError, match="another process prunes"):
         run("prune")
+
+
+NO_LOG = "is no event log: it has none of events, exposures, items, corrections, media, readers, erased.json"
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("export", "--out", "exports"), ("prune",)])
+def test_a_folder_that_is_no_log_is_told(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "wrong").mkdir()
+    (tmp_path / "wrong" / "items.csv").touch()
+    with pytest.raises(ConfigError) as caught:
+        run(*arguments, "--log", str(tmp_path / "wrong"))
+    assert str(caught.value) == f"{tmp_path}/wrong {NO_LOG}; --log takes the folder of the event log"
+    assert [path.name for path in (tmp_path / "wrong").iterdir()] == ["items.csv"]  # no lock of the upkeep either
+    for name in ("empty", "only-read", "new-disk"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "only-read" / "readers").mkdir()  # of a store that was refreshed before the first event
+    (tmp_path / "new-disk" / "lost+found").mkdir()
+    for name in ("empty", "only-read", "new-disk"):
+        run("status", "--log", str(tmp_path / name))
+
+
+def test_a_pipe_among_the_segments_is_told_and_not_waited_for(log: Path, tmp_path: Path) -> None:
+    os.mkfifo(log / "events" / "00000000000000000007-1.log")
+    for arguments in (("status",), ("export", "--out", str(tmp_path / "out")), ("prune",)):
+        with pytest.raises(LogError, match=r"events/00000000000000000007-1\.log: not a regular file: move it, or "):
+            run(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "message"),
+    [
+        (("log", "export", "--out", "o"), ("--reader", ""), "empty: give it a text"),
+        (("log", "export", "--out", "o"), ("--reader", "a\udcff"), "with control characters (U+DCFF): remove"),
+        (("events", "consume", "clicks"), ("--group", "g\udcff"), "with control characters (U+DCFF): remove"),
+        (("events", "consume", "clicks"), ("--group", ""), "empty: give it a text"),
+        (("events", "consume", "clicks"), ("--consumer", ""), "empty: give it a text"),
+        (("events", "consume", "clicks"), ("--idle", "inf"), "31536000"),
+        (("events", "consume", "clicks"), ("--idle", "1e300"), "31536000"),
+        (("events", "consume"), ("a\nb",), "with control characters (U+000A): remove"),
+        (("tune", "toy"), ("--only", ""), "empty: give it a text"),
+    ],
+)
+def test_a_name_or_a_number_that_no_server_takes_is_a_wrong_option(
+    command: tuple[str, ...], option: tuple[str, ...], message: str
+) -> None:
+    result = CliRunner().invoke(app, [*command, *option])
+    assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+
+
+def test_an_export_cannot_take_the_name_of_the_store(log: Path, tmp_path: Path) -> None:
+    with pytest.raises(LogError) as caught:
+        run("export", "--out", str(tmp_path / "out"), "--reader", "feature-store")
+    assert str(caught.value) == (
+        "reader 'feature-store' is the feature store, which every refresh registers: choose another name"
+    )

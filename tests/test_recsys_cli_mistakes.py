@@ -326,7 +326,7 @@ def test_a_faulty_setting_of_the_service_is_told(
     variable: str, value: str, tool: Tool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"RECSYS_SERVE__{variable}", value)
-    assert_told(tool("serve"), variable.lower(), value)
+    assert_told(tool("serve"), f"environment variable RECSYS_SERVE__{variable} = '{value}': must be ")
 
 
 def test_a_misspelt_setting_of_the_service_is_told(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,13 +336,13 @@ def test_a_misspelt_setting_of_the_service_is_told(tool: Tool, monkeypatch: pyte
 
 def test_a_log_that_cannot_be_opened_is_told_before_the_server_starts(tool: Tool) -> None:
     (tool.folder / "odd" / "99999999999999999999-1.log").mkdir(parents=True)
-    assert_told(tool("serve", "--log", "odd", "--port", "0"), "the event log in odd cannot be", "Is a directory")
+    assert_told(tool("serve", "--log", "odd", "--port", "0"), "the event log in odd cannot be", "not a regular file")
 
 
 def test_the_error_of_a_setting_shows_no_password(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECSYS_SERVE__PORT", "redis://u:s3cret@store/0")
     told = tool("serve")
-    assert_told(told, "setting port = 'redis://store/0'")
+    assert_told(told, "environment variable RECSYS_SERVE__PORT = 'redis://store/0'")
     assert "s3cret" not in told[2]
 
 
@@ -449,4 +449,4 @@ def test_output_that_nobody_reads_is_no_traceback(redirection: str, prepared: Pa
     assert "Exception ignored" not in done.stderr
     if redirection == ">/dev/full":
         assert done.returncode == 1
-        assert done.stderr.splitlines()[-1].startswith("error: No space left on device; free space")
+        assert done.stderr.splitlines()[-1].startswith("error: standard output, or a file: No space left on device;")

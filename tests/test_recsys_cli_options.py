@@ -21,8 +21,8 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["stream"],
         {
             "--group": "recsys",
-            "--consumer": "",
-            "--config": "",
+            "--consumer": None,
+            "--config": None,
             "--log": None,
             "--idle": 60.0,
             "--once": False,
@@ -38,7 +38,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "features refresh": (["name"], {"--log": None, "--every": None, "--memory": "4G", "--json": False}),
     "features status": (["name"], {"--log": None, "--json": False}),
     "features verify": (["name"], {"--log": None, "--json": False}),
-    "log export": (["stream"], {"--out": None, "--log": None, "--reader": "", "--json": False}),
+    "log export": (["stream"], {"--out": None, "--log": None, "--reader": None, "--json": False}),
     "log prune": ([], {"--log": None, "--dry-run": False, "--json": False}),
     "log status": ([], {"--log": None, "--check": False, "--json": False}),
     "search": (
@@ -75,7 +75,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
         {
             "--trials": 30,
             "--minutes": None,
-            "--only": "",
+            "--only": None,
             "--json": False,
             "--track/--no-track": True,
         },

@@ -1,5 +1,6 @@
 """`recsys users`: erase and export."""
 
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from toy_data import toy_config, write_tables
 from typer.testing import CliRunner
 
 from experiments.config import load_config
-from features.errors import ConfigError, StoreError
+from features.errors import ConfigError, FileError, LogError, StoreError
 from features.log.event_log import EventLog
 from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
@@ -97,12 +98,39 @@ def test_export(config: Path, tmp_path: Path) -> None:
 def test_mistakes(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"nowhere: there is no such folder; --log takes the folder"):
         run("erase", "u1", "--log", str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match=r"data is no event log; --log takes the folder"):
+    with pytest.raises(ConfigError, match=r"data is no event log: it has none of .*; --log takes the folder"):
         run("erase", "u1", "--log", str(tmp_path / "data"))
-    with pytest.raises(ConfigError, match=r"^the user id is with control characters \(U\+000A\): remove"):
+    with pytest.raises(ConfigError, match=r"^the user id: with control characters \(U\+000A\): remove"):
         run("export", "a\n")
     result = CliRunner().invoke(app, ["users", "erase", "u1", "--slates", ""])
     assert (result.exit_code, "the path is empty: name a file or a folder" in result.stderr) == (2, True)
     monkeypatch.setenv("REDIS_URL", f"unix://{tmp_path}/none.sock")
     with pytest.raises(StoreError, match="there is no such socket"):
         run("erase", "u1", "--config", str(config))
+
+
+def test_a_wrong_option_is_told_before_anything_is_erased(config: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "toy.parquet").write_text("name: toy")
+    log = {path: path.read_bytes() for path in (tmp_path / "log").rglob("*") if path.is_file()}
+    for option, name, message in (
+        ("--exports", "none", f"exports {tmp_path}/none: no such file; check the path"),
+        ("--slates", "none", f"slates {tmp_path}/none: no such file; check the path"),
+        ("--also", "pipe", f"other files {tmp_path}/pipe: a pipe (FIFO); write it to a regular file"),
+        ("--bundles", "none", f"{tmp_path}/none: no such folder of bundles"),
+        ("--bundles", "toy.yaml", f"{tmp_path}/toy.yaml: a file; --bundles takes the folder"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            run("erase", "u1", "--config", str(config), option, str(tmp_path / name))
+        assert str(caught.value).startswith(message)
+    assert {path: path.read_bytes() for path in (tmp_path / "log").rglob("*") if path in log} == log
+    assert not (tmp_path / "log" / "erased.json").exists()
+    with pytest.raises(FileError, match=r"delete it if it was one; if not, name another file$"):
+        run("export", "u1", "--config", str(config), "--also", str(tmp_path / "toy.parquet"))
+
+
+def test_a_pipe_among_the_segments_is_told(config: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log" / "events" / "00000000000000000007-1.log")
+    for command in ("erase", "export"):
+        with pytest.raises(LogError, match=r"00000000000000000007-1\.log: not a regular file: move it, or choose"):
+            run(command, "u1", "--config", str(config))

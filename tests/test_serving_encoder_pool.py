@@ -242,3 +242,14 @@ def test_a_body_that_does_not_arrive_times_out(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ApiError, match="did not arrive") as error:
         asyncio.run(ask())
     assert error.value.status == 408
+
+
+def test_the_end_does_not_wait_for_ever_for_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.state.encoder_pool.CLOSE_SECONDS", 0.05)
+    words = Slow()
+    with service_harness(tmp_path, encoders=lambda *_: {"text": words}, search_seconds=0.1) as harness:
+        assert code(harness.post(text="slow red")) == (504, "slow")
+        pool = harness.client.app.state.encoder_pool  # type: ignore[attr-defined]
+        assert not pool.encodes
+    assert pool.encodes
+    words.go.set()

@@ -296,7 +296,11 @@ def run(*arguments: str) -> Any:
 
 
 def test_the_command_takes_what_is_there(
-    tmp_path: Path, server: RedisServer, redis: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    server: RedisServer,
+    redis: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("REDIS_URL", server.url)
     redis.xadd("clicks", CLICK)
@@ -314,8 +318,11 @@ def test_the_command_takes_what_is_there(
     redis.set("name", "x")
     with pytest.raises(ConfigError, match=r"'name' at unix://.* is a string, no stream: name a stream"):
         run("name", "--log", log, "--once")
-    with pytest.raises(ConfigError, match="STREAM and --group need names"):
-        run("", "--once")
+    caplog.clear()
+    assert run("clikcs", "--log", log, "--once") == "0 events accepted, 0 entries moved to clikcs:dead\n"
+    assert [record.message for record in caplog.records] == [
+        f"there is no stream 'clikcs' at {server.url} yet: it is made, empty"
+    ]
     monkeypatch.delenv("REDIS_URL")
     with pytest.raises(ConfigError, match="REDIS_URL is not set: it names the server of the stream"):
         run("clicks", "--once")

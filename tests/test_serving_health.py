@@ -188,12 +188,15 @@ def test_files_of_the_served_bundle_that_are_gone_are_noted(tmp_path: Path) -> N
     folder = tmp_path / "bundles" / "first"
     folder.mkdir(parents=True)
     (folder / "file").write_bytes(b"12345")
+    (folder / "manifest.json").write_bytes(b"{}")
     files = {"files": {"file": {"bytes": 5}}}
     bundle = with_contents(toy_bundle(tmp_path))
     bundle = replace(bundle, manifest=bundle.manifest | files)
     damages: list[Callable[[], object]] = [
         lambda: (folder / "file").write_bytes(b"1"),
         lambda: (folder / "file").unlink(),
+        lambda: (folder / "manifest.json").write_bytes(b"garbage"),
+        lambda: (folder / "manifest.json").unlink(),
         lambda: shutil.rmtree(folder),
     ]
     with service_harness(tmp_path, shelf=ToyShelf(bundle)) as harness:
@@ -204,11 +207,12 @@ def test_files_of_the_served_bundle_that_are_gone_are_noted(tmp_path: Path) -> N
             harness.service.step()
             code, status, notes = ready(harness)
             assert (code, status) == (200, "degraded")
-            assert "file missing or of another size" in notes["bundle"]
+            assert " missing or of another size; the bundle is served from its copy" in notes["bundle"]
             assert "a restart would fail: restore the folder, or publish another bundle" in notes["bundle"]
             assert len(harness.get("ann")["items"]) == 4
             folder.mkdir(exist_ok=True)
             (folder / "file").write_bytes(b"12345")
+            (folder / "manifest.json").write_bytes(b"{}")
 
 
 def test_a_store_that_may_lose_users_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,20 @@
 """Requests that the HTTP server itself refuses: each gets an error of the one shape."""
 
 import json
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
+from fastapi import FastAPI
 from service_harness import serving
 from toy_service import ToyFiller, ToyShelf, toy_bundle, toy_encoders, toy_settings
 
 from features.store.memory import MemoryStore
 from serving.app import create_app
-from serving.http import MAX_URL_BYTES
+from serving.http import MAX_URL_BYTES, http_server
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,21 @@ def test_an_upgrade_to_another_protocol_is_not_followed(address: tuple[str, int]
     request = get("/v1/about", *upgrade).replace(b"Connection: close", b"Connection: Upgrade, close")
     status, _, response = send(address, request)
     assert (status, response["items"]) == (200, 12)
+
+
+def test_a_second_ctrl_c_does_not_skip_the_end() -> None:
+    server = http_server(FastAPI())
+    for _ in range(3):
+        server.handle_exit(signal.SIGINT, None)
+    assert (server.should_exit, server.force_exit) == (True, False)
+    assert server._captured_signals == [signal.SIGINT]  # each is raised again when the server has ended
+
+
+def test_a_method_that_a_path_does_not_take_is_told_with_those_it_takes(address: tuple[str, int]) -> None:
+    status, headers, response = send(address, b"POST /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert (status, headers["allow"]) == (405, "get")
+    assert response["error"] == {
+        "code": "method_not_allowed",
+        "message": "this path does not take POST; it takes GET",
+        "place": "path",
+    }

@@ -8,7 +8,6 @@ metadata of each file names the bundle and the space.
 """
 
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from experiments.dataset import Dataset
 from experiments.pipelines.batch_slates import load_served
 from features.arrays import Floats
 from features.errors import ConfigError, FileError, describe_write_error
-from features.files import check_writable, put_file
+from features.files import check_writable, put_file, working_folder
 from features.progress import StartProgress
 from features.schema import ITEM, USER
 from recsys.bundle.io import TOWERS, behaviour_space
@@ -69,12 +68,12 @@ def export_vectors(
     items = _table(ITEM, list(bundle.catalog.ids.ids), bundle.recommender.vectors[:, :cut])
     try:
         put_file(out / ITEMS_FILE, lambda part: items.write_parquet(part, metadata=metadata))
-        with tempfile.TemporaryDirectory(prefix=".writing-vectors-", dir=out) as folder:
-            parts = [Path(folder) / "empty.parquet"]
+        with working_folder(out, ".writing-vectors-") as folder:
+            parts = [folder / "empty.parquet"]
             _table(USER, [], np.zeros((0, cut), np.float32)).write_parquet(parts[0])
             users = 0
             for number, (ids, vectors) in enumerate(_users(bundle, dataset, until, progress)):
-                parts.append(Path(folder) / f"{number:08d}.parquet")
+                parts.append(folder / f"{number:08d}.parquet")
                 _table(USER, ids, vectors[:, :cut]).write_parquet(parts[-1])
                 users += len(ids)
             frame = pl.scan_parquet(parts)

@@ -31,8 +31,9 @@ from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
 from features.arrays import Bools
 from features.catalog import Catalog
-from features.errors import ConfigError, DataError, SpaceError
-from recsys.bundle.io import MANIFEST, load_bundle, trained_events
+from features.errors import BundleError, ConfigError, DataError, SpaceError
+from recsys.bundle.formats import MANIFEST
+from recsys.bundle.io import load_bundle, trained_events
 from recsys.bundle.model import Bundle
 from recsys.bundle.registry import find_bundle, publish_bundle
 from recsys.bundle.trained_events import new_events
@@ -57,10 +58,22 @@ def train_from(
         return _train_from(config, name, tracker, reporter, publish)
 
 
+def _started_from(root: Path, name: str) -> Path:
+    """The folder of a bundle, which is given as a folder or by its name. Raises BundleError."""
+    if (Path(name) / MANIFEST).is_file():
+        return Path(name)
+    try:
+        return find_bundle(root, name)
+    except BundleError:
+        if name and Path(name).is_dir():
+            raise BundleError(f"{name} is a folder without {MANIFEST}: give one of a bundle, or a name") from None
+        raise
+
+
 def _train_from(
     config: RunConfig, name: str, tracker: Tracker, reporter: Reporter, publish: bool
 ) -> tuple[Path, list[Comparison]]:
-    bundle = load_bundle(Path(name) if (Path(name) / MANIFEST).is_file() else find_bundle(Path(config.bundles), name))
+    bundle = load_bundle(_started_from(Path(config.bundles), name))
     check_comparable(config, bundle)
     check_compatible(config, bundle)
     dataset, new = load_extended(config, bundle, reporter)

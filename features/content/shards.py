@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from features.errors import StoreError
+from features.errors import StoreError, describe_os_error, describe_read_error
 from features.files import sync
 
 MANIFEST, LOCK = "manifest.json", "lock"
@@ -50,7 +50,7 @@ class Shards:
             return []
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(
-                f"{path}: damaged: {error}. Remove it: the next `recsys embed` creates it again"
+                f"{path}: damaged: {describe_read_error(error)}. Remove it: the next `recsys embed` creates it again"
             ) from error
         return list(names)
 
@@ -140,7 +140,7 @@ def _bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error}") from error
+        raise StoreError(f"{path}: cannot be read: {_reason(error)}") from error
 
 
 @contextmanager
@@ -148,4 +148,9 @@ def _using(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read or written: {error}") from error
+        raise StoreError(f"{path}: cannot be read or written: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    """Why a file of the folder, which the message names already, cannot be used."""
+    return describe_os_error(OSError(error.errno, error.strerror))

@@ -13,6 +13,7 @@ from pathlib import Path
 from features.erasure.places import LogPlace, ParquetPlace, Place, SearchedPlace, StorePlace
 from features.erasure.tables import rejected_folder, table_rows
 from features.errors import ConfigError, LogError, describe_os_error
+from features.files import not_a_file
 from features.ids import id_error
 from features.instants import now_micros
 from features.log.erasure.erased_users import ErasedUsers
@@ -85,9 +86,10 @@ def erase_user(scope: Scope, user: str, *, dry_run: bool = False) -> ErasureRepo
     RecsysError or OSError of a place: then the erasure is not complete, and is simply run again.
     """
     if reason := id_error(user):
-        raise ConfigError(f"the user id is {reason}")
+        raise ConfigError(f"the user id: {reason}")
     person = Person(user)
     with upkeep_lock(scope.log):
+        places_of(scope, {})  # a wrong option is an error before anything is erased
         erased_at = now_micros()
         if not dry_run:
             ErasedUsers.of(scope.log).with_user(user, erased_at).write(scope.log)
@@ -167,6 +169,7 @@ def places_of(scope: Scope, until: dict[str, int]) -> tuple[list[Place], list[st
 
 
 def _parquet(name: str, paths: Sequence[Path]) -> list[Place]:
-    if missing := next((path for path in paths if not path.exists()), None):
-        raise ConfigError(f"{missing}: there is no such folder or file of {name}")
+    for path in paths:
+        if not path.is_dir() and (wrong := not_a_file(path)):
+            raise ConfigError(f"{name} {path}: {wrong}")
     return [ParquetPlace(name, path) for path in paths]

@@ -26,7 +26,7 @@ def known_of(scope: Scope, user: str) -> dict[str, Any]:
     Raises ConfigError for a text that is no id, and any RecsysError of a place.
     """
     if reason := id_error(user):
-        raise ConfigError(f"the user id is {reason}")
+        raise ConfigError(f"the user id: {reason}")
     person = Person(user)
     try:
         log, damaged = _logged(scope, person)

@@ -85,7 +85,8 @@ def _reading(path: Path) -> Iterator[None]:
         if number or "(os error" in str(error):
             raise FileError(describe_write_error(path, error)) from error
         raise FileError(
-            f"{path} is no parquet file that can be read: what it holds of a user is not known; delete it"
+            f"{path} is no parquet file that can be read, and what it holds of a user is not known: delete it if it "
+            "was one; if not, name another file"
         ) from error
 
 

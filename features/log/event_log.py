@@ -209,7 +209,7 @@ class EventLog:
                     lines.setdefault(stream, []).append(part)
             try:
                 self._write({stream: b"".join(parts) for stream, parts in lines.items()})
-                self._set_fault("")
+                self._set_fault(self._unwritable() if self.fault else "")
             except Exception as error:  # if the thread ended here, every later append would wait for ever
                 for stream in lines:
                     self._writers[stream].abandon()
@@ -272,7 +272,7 @@ class EventLog:
         logger.error("event log: %s", self.loss)
 
     def _look(self) -> None:
-        """Write a probe when something is, or looks, wrong. Raises LogError when it fails."""
+        """Write a probe when something is, or looks, wrong. Raises LogError when it, or a stream, fails."""
         try:
             disk = os.statvfs(self.folder)
             doubtful = disk.f_bavail == 0 or not os.access(self.folder, os.W_OK) or not self.folder.is_dir()
@@ -281,6 +281,16 @@ class EventLog:
         if doubtful or self.fault:
             check_writable(self.folder)
             self._identity = _identity(self.folder)
+        if fault := self._unwritable():
+            raise LogError(fault)
+
+    def _unwritable(self) -> str:
+        """Why a stream can take no segment, though others may; "" when all can."""
+        for writer in self._writers.values():
+            if os.path.lexists(writer.folder) and not os.access(f"{writer.folder}/.", os.W_OK | os.X_OK):
+                number = errno.EACCES if writer.folder.is_dir() else errno.ENOTDIR
+                return describe_os_error(OSError(number, os.strerror(number), str(writer.folder)))
+        return ""
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -10,7 +10,6 @@ memory holds a bounded number of them.
 
 import io
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,10 @@ import orjson
 import polars as pl
 
 from features.errors import LogError, describe_write_error
-from features.files import not_a_file, put_file
+from features.files import not_a_file, put_file, working_folder
 from features.log.corrections import corrections_of
 from features.log.reader import ORDER, LogLine, frame_of_events, read_lines
-from features.log.readers import advance
+from features.log.readers import FEATURE_STORE, advance
 from features.log.records import CORRECTIONS, EVENTS, EXPOSURES, ITEMS, Stream
 from features.log.segments import exclusive
 from features.schema import EVENT_ID, ITEM, REQUEST_ID, TIME, USER
@@ -78,18 +77,20 @@ def export(folder: Path, stream: Stream, out: Path, *, reader: str = "") -> Expo
     reader: register the export under this name: retention then keeps what it has not exported.
     Raises LogError when the log cannot be read, or `out` cannot be written or holds another stream.
     """
+    if reader == FEATURE_STORE:
+        raise LogError(f"reader {reader!r} is the feature store, which every refresh registers: choose another name")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with exclusive(out / LOCK) as mine, tempfile.TemporaryDirectory(prefix=PARTS, dir=out) as parts:
+        with exclusive(out / LOCK) as mine, working_folder(out, PARTS) as parts:
             if not mine:
                 raise LogError(f"another export writes to {out}: wait until it has ended")
             since = _position(out, stream)
             if reader:
                 advance(folder, reader, stream, since, exports=str(out.resolve()))
-            position, damaged = _collect(folder, stream, since, Path(parts))
-            records, days = 0, sorted(path.name for path in Path(parts).iterdir())
+            position, damaged = _collect(folder, stream, since, parts)
+            records, days = 0, sorted(path.name for path in parts.iterdir())
             for day in days:
-                records += _add(out / f"{day}.parquet", Path(parts) / day, stream, position)
+                records += _add(out / f"{day}.parquet", parts / day, stream, position)
             state = orjson.dumps({"stream": stream, "position": position})
             put_file(out / POSITION_FILE, lambda part: part.write_bytes(state))
         if reader:

@@ -13,6 +13,7 @@ therefore never change, and a torn end can be cut off without moving any reader.
 torn end is read-only: the next start does not look into it.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -25,7 +26,7 @@ from pathlib import Path
 from zlib import crc32
 
 from features.errors import LogError, describe_os_error
-from features.files import sync
+from features.files import NOT_REGULAR, sync
 from features.log.records import ITEMS, STREAMS, Stream
 
 PROBE = ".probe"
@@ -37,6 +38,11 @@ CLOCK_TICK = 20_000_000
 """Nanoseconds by which the time that the system gives to a write may lie behind the clock; Linux: 10 ms at most."""
 
 SNAPSHOT_SUFFIX = ".snapshot"
+
+LOG_PARTS = (*STREAMS, "media", "readers", "erased.json")
+"""Names of what stands in the folder of a log, besides segments of earlier versions."""
+
+NO_LOG = f"is no event log: it has none of {', '.join(LOG_PARTS)}"
 
 _SEGMENT_SUFFIXES = (".log", ".torn", SNAPSHOT_SUFFIX)
 _SEGMENT_NAME = r"[0-9]{20}(-[0-9]+)?\.[a-z]+"
@@ -56,17 +62,21 @@ Line = tuple[int, bytes]
 
 
 def segment_paths(folder: Path, suffix: str = ".log") -> list[Path]:
-    """The segments of a folder by name; none when it does not exist. Raises OSError when it is not a folder.
+    """The segments of a folder by name; none when it does not exist.
 
     Files with other names are none: unfinished ones, whose names begin with a dot, and files of other programs, which
-    must not be cut, copied or deleted.
+    must not be cut, copied or deleted. Raises OSError when it is not a folder, and for a segment that is no regular
+    file: a pipe (FIFO) would be waited for.
     """
+    kind = re.compile(_SEGMENT_NAME if suffix in _SEGMENT_SUFFIXES else r"[^.].*")
     try:
-        names = os.listdir(folder)
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if entry.name.endswith(suffix) and kind.fullmatch(entry.name)]
     except FileNotFoundError:
         return []
-    kind = re.compile(_SEGMENT_NAME if suffix in _SEGMENT_SUFFIXES else r"[^.].*")
-    return sorted(folder / name for name in names if name.endswith(suffix) and kind.fullmatch(name))
+    if wrong := next((entry for entry in found if not entry.is_file()), None):
+        raise OSError(errno.EINVAL, NOT_REGULAR, str(folder / wrong.name))
+    return sorted(folder / entry.name for entry in found)
 
 
 def stream_paths(folder: Path, stream: Stream) -> list[Path]:
@@ -81,9 +91,12 @@ def stream_paths(folder: Path, stream: Stream) -> list[Path]:
 
 
 def is_log(folder: Path) -> bool:
-    """Whether a folder holds an event log, or is empty. Raises OSError."""
-    files = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    return not files or any((folder / stream).is_dir() for stream in STREAMS) or bool(segment_paths(folder))
+    """Whether a folder holds an event log, or nothing yet. A wrong one looks like a log without records.
+
+    Raises OSError.
+    """
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"lost+found"}
+    return not names or not names.isdisjoint(LOG_PARTS) or bool(segment_paths(folder))
 
 
 def segment_key(folder: Path, path: Path) -> str:

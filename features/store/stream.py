@@ -4,6 +4,7 @@ An entry that was read is pending until it is finished or buried. Entries of a c
 another one claims them. Entries that cannot be used are buried in the stream `<stream>:dead`.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -12,6 +13,8 @@ from typing import Any
 
 from features.errors import ConfigError, StoreError, describe_url
 from features.store.connection import Breaker, Channel, Client, check_url, make_group
+
+logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5.0
 DEAD_ENTRIES = 100_000
@@ -50,6 +53,8 @@ class StreamGroup:
         kind = self._channel.run(lambda client: client.type(self.stream)).decode()
         if kind not in ("stream", "none"):
             raise ConfigError(f"{self.stream!r} at {describe_url(self.url)} is a {kind}, no stream: name a stream")
+        if kind == "none":
+            logger.warning("there is no stream %r at %s yet: it is made, empty", self.stream, describe_url(self.url))
         self._channel.run(lambda client: make_group(client, self.stream, self.group))
 
     def read(self, limit: int, wait: float) -> list[Entry]:

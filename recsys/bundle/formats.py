@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 
 from features.errors import BundleError
 
+MANIFEST = "manifest.json"
+"""Name of the file of a bundle that describes the others."""
+
 FORMAT = 10
 """The format that `save_bundle` writes. It rises when older versions could not read the result."""
 

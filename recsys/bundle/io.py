@@ -40,6 +40,7 @@ from features.ids import IdMap
 from features.schema import ITEM
 from recsys.bundle.formats import (
     FORMAT,
+    MANIFEST,
     check_manifest,
     checksum_of,
     current_arrays,
@@ -60,8 +61,7 @@ from recsys.retrieval.mutable_index import MutableIndex
 from recsys.retrieval.popular import Popular
 from recsys.towers.model import TwoTowers
 
-MANIFEST, ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT, TRAINED_EVENTS = (
-    "manifest.json",
+ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT, TRAINED_EVENTS = (
     "items.parquet",
     "arrays.safetensors",
     "towers.safetensors",

@@ -1,11 +1,12 @@
 """The bundles in a folder: list, find, and publish one as `current`."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from features.errors import BundleError
 from features.files import sync
-from recsys.bundle.io import MANIFEST
+from recsys.bundle.formats import MANIFEST
 
 CURRENT = "current"
 """Name of the link to the published bundle."""
@@ -18,23 +19,30 @@ def publish_bundle(bundle: Path) -> None:
     """
     _check_link(bundle.parent / CURRENT)
     link = bundle.parent / f".writing-{os.getpid()}-current"
-    link.unlink(missing_ok=True)
-    link.symlink_to(bundle.name)
     try:
+        link.unlink(missing_ok=True)
+        link.symlink_to(bundle.name)
         link.replace(bundle.parent / CURRENT)
-    except OSError:
-        link.unlink()
-        raise
+    except OSError as error:  # it may name what the link points to, or the temporary link
+        with suppress(OSError):
+            link.unlink()
+        raise OSError(error.errno, error.strerror, str(bundle.parent / CURRENT)) from error
     sync(bundle.parent)
 
 
 def current_bundle(root: Path) -> Path:
-    """The folder that root/current points to. Raises BundleError when no bundle is published."""
+    """The folder that root/current points to. Raises BundleError when no bundle is published, or it is not there."""
     link = root / CURRENT
     _check_link(link)
     if not link.is_symlink():
         raise BundleError(f"{link}: no bundle is published there; run `recsys train CONFIG` first")
-    return root / link.readlink()
+    bundle = root / link.readlink()
+    if not bundle.is_dir():
+        raise BundleError(
+            f"{link} points to {link.readlink()}, which is no folder there: restore it, or publish another bundle "
+            "(`recsys bundle list` shows them)"
+        )
+    return bundle
 
 
 def _check_link(link: Path) -> None:

@@ -24,8 +24,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from features.errors import BundleError, describe_os_error, describe_read_error
-from features.files import not_a_file
-from recsys.bundle.io import MANIFEST, load_bundle
+from features.files import not_a_file, remove_abandoned
+from recsys.bundle.formats import MANIFEST
+from recsys.bundle.io import load_bundle
 from recsys.bundle.model import Bundle
 
 
@@ -77,7 +78,7 @@ def _load(path: Path, root: Path) -> Bundle:
         raise BundleError(f"{path / MANIFEST}: cannot be read: {describe_os_error(error)}") from error
     copy = root / hashlib.sha256(manifest).hexdigest()  # the manifest holds the SHA-256 of each file
     with _locked(root):
-        _remove_unused(root)
+        remove_abandoned(root, "*")
         made = not copy.exists()
         lease = _leased(path, manifest, copy)
     while True:
@@ -141,20 +142,8 @@ def _locked(root: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove_unused(root: Path) -> None:
-    """Remove the copies that no process uses, and those that a killed process has not finished."""
-    for copy in root.iterdir():
-        with suppress(OSError):  # in use, or it resists: the next load tries again
-            descriptor = os.open(copy, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(copy)
-            finally:
-                os.close(descriptor)
-
-
 def _end(descriptor: int, root: Path) -> None:
     """End a lease, and remove its copy unless others use it. Never waits: another load removes what stays."""
     os.close(descriptor)
     with suppress(OSError, BundleError), _locked(root, wait=False):
-        _remove_unused(root)
+        remove_abandoned(root, "*")

@@ -24,13 +24,18 @@ def bundle_list(root: Path = ROOT) -> None:
     The date is that of the bundle's manifest, in UTC; the figure is NDCG@10 in the test window of each placement.
     """
     import json
+    import os
 
-    from features.errors import describe_read_error
+    from features.errors import BundleError, describe_read_error
     from features.files import not_a_file
-    from recsys.bundle.io import MANIFEST
-    from recsys.bundle.registry import current_bundle, list_bundles
+    from recsys.bundle.formats import MANIFEST
+    from recsys.bundle.registry import CURRENT, current_bundle, list_bundles
 
-    served = current_bundle(root).name if (bundles_folder(root) / "current").is_symlink() else None
+    served = None
+    try:
+        served = current_bundle(root).name if os.path.lexists(bundles_folder(root) / CURRENT) else None
+    except BundleError as error:  # no bundle is served from there: the list says which ones there are
+        typer.echo(f"warning: {error}", err=True)
     folders = list_bundles(root)
     if not folders:
         typer.echo(f"no bundle in {root}: run recsys train CONFIG", err=True)

@@ -59,9 +59,11 @@ def data_check(
     from experiments.config import load_config
     from experiments.dataset import load_dataset
     from experiments.pipelines.rolling_windows import evaluation_windows
+    from experiments.preflight import check_log
     from features.errors import ConfigError, DataError
 
     config = load_config(config_path(name))
+    check_log(config.data.log)
     with progress_bars() as reporter:
         dataset = load_dataset(config, reporter.steps)
     refusal = None

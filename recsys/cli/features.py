@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from recsys.cli.options import CONFIG, bytes_of, config_path, given_path, print_json, progress_bars, seconds_of
+from recsys.cli.options import (
+    CONFIG,
+    bytes_of,
+    config_path,
+    given_path,
+    log_folder,
+    print_json,
+    progress_bars,
+    seconds_of,
+)
 
 if TYPE_CHECKING:
     from features.store.jobs.refresh import RefreshReport
@@ -39,8 +48,8 @@ def _opened(name: str, log: Path | None) -> Iterator[tuple["RedisStore", "EventF
     import os
 
     from experiments.config import load_config
+    from experiments.preflight import check_log
     from features.errors import ConfigError
-    from features.log.segments import segment_paths
     from features.store.base import StoreLockedError
     from features.store.connection import check_url
     from features.store.redis import RedisStore
@@ -51,11 +60,10 @@ def _opened(name: str, log: Path | None) -> Iterator[tuple["RedisStore", "EventF
             "REDIS_URL is not set: this command needs a running server; set it, e.g. to redis://localhost:6379/0"
         )
     check_url(url)
-    if log is not None and not log.exists():
-        raise ConfigError(f"{log}: there is no such folder; --log takes the folder of the event log")
     data = load_config(config_path(name)).data
-    folder = log or Path(data.log or "state/log")
-    segment_paths(folder)  # a log that cannot be listed is an error before the tables are read
+    if log is None:
+        check_log(data.log)
+    folder = Path(data.log or "state/log") if log is None else log_folder(log)
     store = RedisStore(url, data.events, timeout=1.0)
     store.ping()
     if warning := store.facts().warning:
@@ -157,6 +165,8 @@ def features_backfill(
     from recsys.cli.options import micros_of
 
     first, last = micros_of("--from", start), micros_of("--to", end)
+    if first >= last:
+        raise typer.BadParameter(f"--from {start} is not before --to {end}: no event lies between them")
     with _opened(name, log) as (store, tables, folder):
         users, events = backfill(store, tables, folder, first, last, memory=bytes_of("--memory", memory))
     if as_json:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from recsys.cli.options import CONFIG, config_path, given_path, print_json, show
+from recsys.cli.options import CONFIG, MAX_SECONDS, config_path, given_path, given_text, log_folder, print_json, show
 
 if TYPE_CHECKING:
     from features.log.upkeep.retention import Held
@@ -72,7 +72,9 @@ def log_export(
     stream: str = typer.Argument("events", help="events, exposures, items (their changes) or corrections."),
     out: Path = typer.Option(..., help="Folder of the files, one a day: OUT/2026-01-31.parquet.", parser=given_path),
     log: Path | None = typer.Option(None, help=FOLDER, parser=given_path),
-    reader: str = typer.Option("", help="Register the export: retention keeps what it has not exported."),
+    reader: str | None = typer.Option(
+        None, help="Register the export: retention keeps what it has not exported.", parser=given_text
+    ),
     as_json: bool = typer.Option(False, "--json", help=AS_JSON),
 ) -> None:
     """Write what is new in a stream to parquet files by day. A second run changes nothing.
@@ -89,7 +91,7 @@ def log_export(
     if stream not in STREAMS:
         raise ConfigError(f"{stream!r} is no stream of the log; choose from {', '.join(STREAMS)}")
     named = next(name for name in STREAMS if name == stream)
-    report = export(_settings(log).log, named, out, reader=reader)
+    report = export(_settings(log).log, named, out, reader=reader or "")
     if as_json:
         print_json(asdict(report))
         return
@@ -146,12 +148,10 @@ def _settings(log: Path | None) -> "ServeSettings":
     """The settings of the service, of a log that exists. Raises ConfigError."""
     import os
 
-    from features.errors import ConfigError
     from serving.settings import load_settings
 
     settings = load_settings(os.environ, log=log)
-    if not settings.log.is_dir():
-        raise ConfigError(f"{settings.log}: there is no such folder; --log takes the folder of the event log")
+    log_folder(settings.log)
     return settings
 
 
@@ -162,11 +162,13 @@ def _group() -> None:
 
 @events_app.command("consume")
 def events_consume(
-    stream: str = typer.Argument(..., help="Name of the Redis Stream."),
-    group: str = typer.Option("recsys", help="Consumer group. Each group gets every entry once."),
-    consumer: str = typer.Option("", help="Name in the group, e.g. of a pod that keeps it. [host and process id]"),
-    config: str = typer.Option(
-        "", metavar="CONFIG", help=f"Refuse types that misspell one of its data.events. {CONFIG}"
+    stream: str = typer.Argument(..., help="Name of the Redis Stream.", parser=given_text),
+    group: str = typer.Option("recsys", help="Consumer group. Each group gets every entry once.", parser=given_text),
+    consumer: str | None = typer.Option(
+        None, help="Name in the group, e.g. of a pod that keeps it. [host and process id]", parser=given_text
+    ),
+    config: str | None = typer.Option(
+        None, metavar="CONFIG", help=f"Refuse types that misspell one of its data.events. {CONFIG}"
     ),
     log: Path | None = typer.Option(
         None,
@@ -174,7 +176,7 @@ def events_consume(
         parser=given_path,
     ),
     idle: float = typer.Option(
-        60.0, min=0.0, help="Seconds after which the entries of a dead consumer are taken over."
+        60.0, min=0.0, max=MAX_SECONDS, help="Seconds after which the entries of a dead consumer are taken over."
     ),
     once: bool = typer.Option(False, "--once", help="Take what is there, and end."),
     as_json: bool = typer.Option(False, "--json", help="Print the report as one line."),
@@ -196,12 +198,10 @@ def events_consume(
     from serving.event_consumer import EventConsumer
     from serving.settings import load_settings
 
-    data = load_config(config_path(config)).data if config else None
+    data = load_config(config_path(config)).data if config is not None else None
     settings = load_settings(os.environ)
     if settings.redis_url is None:
         raise ConfigError("REDIS_URL is not set: it names the server of the stream, e.g. redis://localhost:6379/0")
-    if not (stream and group):
-        raise ConfigError("STREAM and --group need names: give each a text")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     entries = StreamGroup(settings.redis_url, stream, group, consumer or f"{socket.gethostname()}-{os.getpid()}")
     folder = log or Path((data and data.log) or settings.log)

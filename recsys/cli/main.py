@@ -1,5 +1,6 @@
 """The `recsys` command: its commands and groups, and the display of errors. No other package imports this one."""
 
+import errno
 import os
 import re
 import sys
@@ -112,6 +113,8 @@ def main() -> None:
         raise SystemExit(1) from None
     except OSError as error:
         _give_up_output()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+            error.filename = "standard output, or a file"
         _fail(FileError(describe_os_error(error)))
     except (MemoryError, RuntimeError) as error:  # torch has a RuntimeError for memory that is used up
         if (

@@ -32,6 +32,32 @@ def given_path(text: str | Path) -> Path:
     return Path(text)
 
 
+def given_text(text: str) -> str:
+    """The parser of a name that a command takes: a shell passes an empty one where a variable is not set.
+
+    Raises BadParameter for it, and for a text that no server and no file takes as a name.
+    """
+    from features.ids import TEXT_RULES, id_error
+
+    if reason := id_error(text, TEXT_RULES):
+        raise typer.BadParameter(reason)
+    return text
+
+
+def log_folder(folder: Path) -> Path:
+    """The folder of an event log that a command reads. Raises ConfigError when it does not exist, or is no log."""
+    from features.errors import ConfigError
+    from features.log.segments import NO_LOG, is_log
+
+    takes = "--log takes the folder of the event log"
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "there is no such folder"
+        raise ConfigError(f"{folder}: {what}; {takes}")
+    if not is_log(folder):
+        raise ConfigError(f"{folder} {NO_LOG}; {takes}")
+    return folder
+
+
 def config_path(name: str) -> Path:
     """The file of a configuration, which is given as a path or as the name of a configuration in configs/.
 
@@ -103,8 +129,8 @@ def bind(host: str, port: int) -> "list[socket.socket]":
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind(address)
-    except socket.gaierror as error:
-        raise ConfigError(f"host {host!r}: {error.strerror}; choose an address of this machine with --host") from None
+    except socket.gaierror:
+        raise ConfigError(f"host {host!r} has no address: choose one of this machine with --host") from None
     except OSError as error:
         for listener in sockets:
             listener.close()

@@ -54,6 +54,7 @@ def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
     """Run the service on bound sockets until Ctrl-C, SIGTERM, or SIGHUP, which a terminal sends when it is closed."""
     import errno
     import logging
+    import os
     import signal
     from contextlib import suppress
 
@@ -79,6 +80,9 @@ def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
         if error.errno != errno.EADDRINUSE:
             raise
         raise ConfigError(f"port {settings.port} was taken during the start: choose another with --port") from None
+    if app.state.encoder_pool.encodes:  # e.g. a large model is being loaded; everything else is closed
+        logging.shutdown()
+        os._exit(0)
     if not server.started:
         raise typer.Exit(1)
 

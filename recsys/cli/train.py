@@ -11,6 +11,7 @@ from recsys.cli.options import (
     bundles_folder,
     config_path,
     given_path,
+    given_text,
     print_json,
     print_tables,
     progress_bars,
@@ -150,7 +151,9 @@ def tune(
     name: str = typer.Argument(..., metavar="CONFIG", help=CONFIG),
     trials: int = typer.Option(30, min=1, help="Number of trials in total, including those of earlier runs."),
     minutes: float | None = typer.Option(None, min=0.0, help="No trial starts after this many minutes."),
-    only: str = typer.Option("", help="Settings to search, e.g. towers.dropout,training.learning_rate. [all]"),
+    only: str | None = typer.Option(
+        None, help="Settings to search, e.g. towers.dropout,training.learning_rate. [all]", parser=given_text
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the trials and the best settings as one JSON object."),
     track: bool = typer.Option(
         True, "--track/--no-track", help="Record the search in MLflow, with a run for each trial."
@@ -168,7 +171,7 @@ def tune(
     from experiments.pipelines.tune import tune as run
     from experiments.tracking.mlflow import MlflowTracker, NullTracker
 
-    keys = [key.strip() for key in only.split(",") if key.strip()]
+    keys = [key.strip() for key in (only or "").split(",") if key.strip()]
     config, tracker = load_config(config_path(name)), MlflowTracker() if track else NullTracker()
     with progress_bars() as reporter:
         result = run(config, tracker, reporter, trials=trials, minutes=minutes, only=keys)

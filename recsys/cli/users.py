@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from recsys.cli.log import AS_JSON, FOLDER
-from recsys.cli.options import CONFIG, config_path, given_path, print_json
+from recsys.cli.options import CONFIG, bundles_folder, config_path, given_path, log_folder, print_json
 
 if TYPE_CHECKING:
     from features.erasure.erase import ErasureReport, Scope
@@ -106,15 +106,12 @@ def _scope(
     import os
 
     from features.erasure.erase import Scope
-    from features.errors import ConfigError
-    from features.log.segments import is_log
     from serving.settings import load_settings
 
     settings = load_settings(os.environ, log=log, bundles=bundles)
-    if not settings.log.is_dir():
-        raise ConfigError(f"{settings.log}: there is no such folder; --log takes the folder of the event log")
-    if not is_log(settings.log):
-        raise ConfigError(f"{settings.log} is no event log; --log takes the folder of the event log")
+    log_folder(settings.log)
+    if bundles is not None:
+        bundles_folder(bundles)
     searched = (settings.bundles, *map(Path, TRACKED))
     return Scope(
         settings.log,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from features.arrays import Floats
-from features.errors import BundleError, DataError, DependencyError
+from features.errors import BundleError, DataError, DependencyError, describe_read_error
 from features.interactions import UserStates
 from recsys.config import RerankerConfig
 from recsys.interfaces import Candidates
@@ -65,11 +65,11 @@ class Reranker:
         try:
             text = path.read_text(encoding="utf-8")
             if not text.startswith("tree\n") or "\nend of trees\n" not in text:  # LightGBM ends the process on half
-                raise ValueError("it has no beginning or no end")
+                raise BundleError(f"{path}: not a LightGBM model: it has no beginning or no end; train again")
             booster = lightgbm.Booster(model_str=text)
             names = booster.feature_name()
         except (lightgbm.basic.LightGBMError, ValueError) as error:
-            raise BundleError(f"{path}: not a LightGBM model: {error}") from error
+            raise BundleError(f"{path}: not a LightGBM model: {describe_read_error(error)}; train again") from error
         if tuple(names) != FEATURES:
             raise BundleError(f"{path}: its features are {names}, this version has {list(FEATURES)}")
         return cls(booster, features)

@@ -16,7 +16,7 @@ import numpy as np
 
 from features.arrays import Bools, Floats, Ints
 from features.content.spaces import SpaceKey, same_space
-from features.errors import BundleError, ConfigError
+from features.errors import BundleError, ConfigError, describe_read_error
 from features.interactions import Ragged
 from recsys.config import RetrieverConfig
 from recsys.interfaces import Candidates, sort_candidates
@@ -42,6 +42,10 @@ SAMPLE_PER_LIST = 16
 
 GPU_MAX_RESULTS = 2048
 """Largest k of a faiss search on a GPU."""
+
+
+class _ShapeError(ValueError):
+    """An array that is not the one that a file of an index has. Its text is ours."""
 
 
 class Index:
@@ -261,18 +265,19 @@ class Index:
             # copy-on-write: torch needs writable arrays
             vectors = np.asarray(np.load(file, mmap_mode="c", allow_pickle=False))
             if vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.shape[1] != space.dimension:
-                raise ValueError(f"{vectors.dtype} of shape {vectors.shape}, not float32 (n, {space.dimension})")
+                raise _ShapeError(f"{vectors.dtype} of shape {vectors.shape}, not float32 (n, {space.dimension})")
             self = cls.__new__(cls)
             self._configure(vectors, config)
             file, structure = path.with_suffix(".faiss"), None
             if self._needs_structure:
                 structure = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
                 if (structure.ntotal, structure.d) != self._searched.shape:
-                    raise ValueError(
+                    raise _ShapeError(
                         f"{structure.ntotal} vectors of {structure.d} dimensions, not {self._searched.shape}"
                     )
         except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise BundleError(f"{file}: no index can be read from it: {error}") from error
+            why = str(error) if isinstance(error, _ShapeError) else describe_read_error(error)
+            raise BundleError(f"{file}: no index can be read from it: {why}; train again") from error
         self._attach(structure)
         return self
 

@@ -38,7 +38,7 @@ def _utc(text: str) -> str:
 
 def _without_null(text: str) -> str:
     if NO_NULL.found(text):
-        raise ValueError(f"is {NO_NULL.reason}: {NO_NULL.advice}")
+        raise ValueError(f"{NO_NULL.reason}: {NO_NULL.advice}")
     return text
 
 

@@ -165,7 +165,10 @@ def _parts(body: bytes, content_type: str) -> list[tuple[str, bytes | None, byte
         )
         parser.write(body)
     except FormParserError as error:
-        raise ApiError(400, "bad_form", f"the body is not a valid form: {str(error)[:200]}", "body") from None
+        at = getattr(error, "offset", -1)
+        where = f" at byte {at}" if at >= 0 else ""
+        message = f"the body is not a form of the boundary in its Content-Type{where}: correct it there"
+        raise ApiError(400, "bad_form", message, "body") from None
     if not end_seen:
         raise ApiError(400, "bad_form", "the form ends before its last boundary", "body")
     return parts

@@ -42,6 +42,9 @@ BODY_SECONDS = 60.0
 FILE_SECONDS = 10.0
 """Seconds to fetch and decode one file of a query. `recsys embed` allows more."""
 
+CLOSE_SECONDS = 5.0
+"""Seconds that the end of the service waits for a local encoding, or for a model that is being loaded."""
+
 MAX_REMOTE = 8
 """Largest number of queries that a remote encoder encodes at once; they use no local core."""
 
@@ -68,6 +71,7 @@ class EncoderPool:
         self._local = asyncio.Semaphore(1)
         self._remote = asyncio.Semaphore(MAX_REMOTE)
         self._large_bodies = asyncio.Semaphore(MAX_LARGE_BODIES)
+        self.encodes = False
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
@@ -132,9 +136,17 @@ class EncoderPool:
             await asyncio.sleep(self._settings.follow_seconds)
 
     async def close(self) -> None:
-        """Stop the decoder workers and wait for the local encoding that is running."""
+        """Stop the decoder workers, and wait CLOSE_SECONDS for the local encoding that is running.
+
+        `encodes` says then whether it still runs. A thread inside a model must not outlive the interpreter: the
+        process ends without it (os._exit).
+        """
         await asyncio.to_thread(self._decoders.close)
-        await self._local.acquire()  # a thread inside a model must not outlive the interpreter
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._local.acquire()
+        except TimeoutError:
+            self.encodes = True
 
     async def _prepare(self, snapshot: ServingSnapshot) -> None:
         """Load the text encoder of a snapshot's bundle and encode one word with it. Logs errors."""

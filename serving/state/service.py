@@ -20,6 +20,7 @@ from features.store.base import FeatureStore
 from features.store.redis import RedisStore, check_server
 from features.store.redis_server import RedisServer
 from features.store.user_state import UserState
+from recsys.bundle.formats import MANIFEST
 from serving.settings import ServeSettings
 from serving.state.catalog_updater import CatalogUpdater, Upsert
 from serving.state.log_claim import claim
@@ -86,6 +87,7 @@ class ServiceState:
         self._claim = -1
         self._log: EventLog | None = None
         self._path: Path | None = None
+        self._manifest_bytes = -1
         self._refusal: _Refusal | None = None
         self._stop = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -228,7 +230,7 @@ class ServiceState:
             return
         self.keeper.expect_new_tables(private=self._server is not None)
         self.catalog_updater.swap_bundle(snapshot)
-        self._path, self._refusal = path, None
+        self._path, self._refusal, self._manifest_bytes = path, None, _size(path / MANIFEST)
         self.notes.pop("bundle", None)
         self.notes.pop("retriever", None)
         if bundle.note:
@@ -265,7 +267,8 @@ class ServiceState:
         if self.snapshot is None or self._path is None:
             return
         files = self.snapshot.bundle.manifest.get("files", {})
-        if not (lost := [name for name, facts in files.items() if _size(self._path / name) != facts["bytes"]]):
+        sizes = {MANIFEST: self._manifest_bytes, **{name: facts["bytes"] for name, facts in files.items()}}
+        if not (lost := [name for name, size in sizes.items() if _size(self._path / name) != size]):
             self.notes.pop("bundle", None)
             return
         note = (

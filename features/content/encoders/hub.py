@@ -6,7 +6,7 @@ Only data files are fetched: weights as safetensors, never pickle, and no code.
 import hashlib
 from pathlib import Path
 
-from features.errors import ConfigError, SpaceError, missing_package
+from features.errors import ConfigError, SpaceError, describe_connection_error, missing_package
 
 FETCHED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """Files of a model that are fetched from the hub; of a folder, these files are hashed."""
@@ -43,6 +43,13 @@ def locate(model: str, revision: str | None) -> tuple[Path, str, str]:
     return folder, name, exact
 
 
+ANSWERS = {
+    **dict.fromkeys((401, 403), "there is no such model, or it needs a token: correct `model`, or set HF_TOKEN"),
+    404: "there is no such model or revision: correct `model` and `revision`",
+}
+"""Status of the hub -> what mends it."""
+
+
 def _snapshot(model: str, revision: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
@@ -51,5 +58,14 @@ def _snapshot(model: str, revision: str) -> Path:
         raise missing_package(model, error.name, "native") from error
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(FETCHED)))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise SpaceError(f"{model}@{revision}: cannot be fetched from the hub: {str(error)[:300]}") from error
+    except HFValidationError as error:
+        raise SpaceError(f"{model}@{revision}: is no name of a model of the hub: write OWNER/NAME") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        why = ANSWERS.get(status, "try again later")
+        raise SpaceError(f"{model}@{revision}: the hub answers {status}: {why}") from error
+    except OSError as error:
+        why = describe_connection_error(error)
+        raise SpaceError(
+            f"{model}@{revision}: cannot be fetched from the hub: {why}; or fetch it elsewhere, and name its folder"
+        ) from error

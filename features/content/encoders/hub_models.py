@@ -21,7 +21,7 @@ from features.content.encoders.text import sum_texts
 from features.content.media.images import Pixels, decode_image
 from features.content.parts import Content, Limits, Modality
 from features.content.spaces import Embedded, Failure, SpaceKey, Task, mean_of_parts
-from features.errors import ConfigError, ContentError, DependencyError, SpaceError, missing_package
+from features.errors import ConfigError, ContentError, DependencyError, SpaceError, describe_os_error, missing_package
 from features.progress import Step
 
 Family = Literal["siglip", "clip", "clap", "sentence-transformers"]
@@ -268,7 +268,15 @@ def _load(folder: Path, family: Family, device: str | None) -> _Model:
     except ConfigError:
         raise
     except Exception as error:  # a damaged folder raises exceptions of many classes
-        raise SpaceError(f"{folder}: cannot be loaded as {family}: {error}") from error
+        if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
+            raise
+        if isinstance(error, OSError) and error.errno:
+            why = describe_os_error(error)
+        elif not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+            why = "it has no config.json: name the folder of a model"
+        else:
+            why = "its files are damaged, or not of this kind: fetch the model again, or set another `encoder.kind`"
+        raise SpaceError(f"{folder}: cannot be loaded as {family}: {why}") from error
 
 
 def _plain(text: str, specials: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from features.arrays import Floats
-from features.errors import StoreError, missing_package
+from features.errors import StoreError, describe_read_error, missing_package
 
 
 class Session:
@@ -33,9 +33,11 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # batches run in parallel instead: see `features.content.encoders.frozen`
         try:
+            file.open("rb").close()  # the system says why it cannot be opened
             self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has one class for each cause
-            raise StoreError(f"{file}: cannot be loaded: {error}; remove it, and it is exported again") from error
+            why = describe_read_error(error)
+            raise StoreError(f"{file}: cannot be loaded: {why}; remove it, and it is exported again") from error
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, batch: Any) -> Floats:

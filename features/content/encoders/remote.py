@@ -16,7 +16,7 @@ import numpy as np
 from features.arrays import Floats
 from features.content.parts import Content
 from features.content.spaces import Embedded, Failure, SpaceKey
-from features.errors import ConfigError, SpaceError, describe_url
+from features.errors import ConfigError, SpaceError, describe_connection_error, describe_url
 from features.progress import Step
 
 T = TypeVar("T")
@@ -129,8 +129,10 @@ class EmbeddingService:
         """The result of `function`. Raises RetryableError when the connection fails or the response is incomplete."""
         try:
             return function()
+        except httpx2.TimeoutException:
+            raise RetryableError("cannot be reached: there was no answer in time") from None
         except httpx2.RequestError as error:
-            raise RetryableError(f"cannot be reached: {type(error).__name__} {self.sanitised(str(error))}") from None
+            raise RetryableError(f"cannot be reached: {describe_connection_error(error)}") from None
         except json.JSONDecodeError as error:
             raise RetryableError(f"answers with invalid JSON at character {error.pos} of {len(error.doc)}") from None
         except UnicodeDecodeError:

@@ -12,7 +12,7 @@ from typing import Self
 from features.content.media import fetch
 from features.content.media.worker import OUT_OF_MEMORY, Prepare, Prepared, ReadSource, Worker, WorkerDiedError
 from features.content.parts import Limits, Source
-from features.errors import ContentError, DependencyError
+from features.errors import ContentError, DependencyError, describe_os_error
 
 
 class DecoderPool:
@@ -127,7 +127,9 @@ class DecoderPool:
             try:
                 worker = Worker(self._read, self.memory)
             except OSError as error:
-                raise DependencyError(f"a worker process for decoding cannot be started: {error}") from error
+                raise DependencyError(
+                    f"a worker process for decoding cannot be started: {describe_os_error(error)}"
+                ) from error
             self._running.add(worker)
         if worker.wait_until_ready():
             return worker

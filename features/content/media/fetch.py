@@ -18,7 +18,7 @@ import httpcore2
 import httpx2
 
 from features.content.parts import Limits, Source
-from features.errors import ContentError, describe_os_error, describe_url
+from features.errors import ContentError, describe_connection_error, describe_os_error, describe_url
 from features.files import not_a_file
 
 REDIRECTS = 3
@@ -96,7 +96,7 @@ def read(source: Source, limits: Limits, network: Network = INTERNET) -> bytes:
     except (httpcore2.TimeoutException, TimeoutError) as error:
         raise ContentError(f"{place(source)}: not fetched within {limits.fetch_seconds:g} s") from error
     except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
-        raise ContentError(f"{place(source)}: cannot be fetched: {str(error)[:200]}") from error
+        raise ContentError(f"{place(source)}: cannot be fetched: {describe_connection_error(error)}") from error
 
 
 def _read_file(path: Path, limits: Limits) -> bytes:
@@ -165,7 +165,7 @@ def _allowed(url: httpx2.URL, limits: Limits, network: Network) -> Sequence[str]
     try:
         addresses = network.resolve(host, port)
     except (OSError, UnicodeError) as error:
-        raise ContentError(f"{location}: {host_text} has no address: {error}") from error
+        raise ContentError(f"{location}: {host_text} has no address; correct the URL") from error
     for address in addresses:
         if not network.public(address):
             raise ContentError(f"{location}: {host_text} is at {address}, which is not a public address")

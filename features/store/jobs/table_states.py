@@ -6,14 +6,18 @@ to files by a hash of their user, and each file is then read on its own.
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from features.errors import StoreError, describe_write_error
+from features.errors import StoreError, describe_os_error, describe_write_error
+from features.files import working_folder
 from features.schema import ROW, TIME, USER, EventRules
 from features.store.user_state import joined, states_of_table
+
+PREFIX = "recsys-refresh-"
 
 ROWS = 500_000
 """Minimum number of events whose states are made at once; they are those of whole users."""
@@ -35,23 +39,38 @@ def table_states(batches: Iterable[pl.DataFrame], rules: EventRules, memory: int
     """
     limit = max(ROWS, memory // ROW_BYTES)
     held, rows = list[pl.DataFrame](), 0
-    with tempfile.TemporaryDirectory(prefix="recsys-refresh-") as folder:
+    with _working_folder() as folder:
         spilled = 0
         for batch in batches:
             held.append(batch)
             rows += len(batch)
             if rows > limit:
-                _spill(pl.concat(held), Path(folder), spilled)
+                _spill(pl.concat(held), folder, spilled)
                 held, rows, spilled = [], 0, spilled + 1
         if not spilled:
             if held:
                 yield from _of_frame(pl.concat(held), rules)
             return
         if held:
-            _spill(pl.concat(held), Path(folder), spilled)
+            _spill(pl.concat(held), folder, spilled)
             held = []
-        for shard in sorted(Path(folder).iterdir()):
+        for shard in sorted(folder.iterdir()):
             yield from _of_shard(sorted(shard.iterdir()), rules, limit)
+
+
+@contextmanager
+def _working_folder() -> Iterator[Path]:
+    """The folder of the files. A refresh removes those that killed ones have left."""
+    base = Path(tempfile.gettempdir())
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(working_folder(base, PREFIX))
+        except OSError as error:
+            why = describe_os_error(error)
+            raise StoreError(
+                f"no folder can be made in {base} to distribute the events to: {why}; set TMPDIR"
+            ) from error
+        yield folder
 
 
 def _of_shard(files: list[Path], rules: EventRules, limit: int) -> Iterator[States]:

@@ -64,7 +64,7 @@ def _unreadable(path: Path, error: Exception) -> str:
         file.seek(max(0, path.stat().st_size - 4))
         end = file.read()
     if begin not in (b"PAR1", b"PARE"):
-        return f"{path} cannot be read as parquet, because it begins with {begin!r}; write it again"
+        return f"{path} is no parquet file, it begins with {begin!r}: name one, or write it again"
     if "encrypt" in str(error) or end == b"PARE":
         return f"{path} is encrypted: write it without encryption"
     if end != b"PAR1" or path.stat().st_size < 12:

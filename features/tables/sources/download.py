@@ -12,12 +12,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from features.errors import SourceError
+from features.errors import SourceError, describe_connection_error
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0
 RANGE_NOT_SATISFIABLE = 416
 """HTTP status of a Range request that starts at or after the end of the file."""
+
+
+class _CutOffError(ConnectionError):
+    """An answer that is not the rest of the file. Its text is ours."""
 
 
 def download(url: str, path: Path, *, md5: str, attempts: int = 5, wait: float = 1.0) -> Path:
@@ -36,12 +40,13 @@ def download(url: str, path: Path, *, md5: str, attempts: int = 5, wait: float =
             break
         except urllib.error.HTTPError as error:
             error.close()
-            raise SourceError(f"{url}: the server answers {error.code} {error.reason}; check the address") from error
+            raise SourceError(f"{url}: the server answers {error.code}; check the address") from error
         except (OSError, http.client.HTTPException) as error:
             if attempt == attempts - 1:
                 received = part.stat().st_size if part.exists() else 0
+                why = str(error) if isinstance(error, _CutOffError) else describe_connection_error(error)
                 raise SourceError(
-                    f"{url}: {error} ({attempts} attempts, {received:,} bytes kept in {part}). Check the connection "
+                    f"{url}: {why} ({attempts} attempts, {received:,} bytes kept in {part}). Check the connection "
                     "and run again to resume, or put the file there by hand"
                 ) from error
             time.sleep(wait * 2**attempt)
@@ -58,9 +63,11 @@ def published_md5(url: str) -> str:
         with urllib.request.urlopen(f"{url}.md5", timeout=TIMEOUT) as response:
             text = response.read(4096).decode("ascii", "replace")
     except (OSError, http.client.HTTPException) as error:
+        why = describe_connection_error(error)
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        raise SourceError(f"{url}.md5 cannot be read: {error}. Is there internet? Check and run again") from error
+            why = f"the server answers {error.code}"
+        raise SourceError(f"{url}.md5 cannot be read: {why}. Is there internet? Check and run again") from error
     if (match := re.search(r"\b[0-9a-f]{32}\b", text.lower())) is None:
         raise SourceError(f"{url}.md5 holds no MD5: {text[:80]!r}")
     return match.group()
@@ -80,7 +87,7 @@ def _continue(url: str, part: Path) -> None:
     with response, _progress() as progress:
         resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {size}-")
         if response.status == 206 and not resumed:
-            raise ConnectionError(f"requested byte {size:,} on, received {response.headers.get('Content-Range')!r}")
+            raise _CutOffError(f"requested byte {size:,} on, received {response.headers.get('Content-Range')!r}")
         size = size if resumed else 0
         length = response.headers.get("Content-Length")
         total = size + int(length) if length else None
@@ -91,7 +98,7 @@ def _continue(url: str, part: Path) -> None:
                 progress.advance(task, len(chunk))
                 size += len(chunk)
         if total is not None and size < total:
-            raise ConnectionError(f"cut off after {size:,} of {total:,} bytes")
+            raise _CutOffError(f"cut off after {size:,} of {total:,} bytes")
 
 
 def _progress() -> Progress:
