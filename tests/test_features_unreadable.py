@@ -65,7 +65,7 @@ def test_files_of_a_folder_with_two_types_of_a_column(tmp_path: Path) -> None:
 
 def validated(n: int) -> Validated:
     rows = pl.DataFrame({"reason": ["empty"] * n})
-    return Validated(pl.DataFrame(), np.ones(n, np.uint8), Count("items", "items.csv", n, 0, n), [], rows)
+    return Validated(pl.DataFrame(), np.ones(n, np.uint8), Count("items", "items.csv", n, 0, n), [], rows, rows)
 
 
 def test_an_empty_file_of_ratings_has_columns_of_text(tmp_path: Path) -> None:

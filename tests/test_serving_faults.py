@@ -189,7 +189,7 @@ def test_the_result_of_a_filling_is_noted(tmp_path: Path) -> None:
     filler._wait(Process(0, b'{"users":3}'), b"")  # type: ignore[arg-type]
     assert (filler.fault, reports) == ("", [{"users": 3}])
     with pytest.raises(StoreError, match="a store that is not on a server cannot be filled by another process"):
-        filler.start(MemoryStore(RULES), toy_bundle(tmp_path).data, anew=False)
+        filler.start(MemoryStore(RULES), toy_bundle(tmp_path).data)
 
 
 def test_a_filling_is_a_process_that_gets_what_it_needs_as_input(
@@ -207,7 +207,7 @@ def test_a_filling_is_a_process_that_gets_what_it_needs_as_input(
     monkeypatch.setattr(store_filler.sys, "path", ["/a", "", "/b"])
     monkeypatch.setenv("KEPT", "yes")
     filler, data = FillProcess(tmp_path / "log", lambda report: None), toy_bundle(tmp_path).data
-    filler.start(store, data, anew=True)
+    filler.start(store, data)
     assert filler._waiter is not None
     assert filler._waiter.daemon
     filler._waiter.join()
@@ -219,7 +219,6 @@ def test_a_filling_is_a_process_that_gets_what_it_needs_as_input(
         "url": "redis://:password@host.invalid:7",
         "data": data.model_dump(mode="json"),
         "log": str(tmp_path / "log"),
-        "anew": True,
     }
 
 

@@ -98,7 +98,7 @@ class Idle:
     def __init__(self, clock: list[float]) -> None:
         self.clock, self.starts = clock, list[float]()
 
-    def start(self, store: Any, data: Any, *, anew: bool) -> None:
+    def start(self, store: Any, data: Any) -> None:
         self.starts.append(self.clock[0])
         self.fault = "no table"
 

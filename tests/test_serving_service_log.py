@@ -79,10 +79,10 @@ def test_files_of_the_served_bundle_that_are_lost(tmp_path: Path, caplog: pytest
 
 
 class Filler(ToyFiller):
-    """A filler that only says that it is anew."""
+    """A filler that fills nothing."""
 
-    def start(self, store: Any, data: Any, *, anew: bool) -> None:
-        self.fault = f"anew {anew}"
+    def start(self, store: Any, data: Any) -> None:
+        self.fault = "started"
 
 
 def test_problems_of_the_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -97,9 +97,10 @@ def test_problems_of_the_store(tmp_path: Path, caplog: pytest.LogCaptureFixture)
             keeper._note("store", "")
             assert notes == {}
     store, data = MemoryStore(RULES), toy_bundle(tmp_path).data
-    for anew in (False, True):
-        keeper._fill(store, data, anew=anew, again=False)
-        assert filler.fault == f"anew {anew}"
+    for keeper.evicted in (False, True):
+        filler.fault = ""
+        keeper._fill(store, data, again=False)
+        assert filler.fault == "started"
     assert lines(caplog, "has deleted keys to make room; it is filled again") == ["WARNING"]
 
 
