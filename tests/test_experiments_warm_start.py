@@ -243,9 +243,7 @@ def test_a_bundle_is_given_by_its_folder_and_refused_without_new_events(day):
         train_from(config, str(second.path), NullTracker(), Lines())
     with pytest.raises(BundleError, match="0 bundles begin with 'zz'"):
         train_from(config, "zz", NullTracker(), Lines())
-    with pytest.raises(
-        BundleError, match=r"bundles is a folder without manifest\.json: give one of a bundle, or"
-    ):
+    with pytest.raises(BundleError, match=r"bundles is a folder without manifest\.json: give one of a bundle, or"):
         train_from(config, str(folder / "bundles"), NullTracker(), Lines())
     assert current_bundle(folder / "bundles") == second.path
 
