@@ -111,8 +111,8 @@ def load_settings(environ: Mapping[str, str], **options: object) -> ServeSetting
         first = describe_invalid(error.errors())[0]
         name, value = str(first.place[0]), first.problem["input"]
         shown = describe_url(value) if isinstance(value, str) and "://" in value else value
-        place = f"--{name}" if name in given else f"environment variable {PREFIX}{name.upper()}"
-        raise ConfigError(f"{place} = {shown!r}: {first.reason}") from None
+        place = f"--{name}" if name in given else f"environment variable {PREFIX}{name.upper()} ="
+        raise ConfigError(f"{place} {shown!r}: {first.reason}") from None
 
 
 def check_names(environ: Mapping[str, str]) -> None:

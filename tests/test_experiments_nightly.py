@@ -369,6 +369,7 @@ def test_a_bundle_that_somebody_publishes_meanwhile_stays(seven, monkeypatch):
     def write(*arguments):
         path = real(*arguments)
         (BUNDLES / "current").unlink()
+        (BUNDLES / "other").mkdir()
         (BUNDLES / "current").symlink_to("other")
         return path
 

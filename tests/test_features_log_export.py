@@ -378,3 +378,19 @@ def test_a_damaged_position_of_an_export_is_named(tmp_path: Path, text: bytes) -
     position.unlink()
     assert export(log, EVENTS, out).records == 0
     assert names(out) == {"2024-10-04": ["a"]}
+
+
+def test_a_reader_exports_to_one_folder(tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    append(log, at(0, "a"))
+    export(log, EVENTS, out, reader="nightly")
+    with pytest.raises(LogError) as caught:
+        export(log, EVENTS, tmp_path / "other", reader="nightly")
+    assert str(caught.value) == (
+        f"reader 'nightly' exports to {out}: choose another name, or delete {log}/readers/nightly.json where that is "
+        "over"
+    )
+    assert not (tmp_path / "other").exists()
+    assert export(log, EVENTS, tmp_path / "other").records == 1
+    out.rename(tmp_path / "moved")
+    assert export(log, EVENTS, tmp_path / "moved", reader="nightly").records == 0

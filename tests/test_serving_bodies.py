@@ -320,3 +320,11 @@ def test_other_urls(bundle: ToyBundle, tmp_path: Path, url: str) -> None:
 def test_without_allowed_hosts_no_url_is_accepted(tmp_path: Path) -> None:
     for plain in (toy_bundle(tmp_path), with_contents(toy_bundle(tmp_path))):
         refused(lambda b=plain: parsed(b, tmp_path, image="https://media.example.org/x"), 422, "bad_media", "image")
+
+
+def test_a_form_of_another_boundary_is_told_in_our_words() -> None:
+    with pytest.raises(ApiError) as caught:
+        parse_query(b"no form", FORM)
+    assert caught.value.message == (
+        "the body is not a form of the boundary in its Content-Type at byte 0: correct it there"
+    )

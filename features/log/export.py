@@ -22,7 +22,7 @@ from features.errors import LogError, describe_write_error
 from features.files import not_a_file, put_file, working_folder
 from features.log.corrections import corrections_of
 from features.log.reader import ORDER, LogLine, frame_of_events, read_lines
-from features.log.readers import FEATURE_STORE, advance
+from features.log.readers import FEATURE_STORE, READERS, advance, reader_of
 from features.log.records import CORRECTIONS, EVENTS, EXPOSURES, ITEMS, Stream
 from features.log.segments import exclusive
 from features.schema import EVENT_ID, ITEM, REQUEST_ID, TIME, USER
@@ -79,6 +79,7 @@ def export(folder: Path, stream: Stream, out: Path, *, reader: str = "") -> Expo
     """
     if reader == FEATURE_STORE:
         raise LogError(f"reader {reader!r} is the feature store, which every refresh registers: choose another name")
+    _check_reader(folder, reader, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with exclusive(out / LOCK) as mine, working_folder(out, PARTS) as parts:
@@ -98,6 +99,19 @@ def export(folder: Path, stream: Stream, out: Path, *, reader: str = "") -> Expo
     except (OSError, pl.exceptions.PolarsError) as error:
         raise LogError(f"the export to {out} failed: {describe_write_error(out, error)}") from error
     return ExportReport(stream, records, days, damaged)
+
+
+def _check_reader(folder: Path, name: str, out: Path) -> None:
+    """Raise LogError where the name is that of another export: its folder would be forgotten, also by an erasure."""
+    try:
+        other = reader_of(folder, name) if name else None
+    except LogError:  # a damaged file of a reader is written again
+        return
+    if other and other.exports and Path(other.exports) != out.resolve() and Path(other.exports).exists():
+        raise LogError(
+            f"reader {name!r} exports to {other.exports}: choose another name, or delete "
+            f"{folder}/{READERS}/{name}.json where that is over"
+        )
 
 
 def _collect(folder: Path, stream: Stream, since: Mapping[str, int], parts: Path) -> tuple[dict[str, int], int]:

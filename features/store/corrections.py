@@ -27,7 +27,7 @@ from features.log.corrections import CorrectionFeed, Corrections
 from features.log.records import Correction, Event
 from features.schema import EventRules
 from features.store.base import FeatureStore
-from features.store.user_state import UserState, join
+from features.store.user_state import UserState, join, readable
 
 TRIES = 10
 """Times that a state is settled when other processes change it meanwhile."""
@@ -77,8 +77,8 @@ def _settle(store: FeatureStore, users: Sequence[str], corrections: Corrections,
         kept: dict[str, bytes | None] = {}
         given: defaultdict[str, list[bytes]] = defaultdict(list)
         for user, data in found.items():
-            state = UserState.from_bytes(data)
-            parts = split(user, state, store.rules, corrections)
+            state = readable(data)  # a damaged value is deleted
+            parts = {} if state is None else split(user, state, store.rules, corrections)
             own = parts.pop(user, None)
             kept[user] = next(join([[own.to_bytes()]], store.rules)) if own is not None else None
             for owner, part in parts.items():

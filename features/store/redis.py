@@ -199,8 +199,8 @@ class RedisStore:
             self._look(mark)
             return list(users)
         new = self._parse(lambda: [*change(users, stored)])
-        changed = [(user, old or b"", value or b"") for user, old, value in zip(users, stored, new, strict=True)]
-        changed = [(user, old, value) for user, old, value in changed if old != value]
+        both = zip(users, stored, new, strict=True)
+        changed = [(user, old or b"", value or b"") for user, old, value in both if old != value]
         arguments = [part for _, old, value in changed for part in (old[:DIGEST_BYTES], value)]
         values = {user: value for user, _, value in changed}
         if recent is not None:

@@ -1,7 +1,6 @@
 """What a Redis server holds of one user, under the keys of all event rules and layouts, and its deletion."""
 
 import re
-import struct
 import time
 from dataclasses import dataclass
 from operator import methodcaller
@@ -10,7 +9,7 @@ from typing import Any
 from features.errors import describe_url
 from features.store.connection import Breaker, Channel, Client, check_url
 from features.store.redis import BULK_SECONDS
-from features.store.user_state import UserState
+from features.store.user_state import UserState, readable
 
 _GLOB = re.compile(rb"[\\*?\[\]]")
 
@@ -46,10 +45,11 @@ class RedisUsers:
         for prefix in self._prefixes(user):
             state_key, recent_key = _keys(prefix, user)
             data: Any = self._channel.run(methodcaller("get", state_key))
+            state = None if data is None else readable(data)
             score: Any = self._channel.run(methodcaller("zscore", recent_key, user))
             keys = [state_key] * (data is not None) + [recent_key] * (score is not None)
             if keys:
-                found.append(StoredUser(prefix, _parsed(data), score is not None, tuple(keys)))
+                found.append(StoredUser(prefix, state, score is not None, tuple(keys)))
         return found
 
     def erase(self, user: str) -> None:
@@ -94,13 +94,3 @@ def _keys(prefix: str, user: str) -> tuple[str, str]:
 def _patterns(user: str) -> tuple[bytes, ...]:
     escaped = _GLOB.sub(rb"\\\g<0>", user.encode())
     return b"recsys:*:watermark", b"recsys:*:recent", b"recsys:*:u:" + escaped
-
-
-def _parsed(data: bytes | None) -> UserState | None:
-    """The state of these bytes; None where there is none, or another version has written it."""
-    if data is None:
-        return None
-    try:
-        return UserState.from_bytes(data)
-    except (ValueError, LookupError, struct.error):
-        return None

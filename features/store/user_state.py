@@ -149,6 +149,14 @@ class UserState:
         )
 
 
+def readable(data: bytes) -> UserState | None:
+    """The state of these bytes; None when this version has not written them."""
+    try:
+        return UserState.from_bytes(data)
+    except (ValueError, LookupError, struct.error):
+        return None
+
+
 def _split(data: bytes) -> tuple[tuple[int, int, int, bool], list[memoryview], bytes]:
     """The parts of the bytes of a state: see `_framed`. Raises ValueError or struct.error for other bytes."""
     n, n_seen, n_names, has_values = counts = _HEAD.unpack_from(data, DIGEST_BYTES)
@@ -262,9 +270,15 @@ def join(states: Sequence[Sequence[bytes]], rules: EventRules) -> Iterator[bytes
 
 
 def joined(stored: Sequence[bytes | None], added: Sequence[bytes], rules: EventRules) -> list[bytes]:
-    """The bytes of the states of b users after `added`, the bytes of one state each. stored: None for no state."""
+    """The bytes of the states of b users after `added`, the bytes of one state each. stored: None for no state.
+
+    What is stored and cannot be read is replaced: one damaged value must not stop the events of all others.
+    """
     both = [(old, new) for old, new in zip(stored, added, strict=True) if old is not None and old != new]
-    states = join(both, rules) if both else iter(())
+    try:
+        states = join(both, rules) if both else iter(())
+    except (ValueError, LookupError, struct.error):
+        return joined([old if old is not None and readable(old) else None for old in stored], added, rules)
     return [new if old is None or old == new else next(states) for old, new in zip(stored, added, strict=True)]
 
 
