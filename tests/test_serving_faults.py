@@ -272,7 +272,7 @@ def test_an_item_that_is_not_served_after_its_update_has_failed(tmp_path: Path) 
 def test_the_text_encoder_is_loaded_once_for_each_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = encoder_pool.EncoderPool(toy_settings(tmp_path, follow_seconds=7))
     served = [None, None, "a", "a", "b", "b", "a"]
-    prepared: list[str] = []
+    prepared, sleeps = list[str](), list[float]()
 
     class Service:
         """A service that serves another bundle each time."""
@@ -286,8 +286,8 @@ def test_the_text_encoder_is_loaded_once_for_each_bundle(tmp_path: Path, monkeyp
         prepared.append(snapshot.bundle.fingerprint)
 
     async def sleep(seconds: float) -> None:
-        assert seconds == 7
-        if not served:
+        sleeps.append(seconds)
+        if len(sleeps) == 7:
             raise asyncio.CancelledError
 
     monkeypatch.setattr(pool, "_prepare", prepare)
@@ -295,4 +295,5 @@ def test_the_text_encoder_is_loaded_once_for_each_bundle(tmp_path: Path, monkeyp
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(pool.keep_ready(Service()))  # type: ignore[arg-type]
     assert prepared == ["a", "b", "a"]
+    assert sleeps == [7] * 7
     pool._decoders.close()
