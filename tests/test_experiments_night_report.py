@@ -19,7 +19,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[datetime]:
 
     class Clock(datetime):
         @classmethod
-        def now(cls, tz: Any = None) -> Any:
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
             assert tz is UTC
             return now[0]
 

@@ -31,6 +31,7 @@ BOUNDS: list[tuple[type[BaseModel], str, list[Any], list[Any]]] = [
     (OpenAICompatibleConfig, "dimension", [None, 1], [0]),
     (EventRules, "history", [2, 100_000], [1, 100_001]),
     (EventRules, "seen_items", [1, 1_000_000], [0, 1_000_001]),
+    (EventRules, "history_days", [1, 36_500], [0, 36_501]),
     (EventRules, "weights", [{"click": 1e-9}, {"click": 1e6}], [{"click": 9e-10}, {"click": 1_000_001}, {"view": 1}]),
     (DataConfig, "min_train_events", [0, 1], [-1]),
     (
@@ -78,7 +79,14 @@ def test_defaults() -> None:
         "source": "folder",
         "path": "x",
         "origin": None,
-        "events": {"positive": {"click": None}, "seen": None, "weights": {}, "history": 512, "seen_items": 8000},
+        "events": {
+            "positive": {"click": None},
+            "seen": None,
+            "weights": {},
+            "history": 512,
+            "seen_items": 8000,
+            "history_days": None,
+        },
         "placements": {"home": {"repeats": False}},
         "min_train_events": 0,
         "extra_columns": (),

@@ -55,6 +55,7 @@ def raises(error: BaseException) -> Callable[[], None]:
         (DataError("first\n  second \n\n"), 1, "error: first; second"),
         (BrokenPipeError(), 1, ""),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "error: x: No space left on device; free space"),
+        (MemoryError(), 1, "error: out of memory: an allocation failed; use a machine with more, or lower sizes"),
         (MemoryError("no room"), 1, "error: out of memory: no room; use a machine with more, or lower sizes"),
         (RuntimeError("CUDA out of memory"), 1, "error: out of memory: CUDA out of memory; use a machine"),
         (RuntimeError("can't allocate memory"), 1, "error: out of memory: can't allocate memory; use a machine"),

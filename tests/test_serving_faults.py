@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -265,3 +266,33 @@ def test_an_item_that_is_not_served_after_its_update_has_failed(tmp_path: Path) 
     assert updater.has_item("i2")
     assert not updater.has_item("gone")
     assert not updater.has_item("never")
+
+
+def test_the_text_encoder_is_loaded_once_for_each_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = encoder_pool.EncoderPool(toy_settings(tmp_path, follow_seconds=7))
+    served = [None, None, "a", "a", "b", "b", "a"]
+    prepared, sleeps = list[str](), list[float]()
+
+    class Service:
+        """A service that serves another bundle each time."""
+
+        @property
+        def snapshot(self) -> Any:
+            name = served.pop(0)
+            return name and SimpleNamespace(bundle=SimpleNamespace(fingerprint=name))
+
+    async def prepare(snapshot: Any) -> None:
+        prepared.append(snapshot.bundle.fingerprint)
+
+    async def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        if len(sleeps) == 7:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(pool, "_prepare", prepare)
+    monkeypatch.setattr(encoder_pool.asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(pool.keep_ready(Service()))  # type: ignore[arg-type]
+    assert prepared == ["a", "b", "a"]
+    assert sleeps == [7] * 7
+    pool._decoders.close()

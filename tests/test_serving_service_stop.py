@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from service_harness import Flaky
+from service_harness import Flaky, service_harness
 from toy_service import NOW, RULES, ToyFiller, ToyShelf, toy_bundle, toy_settings, toy_upsert
 
 from features.log.event_log import EventLog
@@ -85,3 +85,46 @@ def test_the_end_closes_the_log_the_store_and_its_server(tmp_path: Path, monkeyp
 
     assert not asyncio.run(scenario()).exists()
     assert closed == ["EventLog", "RedisStore", "RedisServer"]
+
+
+def test_a_start_fills_a_private_store_before_it_returns(tmp_path: Path, monkeypatch: Any) -> None:
+    calls: list[str] = []
+    shelf = ToyShelf(toy_bundle(tmp_path))
+
+    class Filling(ToyFiller):
+        """A filling that runs for a while."""
+
+        @property
+        def running(self) -> bool:  # type: ignore[override]
+            calls.append("running")
+            return calls.count("running") < 3
+
+    class Server:
+        def stop(self) -> None:
+            calls.append("stop")
+
+    service = ServiceState(
+        toy_settings(tmp_path, follow_seconds=3600),
+        load=shelf.load,
+        current=shelf.current,
+        filler=Filling(tmp_path),
+        upsert=toy_upsert,
+        merge=lambda bundle: None,
+        connect=lambda rules: Flaky(RULES),
+        now=lambda: NOW,
+    )
+    monkeypatch.setattr(service, "step", lambda: calls.append("step"))
+    service._server = Server()  # type: ignore[assignment]
+
+    async def scenario() -> None:
+        await service.start()
+        assert calls == ["step", "running", "running", "running", "step"]
+        await service.stop()
+
+    asyncio.run(scenario())
+    assert calls[-1] == "stop"
+
+
+def test_a_snapshot_has_the_clock_of_the_service(tmp_path: Path) -> None:
+    with service_harness(tmp_path) as harness:
+        assert harness.service.snapshot.now() == NOW

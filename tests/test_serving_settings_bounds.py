@@ -70,3 +70,9 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (str(settings.bundles), str(settings.log)) == ("bundles", "state/log")
     assert settings.log_limits == {"events": Limit(None, None), "exposures": Limit(30, None)}
     assert (SearchIn().k, SearchIn().weight) == (20, 0.3)
+
+
+def test_the_password_of_the_store_is_not_shown() -> None:
+    settings = ServeSettings.model_validate({"redis_url": "redis://:s3cret@host:7"})
+    assert settings.redis_url == "redis://:s3cret@host:7"
+    assert "s3cret" not in f"{settings!r} {settings}"

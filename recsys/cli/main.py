@@ -123,7 +123,7 @@ def main() -> None:
             and "out of memory" not in str(error)
         ):
             raise
-        _fail(f"out of memory: {error or 'an allocation failed'}; use a machine with more, or lower sizes")
+        _fail(f"out of memory: {str(error) or 'an allocation failed'}; use a machine with more, or lower sizes")
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
