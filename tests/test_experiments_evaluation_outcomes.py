@@ -79,7 +79,7 @@ def test_the_command_prints_both_forms(files):
     [
         (lambda path: None, "no such file; check the path$"),
         (lambda path: path.mkdir(), "a folder; give a file$"),
-        (lambda path: path.write_bytes(b"no parquet"), "cannot be read"),
+        (lambda path: path.write_bytes(b"no parquet"), "is no parquet file.*name one, or write it again"),
         (lambda path: pl.DataFrame({"a": [1]}).write_parquet(path), "is no file of outcomes"),
         (lambda path: write_outcomes(path, [table([("other", "u", "x", 1)])], {}), "no model is in both files"),
         (lambda path: write_outcomes(path, [table([("m", "u", "z", 1)])], {}), "no event in common"),

@@ -20,7 +20,14 @@ DATA = {"source": "folder", "path": "tables", "events": {"positive": {"buy": Non
 DEFAULTS: dict[str, Any] = {
     "data": DATA
     | {
-        "events": {"positive": {"buy": None}, "seen": None, "weights": {}, "history": 512, "seen_items": 8_000},
+        "events": {
+            "positive": {"buy": None},
+            "seen": None,
+            "weights": {},
+            "history": 512,
+            "seen_items": 8_000,
+            "history_days": None,
+        },
         "origin": None,
         "placements": {"home": {"repeats": False}},
         "min_train_events": 0,

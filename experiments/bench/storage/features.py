@@ -148,10 +148,10 @@ def measure_reading(url: str, seed: int) -> tuple[dict[str, float], list[Bar]]:
     for user, n in (("light", 10), (HEAVY, 1_000_000)):
         events = make(max(n, 200), seed).head(n).with_columns(pl.lit(user).alias(USER)).with_row_index(ROW)
         store.write_users(states_of_table(events, RULES))
-        read = [timed(partial(store.read_users, [user])) for _ in range(READS)]
         size = len(store.read_users([user])[0].to_bytes())
         bare = bare_pipeline(url, size)
-        pipelines = [timed(bare) for _ in range(READS)]
+        pairs = [(timed(partial(store.read_users, [user])), timed(bare)) for _ in range(READS)]  # in turn
+        read, pipelines = zip(*pairs, strict=True)
         figures |= {
             f"{user}_bytes": size,
             f"{user}_read_ms": 1_000 * statistics.median(read),
