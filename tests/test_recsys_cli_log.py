@@ -112,7 +112,7 @@ def test_mistakes(log: Path, tmp_path: Path) -> None:
         run("prune")
 
 
-NO_LOG = "is no event log: it has none of events, exposures, items, corrections, media, readers, erased.json"
+NO_LOG = "is no event log: it has none of events, exposures, items, corrections, media, vectors, readers, erased.json"
 
 
 @pytest.mark.parametrize("arguments", [("status",), ("export", "--out", "exports"), ("prune",)])
