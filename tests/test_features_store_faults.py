@@ -123,12 +123,13 @@ def test_a_server_that_fails(tmp_path: Path, server: RedisServer, change: str, f
     n_calls = number_of_calls(tmp_path / "count", server, change)
     first = 1 + hash_of(change, fault) % max(1, n_calls // points)
     for at in range(first, n_calls + 1, max(1, n_calls // points)):
-        world = World(tmp_path / str(at), server, change)
+        world, killed_pids = World(tmp_path / str(at), server, change), list[int]()
         admin, pid = RedisStore(server.url, RULES, timeout=5)._bulk._client, server.pid  # not counted
 
-        def fail(admin: Any = admin, pid: int = pid) -> None:
+        def fail(admin: Any = admin, pid: int = pid, killed_pids: list[int] = killed_pids) -> None:
             if fault == "killed":
                 os.kill(pid, signal.SIGKILL)  # it comes back empty
+                killed_pids.append(pid)
             elif fault == "evicting":
                 admin.config_set("maxmemory-policy", "allkeys-random")
                 admin.config_set("maxmemory", admin.info("memory")["used_memory"])
@@ -147,7 +148,8 @@ def test_a_server_that_fails(tmp_path: Path, server: RedisServer, change: str, f
         with suppress(StoreError):
             refresh(world.store, world.files, world.log)
         stop()
-        while fault == "killed" and (server.pid in (0, pid) or not server.answers()):
+        until = time.monotonic() + 20
+        while killed_pids and time.monotonic() < until and (server.pid in (0, pid) or not server.answers()):
             time.sleep(0.01)
         admin.execute_command("CLIENT", "UNPAUSE")
         admin.config_set("maxmemory", 0)
