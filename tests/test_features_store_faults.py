@@ -128,6 +128,7 @@ def test_a_server_that_fails(tmp_path: Path, server: RedisServer, change: str, f
 
         def fail(admin: Any = admin, pid: int = pid, killed_pids: list[int] = killed_pids) -> None:
             if fault == "killed":
+                assert pid, "no server runs"  # 0 would be this process
                 os.kill(pid, signal.SIGKILL)  # it comes back empty
                 killed_pids.append(pid)
             elif fault == "evicting":

@@ -11,8 +11,11 @@ from experiments.config import RunConfig
 from experiments.splits import SplitConfig
 from features.content.encoder_config import GeminiConfig, HubConfig, OpenAICompatibleConfig
 from features.content.parts import Limits
+from features.log.upkeep.retention import Limit
 from features.schema import DataConfig, EventRules
 from recsys.config import AlignmentConfig, RerankerConfig, RetrieverConfig, TowerConfig, TrainingConfig
+from serving.routes.search_query import SearchIn
+from serving.schemas import EventIn
 from serving.settings import ServeSettings
 
 DATA = {"source": "folder", "path": "tables", "events": {"positive": {"buy": None}}}
@@ -92,6 +95,10 @@ DEFAULTS: dict[str, Any] = {
 }
 
 LEAST: dict[type[BaseModel], dict[str, int]] = {
+    RunConfig: {"seed": 0},
+    EventRules: {"history": 2, "seen_items": 1, "history_days": 1},
+    EventIn: {"position": 1},
+    SearchIn: {"k": 1, "weight": 0},
     DataConfig: {"min_train_events": 0},
     SplitConfig: {"windows": 1},
     Limits: {"parts": 1, "text_bytes": 1, "media_bytes": 1, "pixels": 1, "frames": 1},
@@ -115,6 +122,11 @@ LEAST: dict[type[BaseModel], dict[str, int]] = {
 """Section -> setting -> its smallest value."""
 
 GREATEST: dict[type[BaseModel], dict[str, int]] = {
+    RunConfig: {"seed": 2**31 - 1},
+    EventRules: {"history": 100_000, "seen_items": 1_000_000, "history_days": 36_500},
+    RerankerConfig: {"leaves": 131_072},
+    EventIn: {"position": 10_000},
+    SearchIn: {"k": 100, "weight": 1},
     TowerConfig: {"newcomers": 1},
     GeminiConfig: {"dimension": 3072},
     ServeSettings: {
@@ -141,6 +153,10 @@ OUTSIDE: dict[type[BaseModel], dict[str, tuple[float, ...]]] = {
         "follow_seconds": (0,),
         "search_wait": (0,),
         "search_seconds": (0,),
+        "events_days": (0,),
+        "events_bytes": (0,),
+        "exposures_days": (0,),
+        "exposures_bytes": (0,),
     },
 }
 """Section -> setting -> the nearest values that are refused."""
@@ -157,12 +173,19 @@ INSIDE: dict[type[BaseModel], dict[str, tuple[float, ...]]] = {
         "follow_seconds": (1e-9,),
         "search_wait": (1e-9,),
         "search_seconds": (1e-9,),
+        "events_days": (0.5,),
+        "events_bytes": (1,),
+        "exposures_days": (0.5, float("inf")),
+        "exposures_bytes": (1,),
     },
 }
 """Section -> setting -> the nearest values that are accepted."""
 
 REQUIRED: dict[type[BaseModel], dict[str, Any]] = {
     DataConfig: DATA,
+    RunConfig: {"name": "n", "data": DATA},
+    EventRules: {"positive": {"buy": None}},
+    EventIn: {"user_id": "u", "item_id": "i", "event": "buy"},
     GeminiConfig: {"kind": "gemini"},
     HubConfig: {"kind": "clip", "model": "m"},
     OpenAICompatibleConfig: {"kind": "openai-compatible", "base_url": "http://127.0.0.1/v1", "model": "m"},
@@ -299,3 +322,26 @@ def test_the_dimension_of_towers_is_a_multiple_of_4_and_of_the_heads() -> None:
             TowerConfig(dimension=dimension, heads=1)
     with pytest.raises(ValidationError, match="heads 3: the number of heads must divide the dimension 64"):
         TowerConfig(heads=3)
+
+
+def test_the_largest_weight_and_names_of_placements() -> None:
+    positive = {"positive": {"buy": None}}
+    assert EventRules.model_validate(positive | {"weights": {"buy": 1e6}}).weights == {"buy": 1e6}
+    for weights in ({"buy": 1_000_001}, {"buy": 9e-10}):
+        with pytest.raises(ValidationError, match="weights"):
+            EventRules.model_validate(positive | {"weights": weights})
+    assert list(DataConfig.model_validate(DATA | {"placements": {"x" * 100: {}}}).placements) == ["x" * 100]
+    for name in ("x" * 101, " ", "a\n"):
+        with pytest.raises(ValidationError, match="placement"):
+            DataConfig.model_validate(DATA | {"placements": {name: {}}})
+
+
+def test_the_defaults_of_searches_and_of_the_log() -> None:
+    assert (SearchIn().k, SearchIn().weight) == (20, 0.3)
+    assert ServeSettings().log_limits == {"events": Limit(None, None), "exposures": Limit(30, None)}
+
+
+def test_the_password_of_the_store_is_not_shown() -> None:
+    settings = ServeSettings.model_validate({"redis_url": "redis://:s3cret@host:7"})
+    assert settings.redis_url == "redis://:s3cret@host:7"
+    assert "s3cret" not in f"{settings!r} {settings}"
