@@ -5,7 +5,6 @@ disk and has bounded memory. The kernel kills it when the process that launched 
 PR_SET_PDEATHSIG). Its folder is locked while that process lives; the next start removes the folders of killed ones.
 """
 
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -15,11 +14,12 @@ import subprocess
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from features.child_process import child_command
 from features.errors import DependencyError, StoreError, describe_os_error
+from features.files import working_folder
 
 PREFIX = "recsys-redis-"
 START_SECONDS = 10.0
@@ -55,8 +55,12 @@ class RedisServer:
         self._maxmemory = maxmemory
         # the path of a Unix socket has at most 107 bytes
         base = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 60 else "/tmp")
-        remove_abandoned(base)
-        self.folder, self._lock = _locked_folder(base)
+        self._held = ExitStack()
+        try:
+            self.folder = self._held.enter_context(working_folder(base, PREFIX))
+        except OSError as error:
+            why = describe_os_error(error)
+            raise StoreError(f"no folder for the private Redis server in {base}: {why}; set TMPDIR") from error
         self.socket = self.folder / "redis.sock"
         self.url = f"unix://{self.socket}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,10 +90,7 @@ class RedisServer:
         if process := self._process:
             process.terminate()
         self._thread.join(10)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._held.close()
 
     def _output(self) -> str:
         try:
@@ -124,41 +125,6 @@ class RedisServer:
             *("--save", "", "--appendonly", "no", "--daemonize", "no", "--dir", str(self.folder)),
             *("--maxmemory", self._maxmemory, "--maxmemory-policy", "noeviction"),
         ]
-
-
-def remove_abandoned(base: Path) -> int:
-    """Remove the folders of servers whose process was killed; returns their number. Folders that resist stay."""
-    removed = 0
-    for folder in base.glob(f"{PREFIX}*"):
-        with suppress(OSError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # versions up to 0.1.0 do not lock the folder
-                if os.fstat(lock).st_uid == os.getuid() and not _answers(folder / "redis.sock"):
-                    shutil.rmtree(folder)
-                    removed += 1
-            finally:
-                os.close(lock)
-    return removed
-
-
-def _locked_folder(base: Path) -> tuple[Path, int]:
-    """A new folder and the descriptor that holds its lock. Raises StoreError when it cannot be made."""
-    while True:
-        try:
-            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-            lock = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            if base.is_dir():  # another start has removed the folder before it was locked
-                continue
-            raise StoreError(f"{base}: there is no such folder for the private Redis server; set TMPDIR") from None
-        except OSError as error:
-            raise StoreError(f"no folder for the private Redis server: {describe_os_error(error)}") from error
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():
-            return folder, lock
-        os.close(lock)
 
 
 def _answers(path: Path) -> bool:

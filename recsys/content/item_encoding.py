@@ -38,6 +38,19 @@ class ItemVectors:
         }
         return cls(channels, [failed for part in parts for failed in part.failed])
 
+    def apart(self) -> "list[ItemVectors]":
+        """The vectors of each item, the inverse of `together`."""
+        return [
+            ItemVectors(
+                {
+                    name: Embedded(channel.space, channel.vectors[i : i + 1], channel.present[i : i + 1])
+                    for name, channel in self.channels.items()
+                },
+                [failed],
+            )
+            for i, failed in enumerate(self.failed)
+        ]
+
 
 def embed_items(space: ContentSpace, encoders: Mapping[str, Encoder], items: pl.DataFrame) -> ItemVectors:
     """Embed m validated items, whose media are absolute paths or URLs, with the encoders of a bundle.

@@ -5,7 +5,7 @@ All requests share the pool. A local encoder encodes one query at a time, in a t
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,7 +21,6 @@ from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Content, Limits, Modality, Text
 from features.content.spaces import Embedded, Encoder
 from features.errors import RecsysError
-from features.log.records import ItemPut
 from recsys.content.content_space import ContentSpace
 from recsys.content.item_encoding import ItemVectors, embed_items
 from recsys.content.query_encoding import EncoderSetup, QueryEncoder
@@ -109,9 +108,7 @@ class EncoderPool:
                 "",
             ) from None
 
-    async def embed_items(
-        self, bundle: ServableBundle, items: pl.DataFrame, puts: Sequence[ItemPut] = ()
-    ) -> ItemVectors:
+    async def embed_items(self, bundle: ServableBundle, items: pl.DataFrame) -> ItemVectors:
         """Vectors of checked items by the bundle's encoders; no channels when the bundle has no content space.
 
         Encodes ITEMS_PER_TURN items in a turn, so that searches run in between.

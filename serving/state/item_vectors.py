@@ -15,12 +15,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -30,7 +31,6 @@ from features.errors import describe_os_error
 from features.files import put_file
 from features.log.records import ItemPut, line
 from recsys.content.item_encoding import ItemVectors
-from serving.state.catalog_updater import Embed
 from serving.state.encoder_pool import ITEMS_PER_TURN, encoding_of
 from serving.state.snapshot import ServableBundle
 
@@ -46,19 +46,22 @@ WAIT_SECONDS = 60.0
 
 POLL_SECONDS = 0.02
 
+Compute = Callable[[ServableBundle, pl.DataFrame], Awaitable[ItemVectors]]
+"""A bundle and m checked items -> their vectors by its encoders."""
+
 
 class SharedVectors:
     """Embeds items that are put, unless another service on the log has done so."""
 
-    def __init__(self, log: Path, embed: Embed) -> None:
-        """log: folder of the event log; embed: computes vectors."""
-        self._folder, self._embed = log / FOLDER, embed
+    def __init__(self, log: Path, compute: Compute) -> None:
+        """log: folder of the event log."""
+        self._folder, self._compute = log / FOLDER, compute
         self._swept = False
 
     async def embed(self, bundle: ServableBundle, items: pl.DataFrame, puts: Sequence[ItemPut]) -> ItemVectors:
         """The vectors of m checked items; puts: the put of each."""
         if bundle.content is None or not len(items):
-            return await self._embed(bundle, items, puts)
+            return await self._compute(bundle, items)
         if not self._swept:
             self._swept = True
             await asyncio.to_thread(self._sweep)
@@ -80,8 +83,8 @@ class SharedVectors:
             async with self._lock():
                 found = await asyncio.to_thread(self._read, names, bundle)
                 if missing := [i for i, vectors in enumerate(found) if vectors is None]:
-                    computed = await self._embed(bundle, items[missing], [puts[i] for i in missing])
-                    for i, vectors in zip(missing, _single(computed), strict=True):
+                    computed = await self._compute(bundle, items[missing])
+                    for i, vectors in zip(missing, computed.apart(), strict=True):
                         found[i] = vectors
                     await asyncio.to_thread(self._write, {names[i]: found[i] for i in missing})
         return ItemVectors.together([vectors for vectors in found if vectors is not None])
@@ -156,23 +159,9 @@ def _setup(bundle: ServableBundle) -> bytes:
     return f"{encoding.config!r} {encoding.limits!r} {sorted(space.channels)}".encode()
 
 
-def _single(vectors: ItemVectors) -> list[ItemVectors]:
-    """The vectors of each item."""
-    return [
-        ItemVectors(
-            {
-                name: Embedded(channel.space, channel.vectors[i : i + 1], channel.present[i : i + 1])
-                for name, channel in vectors.channels.items()
-            },
-            [failed],
-        )
-        for i, failed in enumerate(vectors.failed)
-    ]
-
-
-def _save(channels: str, arrays: dict[str, np.ndarray], path: Path) -> None:
+def _save(channels: str, arrays: Mapping[str, Any], path: Path) -> None:
     with path.open("wb") as file:
-        np.savez(file, channels=np.array(channels), **arrays)  # type: ignore[arg-type]
+        np.savez(file, channels=np.array(channels), **arrays)
 
 
 def _locked(descriptor: int) -> bool:
