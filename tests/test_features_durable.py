@@ -1,4 +1,4 @@
-"""What is on disk when a write returns: which files and folders the system is told to write, in which order."""
+"""What is on disk when a write returns: which files and folders are synced, in which order."""
 
 import os
 import re

@@ -65,7 +65,7 @@ def test_small_batches_fill_the_same_store_and_report_progress(
     refresh(at_once, files, None, progress=start)
     assert calls == [("events read", 4), 4]
     calls.clear()
-    monkeypatch.setattr("features.store.jobs.table_states.ROWS", 1)
+    monkeypatch.setattr("features.store.jobs.table_states.USERS", 1)
     assert refresh(in_batches, files, None, progress=start).users == 3
     assert calls == [("events read", 4), 4]
     assert known(in_batches) == known(at_once)

@@ -16,6 +16,7 @@ from features.instants import DAY
 from features.log.event_log import EventLog
 from features.log.records import Event
 from features.schema import DataConfig
+from features.store import user_state
 from features.store.jobs import table_states
 from features.store.jobs.refresh import RefreshReport, refresh
 from features.store.memory import MemoryStore
@@ -204,6 +205,16 @@ def test_lines_that_were_appended_to_a_text_are_the_only_ones_read(tmp_path: Pat
     assert (report.rebuilt, report.table_events, report.users) == (False, 1, 1)
     assert states(store) == full(files, None)
     assert refresh(store, write(rows), None).rebuilt
+
+
+def test_users_and_times_of_a_table_may_be_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_state, "ROWS", 3)
+    rows = [row("v", "i1", 5), row("u", "i2", 2), row("v", "i3", 1), row("w", "i4", 3), row("u", "i5", 1)]
+    found = list(user_state.states_of_table(frame(rows).with_row_index("row"), RULES))
+    items = {user: user_state.UserState.from_bytes(data).items for user, data in found}
+    assert items == {"u": ("i5", "i2"), "v": ("i3", "i1"), "w": ("i4",)}
+    assert len(found) == 3
+    assert not list(user_state.states_of_table(frame([]).with_row_index("row"), RULES))
 
 
 def test_events_that_do_not_fit_are_distributed_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,7 +237,7 @@ def table(n_users: int) -> pl.DataFrame:
 def test_a_store_that_is_emptied_between_two_batches_is_filled_anew(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    monkeypatch.setattr("features.store.jobs.table_states.ROWS", 2)
+    monkeypatch.setattr("features.store.jobs.table_states.USERS", 2)
     write, calls = store.write_users, count(1)
 
     def write_then_restart(states: Any, fill: str = "") -> None:

@@ -7,20 +7,20 @@ to files by a hash of their user, and each file is then read on its own.
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from features.errors import StoreError, describe_os_error, describe_write_error
 from features.files import working_folder
-from features.schema import ROW, TIME, USER, EventRules
-from features.store.user_state import joined, states_of_table
+from features.schema import USER, EventRules
+from features.store.user_state import ROWS, joined, states_of_table
 
 PREFIX = "recsys-refresh-"
 
-ROWS = 500_000
-"""Minimum number of events whose states are made at once; they are those of whole users."""
+USERS = 10_000
+"""Users whose states are returned at once."""
 
 ROW_BYTES = 500
 """Memory that an event needs until the states of its users are made, ids of usual length included; measured."""
@@ -32,7 +32,7 @@ States = list[tuple[str, bytes]]
 
 
 def table_states(batches: Iterable[pl.DataFrame], rules: EventRules, memory: int) -> Iterator[States]:
-    """The states of all users, each user once, in lists of the users of about ROWS events.
+    """The states of all users, each user once, in lists.
 
     batches: canonical events with `features.schema.ROW`; memory: bytes that may be used. Raises StoreError
     when there is no room for the files.
@@ -105,13 +105,7 @@ def _spill(events: pl.DataFrame, folder: Path, number: int) -> None:
 
 
 def _of_frame(events: pl.DataFrame, rules: EventRules) -> Iterator[States]:
-    """The states of all users of some events, in lists; all events of a user are in one list."""
-    code = pl.col(USER).cast(pl.Categorical).to_physical().alias("__user__")  # numbers are sorted faster than texts
-    by_user = events.with_columns(code).sort("__user__", TIME, ROW).drop("__user__")
-    # ends (u,): row behind the last event of each user
-    ends = np.cumsum(by_user.get_column(USER).rle().struct.field("len").to_numpy(), dtype=np.int64)
-    start = 0
-    while start < len(by_user):
-        end = int(ends[min(int(np.searchsorted(ends, start + ROWS)), len(ends) - 1)])
-        yield list(states_of_table(by_user.slice(start, end - start), rules))
-        start = end
+    """The states of all users of some events, in lists."""
+    states = states_of_table(events, rules)
+    while part := list(islice(states, USERS)):
+        yield part
