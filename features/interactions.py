@@ -4,6 +4,7 @@ All times are int64 microseconds since 1970-01-01 UTC.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -52,6 +53,9 @@ class Ragged:
 
     def places(self) -> tuple[Ints, Ints]:
         """(slice index, index into `flat`) of every element, in order: two (e,) int64 arrays, e = sum of lengths."""
+        if len(self) == 1:  # one request has one history, and asks often
+            positions = np.arange(self.begin[0], self.end[0], dtype=np.int64)
+            return np.zeros(len(positions), dtype=np.int64), positions
         lengths = self.lengths
         slices = np.repeat(np.arange(len(self), dtype=np.int64), lengths)  # (e,)
         # offset of each element in its slice: its running index minus the running index of the slice's first element
@@ -224,11 +228,15 @@ class UserStates:
 
     def positives(self) -> Ragged:
         """Item rows of the positive events."""
-        return self._only(self.positive, self.items.flat)
+        return self._positives
 
     def positive_times(self) -> Ragged:
         """Times (µs) of the positive events, aligned with `positives`."""
-        return self._only(self.positive, self.times)
+        return replace(self._positives, flat=self.times[self.positive])
+
+    @cached_property
+    def _positives(self) -> Ragged:  # one request asks for them several times
+        return self._only(self.positive, self.items.flat)
 
     def seen_items(self) -> Ragged:
         """Item rows of the events that count as seen. A placement without repeats excludes these items."""

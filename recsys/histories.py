@@ -37,18 +37,37 @@ def ages(positives: Ragged) -> Ints:
     return np.repeat(ends, positives.lengths) - 1 - np.arange(int(ends[-1]) if len(ends) else 0)
 
 
-def profile(positives: Ragged, n_items: int, decay: float) -> sp.csr_array:
-    """Recency-weighted histories (b, n_items) float32: decay ** age of the latest event of each item.
+def latest_items(positives: Ragged, n_items: int) -> tuple[Ints, Ints, Ints]:
+    """(history, item, age of the item's latest event) of the m distinct items of b histories: (m,) each, ascending.
 
-    Only the latest event of an item counts, so that decay = 1 gives the binary rows that the models are fitted on.
+    Only the latest event of an item counts in a profile, so that decay = 1 gives the binary rows that the models are
+    fitted on.
     """
-    row, items = positives.pairs()  # (m,), (m,)
-    weights = np.power(decay, ages(positives), dtype=np.float32)  # (m,)
-    keep = weights > _MIN_WEIGHT
-    keys, weights = (row * n_items + items)[keep], weights[keep]
+    history, items = positives.pairs()
+    keys = history * n_items + items
     last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]  # histories are oldest first
-    rows, columns = np.divmod(keys[last], n_items)
-    return sp.csr_array((weights[last], (rows, columns)), shape=(len(positives), n_items))
+    return history[last], items[last], ages(positives)[last]
+
+
+def recency_weights(ages: Ints, decay: float) -> Floats:
+    """decay ** age, 0 where it is below the resolution of float32."""
+    weights = np.power(decay, ages, dtype=np.float32)
+    weights[weights <= _MIN_WEIGHT] = 0
+    return weights
+
+
+def profile(positives: Ragged, n_items: int, decay: float) -> sp.csr_array:
+    """Recency-weighted histories (b, n_items) float32: decay ** age of the latest event of each item."""
+    rows, columns, age = latest_items(positives, n_items)
+    weights = recency_weights(age, decay)
+    keep = weights > 0
+    starts = np.searchsorted(rows[keep], np.arange(len(positives) + 1))
+    return sp.csr_array((weights[keep], columns[keep], starts), shape=(len(positives), n_items))
+
+
+def entries(matrix: sp.csr_array, rows: Ints) -> tuple[Ints, Ints]:
+    """(index into rows, place in `matrix.indices` and `matrix.data`) of every entry of some rows of a matrix."""
+    return Ragged(matrix.indices, matrix.indptr[rows], matrix.indptr[rows + 1]).places()
 
 
 def multiply_dense(sparse: sp.csr_array, dense: Floats) -> Floats:

@@ -1,12 +1,24 @@
 """Candidates, the Protocols Retriever, Scorer and Recommender, and functions that rank scores."""
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
 from features.arrays import Bools, Floats, Ints
 from features.interactions import Ragged, UserStates
+
+MAX_TABLE = 1 << 24
+"""Maximum size of the table of `in_slices`."""
+
+SOURCES = ("own", "long_term", "recent", "popular")
+"""Where candidates come from. own: items of the user's history; long_term: items near the mean of all positive items
+of the user; recent: items near the user vector, which predicts the next event; popular: for users without a positive
+event."""
+
+Places = npt.NDArray[np.int32]
+Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 
 @dataclass(frozen=True)
@@ -14,10 +26,14 @@ class Candidates:
     """Ranked items of b users.
 
     rows (b, k) int64: item rows, then padding of -1; scores (b, k) float32: descending, -inf at padding.
+    sources (b, k) int32: index in SOURCES of the source that brought each item, -1 where it is not known, None where
+    none is; places (b, k) int32: the item's place among those of the source, from 0, or -1.
     """
 
     rows: Ints
     scores: Floats
+    sources: Places | None = None
+    places: Places | None = None
 
     def __post_init__(self) -> None:
         if self.rows.shape != self.scores.shape or self.rows.ndim != 2:
@@ -25,6 +41,72 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @classmethod
+    def empty(cls, b: int, k: int) -> "Candidates":
+        """Padding only, with sources."""
+        unknown = np.full((2, b, k), -1, dtype=np.int32)
+        rows, scores = np.full((b, k), -1, dtype=np.int64), np.full((b, k), -np.inf, dtype=np.float32)
+        return cls(rows, scores, unknown[0], unknown[1])
+
+    def put(self, states: Ints, lines: "Candidates") -> None:
+        """Replace the lines of states (c,) by lines (c, k)."""
+        self.rows[states], self.scores[states] = lines.rows, lines.scores
+        for own, other in ((self.sources, lines.sources), (self.places, lines.places)):
+            if own is not None:
+                own[states] = -1 if other is None else other
+
+    def take(self, order: Ints) -> "Candidates":
+        """The candidates at order (b, m) of each line; padding where order is -1."""
+        padding = order < 0
+        at = order + np.arange(len(self))[:, None] * self.rows.shape[1]  # in the lines, one after another
+        at[padding] = 0
+
+        def taken(values: Array, fill: float) -> Array:
+            out = values.ravel()[at] if values.size else np.empty(at.shape, values.dtype)
+            out[padding] = fill
+            return cast(Array, out)
+
+        return Candidates(
+            taken(self.rows, -1),
+            taken(self.scores, -np.inf),
+            None if self.sources is None else taken(self.sources, -1),
+            None if self.places is None else taken(self.places, -1),
+        )
+
+    def where(self, keep: Bools, k: int) -> "Candidates":
+        """The first k candidates of each line where keep (b, w) is True, then padding: (b, k)."""
+        order = np.full((len(self), k), -1, dtype=np.int64)
+        line, at = np.nonzero(keep)
+        to = np.arange(len(line)) - np.searchsorted(line, line)
+        order[line[to < k], to[to < k]] = at[to < k]
+        return self.take(order)
+
+    def sorted(self, scores: Floats, k: int) -> "Candidates":
+        """The k candidates of each line with the largest of new scores (b, w); ties keep their order.
+
+        Rows of -1 and scores of -inf become padding.
+        """
+        scores = np.where(self.rows < 0, -np.inf, scores)
+        order = np.full((len(self), k), -1, dtype=np.int64)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        order[:, : best.shape[1]] = best
+        found = replace(self, scores=scores.astype(np.float32, copy=False)).take(order)
+        found.rows[np.isneginf(found.scores)] = -1
+        return found
+
+    def of_source(self, name: str) -> "Candidates":
+        """The same candidates, all brought by one of SOURCES."""
+        is_item = self.rows >= 0
+        sources = np.where(is_item, np.int32(SOURCES.index(name)), np.int32(-1))
+        places = np.where(is_item, np.arange(self.rows.shape[1], dtype=np.int32), np.int32(-1))
+        return replace(self, sources=sources, places=places)
+
+    def source_names(self, state: int) -> list[str]:
+        """The source of each candidate of one state; "" where it is not known."""
+        if self.sources is None:
+            return [""] * self.rows.shape[1]
+        return [SOURCES[source] if source >= 0 else "" for source in self.sources[state].tolist()]
 
 
 @runtime_checkable
@@ -67,19 +149,21 @@ class Recommender(Protocol):
         ...
 
 
-def sort_candidates(rows: Ints, scores: Floats, k: int) -> Candidates:
-    """The k of rows (b, w) with the largest scores (b, w); ties keep their order.
+def in_slices(slices: Ragged, line: Ints, rows: Ints) -> Bools:
+    """Whether each of rows is in the slice of its line; False for padding. line, rows: of one shape, or broadcast."""
+    owner, items = slices.pairs()
+    width = int(max(rows.max(initial=0), items.max(initial=0))) + 1  # key of a pair: line * width + item
+    keys, known = line * width + rows, owner * width + items
+    if len(slices) * width > MAX_TABLE:
+        return np.isin(keys, known) & (rows >= 0)
+    table = np.zeros(len(slices) * width, dtype=np.bool_)
+    table[known] = True
+    return np.asarray(table[keys] & (rows >= 0), dtype=np.bool_)
 
-    Rows of -1 and scores of -inf become padding.
-    """
-    scores = np.where(rows < 0, -np.inf, scores)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
-    rows = np.where(np.isneginf(scores), -1, rows)
-    if (missing := k - rows.shape[1]) > 0:
-        pad = ((0, 0), (0, missing))
-        rows, scores = np.pad(rows, pad, constant_values=-1), np.pad(scores, pad, constant_values=-np.inf)
-    return Candidates(rows, scores.astype(np.float32, copy=False))
+
+def sort_candidates(rows: Ints, scores: Floats, k: int) -> Candidates:
+    """The k of rows (b, w) with the largest scores (b, w); see `Candidates.sorted`."""
+    return Candidates(rows, scores).sorted(scores, k)
 
 
 def first_occurrences(rows: Ints) -> Bools:

@@ -65,7 +65,11 @@ def main() -> None:
     """Import, train, serve."""
     assert not any(Path().iterdir()), "run it in an empty folder"
     modules = import_all()
-    environment = os.environ | {"RECSYS__TRAINING__EPOCHS": "1"}
+    environment = os.environ | {
+        "RECSYS__TRAINING__EPOCHS": "1",
+        "RECSYS__RERANKER__GROUPS": "300",
+        "RECSYS__BASELINES": '{"popular": {}}',
+    }
     subprocess.run([RECSYS, "data", "get", "demo"], check=True, env=environment, stdout=subprocess.DEVNULL)
     subprocess.run([RECSYS, "train", "demo", "--no-track"], check=True, env=environment, stdout=subprocess.DEVNULL)
     version = ".".join(map(str, sys.version_info[:3]))

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -334,3 +335,14 @@ def test_the_cells_of_the_table(catalog):
     ]
     assert [row.style for row in table.rows] == ["bold", None]
     assert (module.K, module.DEPTH, module.BATCH) == (10, 100, 1024)
+
+
+def test_one_variant_of_a_product_is_listed_as_in_a_slate(catalog):
+    """Items 0 to 4 are variants of one product: item 5 is second, and a target that is a later variant is missed."""
+    frame = catalog.frame.with_columns(
+        pl.when(pl.int_range(pl.len()) < 5).then(pl.lit("g")).otherwise(None).alias("group_id")
+    )
+    outcome = outcome_of(replace(catalog, frame=frame))
+    pairs = zip(outcome.users.tolist(), outcome.items.tolist(), strict=True)
+    ranks = dict(zip(pairs, outcome.ranks.tolist(), strict=True))
+    assert ranks == {(0, 3): np.inf, (0, 5): 2, (1, 0): 1, (2, 0): 1, (2, 29): 26, (3, 12): 9}

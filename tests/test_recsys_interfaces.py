@@ -1,9 +1,12 @@
-"""top_k of dense scores, and the shape check of Candidates."""
+"""top_k of dense scores, membership in slices, and candidates that are moved with their sources."""
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from features.interactions import Ragged
+from recsys import interfaces
 from recsys.interfaces import Candidates, top_k
 
 
@@ -45,3 +48,39 @@ def test_shapes_must_agree():
         Candidates(np.zeros((2, 3), np.int64), np.zeros((2, 2), np.float32))
     with pytest.raises(ValueError, match=r"\(b, k\)"):
         Candidates(np.zeros(3, np.int64), np.zeros(3, np.float32))
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 6), max_size=6), min_size=1, max_size=3),
+    st.integers(0, 5),
+    st.sampled_from([0, 1 << 24]),
+)
+def test_membership_in_slices(slices: list[list[int]], width: int, table: int) -> None:
+    rows = np.random.default_rng(width).integers(-1, 9, (len(slices), width))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interfaces, "MAX_TABLE", table)  # with a table, and by sorting
+        found = interfaces.in_slices(Ragged.of(slices), np.arange(len(slices))[:, None], rows)
+    assert found.tolist() == [[row in own for row in line] for own, line in zip(slices, rows.tolist(), strict=True)]
+
+
+def test_candidates_keep_their_sources_when_they_move() -> None:
+    found = Candidates(
+        np.array([[4, 2, 7, -1]]),
+        np.array([[4, 3, 2, -np.inf]], dtype=np.float32),
+        np.array([[0, 2, 1, -1]], dtype=np.int32),
+        np.array([[5, 6, 7, -1]], dtype=np.int32),
+    )
+    moved = found.sorted(np.array([[1.0, -np.inf, 3.0, 9.0]]), 5)
+    assert moved.rows.tolist() == [[7, 4, -1, -1, -1]]
+    assert moved.scores.tolist() == [[3, 1, -np.inf, -np.inf, -np.inf]]
+    assert moved.source_names(0) == ["long_term", "own", "", "", ""]
+    assert moved.places.tolist() == [[7, 5, -1, -1, -1]]
+    kept = found.where(np.array([[False, True, True, False]]), 1)
+    assert (kept.rows.tolist(), kept.sources.tolist()) == ([[2]], [[2]])
+    put = Candidates.empty(2, 4)
+    put.put(np.array([1]), found)
+    assert put.rows.tolist() == [[-1] * 4, [4, 2, 7, -1]]
+    assert put.source_names(1) == ["own", "recent", "long_term", ""]
+    put.put(np.array([1]), Candidates(found.rows, found.scores))
+    assert put.source_names(1) == [""] * 4
+    assert found.of_source("popular").source_names(0) == ["popular"] * 3 + [""]

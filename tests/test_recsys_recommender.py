@@ -155,3 +155,38 @@ def test_min_of_k_and_the_number_of_allowed_items_are_returned(users, k, allow, 
 def test_no_states_give_no_rows():
     assert PLAIN.recommend(states([0])[:0], 4).rows.shape == (0, 4)
     assert RERANKED.recommend(states([0])[:0], 4).rows.shape == (0, 4)
+
+
+def test_each_candidate_carries_its_source_and_its_place_there():
+    queries = states([0, 3, 5])
+    found = PLAIN.retrieve(queries, 12)
+    own = UserItemCounts.of(queries, 30).favourites(3, 6)
+    users = PLAIN.towers.user_vectors(queries, PLAIN.vectors)
+    means = np.stack([PLAIN.vectors[sorted(set(rows))].mean(0) for rows in rows_of(queries.positives())])
+    lists = {
+        "own": own,
+        "long_term": PLAIN.index.search(means / np.linalg.norm(means, axis=1, keepdims=True), 3).rows,
+        "recent": PLAIN.index.search(users.astype(np.float32), 12).rows,
+    }
+    assert (found.rows >= 0).all()
+    for state in range(3):
+        names = found.source_names(state)
+        assert {"own", "recent"} < set(names) <= {*lists}
+        for row, name, place in zip(found.rows[state], names, found.places[state], strict=True):
+            assert lists[name][state, place] == row
+    ranked = RERANKED.recommend(queries, 4)  # the reranker moves candidates with their sources
+    at = [dict(zip(found.rows[s].tolist(), found.source_names(s), strict=True)) for s in range(3)]
+    ranked_12 = replace(RERANKED, candidates=12).recommend(queries, 12)
+    for state in range(3):
+        pairs = zip(ranked_12.rows[state].tolist(), ranked_12.source_names(state), strict=True)
+        assert dict(pairs) == at[state]
+    assert len(ranked.source_names(0)) == 4
+
+
+def test_cold_users_are_shown_what_is_popular():
+    cold = EVENTS.states(np.array([-1, 0]), np.array([1, EVENTS.latest + 1]))
+    found = RERANKED.recommend(cold, 3)
+    assert found.source_names(0) == ["popular"] * 3
+    assert found.places[0].tolist() == [0, 1, 2]
+    assert "popular" not in found.source_names(1)
+    assert set(PLAIN.recommend(cold, 3).source_names(1)) == {"recent"}

@@ -6,6 +6,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from toy_data import toy_log
 
 from recsys.baselines.content import fit_tfidf
+from recsys.histories import latest_items, recency_weights
 from recsys.ranking.tfidf import TfidfIndex
 
 DECAY, WIDTH = 0.8, 262_144
@@ -19,6 +20,13 @@ TEXTS = [
     "robots robots robots",
 ]
 LOG = toy_log([(0, 0, 1), (0, 4, 2), (0, 2, 3, False), (1, 5, 1), (2, 3, 1)], n_items=6)
+
+
+def similarities(tfidf: TfidfIndex, positives, rows):
+    """Of each history, one after another."""
+    history, items, ages = latest_items(positives, len(tfidf.rows.indptr) - 1)
+    weights = recency_weights(ages, DECAY)
+    return np.array([tfidf.similarity(items[history == b], weights[history == b], rows[b]) for b in range(len(rows))])
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,7 @@ def test_similarities_are_those_of_the_tfidf_profile(tfidf):
     """User 0 has positive events with 0, then 4; user 2 with an item without any word."""
     positives = LOG.states(np.array([0, 1, 2]), np.full(3, 9)).positives()
     rows = np.array([[5, 4, 3, 2, 1, 0]] * 3)
-    found = tfidf.similarity(positives, rows)
+    found = similarities(tfidf, positives, rows)
     np.testing.assert_allclose(found, fit_tfidf(LOG, TEXTS, decay=DECAY).scores(positives)[:, ::-1], atol=1e-6)
     assert found[0, 1] > found[0, 5] > found[0, 4] > 0  # the newest item, the one before, an item with a common word
     assert found[0, 3] == 0  # a negative event, and no common word
@@ -61,4 +69,4 @@ def test_new_items_keep_the_idf_of_training(tfidf):
 def test_without_any_word_all_similarities_are_zero():
     empty = TfidfIndex.of(["", ""])
     positives = toy_log([(0, 0, 1)], n_items=2).states(np.array([0]), np.array([2])).positives()
-    assert empty.similarity(positives, np.array([[0, 1]])).tolist() == [[0, 0]]
+    assert similarities(empty, positives, np.array([[0, 1]])).tolist() == [[0, 0]]

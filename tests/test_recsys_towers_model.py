@@ -260,3 +260,17 @@ def test_disabled_inputs_are_not_read():
         model.users.wait.weight.add_(1)
     np.testing.assert_array_equal(model.item_vectors(), items)
     np.testing.assert_array_equal(model.user_vectors(states, items), users)
+
+
+@pytest.mark.parametrize("config", [SMALL, DEEP])
+def test_the_output_at_one_position_is_that_of_all(config):
+    torch.manual_seed(0)
+    tower = perturbed(UserTower(config, n_types=3)).eval()
+    vectors, events_read = history(2)
+    t = vectors.shape[1]
+    with torch.no_grad():
+        every = tower(vectors, events_read)
+        for last in (torch.tensor([t - 1, t - 1]), torch.tensor([0, t - 2])):
+            np.testing.assert_allclose(
+                tower.newest(vectors, events_read, last), every[torch.arange(2), last], atol=1e-5
+            )

@@ -35,6 +35,7 @@ BENCHES: dict[str, str] = {
     "warm": "experiments.bench.warm_start:run",
     "ablation": "experiments.bench.ablation:run",
     "log": "experiments.bench.storage.log:run",
+    "rerank": "experiments.bench.rerank:run",
 }
 """Name -> "module:function", imported when it is run; function(short: bool, **options) -> Result."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,11 @@ from experiments.splits import Split, Targets
 from features.arrays import Bools, Doubles, Ints
 from features.catalog import Catalog
 from features.instants import DAY
+from features.interactions import Ragged, UserStates
 from recsys.evaluation import metrics
 from recsys.evaluation.bootstrap import Interval, bootstrap, paired_bootstrap
-from recsys.interfaces import Recommender
+from recsys.interfaces import Candidates, Recommender
+from recsys.ranking.slate import fill_slates, item_groups
 
 K = 10
 """Cutoff k of the headline metrics."""
@@ -115,23 +117,31 @@ def rank_targets(
     The rank is inf where the list lacks the target. Only published items are listed; allow (n,) restricts them
     further. Seen items are excluded unless repeats are allowed.
     """
-    states = targets.states
+    states, groups = targets.states, item_groups(catalog)
     ranks, lists = np.full(len(targets), np.inf), np.full((len(states), K), -1, dtype=np.int64)
     row_in_batch = np.full(len(states), -1)  # (b,); -1: the state is not in the batch
     for rows, published in published_batches(states.as_of, catalog):
         batch = states[rows].compact()
-        candidates = recommender.recommend(
-            batch,
-            DEPTH,
-            allow=published if allow is None else published & allow,
-            exclude=None if repeats else batch.seen_items(),
-        )
+        allowed = published if allow is None else published & allow
+        seen = None if repeats else batch.seen_items()
+        find = partial(_find, recommender, batch, allowed, seen)
+        candidates = fill_slates(find, len(batch), DEPTH, groups)
         row_in_batch[rows] = np.arange(len(rows))
         chosen = np.flatnonzero(row_in_batch[targets.state] >= 0)
         ranks[chosen] = metrics.target_ranks(candidates, row_in_batch[targets.state[chosen]], targets.item[chosen])
         lists[rows] = candidates.rows[:, :K]
         row_in_batch[rows] = -1
     return ranks, lists
+
+
+def _find(
+    recommender: Recommender, states: UserStates, allow: Bools, exclude: Ragged | None, at: Ints, n: int
+) -> Candidates:
+    """The n best items of the states at `at`; see `Recommender`."""
+    if len(at) == len(states):
+        return recommender.recommend(states, n, allow=allow, exclude=exclude)
+    chosen = None if exclude is None else exclude[at]
+    return recommender.recommend(states[at].compact(), n, allow=allow, exclude=chosen)
 
 
 def published_batches(as_of: Ints, catalog: Catalog) -> Iterator[tuple[Ints, Bools]]:

@@ -38,7 +38,7 @@ from features.schema import ITEM, POSITION, USER
 from features.tables.scan import UNREADABLE, reading
 from recsys.bundle.model import Bundle
 from recsys.interfaces import Candidates
-from recsys.ranking.slate import item_groups
+from recsys.ranking.slate import fill_slates, item_groups
 
 MANIFEST, USERS = "manifest.json", "users.parquet"
 USERS_AT_ONCE = 256
@@ -151,47 +151,26 @@ def _slates(bundle: Bundle, dataset: Dataset, users: pl.Series, until: int, k: i
 def _block(
     bundle: Bundle, dataset: Dataset, users: pl.Series, states: UserStates, groups: Ints, k: int, repeats: bool
 ) -> pl.DataFrame:
-    """The slates of one block of users.
-
-    A slate lists one variant of a product. Where that leaves fewer than k items, four times as many candidates are
-    retrieved for these users, until the slate is full or the candidates are exhausted.
-    """
-    n = len(bundle.catalog)
-    source = np.where(states.positives().lengths > 0, "model", "popular")
+    """The slates of one block of users."""
     allowed = dataset.catalog.available & dataset.catalog.published_by(int(states.as_of[0]))
-    frames, pending, n_candidates = [], np.arange(len(states)), k
-    while len(pending):
-        batch = states[pending].compact()
+
+    def find(at: Ints, n: int) -> Candidates:
+        batch = states[at].compact()
         seen = None if repeats else batch.seen_items()
-        candidates = bundle.recommender.recommend(batch, n_candidates, allow=allowed, exclude=seen)
-        table = _distinct_products(candidates, groups, k)
-        table = table.with_columns(pl.Series("state", pending[table.get_column("state").to_numpy()]))
-        full = np.bincount(table.get_column("state").to_numpy(), minlength=len(states))[pending] == k
-        done = full | ((candidates.rows >= 0).sum(axis=1) < n_candidates) | (n_candidates >= n)
-        frames.append(table.filter(pl.col("state").is_in(pending[done])))
-        pending, n_candidates = pending[~done], min(4 * n_candidates, n)
-    table = pl.concat(frames).sort("state", POSITION)
-    state, row = table.get_column("state").to_numpy(), table.get_column("row").to_numpy()
+        return bundle.recommender.recommend(batch, n, allow=allowed, exclude=seen)
+
+    slates = fill_slates(find, len(states), k, groups)
+    source = np.where(states.positives().lengths > 0, "model", "popular")
+    state, place = np.nonzero(slates.rows >= 0)
     return pl.DataFrame(
         {
             USER: users[state],
-            POSITION: table.get_column(POSITION).cast(pl.Int32),
-            ITEM: pl.Series(bundle.catalog.ids.ids, dtype=pl.String)[row],
-            "score": table.get_column("score").cast(pl.Float32),
+            POSITION: pl.Series(place + 1, dtype=pl.Int32),
+            ITEM: pl.Series(bundle.catalog.ids.ids, dtype=pl.String)[slates.rows[state, place]],
+            "score": pl.Series(slates.scores[state, place], dtype=pl.Float32),
             "source": pl.Series(source[state].tolist(), dtype=pl.String),
         }
     )
-
-
-def _distinct_products(candidates: Candidates, groups: Ints, k: int) -> pl.DataFrame:
-    """state, row, group, score and position of at most k items of each state: the best item of every product."""
-    state, column = np.nonzero((candidates.rows >= 0) & np.isfinite(candidates.scores))
-    rows = candidates.rows[state, column]
-    scores = candidates.scores[state, column]
-    frame = pl.DataFrame({"state": state, "row": rows, "group": groups[rows], "score": scores})
-    frame = frame.unique(("state", "group"), keep="first", maintain_order=True)
-    position = pl.int_range(pl.len()).over("state") + 1
-    return frame.with_columns(position.alias(POSITION)).filter(pl.col(POSITION) <= k)
 
 
 def _join_job(out: Path, job: dict[str, Any], dataset: Dataset) -> tuple[int, pl.Series]:

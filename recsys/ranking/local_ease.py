@@ -2,6 +2,8 @@
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.linalg import cho_factor, cho_solve
+from threadpoolctl import threadpool_limits
 
 from features.arrays import Floats, Ints
 from features.errors import ConfigError
@@ -30,13 +32,15 @@ def fit_local_ease(events: Interactions, *, k: int, regularization: float = 200.
     sparse = (x.T @ x).tocsr()  # (n, n): users with both items
     gram = sparse.toarray() if 4 * n * n <= _MAX_DENSE_BYTES else sparse
     columns, rows = [], []
-    for item in range(n):
-        nearest = _nearest(similarity, item, k)  # N, (r,)
-        system = _submatrix(gram, np.append(nearest, item))  # (r + 1, r + 1)
-        system[np.diag_indices(len(system))] += np.float32(regularization)
-        columns.append(np.linalg.solve(system[:-1, :-1], system[:-1, -1]))
-        rows.append(nearest)
-    starts = np.cumsum([0, *map(len, rows)])
+    with threadpool_limits(1, "blas"):  # two threads wait for each other longer than one of these systems takes
+        for item in range(n):
+            nearest = _nearest(similarity, item, k)  # N, (r,)
+            system = _submatrix(gram, np.append(nearest, item))  # (r + 1, r + 1), symmetric, positive definite
+            system[np.diag_indices(len(system))] += np.float32(regularization)
+            factor = cho_factor(system[:-1, :-1], overwrite_a=True, check_finite=False)
+            columns.append(cho_solve(factor, system[:-1, -1], check_finite=False))
+            rows.append(nearest)
+    starts = np.cumsum([0, *map(len, rows)], dtype=np.int32)
     return sp.csc_array((np.concatenate(columns), np.concatenate(rows), starts), shape=(n, n)).tocsr()
 
 

@@ -10,10 +10,11 @@ from features.arrays import Doubles, Floats, Ints
 from features.catalog import UNDATED, Catalog, item_texts
 from features.instants import DAY
 from features.interactions import Interactions, Ragged, UserStates
-from recsys.histories import profile
+from recsys.histories import latest_items, recency_weights
 from recsys.interfaces import Candidates
 from recsys.item_statistics import ItemStatistics
 from recsys.ranking.local_ease import fit_local_ease
+from recsys.ranking.tfidf import DECAY as TFIDF_DECAY
 from recsys.ranking.tfidf import TfidfIndex
 from recsys.ranking.user_item_counts import UserItemCounts
 
@@ -90,15 +91,26 @@ class PairFeatures:
         """Time in µs of the latest event that the features are fitted on."""
         return self.statistics.fitted_until
 
-    def _neighbours(self, positives: Ragged, decay: float, rows: Ints) -> Doubles:
-        """Sums over b histories of decay ** age times the weights of the items of rows (b, k): (b, k)."""
-        n = len(self.vectors)
-        sums = sp.csr_array(profile(positives, n, decay) @ self.neighbours)  # (b, n)
-        sums.sort_indices()
-        key = np.repeat(np.arange(len(rows)), np.diff(sums.indptr)) * n + sums.indices  # ascending: state * n + item
-        query = np.arange(len(rows))[:, None] * n + rows  # (b, k)
-        at = np.searchsorted(key, query)
-        return np.where(np.append(key, -1)[at] == query, np.append(sums.data, 0.0)[at], 0.0)
+    def _history_scores(self, positives: Ragged, rows: Ints) -> dict[str, Doubles]:
+        """word_similarity, neighbours_long and neighbours_short of rows (b, k) with b histories: name -> (b, k).
+
+        One history at a time: the products of a single one are small enough to stay in the cache.
+        """
+        history, items, ages = latest_items(positives, len(self.vectors))
+        starts = np.searchsorted(history, np.arange(len(rows) + 1))
+        weights = np.stack([recency_weights(ages, decay) for decay in (LONG_DECAY, SHORT_DECAY)], axis=1)  # (m, 2)
+        near = recency_weights(ages, TFIDF_DECAY)  # (m,)
+        words, neighbours = np.zeros(rows.shape), np.zeros((*rows.shape, 2))
+        for b, candidates in enumerate(rows):
+            own = slice(starts[b], starts[b + 1])
+            recent = np.flatnonzero(near[own])
+            words[b] = self.tfidf.similarity(items[own][recent], near[own][recent], candidates)
+            neighbours[b] = (self.neighbours[items[own]].T @ weights[own])[candidates]
+        return {
+            "word_similarity": words,
+            "neighbours_long": neighbours[:, :, 0],
+            "neighbours_short": neighbours[:, :, 1],
+        }
 
     def _ages(self, as_of: Ints, rows: Ints) -> Doubles:
         """Days from the publication of the items of rows (b, k) to the times as_of (b,): (b, k), NaN if unknown.
@@ -116,52 +128,65 @@ class PairFeatures:
         last = self.catalog.categories[np.arange(len(depth)), depth - 1]
         return np.where(depth > 0, last, -1).astype(np.int64)
 
+    @cached_property
+    def _of_items(self) -> dict[str, Floats]:
+        """The features that depend on the item alone: name -> (n,).
+
+        Days are counted to the end of the statistics, not to the request: the ranking stays the one that was
+        evaluated.
+        """
+        s = self.statistics
+        recent, days = np.log1p(s.recent), (s.fitted_until - s.last.astype(np.float64)) / DAY
+        columns = {
+            "item_log_count": np.log1p(s.total),
+            "item_log_recent": recent,
+            "item_log_newest": np.log1p(s.newest),
+            "item_trend": np.log1p(s.newest * (30 / 7)) - recent,
+            "item_days_since_last": np.where(s.total > 0, days, np.nan),
+        }
+        return {name: values.astype(np.float32) for name, values in columns.items()}
+
+    def _similarities(self, positives: Ragged, rows: Ints) -> dict[str, Floats]:
+        """The features that compare rows (b, k) with the newest positive items of b histories: name -> (b, k)."""
+        newest = positives.tail(int(positives.lengths.max(initial=1).clip(1, RECENT_EVENTS)))  # (b, h), right-aligned
+        valid = newest >= 0
+        newest = np.maximum(newest, 0)
+        weights = (valid / valid.sum(1, keepdims=True).clip(min=1)).astype(np.float32)[:, :, None]  # (b, h, 1)
+        similar = self.vectors[rows] @ self.vectors[newest].transpose(0, 2, 1)  # (b, k, h)
+        mean = (similar @ weights)[:, :, 0]
+        np.copyto(similar, -1, where=~valid[:, None, :])  # the minimum of a cosine
+        text = (weights * self.catalog.content[newest]).sum(1)[:, :, None]  # (b, m, 1)
+        text /= np.linalg.norm(text, axis=1, keepdims=True).clip(min=1e-9)
+        main = self.catalog.categories[:, 0]  # (n,), -1: the item has none
+        same = main[rows][:, :, None] == np.where(valid & (main[newest] >= 0), main[newest], -2)[:, None, :]
+        popularity = (weights[:, :, 0] * self._of_items["item_log_count"][newest]).sum(1, keepdims=True)
+        gap = self._of_items["item_log_count"][rows] - np.where(valid[:, -1:], popularity, np.nan)
+        return {
+            "similarity_last": similar[:, :, -1],
+            "similarity_max": similar.max(2),
+            "similarity_mean": mean,
+            "text_similarity": (self.catalog.content[rows] @ text)[:, :, 0],
+            "category_share": np.count_nonzero(same, axis=2) / valid.sum(1).clip(min=1)[:, None],
+            "user_popularity_gap": gap,
+        }
+
     def matrix(self, states: UserStates, candidates: Candidates) -> Floats:
         """Features of candidates (b, k): (b, k, len(FEATURES)) float32, NaN where undefined; padding is arbitrary."""
-        s, positives = self.statistics, states.positives()
-        rows = np.maximum(candidates.rows, 0)  # (b, k)
-        recent = positives.tail(RECENT_EVENTS)  # (b, h), right-aligned
-        valid = recent >= 0
-        recent = np.maximum(recent, 0)
-        count = valid.sum(1).clip(min=1)[:, None]  # (b, 1)
-        similar = np.einsum("bkd,bhd->bkh", self.vectors[rows], self.vectors[recent], optimize=True)
-        similar[np.broadcast_to(~valid[:, None, :], similar.shape)] = np.nan
-        text = (self.catalog.content[recent] * valid[:, :, None]).sum(1)  # (b, m)
-        text /= np.linalg.norm(text, axis=1, keepdims=True).clip(min=1e-9)
-        main = self.catalog.categories[:, 0]  # (n,)
-        same = (main[rows][:, :, None] == main[recent][:, None, :]) & valid[:, None, :]  # (b, k, h)
-        same &= (main[rows] >= 0)[:, :, None]  # items without a category have none in common
-        popularity = np.log1p(s.total[rows])  # of the candidates only, not of the whole catalogue
-        recent_popularity = np.log1p(s.recent[rows])
-        # days to the end of the statistics, not to the request: the ranking stays the one that was evaluated
-        days = (s.fitted_until - s.last[rows].astype(np.float64)) / DAY
-        empty = ~valid.any(1)  # (b,)
-        mean_popularity = (np.log1p(s.total[recent]) * valid).sum(1) / count[:, 0]  # (b,)
-        filled = np.where(np.isnan(similar), -1.0, similar)  # (b, k, h): -1, the minimum of a cosine
+        positives, rows = states.positives(), np.maximum(candidates.rows, 0)  # (b, k)
         columns = {
             "retrieval_score": candidates.scores,
             "retrieval_rank": np.arange(candidates.rows.shape[1]),
-            "similarity_last": filled[:, :, -1],
-            "similarity_max": filled.max(2),
-            "similarity_mean": np.where(valid[:, None, :], filled, 0).sum(2) / count,
-            "text_similarity": np.einsum("bkm,bm->bk", self.catalog.content[rows], text, optimize=True),
-            "word_similarity": self.tfidf.similarity(positives, rows),
-            "category_share": same.sum(2) / count,
-            "neighbours_long": self._neighbours(positives, LONG_DECAY, rows),
-            "neighbours_short": self._neighbours(positives, SHORT_DECAY, rows),
-            "item_log_count": popularity,
-            "item_log_recent": recent_popularity,
-            "item_log_newest": np.log1p(s.newest[rows]),
-            "item_trend": np.log1p(s.newest[rows] * (30 / 7)) - recent_popularity,
-            "item_days_since_last": np.where(s.total[rows] > 0, days, np.nan),
+            **self._similarities(positives, rows),
+            **self._history_scores(positives, rows),
+            **{name: values[rows] for name, values in self._of_items.items()},
             "item_days_since_published": self._ages(states.as_of, rows),
             "user_log_history": np.log1p(positives.lengths)[:, None],
-            "user_popularity_gap": popularity - np.where(empty, np.nan, mean_popularity)[:, None],
             **repeat_consumption_features(states, rows, self.finest_category),
         }
-        return np.stack(
-            [np.broadcast_to(np.asarray(columns[name], np.float32), rows.shape) for name in FEATURES], axis=-1
-        )
+        out = np.empty((len(FEATURES), *rows.shape), dtype=np.float32)
+        for values, name in zip(out, FEATURES, strict=True):
+            values[:] = columns[name]
+        return np.ascontiguousarray(np.moveaxis(out, 0, -1))
 
 
 def repeat_consumption_features(states: UserStates, rows: Ints, finest: Ints) -> dict[str, Doubles]:
@@ -195,16 +220,9 @@ def _consumption(counts: UserItemCounts, kinds: Ints, as_of: Ints) -> dict[str, 
 
     due = days since the last event / mean days between two events, of at least half a day.
     """
-    at = counts.find(kinds)  # (b, k)
     mean_gap = np.where(counts.count > 1, (counts.last - counts.first) / (counts.count - 1).clip(min=1), np.nan)
-
-    def values_of(values: Doubles, default: float) -> Doubles:
-        return np.append(values, default)[at]
-
-    days = (as_of[:, None] - values_of(counts.last, np.nan)) / DAY
-    return {
-        "log_count": np.log1p(values_of(counts.count, 0)),
-        "recency": values_of(counts.recency, 0),
-        "days_since_last": days,
-        "due": days / (values_of(mean_gap, np.nan) / DAY).clip(min=0.5),
-    }
+    known = (np.log1p(counts.count), counts.recency, counts.last, (mean_gap / DAY).clip(min=0.5))  # (m,) each
+    table = np.vstack((np.stack(known, axis=1), [0, 0, np.nan, np.nan]))  # (m + 1, 4): the last row is of no entry
+    log_count, recency, last, gap = np.moveaxis(table[counts.find(kinds)], -1, 0)
+    days = (as_of[:, None] - last) / DAY
+    return {"log_count": log_count, "recency": recency, "days_since_last": days, "due": days / gap}

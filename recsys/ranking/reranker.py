@@ -41,13 +41,17 @@ class Reranker:
 
     def score(self, states: UserStates, candidates: Candidates) -> Floats:
         """See `Scorer`."""
-        scores = np.empty(candidates.rows.shape, dtype=np.float32)
-        for at in range(0, len(states), STATES_AT_ONCE):
-            part = slice(at, at + STATES_AT_ONCE)
-            chunk = Candidates(candidates.rows[part], candidates.scores[part])
-            matrix = self.features.matrix(states[part], chunk).reshape(-1, len(FEATURES))
-            scores[part] = self.booster.predict(matrix, num_threads=1).reshape(chunk.rows.shape)
-        return np.where(candidates.rows >= 0, scores, -np.inf)
+        if len(states) > STATES_AT_ONCE:
+            parts = (slice(at, at + STATES_AT_ONCE) for at in range(0, len(states), STATES_AT_ONCE))
+            chunks = ((states[at], Candidates(candidates.rows[at], candidates.scores[at])) for at in parts)
+            return np.concatenate([self.score(*chunk) for chunk in chunks])
+        scores = self.predict(self.features.matrix(states, candidates))
+        return np.where(candidates.rows >= 0, scores, np.float32(-np.inf))
+
+    def predict(self, matrix: Floats) -> Floats:
+        """Scores (b, k) of the trees for features (b, k, len(FEATURES))."""
+        scores = np.asarray(self.booster.predict(matrix.reshape(-1, len(FEATURES)), num_threads=1))
+        return scores.reshape(matrix.shape[:2]).astype(np.float32)
 
     @property
     def importance(self) -> dict[str, float]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
 
-from features.arrays import Floats, Ints
-from features.interactions import Ragged
-from recsys.histories import profile
+from features.arrays import Doubles, Floats, Ints
+from recsys.histories import entries
 
 WIDTH = 2**18
 """Columns that words are hashed to: no vocabulary is kept, so new items may have new words."""
@@ -40,18 +40,23 @@ class TfidfIndex:
         stacked = sp.csr_array(sp.vstack([self.rows, _weighted(_counts(texts), self.idf)], format="csr"))
         return TfidfIndex(stacked if (order == np.arange(total)).all() else stacked[order], self.idf)
 
-    def similarity(self, positives: Ragged, rows: Ints) -> Floats:
-        """Cosines (b, k) of the items of rows (b, k) with sums of b histories, each item weighted by DECAY ** age."""
-        profiles = profile(positives, self.rows.shape[0], DECAY) @ self.rows  # (b, WIDTH) sparse
-        out = np.zeros(rows.shape, dtype=np.float32)
-        dense = np.zeros(WIDTH, dtype=np.float32)
-        for state in range(len(rows)):  # a dense profile takes 1 MB: one at a time
-            at = slice(profiles.indptr[state], profiles.indptr[state + 1])
-            words, weights = profiles.indices[at], profiles.data[at]
-            dense[words] = weights / max(np.linalg.norm(weights), 1e-9)
-            out[state] = self.rows[rows[state]] @ dense
-            dense[words] = 0
-        return out
+    @cached_property
+    def _words(self) -> tuple[Ints, int]:
+        """The word of each entry of `rows`, counted from 0 among those that occur, and their number."""
+        occurs = np.zeros(WIDTH, dtype=np.int64)
+        occurs[self.rows.indices] = 1
+        return (np.cumsum(occurs) - 1)[self.rows.indices], int(occurs.sum())
+
+    def similarity(self, items: Ints, weights: Floats, rows: Ints) -> Doubles:
+        """Cosines (k,) of the items of rows (k,) with the sum of items (m,), weighted by weights (m,)."""
+        words, n_words = self._words
+        item, place = entries(self.rows, items)
+        values = weights[item] * self.rows.data[place]
+        profile = np.bincount(words[place], weights=values, minlength=n_words)
+        length = float(values @ profile[words[place]]) ** 0.5  # a word's entries are each multiplied by their sum
+        row, place = entries(self.rows, rows)
+        products = np.bincount(row, weights=profile[words[place]] * self.rows.data[place], minlength=len(rows))
+        return np.asarray(products / max(length, 1e-9), dtype=np.float64)
 
 
 def _counts(texts: Sequence[str]) -> sp.csr_array:

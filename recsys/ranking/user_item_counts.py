@@ -7,6 +7,7 @@ import numpy as np
 from features.arrays import Bools, Doubles, Ints
 from features.interactions import Ragged, UserStates
 from recsys.histories import ages
+from recsys.interfaces import in_slices
 
 DECAY = 0.995
 """Weight of an event in `UserItemCounts.recency` relative to the next newer one in the history."""
@@ -61,8 +62,7 @@ class UserItemCounts:
         history, item = np.divmod(self.key, self.width)
         keep = np.ones(len(item), dtype=np.bool_) if allow is None else allow[item]
         if exclude is not None:
-            owner, items = exclude.pairs()
-            keep &= ~np.isin(self.key, owner * self.width + items)
+            keep &= ~in_slices(exclude, history, item)
         history, item = history[keep], item[keep]
         order = np.lexsort((-self.recency[keep], history))
         history, item = history[order], item[order]

@@ -19,7 +19,7 @@ from features.content.spaces import SpaceKey, same_space
 from features.errors import BundleError, ConfigError, describe_read_error
 from features.interactions import Ragged
 from recsys.config import RetrieverConfig
-from recsys.interfaces import Candidates, sort_candidates
+from recsys.interfaces import Candidates, in_slices, sort_candidates
 from recsys.retrieval.kinds import RETRIEVER_KINDS, faiss
 
 logger = logging.getLogger("recsys.retrieval.index")
@@ -289,13 +289,10 @@ def empty_candidates(b: int, k: int) -> Candidates:
 
 def drop_excluded(found: Candidates, exclude: Ragged | None, k: int) -> Candidates:
     """The first k candidates of each query that it does not exclude, padded: (b, k)."""
-    rows, scores = found.rows, found.scores
-    if exclude is not None:
-        query_of_pair, items = exclude.pairs()
-        width = int(max(rows.max(initial=0), items.max(initial=0))) + 1  # key of a pair: query * width + item
-        excluded = np.isin(np.arange(len(rows))[:, None] * width + rows, query_of_pair * width + items)  # (b, w)
-        return sort_candidates(np.where(excluded, -1, rows), scores, k)
-    return found if rows.shape[1] == k else sort_candidates(rows, scores, k)
+    if exclude is None:
+        return found if found.rows.shape[1] == k else sort_candidates(found.rows, found.scores, k)
+    excluded = in_slices(exclude, np.arange(len(found))[:, None], found.rows)
+    return found.where((found.rows >= 0) & ~excluded, k)
 
 
 def _empty(b: int, k: int) -> Candidates:
@@ -311,14 +308,13 @@ def brute_force(
     k is at most the number of allowed vectors. in_order False: candidates that are rescored later come by row, and
     their scores are undefined.
 
-    For few queries numpy's matrix-vector product is twice as fast as faiss. For many, faiss's matrix product is
-    faster.
+    For few queries numpy's product is twice as fast as faiss. For many, faiss is faster.
     """
     n = len(vectors)
     found = _empty(len(queries), k)
     if len(queries) < MATRIX_BATCH and (allow is None or 2 * int(np.count_nonzero(allow)) > n):
-        for i, query in enumerate(queries):
-            scores = vectors @ query  # (n,)
+        products = (vectors @ queries.T).T.copy()  # (b, n): the vectors are read from memory once
+        for i, scores in enumerate(products):
             if allow is not None:
                 scores[~allow] = -np.inf
             best = np.argpartition(scores, n - k)[n - k :]  # (k,), in no order

@@ -19,7 +19,7 @@ from features.store.base import FeatureStore
 from features.store.user_state import UserState
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates, Recommender
-from recsys.ranking.slate import Slate, item_groups, make_slate
+from recsys.ranking.slate import Slate, fill_slates, item_groups, slate_of
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
 from serving.schemas import media_url
@@ -251,25 +251,15 @@ class ServingSnapshot:
         return rows_by_item({"behaviour": slate.scores.tolist(), **cosines}, len(slate))
 
     def _fill(self, find: "Finder", k: int, reason: str, trace: dict[str, float]) -> Slate:
-        """A slate of k items, or of all that there are. Asks for more candidates while the slate is short."""
-        n_candidates = k
-        while True:
-            candidates = find(n_candidates)
-            slate = make_slate(
-                candidates,
-                self.bundle.catalog,
-                self.groups,
-                k,
-                available=self.allowed(),
-                reason=reason,
-                trace=trace,
-                fingerprint=self.bundle.fingerprint,
-            )
-            # make_slate keeps one variant of each product: a short slate needs more candidates, if there are any
-            exhausted = int((candidates.rows[0] >= 0).sum()) < n_candidates or n_candidates >= len(self.groups)
-            if len(slate) == k or exhausted:
-                return slate
-            n_candidates = min(4 * n_candidates, len(self.groups))
+        """A slate of k items, or of all that there are. reason: of items whose source is not known."""
+        chosen = fill_slates(lambda _, n: self._shown(find(n)), 1, k, self.groups)
+        fingerprint = self.bundle.fingerprint
+        return slate_of(chosen, self.bundle.catalog, reason=reason, trace=trace, fingerprint=fingerprint)
+
+    def _shown(self, found: Candidates) -> Candidates:
+        """The candidates without items that were hidden since they were looked for."""
+        hidden = ~self.available[found.rows]
+        return replace(found, scores=np.where(hidden, np.float32(-np.inf), found.scores)) if hidden.any() else found
 
     def picture(self, item_id: str) -> tuple[bytes, str]:
         """Bytes and content type of an item's image file.
