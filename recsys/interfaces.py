@@ -90,10 +90,8 @@ class Candidates:
         scores = np.where(self.rows < 0, -np.inf, scores)
         order = np.full((len(self), k), -1, dtype=np.int64)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        order[:, : best.shape[1]] = best
-        found = replace(self, scores=scores.astype(np.float32, copy=False)).take(order)
-        found.rows[np.isneginf(found.scores)] = -1
-        return found
+        order[:, : best.shape[1]] = np.where(np.isneginf(np.take_along_axis(scores, best, 1)), -1, best)
+        return replace(self, scores=scores.astype(np.float32, copy=False)).take(order)
 
     def of_source(self, name: str) -> "Candidates":
         """The same candidates, all brought by one of SOURCES."""
