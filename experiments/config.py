@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from experiments.splits import SplitConfig
@@ -19,6 +18,7 @@ from features.files import not_a_file
 from features.schema import DataConfig, StrictModel
 from recsys.baselines import check_baseline
 from recsys.config import AlignmentConfig, RerankerConfig, RetrieverConfig, TowerConfig, TrainingConfig
+from recsys.yaml_text import parse_yaml
 
 PREFIX = "RECSYS__"
 SHOWN = 100
@@ -116,7 +116,7 @@ def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> Ru
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8 text") from error
-    raw = _parse(text, str(path))
+    raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: sections of named values are needed (got {_kind(raw)})")
     try:
@@ -159,40 +159,6 @@ class _Origins:
 def _kind(raw: object) -> str:
     """What a YAML file holds that is no mapping."""
     return "an empty file" if raw is None else "a list" if isinstance(raw, list) else f"the value {_shown(raw)}"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without two surprises: a key that stands twice, and a key that is not read as text, such as yes."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node. Raises ConstructorError, with the place, for such a key."""
-        known: set[str] = set()
-        for key, _ in node.value:
-            name = self.construct_object(key, deep=True)
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
-            if not isinstance(name, str):
-                given = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                problem = f"the key {given} is read as {name!r}, not as text: put it in quotes"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            if name in known:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", key.start_mark)
-            known.add(name)
-        return super().construct_mapping(node, deep)
-
-
-def _parse(text: str, place: str) -> Any:
-    """The value of a YAML text. Raises ConfigError that names the place and the line."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = "" if mark is None else f" line {mark.line + 1}, column {mark.column + 1}"
-        raise ConfigError(f"{place}{line}: not YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date such as 2024-13-01
-        raise ConfigError(f"{place}: not YAML: {str(error).splitlines()[0]}") from error
-    except RecursionError:
-        raise ConfigError(f"{place}: not a configuration: too many levels of nesting") from None
 
 
 class _Unexpanded(str):
@@ -260,7 +226,7 @@ def _check_strings(value: Any, keys: tuple[str, ...], origins: _Origins) -> None
 def _override(raw: dict[str, Any], name: str, text: str) -> tuple[str, ...]:
     """Put the value of an environment variable into the configuration; the keys that lead to it."""
     try:
-        value = _parse(text, f"environment variable {name}")
+        value = parse_yaml(text, f"environment variable {name}")
     except ConfigError as error:  # its text quotes the value, which may be secret
         raise ConfigError(f"{str(error).partition(': not ')[0]}: not YAML: put a text in quotes") from None
     *sections, last = name.removeprefix(PREFIX).lower().split("__")

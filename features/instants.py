@@ -7,7 +7,7 @@ import re
 import time
 from datetime import UTC, datetime, timedelta
 
-DAY = 86_400_000_000
+DAY, MINUTE = 86_400_000_000, 60_000_000
 """One day in µs."""
 
 ISO = (

@@ -44,7 +44,7 @@ LAYERS = {
         ("erasure",),
     ),
     "recsys": (
-        ("interfaces", "config", "item_statistics", "histories", "dense_recommender"),
+        ("interfaces", "config", "yaml_text", "item_statistics", "histories", "dense_recommender"),
         ("evaluation",),
         ("content",),
         ("retrieval",),
@@ -56,7 +56,7 @@ LAYERS = {
         ("cli",),
     ),
     "serving": (
-        ("settings", "errors", "schemas", "event_validation", "event_consumer", "http"),
+        ("settings", "rules", "errors", "schemas", "event_validation", "event_consumer", "http"),
         ("state",),
         ("routes",),
         ("app",),

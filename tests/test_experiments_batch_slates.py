@@ -286,3 +286,34 @@ def test_four_times_as_many_candidates_are_asked_for_until_a_slate_is_full(train
     asked.clear()
     table = batch._block(stand_in, dataset, users, states, groups, 1, True)
     assert asked == [(3, 1)]
+
+
+RULED = """
+rules:
+- name: first
+  pin: {item: i3, position: 1}
+- name: never
+  exclude: {items: [i1, i2]}
+"""
+
+
+def test_slates_follow_the_rules_of_a_shop(trained, tmp_path):
+    bundle, _ = trained
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(RULED)
+    write_slates(bundle, tmp_path / "plain", k=4, placement="again", progress=silent)
+    write_slates(bundle, tmp_path / "ruled", k=4, placement="again", rules=rules, progress=silent)
+    plain, ruled = read(tmp_path / "plain"), read(tmp_path / "ruled")
+    assert len(ruled) == len(plain) == 160
+    assert ruled.filter(position=1).get_column("item_id").unique().to_list() == ["i3"]
+    assert not {"i1", "i2"} & set(ruled.get_column("item_id"))
+    assert {"i1", "i2"} & set(plain.get_column("item_id"))
+    write_slates(bundle, tmp_path / "ruled", k=4, placement="again", rules=rules, progress=silent)  # the same job
+    with pytest.raises(ConfigError, match=r"another job are there \(rules \w+ there, None here\)"):
+        write_slates(bundle, tmp_path / "ruled", k=4, placement="again", progress=silent)
+    rules.write_text("rules:\n- {name: a, pin: {item: i7, position: 1}}")
+    with pytest.raises(ConfigError, match=r"rules\.yaml line 2: rule 'a' is not applied: it pins item i7"):
+        write_slates(bundle, tmp_path / "other", k=4, rules=rules, progress=silent)
+    command = ["slates", str(tmp_path / "x"), "--bundles", str(bundle.path.parent), "--rules", "no.yaml"]
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, ConfigError)

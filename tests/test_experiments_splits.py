@@ -21,6 +21,7 @@ from features.tables.report import Report
 from recsys.config import RerankerConfig, TrainingConfig
 from recsys.item_statistics import ItemStatistics
 from recsys.ranking.pair_features import PairFeatures
+from recsys.ranking.rules import Rules
 
 event = st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 9), st.booleans(), st.booleans())
 
@@ -331,6 +332,20 @@ def test_a_run_without_leaks_passes(dataset, split):
     outcomes, _, trained = fit_and_evaluate(CONFIG, dataset, {"home": split}, SilentReporter(), None)
     assert [o.name for o in outcomes["home"]] == ["popular", "item-knn", "two towers", "two towers + reranker"]
     assert trained.recommender.fitted_until < split.cut
+
+
+def test_the_rules_of_a_shop_are_evaluated_as_well(dataset, split):
+    """What a rule excludes is never hit; a rule that excludes nothing changes nothing."""
+    ids = dataset.catalog.ids.ids
+    hidden = np.unique(split.test.item)[:2]
+    for names, changes in ((["no such item"], False), ([ids[row] for row in hidden], True)):
+        rules = Rules.model_validate({"rules": [{"name": "a", "exclude": {"items": names}}]})
+        outcomes, _, _ = fit_and_evaluate(CONFIG, dataset, {"home": split}, SilentReporter(), None, rules)
+        plain, ruled = outcomes["home"][-2:]
+        assert (plain.name, ruled.name) == ("two towers + reranker", "with the rules")
+        of_hidden = np.isin(ruled.items, hidden)
+        assert np.isinf(ruled.ranks[of_hidden]).all() == changes
+        assert (ruled.ranks <= plain.ranks)[~of_hidden].all()  # others move up
 
 
 def test_the_reranker_is_fitted_on_candidates_published_by_then(dataset, split, monkeypatch):

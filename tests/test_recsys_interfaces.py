@@ -74,9 +74,10 @@ def test_candidates_keep_their_sources_when_they_move() -> None:
     assert moved.rows.tolist() == [[7, 4, -1, -1, -1]]
     assert moved.scores.tolist() == [[3, 1, -np.inf, -np.inf, -np.inf]]
     assert moved.source_names(0) == ["long_term", "own", "", "", ""]
+    assert moved.places is not None
     assert moved.places.tolist() == [[7, 5, -1, -1, -1]]
     kept = found.where(np.array([[False, True, True, False]]), 1)
-    assert (kept.rows.tolist(), kept.sources.tolist()) == ([[2]], [[2]])
+    assert (kept.rows.tolist(), kept.source_names(0)) == ([[2]], ["recent"])
     put = Candidates.empty(2, 4)
     put.put(np.array([1]), found)
     assert put.rows.tolist() == [[-1] * 4, [4, 2, 7, -1]]

@@ -72,6 +72,7 @@ class ToyBundle:
     data: DataConfig
     recommender: Nearest
     popular: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    vectors: Floats | None = None
     content: ContentSpace | None = None
     manifest: dict[str, Any] = field(default_factory=lambda: {"config": {"encoder": None}})
     note: str = ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,20 @@ from experiments.splits import Split, Targets
 from features.arrays import Bools, Doubles, Ints
 from features.catalog import Catalog
 from features.instants import DAY
-from features.interactions import Ragged, UserStates
 from recsys.evaluation import metrics
 from recsys.evaluation.bootstrap import Interval, bootstrap, paired_bootstrap
-from recsys.interfaces import Candidates, Recommender
-from recsys.ranking.slate import fill_slates, item_groups
+from recsys.interfaces import Recommender
+from recsys.ranking.slate import item_groups, recommend_slates
+from recsys.ranking.slate_rules import SlateRules
 
 K = 10
 """Cutoff k of the headline metrics."""
 
 DEPTH = 100
 """Length of the lists; mid-ranks are exact up to half of it."""
+
+RulesAt = Callable[[int], Callable[[bool], SlateRules]]
+"""Time (µs) -> whether a user is without positive events -> the rules."""
 
 BATCH = 1024
 """Maximum number of states in one call of a recommender."""
@@ -74,13 +77,14 @@ def evaluate(
     repeats: bool,
     seconds: float,
     allow: Bools | None = None,
+    rules: RulesAt | None = None,
 ) -> Outcome:
     """Rank all items for every state of `targets`; seen items are excluded unless repeats are allowed.
 
     All items are those published at the time of the state, see `published_batches`; allow (n,) restricts them
-    further.
+    further. rules: see `rank_targets`.
     """
-    ranks, rows = rank_targets(recommender, targets, catalog, repeats=repeats, allow=allow)
+    ranks, rows = rank_targets(recommender, targets, catalog, repeats=repeats, allow=allow, rules=rules)
     counts = np.bincount(split.train.positives().items, minlength=len(catalog))
     active = np.bincount(split.train.positives().users, minlength=split.train.n_users) > 0
     return Outcome(
@@ -110,12 +114,18 @@ def headline_metrics(
 
 
 def rank_targets(
-    recommender: Recommender, targets: Targets, catalog: Catalog, *, repeats: bool, allow: Bools | None = None
+    recommender: Recommender,
+    targets: Targets,
+    catalog: Catalog,
+    *,
+    repeats: bool,
+    allow: Bools | None = None,
+    rules: RulesAt | None = None,
 ) -> tuple[Doubles, Ints]:
-    """Ranks (m,) of m targets in lists of DEPTH items, and the first K item rows (b, K) of the list of each state.
+    """Ranks (m,) of m targets in slates of DEPTH items, and the first K item rows (b, K) of the slate of each state.
 
-    The rank is inf where the list lacks the target. Only published items are listed; allow (n,) restricts them
-    further. Seen items are excluded unless repeats are allowed.
+    The rank is inf where the slate lacks the target. Only published items are listed; allow (n,) restricts them
+    further. Seen items are excluded unless repeats are allowed. rules: of a shop, which then choose the items.
     """
     states, groups = targets.states, item_groups(catalog)
     ranks, lists = np.full(len(targets), np.inf), np.full((len(states), K), -1, dtype=np.int64)
@@ -124,24 +134,14 @@ def rank_targets(
         batch = states[rows].compact()
         allowed = published if allow is None else published & allow
         seen = None if repeats else batch.seen_items()
-        find = partial(_find, recommender, batch, allowed, seen)
-        candidates = fill_slates(find, len(batch), DEPTH, groups)
+        ruling = None if rules is None else rules(int(batch.as_of.max()))
+        candidates = recommend_slates(recommender, batch, DEPTH, groups, ruling, allow=allowed, exclude=seen)
         row_in_batch[rows] = np.arange(len(rows))
         chosen = np.flatnonzero(row_in_batch[targets.state] >= 0)
         ranks[chosen] = metrics.target_ranks(candidates, row_in_batch[targets.state[chosen]], targets.item[chosen])
         lists[rows] = candidates.rows[:, :K]
         row_in_batch[rows] = -1
     return ranks, lists
-
-
-def _find(
-    recommender: Recommender, states: UserStates, allow: Bools, exclude: Ragged | None, at: Ints, n: int
-) -> Candidates:
-    """The n best items of the states at `at`; see `Recommender`."""
-    if len(at) == len(states):
-        return recommender.recommend(states, n, allow=allow, exclude=exclude)
-    chosen = None if exclude is None else exclude[at]
-    return recommender.recommend(states[at].compact(), n, allow=allow, exclude=chosen)
 
 
 def published_batches(as_of: Ints, catalog: Catalog) -> Iterator[tuple[Ints, Bools]]:

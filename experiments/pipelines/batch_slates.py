@@ -1,6 +1,6 @@
 """Batch job: slates of all users, for e-mail and for offline evaluation, written as parquet shards.
 
-    part-00017.parquet   user_id, position (from 1), item_id, score, source ("model" or "popular"); best first
+    part-00017.parquet   user_id, position (from 1), item_id, score, source ("model" or "popular"); by position
     users.parquet        the users of the job, in the order of the shards; its metadata holds the manifest
     manifest.json        bundle, placement and sizes of the job, and the time until which events count; written first
 
@@ -10,8 +10,11 @@ logged more events; events that are deleted meanwhile are not used. When several
 that writes users.parquet first is the first run, and both files are of that run.
 """
 
+import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +40,9 @@ from features.progress import StartProgress
 from features.schema import ITEM, POSITION, USER
 from features.tables.scan import UNREADABLE, reading
 from recsys.bundle.model import Bundle
-from recsys.interfaces import Candidates
-from recsys.ranking.slate import fill_slates, item_groups
+from recsys.ranking.rules import load_rules
+from recsys.ranking.slate import item_groups, recommend_slates
+from recsys.ranking.slate_rules import SlateRules, misfit, rules_by_user
 
 MANIFEST, USERS = "manifest.json", "users.parquet"
 USERS_AT_ONCE = 256
@@ -72,13 +76,14 @@ def write_slates(
     placement: str | None = None,
     part: tuple[int, int] = (1, 1),
     shard: int = 4096,
+    rules: Path | None = None,
     progress: StartProgress,
 ) -> BatchReport:
     """Write the k best items of every user of the tables and the log, `shard` users in each file.
 
     placement: its rule on repeats is applied; None: the first placement of the bundle. part: (i, n) writes share i of
-    n shares of the shards, counted from 1. Raises ConfigError when the folder holds another job or the placement is
-    unknown, and FileError when a file cannot be written.
+    n shares of the shards, counted from 1. rules: a file of a shop's rules. Raises ConfigError when the folder holds
+    another job, the placement is unknown or a rule cannot be used, and FileError when a file cannot be written.
     """
     placements = bundle.data.placements
     placement = placement or next(iter(placements))
@@ -89,8 +94,15 @@ def write_slates(
     check_writable(out, "the folder of the slates")
     dataset = load_served(bundle, progress)
     job = {"bundle": bundle.fingerprint, "placement": placement, "k": k, "shard": shard}
+    shop, ruling = None, None
+    if rules is not None:
+        latest = dataset.events.latest + 1
+        shop = load_rules(rules, partial(misfit, catalog=bundle.catalog, vectors=bundle.vectors, now=latest))
+        job["rules"] = hashlib.sha256(rules.read_bytes()).hexdigest()[:16]
     try:
         until, users = _join_job(out, job, dataset)
+        if shop is not None:
+            ruling = rules_by_user(shop, placement, dataset.catalog, bundle.vectors, until)
         shards = [*range(0, len(users), shard)][part[0] - 1 :: part[1]]  # first user of each shard
         step = progress(f"slates, part {part[0]} of {part[1]}", len(shards))
         existing = written = rows = 0
@@ -100,7 +112,7 @@ def write_slates(
                 existing += 1
             else:
                 chosen = users[start : start + shard].drop_nulls()  # null: the user was erased meanwhile
-                frame = _slates(bundle, dataset, chosen, until, k, placements[placement].repeats)
+                frame = _slates(bundle, dataset, chosen, until, k, placements[placement].repeats, ruling)
                 put_file(path, frame.write_parquet)
                 written, rows = written + len(chosen), rows + len(frame)
             step(1)
@@ -138,28 +150,39 @@ def load_served(bundle: Bundle, progress: StartProgress) -> Dataset:
     return dataset
 
 
-def _slates(bundle: Bundle, dataset: Dataset, users: pl.Series, until: int, k: int, repeats: bool) -> pl.DataFrame:
+def _slates(
+    bundle: Bundle,
+    dataset: Dataset,
+    users: pl.Series,
+    until: int,
+    k: int,
+    repeats: bool,
+    rules: Callable[[bool], SlateRules] | None = None,
+) -> pl.DataFrame:
     """The slates of some users, by their events before `until` (µs)."""
     rows, groups = dataset.users.rows(users.to_list()), item_groups(bundle.catalog)
     states = dataset.events.states(rows, np.full(len(rows), until))
     if not len(rows):
         return pl.DataFrame(schema=COLUMNS)
     blocks = (slice(start, start + USERS_AT_ONCE) for start in range(0, len(rows), USERS_AT_ONCE))
-    return pl.concat([_block(bundle, dataset, users[at], states[at], groups, k, repeats) for at in blocks])
+    return pl.concat([_block(bundle, dataset, users[at], states[at], groups, k, repeats, rules) for at in blocks])
 
 
 def _block(
-    bundle: Bundle, dataset: Dataset, users: pl.Series, states: UserStates, groups: Ints, k: int, repeats: bool
+    bundle: Bundle,
+    dataset: Dataset,
+    users: pl.Series,
+    states: UserStates,
+    groups: Ints,
+    k: int,
+    repeats: bool,
+    rules: Callable[[bool], SlateRules] | None = None,
 ) -> pl.DataFrame:
     """The slates of one block of users."""
     allowed = dataset.catalog.available & dataset.catalog.published_by(int(states.as_of[0]))
-
-    def find(at: Ints, n: int) -> Candidates:
-        batch = states[at].compact()
-        seen = None if repeats else batch.seen_items()
-        return bundle.recommender.recommend(batch, n, allow=allowed, exclude=seen)
-
-    slates = fill_slates(find, len(states), k, groups)
+    states = states.compact()
+    seen = None if repeats else states.seen_items()
+    slates = recommend_slates(bundle.recommender, states, k, groups, rules, allow=allowed, exclude=seen)
     source = np.where(states.positives().lengths > 0, "model", "popular")
     state, place = np.nonzero(slates.rows >= 0)
     return pl.DataFrame(
@@ -184,8 +207,9 @@ def _join_job(out: Path, job: dict[str, Any], dataset: Dataset) -> tuple[int, pl
         raise FileError(f"{out / MANIFEST}: {wrong}")
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        if different := {name: manifest.get(name) for name in job if manifest.get(name) != job[name]}:
-            values = ", ".join(f"{name} {value} there, {job[name]} here" for name, value in different.items())
+        facts = {"rules": None} | job
+        if different := {name: manifest.get(name) for name in facts if manifest.get(name) != facts[name]}:
+            values = ", ".join(f"{name} {value} there, {facts[name]} here" for name, value in different.items())
             raise ConfigError(
                 f"{out}: slates of another job are there ({values}): choose another folder, or remove it"
             )

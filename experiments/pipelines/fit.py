@@ -25,7 +25,7 @@ from recsys.towers.cold_start import place_cold_items
 from recsys.towers.model import TwoTowers
 from recsys.towers.training import FittedTowers, Report, fit_towers
 
-TOWERS, RERANKED = "two towers", "two towers + reranker"
+TOWERS, RERANKED, RULED = "two towers", "two towers + reranker", "with the rules"
 POPULAR_DAYS = 30.0
 """Cold users get the most popular items of this many days."""
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from experiments.evaluation.outcomes import check_replaceable, outcome_rows, wri
 from experiments.evaluation.ranking import Comparison, Outcome, evaluate, join_windows
 from experiments.pipelines.fit import (
     RERANKED,
+    RULED,
     TOWERS,
     FittedRecommender,
     SelectedModel,
@@ -27,10 +29,13 @@ from experiments.splits import Split, check_no_leak
 from experiments.tracking import plots
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter, Stages
+from features.arrays import Floats
 from features.errors import DependencyError
 from recsys.bundle.io import save_bundle
 from recsys.bundle.registry import publish_bundle
 from recsys.interfaces import Recommender
+from recsys.ranking.rules import Rules, load_rules
+from recsys.ranking.slate_rules import compile_rules, rules_by_user
 
 
 def train(
@@ -110,12 +115,16 @@ def refit_on_all_events(
     return kept, trained
 
 
-def evaluate_run(config: RunConfig, reporter: Reporter, *, outcomes_file: Path | None = None) -> list[Comparison]:
+def evaluate_run(
+    config: RunConfig, reporter: Reporter, *, outcomes_file: Path | None = None, rules_file: Path | None = None
+) -> list[Comparison]:
     """Fit the baselines and the recommender separately in every window; returns one table for each placement.
 
-    outcomes_file: where the rank of every event is written to, see `write_outcomes`.
+    outcomes_file: where the rank of every event is written to, see `write_outcomes`. rules_file: a shop's rules; the
+    recommender is evaluated with them as well.
     """
     preflight(config, outcomes=outcomes_file)
+    rules = None if rules_file is None else load_rules(rules_file)
     if outcomes_file is not None:
         check_replaceable(outcomes_file)
     dataset = load_dataset(config, reporter.steps)
@@ -128,7 +137,7 @@ def evaluate_run(config: RunConfig, reporter: Reporter, *, outcomes_file: Path |
             f"window {number} of {len(windows)}: {len(kept.catalog):,} items, {kept.left_out:,} events left out"
         )
         kept = encode_contents(kept, config, reporter.steps)
-        for name, outcomes in fit_and_evaluate(config, kept, splits, reporter, None)[0].items():
+        for name, outcomes in fit_and_evaluate(config, kept, splits, reporter, None, rules)[0].items():
             outcomes_by_placement[name].append(outcomes)
             rows += [outcome_rows(outcome, name, number, kept.users, kept.catalog.ids) for outcome in outcomes]
     if outcomes_file is not None:
@@ -147,22 +156,30 @@ def evaluate_run(config: RunConfig, reporter: Reporter, *, outcomes_file: Path |
 
 
 def fit_and_evaluate(
-    config: RunConfig, dataset: Dataset, splits: dict[str, Split], reporter: Reporter, tracker: Tracker | None
+    config: RunConfig,
+    dataset: Dataset,
+    splits: dict[str, Split],
+    reporter: Reporter,
+    tracker: Tracker | None,
+    rules: Rules | None = None,
 ) -> tuple[dict[str, list[Outcome]], SelectedModel, FittedRecommender]:
     """Fit every baseline and the recommender once, and evaluate each of them in every placement.
 
-    Returns the outcomes by placement, in the order of fitting. Raises LeakError, see `check_no_leak`.
+    rules: of a shop; the recommender is then evaluated with them as well. Returns the outcomes by placement, in the
+    order of fitting. Raises LeakError, see `check_no_leak`.
     """
     outcomes: dict[str, list[Outcome]] = {name: [] for name in splits}
     first = next(iter(splits.values()))
     step = reporter.steps("models", len(config.baselines) + 1)
 
-    def add_outcomes(name: str, recommender: Recommender, seconds: float) -> None:
+    def add_outcomes(
+        name: str, recommender: Recommender, seconds: float, vectors: Floats | None = None, rules: Rules | None = None
+    ) -> None:
         for placement, split in splits.items():
             repeats = config.data.placements[placement].repeats
-            outcome = evaluate(
-                name, recommender, split, dataset.catalog, split.test, repeats=repeats, seconds=seconds
-            )
+            ruling = None if rules is None else partial(rules_by_user, rules, placement, dataset.catalog, vectors)
+            rest: dict[str, Any] = {"repeats": repeats, "seconds": seconds, "rules": ruling}
+            outcome = evaluate(name, recommender, split, dataset.catalog, split.test, **rest)
             outcomes[placement].append(outcome)
             ndcg = outcome.per_user("ndcg").mean()
             reporter.say(f"{name} · {placement}: NDCG@10 {ndcg:.4f}, fitted in {seconds:.1f} s")
@@ -190,6 +207,11 @@ def fit_and_evaluate(
     add_outcomes(TOWERS, trained.retrieval, seconds)
     if config.reranker is not None:  # when no reranker could be fitted, this row repeats the retrieval
         add_outcomes(RERANKED, trained.recommender, seconds)
+    if rules is not None:
+        vectors = trained.recommender.vectors
+        for note in compile_rules(rules.rules, dataset.catalog, vectors, first.train.latest).notes:
+            reporter.say(note)
+        add_outcomes(RULED, trained.recommender, seconds, vectors, rules)
     step(1)
     return outcomes, selected, trained
 

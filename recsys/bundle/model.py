@@ -67,6 +67,11 @@ class Bundle:
         return np.argsort(-self.recommender.fallback.popularity, kind="stable").astype(np.int64)
 
     @property
+    def vectors(self) -> Floats:
+        """Item vectors of the towers (n, d): unit rows."""
+        return self.recommender.vectors
+
+    @property
     def note(self) -> str:
         """Why another kind of retriever than the configured one is in use, "" where the configured one is."""
         return self.contents.note

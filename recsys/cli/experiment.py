@@ -6,6 +6,7 @@ import typer
 
 from recsys.cli.options import (
     CONFIG,
+    RULES,
     bind,
     config_path,
     given_path,
@@ -24,6 +25,9 @@ def evaluate(
         help="Write the rank of every event to a parquet file for `recsys experiment compare`.",
         parser=given_path,
     ),
+    rules: Path | None = typer.Option(
+        None, help=f"{RULES} The recommender is evaluated with them as well.", parser=given_path
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the tables as one JSON object."),
 ) -> None:
     """Evaluate offline: fit the baselines and the two towers in every window, and print a table for each placement.
@@ -35,7 +39,7 @@ def evaluate(
 
     config = load_config(config_path(name))
     with progress_bars() as reporter:
-        tables = evaluate_run(config, reporter, outcomes_file=outcomes)
+        tables = evaluate_run(config, reporter, outcomes_file=outcomes, rules_file=rules)
     if as_json:
         print_json({"tables": [table.to_dict() for table in tables]})
     else:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from experiments.evaluation.ranking import Comparison
     from experiments.tracking.progress import Reporter
 
+RULES = "File of a shop's rules about what is shown, in YAML."
 CONFIG = "A configuration file, or the name of a shipped configuration: movielens, complete-journey, beauty, ..."
 
 MAX_SECONDS = 365 * 86_400

@@ -21,6 +21,9 @@ def serve(
         parser=given_path,
     ),
     log: Path | None = typer.Option(None, help="Folder of the event log. [state/log]", parser=given_path),
+    rules: Path | None = typer.Option(
+        None, help="File of rules about what is shown, in YAML; it is read again when it changes.", parser=given_path
+    ),
     host: str | None = typer.Option(None, help="Address to listen on. [127.0.0.1]"),
     port: int | None = typer.Option(None, help="Port to listen on. [8000]"),
 ) -> None:
@@ -39,7 +42,7 @@ def serve(
     from features.errors import ConfigError
     from serving.settings import load_settings
 
-    settings = load_settings(os.environ, bundles=bundles, log=log, host=host, port=port)
+    settings = load_settings(os.environ, bundles=bundles, log=log, rules=rules, host=host, port=port)
     if settings.bundles.exists() and not settings.bundles.is_dir():
         raise ConfigError(f"{settings.bundles}: a file; --bundles takes a folder")
     sockets = bind(settings.host, settings.port)

@@ -8,6 +8,7 @@ import typer
 from recsys.cli.bundle import BUNDLE
 from recsys.cli.options import (
     CONFIG,
+    RULES,
     bundles_folder,
     config_path,
     given_path,
@@ -116,6 +117,7 @@ def slates(
     part: str = typer.Option(
         "1/1", metavar="I/N", help="Write share I of N, to divide the job among processes or machines."
     ),
+    rules: Path | None = typer.Option(None, help=RULES, parser=given_path),
     as_json: bool = typer.Option(False, "--json", help="Print the report as one JSON object."),
 ) -> None:
     """Write the best items of every user in the tables and the log, for e-mail and for offline evaluation.
@@ -135,7 +137,9 @@ def slates(
     numbers = int(share[0]), int(share[1])
     loaded = load_bundle(find_bundle(bundles_folder(bundles), bundle))
     with progress_bars() as reporter:
-        report = write_slates(loaded, out, k=k, placement=placement, part=numbers, progress=reporter.steps)
+        report = write_slates(
+            loaded, out, k=k, placement=placement, part=numbers, rules=rules, progress=reporter.steps
+        )
     if as_json:
         print_json(asdict(report) | {"folder": str(report.folder)})
         return

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import polars as pl
 
-from features.arrays import Doubles, Floats, Ints
+from features.arrays import Bools, Doubles, Floats, Ints
 from features.catalog import Catalog
+from features.interactions import Ragged, UserStates
 from features.schema import GROUP
-from recsys.interfaces import Candidates, first_occurrences
+from recsys.interfaces import Candidates, Recommender, first_occurrences, in_slices
+from recsys.ranking.slate_rules import CANDIDATES, SlateRules
 
 Find = Callable[[Ints, int], Candidates]
 """(indices of states (c,), n) -> the n best candidates of these states: (c, n)."""
@@ -47,20 +50,75 @@ def item_groups(catalog: Catalog) -> Ints:
     return np.where(codes < 0, np.arange(len(catalog)), len(catalog) + codes).astype(np.int64)
 
 
-def fill_slates(find: Find, states: int, k: int, groups: Ints) -> Candidates:
+def fill_slates(
+    find: Find,
+    states: int,
+    k: int,
+    groups: Ints,
+    rules: SlateRules | None = None,
+    *,
+    allow: Bools | None = None,
+    exclude: Ragged | None = None,
+) -> Candidates:
     """The slates of b states: the best item of each group, at most k, then padding: (b, k).
 
-    groups (n,): of `item_groups`. Where the candidates have fewer than k groups, four times as many are asked for,
-    until the slate is full or there are no more.
+    groups (n,): of `item_groups`. rules: choose among the candidates instead, of which `find` must leave out those
+    that `SlateRules.allowed` leaves out. allow (n,), exclude: as `find` applies them; pins are checked by them. Where
+    the candidates do not fill a slate, four times as many are asked for, until there are no more.
     """
-    filled, pending, asked = Candidates.empty(states, k), np.arange(states), k
+    filled, pending = Candidates.empty(states, k), np.arange(states)
+    asked = k if rules is None else max(k, min(CANDIDATES, len(groups)))
+
+    def may_show(at: int, rows: Ints) -> Bools:
+        state = pending[at : at + 1]
+        shown = np.ones(len(rows), dtype=np.bool_) if allow is None else allow[rows]
+        return shown if exclude is None else shown & ~in_slices(exclude[state], np.zeros(1, np.int64), rows)
+
     while len(pending):
         found = find(pending, asked)
-        chosen = distinct_groups(found, groups, k)
+        chosen = distinct_groups(found, groups, k) if rules is None else rules.choose(found, groups, k, may_show)
         filled.put(pending, chosen)
         is_done = (chosen.rows >= 0).all(1) | ((found.rows >= 0).sum(1) < asked) | (asked >= len(groups))
         pending, asked = pending[~is_done], min(4 * asked, len(groups))
     return filled
+
+
+def recommend_slates(
+    recommender: Recommender,
+    states: UserStates,
+    k: int,
+    groups: Ints,
+    rules: Callable[[bool], SlateRules] | None = None,
+    *,
+    allow: Bools,
+    exclude: Ragged | None,
+) -> Candidates:
+    """The slates of b states from a recommender: (b, k); see `fill_slates`.
+
+    rules: those of users without a positive event (True) and of others (False). allow (n,): items that may be shown;
+    exclude: b slices, rows that the state must not be shown.
+    """
+    cold, filled = states.positives().lengths == 0, Candidates.empty(len(states), k)
+    parts: list[tuple[Ints, SlateRules | None]] = [(np.arange(len(states)), None)]
+    if rules is not None:
+        parts = [(np.flatnonzero(cold == is_cold), rules(is_cold)) for is_cold in (False, True)]
+    for at, own in parts:
+        if len(at):
+            some, shown = states[at].compact(), allow if own is None else allow & own.allowed
+            left_out = None if exclude is None else exclude[at]
+            find = partial(_find, recommender, some, shown, left_out)
+            filled.put(at, fill_slates(find, len(at), k, groups, own, allow=shown, exclude=left_out))
+    return filled
+
+
+def _find(
+    recommender: Recommender, states: UserStates, allow: Bools, exclude: Ragged | None, at: Ints, n: int
+) -> Candidates:
+    """The n best items of the states at `at`; see `Recommender`."""
+    if len(at) == len(states):
+        return recommender.recommend(states, n, allow=allow, exclude=exclude)
+    left_out = None if exclude is None else exclude[at]
+    return recommender.recommend(states[at].compact(), n, allow=allow, exclude=left_out)
 
 
 def distinct_groups(found: Candidates, groups: Ints, k: int) -> Candidates:

@@ -30,14 +30,18 @@ def recommend(
     with timed(trace, "rank"):
         repeats = snapshot.bundle.data.placements[placement].repeats
         seen = snapshot.rows(()) if repeats else snapshot.seen_rows(state)
-        states = snapshot.states(state, service.now())
-        if states.positive.any():
+        states, bundle = snapshot.states(state, service.now()), snapshot.bundle
+        cold = not states.positive.any()
+        rules = service.rules.of(bundle.catalog, bundle.vectors, placement, cold=cold, now=service.now())
+        if rules is not None and rules.notes:
+            degraded = [*degraded, "rules"]
+        if not cold:
             try:
-                return snapshot.recommend(states, seen, k, trace), "model", degraded
+                return snapshot.recommend(states, seen, k, trace, rules), "model", degraded
             except Exception:  # a model that fails on one user must not fail the request
                 logger.exception("the recommender failed for a history of %d items", len(state.items))
                 degraded = [*degraded, "recommender"]
-        return snapshot.popular(seen, k, trace), "popular", degraded
+        return snapshot.popular(seen, k, trace, rules), "popular", degraded
 
 
 def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:

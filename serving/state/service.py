@@ -21,6 +21,7 @@ from features.store.redis import RedisStore, check_server
 from features.store.redis_server import RedisServer
 from features.store.user_state import UserState
 from recsys.bundle.formats import MANIFEST
+from serving.rules import ShopRules
 from serving.settings import ServeSettings
 from serving.state.catalog_updater import CatalogUpdater, Upsert
 from serving.state.log_claim import claim
@@ -73,10 +74,11 @@ class ServiceState:
         self.settings = settings
         self.now = now
         self.notes: dict[str, str] = {}
-        """Current problems by component: bundle, tables, store, items, media, retriever."""
+        """Current problems by component: bundle, tables, store, items, media, retriever, rules."""
         self.unlogged = 0
         """Exposures since the start that the log could not take."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
+        self.rules = ShopRules(settings.rules)
         self.corrections = CorrectionFeed(settings.log)
         self.log_keeper = LogKeeper(settings.log, settings.log_limits)
         self.keeper = StoreKeeper(
@@ -180,6 +182,7 @@ class ServiceState:
             self._check_media()
             self._follow_items()
             self._swap_bundle()
+            self._follow_rules()
             if self.snapshot is not None:
                 self.keeper.step(self.snapshot.store, self.snapshot.bundle.data)
             self.log_keeper.step()
@@ -194,6 +197,16 @@ class ServiceState:
         elif self.notes.get("media") != fault:
             logger.error("%s", fault)
             self.notes["media"] = fault
+
+    def _follow_rules(self) -> None:
+        """Read the rules again if their file has changed; note why they cannot be used."""
+        bundle = self.snapshot and self.snapshot.bundle
+        catalog, vectors = (bundle.catalog, bundle.vectors) if bundle else (None, None)
+        self.rules.follow(catalog, vectors, self.now())
+        if self.rules.fault:
+            self.notes["rules"] = self.rules.fault
+        else:
+            self.notes.pop("rules", None)
 
     def _follow_items(self) -> None:
         try:

@@ -20,6 +20,7 @@ from features.store.user_state import UserState
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates, Recommender
 from recsys.ranking.slate import Slate, fill_slates, item_groups, slate_of
+from recsys.ranking.slate_rules import SlateRules
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
 from serving.schemas import media_url
@@ -63,6 +64,11 @@ class ServableBundle(Protocol):
     @property
     def popular(self) -> Ints:
         """(n,) int64: rows, the most popular first."""
+        ...
+
+    @property
+    def vectors(self) -> Floats | None:
+        """Vectors of behaviour (n, d), unit rows; None where there are none."""
         ...
 
     def close(self) -> None:
@@ -209,22 +215,35 @@ class ServingSnapshot:
         """Rows of the items that the user has seen. Items that are not in the bundle are skipped."""
         return self.keys.rows(seen_items(state.seen))
 
-    def recommend(self, states: UserStates, seen: Ints, k: int, trace: dict[str, float]) -> Slate:
+    def recommend(
+        self, states: UserStates, seen: Ints, k: int, trace: dict[str, float], rules: SlateRules | None = None
+    ) -> Slate:
         """The slate from the models: user tower, index, reranker. seen: rows to leave out; trace: ms by stage."""
         exclude = Ragged(seen, np.zeros(1, np.int64), np.array([len(seen)], dtype=np.int64))
-        recommender, allow = self.bundle.recommender, self.allowed()
+        recommender, allow = self.bundle.recommender, self._allowed_by(rules)
+        allow_pins = allow.copy()
+        allow_pins[seen] = False
         return self._fill(
-            lambda n: recommender.recommend(states, n, allow=allow, exclude=exclude), k, "history", trace
+            lambda n: recommender.recommend(states, n, allow=allow, exclude=exclude),
+            *(k, "history", trace, rules, allow_pins),
         )
 
-    def popular(self, seen: Ints, k: int, trace: dict[str, float]) -> Slate:
+    def popular(self, seen: Ints, k: int, trace: dict[str, float], rules: SlateRules | None = None) -> Slate:
         """The slate of the most popular items, for users without positive items."""
-        allowed = self.allowed()
+        allowed = self._allowed_by(rules)
         allowed[seen] = False
         order = self.bundle.popular
         ranks = np.flatnonzero(allowed[order])
         scores = (1 - ranks / max(1, len(order))).astype(np.float32)
-        return self._fill(lambda n: Candidates(order[ranks[None, :n]], scores[None, :n]), k, "popular", trace)
+
+        def find(n: int) -> Candidates:
+            return Candidates(order[ranks[None, :n]], scores[None, :n])
+
+        return self._fill(find, k, "popular", trace, rules, allowed)
+
+    def _allowed_by(self, rules: SlateRules | None) -> Bools:
+        allowed = self.allowed()
+        return allowed if rules is None else allowed & rules.allowed
 
     def similar(self, row: int, k: int, trace: dict[str, float]) -> Slate:
         """The slate of items similar to one item, without the item and its variants."""
@@ -250,9 +269,20 @@ class ServingSnapshot:
         cosines = {} if space is None else space.near_item(row, slate.rows)
         return rows_by_item({"behaviour": slate.scores.tolist(), **cosines}, len(slate))
 
-    def _fill(self, find: "Finder", k: int, reason: str, trace: dict[str, float]) -> Slate:
-        """A slate of k items, or of all that there are. reason: of items whose source is not known."""
-        chosen = fill_slates(lambda _, n: self._shown(find(n)), 1, k, self.groups)
+    def _fill(
+        self,
+        find: "Finder",
+        k: int,
+        reason: str,
+        trace: dict[str, float],
+        rules: SlateRules | None = None,
+        allow: Bools | None = None,
+    ) -> Slate:
+        """A slate of k items, or of all that there are. reason: of items whose source is not known.
+
+        rules: choose among the candidates; allow (n,): items that they may pin.
+        """
+        chosen = fill_slates(lambda _, n: self._shown(find(n)), 1, k, self.groups, rules, allow=allow)
         fingerprint = self.bundle.fingerprint
         return slate_of(chosen, self.bundle.catalog, reason=reason, trace=trace, fingerprint=fingerprint)
 

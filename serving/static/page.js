@@ -107,6 +107,7 @@ const reasons = {
   recommender: "the model failed",
   bundle: "no bundle is served",
   log: "what is shown is not logged",
+  rules: "a rule of the shop does not fit what is served",
 };
 
 const hints = { // by what failed; the history itself is not lost

@@ -1,0 +1,162 @@
+"""Rules of a shop about what is shown, in a YAML file outside of the bundle.
+
+Each rule has a name and one of: `only` and `exclude`, which items may be shown; `pin`, an item at a position; `cap`,
+how often a value of a column may occur; `boost`, a change of scores; `minimum`, a score that is needed; `fresh`, a
+share for new items; `diversity`, how much items must differ. `recsys.ranking.slate_rules` applies them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from features.errors import ConfigError, describe_invalid, describe_read_error
+from features.files import not_a_file
+from features.schema import StrictModel
+from recsys.retrieval.filters import Filter
+from recsys.yaml_text import line_of, parse_yaml
+
+KINDS = ("only", "exclude", "pin", "cap", "boost", "minimum", "fresh", "diversity")
+MAX_POSITION = 100
+
+Segment = Literal["all", "known", "cold"]
+
+
+class Pin(StrictModel):
+    """An item that stands at a position, counted from 1, wherever it may be shown at all."""
+
+    item: str
+    position: Annotated[int, Field(ge=1, le=MAX_POSITION)]
+
+
+class Cap(StrictModel):
+    """At most so many items of a slate have the same value in a column; of a list, each value counts."""
+
+    column: str
+    at_most: Annotated[int, Field(ge=1)]
+
+
+class Boost(StrictModel):
+    """A number that is added to the scores of items. One is the standard deviation of the candidates' scores."""
+
+    items: Filter
+    by: Annotated[float, Field(ge=-100, le=100)]
+
+
+class Fresh(StrictModel):
+    """A share of each slate for items that were published in the last days, as far as candidates are."""
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    days: Annotated[float, Field(gt=0)]
+
+
+class Diversity(StrictModel):
+    """Maximal marginal relevance (Carbonell & Goldstein 1998).
+
+    The next item has the largest (1 - weight) * score - weight * similarity: its score in standard deviations, and
+    its largest cosine with an item of the slate. half: `behaviour` compares what people do with the items, `content`
+    what the items show and say, `both` takes the mean.
+    """
+
+    weight: Annotated[float, Field(gt=0, lt=1)]
+    half: Literal["behaviour", "content", "both"] = "content"
+
+
+class Rule(StrictModel):
+    """One rule. placements: where it applies, all by default; users: `cold` are those without a positive event."""
+
+    name: Annotated[str, Field(min_length=1)]
+    placements: tuple[str, ...] = ()
+    users: Segment = "all"
+    only: Filter | None = None
+    exclude: Filter | None = None
+    pin: Pin | None = None
+    cap: Cap | None = None
+    boost: Boost | None = None
+    minimum: float | None = None
+    fresh: Fresh | None = None
+    diversity: Diversity | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Rule":
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"one of {', '.join(KINDS)} is needed, given: {', '.join(given) or 'none'}")
+        return self
+
+    def meets(self, other: "Rule") -> bool:
+        """Whether there is a request that both rules apply to."""
+        placements = not self.placements or not other.placements or bool({*self.placements} & {*other.placements})
+        return placements and ("all" in (self.users, other.users) or self.users == other.users)
+
+
+class Rules(StrictModel):
+    """The rules of a file."""
+
+    rules: tuple[Rule, ...] = ()
+
+    def conflict(self) -> tuple[int, str] | None:
+        """The first rule that cannot stand beside an earlier one: its number, from 0, and why."""
+        for number, rule in enumerate(self.rules):
+            for earlier in self.rules[:number]:
+                if rule.name == earlier.name:
+                    return number, f"the name {rule.name!r} stands twice: give each rule a name of its own"
+                if rule.meets(earlier) and (why := _contradiction(earlier, rule)):
+                    return number, f"{rule.name!r} contradicts {earlier.name!r}: {why}; remove one of them"
+        return None
+
+    def of(self, placement: str, *, cold: bool) -> tuple[Rule, ...]:
+        """The rules of a request: for a placement, and for a user with or without a positive event."""
+        users = ("all", "cold" if cold else "known")
+        return tuple(
+            rule
+            for rule in self.rules
+            if rule.users in users and (not rule.placements or placement in rule.placements)
+        )
+
+
+def _contradiction(one: Rule, other: Rule) -> str:
+    """Why two rules cannot both be kept; "" when they can."""
+    if one.pin and other.pin and one.pin.position == other.pin.position:
+        return f"both pin position {one.pin.position}"
+    if one.pin and other.pin and one.pin.item == other.pin.item:
+        return f"both pin item {one.pin.item}"
+    if one.cap and other.cap and one.cap.column == other.cap.column:
+        return f"both cap column {one.cap.column}"
+    for kind in ("minimum", "fresh", "diversity"):
+        if getattr(one, kind) is not None and getattr(other, kind) is not None:
+            return f"both set {kind}"
+    return ""
+
+
+def load_rules(path: Path, misfit: Callable[[Rule], str] | None = None) -> Rules:
+    """The rules of a file. misfit: why a rule does not fit a catalogue, "" when it does.
+
+    Raises ConfigError with the line, the reason and the remedy.
+    """
+    if wrong := not_a_file(path):
+        raise ConfigError(f"{path}: {wrong}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {describe_read_error(error)}") from error
+    raw = parse_yaml(text, str(path))
+    try:
+        rules = Rules.model_validate({"rules": []} if raw is None else raw)
+    except ValidationError as error:
+        faults = describe_invalid(error.errors())
+        raise ConfigError("; ".join(_located(path, text, fault.place, fault.reason) for fault in faults)) from None
+    if conflict := rules.conflict():
+        number, why = conflict
+        raise ConfigError(_located(path, text, ("rules", number), why))
+    for number, rule in enumerate(rules.rules):
+        if misfit is not None and (why := misfit(rule)):
+            raise ConfigError(_located(path, text, ("rules", number), why))
+    return rules
+
+
+def _located(path: Path, text: str, place: tuple[str | int, ...], reason: str) -> str:
+    keys = [str(key) for key in place if not isinstance(key, int) and key != "rules"]
+    about = f" {'.'.join(keys)}:" if keys else ""
+    return f"{path} line {line_of(text, place)}:{about} {reason}"

@@ -1,0 +1,222 @@
+"""Rules as a slate applies them: a shop's rules, compiled for one catalogue, choose among one user's candidates."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+import polars as pl
+
+from features.arrays import Bools, Doubles, Floats, Ints
+from features.catalog import Catalog
+from features.errors import DataError
+from features.instants import DAY
+from features.schema import CATEGORIES
+from recsys.interfaces import SOURCES, Candidates
+from recsys.ranking.rules import Rule, Rules
+
+CANDIDATES = 500
+"""Candidates that rules choose from; more where these do not fill a slate."""
+
+
+MayShow = Callable[[int, Ints], Bools]
+"""(state, rows (p,)) -> whether the state may be shown each item: (p,) bool."""
+
+
+@dataclass(frozen=True)
+class SlateRules:
+    """The rules of a request over n items.
+
+    allowed (n,) bool: items that `only` and `exclude` leave. pins: position, from 1 -> row. caps: for each its codes
+    (n, w), -1 = no value, and how often one may occur. boost (n,): added to standardised scores. minimum: of the
+    score. fresh (n,) bool and share: new items and their share. vectors: (n, d) of unit rows each, compared by their
+    mean cosine; weight: of diversity. notes: rules that cannot be applied, and why.
+    """
+
+    allowed: Bools
+    pins: dict[int, int] = field(default_factory=dict)
+    caps: tuple[tuple[Ints, int], ...] = ()
+    boost: Doubles | None = None
+    minimum: float = -np.inf
+    fresh: Bools | None = None
+    share: float = 0.0
+    vectors: tuple[Floats, ...] = ()
+    weight: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def choose(self, found: Candidates, groups: Ints, k: int, may_show: MayShow) -> Candidates:
+        """The slates of b states: (b, k). found (b, c): candidates, best first; groups (n,): of `item_groups`.
+
+        A pin is left out where its item may not be shown, is a variant of an earlier pin, or is above a cap.
+        """
+        positions = [position for position in sorted(self.pins) if position <= k]
+        pinned = np.array([self.pins[position] for position in positions], dtype=np.int64)
+        extended, width = _with_pins(found, pinned), found.rows.shape[1]
+        orders = np.full((len(found), k), -1, dtype=np.int64)
+        for state, order in enumerate(orders):
+            rows, scores = extended.rows[state], extended.scores[state]
+            usable = (rows >= 0) & np.isfinite(scores) & self.allowed[rows]
+            usable[:width] &= scores[:width] >= self.minimum
+            usable[width:] &= may_show(state, pinned)
+            filling = _Filling(self, rows, scores, groups, usable)
+            places = {p: at for at, p in enumerate(positions, width) if filling.take(at)}
+            usable[width:] = False
+            chosen = filling.fill(k, places)
+            order[: len(chosen)] = chosen
+        return extended.take(orders)
+
+
+class _Filling:
+    """One slate while it is filled: which of w items are still usable."""
+
+    def __init__(self, rules: SlateRules, rows: Ints, scores: Floats, groups: Ints, usable: Bools) -> None:
+        """rows, scores, usable (w,); `usable` is changed."""
+        self.rules, self.rows, self.groups, self.usable = rules, rows, groups[rows], usable
+        self.values = _standardised(scores, usable)
+        if rules.boost is not None:
+            self.values += rules.boost[rows]
+        self.codes = [codes[rows] for codes, _ in rules.caps]  # (w, c) each
+        self.counts = [np.zeros(int(codes.max(initial=-1)) + 1, dtype=np.int64) for codes, _ in rules.caps]
+        self.nearest = np.full(len(rows), -1.0)  # the largest cosine with an item of the slate
+
+    def take(self, at: int) -> bool:
+        """Take an item, if it is usable; its variants, and items of values that are then at their cap, are not."""
+        if not self.usable[at]:
+            return False
+        self.usable[self.groups == self.groups[at]] = False
+        for (_, at_most), codes, counts in zip(self.rules.caps, self.codes, self.counts, strict=True):
+            own = codes[at]
+            counts[own[own >= 0]] += 1
+            is_full = np.append(counts >= at_most, False)  # the last is of -1: no value
+            self.usable[is_full[codes].any(1)] = False
+        if vectors := self.rules.vectors:
+            cosines = sum(half[self.rows] @ half[self.rows[at]] for half in vectors) / len(vectors)
+            np.maximum(self.nearest, cosines, out=self.nearest)
+        return True
+
+    def fill(self, k: int, places: dict[int, int]) -> list[int]:
+        """Indices of the items of the slate, in order. places: position -> index of a pin, which has been taken."""
+        rules, chosen = self.rules, list[int]()
+        for position in range(1, k + 1):
+            if position in places:
+                chosen.append(places[position])
+                continue
+            free = self.usable
+            if rules.fresh is not None:
+                is_new = rules.fresh[self.rows]
+                missing = int(rules.share * position + 1e-9) - np.count_nonzero(is_new[chosen])
+                if missing > 0 and (free & is_new).any():
+                    free = free & is_new
+            if not free.any():
+                break
+            gains = (1 - rules.weight) * self.values - rules.weight * self.nearest
+            chosen.append(int(np.argmax(np.where(free, gains, -np.inf))))
+            self.take(chosen[-1])
+        return chosen + [at for at in places.values() if at not in chosen]
+
+
+def _with_pins(found: Candidates, pinned: Ints) -> Candidates:
+    """The candidates, then the pinned items; their score is that of their candidate, or the smallest of the line."""
+    rows = np.concatenate((found.rows, np.broadcast_to(pinned, (len(found), len(pinned)))), axis=1)
+    finite = np.where(np.isfinite(found.scores), found.scores, np.inf)
+    smallest = np.where(np.isinf(low := finite.min(1, initial=np.inf)), 0, low)  # (b,)
+    same = found.rows[:, :, None] == pinned  # (b, c, p)
+    own = np.where(same & np.isfinite(found.scores)[:, :, None], found.scores[:, :, None], -np.inf).max(
+        1, initial=-np.inf
+    )
+    scores = np.concatenate((found.scores, np.where(np.isneginf(own), smallest[:, None], own)), axis=1)
+    is_pin = np.arange(rows.shape[1]) >= found.rows.shape[1]  # (c + p,)
+    sources, places = np.where(is_pin, SOURCES.index("pinned"), -1), np.full(len(is_pin), -1)
+    sources, places = (np.tile(values.astype(np.int32), (len(found), 1)) for values in (sources, places))
+    if found.sources is not None and found.places is not None:
+        sources[:, ~is_pin], places[:, ~is_pin] = found.sources, found.places
+    return Candidates(rows, scores.astype(np.float32), sources, places)
+
+
+def _standardised(scores: Floats, usable: Bools) -> Doubles:
+    """(score - mean) / standard deviation over the usable scores (w,); 0 where not usable."""
+    known = scores[usable].astype(np.float64)
+    out = np.zeros(len(scores))
+    if len(known):
+        out[usable] = (known - known.mean()) / max(float(known.std()), 1e-9)
+    return out
+
+
+def compile_rules(rules: Sequence[Rule], catalog: Catalog, vectors: Floats | None, now: int) -> SlateRules:
+    """The rules over the items of a catalogue. vectors (n, d): of the towers, None for none; now: time (µs).
+
+    A rule that does not fit the catalogue is left out, and `notes` says so.
+    """
+    n, notes, allowed = len(catalog), list[str](), np.ones(len(catalog), dtype=np.bool_)
+    known: dict[str, object] = {}
+    pins, caps, boost = dict[int, int](), list[tuple[Ints, int]](), np.zeros(n)
+    for rule in rules:
+        try:
+            if rule.only:
+                allowed &= rule.only.mask(catalog)
+            if rule.exclude:
+                allowed &= ~rule.exclude.mask(catalog)
+            if rule.boost:
+                boost += rule.boost.by * rule.boost.items.mask(catalog)
+            if rule.cap:
+                caps.append((codes_of(catalog, rule.cap.column), rule.cap.at_most))
+            if rule.pin:
+                if (row := catalog.ids.row(rule.pin.item)) < 0 or not catalog.available[row]:
+                    raise DataError(f"it pins item {rule.pin.item}, which is not in the catalogue or not available")
+                pins[rule.pin.position] = row
+            if rule.minimum is not None:
+                known["minimum"] = rule.minimum
+            if rule.fresh:
+                since = now - int(rule.fresh.days * DAY)
+                is_new = catalog.dated & (catalog.published >= since) & (catalog.published <= now)
+                known |= {"fresh": is_new, "share": rule.fresh.share}
+            if rule.diversity:
+                known |= {"vectors": _halves(rule, catalog, vectors), "weight": rule.diversity.weight}
+        except DataError as error:
+            notes.append(f"rule {rule.name!r} is not applied: {error}")
+    has_boost = boost if boost.any() else None
+    return SlateRules(allowed, pins, tuple(caps), has_boost, notes=tuple(notes), **known)  # type: ignore[arg-type]
+
+
+def rules_by_user(
+    rules: Rules, placement: str, catalog: Catalog, vectors: Floats | None, now: int
+) -> Callable[[bool], SlateRules]:
+    """Whether a user is without a positive event -> the rules of a placement; see `compile_rules`."""
+    return cache(lambda cold: compile_rules(rules.of(placement, cold=cold), catalog, vectors, now))
+
+
+def misfit(rule: Rule, catalog: Catalog, vectors: Floats | None, now: int) -> str:
+    """Why a rule cannot be applied to a catalogue; "" when it can."""
+    return "; ".join(compile_rules([rule], catalog, vectors, now).notes)
+
+
+def _halves(rule: Rule, catalog: Catalog, vectors: Floats | None) -> tuple[Floats, ...]:
+    assert rule.diversity is not None
+    half = rule.diversity.half
+    if half != "behaviour" and not catalog.has_content.any():
+        raise DataError(f"diversity by {half}: the items have no contents; compare by behaviour")
+    if half != "content" and vectors is None:
+        raise DataError(f"diversity by {half}: the bundle has no vectors of behaviour")
+    behaviour = () if half == "content" or vectors is None else (vectors,)
+    return (*behaviour, *(() if half == "behaviour" else (catalog.content,)))
+
+
+def codes_of(catalog: Catalog, column: str) -> Ints:
+    """Numbers of the values of a column: (n, w) int64, w values of a list or 1; -1 where there is none.
+
+    Raises DataError when the catalogue has no such column.
+    """
+    if column == CATEGORIES:
+        return catalog.categories.astype(np.int64)
+    if column not in catalog.frame.columns:
+        raise DataError(f"the items have no column {column!r}; there are: {', '.join(catalog.frame.columns)}")
+    values = catalog.frame.get_column(column)
+    if not isinstance(values.dtype, pl.List):
+        return values.rank("dense").cast(pl.Int64).fill_null(0).to_numpy()[:, None] - 1
+    rows = pl.DataFrame({"row": pl.int_range(len(values), eager=True), "value": values}).explode("value").drop_nulls()
+    rows = rows.with_columns(pl.col("value").rank("dense").cast(pl.Int64) - 1, pl.int_range(pl.len()).over("row"))
+    at = rows.get_column("row").to_numpy()
+    place = np.arange(len(rows)) - np.searchsorted(at, at)
+    out = np.full((len(values), int(place.max(initial=0)) + 1), -1, dtype=np.int64)
+    out[at, place] = rows.get_column("value").to_numpy()
+    return out

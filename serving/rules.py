@@ -1,0 +1,70 @@
+"""The rules of a shop in a service: the file is read again when it changes, and compiled for what is served."""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+from features.arrays import Floats
+from features.catalog import Catalog
+from features.errors import ConfigError
+from features.instants import MINUTE
+from recsys.ranking.rules import Rules, load_rules
+from recsys.ranking.slate_rules import SlateRules, compile_rules, misfit
+
+logger = logging.getLogger("recsys.serving")
+
+
+class ShopRules:
+    """The rules of a file; none without a file.
+
+    A file that cannot be used later leaves the rules as they were: `fault` says why, "" when the file is in use.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Raises ConfigError when the file cannot be used."""
+        self.fault = ""
+        self._path = path
+        self._version = _version(path)
+        self._rules = Rules() if path is None else load_rules(path)
+        self._of: tuple[Catalog | None, int, Rules] = (None, 0, self._rules)
+        self._compiled: dict[tuple[str, bool], SlateRules] = {}
+
+    def follow(self, catalog: Catalog | None, vectors: Floats | None, now: int) -> None:
+        """Read the file again if it has changed. catalog: what is served, which the rules must fit; see `of`."""
+        if self._path is None or (version := _version(self._path)) == self._version:
+            return
+        self._version = version
+        check = None if catalog is None else partial(misfit, catalog=catalog, vectors=vectors, now=now)
+        try:
+            self._rules, self.fault = load_rules(self._path, check), ""
+            logger.info("rules: %d were read from %s", len(self._rules.rules), self._path)
+        except ConfigError as error:
+            self.fault = f"{error}; the rules of before stay in use"
+            logger.error("rules: %s", self.fault)
+
+    def of(
+        self, catalog: Catalog, vectors: Floats | None, placement: str, *, cold: bool, now: int
+    ) -> SlateRules | None:
+        """The rules of a request, None where there are none. vectors: of behaviour, (n, d), or None; now: time (µs).
+
+        They are compiled once for each catalogue and minute: new items become old.
+        """
+        if not self._rules.rules:
+            return None
+        of = (catalog, now // MINUTE, self._rules)
+        if of[0] is not self._of[0] or of[1] != self._of[1] or of[2] is not self._of[2]:
+            self._of, self._compiled = of, {}
+        compiled = self._compiled
+        if (known := compiled.get((placement, cold))) is None:
+            known = compile_rules(self._rules.of(placement, cold=cold), catalog, vectors, now)
+            compiled[placement, cold] = known
+        return known
+
+
+def _version(path: Path | None) -> object:
+    """Changes when the file does; None when it cannot be reached."""
+    try:
+        status = path.stat() if path else None
+    except OSError:
+        return None
+    return status and (status.st_ino, status.st_size, status.st_mtime_ns)

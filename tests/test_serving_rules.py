@@ -1,0 +1,110 @@
+"""Rules of a shop through the API: applied, read again when their file changes, and kept when it is wrong."""
+
+from pathlib import Path
+
+import pytest
+from service_harness import service_harness
+from toy_service import ToyShelf, toy_bundle, with_contents
+
+from features.errors import ConfigError
+from serving.rules import ShopRules
+
+RULES = """
+rules:
+- name: no odd items
+  exclude: {categories: [odd]}
+  placements: [home]
+- name: the new one first
+  pin: {item: i10, position: 1}
+  users: cold
+- name: two of each
+  cap: {column: categories, at_most: 2}
+  users: known
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "rules.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_rules_by_placement_and_user(tmp_path: Path) -> None:
+    with service_harness(tmp_path, rules=write(tmp_path, RULES)) as harness:
+        # ann's last positive item is i8: nearest are 7, 9, 6, 10, 5, 4, …; bob has no positive item and has seen i2
+        assert harness.items("ann") == ["i6", "i10"]
+        assert harness.items("ann", 5, "again") == ["i8", "i7", "i9", "i6"]
+        bob, nobody = harness.get("bob"), harness.items("nobody", 3, "again")
+    assert [item["item_id"] for item in bob["items"]] == ["i10", "i0", "i4", "i6"]
+    assert [item["reason"] for item in bob["items"]] == ["pinned", *["popular"] * 3]
+    assert bob["degraded"] == []
+    assert nobody == ["i10", "i0", "i1"]
+
+
+def test_a_pin_of_an_item_that_may_not_be_shown_is_left_out(tmp_path: Path) -> None:
+    text = "rules: [{name: a, pin: {item: i2, position: 1}}]"
+    with service_harness(tmp_path, rules=write(tmp_path, text)) as harness:
+        assert harness.items("bob") == ["i0", "i1", "i4", "i6"]  # bob has seen i2
+        assert harness.items("nobody") == ["i2", "i0", "i1", "i4"]
+        hidden = '?k=2&filter={"exclude": ["i2"]}'
+        items = harness.client.get(f"/v1/users/nobody/recommendations{hidden}").json()["items"]
+        assert [item["item_id"] for item in items] == ["i0", "i1"]
+        assert harness.client.delete("/v1/items/i2").status_code == 200
+        response = harness.get("nobody")
+    assert [item["item_id"] for item in response["items"]] == ["i0", "i1", "i4", "i6"]
+
+
+def test_the_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    file = write(tmp_path, "rules: [{name: a, pin: {item: i9, position: 1}}]")
+    with service_harness(tmp_path, rules=file) as harness:
+        assert harness.items("nobody", 2) == ["i9", "i0"]
+        write(tmp_path, "rules: [{name: a, pin: {item: i8, position: 2}}]")
+        harness.service.step()
+        assert harness.items("nobody", 2) == ["i0", "i8"]
+        gone = "rules:\n- {name: b, minimum: 1}\n- {name: a, pin: {item: gone, position: 1}}"
+        column = "rules:\n- name: a\n  cap: {column: colour, at_most: 1}"
+        for wrong, reason in (
+            ("rules: [{name: a, pin: {item: i8, position: 0}}]", "line 1: pin.position: must be 1 or more"),
+            (gone, "line 3: rule 'a' is not applied: it pins item gone"),
+            (column, "line 2: rule 'a' is not applied: the items have no column 'colour'"),
+        ):
+            write(tmp_path, wrong)
+            harness.service.step()
+            assert harness.items("nobody", 2) == ["i0", "i8"], "the rules of before stay in use"
+            ready = harness.client.get("/readyz")
+            assert ready.status_code == 200
+            assert (ready.json()["status"], reason in ready.json()["notes"]["rules"]) == ("degraded", True)
+        file.unlink()
+        harness.service.step()
+        assert harness.items("nobody", 2) == ["i0", "i8"]
+        write(tmp_path, "rules: []")
+        harness.service.step()
+        assert harness.items("nobody", 2) == ["i0", "i1"]
+        assert "rules" not in harness.client.get("/readyz").json()["notes"]
+
+
+def test_a_rule_that_does_not_fit_the_bundle_costs_that_rule_only_and_the_answer_says_so(tmp_path: Path) -> None:
+    text = "rules:\n- {name: a, cap: {column: colour, at_most: 1}}\n- {name: b, pin: {item: i9, position: 1}}"
+    with service_harness(tmp_path, rules=write(tmp_path, text)) as harness:
+        response = harness.get("nobody", 2)
+    assert [item["item_id"] for item in response["items"]] == ["i9", "i0"]
+    assert response["degraded"] == ["rules"]
+
+
+def test_rules_follow_items_that_are_put_and_deleted(tmp_path: Path) -> None:
+    text = "rules: [{name: a, only: {columns: {item_id: [i1, i2, new]}}}]"
+    with service_harness(tmp_path, rules=write(tmp_path, text)) as harness:
+        assert harness.items("nobody") == ["i1", "i2"]
+        assert harness.client.delete("/v1/items/i1").status_code == 200
+        assert harness.items("nobody") == ["i2"]
+
+
+def test_a_file_that_cannot_be_used_is_refused_at_the_start(tmp_path: Path) -> None:
+    file = write(tmp_path, "rules: [{name: a}]")
+    with pytest.raises(ConfigError, match=r"rules\.yaml line 1: one of only, exclude"):
+        ShopRules(file)
+    with (
+        pytest.raises(ConfigError, match="no such file"),
+        service_harness(tmp_path, shelf=ToyShelf(with_contents(toy_bundle(tmp_path))), rules=tmp_path / "none.yaml"),
+    ):
+        pass
