@@ -14,7 +14,7 @@ from features.errors import ConfigError
 from features.instants import DAY
 from features.interactions import Ragged
 from recsys.interfaces import Candidates
-from recsys.ranking.rules import Rule, Rules, load_rules
+from recsys.ranking.rules import KINDS, Rule, Rules, load_rules
 from recsys.ranking.slate import fill_slates, item_groups
 from recsys.ranking.slate_rules import SlateRules, codes_of, compile_rules
 
@@ -328,3 +328,16 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load_rules(tmp_path / "latin.yaml")
     (tmp_path / "empty.yaml").write_text("# none yet\n")
     assert load_rules(tmp_path / "empty.yaml").rules == ()
+
+
+def test_the_example_of_the_documentation_is_a_file_of_rules(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "rules.md").read_text()
+    (tmp_path / "rules.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    rules = load_rules(tmp_path / "rules.yaml").rules
+    assert [next(kind for kind in KINDS if getattr(rule, kind) is not None) for rule in rules] == [
+        "exclude",
+        "pin",
+        "cap",
+        "fresh",
+        "diversity",
+    ]
