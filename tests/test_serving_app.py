@@ -196,7 +196,7 @@ def test_openapi_docs_and_page(steady: ServiceHarness) -> None:
     api = steady.client.get("/openapi.json").json()
     assert {"/v1/users/{user_id}/recommendations", "/v1/events", "/healthz"} <= set(api["paths"])
     content = api["paths"]["/v1/users/{user_id}/recommendations"]["get"]["responses"]["200"]["content"]
-    assert content["application/json"]["schema"]["$ref"].endswith("SlateResponse")
+    assert content["application/json"]["schema"]["$ref"].endswith("RecommendationsResponse")
     for path in ("/", "/docs", "/static/page.js", "/static/page.css", "/static/docs.js", "/static/icon.svg"):
         response = steady.client.get(path)
         assert response.status_code == 200

@@ -1,16 +1,16 @@
-"""Routes of users: recommendations, history, and the users who were active last."""
+"""Routes of users: recommendations and their explanation, history, and the users who were active last."""
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
 from fastapi.responses import Response
 
 from features.errors import StoreError
-from recsys.ranking.slate import Slate
-from serving.errors import ApiError, json_response
+from serving.errors import ApiError, ErrorResponse, json_response
+from serving.routes.explain import Answer, why_not, why_shown
 from serving.routes.responses import FilterParameter, log_exposure, slate_response, snapshot_of, timed, with_filter
-from serving.schemas import SlateResponse, checked_id
+from serving.schemas import RecommendationsResponse, WhyNotResponse, checked_id
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot, card
 from serving.state.thread_pool import InThread
@@ -20,10 +20,8 @@ logger = logging.getLogger("recsys.serving")
 Count = Annotated[int, Query(ge=1, le=100, description="number of items")]
 
 
-def recommend(
-    service: ServiceState, snapshot: ServingSnapshot, user_id: str, k: int, placement: str
-) -> tuple[Slate, str, list[str]]:
-    """The slate of one user, its source ("model" or "popular"), and the components that failed (`degraded`)."""
+def recommend(service: ServiceState, snapshot: ServingSnapshot, user_id: str, k: int, placement: str) -> Answer:
+    """What one user is recommended in a placement, at most k items."""
     trace: dict[str, float] = {}
     with timed(trace, "store"):
         state, degraded = service.keeper.read_user(snapshot.store, user_id)
@@ -33,19 +31,37 @@ def recommend(
         states = snapshot.states(state, service.now())
         if states.positive.any():
             try:
-                return snapshot.recommend(states, seen, k, trace), "model", degraded
+                recommended = snapshot.recommend(states, seen, k, trace)
+                return Answer(recommended, "model", degraded, state, states, seen)
             except Exception:  # a model that fails on one user must not fail the request
                 logger.exception("the recommender failed for a history of %d items", len(state.items))
                 degraded = [*degraded, "recommender"]
-        return snapshot.popular(seen, k, trace), "popular", degraded
+        return Answer(snapshot.popular(seen, k, trace), "popular", degraded, state, states, seen)
+
+
+def placement_of(snapshot: ServingSnapshot, placement: str | None) -> str:
+    """The name of the placement that is asked for, the first by default. Raises ApiError 422 when it is unknown."""
+    placements = snapshot.bundle.data.placements
+    name = next(iter(placements)) if placement is None else placement
+    if name not in placements:
+        raise ApiError(
+            422, "unknown_placement", f"unknown placement; available: {', '.join(placements)}", "placement"
+        )
+    return name
 
 
 def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     """Add the routes."""
 
-    @app.get("/v1/users/{user_id:id}/recommendations", responses={200: {"model": SlateResponse}}, tags=["users"])
+    @app.get(
+        "/v1/users/{user_id:id}/recommendations", responses={200: {"model": RecommendationsResponse}}, tags=["users"]
+    )
     async def recommendations(
-        user_id: str, k: Count = 20, placement: str | None = None, filter: FilterParameter = None
+        user_id: str,
+        k: Count = 20,
+        placement: str | None = None,
+        filter: FilterParameter = None,
+        explain: Annotated[bool, Query(description="say why each item is shown")] = False,
     ) -> Response:
         """Recommended items for a user, best first.
 
@@ -54,15 +70,31 @@ def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
         """
         snapshot = await with_filter(snapshot_of(service), filter, in_thread)
         checked_id(user_id, "user_id")
-        placements = snapshot.bundle.data.placements
-        name = next(iter(placements)) if placement is None else placement
-        if name not in placements:
-            raise ApiError(
-                422, "unknown_placement", f"unknown placement; available: {', '.join(placements)}", "placement"
-            )
-        slate, source, degraded = await in_thread(recommend, service, snapshot, user_id, k, name)
-        exposure = await log_exposure(service, slate, name, source=source, degraded=degraded, user_id=user_id)
-        return slate_response(slate, snapshot, exposure)
+        name = placement_of(snapshot, placement)
+        answer = await in_thread(recommend, service, snapshot, user_id, k, name)
+        why = await in_thread(why_shown, service, snapshot, answer) if explain else None
+        exposure = await log_exposure(
+            service, answer.slate, name, source=answer.source, degraded=answer.degraded, user_id=user_id
+        )
+        return slate_response(answer.slate, snapshot, exposure, why=why)
+
+    @app.get(
+        "/v1/users/{user_id:id}/why-not",
+        responses={200: {"model": WhyNotResponse}, 404: {"model": ErrorResponse}},
+        tags=["users"],
+    )
+    async def not_shown(user_id: str, item_id: str, k: Count = 20, placement: str | None = None) -> Response:
+        """The stage at which an item leaves the way into the recommendations of a user. Nothing counts as shown."""
+        snapshot = snapshot_of(service)
+        checked_id(user_id, "user_id")
+        checked_id(item_id, "item_id")
+        name = placement_of(snapshot, placement)
+
+        def explain() -> dict[str, Any]:
+            answer = recommend(service, snapshot, user_id, k, name)
+            return {**why_not(service, snapshot, answer, item_id), "degraded": answer.degraded}
+
+        return json_response({"item_id": item_id, **await in_thread(explain)})
 
     @app.get("/v1/users/{user_id:id}/history", tags=["users"])
     async def history(user_id: str, limit: Annotated[int, Query(ge=1, le=100_000)] = 50) -> Response:
