@@ -63,7 +63,10 @@ class Nearest:
         scores = np.stack([near(int(positives.flat[positives.end[i] - 1]), self.n) for i in range(len(states))])
         return top_k(scores, k, allow=allow, exclude=exclude)
 
-    ranked = recommend
+    def ranked(
+        self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Candidates:
+        return self.recommend(states, self.n, allow=allow, exclude=exclude)
 
     def retrieval_scores(self, states: UserStates) -> Floats:
         positives = states.positives()
