@@ -52,49 +52,8 @@ def placement_of(snapshot: ServingSnapshot, placement: str | None) -> str:
 
 def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     """Add the routes."""
-
-    @app.get(
-        "/v1/users/{user_id:id}/recommendations", responses={200: {"model": RecommendationsResponse}}, tags=["users"]
-    )
-    async def recommendations(
-        user_id: str,
-        k: Count = 20,
-        placement: str | None = None,
-        filter: FilterParameter = None,
-        explain: Annotated[bool, Query(description="say why each item is shown")] = False,
-    ) -> Response:
-        """Recommended items for a user, best first.
-
-        `source` is "model", or "popular" when the user has no positive item or the recommender failed: the response
-        then holds the most popular items.
-        """
-        snapshot = await with_filter(snapshot_of(service), filter, in_thread)
-        checked_id(user_id, "user_id")
-        name = placement_of(snapshot, placement)
-        answer = await in_thread(recommend, service, snapshot, user_id, k, name)
-        why = await in_thread(why_shown, service, snapshot, answer) if explain else None
-        exposure = await log_exposure(
-            service, answer.slate, name, source=answer.source, degraded=answer.degraded, user_id=user_id
-        )
-        return slate_response(answer.slate, snapshot, exposure, why=why)
-
-    @app.get(
-        "/v1/users/{user_id:id}/why-not",
-        responses={200: {"model": WhyNotResponse}, 404: {"model": ErrorResponse}},
-        tags=["users"],
-    )
-    async def not_shown(user_id: str, item_id: str, k: Count = 20, placement: str | None = None) -> Response:
-        """The stage at which an item leaves the way into the recommendations of a user. Nothing counts as shown."""
-        snapshot = snapshot_of(service)
-        checked_id(user_id, "user_id")
-        checked_id(item_id, "item_id")
-        name = placement_of(snapshot, placement)
-
-        def explain() -> dict[str, Any]:
-            answer = recommend(service, snapshot, user_id, k, name)
-            return {**why_not(service, snapshot, answer, item_id), "degraded": answer.degraded}
-
-        return json_response({"item_id": item_id, **await in_thread(explain)})
+    _add_recommendations(app, service, in_thread)
+    _add_why_not(app, service, in_thread)
 
     @app.get("/v1/users/{user_id:id}/history", tags=["users"])
     async def history(user_id: str, limit: Annotated[int, Query(ge=1, le=100_000)] = 50) -> Response:
@@ -128,3 +87,50 @@ def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
             return json_response({"users": await in_thread(snapshot.store.recent_users, limit), "degraded": []})
         except StoreError:
             return json_response({"users": [], "degraded": ["store"]})
+
+
+def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
+    @app.get(
+        "/v1/users/{user_id:id}/recommendations", responses={200: {"model": RecommendationsResponse}}, tags=["users"]
+    )
+    async def recommendations(
+        user_id: str,
+        k: Count = 20,
+        placement: str | None = None,
+        filter: FilterParameter = None,
+        explain: Annotated[bool, Query(description="say why each item is shown")] = False,
+    ) -> Response:
+        """Recommended items for a user, best first.
+
+        `source` is "model", or "popular" when the user has no positive item or the recommender failed: the response
+        then holds the most popular items.
+        """
+        snapshot = await with_filter(snapshot_of(service), filter, in_thread)
+        checked_id(user_id, "user_id")
+        name = placement_of(snapshot, placement)
+        answer = await in_thread(recommend, service, snapshot, user_id, k, name)
+        why = await in_thread(why_shown, service, snapshot, answer) if explain else None
+        exposure = await log_exposure(
+            service, answer.slate, name, source=answer.source, degraded=answer.degraded, user_id=user_id
+        )
+        return slate_response(answer.slate, snapshot, exposure, why=why)
+
+
+def _add_why_not(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
+    @app.get(
+        "/v1/users/{user_id:id}/why-not",
+        responses={200: {"model": WhyNotResponse}, 404: {"model": ErrorResponse}},
+        tags=["users"],
+    )
+    async def not_shown(user_id: str, item_id: str, k: Count = 20, placement: str | None = None) -> Response:
+        """The stage at which an item leaves the way into the recommendations of a user. Nothing counts as shown."""
+        snapshot = snapshot_of(service)
+        checked_id(user_id, "user_id")
+        checked_id(item_id, "item_id")
+        name = placement_of(snapshot, placement)
+
+        def explain() -> dict[str, Any]:
+            answer = recommend(service, snapshot, user_id, k, name)
+            return {**why_not(service, snapshot, answer, item_id), "degraded": answer.degraded}
+
+        return json_response({"item_id": item_id, **await in_thread(explain)})
