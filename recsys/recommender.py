@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.arrays import Bools, Floats, Ints
+from features.arrays import Bools, Doubles, Floats, Ints
 from features.content.spaces import unit
 from features.interactions import Ragged, UserStates
 from recsys.histories import profile
 from recsys.interfaces import SOURCES, Candidates, Retriever, Scorer, first_occurrences
+from recsys.ranking.pair_features import FEATURES
+from recsys.ranking.reranker import Reranker
 from recsys.ranking.user_item_counts import UserItemCounts
 from recsys.retrieval.popular import Popular
 from recsys.towers.model import TwoTowers
@@ -79,6 +81,29 @@ class TwoStageRecommender:
         merged = merge_sources({"own": own, "long_term": by_profile, "recent": by_user}, k)
         scores = (self.vectors[np.maximum(merged.rows, 0)] @ users[:, :, None])[:, :, 0]  # (b, k)
         return merged.sorted(scores, k)
+
+    def ranked(
+        self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Candidates:
+        """See `Explainable`. Without a reranker the candidates are the k items that are returned."""
+        return self._personal(states, k if self.reranker is None else max(k, self.candidates), allow, exclude)
+
+    def retrieval_scores(self, states: UserStates) -> Floats:
+        """See `Explainable`: the inner products with the user vector."""
+        scores: Floats = self.vectors @ self.towers.user_vectors(states, self.vectors)[0]
+        return scores
+
+    def contributions(
+        self, states: UserStates, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Doubles | None:
+        """See `Explainable`."""
+        if not isinstance(self.reranker, Reranker) or not len(rows):
+            return None
+        candidates = self.retrieve(states, max(k, self.candidates), allow=allow, exclude=exclude)
+        at, place = np.nonzero(rows[:, None] == candidates.rows[0])
+        parts = np.full((len(rows), len(FEATURES) + 1), np.nan)
+        parts[at] = self.reranker.contributions(states, candidates, place)
+        return parts
 
     def _personal(self, states: UserStates, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
         if self.reranker is None:

@@ -132,6 +132,37 @@ class NearItemOut(ItemOut):
     near: Near
 
 
+class NearestOut(BaseModel):
+    """The positive item of the user that is nearest to a recommended item, and the channel where it is clearest."""
+
+    item_id: str
+    title: str | None
+    channel: str
+    cosine: float
+
+
+class FeatureOut(BaseModel):
+    """A feature of the reranker, and what it adds to the score."""
+
+    name: str
+    contribution: float
+
+
+class WhyOut(BaseModel):
+    """Why an item is recommended. nearest: null where no item of the history is near."""
+
+    source: str
+    nearest: NearestOut | None
+    features: list[FeatureOut]
+    sentence: str
+
+
+class RecommendedItemOut(ItemOut):
+    """One item for a user. why: only with `explain=true`."""
+
+    why: WhyOut | None = None
+
+
 class SlateResponse(BaseModel):
     """A slate of items. `degraded` lists the components that failed; it is empty when all worked."""
 
@@ -144,6 +175,23 @@ class SlateResponse(BaseModel):
     degraded: list[str]
     items: list[ItemOut]
     trace: dict[str, float]
+
+
+class RecommendationsResponse(SlateResponse):
+    """Items for a user."""
+
+    items: list[RecommendedItemOut]  # type: ignore[assignment]  # as in SimilarResponse
+
+
+class WhyNotResponse(BaseModel):
+    """Where an item leaves the way into the list of a user; `stage` is "shown" where it does not."""
+
+    item_id: str
+    stage: str
+    detail: str
+    score: float | None
+    rank: int | None
+    degraded: list[str]
 
 
 class SimilarResponse(SlateResponse):

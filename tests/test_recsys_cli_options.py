@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "data check": (["name"], {"--json": False}),
     "data get": (["name"], {"--force": False, "--json": False}),
     "embed": (["name"], {"--retry": False, "--refetch": False, "--json": False}),
-    "evaluate": (["name"], {"--outcomes": None, "--json": False}),
+    "evaluate": (["name"], {"--outcomes": None, "--rules": None, "--json": False}),
     "events consume": (
         ["stream"],
         {
@@ -53,7 +53,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "--json": False,
         },
     ),
-    "serve": ([], {"--bundles": None, "--log": None, "--host": None, "--port": None}),
+    "serve": ([], {"--bundles": None, "--log": None, "--rules": None, "--host": None, "--port": None}),
     "slates": (
         ["out"],
         {
@@ -62,6 +62,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "--k": 20,
             "--placement": None,
             "--part": "1/1",
+            "--rules": None,
             "--json": False,
         },
     ),
@@ -184,7 +185,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 29
+    assert len(EMPTY) == 32
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

@@ -196,7 +196,7 @@ def test_openapi_docs_and_page(steady: ServiceHarness) -> None:
     api = steady.client.get("/openapi.json").json()
     assert {"/v1/users/{user_id}/recommendations", "/v1/events", "/healthz"} <= set(api["paths"])
     content = api["paths"]["/v1/users/{user_id}/recommendations"]["get"]["responses"]["200"]["content"]
-    assert content["application/json"]["schema"]["$ref"].endswith("SlateResponse")
+    assert content["application/json"]["schema"]["$ref"].endswith("RecommendationsResponse")
     for path in ("/", "/docs", "/static/page.js", "/static/page.css", "/static/docs.js", "/static/icon.svg"):
         response = steady.client.get(path)
         assert response.status_code == 200
@@ -320,7 +320,7 @@ def test_an_item_is_shown_from_its_publication_time_on(tmp_path: Path) -> None:
 
     unfiltered = snapshot.with_filter(Filter())
     assert shown(snapshot) == shown(unfiltered) == [0, 1, 4]
-    assert snapshot.popular(np.array([0]), 2, {}).items == ("i1", "i4")
+    assert snapshot.popular(np.array([0]), 2, {}).slate.items == ("i1", "i4")
     now[0] = 1_001
     assert shown(snapshot) == shown(unfiltered) == [0, 1, 2, 4]
     republished = bundle.catalog.frame[:1].with_columns(published_at=pl.lit(2_000).cast(pl.Datetime("us", "UTC")))

@@ -13,7 +13,8 @@ ERRORS = {"400", "414", "422", "503"}
 """Statuses that every path may answer with, besides those of its table."""
 
 ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
-    ("get", "/v1/users/{user_id}/recommendations"): ("users", "200", "SlateResponse", set()),
+    ("get", "/v1/users/{user_id}/recommendations"): ("users", "200", "RecommendationsResponse", set()),
+    ("get", "/v1/users/{user_id}/why-not"): ("users", "200", "WhyNotResponse", {"404"}),
     ("get", "/v1/users/{user_id}/history"): ("users", "200", None, set()),
     ("post", "/v1/users/{user_id}/merge"): ("users", "202", "MergeResponse", {"413", "415", "409"}),
     ("delete", "/v1/users/{user_id}/events/{event_id}"): ("users", "202", "UndoResponse", set()),
@@ -33,6 +34,7 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
 
 NUMBERS = {
     "/v1/users/{user_id}/recommendations": ("k", 1, 100, 20),
+    "/v1/users/{user_id}/why-not": ("k", 1, 100, 20),
     "/v1/items/{item_id}/similar": ("k", 1, 100, 20),
     "/v1/users/{user_id}/history": ("limit", 1, 100_000, 50),
     "/v1/users": ("limit", 1, 1000, 20),
@@ -74,7 +76,7 @@ def test_bounds_of_parameters(api: dict[str, Any], path: str) -> None:
     assert not given[name]["required"]
     schema = given[name]["schema"]
     assert (schema["minimum"], schema["maximum"], schema["default"]) == (least, most, default)
-    if name == "k":
+    if "filter" in given:
         assert given["filter"]["description"].startswith(
             "filter as JSON: which items may be returned. The whole URL has at most 65535 bytes: room for some "
         )

@@ -108,3 +108,24 @@ def test_a_file_that_cannot_be_used_is_refused_at_the_start(tmp_path: Path) -> N
         service_harness(tmp_path, shelf=ToyShelf(with_contents(toy_bundle(tmp_path))), rules=tmp_path / "none.yaml"),
     ):
         pass
+
+
+def test_why_and_why_not_know_the_rules(tmp_path: Path) -> None:
+    with service_harness(tmp_path, rules=write(tmp_path, RULES)) as harness:
+        for user in ("ann", "bob", "nobody"):
+            shown = harness.items(user)
+            for row in range(12):
+                item = f"i{row}"
+                url = f"/v1/users/{user}/why-not?item_id={item}&k=4&placement=home"
+                answer = harness.client.get(url).json()
+                assert (answer["stage"] == "shown") == (item in shown), answer
+                if row % 2 and row != 3 and answer["stage"] != "seen":
+                    assert answer["stage"] == "rule"
+                    assert answer["detail"] == "a rule of the shop does not allow the item"
+        capped = harness.client.get("/v1/users/ann/why-not?item_id=i2&k=4&placement=home").json()
+        assert (capped["stage"], capped["detail"].split("; ")[1]) == ("rule", "the rules of the shop chose others")
+        pinned = harness.client.get("/v1/users/bob/recommendations?k=2&placement=home&explain=true").json()["items"][
+            0
+        ]
+    assert (pinned["item_id"], pinned["why"]["sentence"]) == ("i10", "Chosen by the shop")
+    assert (pinned["why"]["nearest"], pinned["why"]["features"]) == (None, [])

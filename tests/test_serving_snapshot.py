@@ -136,14 +136,14 @@ def test_the_models_are_given_the_allowed_items(tmp_path: Path) -> None:
 
 
 def test_scores_of_popular_items_fall_by_their_rank(tmp_path: Path) -> None:
-    slate = snapshot_of(toy_bundle(tmp_path)).popular(np.array([0]), 3, {})
+    slate = snapshot_of(toy_bundle(tmp_path)).popular(np.array([0]), 3, {}).slate
     assert slate.items == ("i1", "i2", "i4")
     assert slate.scores.tolist() == pytest.approx([1 - 1 / 12, 1 - 2 / 12, 1 - 4 / 12])
 
 
 def test_a_bundle_without_popular_items_has_an_empty_slate(tmp_path: Path) -> None:
     bundle = replace(toy_bundle(tmp_path), popular=np.zeros(0, np.int64))
-    assert snapshot_of(bundle).popular(np.zeros(0, np.int64), 3, {}).items == ()
+    assert snapshot_of(bundle).popular(np.zeros(0, np.int64), 3, {}).slate.items == ()
 
 
 # --- pictures

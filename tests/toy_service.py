@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.arrays import Bools, Floats, Ints
+from features.arrays import Bools, Doubles, Floats, Ints
 from features.catalog import Catalog
 from features.content.encoders.frozen import Media
 from features.content.encoders.images import prepare
@@ -32,6 +32,7 @@ from features.tables.event_files import EventFiles
 from recsys.bundle.upsert import upsert_catalog, upsert_content_space
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates, top_k
+from recsys.ranking.explain import Channel, Explainer
 from serving.settings import ServeSettings
 from serving.state.snapshot import ServableBundle
 
@@ -62,6 +63,20 @@ class Nearest:
         scores = np.stack([near(int(positives.flat[positives.end[i] - 1]), self.n) for i in range(len(states))])
         return top_k(scores, k, allow=allow, exclude=exclude)
 
+    def ranked(
+        self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Candidates:
+        return self.recommend(states, self.n, allow=allow, exclude=exclude)
+
+    def retrieval_scores(self, states: UserStates) -> Floats:
+        positives = states.positives()
+        return near(int(positives.flat[positives.end[0] - 1]), self.n)
+
+    def contributions(
+        self, states: UserStates, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Doubles | None:
+        return None
+
 
 @dataclass(frozen=True)
 class ToyBundle:
@@ -78,6 +93,18 @@ class ToyBundle:
     note: str = ""
     closed: list[str] = field(default_factory=list)
     """Its fingerprint, once `close` was called."""
+
+    @property
+    def explainer(self) -> Explainer:
+        channels = {} if self.content is None else self.content.channels
+        return Explainer(
+            self.catalog,
+            {name: Channel(channel.vectors, channel.present) for name, channel in channels.items()},
+            popularity=np.arange(len(self.catalog), 0, -1, dtype=np.float32),
+            trained=len(self.catalog),
+            popular_days=None,
+            fitted_until=NOW,
+        )
 
     def close(self) -> None:
         self.closed.append(self.fingerprint)

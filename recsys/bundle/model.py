@@ -14,6 +14,8 @@ from features.interactions import Ragged, UserStates
 from features.schema import DataConfig
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates
+from recsys.ranking.explain import BEHAVIOUR, Channel, Explainer
+from recsys.ranking.reranker import Reranker
 from recsys.recommender import TwoStageRecommender
 from recsys.retrieval.fusion import WeightedQuery, fused_search
 from recsys.retrieval.mutable_index import MutableIndex
@@ -65,6 +67,21 @@ class Bundle:
     def popular(self) -> Ints:
         """Item rows (n,) int64, most popular first."""
         return np.argsort(-self.recommender.fallback.popularity, kind="stable").astype(np.int64)
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        """Explains its recommendations: by the content channels and, where there is a reranker, by behaviour.
+
+        The vector of a cold item is predicted from its content: it says nothing about behaviour.
+        """
+        recommender, popular = self.recommender, self.recommender.fallback
+        contents = {} if self.content is None else self.content.channels
+        channels = {name: Channel(channel.vectors, channel.present) for name, channel in contents.items()}
+        if isinstance(recommender.reranker, Reranker):
+            weights = recommender.reranker.features.neighbours
+            channels[BEHAVIOUR] = Channel(recommender.vectors, popular.popularity > 0, weights)
+        trained = len(recommender.towers.items.known)
+        return Explainer(self.catalog, channels, popular.popularity, trained, popular.days, popular.fitted_until)
 
     @property
     def vectors(self) -> Floats:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.arrays import Floats
+from features.arrays import Doubles, Floats, Ints
 from features.errors import BundleError, DataError, DependencyError, describe_read_error
 from features.interactions import UserStates
 from recsys.config import RerankerConfig
@@ -52,6 +52,15 @@ class Reranker:
         """Scores (b, k) of the trees for features (b, k, len(FEATURES))."""
         scores = np.asarray(self.booster.predict(matrix.reshape(-1, len(FEATURES)), num_threads=1))
         return scores.reshape(matrix.shape[:2]).astype(np.float32)
+
+    def contributions(self, states: UserStates, candidates: Candidates, places: Ints) -> Doubles:
+        """What each feature adds to the scores of the candidates at places (m,) of one state (b = 1).
+
+        (m, len(FEATURES) + 1): a column for each of FEATURES, then the expected value; a row adds up to the score
+        (TreeSHAP, Lundberg et al. 2018). At least one place.
+        """
+        matrix = self.features.matrix(states, candidates)[0, places]
+        return np.asarray(self.booster.predict(matrix, pred_contrib=True, num_threads=1), dtype=np.float64)
 
     @property
     def importance(self) -> dict[str, float]:

@@ -14,7 +14,12 @@ from recsys.histories import positive_counts
 
 @dataclass(frozen=True)
 class Popular(DenseRecommender):
-    """Recommends the most popular items to every user."""
+    """Recommends the most popular items to every user.
+
+    days: the popularity is of so many days before `fitted_until`; None: of all time, or it is not known.
+    """
+
+    days: float | None = None
 
     def scores(self, positives: Ragged) -> Floats:
         """The popularity of all items, repeated for each state: (b, n) float32."""
@@ -34,4 +39,5 @@ def fit_popular(events: Interactions, *, days: float | None = None) -> Popular:
         raise ConfigError(f"popular in the last {days} days: days must be greater than 0")
     recent = positive_counts(events.where(events.times > events.latest - int(days * DAY)))
     total = positive_counts(events)
-    return Popular(recent + total / (total.max() + 1), events.latest)  # the second term is below 1: it breaks ties
+    tie_breaks = total / (total.max() + 1)  # below 1
+    return Popular(recent + tie_breaks, events.latest, days)

@@ -18,7 +18,16 @@ from features.log.item_changes import store_media
 from features.log.records import ItemDeleted, ItemPut
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, MAX_PRICE, TITLE, VIDEO
 from serving.errors import ApiError, ErrorResponse, json_response
-from serving.routes.responses import FilterParameter, log_exposure, slate_response, snapshot_of, timed, with_filter
+from serving.routes.responses import (
+    FilterParameter,
+    log_exposure,
+    not_live_yet,
+    require_item,
+    slate_response,
+    snapshot_of,
+    timed,
+    with_filter,
+)
 from serving.routes.search_query import json_object, media_source
 from serving.schemas import FailedPart, Finite, Id, SimilarResponse, checked_id, first_error
 from serving.state.encoder_pool import EncoderPool
@@ -170,7 +179,7 @@ def add_items(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in
     async def item(item_id: str) -> Response:
         """An item, and whether its last put is searchable yet."""
         snapshot = snapshot_of(service)
-        _require_item(service, item_id)
+        require_item(service, item_id)
         put, status, failed = service.catalog_updater.state(item_id)
         progress = {"status": status, "failed": [{"part": part, "reason": reason[:500]} for part, reason in failed]}
         return json_response(_item_fields(snapshot, item_id, put) | progress)
@@ -200,9 +209,9 @@ def _add_similar(app: FastAPI, service: ServiceState, in_thread: Callable[..., A
     ) -> Response:
         """Items similar to this one, best first; `near` holds the similarity by channel."""
         snapshot = await with_filter(snapshot_of(service), filter, in_thread)
-        _require_item(service, item_id)
+        require_item(service, item_id)
         if (row := snapshot.bundle.catalog.ids.row(item_id)) < 0:
-            raise ApiError(404, "not_live_yet", "the item is being embedded; try again in a moment", "item_id")
+            raise not_live_yet()
         trace: dict[str, float] = {}
         with timed(trace, "rank"):
             slate = await in_thread(snapshot.similar, row, k, trace)
@@ -247,21 +256,9 @@ def _add_changes(
     async def delete(item_id: str) -> Response:
         """Hide an item from the next response on, until it is put again."""
         snapshot_of(service)
-        _require_item(service, item_id)
+        require_item(service, item_id)
         await service.catalog_updater.accept(service.log, ItemDeleted(item_id=item_id, timestamp=service.now()))
         return json_response({"item_id": item_id, "status": "deleted"})
-
-
-def _require_item(service: ServiceState, item_id: str) -> None:
-    """Raises ApiError 422 when the id is invalid, and 404 when the item is unknown or deleted."""
-    checked_id(item_id, "item_id")
-    if not service.catalog_updater.has_item(item_id):
-        raise ApiError(
-            404,
-            "unknown_item",
-            "unknown item: not in the bundle and not put since",
-            "item_id",
-        )
 
 
 def _item_fields(snapshot: ServingSnapshot, item_id: str, put: ItemPut | None) -> dict[str, Any]:

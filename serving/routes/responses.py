@@ -14,11 +14,12 @@ from pydantic import ValidationError
 
 from features.errors import DataError, LogError
 from features.log.records import Exposure
+from recsys.ranking.explain import Why
 from recsys.ranking.slate import Slate
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError, json_response
 from serving.http import MAX_URL_BYTES
-from serving.schemas import first_error
+from serving.schemas import checked_id, first_error
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
 
@@ -39,6 +40,23 @@ def snapshot_of(service: ServiceState) -> ServingSnapshot:
         why = service.notes.get("bundle", "the service is starting")
         raise ApiError(503, "no_bundle", f"there is no bundle to serve: {why}", str(service.settings.bundles))
     return service.snapshot
+
+
+def require_item(service: ServiceState, item_id: str) -> None:
+    """Raises ApiError 422 when the id is invalid, and 404 when the item is unknown or deleted."""
+    checked_id(item_id, "item_id")
+    if not service.catalog_updater.has_item(item_id):
+        raise ApiError(
+            404,
+            "unknown_item",
+            "unknown item: not in the bundle and not put since",
+            "item_id",
+        )
+
+
+def not_live_yet() -> ApiError:
+    """The error for an item that was put and is not in the snapshot yet."""
+    return ApiError(404, "not_live_yet", "the item is being embedded; try again in a moment", "item_id")
 
 
 async def with_filter(
@@ -118,11 +136,13 @@ def slate_response(
     snapshot: ServingSnapshot,
     exposure: Exposure,
     near: Sequence[dict[str, float | None]] | None = None,
+    why: Sequence[Why] | None = None,
     **more: Any,
 ) -> Response:
     """The response of a slate that was logged as `exposure`.
 
-    near: for each item its cosines by channel (the wire field `near`); more: further fields of the response.
+    near: for each item its cosines by channel (the wire field `near`); why: for each item why it is shown (`why`);
+    more: further fields of the response.
     """
     items = [
         {**snapshot.cards[row], "score": score, "position": position, "propensity": propensity, "reason": reason}
@@ -137,6 +157,8 @@ def slate_response(
     ]
     if near is not None:
         items = [{**item, "near": cosines} for item, cosines in zip(items, near, strict=True)]
+    if why is not None:
+        items = [{**item, "why": reasons} for item, reasons in zip(items, why, strict=True)]
     return json_response(
         {
             "request_id": exposure.request_id,

@@ -63,12 +63,12 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
             {"part": content.parts[failure.part].modality, "reason": failure.reason[:500]}
             for failure in embedded.failures
         ]
-        query = {"query": {"read": _read_modalities(content, embedded), "failed": failed}}
+        query = {"read": _read_modalities(content, embedded), "failed": failed}
         if not embedded.present[0]:
             reasons = "; ".join(f"{part['part']}: {part['reason']}" for part in failed)
             message = f"no part of the query could be read: {reasons}"
             error = {"code": "nothing_read", "message": message, "place": "body"}
-            return json_response({"error": error, **query}, 422)
+            return json_response({"error": error, "query": query}, 422)
         user, degraded = None, []
         if options.user_id is not None:
             with timed(trace, "store"):
@@ -80,7 +80,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
             service, slate, SEARCH, degraded=[*degraded, *failing], user_id=options.user_id or ""
         )
         columns = space.near_query(embedded.vectors[0], slate.rows)
-        return slate_response(slate, snapshot, exposure, rows_by_item(columns, len(slate)), **query)
+        return slate_response(slate, snapshot, exposure, rows_by_item(columns, len(slate)), query=query)
 
 
 def _search_slate(

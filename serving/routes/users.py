@@ -1,16 +1,16 @@
-"""Routes of users: recommendations, history, and the users who were active last."""
+"""Routes of users: recommendations and their explanation, history, and the users who were active last."""
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
 from fastapi.responses import Response
 
 from features.errors import StoreError
-from recsys.ranking.slate import Slate
-from serving.errors import ApiError, json_response
+from serving.errors import ApiError, ErrorResponse, json_response
+from serving.routes.explain import Answer, why_not, why_shown
 from serving.routes.responses import FilterParameter, log_exposure, slate_response, snapshot_of, timed, with_filter
-from serving.schemas import SlateResponse, checked_id
+from serving.schemas import RecommendationsResponse, WhyNotResponse, checked_id
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot, card
 from serving.state.thread_pool import InThread
@@ -20,10 +20,8 @@ logger = logging.getLogger("recsys.serving")
 Count = Annotated[int, Query(ge=1, le=100, description="number of items")]
 
 
-def recommend(
-    service: ServiceState, snapshot: ServingSnapshot, user_id: str, k: int, placement: str
-) -> tuple[Slate, str, list[str]]:
-    """The slate of one user, its source ("model" or "popular"), and the components that failed (`degraded`)."""
+def recommend(service: ServiceState, snapshot: ServingSnapshot, user_id: str, k: int, placement: str) -> Answer:
+    """What one user is recommended in a placement, at most k items."""
     trace: dict[str, float] = {}
     with timed(trace, "store"):
         state, degraded = service.keeper.read_user(snapshot.store, user_id)
@@ -37,36 +35,29 @@ def recommend(
             degraded = [*degraded, "rules"]
         if not cold:
             try:
-                return snapshot.recommend(states, seen, k, trace, rules), "model", degraded
+                recommended = snapshot.recommend(states, seen, k, trace, rules)
+                return Answer(recommended, "model", degraded, state, states, seen, rules)
             except Exception:  # a model that fails on one user must not fail the request
                 logger.exception("the recommender failed for a history of %d items", len(state.items))
                 degraded = [*degraded, "recommender"]
-        return snapshot.popular(seen, k, trace, rules), "popular", degraded
+        return Answer(snapshot.popular(seen, k, trace, rules), "popular", degraded, state, states, seen, rules)
+
+
+def placement_of(snapshot: ServingSnapshot, placement: str | None) -> str:
+    """The name of the placement that is asked for, the first by default. Raises ApiError 422 when it is unknown."""
+    placements = snapshot.bundle.data.placements
+    name = next(iter(placements)) if placement is None else placement
+    if name not in placements:
+        raise ApiError(
+            422, "unknown_placement", f"unknown placement; available: {', '.join(placements)}", "placement"
+        )
+    return name
 
 
 def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     """Add the routes."""
-
-    @app.get("/v1/users/{user_id:id}/recommendations", responses={200: {"model": SlateResponse}}, tags=["users"])
-    async def recommendations(
-        user_id: str, k: Count = 20, placement: str | None = None, filter: FilterParameter = None
-    ) -> Response:
-        """Recommended items for a user, best first.
-
-        `source` is "model", or "popular" when the user has no positive item or the recommender failed: the response
-        then holds the most popular items.
-        """
-        snapshot = await with_filter(snapshot_of(service), filter, in_thread)
-        checked_id(user_id, "user_id")
-        placements = snapshot.bundle.data.placements
-        name = next(iter(placements)) if placement is None else placement
-        if name not in placements:
-            raise ApiError(
-                422, "unknown_placement", f"unknown placement; available: {', '.join(placements)}", "placement"
-            )
-        slate, source, degraded = await in_thread(recommend, service, snapshot, user_id, k, name)
-        exposure = await log_exposure(service, slate, name, source=source, degraded=degraded, user_id=user_id)
-        return slate_response(slate, snapshot, exposure)
+    _add_recommendations(app, service, in_thread)
+    _add_why_not(app, service, in_thread)
 
     @app.get("/v1/users/{user_id:id}/history", tags=["users"])
     async def history(user_id: str, limit: Annotated[int, Query(ge=1, le=100_000)] = 50) -> Response:
@@ -100,3 +91,50 @@ def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
             return json_response({"users": await in_thread(snapshot.store.recent_users, limit), "degraded": []})
         except StoreError:
             return json_response({"users": [], "degraded": ["store"]})
+
+
+def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
+    @app.get(
+        "/v1/users/{user_id:id}/recommendations", responses={200: {"model": RecommendationsResponse}}, tags=["users"]
+    )
+    async def recommendations(
+        user_id: str,
+        k: Count = 20,
+        placement: str | None = None,
+        filter: FilterParameter = None,
+        explain: Annotated[bool, Query(description="say why each item is shown")] = False,
+    ) -> Response:
+        """Recommended items for a user, best first.
+
+        `source` is "model", or "popular" when the user has no positive item or the recommender failed: the response
+        then holds the most popular items.
+        """
+        snapshot = await with_filter(snapshot_of(service), filter, in_thread)
+        checked_id(user_id, "user_id")
+        name = placement_of(snapshot, placement)
+        answer = await in_thread(recommend, service, snapshot, user_id, k, name)
+        why = await in_thread(why_shown, service, snapshot, answer) if explain else None
+        exposure = await log_exposure(
+            service, answer.slate, name, source=answer.source, degraded=answer.degraded, user_id=user_id
+        )
+        return slate_response(answer.slate, snapshot, exposure, why=why)
+
+
+def _add_why_not(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
+    @app.get(
+        "/v1/users/{user_id:id}/why-not",
+        responses={200: {"model": WhyNotResponse}, 404: {"model": ErrorResponse}},
+        tags=["users"],
+    )
+    async def not_shown(user_id: str, item_id: str, k: Count = 20, placement: str | None = None) -> Response:
+        """The stage at which an item leaves the way into the recommendations of a user. Nothing counts as shown."""
+        snapshot = snapshot_of(service)
+        checked_id(user_id, "user_id")
+        checked_id(item_id, "item_id")
+        name = placement_of(snapshot, placement)
+
+        def explain() -> dict[str, Any]:
+            answer = recommend(service, snapshot, user_id, k, name)
+            return {**why_not(service, snapshot, answer, item_id), "degraded": answer.degraded}
+
+        return json_response({"item_id": item_id, **await in_thread(explain)})

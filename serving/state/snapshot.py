@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from features.arrays import Bools, Floats, Ints, Keys
+from features.arrays import Bools, Doubles, Floats, Ints, Keys
 from features.catalog import Catalog
 from features.history_rules import seen_items, short_keys
 from features.ids import id_keys
@@ -18,7 +18,8 @@ from features.schema import CATEGORIES, IMAGE, TITLE, DataConfig
 from features.store.base import FeatureStore
 from features.store.user_state import UserState
 from recsys.content.content_space import ContentSpace
-from recsys.interfaces import Candidates, Recommender
+from recsys.interfaces import Candidates
+from recsys.ranking.explain import Explainable, Explainer
 from recsys.ranking.slate import Slate, fill_slates, item_groups, slate_of
 from recsys.ranking.slate_rules import SlateRules
 from recsys.retrieval.filters import Filter
@@ -57,8 +58,13 @@ class ServableBundle(Protocol):
         ...
 
     @property
-    def recommender(self) -> Recommender:
+    def recommender(self) -> Explainable:
         """Its recommender: user tower, index, reranker."""
+        ...
+
+    @property
+    def explainer(self) -> Explainer:
+        """Explains its recommendations."""
         ...
 
     @property
@@ -122,6 +128,20 @@ class ItemKeys:
         """Rows of the items with these short keys (m,); keys of no item are skipped."""
         at = np.minimum(np.searchsorted(self.keys, keys), max(0, len(self.keys) - 1))
         return self.order[at[self.keys[at] == keys]] if len(self.keys) else self.order
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """A slate for one user, and functions that tell how it came about. They are called for explanations only.
+
+    ranked: all candidates that the slate was filled from, best first (1, m); retrieval_scores: of all items (n,),
+    None for popular items; contributions: of the items of the slate, see `Explainable`.
+    """
+
+    slate: Slate
+    ranked: Callable[[], Candidates]
+    retrieval_scores: Callable[[], Floats | None] = lambda: None
+    contributions: Callable[[], Doubles | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -217,29 +237,38 @@ class ServingSnapshot:
 
     def recommend(
         self, states: UserStates, seen: Ints, k: int, trace: dict[str, float], rules: SlateRules | None = None
-    ) -> Slate:
+    ) -> Recommended:
         """The slate from the models: user tower, index, reranker. seen: rows to leave out; trace: ms by stage."""
         exclude = Ragged(seen, np.zeros(1, np.int64), np.array([len(seen)], dtype=np.int64))
-        recommender, allow = self.bundle.recommender, self._allowed_by(rules)
-        allow_pins = allow.copy()
-        allow_pins[seen] = False
-        return self._fill(
-            lambda n: recommender.recommend(states, n, allow=allow, exclude=exclude),
-            *(k, "history", trace, rules, allow_pins),
+        recommender, allow, asked = self.bundle.recommender, self._allowed_by(rules), [k]
+        may_pin = allow.copy()
+        may_pin[seen] = False
+
+        def find(n: int) -> Candidates:
+            asked.append(n)
+            return recommender.recommend(states, n, allow=allow, exclude=exclude)
+
+        slate = self._fill(find, k, "history", trace, rules, may_pin)
+        return Recommended(
+            slate,
+            lambda: recommender.ranked(states, asked[-1], allow=allow, exclude=exclude),
+            lambda: recommender.retrieval_scores(states),
+            lambda: recommender.contributions(states, slate.rows, asked[-1], allow=allow, exclude=exclude),
         )
 
-    def popular(self, seen: Ints, k: int, trace: dict[str, float], rules: SlateRules | None = None) -> Slate:
+    def popular(self, seen: Ints, k: int, trace: dict[str, float], rules: SlateRules | None = None) -> Recommended:
         """The slate of the most popular items, for users without positive items."""
         allowed = self._allowed_by(rules)
         allowed[seen] = False
         order = self.bundle.popular
         ranks = np.flatnonzero(allowed[order])
         scores = (1 - ranks / max(1, len(order))).astype(np.float32)
+        found = Candidates(order[ranks[None]], scores[None])
 
         def find(n: int) -> Candidates:
-            return Candidates(order[ranks[None, :n]], scores[None, :n])
+            return Candidates(found.rows[:, :n], found.scores[:, :n])
 
-        return self._fill(find, k, "popular", trace, rules, allowed)
+        return Recommended(self._fill(find, k, "popular", trace, rules, allowed), lambda: found)
 
     def _allowed_by(self, rules: SlateRules | None) -> Bools:
         allowed = self.allowed()
