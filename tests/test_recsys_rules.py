@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_data import toy_catalog
 
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
 from features.instants import DAY
 from features.interactions import Ragged
 from recsys.interfaces import Candidates
@@ -341,3 +341,24 @@ def test_the_example_of_the_documentation_is_a_file_of_rules(tmp_path: Path) -> 
         "fresh",
         "diversity",
     ]
+
+
+def test_values_of_columns_of_each_type() -> None:
+    columns = {
+        "flag": [True, None, False, True] * 3,
+        "number": [1.5, 2.5, None, 1.5] * 3,
+        "day": pl.Series([1, 2, None, 1] * 3).cast(pl.Date),
+        "flags": [[True, False], [], None, [False]] * 3,
+        "deep": [[["x"]]] * N,
+        "record": [{"a": 1}] * N,
+    }
+    frame = CATALOG.frame.with_columns(pl.Series(name, values) for name, values in columns.items())
+    typed = CATALOG.__class__(**{**CATALOG.__dict__, "frame": frame})
+    assert codes_of(typed, "flag")[:4].tolist() == [[1], [-1], [0], [1]]
+    assert codes_of(typed, "number")[:4].tolist() == [[0], [1], [-1], [0]]
+    assert codes_of(typed, "day")[:4].tolist() == [[0], [1], [-1], [0]]
+    assert codes_of(typed, "flags")[:4].tolist() == [[1, 0], [-1, -1], [-1, -1], [0, -1]]
+    assert codes_of(typed, "categories").shape == (N, 1)
+    for name in ("deep", "record"):
+        with pytest.raises(DataError, match=f"column '{name}' holds"):
+            codes_of(typed, name)

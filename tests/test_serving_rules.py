@@ -52,6 +52,7 @@ def test_a_pin_of_an_item_that_may_not_be_shown_is_left_out(tmp_path: Path) -> N
         assert harness.client.delete("/v1/items/i2").status_code == 200
         response = harness.get("nobody")
     assert [item["item_id"] for item in response["items"]] == ["i0", "i1", "i4", "i6"]
+    assert response["degraded"] == ["rules"]  # the shop wants to know of a pin that shows nothing
 
 
 def test_the_file_is_read_again_when_it_changes(tmp_path: Path) -> None:

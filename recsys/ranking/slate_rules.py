@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from features.arrays import Bools, Doubles, Floats, Ints
-from features.catalog import Catalog
+from features.catalog import Catalog, type_name
 from features.errors import DataError
 from features.instants import DAY
 from features.schema import CATEGORIES
@@ -77,6 +77,7 @@ class _Filling:
             self.values += rules.boost[rows]
         self.codes = [codes[rows] for codes, _ in rules.caps]  # (w, c) each
         self.counts = [np.zeros(int(codes.max(initial=-1)) + 1, dtype=np.int64) for codes, _ in rules.caps]
+        self.vectors = [half[rows] for half in rules.vectors]  # (w, d) each
         self.nearest = np.full(len(rows), -1.0)  # the largest cosine with an item of the slate
 
     def take(self, at: int) -> bool:
@@ -89,8 +90,8 @@ class _Filling:
             counts[own[own >= 0]] += 1
             is_full = np.append(counts >= at_most, False)  # the last is of -1: no value
             self.usable[is_full[codes].any(1)] = False
-        if vectors := self.rules.vectors:
-            cosines = sum(half[self.rows] @ half[self.rows[at]] for half in vectors) / len(vectors)
+        if self.vectors:
+            cosines = sum(half @ half[at] for half in self.vectors) / len(self.vectors)
             np.maximum(self.nearest, cosines, out=self.nearest)
         return True
 
@@ -211,6 +212,13 @@ def codes_of(catalog: Catalog, column: str) -> Ints:
     if column not in catalog.frame.columns:
         raise DataError(f"the items have no column {column!r}; there are: {', '.join(catalog.frame.columns)}")
     values = catalog.frame.get_column(column)
+    kind = values.explode().dtype if isinstance(values.dtype, pl.List) else values.dtype
+    if kind.is_nested() or isinstance(kind, pl.Object):
+        raise DataError(
+            f"column {column!r} holds {type_name(values.dtype)}: name a column of texts, numbers or lists"
+        )
+    if kind == pl.Boolean:
+        values = values.cast(pl.List(pl.UInt8) if isinstance(values.dtype, pl.List) else pl.UInt8)
     if not isinstance(values.dtype, pl.List):
         return values.rank("dense").cast(pl.Int64).fill_null(0).to_numpy()[:, None] - 1
     rows = pl.DataFrame({"row": pl.int_range(len(values), eager=True), "value": values}).explode("value").drop_nulls()

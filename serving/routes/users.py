@@ -31,7 +31,7 @@ def recommend(service: ServiceState, snapshot: ServingSnapshot, user_id: str, k:
         states, bundle = snapshot.states(state, service.now()), snapshot.bundle
         cold = not states.positive.any()
         rules = service.rules.of(bundle.catalog, bundle.vectors, placement, cold=cold, now=service.now())
-        if rules is not None and rules.notes:
+        if rules is not None and (rules.notes or not snapshot.available[[*rules.pins.values()]].all()):
             degraded = [*degraded, "rules"]
         if not cold:
             try:
