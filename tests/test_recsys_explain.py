@@ -20,6 +20,7 @@ from features.interactions import Interactions, UserStates
 from recsys.baselines import fit_popular
 from recsys.bundle import formats
 from recsys.bundle.io import load_bundle, save_bundle
+from recsys.bundle.upsert import upsert_items
 from recsys.content.content_space import ContentSpace
 from recsys.ranking.explain import BEHAVIOUR, Channel, Explainer, Feature, Nearest, Why, strongest
 from recsys.ranking.pair_features import FEATURES
@@ -85,19 +86,23 @@ def test_the_nearest_item_in_the_channel_where_it_is_clearest() -> None:
 def test_of_several_near_items_the_one_of_the_largest_cosine() -> None:
     vectors = apart({})
     vectors[2] = 0
-    vectors[2, [0, 1]] = 0.6, 0.8
+    vectors[2, [0, 1, 2]] = 0.6, 0.62, np.sqrt(1 - 0.36 - 0.62**2)
     explain = explainer(text=of_all(vectors))
     assert [found and found.item_id for found in explain.near(np.array([0, 1]), np.array([2]))[0]] == ["i1"]
-    assert [found and found.item_id for found in explain.near(np.array([0]), np.array([2]))[0]] == ["i0"]
+    # sorted, item 2 has 47 zeros, 0.6 and 0.62: its quantile .99 is at place 48.51, above 0.6
+    assert explain.near(np.array([0]), np.array([2]))[0] == [None]
 
 
 def test_limits_by_hand() -> None:
     text = channel({(0, 2): 0.8})
     cosines, limits = text.compare(np.array([0, 7]), np.array([2, 0, 9]))
-    # sorted, item 0 has itself as -1, 48 zeros and 0.8: the quantile .99 is at place 48.51
-    assert limits[:2].tolist() == pytest.approx([0.51 * 0.8, 0.0])
+    # sorted, items 0 and 2 have themselves as -1, 48 zeros and 0.8: the quantile .99 is at place 48.51
+    assert text.limits(np.array([0, 2, 7])).tolist() == pytest.approx([0.51 * 0.8, 0.51 * 0.8, 0.0])
     # the mean of items 0 and 7 has 47 zeros and 0.8 / sqrt 2 with the other 48: place 46.53
-    assert limits[2] == pytest.approx(0.53 * 0.8 / np.sqrt(2))
+    of_mean = 0.53 * 0.8 / np.sqrt(2)
+    assert limits[:, 2].tolist() == pytest.approx([0.51 * 0.8, 0.0, of_mean])
+    assert limits[:, 0].tolist() == pytest.approx([0.51 * 0.8] * 3)  # never less than that of the shown item
+    assert of_mean < 0.51 * 0.8
     assert cosines[:2].tolist() == [[pytest.approx(0.8), -np.inf, 0.0], [0.0, 0.0, 0.0]]
     assert text.pair_limit == 0.0
 
@@ -110,12 +115,12 @@ def test_where_many_items_are_as_near_none_is_named() -> None:
 
 
 def test_an_item_that_all_others_are_far_from_is_not_named() -> None:
-    vectors = unit(apart({}) + 0.5)  # all pairs have one cosine, near 0.96
-    vectors[0] = -vectors[0]
-    vectors[2] = unit((vectors[2] - 0.3 * vectors[0])[None])[0]  # the least far from item 0
+    vectors = apart({(0, 2): 0.3})
+    vectors[3:] = unit(vectors[3:] + 3 * vectors[1])  # the others have cosines of 0.9
     text = of_all(vectors)
-    cosines, limits = text.compare(np.array([0]), np.array([2]))
-    assert cosines[0, 0] < limits[0] == pytest.approx(text.pair_limit)
+    assert text.limits(np.array([0, 2])).tolist() == pytest.approx([0.51 * 0.3] * 2)
+    assert text.pair_limit == pytest.approx(0.9)
+    assert text.compare(np.array([0]), np.array([2]))[1][0, 0] == text.pair_limit
     assert why(explainer(text=text), [0], 2).nearest is None
 
 
@@ -144,6 +149,14 @@ def test_by_behaviour_only_where_users_chose_both() -> None:
         assert (found[weight].nearest, found[weight].sentence) == (None, "Like what you chose before")
     reverse = sp.csr_array(([0.05], ([2], [0])), shape=(N, N))
     assert why(explainer(behaviour=channel(pairs, weights=reverse)), [0], 2).nearest is None
+
+
+def test_a_large_catalogue_is_sampled() -> None:
+    present = np.arange(1500) % 4 > 0
+    sample = Channel(np.eye(1500, 2, dtype=np.float32), present).sample
+    assert len(set(sample.tolist())) == len(sample) == 1000
+    assert present[sample].all()
+    assert Channel(np.eye(8, dtype=np.float32), np.arange(8) > 5).sample.size == 2
 
 
 # --- sentences
@@ -297,10 +310,10 @@ def test_a_sentence_names_only_items_of_the_history_that_are_really_near(
         assert named != row
         used = channels[found.nearest.channel]
         assert used.present[[named, row]].all()
-        cosines = used.vectors[used.present] @ used.vectors[named]
+        cosines = used.vectors[used.present] @ used.vectors[[named, row]].T
         cosine = float(used.vectors[row] @ used.vectors[named])
         assert found.nearest.cosine == pytest.approx(cosine, abs=1e-5)
-        assert (cosines > cosine + 1e-5).sum() <= 1  # of 50 items, only the item itself is nearer
+        assert (cosines > cosine + 1e-5).sum(0).max() <= 1  # of 50 items, only each itself is nearer to it
         if used.weights is not None:
             assert used.weights[named, row] >= 0.01
         if "Title" in found.sentence:
@@ -387,6 +400,13 @@ def test_the_explainer_of_a_bundle(tmp_path: Path, days: float | None) -> None:
     assert behaviour.weights.shape == (30, 30)
     np.testing.assert_array_equal(explain.popularity > 0, statistics.total > 0)
     assert bundle.explainer is explain
+    item = catalog.frame[:1].with_columns(item_id=pl.lit("added"))
+    after = upsert_items(bundle, item, {"text": Embedded(space, vectors[:1], np.ones(1, np.bool_))}).explainer
+    assert (after.trained, after.popularity[30], len(after.catalog)) == (30, 0.0, 31)
+    assert after.channels["text"].present[30]
+    assert not after.channels[BEHAVIOUR].present[30]
+    shown = np.array([30, 3])
+    assert len(after.explain(of_user(0), shown, ["recent"] * 2, None)) == 2
     plain = replace(bundle, content=None, recommender=replace(bundle.recommender, reranker=None))
     assert dict(plain.explainer.channels) == {}
 

@@ -40,8 +40,8 @@ SAMPLE = 1000
 """Number of items, drawn at random, that cosines are compared with."""
 
 NEAR, NEAR_PAIRS = 0.99, 0.95
-"""A cosine is near above this quantile of those of the same item with the sample, and above this quantile of those of
-all pairs of the sample. The second rule is for an item that all others are far from."""
+"""Two items are near above this quantile of the cosines of each of them with the sample, and above this quantile of
+those of all pairs of the sample. The second rule is for an item that all others are far from."""
 
 ROUNDING = 1e-3
 """Least difference between cosines: content channels are stored in half precision."""
@@ -137,22 +137,24 @@ class Channel:
         pairs = (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
         return float(np.quantile(pairs, NEAR_PAIRS)) if len(pairs) else 1.0
 
+    def limits(self, rows: Ints) -> Doubles:
+        """(m,): the quantile NEAR of the cosines of each item with the sample, in which it counts as far itself."""
+        cosines = self.vectors[rows] @ self.vectors[self.sample].T  # (m, s)
+        cosines[rows[:, None] == self.sample] = -1
+        return np.asarray(np.quantile(cosines, NEAR, axis=1), dtype=np.float64)
+
     def compare(self, history: Ints, shown: Ints) -> tuple[Floats, Doubles]:
-        """Cosines (h + 1, k) of a history with shown items, and above which they are near: (h + 1,).
+        """Cosines (h + 1, k) of a history with shown items, and above which they are near: (h + 1, k).
 
         history (h,): distinct rows that are present; the last line is that of their mean. shown (k,): rows; -inf
         where a shown item has no vector, where it is compared with itself, and where the weight is too small.
         """
         items = self.vectors[history]
         queries = np.concatenate((items, unit(items.mean(0, keepdims=True))))  # (h + 1, d)
-        sampled = queries @ self.vectors[self.sample].T  # (h + 1, s)
-        own = history[:, None] == self.sample  # (h, s)
-        others = ~own.any(0)  # (s,): the mean is near to its own items
-        sampled[:-1][own] = -1
-        limits = np.append(
-            np.quantile(sampled[:-1], NEAR, axis=1),
-            np.quantile(sampled[-1, others], NEAR) if others.any() else 1.0,
-        ).clip(min=self.pair_limit)
+        others = self.sample[~np.isin(self.sample, history)]  # the mean is near to its own items
+        of_mean = np.quantile(self.vectors[others] @ queries[-1], NEAR) if len(others) else 1.0
+        limits = np.maximum(np.append(self.limits(history), of_mean)[:, None], self.limits(shown))
+        limits = limits.clip(min=self.pair_limit)  # (h + 1, k)
         cosines = queries @ self.vectors[shown].T
         cosines[:, ~self.present[shown]] = -np.inf
         cosines[:-1][history[:, None] == shown] = -np.inf
@@ -230,10 +232,11 @@ class Explainer:
             if not len(known):
                 continue
             cosines, limits = channel.compare(known, shown)
-            is_near = cosines > limits[:, None] + ROUNDING  # (h + 1, k)
+            is_near = cosines > limits + ROUNDING  # (h + 1, k)
             is_like |= is_near[-1]
             best = np.where(is_near[:-1], cosines[:-1], -np.inf).argmax(0)  # (k,)
-            clear = (cosines[best, columns] - limits[best]) / (1 - limits[best]).clip(min=ROUNDING)
+            limit = limits[best, columns]  # (k,)
+            clear = (cosines[best, columns] - limit) / (1 - limit).clip(min=ROUNDING)
             for i in np.flatnonzero(is_near[best, columns] & (clear > clearest)).tolist():
                 found[i] = self._nearest(int(known[best[i]]), name, float(cosines[best[i], i]))
                 clearest[i] = clear[i]
