@@ -140,8 +140,9 @@ def test_values_of_another_program_are_an_error(server: RedisServer) -> None:
     store = RedisStore(server.url, RULES, timeout=5)
     for values in (b"5", b"[]", b"{", b"{}", b"\xff"):
         admin.set(keys.watermark, values)
-        with pytest.raises(StoreError, match="has not written"):
+        with pytest.raises(StoreError, match="has not written") as refused:
             store.watermark()
+        assert f"or delete the keys {keys.prefix}* and refresh" in str(refused.value)
     for data in (b"u-secret", b"\xff", b"", b"u-secret" + bytes(range(200))):
         admin.set(keys.user("", "u"), data)
         with pytest.raises(StoreError, match="has not written") as caught:

@@ -116,6 +116,8 @@ def test_a_missing_column_or_another_type_is_an_error_with_the_reason(catalog):
         ({"prices": [1, 2]}, "prices"),
         ({"price": [3, 2]}, "is empty: give the smaller bound first"),
         ({"price": [1]}, "price"),
+        ({"price": [True, 5]}, "price"),
+        ({"price": [None, False]}, "price"),
         ({"published": ["2020-01-01", None]}, "published"),
         ({"published": ["2020-01-02T00:00:00Z", "2020-01-01T00:00:00Z"]}, "is empty"),
         ({"items": "a"}, "items"),

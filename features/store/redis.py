@@ -108,7 +108,7 @@ class RedisStore:
         except (ValueError, TypeError, LookupError, AttributeError, struct.error):
             raise StoreError(
                 f"the feature store at {describe_url(self.url)} holds values that this version has not written: "
-                "give each product its own database number"
+                f"give each product its own database number; or delete the keys {self._keys.prefix}* and refresh"
             ) from None
 
     def read_users(self, ids: Sequence[str]) -> list[UserState]:

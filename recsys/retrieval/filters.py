@@ -39,7 +39,7 @@ Names = Annotated[tuple[str, ...], Field(max_length=MAX_VALUES)]
 Ids = Annotated[Names, AfterValidator(_ids)]
 Time = Annotated[AwareDatetime, BeforeValidator(_time)]
 Value = str | bool | int | float
-Bound = Annotated[float, Field(allow_inf_nan=False)]
+Bound = Annotated[float, Field(allow_inf_nan=False, strict=True)]  # strict: true is not 1
 
 
 class Filter(BaseModel):
