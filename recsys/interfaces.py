@@ -131,8 +131,11 @@ class Retriever(Protocol):
 class Scorer(Protocol):
     """Scores candidates."""
 
-    def score(self, states: UserStates, candidates: Candidates) -> Floats:
-        """Scores (b, k) float32 of candidates (b, k): larger is better, -inf at padding."""
+    def score(self, states: UserStates, candidates: Candidates, ranks: Ints | None = None) -> Floats:
+        """Scores (b, k) float32 of candidates (b, k): larger is better, -inf at padding.
+
+        ranks (b, k): place of each in the retrieval, from 0; None: its place in its line.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ from features.arrays import Bools, Doubles, Floats, Ints
 from features.content.spaces import unit
 from features.interactions import Ragged, UserStates
 from recsys.histories import profile
-from recsys.interfaces import SOURCES, Candidates, Retriever, Scorer, first_occurrences
+from recsys.interfaces import SOURCES, Candidates, Retriever, Scorer, first_occurrences, sort_candidates
 from recsys.ranking.pair_features import FEATURES
 from recsys.ranking.reranker import Reranker
 from recsys.ranking.user_item_counts import UserItemCounts
@@ -87,6 +87,18 @@ class TwoStageRecommender:
     ) -> Candidates:
         """See `Explainable`. Without a reranker the candidates are the k items that are returned."""
         return self._personal(states, k if self.reranker is None else max(k, self.candidates), allow, exclude)
+
+    def rank(self, states: UserStates, rows: Ints) -> Candidates:
+        """See `Explainable`. An item has the features that it would have among the candidates."""
+        if not states.positives().lengths[0]:
+            return sort_candidates(rows[None], self.fallback.popularity[rows][None], len(rows))
+        scores = self.retrieval_scores(states)[rows][None]  # (1, m)
+        given = sort_candidates(rows[None], scores, len(rows))
+        if self.reranker is None:
+            return given
+        candidates = self.retrieve(states, self.candidates)
+        ranks = np.searchsorted(-candidates.scores[0], -given.scores[0])[None]  # (1, m)
+        return given.sorted(self.reranker.score(states, given, ranks), len(rows))
 
     def retrieval_scores(self, states: UserStates) -> Floats:
         """See `Explainable`: the inner products with the user vector."""

@@ -183,6 +183,37 @@ class RecommendationsResponse(SlateResponse):
     items: list[RecommendedItemOut]  # type: ignore[assignment]  # as in SimilarResponse
 
 
+class RankIn(BaseModel):
+    """Items to put in order for a user."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    user_id: Id
+    items: list[Id] = Field(
+        min_length=1, max_length=1000, description="ids of items; an id that stands twice counts once"
+    )
+
+
+class RankedItemOut(BaseModel):
+    """An item of the list. known: whether it is in the served bundle; others come last, in the order they came."""
+
+    item_id: str
+    position: int
+    score: float | None
+    known: bool
+
+
+class RankResponse(BaseModel):
+    """The list in order, best first. source: "model", or "popular" for the order by popularity."""
+
+    user_id: str
+    bundle: str
+    source: str
+    degraded: list[str]
+    items: list[RankedItemOut]
+    trace: dict[str, float]
+
+
 class WhyNotResponse(BaseModel):
     """Where an item leaves the way into the list of a user; `stage` is "shown" where it does not."""
 

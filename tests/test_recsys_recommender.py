@@ -190,3 +190,26 @@ def test_cold_users_are_shown_what_is_popular():
     assert found.places[0].tolist() == [0, 1, 2]
     assert "popular" not in found.source_names(1)
     assert set(PLAIN.recommend(cold, 3).source_names(1)) == {"recent"}
+
+
+@pytest.mark.parametrize("recommender", [RERANKED, PLAIN])
+def test_a_list_is_ranked_as_its_items_are_among_the_candidates(recommender):
+    for user in (0, 3, 5):
+        one = states([user]).compact()
+        found = recommender.recommend(one, 12)
+        shuffled = np.random.default_rng(user).permutation(found.rows[0])
+        ranked = recommender.rank(one, shuffled)
+        np.testing.assert_allclose(ranked.scores, found.scores, rtol=1e-5)
+        assert sorted(ranked.rows[0].tolist()) == sorted(found.rows[0].tolist())
+        some = recommender.rank(one, shuffled[:4])
+        assert some.rows[0].tolist() == [row for row in ranked.rows[0].tolist() if row in shuffled[:4]]
+
+
+def test_a_list_of_a_cold_user_is_ranked_by_popularity():
+    cold = EVENTS.states(np.array([-1]), np.array([1]))
+    rows = np.array([20, 3, 11])
+    ranked = RERANKED.rank(cold, rows)
+    counts = RERANKED.fallback.popularity
+    assert ranked.scores[0].tolist() == sorted(counts[rows].tolist(), reverse=True)
+    assert RERANKED.rank(cold, rows[:0]).rows.shape == (1, 0)
+    assert RERANKED.rank(states([0]), rows[:0]).rows.shape == (1, 0)

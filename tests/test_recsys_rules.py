@@ -344,7 +344,7 @@ def test_the_example_of_the_documentation_is_a_file_of_rules(tmp_path: Path) -> 
 
 
 def test_values_of_columns_of_each_type() -> None:
-    columns = {
+    columns: dict[str, Any] = {
         "flag": [True, None, False, True] * 3,
         "number": [1.5, 2.5, None, 1.5] * 3,
         "day": pl.Series([1, 2, None, 1] * 3).cast(pl.Date),

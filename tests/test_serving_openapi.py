@@ -15,6 +15,7 @@ ERRORS = {"400", "414", "422", "503"}
 ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("get", "/v1/users/{user_id}/recommendations"): ("users", "200", "RecommendationsResponse", set()),
     ("get", "/v1/users/{user_id}/why-not"): ("users", "200", "WhyNotResponse", {"404"}),
+    ("post", "/v1/rank"): ("users", "200", "RankResponse", {"413", "415"}),
     ("get", "/v1/users/{user_id}/history"): ("users", "200", None, set()),
     ("post", "/v1/users/{user_id}/merge"): ("users", "202", "MergeResponse", {"413", "415", "409"}),
     ("delete", "/v1/users/{user_id}/events/{event_id}"): ("users", "202", "UndoResponse", set()),
@@ -93,6 +94,7 @@ def test_bodies(api: dict[str, Any]) -> None:
         ("put", "/v1/items/{item_id}"): (True, ["application/json"]),
         ("post", "/v1/search"): (True, ["application/json", "multipart/form-data"]),
         ("post", "/v1/events"): (True, ["application/json"]),
+        ("post", "/v1/rank"): (True, ["application/json"]),
         ("post", "/v1/users/{user_id}/merge"): (True, ["application/json"]),
     }
     search, form = api["paths"]["/v1/search"]["post"]["requestBody"]["content"].values()

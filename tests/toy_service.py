@@ -31,7 +31,7 @@ from features.store.user_state import UserState
 from features.tables.event_files import EventFiles
 from recsys.bundle.upsert import upsert_catalog, upsert_content_space
 from recsys.content.content_space import ContentSpace
-from recsys.interfaces import Candidates, top_k
+from recsys.interfaces import Candidates, sort_candidates, top_k
 from recsys.ranking.explain import Channel, Explainer
 from serving.settings import ServeSettings
 from serving.state.snapshot import ServableBundle
@@ -67,6 +67,12 @@ class Nearest:
         self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
     ) -> Candidates:
         return self.recommend(states, self.n, allow=allow, exclude=exclude)
+
+    def rank(self, states: UserStates, rows: Ints) -> Candidates:
+        if self.broken:
+            raise RuntimeError("this model does not work")
+        scores = self.retrieval_scores(states) if states.positives().lengths[0] else -np.arange(self.n)
+        return sort_candidates(rows[None], scores[rows][None].astype(np.float32), len(rows))
 
     def retrieval_scores(self, states: UserStates) -> Floats:
         positives = states.positives()

@@ -66,6 +66,10 @@ class Explainable(Recommender, Protocol):
         """All candidates that `recommend` takes the k best of, best first: (1, m), m >= k."""
         ...
 
+    def rank(self, states: UserStates, rows: Ints) -> Candidates:
+        """The items of rows (m,), best first: (1, m). Also for a state without a positive event, by popularity."""
+        ...
+
     def retrieval_scores(self, states: UserStates) -> Floats:
         """The score of the first stage of every item: (n,) float32."""
         ...

@@ -170,12 +170,15 @@ class PairFeatures:
             "user_popularity_gap": gap,
         }
 
-    def matrix(self, states: UserStates, candidates: Candidates) -> Floats:
-        """Features of candidates (b, k): (b, k, len(FEATURES)) float32, NaN where undefined; padding is arbitrary."""
+    def matrix(self, states: UserStates, candidates: Candidates, ranks: Ints | None = None) -> Floats:
+        """Features of candidates (b, k): (b, k, len(FEATURES)) float32, NaN where undefined; padding is arbitrary.
+
+        ranks (b, k): place of each in the retrieval, from 0; None: its place in its line.
+        """
         positives, rows = states.positives(), np.maximum(candidates.rows, 0)  # (b, k)
         columns = {
             "retrieval_score": candidates.scores,
-            "retrieval_rank": np.arange(candidates.rows.shape[1]),
+            "retrieval_rank": np.arange(candidates.rows.shape[1]) if ranks is None else ranks,
             **self._similarities(positives, rows),
             **self._history_scores(positives, rows),
             **{name: values[rows] for name, values in self._of_items.items()},

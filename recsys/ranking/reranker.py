@@ -39,13 +39,21 @@ class Reranker:
         self.booster = booster
         self.features = features
 
-    def score(self, states: UserStates, candidates: Candidates) -> Floats:
+    def score(self, states: UserStates, candidates: Candidates, ranks: Ints | None = None) -> Floats:
         """See `Scorer`."""
         if len(states) > STATES_AT_ONCE:
             parts = (slice(at, at + STATES_AT_ONCE) for at in range(0, len(states), STATES_AT_ONCE))
-            chunks = ((states[at], Candidates(candidates.rows[at], candidates.scores[at])) for at in parts)
-            return np.concatenate([self.score(*chunk) for chunk in chunks])
-        scores = self.predict(self.features.matrix(states, candidates))
+            return np.concatenate(
+                [
+                    self.score(
+                        states[at],
+                        Candidates(candidates.rows[at], candidates.scores[at]),
+                        None if ranks is None else ranks[at],
+                    )
+                    for at in parts
+                ]
+            )
+        scores = self.predict(self.features.matrix(states, candidates, ranks))
         return np.where(candidates.rows >= 0, scores, np.float32(-np.inf))
 
     def predict(self, matrix: Floats) -> Floats:

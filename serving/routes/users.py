@@ -3,14 +3,26 @@
 import logging
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query
+import numpy as np
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
+from pydantic import ValidationError
 
 from features.errors import StoreError
+from recsys.interfaces import sort_candidates
 from serving.errors import ApiError, ErrorResponse, json_response
 from serving.routes.explain import Answer, why_not, why_shown
 from serving.routes.responses import FilterParameter, log_exposure, slate_response, snapshot_of, timed, with_filter
-from serving.schemas import RecommendationsResponse, WhyNotResponse, checked_id
+from serving.schemas import (
+    RankIn,
+    RankResponse,
+    RecommendationsResponse,
+    WhyNotResponse,
+    bounded_body,
+    checked_id,
+    first_error,
+    parse_json,
+)
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot, card
 from serving.state.thread_pool import InThread
@@ -43,6 +55,35 @@ def recommend(service: ServiceState, snapshot: ServingSnapshot, user_id: str, k:
         return Answer(snapshot.popular(seen, k, trace, rules), "popular", degraded, state, states, seen, rules)
 
 
+def rank(service: ServiceState, snapshot: ServingSnapshot, user_id: str, ids: list[str]) -> dict[str, Any]:
+    """Items in order for one user: the fields of `RankResponse`."""
+    trace: dict[str, float] = {}
+    bundle, distinct = snapshot.bundle, [*dict.fromkeys(ids)]
+    with timed(trace, "store"):
+        state, degraded = service.keeper.read_user(snapshot.store, user_id)
+    with timed(trace, "rank"):
+        states = snapshot.states(state, service.now())
+        known = [item for item in distinct if item in bundle.catalog.ids and service.catalog_updater.has_item(item)]
+        rows, source = snapshot.rows(known), "model" if states.positive.any() else "popular"
+        try:
+            found = bundle.recommender.rank(states, rows)
+        except Exception:  # as in `recommend`
+            logger.exception("the recommender failed for a list of %d items", len(known))
+            source, degraded = "popular", [*degraded, "recommender"]
+            places = np.empty(len(bundle.popular), dtype=np.int64)  # (n,): place of each item by popularity
+            places[bundle.popular] = np.arange(len(bundle.popular))
+            found = sort_candidates(rows[None], -places[rows][None].astype(np.float32), len(rows))
+    ranked = [bundle.catalog.ids.ids[row] for row in found.rows[0].tolist()]
+    order = [*ranked, *(item for item in distinct if item not in {*known})]
+    scores = [*found.scores[0].tolist(), *[None] * (len(order) - len(ranked))]
+    items = [
+        {"item_id": item, "position": position, "score": score, "known": score is not None}
+        for position, (item, score) in enumerate(zip(order, scores, strict=True), 1)
+    ]
+    facts = {"user_id": user_id, "bundle": bundle.fingerprint, "source": source, "degraded": degraded}
+    return {**facts, "items": items, "trace": trace}
+
+
 def placement_of(snapshot: ServingSnapshot, placement: str | None) -> str:
     """The name of the placement that is asked for, the first by default. Raises ApiError 422 when it is unknown."""
     placements = snapshot.bundle.data.placements
@@ -58,6 +99,7 @@ def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     """Add the routes."""
     _add_recommendations(app, service, in_thread)
     _add_why_not(app, service, in_thread)
+    _add_rank(app, service, in_thread)
 
     @app.get("/v1/users/{user_id:id}/history", tags=["users"])
     async def history(user_id: str, limit: Annotated[int, Query(ge=1, le=100_000)] = 50) -> Response:
@@ -118,6 +160,27 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
             service, answer.slate, name, source=answer.source, degraded=answer.degraded, user_id=user_id
         )
         return slate_response(answer.slate, snapshot, exposure, why=why)
+
+
+def _add_rank(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
+    schema = RankIn.model_json_schema()
+
+    @app.post(
+        "/v1/rank",
+        responses={200: {"model": RankResponse}, **{code: {"model": ErrorResponse} for code in (413, 415)}},
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        tags=["users"],
+    )
+    async def rank_list(request: Request) -> Response:
+        """Items of the caller's choice in order for a user, best first. Nothing counts as shown."""
+        snapshot = snapshot_of(service)
+        body = await bounded_body(request)
+        try:
+            given = RankIn.model_validate(parse_json(body))
+        except ValidationError as error:
+            place, reason = first_error(error)
+            raise ApiError(422, "bad_list", f"{place or 'body'}: {reason}", place or "body") from None
+        return json_response(await in_thread(rank, service, snapshot, given.user_id, given.items))
 
 
 def _add_why_not(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
