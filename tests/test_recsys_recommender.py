@@ -12,6 +12,7 @@ from toy_data import noise, rows_of, toy_stage
 from features.interactions import Ragged
 from recsys.interfaces import Recommender
 from recsys.ranking.user_item_counts import UserItemCounts
+from recsys.retrieval.popular import Popular
 
 EVENTS = noise()
 RERANKED = toy_stage(EVENTS)[0]
@@ -213,3 +214,16 @@ def test_a_list_of_a_cold_user_is_ranked_by_popularity():
     assert ranked.scores[0].tolist() == sorted(counts[rows].tolist(), reverse=True)
     assert RERANKED.rank(cold, rows[:0]).rows.shape == (1, 0)
     assert RERANKED.rank(states([0]), rows[:0]).rows.shape == (1, 0)
+
+
+def test_popular_items_are_in_one_order_everywhere():
+    """Ties go by row, so that service, batch and evaluation show cold users the same items with the same scores."""
+    popular = Popular(np.array([1, 3, 3, 0, 3, 1], dtype=np.float32), 0)
+    assert popular.order.tolist() == [1, 2, 4, 0, 5, 3]
+    cold = EVENTS.states(np.array([-1, -1]), np.array([1, 1]))
+    found = popular.recommend(
+        cold, 4, allow=np.array([True, True, True, True, False, True]), exclude=Ragged.of([[2], []])
+    )
+    assert found.rows.tolist() == [[1, 0, 5, 3], [1, 2, 0, 5]]
+    assert found.scores.tolist() == [[3, 1, 1, 0], [3, 3, 1, 1]]
+    assert popular.recommend(cold, 7).rows[0].tolist() == [1, 2, 4, 0, 5, 3, -1]

@@ -97,6 +97,11 @@ class ToyBundle:
     content: ContentSpace | None = None
     manifest: dict[str, Any] = field(default_factory=lambda: {"config": {"encoder": None}})
     note: str = ""
+
+    @property
+    def popularity(self) -> Floats:
+        return (1 - np.arange(len(self.catalog)) / len(self.catalog)).astype(np.float32)
+
     closed: list[str] = field(default_factory=list)
     """Its fingerprint, once `close` was called."""
 

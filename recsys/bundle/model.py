@@ -66,7 +66,12 @@ class Bundle:
     @cached_property
     def popular(self) -> Ints:
         """Item rows (n,) int64, most popular first."""
-        return np.argsort(-self.recommender.fallback.popularity, kind="stable").astype(np.int64)
+        return self.recommender.fallback.order
+
+    @property
+    def popularity(self) -> Floats:
+        """The scores (n,) that `popular` is ordered by."""
+        return self.recommender.fallback.popularity
 
     @cached_property
     def explainer(self) -> Explainer:

@@ -1,15 +1,17 @@
 """Popularity: positive events of each item, of all time or of the last days."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from features.arrays import Floats
+from features.arrays import Bools, Floats, Ints
 from features.errors import ConfigError
 from features.instants import DAY
-from features.interactions import Interactions, Ragged
+from features.interactions import Interactions, Ragged, UserStates
 from recsys.dense_recommender import DenseRecommender
 from recsys.histories import positive_counts
+from recsys.interfaces import Candidates, in_slices
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,23 @@ class Popular(DenseRecommender):
     """
 
     days: float | None = None
+
+    @cached_property
+    def order(self) -> Ints:
+        """Item rows (n,), most popular first; ties by row."""
+        return np.argsort(-self.popularity, kind="stable").astype(np.int64)
+
+    def recommend(
+        self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Candidates:
+        """The first k of `order` for each of b states; see `Recommender`."""
+        order = self.order if allow is None else self.order[allow[self.order]]
+        excluded = 0 if exclude is None else int(exclude.lengths.max(initial=0))
+        rows = np.tile(order[: k + excluded], (len(states), 1))
+        keep = np.ones(rows.shape, dtype=np.bool_)
+        if exclude is not None:
+            keep = ~in_slices(exclude, np.arange(len(rows))[:, None], rows)
+        return Candidates(rows, self.popularity[rows]).where(keep, k)
 
     def scores(self, positives: Ragged) -> Floats:
         """The popularity of all items, repeated for each state: (b, n) float32."""

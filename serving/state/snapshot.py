@@ -73,6 +73,11 @@ class ServableBundle(Protocol):
         ...
 
     @property
+    def popularity(self) -> Floats:
+        """(n,) float32: the scores that `popular` is ordered by."""
+        ...
+
+    @property
     def vectors(self) -> Floats | None:
         """Vectors of behaviour (n, d), unit rows; None where there are none."""
         ...
@@ -261,9 +266,8 @@ class ServingSnapshot:
         allowed = self._allowed_by(rules)
         allowed[seen] = False
         order = self.bundle.popular
-        ranks = np.flatnonzero(allowed[order])
-        scores = (1 - ranks / max(1, len(order))).astype(np.float32)
-        found = Candidates(order[ranks[None]], scores[None])
+        rows = order[allowed[order]]
+        found = Candidates(rows[None], self.bundle.popularity[rows][None])
 
         def find(n: int) -> Candidates:
             return Candidates(found.rows[:, :n], found.scores[:, :n])
