@@ -64,6 +64,15 @@ class Targets:
         used, state = np.unique(self.state[keep], return_inverse=True)
         return Targets(self.states[used], state.astype(np.int64), self.item[keep], self.repeated)
 
+    def sample(self, max_states: int, seed: int) -> "Targets":
+        """A random sample of at most `max_states` states, with all their targets."""
+        n = len(self.states)
+        if n <= max_states:
+            return self
+        chosen = np.zeros(n, dtype=np.bool_)
+        chosen[np.random.default_rng(seed).permutation(n)[:max_states]] = True
+        return self.where(chosen[self.state])
+
     def unseen(self) -> "Targets":
         """The targets whose users have not seen their items. The others are counted in `repeated`.
 

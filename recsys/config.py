@@ -126,6 +126,11 @@ class RerankerConfig(StrictModel):
     groups: Annotated[int, Field(ge=1)] = 5000
     """Maximum number of states of the validation window that the reranker is trained on; the seed draws them."""
 
+    cold_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Maximum share of the first ten places that cold items, those without a positive event, are lifted to by a
+    number added to their scores; 0: they are not lifted. null: as far as it costs at most 1 % of NDCG@10 on the
+    validation window. They are never lifted beyond the point where they are found as often as other items."""
+
 
 class AlignmentConfig(StrictModel):
     """Alignment of the content vectors in a shared space."""

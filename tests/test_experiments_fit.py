@@ -15,7 +15,7 @@ from experiments.config import RunConfig
 from experiments.dataset import Dataset, _dataset_notes
 from experiments.evaluation.ranking import Comparison
 from experiments.pipelines import fit, train
-from experiments.pipelines.fit import build_two_stage, fit_baseline, sample_states
+from experiments.pipelines.fit import build_two_stage, fit_baseline
 from experiments.splits import time_split
 from experiments.tracking import mlflow
 from features.errors import ConfigError
@@ -65,8 +65,8 @@ def test_a_sample_keeps_all_targets_of_its_states():
     split = time_split(toy_log(rows, 8), (3, 6, 20), history="prequential", repeats=True)
     targets = split.test
     n = len(targets.states)
-    assert sample_states(targets, n, 0) is targets
-    some = sample_states(targets, 5, seed=3)
+    assert targets.sample(n, 0) is targets
+    some = targets.sample(5, seed=3)
     chosen = np.sort(np.random.default_rng(3).permutation(n)[:5])
     assert some.states.users.tolist() == targets.states.users[chosen].tolist()
     assert len(some) == 10  # two targets each

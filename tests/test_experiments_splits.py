@@ -12,6 +12,7 @@ from toy_data import DAY, SMALL, START, chain, noise, rows_of, toy_catalog, toy_
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, keep_frequent
 from experiments.pipelines import fit as fit_module
+from experiments.pipelines import reranking
 from experiments.pipelines.fit import fit_baseline, train_two_stage
 from experiments.pipelines.train import fit_and_evaluate
 from experiments.splits import SplitConfig, check_no_leak, leave_last_out, time_split, window_cuts
@@ -355,7 +356,7 @@ def test_the_reranker_is_fitted_on_candidates_published_by_then(dataset, split, 
     published[[3, 4]] = middle, split.cut + DAY
     dated = replace(dataset, catalog=replace(dataset.catalog, published=published))
     examples = []
-    monkeypatch.setattr(fit_module, "fit_reranker", lambda features, given, config, *, seed: examples.extend(given))
+    monkeypatch.setattr(reranking.RankingRows, "of", lambda features, given, *, seed: examples.extend(given))
     config = CONFIG.model_copy(update={"reranker": RerankerConfig(candidates=30, trees=2)})
     fit_module.select_model(config, dated, {"home": split}, print, lambda description, total: print)
     (example,) = examples

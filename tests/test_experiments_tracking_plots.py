@@ -5,8 +5,10 @@ import logging
 import numpy as np
 import pytest
 
+from experiments.evaluation.lifts import Judgement, LiftResult
 from experiments.evaluation.ranking import Outcome
 from experiments.tracking import plots
+from recsys.ranking.calibration import ReliabilityBin
 
 
 def outcome(name: str, history: list[int], ranks: list[float], popularity: float = 0.75) -> Outcome:
@@ -70,12 +72,34 @@ def test_popularity_bias() -> None:
     assert axes.get_title() == "Popularity bias"
 
 
+LIFTS = (LiftResult(0.0, 0.1, 0.0, 0.2, 0.05), LiftResult(0.5, 0.099, 0.04, 0.19, 0.1))
+
+
+def test_cold_items() -> None:
+    figure = plots.cold_items(Judgement(LIFTS, 0.5, ()))
+    (axes,) = figure.axes
+    curve, chosen = axes.lines
+    np.testing.assert_allclose(curve.get_xydata(), [[0, 0.1], [0.04, 0.099]])
+    np.testing.assert_allclose(chosen.get_xydata(), [[0.04, 0.099]])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("HR@10 of cold items", "NDCG@10 of all")
+
+
+def test_reliability() -> None:
+    figure = plots.reliability((ReliabilityBin(9, 0.001, 0.0), ReliabilityBin(5, 0.01, 0.02)))
+    (axes,) = figure.axes
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[0.01, 0.02]])  # 0 is not on a logarithmic axis
+    np.testing.assert_allclose(axes.lines[1].get_xydata(), [[0.01, 0.01], [1.0, 1.0]])
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
 def test_without_matplotlib_the_log_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = outcome("a", [1], [1.0])
     line = {"epoch": 1.0, "loss": 1.0}
     assert sorted(plots.draw([line], [one])) == ["learning_curve", "ndcg_by_history_length", "popularity_bias"]
+    judged = plots.draw([line], [one], Judgement(LIFTS, 0.5, (ReliabilityBin(5, 0.01, 0.02),)))
+    assert {"cold_items", "reliability"} <= judged.keys()
     monkeypatch.setattr(plots, "find_spec", lambda name: None if name == "matplotlib" else 1)
     with caplog.at_level(logging.WARNING):
         assert plots.draw([line], [one]) == {}

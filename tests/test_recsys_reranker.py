@@ -12,6 +12,7 @@ from features.errors import BundleError
 from recsys.config import RerankerConfig
 from recsys.interfaces import Candidates, Scorer
 from recsys.ranking import reranker as module
+from recsys.ranking.calibration import Calibration
 from recsys.ranking.pair_features import FEATURES, PairFeatures, repeat_consumption_features
 from recsys.ranking.reranker import RankingExamples, Reranker, fit_reranker
 
@@ -308,18 +309,26 @@ def test_all_relevant_candidates_and_a_sample_of_the_others_are_trained_on(monke
 
 def test_a_loaded_reranker_gives_the_same_scores(tmp_path):
     features, states, found, relevant, _ = toy(decides="item_log_count")
-    fitted = fit(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=10))
-    fitted.save(tmp_path / "reranker.txt")
-    assert (tmp_path / "reranker.txt").read_text().startswith("tree\n")
-    loaded = Reranker.load(tmp_path / "reranker.txt", features)
-    np.testing.assert_array_equal(loaded.score(states, found), fitted.score(states, found))
+    trees = fit(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=10))
+    lifted = replace(trees, cold_lift=0.25, calibration=Calibration(np.array([0.0, 1]), np.array([0.1, 0.3])))
+    for fitted in (trees, lifted):
+        fitted.save(tmp_path / "reranker.txt")
+        assert (tmp_path / "reranker.txt").read_text().startswith("tree\n")
+        loaded = Reranker.load(tmp_path / "reranker.txt", features, fitted.arrays)
+        scores = fitted.score(states, found)
+        np.testing.assert_array_equal(loaded.score(states, found), scores)
+        probabilities = loaded.probabilities(found.rows, scores)
+        np.testing.assert_array_equal(probabilities, fitted.probabilities(found.rows, scores))
+    of_before = Reranker.load(tmp_path / "reranker.txt", features, {})  # written by a version without both
+    np.testing.assert_array_equal(of_before.score(states, found), trees.score(states, found))
+    assert of_before.probabilities(found.rows, scores) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"tree\nversion=v4\n", b"\xff\xfe\x00"])
 def test_a_file_that_is_no_model_is_rejected_by_name(tmp_path, features, content):
     (tmp_path / "reranker.txt").write_bytes(content)
     with pytest.raises(BundleError, match=r"reranker\.txt: not a LightGBM model: (it has no|not UTF-8 at)"):
-        Reranker.load(tmp_path / "reranker.txt", features)
+        Reranker.load(tmp_path / "reranker.txt", features, {})
 
 
 def test_a_model_of_other_features_is_rejected(tmp_path):
@@ -328,11 +337,13 @@ def test_a_model_of_other_features_is_rejected(tmp_path):
     text = fitted.booster.model_to_string().replace("retrieval_rank", "phase_of_moon")
     (tmp_path / "reranker.txt").write_text(text)
     with pytest.raises(BundleError, match=r"reranker\.txt: its features are .*phase_of_moon.*this version has"):
-        Reranker.load(tmp_path / "reranker.txt", features)
+        Reranker.load(tmp_path / "reranker.txt", features, {})
 
 
 class Blank:
     """Features, states and positions without content: only their numbers count."""
+
+    users = np.zeros(100_000, np.int64)
 
     def matrix(self, states, candidates):
         return np.zeros((*candidates.rows.shape, 1), np.float32)

@@ -26,7 +26,7 @@ from experiments.bench.runner import Bar, Result
 from experiments.config import RunConfig, load_config
 from experiments.dataset import Dataset, encode_contents, load_dataset
 from experiments.evaluation.ranking import headline_metrics
-from experiments.pipelines.fit import build_two_stage, sample_states
+from experiments.pipelines.fit import build_two_stage
 from experiments.pipelines.rolling_windows import evaluation_windows
 from experiments.splits import Targets
 from features.arrays import Bools, Floats
@@ -157,7 +157,7 @@ def _comparison(settings: RunConfig, passes: int, patience: int | None, short: b
     if short:
         fit = fit.where(fit.users % 10 == 0)
         validation = validation.where(validation.users % 10 == 0)
-    validation = sample_states(validation, training.validation_states, settings.seed)
+    validation = validation.sample(training.validation_states, settings.seed)
     return Comparison(settings, towers, training, dataset, fit, validation, TrainingSequences.build(fit))
 
 

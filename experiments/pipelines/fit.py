@@ -3,22 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from experiments.config import RunConfig
 from experiments.dataset import Dataset
-from experiments.evaluation.ranking import headline_metrics, published_batches
-from experiments.splits import Split, Targets, check_no_leak
+from experiments.evaluation.lifts import Judgement
+from experiments.evaluation.ranking import headline_metrics
+from experiments.pipelines.reranking import train_reranker
+from experiments.splits import Split, check_no_leak
 from features.catalog import Catalog, item_texts
 from features.errors import ConfigError
 from features.interactions import Interactions
 from features.progress import StartProgress
 from recsys import baselines
 from recsys.dense_recommender import DenseRecommender
-from recsys.interfaces import Candidates
 from recsys.item_statistics import ItemStatistics
 from recsys.ranking.pair_features import PairFeatures
-from recsys.ranking.reranker import RankingExamples, Reranker, fit_reranker
+from recsys.ranking.reranker import Reranker
 from recsys.recommender import TwoStageRecommender
 from recsys.retrieval.index import Index
 from recsys.towers.cold_start import place_cold_items
@@ -60,11 +59,13 @@ class FittedRecommender:
 class SelectedModel:
     """What was selected on the validation window: the number of epochs of the towers, and the reranker.
 
-    selection: the towers that were validated, fitted on the events before the window.
+    selection: the towers that were validated, fitted on the events before the window; judgement: how
+    the reranker was judged there.
     """
 
     selection: FittedTowers
     reranker: Reranker | None
+    judgement: Judgement | None = None
 
 
 def select_model(
@@ -77,7 +78,7 @@ def select_model(
     """
     name, split = next(iter(splits.items()))
     repeats = config.data.placements[name].repeats
-    validation = sample_states(split.validation, config.training.validation_states, config.seed)
+    validation = split.validation.sample(config.training.validation_states, config.seed)
 
     def validate(model: TwoTowers) -> dict[str, float]:
         return headline_metrics(
@@ -95,12 +96,10 @@ def select_model(
         progress=progress,
     )
     check_no_leak(split.validation_cut, vocabulary=dataset, selection=selection)
-    reranker = None
-    if config.reranker is not None:
-        reranker = train_reranker(
-            config, dataset, splits, build_two_stage(selection.model, split.fit, config, dataset.catalog)
-        )
-    return SelectedModel(selection, reranker)
+    if config.reranker is None:
+        return SelectedModel(selection, None)
+    retrieval = build_two_stage(selection.model, split.fit, config, dataset.catalog)
+    return SelectedModel(selection, *train_reranker(config, dataset.catalog, splits, retrieval))
 
 
 def fit_selected(
@@ -134,7 +133,7 @@ def fit_selected(
     if selected.reranker is None:
         return FittedRecommender(towers, retrieval, retrieval, ItemStatistics.of(events))
     features = PairFeatures.of(dataset.catalog, retrieval.vectors, events)
-    ranked = replace(retrieval, reranker=Reranker(selected.reranker.booster, features))
+    ranked = replace(retrieval, reranker=replace(selected.reranker, features=features))
     return FittedRecommender(towers, ranked, retrieval, features.statistics)
 
 
@@ -176,48 +175,3 @@ def build_two_stage(
         candidates=config.reranker.candidates if config.reranker else 0,
         fitted_until=events.latest,
     )
-
-
-def train_reranker(
-    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], retrieval: TwoStageRecommender
-) -> Reranker | None:
-    """Fit one reranker for all placements on the validation windows; None when there is nothing to learn.
-
-    A query is a state of the window, its candidates are those of the first stage, and its targets are the relevant
-    ones. Each placement contributes an equal share of the queries, with its own rule on repeats.
-    """
-    assert config.reranker is not None
-    split = next(iter(splits.values()))
-    features = PairFeatures.of(dataset.catalog, retrieval.vectors, split.fit)
-    check_no_leak(split.validation_cut, features=features)
-    examples = []
-    for name, placement_split in splits.items():
-        repeats = config.data.placements[name].repeats
-        validation = placement_split.validation
-        warm = validation.states.positives().lengths > 0  # the reranker does not serve cold users
-        warm_targets = validation.where(warm[validation.state])
-        targets = sample_states(warm_targets, max(1, config.reranker.groups // len(splits)), config.seed)
-        shape = len(targets.states), config.reranker.candidates
-        candidates = Candidates(np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32))
-        for rows, published in published_batches(targets.states.as_of, dataset.catalog):
-            batch = targets.states[rows].compact()
-            seen = None if repeats else batch.seen_items()
-            retrieved = retrieval.retrieve(batch, config.reranker.candidates, allow=published, exclude=seen)
-            candidates.rows[rows], candidates.scores[rows] = retrieved.rows, retrieved.scores
-        n = len(dataset.catalog)
-        pairs = (
-            np.arange(len(candidates))[:, None] * n + candidates.rows
-        )  # (state, item) as one number: (b, candidates)
-        relevant = np.isin(pairs, targets.state * n + targets.item) & (candidates.rows >= 0)
-        examples.append(RankingExamples(targets.states, candidates, relevant))
-    return fit_reranker(features, examples, config.reranker, seed=config.seed)
-
-
-def sample_states(targets: Targets, max_states: int, seed: int) -> Targets:
-    """A random sample of at most `max_states` states, with all their targets."""
-    n = len(targets.states)
-    if n <= max_states:
-        return targets
-    chosen = np.zeros(n, dtype=np.bool_)
-    chosen[np.random.default_rng(seed).permutation(n)[:max_states]] = True
-    return targets.where(chosen[targets.state])

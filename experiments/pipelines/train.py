@@ -77,7 +77,8 @@ def _train(config: RunConfig, tracker: Tracker, reporter: Reporter, publish: boo
         path = write_bundle(config, kept, trained, facts, continues=first.cut is not None)
         if publish:
             publish_bundle(path)
-        record_run(tracker, tables, plots.draw(selected.selection.history, tables[0].outcomes), path)
+        figures = plots.draw(selected.selection.history, tables[0].outcomes, selected.judgement)
+        record_run(tracker, tables, figures, path)
         if selected.reranker is not None:
             tracker.metrics({f"importance.{name}": share for name, share in selected.reranker.importance.items()})
     except BaseException:
@@ -168,18 +169,18 @@ def fit_and_evaluate(
     rules: of a shop; the recommender is then evaluated with them as well. Returns the outcomes by placement, in the
     order of fitting. Raises LeakError, see `check_no_leak`.
     """
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in splits}
-    first = next(iter(splits.values()))
+    outcomes, first = {name: list[Outcome]() for name in splits}, next(iter(splits.values()))
     step = reporter.steps("models", len(config.baselines) + 1)
 
     def add_outcomes(
         name: str, recommender: Recommender, seconds: float, vectors: Floats | None = None, rules: Rules | None = None
     ) -> None:
         for placement, split in splits.items():
-            repeats = config.data.placements[placement].repeats
-            ruling = None if rules is None else partial(rules_by_user, rules, placement, dataset.catalog, vectors)
-            rest: dict[str, Any] = {"repeats": repeats, "seconds": seconds, "rules": ruling}
-            outcome = evaluate(name, recommender, split, dataset.catalog, split.test, **rest)
+            repeats, catalog = config.data.placements[placement].repeats, dataset.catalog
+            ruling = None if rules is None else partial(rules_by_user, rules, placement, catalog, vectors)
+            outcome = evaluate(
+                name, recommender, split, catalog, split.test, repeats=repeats, seconds=seconds, rules=ruling
+            )
             outcomes[placement].append(outcome)
             ndcg = outcome.per_user("ndcg").mean()
             reporter.say(f"{name} · {placement}: NDCG@10 {ndcg:.4f}, fitted in {seconds:.1f} s")
@@ -204,6 +205,7 @@ def fit_and_evaluate(
     started = time.perf_counter()
     selected, trained = train_two_stage(config, dataset, splits, report, reporter.steps)
     seconds = time.perf_counter() - started
+    report_judgement(selected, reporter)
     add_outcomes(TOWERS, trained.retrieval, seconds)
     if config.reranker is not None:  # when no reranker could be fitted, this row repeats the retrieval
         add_outcomes(RERANKED, trained.recommender, seconds)
@@ -214,6 +216,13 @@ def fit_and_evaluate(
         add_outcomes(RULED, trained.recommender, seconds, vectors, rules)
     step(1)
     return outcomes, selected, trained
+
+
+def report_judgement(selected: SelectedModel, reporter: Reporter) -> None:
+    """Print how the lift of cold items was chosen, and how far probabilities can be believed."""
+    if selected.judgement is not None:
+        for line in selected.judgement.lines():
+            reporter.say(line)
 
 
 def format_line(values: dict[str, float]) -> str:

@@ -7,26 +7,34 @@ from typing import Any
 
 import numpy as np
 
+from experiments.evaluation.lifts import Judgement
 from experiments.evaluation.ranking import Outcome
 from features.arrays import Doubles
 from features.errors import missing_package
+from recsys.ranking.calibration import ReliabilityBin
 
 logger = logging.getLogger(__name__)
 
 
-def draw(history: list[dict[str, float]], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def draw(
+    history: list[dict[str, float]], outcomes: Sequence[Outcome], judgement: Judgement | None = None
+) -> dict[str, Any]:
     """All plots of a run by name; none where matplotlib is not installed, which is logged.
 
-    history: figures of each epoch; outcomes: of all models in one placement.
+    history: figures of each epoch; outcomes: of all models in one placement; judgement: of the
+    reranker.
     """
     if find_spec("matplotlib") is None:
         logger.warning("no plots are drawn: %s", missing_package("a plot", "matplotlib", "track"))
         return {}
-    return {
+    figures = {
         "learning_curve": learning_curve(history),
         "ndcg_by_history_length": ndcg_by_history(outcomes),
         "popularity_bias": popularity_bias(outcomes),
     }
+    if judgement is not None:
+        figures |= {"cold_items": cold_items(judgement), "reliability": reliability(judgement.reliability)}
+    return figures
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
@@ -47,6 +55,28 @@ def learning_curve(history: list[dict[str, float]]) -> Any:
     right = axes.twinx()
     right.set_ylabel("validation NDCG@10")
     right.plot(epochs, [line.get("ndcg_at_10", np.nan) for line in history], color="tab:orange", label="NDCG@10")
+    return figure
+
+
+def cold_items(judgement: Judgement) -> Any:
+    """NDCG@10 against HR@10 of cold items on the validation window, by their lift; the chosen lift is marked."""
+    figure, axes = _axes("What cold items give and cost", "HR@10 of cold items", "NDCG@10 of all")
+    axes.plot([each.hr_cold for each in judgement.lifts], [each.ndcg for each in judgement.lifts], ".-")
+    chosen = [each for each in judgement.lifts if each.lift == judgement.chosen]
+    axes.plot([each.hr_cold for each in chosen], [each.ndcg for each in chosen], "o", label="chosen")
+    axes.legend()
+    return figure
+
+
+def reliability(bins: Sequence[ReliabilityBin]) -> Any:
+    """The share of predictions that happened against their probability, on logarithmic axes."""
+    figure, axes = _axes("Reliability of probabilities", "predicted", "happened")
+    known = [each for each in bins if each.predicted > 0 and each.observed > 0]
+    axes.plot([each.predicted for each in known], [each.observed for each in known], "o-")
+    ends = [min((each.predicted for each in known), default=1e-3), 1]
+    axes.plot(ends, ends, "--", color="gray", label="equal")
+    axes.set(xscale="log", yscale="log")
+    axes.legend()
     return figure
 
 

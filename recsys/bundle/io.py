@@ -193,6 +193,7 @@ def _arrays(
         features = recommender.reranker.features
         arrays |= _sparse_arrays("neighbours", features.neighbours)
         arrays |= _sparse_arrays("tfidf", features.tfidf.rows) | {"idf": features.tfidf.idf}
+        arrays |= {f"reranker.{name}": values for name, values in recommender.reranker.arrays.items()}
     return {name: np.ascontiguousarray(values) for name, values in arrays.items()}
 
 
@@ -310,7 +311,8 @@ def _load(path: Path, manifest: dict[str, Any], version: int) -> Bundle:
         n = len(vectors)
         tfidf = TfidfIndex(_sparse_matrix("tfidf", arrays, (n, WIDTH)), arrays["idf"])
         features = PairFeatures(catalog, vectors, statistics, tfidf, _sparse_matrix("neighbours", arrays, (n, n)))
-        reranker = Reranker.load(path / RERANKER, features)
+        own = {name.removeprefix("reranker."): values for name, values in arrays.items()}
+        reranker = Reranker.load(path / RERANKER, features, own)
     fitted_until = manifest["fitted_until"]
     recommender = TwoStageRecommender(
         towers=towers,

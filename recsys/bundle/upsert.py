@@ -53,7 +53,7 @@ def upsert_items(bundle: Bundle, items: pl.DataFrame, channels: Mapping[str, Emb
     vectors = with_rows(recommender.vectors, total, rows[needs_vector], new_vectors)
     reranker = recommender.reranker
     if isinstance(reranker, Reranker):
-        reranker = Reranker(reranker.booster, _upsert_features(reranker.features, catalog, vectors, rows))
+        reranker = replace(reranker, features=_upsert_features(reranker.features, catalog, vectors, rows))
     fallback = replace(recommender.fallback, popularity=popularity)
     recommender = replace(recommender, vectors=vectors, fallback=fallback, reranker=reranker)
     content = None if bundle.content is None else upsert_content_space(bundle.content, total, rows, channels)

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
-from features.arrays import Doubles, Floats, Ints
+from features.arrays import Bools, Doubles, Floats, Ints
 from features.catalog import UNDATED, Catalog, item_texts
 from features.instants import DAY
 from features.interactions import Interactions, Ragged, UserStates
@@ -120,6 +120,11 @@ class PairFeatures:
         """
         published = self.catalog.published[rows]
         return np.where(published == UNDATED, np.nan, (as_of[:, None] - published.astype(np.float64)) / DAY)
+
+    @cached_property
+    def is_cold(self) -> Bools:
+        """Whether each item has no positive event: (n,) bool."""
+        return np.asarray(self.statistics.total == 0)
 
     @cached_property
     def finest_category(self) -> Ints:

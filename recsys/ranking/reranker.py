@@ -1,16 +1,17 @@
 """The reranker, the second stage: LambdaMART on features of user, item and pair. The only import of lightgbm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from features.arrays import Doubles, Floats, Ints
+from features.arrays import Bools, Doubles, Floats, Ints
 from features.errors import BundleError, DataError, DependencyError, describe_read_error
 from features.interactions import UserStates
 from recsys.config import RerankerConfig
 from recsys.interfaces import Candidates
+from recsys.ranking.calibration import Calibration
 from recsys.ranking.pair_features import FEATURES, PairFeatures
 
 try:
@@ -31,13 +32,18 @@ The time that sampling saves is better spent on more states and more trees.
 """
 
 
+@dataclass(frozen=True)
 class Reranker:
-    """A `Scorer` by LambdaMART (Burges 2010)."""
+    """A `Scorer` by LambdaMART (Burges 2010).
 
-    def __init__(self, booster: lightgbm.Booster, features: PairFeatures) -> None:
-        """A reranker from a fitted booster and the features it reads."""
-        self.booster = booster
-        self.features = features
+    booster: the trees; features: what they read; cold_lift: added to the scores of cold items, those without a
+    positive event; calibration: of the scores of the trees, None where it is not known.
+    """
+
+    booster: lightgbm.Booster
+    features: PairFeatures
+    cold_lift: float = 0.0
+    calibration: Calibration | None = None
 
     def score(self, states: UserStates, candidates: Candidates, ranks: Ints | None = None) -> Floats:
         """See `Scorer`."""
@@ -53,7 +59,7 @@ class Reranker:
                     for at in parts
                 ]
             )
-        scores = self.predict(self.features.matrix(states, candidates, ranks))
+        scores = self.predict(self.features.matrix(states, candidates, ranks)) + self._lifts(candidates.rows)
         return np.where(candidates.rows >= 0, scores, np.float32(-np.inf))
 
     def predict(self, matrix: Floats) -> Floats:
@@ -61,11 +67,21 @@ class Reranker:
         scores = np.asarray(self.booster.predict(matrix.reshape(-1, len(FEATURES)), num_threads=1))
         return scores.reshape(matrix.shape[:2]).astype(np.float32)
 
+    def probabilities(self, rows: Ints, scores: Floats) -> Doubles | None:
+        """The probability that each item is the user's next one, by its score; None where it is not known.
+
+        rows, scores: of one shape.
+        """
+        return None if self.calibration is None else self.calibration(scores - self._lifts(rows))
+
+    def _lifts(self, rows: Ints) -> Floats:
+        return np.where(self.features.is_cold[rows], np.float32(self.cold_lift), np.float32(0))
+
     def contributions(self, states: UserStates, candidates: Candidates, places: Ints) -> Doubles:
         """What each feature adds to the scores of the candidates at places (m,) of one state (b = 1).
 
         (m, len(FEATURES) + 1): a column for each of FEATURES, then the expected value; a row adds up to the score
-        (TreeSHAP, Lundberg et al. 2018). At least one place.
+        without the lift of cold items (TreeSHAP, Lundberg et al. 2018). At least one place.
         """
         matrix = self.features.matrix(states, candidates)[0, places]
         return np.asarray(self.booster.predict(matrix, pred_contrib=True, num_threads=1), dtype=np.float64)
@@ -80,9 +96,18 @@ class Reranker:
         """Write the trees in the text format of LightGBM."""
         path.write_text(self.booster.model_to_string())
 
+    @property
+    def arrays(self) -> dict[str, Doubles]:
+        """What `load` needs besides the trees and the features."""
+        known = {} if self.calibration is None else self.calibration.arrays
+        return {"cold_lift": np.array([self.cold_lift])} | known
+
     @classmethod
-    def load(cls, path: Path, features: PairFeatures) -> "Reranker":
-        """Read what `save` wrote. Raises BundleError when the file is not a model with these features."""
+    def load(cls, path: Path, features: PairFeatures, arrays: Mapping[str, Doubles]) -> "Reranker":
+        """Read what `save` wrote, with its `arrays`, none of which an older version had.
+
+        Raises BundleError when the file is not a model with these features.
+        """
         try:
             text = path.read_text(encoding="utf-8")
             if not text.startswith("tree\n") or "\nend of trees\n" not in text:  # LightGBM ends the process on half
@@ -93,7 +118,8 @@ class Reranker:
             raise BundleError(f"{path}: not a LightGBM model: {describe_read_error(error)}; train again") from error
         if tuple(names) != FEATURES:
             raise BundleError(f"{path}: its features are {names}, this version has {list(FEATURES)}")
-        return cls(booster, features)
+        lift = arrays.get("cold_lift", np.zeros(1))
+        return cls(booster, features, float(lift[0]), Calibration.of_arrays(arrays))
 
 
 @dataclass(frozen=True)
@@ -102,7 +128,46 @@ class RankingExamples:
 
     states: UserStates
     candidates: Candidates
-    relevant: np.ndarray
+    relevant: Bools
+
+
+@dataclass(frozen=True)
+class RankingRows:
+    """The rows that trees are fitted on: features (r, len(FEATURES)) float32, relevant (r,) bool, in g groups.
+
+    sizes (g,): rows of each group, one after another; users (g,): user of each.
+    """
+
+    matrix: Floats
+    relevant: Bools
+    sizes: Ints
+    users: Ints
+
+    @classmethod
+    def of(cls, features: PairFeatures, examples: Sequence[RankingExamples], *, seed: int) -> "RankingRows | None":
+        """Of the states with a relevant candidate: a sample of their candidates. None when there is no such state."""
+        rng = np.random.default_rng(seed)
+        parts, labels, sizes, users = [], [], [], []
+        for example in examples:
+            rows, scores, relevant = example.candidates.rows, example.candidates.scores, example.relevant
+            useful = np.flatnonzero((relevant & (rows >= 0)).any(1))
+            for start in range(0, len(useful), STATES_AT_ONCE):
+                part = useful[start : start + STATES_AT_ONCE]
+                sampled = rng.random(rows[part].shape) < NEGATIVES / rows.shape[1]
+                used = (rows[part] >= 0) & (relevant[part] | sampled)  # (c, k)
+                chunk = Candidates(rows[part], scores[part])
+                parts.append(features.matrix(example.states[part].compact(), chunk)[used])
+                labels.append(relevant[part][used])
+                sizes.append(used.sum(1))
+                users.append(example.states.users[part])
+        if not parts:
+            return None
+        return cls(*(np.concatenate(arrays) for arrays in (parts, labels, sizes, users)))
+
+    def where(self, keep: Bools) -> "RankingRows":
+        """The groups where keep (g,) is True."""
+        rows = np.repeat(keep, self.sizes)
+        return RankingRows(self.matrix[rows], self.relevant[rows], self.sizes[keep], self.users[keep])
 
 
 def fit_reranker(
@@ -112,36 +177,24 @@ def fit_reranker(
 
     Raises DataError when LightGBM refuses the examples or the settings.
     """
-    rng = np.random.default_rng(seed)
-    parts, labels, sizes = [], [], []
-    for example in examples:
-        rows, scores, relevant = example.candidates.rows, example.candidates.scores, example.relevant
-        useful = np.flatnonzero((relevant & (rows >= 0)).any(1))
-        for start in range(0, len(useful), STATES_AT_ONCE):
-            part = useful[start : start + STATES_AT_ONCE]
-            sampled = rng.random(rows[part].shape) < NEGATIVES / rows.shape[1]
-            used = (rows[part] >= 0) & (relevant[part] | sampled)  # (c, k)
-            chunk = Candidates(rows[part], scores[part])
-            parts.append(features.matrix(example.states[part].compact(), chunk)[used])
-            labels.append(relevant[part][used])
-            sizes.append(used.sum(1))
-    if not parts:
-        return None
+    rows = RankingRows.of(features, examples, seed=seed)
+    return None if rows is None else fit_trees(features, rows, config, seed=seed)
+
+
+def fit_trees(features: PairFeatures, rows: RankingRows, config: RerankerConfig, *, seed: int) -> Reranker:
+    """Fit on ranking rows. Raises DataError when LightGBM refuses the rows or the settings."""
     data = lightgbm.Dataset(
-        np.concatenate(parts),
-        label=np.concatenate(labels).astype(np.float32),
-        group=np.concatenate(sizes),
-        feature_name=list(FEATURES),
+        rows.matrix, label=rows.relevant.astype(np.float32), group=rows.sizes, feature_name=list(FEATURES)
     )
     try:
         booster = lightgbm.train(
             {
                 "objective": "lambdarank",
                 # all candidates: initial scores are equal, and a smaller level would train on arbitrary ones
-                "lambdarank_truncation_level": max(int(size.max()) for size in sizes),
+                "lambdarank_truncation_level": int(rows.sizes.max()),
                 "num_leaves": config.leaves,
                 "learning_rate": config.learning_rate,
-                "min_data_in_leaf": min(2000, max(20, sum(map(len, parts)) // 500)),
+                "min_data_in_leaf": min(2000, max(20, len(rows.matrix) // 500)),
                 "deterministic": True,
                 "force_row_wise": True,
                 "seed": seed,
