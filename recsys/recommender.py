@@ -100,6 +100,10 @@ class TwoStageRecommender:
         ranks = np.searchsorted(-candidates.scores[0], -given.scores[0])[None]  # (1, m)
         return given.sorted(self.reranker.score(states, given, ranks), len(rows))
 
+    def probabilities(self, rows: Ints, scores: Floats) -> Doubles | None:
+        """See `Explainable`."""
+        return self.reranker.probabilities(rows, scores) if isinstance(self.reranker, Reranker) else None
+
     def retrieval_scores(self, states: UserStates) -> Floats:
         """See `Explainable`: the inner products with the user vector."""
         scores: Floats = self.vectors @ self.towers.user_vectors(states, self.vectors)[0]

@@ -70,6 +70,10 @@ class Explainable(Recommender, Protocol):
         """The items of rows (m,), best first: (1, m). Also for a state without a positive event, by popularity."""
         ...
 
+    def probabilities(self, rows: Ints, scores: Floats) -> Doubles | None:
+        """The probability that each item of rows (m,) is the user's next one, by its score (m,); None: not known."""
+        ...
+
     def retrieval_scores(self, states: UserStates) -> Floats:
         """The score of the first stage of every item: (n,) float32."""
         ...
