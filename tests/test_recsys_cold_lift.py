@@ -117,15 +117,15 @@ def test_the_curve_starts_without_a_lift_and_the_chosen_lift_is_on_it():
 
 def test_probabilities_are_the_frequencies_of_equal_scores():
     scores = np.repeat(np.array([0.0, 1, 2], np.float32), 10)
-    happened = np.zeros(30, np.bool_)
-    happened[[0, 10, 11, 12, 20, 21, 22, 23, 24]] = True  # 1, 3 and 5 of 10
+    happened = np.zeros(30)
+    happened[[0, 10, 11, 12, 20, 21, 22, 23, 24]] = 1  # 1, 3 and 5 of 10
     known = Calibration.of(scores, happened)
     np.testing.assert_allclose(known(np.array([-5.0, 0, 0.5, 1, 2, 9])), [0.1, 0.1, 0.2, 0.3, 0.5, 0.5])
 
 
 def test_scores_that_fall_where_frequencies_rise_are_pooled():
     scores = np.repeat(np.array([0.0, 1], np.float32), 10)
-    happened = np.arange(20) < 5  # 5 of 10 at 0, none of 10 at 1
+    happened = 1.0 * (np.arange(20) < 5)  # 5 of 10 at 0, none of 10 at 1
     known = Calibration.of(scores, happened)
     np.testing.assert_allclose(known(np.array([0.0, 1])), [0.25, 0.25])
     again = Calibration.of_arrays(known.arrays)
@@ -134,6 +134,6 @@ def test_scores_that_fall_where_frequencies_rise_are_pooled():
 
 
 def test_reliability_by_hand():
-    bins = reliability(np.array([0.0005, 0.015, 0.011, 0.5]), np.array([False, True, False, True]))
+    bins = reliability(np.array([0.0005, 0.015, 0.011, 0.5]), np.array([0.0, 1, 0, 1]))
     assert [(each.n, each.observed) for each in bins] == [(1, 0), (2, 0.5), (1, 1)]
     assert [each.predicted for each in bins] == pytest.approx([0.0005, 0.013, 0.5])

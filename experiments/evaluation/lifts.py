@@ -59,7 +59,7 @@ class Judgement:
                     + (" <- chosen" if is_chosen else "")
                 )
         for each in self.reliability:
-            yield f"probability {each.predicted:.4f}: {each.observed:.4f} of {each.n:,} candidates were taken"
+            yield f"probability {each.predicted:.4f}: {each.observed:.4f} of {each.n:,} candidates were the next item"
 
 
 def lift_results(targets: Targets, candidates: Candidates, scores: Floats, cold: Bools) -> Iterator[LiftResult]:

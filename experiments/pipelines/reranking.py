@@ -9,7 +9,7 @@ from experiments.config import RunConfig
 from experiments.evaluation.lifts import Judgement, choose_lift, lift_results
 from experiments.evaluation.ranking import published_batches
 from experiments.splits import Split, Targets, check_no_leak
-from features.arrays import Bools, Floats, Ints
+from features.arrays import Doubles, Floats, Ints
 from features.catalog import Catalog
 from recsys.config import RerankerConfig
 from recsys.interfaces import Candidates
@@ -51,7 +51,9 @@ def train_reranker(
     lifts = tuple(lift_results(targets, examples.candidates, scores, features.is_cold))
     lift = choose_lift(lifts, config.reranker.cold_share)
     is_item = examples.candidates.rows >= 0
-    known, happened = scores[is_item], examples.relevant[is_item]
+    # one of the items that a user takes at one moment is the next one: each is it by an equal share
+    happened = (examples.relevant / np.bincount(targets.state, minlength=len(scores))[:, None])[is_item]
+    known = scores[is_item]
     bins = _reliability(known, happened, np.repeat(examples.states.users % 2, is_item.sum(1)))
     reranker = replace(reranker, calibration=Calibration.of(known, happened), cold_lift=lift)
     return reranker, Judgement(lifts, lift, bins)
@@ -119,7 +121,7 @@ def _held_out_scores(
     return scores
 
 
-def _reliability(scores: Floats, happened: Bools, halves: Ints) -> tuple[ReliabilityBin, ...]:
+def _reliability(scores: Floats, happened: Doubles, halves: Ints) -> tuple[ReliabilityBin, ...]:
     """Of probabilities (m,) that are calibrated on the other half of the users. halves (m,): 0 or 1."""
     probabilities = np.zeros(len(scores))
     for half in (0, 1):

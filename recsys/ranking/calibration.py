@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.arrays import Bools, Doubles, Floats
+from features.arrays import Doubles, Floats
 
 BIN_EDGES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Probabilities between the bins of `reliability`."""
@@ -13,7 +13,7 @@ BIN_EDGES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """n predictions of similar probability: their mean, and the share of them that happened."""
+    """n predictions of similar probability: their mean, and the mean of what happened."""
 
     n: int
     predicted: float
@@ -31,14 +31,14 @@ class Calibration:
     probabilities: Doubles
 
     @classmethod
-    def of(cls, scores: Floats, happened: Bools) -> "Calibration":
-        """Isotonic regression of what happened (n,) on scores (n,) (Zadrozny & Elkan 2002).
+    def of(cls, scores: Floats, happened: Doubles) -> "Calibration":
+        """Isotonic regression of what happened (n,), each from 0 to 1, on scores (n,) (Zadrozny & Elkan 2002).
 
         The scores must not be of a model that was fitted on what happened: such a model is too sure. At least one.
         """
         from sklearn.isotonic import IsotonicRegression  # imported late, because it takes a second
 
-        fitted = IsotonicRegression(out_of_bounds="clip").fit(scores.astype(np.float64), happened.astype(np.float64))
+        fitted = IsotonicRegression(out_of_bounds="clip").fit(scores.astype(np.float64), happened)
         return cls(fitted.X_thresholds_, fitted.y_thresholds_)
 
     def __call__(self, scores: Floats) -> Doubles:
@@ -58,7 +58,7 @@ class Calibration:
         return cls(arrays["calibration.scores"], arrays["calibration.probabilities"])
 
 
-def reliability(probabilities: Doubles, happened: Bools) -> tuple[ReliabilityBin, ...]:
+def reliability(probabilities: Doubles, happened: Doubles) -> tuple[ReliabilityBin, ...]:
     """Predictions (n,) against what happened (n,), by BIN_EDGES; bins without predictions are left out."""
     bins = np.digitize(probabilities, BIN_EDGES)
     counts = np.bincount(bins, minlength=len(BIN_EDGES) + 1)
