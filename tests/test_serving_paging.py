@@ -92,6 +92,12 @@ class Reader:
         caps = [rule["cap"]["at_most"] for rule in self.rules if "cap" in rule]
         assert len(items) == k or not left or (caps and len(items) >= min(caps))
         assert (answer["cursor"] is None) == (not left)
+        for pin in (rule["pin"] for rule in self.rules if "pin" in rule and not caps):
+            item, place = pin["item"], pin["position"] - len(self.shown) - 1
+            if item in allowed and 0 <= place < len(items):
+                assert items[place] == item
+            elif item in items and place >= len(items):
+                assert not left, "it stands before its position only at the end of the list"
         self.shown += items
         self.products |= {*products}
         self.cursor = answer["cursor"]
@@ -108,10 +114,10 @@ GROUP = st.sampled_from([None, None, "g", "h", "j"])
 RULE = st.one_of(
     st.builds(lambda p, i: {"pin": {"item": i, "position": p}}, st.integers(1, 12), st.sampled_from(NAMES)),
     st.builds(lambda m: {"cap": {"column": "categories", "at_most": m}}, st.integers(1, 4)),
-    st.builds(lambda items: {"only": {"items": sorted(items)}}, st.sets(st.sampled_from(NAMES), min_size=8)),
+    st.builds(lambda items: {"only": {"items": sorted(items)}}, st.sets(st.sampled_from(NAMES), min_size=16)),
     st.builds(lambda i: {"boost": {"items": {"items": [i]}, "by": 2}}, st.sampled_from(NAMES)),
 )
-BUNDLE = st.lists(st.sampled_from(NAMES), min_size=4, unique=True).flatmap(
+BUNDLE = st.lists(st.sampled_from(NAMES), min_size=10, unique=True).flatmap(
     lambda items: st.tuples(
         st.fixed_dictionaries(dict.fromkeys(items, GROUP)), st.sets(st.sampled_from(items), max_size=3)
     )
@@ -122,7 +128,7 @@ CHANGE = st.one_of(
     st.tuples(st.just("delete"), st.sampled_from(NAMES)),
     st.tuples(st.just("click"), st.sampled_from(NAMES)),
 )
-PAGES = st.lists(st.tuples(st.integers(1, 6), st.lists(CHANGE, max_size=2)), min_size=1, max_size=8)
+PAGES = st.lists(st.tuples(st.integers(1, 4), st.lists(CHANGE, max_size=2)), min_size=3, max_size=8)
 
 
 @settings(max_examples=60, deadline=None)
@@ -131,7 +137,7 @@ PAGES = st.lists(st.tuples(st.integers(1, 6), st.lists(CHANGE, max_size=2)), min
     pages=PAGES,
     place=st.sampled_from([*PLACES]),
     exclude=st.sets(st.sampled_from(NAMES), max_size=3),
-    rules=st.lists(RULE, max_size=3, unique_by=lambda rule: next(iter(rule))),
+    rules=st.lists(RULE, min_size=1, max_size=3, unique_by=lambda rule: next(iter(rule))),
 )
 def test_pages_of_one_list(
     first: Any, pages: list[Any], place: str, exclude: set[str], rules: list[dict[str, Any]]
