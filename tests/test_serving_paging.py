@@ -112,7 +112,7 @@ def wait_until_live(harness: ServiceHarness, items: set[str]) -> None:
 
 GROUP = st.sampled_from([None, None, "g", "h", "j"])
 RULE = st.one_of(
-    st.builds(lambda p, i: {"pin": {"item": i, "position": p}}, st.integers(1, 12), st.sampled_from(NAMES)),
+    st.builds(lambda p, i: {"pin": {"item": i, "position": p}}, st.integers(1, 30), st.sampled_from(NAMES)),
     st.builds(lambda m: {"cap": {"column": "categories", "at_most": m}}, st.integers(1, 4)),
     st.builds(lambda items: {"only": {"items": sorted(items)}}, st.sets(st.sampled_from(NAMES), min_size=16)),
     st.builds(lambda i: {"boost": {"items": {"items": [i]}, "by": 2}}, st.sampled_from(NAMES)),
