@@ -116,7 +116,7 @@ def test_events_between_pages_bring_nothing_back(harness: ServiceHarness) -> Non
     path = "/v1/users/new/recommendations?placement=again"
     first, cursor = page(harness, path)
     assert first == ["i0", "i1", "i2"]
-    harness.click("new", "i1")  # the list of the model begins with i1, i0, i2, …
+    harness.click("new", "i1", timestamp="2020-01-01T00:00:00Z")  # the list of the model begins with i1, i0, i2, …
     assert page(harness, path, cursor)[0] == ["i4", "i6", "i7"]
     harness.click("new", "i11")
     assert page(harness, path, cursor)[0] == ["i11", "i10", "i9"]

@@ -255,9 +255,13 @@ class ServingSnapshot:
     def remain(self, slate: Slate, left_out: Ints, among: Bools | None = None) -> bool:
         """Whether products are left beside those of a slate. left_out: rows; among (n,) bool: None for all items."""
         left = self.allowed() if among is None else self.allowed() & among
-        left[left_out] = False
-        left &= ~self.products.variants(slate.rows)
-        return bool(left.any())
+        left[left_out] = left[slate.rows] = False
+        first = int(left.argmax()) if len(left) else -1
+        if first < 0 or not left[first]:
+            return False
+        if self.groups[first] not in self.groups[slate.rows]:  # nearly always: the mask below takes longer
+            return True
+        return bool((left & ~self.products.variants(slate.rows)).any())
 
     def similar(self, row: int, k: int, trace: dict[str, float], left_out: Ints) -> Slate:
         """The slate of items similar to one item. left_out: rows, with those of the item and its variants."""
