@@ -51,9 +51,16 @@ class ItemKeys:
 
     def rows(self, keys: Keys, bits: int = SHORT_BITS) -> Ints:
         """Rows of the items whose short keys begin with these bits (m,); keys of no item are skipped."""
+        return self._found(keys, bits).pairs()[1]
+
+    def has(self, keys: Keys, bits: int = SHORT_BITS) -> Bools:
+        """(m,) bool: which keys are those of an item."""
+        return self._found(keys, bits).lengths > 0
+
+    def _found(self, keys: Keys, bits: int) -> Ragged:
         rest = np.uint64(SHORT_BITS - bits)
         begin, end = (np.searchsorted(self.keys, edge << rest) for edge in (keys, keys + np.uint64(1)))
-        return Ragged(self.order, begin, end).pairs()[1]
+        return Ragged(self.order, begin, end)
 
 
 @dataclass(frozen=True)
@@ -84,10 +91,8 @@ class Products:
 
     def keys_of(self, rows: Ints) -> Keys:
         """(m,) uint64 below 2^KEY_BITS, ascending: the keys of items and of their groups."""
-        names = [self.catalog.ids.ids[row] for row in rows.tolist()]
-        grouped = rows[self.groups[rows] >= len(self.groups)]
-        names += [_in_group(name) for name in self._names.gather(grouped)] if len(grouped) else []
-        return np.unique(_product_keys(names))
+        items = _product_keys([self.catalog.ids.ids[row] for row in rows.tolist()])
+        return np.union1d(items, self._group_keys(rows))
 
     def rows_of(self, keys: Keys) -> Ints:
         """Rows of the products that `keys_of` gave these keys (m,), in this catalogue or another one, ascending.
@@ -95,10 +100,17 @@ class Products:
         An item that left the catalogue or its group since still stands for the group that it was in.
         """
         rows = self.items.rows(keys, KEY_BITS)
-        moved = np.setdiff1d(keys, self.keys_of(rows))
+        others = keys[~self.items.has(keys, KEY_BITS)]
+        moved = np.setdiff1d(others, self._group_keys(rows)) if len(others) else others
         if len(moved):
             rows = np.concatenate((rows, self._first_of_groups.rows(moved, KEY_BITS)))
         return np.flatnonzero(self.variants(rows))
+
+    def _group_keys(self, rows: Ints) -> Keys:
+        """The keys of the groups of items; none of items that are products of their own."""
+        groups, first = np.unique(self.groups[rows], return_index=True)
+        grouped = rows[first[groups >= len(self.groups)]]
+        return _product_keys([_in_group(name) for name in self._names.gather(grouped)] if len(grouped) else [])
 
     @property
     def _names(self) -> pl.Series:
