@@ -26,8 +26,10 @@ class HttpProtocol(HttpToolsProtocol):
         """Refuse the request and close the connection."""
         error = ApiError(400, "bad_request", "the request is not valid HTTP/1.1", "")
         if len(self.url) > MAX_URL_BYTES:
-            message = f"the URL exceeds {MAX_URL_BYTES} bytes: send fewer ids in the filter, or shorter ones"
-            error = ApiError(414, "url_too_long", message, "filter" if b"filter=" in self.url else "path")
+            place = next((name for name in ("filter", "exclude") if f"{name}=".encode() in self.url), "path")
+            named = "exclude" if place == "exclude" else "the filter"
+            message = f"the URL exceeds {MAX_URL_BYTES} bytes: send fewer ids in {named}, or shorter ones"
+            error = ApiError(414, "url_too_long", message, place)
         response = error.response()
         headers = [*response.raw_headers, (b"connection", b"close")]
         head = b"".join(b"%s: %s\r\n" % header for header in headers)

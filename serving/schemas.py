@@ -174,6 +174,7 @@ class SlateResponse(BaseModel):
     source: str
     degraded: list[str]
     items: list[ItemOut]
+    cursor: str | None = Field(description="asks for the next page; null at the end of the list")
     trace: dict[str, float]
 
 

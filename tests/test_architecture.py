@@ -56,7 +56,10 @@ LAYERS = {
         ("cli",),
     ),
     "serving": (
-        ("settings", "rules", "errors", "schemas", "event_validation", "event_consumer", "http"),
+        (
+            *("settings", "rules", "errors", "schemas", "event_validation", "event_consumer", "http"),
+            *("products", "cursor"),
+        ),
         ("state",),
         ("routes",),
         ("app",),

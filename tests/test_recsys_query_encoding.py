@@ -154,7 +154,7 @@ def test_unavailable_items_are_never_found(available: list[bool], angle: float, 
     bundle = with_contents(toy_bundle(Path()))
     bundle = replace(bundle, catalog=replace(bundle.catalog, available=np.array(available)))
     vector = np.array([[np.cos(np.radians(angle)), np.sin(np.radians(angle)), 0]], np.float32)
-    found = ServingSnapshot.of(bundle, MemoryStore(RULES)).search(vector, k, {})
+    found = ServingSnapshot.of(bundle, MemoryStore(RULES)).search(vector, k, {}, np.zeros(0, np.int64))
     rows = found.rows.tolist()
     allowed = {row for row in range(12) if available[row] and row != 9}
     assert set(rows) <= allowed

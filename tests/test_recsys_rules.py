@@ -81,7 +81,7 @@ def expected(rules: tuple[Rule, ...], order: list[int], k: int, allow: Any, seen
     rows = [row for row in order if passes(row)]
     minimum = next((rule.minimum for rule in rules if rule.minimum is not None), -np.inf)
     score = {row: float(np.float32(1 - 0.1 * at)) for at, row in enumerate(rows)}
-    pins = {r.pin.position: CATALOG.ids.row(r.pin.item) for r in rules if r.pin and r.pin.position <= k}
+    pins = {r.pin.position: CATALOG.ids.row(r.pin.item) for r in rules if r.pin}
     caps = [rule.cap for rule in rules if rule.cap]
     fresh = next((rule.fresh for rule in rules if rule.fresh), None)
     diversity = next((rule.diversity for rule in rules if rule.diversity), None)
@@ -90,8 +90,11 @@ def expected(rules: tuple[Rule, ...], order: list[int], k: int, allow: Any, seen
         value = CATALOG.frame.get_column(column)[row]
         return value.to_list() if isinstance(value, pl.Series) else [] if value is None else [value]
 
+    def varies(row: int, others: list[int]) -> bool:
+        return row in others or any(GROUPS[row] is not None and GROUPS[row] == GROUPS[other] for other in others)
+
     def fits(row: int, taken: list[int]) -> bool:
-        if row in taken or any(GROUPS[row] is not None and GROUPS[row] == GROUPS[other] for other in taken):
+        if varies(row, taken):
             return False
         return all(
             sum(value in values(other, cap.column) for other in taken) < cap.at_most
@@ -103,12 +106,15 @@ def expected(rules: tuple[Rule, ...], order: list[int], k: int, allow: Any, seen
         day = PUBLISHED[row]
         return fresh is not None and day is not None and NOW - fresh.days * DAY <= day * DAY <= NOW
 
-    kept, taken = dict[int, int](), list[int]()
+    kept, taken, held = dict[int, int](), list[int](), list[int]()
     for position in sorted(pins):
         row = pins[position]
-        if passes(row) and allow[row] and row not in seen and fits(row, taken):
-            kept[position] = row
-            taken.append(row)
+        if passes(row) and allow[row] and row not in seen and fits(row, taken) and not varies(row, held):
+            if position <= k:
+                kept[position] = row
+                taken.append(row)
+            else:  # for a later page
+                held.append(row)
     usable = [row for row in rows if score[row] >= minimum]
     scored = [score[row] for row in usable]
     low = min(score.values(), default=0.0)
@@ -127,7 +133,7 @@ def expected(rules: tuple[Rule, ...], order: list[int], k: int, allow: Any, seen
         if position in kept:
             out.append(kept[position])
             continue
-        free = [row for row in usable if fits(row, taken)]
+        free = [row for row in usable if fits(row, taken) and not varies(row, held)]
         if fresh and sum(map(is_new, out)) < int(fresh.share * position + 1e-9) and any(map(is_new, free)):
             free = [*filter(is_new, free)]
         if not free:
@@ -143,7 +149,12 @@ def expected(rules: tuple[Rule, ...], order: list[int], k: int, allow: Any, seen
         best = max(free, key=lambda row: (round(gain(row), 9), -usable.index(row)))
         out.append(best)
         taken.append(best)
-    return out + [row for row in kept.values() if row not in out]
+    out += [row for row in kept.values() if row not in out]
+    for row in held:
+        if len(out) < k and fits(row, taken):
+            out.append(row)
+            taken.append(row)
+    return out
 
 
 FILTERS = st.sampled_from(

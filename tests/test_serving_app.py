@@ -209,7 +209,7 @@ def test_the_api_is_described(steady: ServiceHarness) -> None:
     body = api["paths"]["/v1/search"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}
     fields = body["application/json"]["schema"]["properties"]
-    assert set(fields) == {"text", "image", "audio", "video", "k", "filter", "user_id", "weight"}
+    assert set(fields) == {"text", "image", "audio", "video", "k", "filter", "user_id", "weight", "cursor"}
     assert set(fields["filter"]["anyOf"][0]["properties"]) >= {"categories", "price", "published", "columns"}
     assert "$ref" not in str(body)
 

@@ -253,6 +253,33 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceHarness]:
         yield harness
 
 
+@pytest.mark.parametrize("place", ["home", "again"])
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_pages_of_a_real_bundle_hold_every_product_once(real: ServiceHarness, k: int, place: str) -> None:
+    snapshot = real.service.snapshot
+    catalog = snapshot.bundle.catalog
+    for row in (0, 5):
+        event = {"user_id": "reader", "item_id": f"i{row}", "event": "take", "event_id": f"reader-{row}"}
+        assert real.client.post("/v1/events", content=orjson.dumps(event)).status_code == 202
+    for user, source in (("reader", "model"), ("nobody", "popular")):
+        items, cursor = list[str](), ""
+        while cursor is not None:
+            url = f"/v1/users/{user}/recommendations?k={k}&placement={place}&explain=true"
+            answer = real.client.get(url + (f"&cursor={cursor}" if cursor else "")).json()
+            assert [item["position"] for item in answer["items"]] == [
+                *range(len(items) + 1, len(items) + len(answer["items"]) + 1)
+            ]
+            assert answer["source"] == source
+            items += [item["item_id"] for item in answer["items"]]
+            cursor = answer["cursor"]
+        rows = catalog.ids.rows(items)
+        allowed = snapshot.available.copy()
+        if place == "home":
+            allowed[snapshot.seen_rows(real.store.read_users([user])[0])] = False
+        assert allowed[rows].all()
+        assert sorted(snapshot.groups[rows]) == sorted({*snapshot.groups[allowed].tolist()})
+
+
 def check_agreement(harness: ServiceHarness, user: str, k: int, place: str) -> set[str]:
     """Ask about every item of the bundle; the stages that are found."""
     shown = harness.get(user, k, place)["items"]

@@ -82,6 +82,12 @@ def test_a_filter_of_many_ids_is_refused_with_the_limit(address: tuple[str, int]
         assert (status, response["error"]["code"]) == (414, "url_too_long")
 
 
+def test_many_ids_to_leave_out_are_refused_with_the_limit(address: tuple[str, int]) -> None:
+    status, _, response = send(address, get("/v1/users/new/recommendations?exclude=" + "x," * 32_760))
+    assert (status, response["error"]["place"]) == (414, "exclude")
+    assert response["error"]["message"].endswith("65535 bytes: send fewer ids in exclude, or shorter ones")
+
+
 def test_1300_uuids_fit(address: tuple[str, int]) -> None:
     ids = [f"d3b07384-d9a0-4e9b-8c5d-{k:012d}" for k in range(1300)]
     url = "/v1/users/new/recommendations?k=1&filter=" + quote(json.dumps({"exclude": ids}), safe="")

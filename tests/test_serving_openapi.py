@@ -13,19 +13,19 @@ ERRORS = {"400", "414", "422", "503"}
 """Statuses that every path may answer with, besides those of its table."""
 
 ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
-    ("get", "/v1/users/{user_id}/recommendations"): ("users", "200", "RecommendationsResponse", set()),
+    ("get", "/v1/users/{user_id}/recommendations"): ("users", "200", "RecommendationsResponse", {"410"}),
     ("get", "/v1/users/{user_id}/why-not"): ("users", "200", "WhyNotResponse", {"404"}),
     ("post", "/v1/rank"): ("users", "200", "RankResponse", {"413", "415"}),
     ("get", "/v1/users/{user_id}/history"): ("users", "200", None, set()),
     ("post", "/v1/users/{user_id}/merge"): ("users", "202", "MergeResponse", {"413", "415", "409"}),
     ("delete", "/v1/users/{user_id}/events/{event_id}"): ("users", "202", "UndoResponse", set()),
     ("get", "/v1/users"): ("users", "200", None, set()),
-    ("get", "/v1/items/{item_id}/similar"): ("items", "200", "SimilarResponse", set()),
+    ("get", "/v1/items/{item_id}/similar"): ("items", "200", "SimilarResponse", {"410"}),
     ("get", "/v1/items/{item_id}"): ("items", "200", "ItemResponse", {"404"}),
     ("put", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"408", "413", "415"}),
     ("delete", "/v1/items/{item_id}"): ("items", "200", None, {"404"}),
     ("get", "/media/{item_id}"): ("items", "200", None, set()),
-    ("post", "/v1/search"): ("search", "200", "SearchResponse", {"408", "413", "415", "504"}),
+    ("post", "/v1/search"): ("search", "200", "SearchResponse", {"408", "410", "413", "415", "504"}),
     ("post", "/v1/events"): ("events", "202", "EventsResponse", {"413", "415"}),
     ("get", "/healthz"): ("state", "200", None, set()),
     ("get", "/readyz"): ("state", "200", None, set()),
@@ -101,7 +101,7 @@ def test_bodies(api: dict[str, Any]) -> None:
     assert search == form
     assert list(search) == ["schema"]
     assert sorted(search["schema"]["properties"]) == [
-        *("audio", "filter", "image", "k", "text", "user_id", "video", "weight"),
+        *("audio", "cursor", "filter", "image", "k", "text", "user_id", "video", "weight"),
     ]
     assert "categories" in search["schema"]["properties"]["filter"]["anyOf"][0]["properties"]
     assert "$defs" not in search["schema"]

@@ -31,7 +31,7 @@ from toy_service import ToyShelf, toy_bundle, toy_encoders, toy_settings, toy_up
 from serving.app import create_app
 from serving.http import http_server
 
-folder, url, listening = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+folder, url, listening = Path(sys.argv[1]), sys.argv[2] or None, int(sys.argv[3])
 shelf = ToyShelf(with_contents(toy_bundle(folder)))
 app = create_app(
     toy_settings(folder, redis_url=url, store_timeout=2.0, follow_seconds=0.2),
@@ -44,7 +44,7 @@ USERS = [f"u{n}" for n in range(12)]
 
 
 class Service:
-    """A service in a process of its own."""
+    """A service in a process of its own. url: of its store; "" for a private one."""
 
     def __init__(self, folder: Path, url: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:

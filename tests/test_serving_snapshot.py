@@ -124,9 +124,10 @@ def test_the_models_are_given_the_allowed_items(tmp_path: Path) -> None:
     states = snapshot.states(clicked("i10"), NOW)
     query = np.array([[1, 0, 0]], np.float32)
     snapshot.recommend(states, np.array([10]), 2, {})
-    snapshot.similar(5, 2, {})
-    snapshot.search(query, 2, {})
-    snapshot.search(query, 2, {}, states, 0.25)
+    none = np.zeros(0, np.int64)
+    snapshot.similar(5, 2, {}, np.array([4, 5]))
+    snapshot.search(query, 2, {}, none)
+    snapshot.search(query, 2, {}, none, states, 0.25)
     assert [name for name, _, _ in bundle.given] == ["recommend", "similar", "search", "search for a user by 0.25"]
     with_content = [row for row in allowed if row != 9]  # 9 has no content vector
     for (_, allow, _), rows in zip(bundle.given, (allowed, allowed, with_content, with_content), strict=True):

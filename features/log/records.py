@@ -50,7 +50,7 @@ class Event:
 class Exposure:
     """The slate of one response, best item first.
 
-    items, scores and propensities have one length; the positions are 1, 2, …;
+    items, scores and propensities have one length; the positions are first_position, first_position + 1, …;
     item_id: the item whose similar items were requested, otherwise None; user_id: "" for a request without a user.
     """
 
@@ -67,6 +67,7 @@ class Exposure:
     scores: tuple[float, ...]
     propensities: tuple[float, ...]
     item_id: str | None = None
+    first_position: int = 1
 
 
 @dataclass(frozen=True, slots=True)

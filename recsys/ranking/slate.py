@@ -1,7 +1,7 @@
 """The slate: what is shown of the candidates. The service, batch jobs and the evaluation fill it by one function."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -40,6 +40,10 @@ class Slate:
     def __len__(self) -> int:
         return len(self.items)
 
+    def after(self, shown: int) -> "Slate":
+        """The slate as a page that follows `shown` items of a list: its positions go on counting."""
+        return replace(self, positions=self.positions + shown)
+
 
 def item_groups(catalog: Catalog) -> Ints:
     """Group of each item, (n,) int64: variants of a product (column group_id) share one; others have their own."""
@@ -76,9 +80,13 @@ def fill_slates(
 
     while len(pending):
         found = find(pending, asked)
-        chosen = distinct_groups(found, groups, k) if rules is None else rules.choose(found, groups, k, may_show)
+        ended = ((found.rows >= 0).sum(1) < asked) | (asked >= len(groups))  # (c,): there are no more candidates
+        if rules is None:
+            chosen = distinct_groups(found, groups, k)
+        else:
+            chosen = rules.choose(found, groups, k, may_show, ended)
         filled.put(pending, chosen)
-        is_done = (chosen.rows >= 0).all(1) | ((found.rows >= 0).sum(1) < asked) | (asked >= len(groups))
+        is_done = (chosen.rows >= 0).all(1) | ended
         pending, asked = pending[~is_done], min(4 * asked, len(groups))
     return filled
 

@@ -1,7 +1,7 @@
 """Rules as a slate applies them: a shop's rules, compiled for one catalogue, choose among one user's candidates."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -44,12 +44,18 @@ class SlateRules:
     weight: float = 0.0
     notes: tuple[str, ...] = ()
 
-    def choose(self, found: Candidates, groups: Ints, k: int, may_show: MayShow) -> Candidates:
-        """The slates of b states: (b, k). found (b, c): candidates, best first; groups (n,): of `item_groups`.
+    def after(self, shown: int) -> "SlateRules":
+        """The rules of a page that follows `shown` items of a list: pins stand at their position in the list."""
+        return replace(self, pins={position - shown: row for position, row in self.pins.items() if position > shown})
 
-        A pin is left out where its item may not be shown, is a variant of an earlier pin, or is above a cap.
+    def choose(self, found: Candidates, groups: Ints, k: int, may_show: MayShow, ended: Bools) -> Candidates:
+        """The slates of b states: (b, k). found (b, c): candidates, best first; groups (n,): of `item_groups`; ended
+        (b,) bool: whether there are no more candidates.
+
+        A pin is left out where its item may not be shown, is a variant of an earlier pin, or is above a cap. A pin
+        beyond k is held back for the page that has its position; it ends a slate that is not filled without it.
         """
-        positions = [position for position in sorted(self.pins) if position <= k]
+        positions = sorted(self.pins)
         pinned = np.array([self.pins[position] for position in positions], dtype=np.int64)
         extended, width = _with_pins(found, pinned), found.rows.shape[1]
         orders = np.full((len(found), k), -1, dtype=np.int64)
@@ -58,20 +64,26 @@ class SlateRules:
             usable = (rows >= 0) & np.isfinite(scores) & self.allowed[rows]
             usable[:width] &= scores[:width] >= self.minimum
             usable[width:] &= may_show(state, pinned)
-            filling = _Filling(self, rows, scores, groups, usable)
-            places = {p: at for at, p in enumerate(positions, width) if filling.take(at)}
-            usable[width:] = False
+            filling = _Filling(self, rows, scores, groups, usable, width)
+            places = {p: at for at, p in enumerate(positions, width) if p <= k and filling.take(at)}
+            later = [at for at, p in enumerate(positions, width) if p > k and filling.hold(at)]
             chosen = filling.fill(k, places)
+            if ended[state]:
+                chosen += [at for at in later if filling.take(at)][: k - len(chosen)]
             order[: len(chosen)] = chosen
         return extended.take(orders)
 
 
 class _Filling:
-    """One slate while it is filled: which of w items are still usable."""
+    """One slate while it is filled: which of w items are still usable. The first `width` are candidates, the others
+    pins."""
 
-    def __init__(self, rules: SlateRules, rows: Ints, scores: Floats, groups: Ints, usable: Bools) -> None:
+    def __init__(
+        self, rules: SlateRules, rows: Ints, scores: Floats, groups: Ints, usable: Bools, width: int
+    ) -> None:
         """rows, scores, usable (w,); `usable` is changed."""
         self.rules, self.rows, self.groups, self.usable = rules, rows, groups[rows], usable
+        self.is_candidate = np.arange(len(rows)) < width
         self.values = _standardised(scores, usable)
         if rules.boost is not None:
             self.values += rules.boost[rows]
@@ -95,6 +107,14 @@ class _Filling:
             np.maximum(self.nearest, cosines, out=self.nearest)
         return True
 
+    def hold(self, at: int) -> bool:
+        """Leave out the variants of an item, if it is usable: none of them is taken in its stead."""
+        is_usable = bool(self.usable[at])
+        if is_usable:
+            self.usable[self.groups == self.groups[at]] = False
+            self.usable[at] = True
+        return is_usable
+
     def fill(self, k: int, places: dict[int, int]) -> list[int]:
         """Indices of the items of the slate, in order. places: position -> index of a pin, which has been taken."""
         rules, chosen = self.rules, list[int]()
@@ -102,7 +122,7 @@ class _Filling:
             if position in places:
                 chosen.append(places[position])
                 continue
-            free = self.usable
+            free = self.usable & self.is_candidate
             if rules.fresh is not None:
                 is_new = rules.fresh[self.rows]
                 missing = int(rules.share * position + 1e-9) - np.count_nonzero(is_new[chosen])

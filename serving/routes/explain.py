@@ -22,7 +22,8 @@ class Answer:
     """What one user is recommended, and from what.
 
     source: "model" or "popular"; degraded: components that failed; state, states: the user's, as read and in rows of
-    the bundle; seen: rows that the placement leaves out; rules: those of the shop that apply, None for none.
+    the bundle; seen: rows that the placement leaves out; rules: those of the shop that apply, None for none; cursor:
+    of the next page, None for none.
     """
 
     recommended: Recommended
@@ -32,6 +33,7 @@ class Answer:
     states: UserStates
     seen: Ints
     rules: SlateRules | None = None
+    cursor: str | None = None
 
     @property
     def slate(self) -> Slate:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import polars as pl
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
@@ -17,16 +19,20 @@ from features.instants import format_instant, parse_instant
 from features.log.item_changes import store_media
 from features.log.records import ItemDeleted, ItemPut
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, MAX_PRICE, TITLE, VIDEO
+from recsys.ranking.slate import Slate
+from serving.cursor import MAX_SHOWN, Page
 from serving.errors import ApiError, ErrorResponse, json_response
 from serving.routes.responses import (
+    CursorParameter,
+    ExcludeParameter,
     FilterParameter,
+    list_of,
     log_exposure,
     not_live_yet,
     require_item,
     slate_response,
     snapshot_of,
     timed,
-    with_filter,
 )
 from serving.routes.search_query import json_object, media_source
 from serving.schemas import FailedPart, Finite, Id, SimilarResponse, checked_id, first_error
@@ -201,22 +207,43 @@ def add_items(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in
 
 
 def _add_similar(app: FastAPI, service: ServiceState, in_thread: Callable[..., Any]) -> None:
-    @app.get("/v1/items/{item_id:id}/similar", responses={200: {"model": SimilarResponse}}, tags=["items"])
+    @app.get(
+        "/v1/items/{item_id:id}/similar",
+        responses={200: {"model": SimilarResponse}, 410: {"model": ErrorResponse}},
+        tags=["items"],
+    )
     async def similar(
+        request: Request,
         item_id: str,
         k: Annotated[int, Query(ge=1, le=100, description="number of items")] = 20,
         filter: FilterParameter = None,
+        exclude: ExcludeParameter = None,
+        cursor: CursorParameter = None,
     ) -> Response:
-        """Items similar to this one, best first; `near` holds the similarity by channel."""
-        snapshot = await with_filter(snapshot_of(service), filter, in_thread)
+        """Items similar to this one, best first; `near` holds the similarity by channel. `cursor`: as in
+        recommendations."""
+        args, of = partial(list_of, exclude=exclude, request=request), {"path": SIMILAR, "item_id": item_id}
+        snapshot, page = await in_thread(args, snapshot_of(service), filter, cursor, of, service.now())
         require_item(service, item_id)
         if (row := snapshot.bundle.catalog.ids.row(item_id)) < 0:
             raise not_live_yet()
         trace: dict[str, float] = {}
         with timed(trace, "rank"):
-            slate = await in_thread(snapshot.similar, row, k, trace)
+            slate, following = await in_thread(_similar_page, snapshot, row, k, trace, page)
         exposure = await log_exposure(service, slate, SIMILAR, item_id=item_id)
-        return slate_response(slate, snapshot, exposure, snapshot.near(row, slate))
+        return slate_response(slate, snapshot, exposure, following, snapshot.near(row, slate))
+
+
+def _similar_page(
+    snapshot: ServingSnapshot, row: int, k: int, trace: dict[str, float], page: Page
+) -> tuple[Slate, str | None]:
+    """A page of the items similar to one item, without its variants, and the cursor of the next page."""
+    own = np.flatnonzero(snapshot.products.variants(np.array([row])))
+    left_out = np.union1d(own, page.rows(snapshot.products))
+    k = min(k, MAX_SHOWN - page.shown)
+    slate = snapshot.similar(row, k, trace, left_out)
+    more = len(slate) == k and snapshot.remain(slate, left_out)
+    return slate.after(page.shown), page.next(slate, snapshot.products) if more else None
 
 
 def _add_changes(

@@ -2,21 +2,23 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import Query
+from fastapi import Query, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 
 from features.errors import DataError, LogError
+from features.ids import id_error
 from features.log.records import Exposure
 from recsys.ranking.explain import Why
 from recsys.ranking.slate import Slate
 from recsys.retrieval.filters import Filter
+from serving.cursor import Page, room_in_url
 from serving.errors import ApiError, json_response
 from serving.http import MAX_URL_BYTES
 from serving.schemas import checked_id, first_error
@@ -31,6 +33,14 @@ FilterParameter = Annotated[
         description=f"filter as JSON: which items may be returned. The whole URL has at most {MAX_URL_BYTES} bytes: "
         f"room for some 1,300 UUIDs; else 414. {json.dumps(Filter.model_json_schema())}",
     ),
+]
+
+ExcludeParameter = Annotated[
+    list[str] | None,
+    Query(description="ids of items that are not returned, repeated or with commas; joins `exclude` of the filter"),
+]
+CursorParameter = Annotated[
+    str | None, Query(description="`cursor` of the page before, with the other parameters as they were; k may differ")
 ]
 
 
@@ -59,28 +69,55 @@ def not_live_yet() -> ApiError:
     return ApiError(404, "not_live_yet", "the item is being embedded; try again in a moment", "item_id")
 
 
-async def with_filter(
-    snapshot: ServingSnapshot, item_filter: Filter | str | None, in_thread: Callable[..., Any]
-) -> ServingSnapshot:
-    """The snapshot restricted to the items that a filter selects.
+def list_of(
+    snapshot: ServingSnapshot,
+    item_filter: Filter | str | None,
+    cursor: str | None,
+    of: Mapping[str, str | bytes | None],
+    now: int,
+    *,
+    exclude: Sequence[str] | None = None,
+    request: Request | None = None,
+) -> tuple[ServingSnapshot, Page]:
+    """The snapshot restricted to the items that a request may be answered with, and the page that it asks for.
 
-    item_filter: a `Filter`, its JSON text, or None for no restriction. Raises ApiError 422 when it is invalid.
+    item_filter: a `Filter`, its JSON text, or None; exclude: further ids that it leaves out; of: what else the list
+    depends on, see `Page.of`; now: µs; request: the one whose URL holds the cursor, None for a body.
+    Raises ApiError 410 or 422 when one of them is invalid.
     """
-    if item_filter is None:
-        return snapshot
-    filtered: ServingSnapshot = await in_thread(_with_filter, snapshot, item_filter)
-    return filtered
-
-
-def _with_filter(snapshot: ServingSnapshot, item_filter: Filter | str) -> ServingSnapshot:
+    further = _ids(exclude or ())
     try:
-        parsed = Filter.model_validate_json(item_filter) if isinstance(item_filter, str) else item_filter
-        return snapshot.with_filter(parsed)
+        parsed = Filter.model_validate_json(item_filter) if isinstance(item_filter, str) else item_filter or Filter()
+        parsed = parsed.model_copy(update={"exclude": (*sorted({*parsed.exclude, *further}),)})
+        page = Page.of(cursor, {**of, "filter or exclude": parsed.model_dump_json()}, now, _room(request))
+        return (snapshot if parsed == Filter() else snapshot.with_filter(parsed)), page
     except ValidationError as error:
         place, reason = first_error(error)
         raise ApiError(422, "bad_filter", f"filter {place}: {reason}".replace(" :", ":"), "filter") from None
     except DataError as error:
         raise ApiError(422, "bad_filter", str(error), "filter") from None
+
+
+def _ids(texts: Sequence[str]) -> set[str]:
+    """The ids in the values of a parameter. An id may have commas: a value counts as an id, and as a list of ids.
+
+    Raises ApiError 422.
+    """
+    ids = set[str]()
+    for text in texts:
+        parts = text.split(",")
+        if id_error(text):
+            ids |= {checked_id(part, "exclude") for part in parts}
+        else:
+            ids |= {text, *filter(None, parts)}
+    return ids
+
+
+def _room(request: Request | None) -> int:
+    if request is None:
+        return MAX_URL_BYTES
+    path = request.scope.get("raw_path") or request.scope["path"].encode()
+    return room_in_url(path, request.scope["query_string"])
 
 
 @contextmanager
@@ -121,6 +158,7 @@ async def log_exposure(
         scores=tuple(slate.scores.tolist()),
         propensities=tuple(slate.propensities.tolist()),
         item_id=item_id,
+        first_position=int(slate.positions[0]) if len(slate) else 1,
     )
     with timed(slate.trace, "log"):
         try:
@@ -135,14 +173,15 @@ def slate_response(
     slate: Slate,
     snapshot: ServingSnapshot,
     exposure: Exposure,
+    cursor: str | None,
     near: Sequence[dict[str, float | None]] | None = None,
     why: Sequence[Why] | None = None,
     **more: Any,
 ) -> Response:
     """The response of a slate that was logged as `exposure`.
 
-    near: for each item its cosines by channel (the wire field `near`); why: for each item why it is shown (`why`);
-    more: further fields of the response.
+    cursor: of the next page, None for none; near: for each item its cosines by channel (the wire field `near`);
+    why: for each item why it is shown (`why`); more: further fields of the response.
     """
     items = [
         {**snapshot.cards[row], "score": score, "position": position, "propensity": propensity, "reason": reason}
@@ -169,6 +208,7 @@ def slate_response(
             "source": exposure.source,
             "degraded": exposure.degraded,
             "items": items,
+            "cursor": cursor,
             "trace": slate.trace,
             **more,
         }

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,8 +13,9 @@ from features.content.parts import Content
 from features.content.spaces import Embedded
 from features.interactions import UserStates
 from recsys.ranking.slate import Slate
+from serving.cursor import MAX_SHOWN, Page
 from serving.errors import ErrorResponse, json_response
-from serving.routes.responses import log_exposure, slate_response, snapshot_of, timed, with_filter
+from serving.routes.responses import list_of, log_exposure, slate_response, snapshot_of, timed
 from serving.routes.search_query import SearchIn, parse_query, query_schema
 from serving.schemas import SearchResponse
 from serving.state.encoder_pool import EncoderPool, encoding_of
@@ -23,6 +25,8 @@ from serving.state.snapshot import ServingSnapshot, rows_by_item
 logger = logging.getLogger("recsys.serving")
 
 SEARCH = "search"
+LISTED = ("text", "image", "audio", "video", "user_id", "weight")
+"""Fields that a list of results depends on, besides the filter."""
 
 
 def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in_thread: Callable[..., Any]) -> None:
@@ -33,7 +37,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
         "/v1/search",
         responses={
             200: {"model": SearchResponse},
-            **{code: {"model": ErrorResponse} for code in (400, 408, 413, 415, 504)},
+            **{code: {"model": ErrorResponse} for code in (400, 408, 410, 413, 415, 504)},
         },
         openapi_extra={
             "requestBody": {
@@ -49,14 +53,16 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
         In JSON, media are base64 or https URLs of hosts that the bundle allows; in a form, they are files.
         `query.failed` lists the parts that could not be read; the search uses the remaining parts. With `user_id`,
         items near both the query and the user come first. When the user's history or model fails, `degraded` says
-        so and the search uses the query alone.
+        so and the search uses the query alone. `cursor` asks for the next page.
         """
         snapshot, trace = snapshot_of(service), dict[str, float]()
         _, space = encoding_of(snapshot.bundle)  # raises before the body is read
         async with encoder_pool.body(request) as body:
             request_fields = await in_thread(parse_query, body, request.headers.get("content-type", ""))
             content, options = request_fields.content, request_fields.options
-            snapshot = await with_filter(snapshot, options.filter, in_thread)
+            of = {"path": SEARCH, **{name: _text(getattr(options, name)) for name in LISTED}}
+            args = snapshot, options.filter, options.cursor, of, service.now()
+            snapshot, page = await in_thread(list_of, *args)
             with timed(trace, "encode"):
                 embedded = await encoder_pool.embed(snapshot, content)
         failed = [
@@ -75,33 +81,44 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
                 state, degraded = await in_thread(service.keeper.read_user, snapshot.store, options.user_id)
             user = snapshot.states(state, service.now())
         with timed(trace, "rank"):
-            slate, failing = await in_thread(_search_slate, snapshot, embedded.vectors, options, user, trace)
+            found = await in_thread(_search_page, snapshot, embedded.vectors, options, user, trace, page)
+        slate, cursor, failing = found
         exposure = await log_exposure(
             service, slate, SEARCH, degraded=[*degraded, *failing], user_id=options.user_id or ""
         )
         columns = space.near_query(embedded.vectors[0], slate.rows)
-        return slate_response(slate, snapshot, exposure, rows_by_item(columns, len(slate)), query=query)
+        return slate_response(slate, snapshot, exposure, cursor, rows_by_item(columns, len(slate)), query=query)
 
 
-def _search_slate(
+def _text(value: Any) -> str | bytes | None:
+    """The value of a field as `Page.of` takes it."""
+    return value if isinstance(value, bytes | None) else str(value)
+
+
+def _search_page(
     snapshot: ServingSnapshot,
     vectors: Floats,
     options: SearchIn,
     user: UserStates | None,
     trace: dict[str, float],
-) -> tuple[Slate, list[str]]:
-    """The slate of a search, and the components that failed (values of `degraded`).
+    page: Page,
+) -> tuple[Slate, str | None, list[str]]:
+    """A page of a search, the cursor of the next page, and the components that failed (values of `degraded`).
 
     vectors (1, D): the encoded query; user: the state of the user user searches, or None. The slate depends on the
     query alone when the user has no positive item, or when the recommender fails.
     """
-    if user is None or not user.positive.any():
-        return snapshot.search(vectors, options.k, trace), []
+    k, left_out, failing = min(options.k, MAX_SHOWN - page.shown), page.rows(snapshot.products), list[str]()
+    find = partial(snapshot.search, vectors, k, trace, left_out)
     try:
-        return snapshot.search(vectors, options.k, trace, user, options.weight), []
+        slate = find() if user is None or not user.positive.any() else find(user, options.weight)
     except Exception:  # a model that fails on one user must not fail the search
+        if user is None:
+            raise
         logger.exception("the recommender failed for a history of %d items", len(user.times))
-        return snapshot.search(vectors, options.k, trace), ["recommender"]
+        slate, failing = find(), ["recommender"]
+    more = len(slate) == k and snapshot.remain(slate, left_out, snapshot.bundle.catalog.has_content)
+    return slate.after(page.shown), page.next(slate, snapshot.products) if more else None, failing
 
 
 def _read_modalities(content: Content, embedded: Embedded) -> list[str]:

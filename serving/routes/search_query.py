@@ -37,6 +37,9 @@ class SearchIn(BaseModel):
     filter: Filter | None = Field(default=None, description="which items may be returned; JSON in a form")
     user_id: Id | None = Field(default=None, description="user who searches: items near both come first")
     weight: Annotated[float, Field(ge=0, le=1)] = Field(default=0.3, description="weight of the user in the score")
+    cursor: str | None = Field(
+        default=None, description="of the page before; send the other fields but k as they were"
+    )
 
 
 def query_schema() -> dict[str, Any]:

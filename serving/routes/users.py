@@ -1,6 +1,9 @@
 """Routes of users: recommendations and their explanation, history, and the users who were active last."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -8,11 +11,23 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 
+from features.arrays import Ints
 from features.errors import StoreError
 from recsys.interfaces import sort_candidates
+from recsys.ranking.slate_rules import SlateRules
+from serving.cursor import MAX_SHOWN, Page
 from serving.errors import ApiError, ErrorResponse, json_response
 from serving.routes.explain import Answer, why_not, why_shown
-from serving.routes.responses import FilterParameter, log_exposure, slate_response, snapshot_of, timed, with_filter
+from serving.routes.responses import (
+    CursorParameter,
+    ExcludeParameter,
+    FilterParameter,
+    list_of,
+    log_exposure,
+    slate_response,
+    snapshot_of,
+    timed,
+)
 from serving.schemas import (
     RankIn,
     RankResponse,
@@ -24,16 +39,21 @@ from serving.schemas import (
     parse_json,
 )
 from serving.state.service import ServiceState
-from serving.state.snapshot import ServingSnapshot, card
+from serving.state.snapshot import Recommended, ServingSnapshot, card
 from serving.state.thread_pool import InThread
 
 logger = logging.getLogger("recsys.serving")
 
 Count = Annotated[int, Query(ge=1, le=100, description="number of items")]
 
+Choose = Callable[[Ints, int, dict[str, float], SlateRules | None], Recommended]
+"""Rows to leave out, k, trace and rules -> the slate; see `ServingSnapshot.recommend`."""
 
-def recommend(service: ServiceState, snapshot: ServingSnapshot, user_id: str, k: int, placement: str) -> Answer:
-    """What one user is recommended in a placement, at most k items."""
+
+def recommend(
+    service: ServiceState, snapshot: ServingSnapshot, user_id: str, k: int, placement: str, page: Page
+) -> Answer:
+    """What one user is recommended in a placement, at most k items: a page of the list."""
     trace: dict[str, float] = {}
     with timed(trace, "store"):
         state, degraded = service.keeper.read_user(snapshot.store, user_id)
@@ -43,16 +63,47 @@ def recommend(service: ServiceState, snapshot: ServingSnapshot, user_id: str, k:
         states, bundle = snapshot.states(state, service.now()), snapshot.bundle
         cold = not states.positive.any()
         rules = service.rules.of(bundle.catalog, bundle.vectors, placement, cold=cold, now=service.now())
-        if rules is not None and (rules.notes or not snapshot.available[[*rules.pins.values()]].all()):
-            degraded = [*degraded, "rules"]
-        if not cold:
-            try:
-                recommended = snapshot.recommend(states, seen, k, trace, rules)
-                return Answer(recommended, "model", degraded, state, states, seen, rules)
-            except Exception:  # a model that fails on one user must not fail the request
-                logger.exception("the recommender failed for a history of %d items", len(state.items))
-                degraded = [*degraded, "recommender"]
-        return Answer(snapshot.popular(seen, k, trace, rules), "popular", degraded, state, states, seen, rules)
+        if rules is not None:
+            if rules.notes or not snapshot.available[[*rules.pins.values()]].all():
+                degraded = [*degraded, "rules"]
+            rules = rules.after(page.shown)
+        left_out = np.union1d(seen, page.rows(snapshot.products))
+        source, choose = ("popular", snapshot.popular) if cold else ("model", partial(snapshot.recommend, states))
+        try:
+            recommended, cursor = _paged(choose, snapshot, page, left_out, k, trace, rules)
+        except Exception:  # a model that fails on one user must not fail the request
+            if source == "popular":
+                raise
+            logger.exception("the recommender failed for a history of %d items", len(state.items))
+            source, degraded = "popular", [*degraded, "recommender"]
+            recommended, cursor = _paged(snapshot.popular, snapshot, page, left_out, k, trace, rules)
+    return Answer(recommended, source, degraded, state, states, seen, rules, cursor)
+
+
+def _paged(
+    choose: Choose,
+    snapshot: ServingSnapshot,
+    page: Page,
+    left_out: Ints,
+    k: int,
+    trace: dict[str, float],
+    rules: SlateRules | None,
+) -> tuple[Recommended, str | None]:
+    """What is chosen for a page, and the cursor of the next page. left_out: rows that were seen or shown.
+
+    A slate that is not filled ends the list, except where caps, which hold for each page, have left items out.
+    """
+    k = min(k, MAX_SHOWN - page.shown)
+    recommended = choose(left_out, k, trace, rules)
+    slate = recommended.slate
+    allowed, capped = (None, False) if rules is None else (rules.allowed, bool(rules.caps))
+    more = len(slate) == k or (capped and len(slate) > 0)
+    more = more and snapshot.remain(slate, left_out, allowed)
+    if more and rules is not None and rules.minimum > -np.inf:  # whether an item that remains reaches it
+        shown = np.union1d(left_out, np.flatnonzero(snapshot.products.variants(slate.rows)))
+        more = len(choose(shown, 1, {}, rules.after(len(slate))).slate) > 0
+    cursor = page.next(slate, snapshot.products) if more else None
+    return replace(recommended, slate=slate.after(page.shown)), cursor
 
 
 def rank(service: ServiceState, snapshot: ServingSnapshot, user_id: str, ids: list[str]) -> dict[str, Any]:
@@ -137,29 +188,38 @@ def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
 
 def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     @app.get(
-        "/v1/users/{user_id:id}/recommendations", responses={200: {"model": RecommendationsResponse}}, tags=["users"]
+        "/v1/users/{user_id:id}/recommendations",
+        responses={200: {"model": RecommendationsResponse}, 410: {"model": ErrorResponse}},
+        tags=["users"],
     )
     async def recommendations(
+        request: Request,
         user_id: str,
         k: Count = 20,
         placement: str | None = None,
         filter: FilterParameter = None,
+        exclude: ExcludeParameter = None,
+        cursor: CursorParameter = None,
         explain: Annotated[bool, Query(description="say why each item is shown")] = False,
     ) -> Response:
         """Recommended items for a user, best first.
 
         `source` is "model", or "popular" when the user has no positive item or the recommender failed: the response
-        then holds the most popular items.
+        then holds the most popular items. `cursor` asks for the next page, which shows no item and no product again;
+        it is null at the end of the list.
         """
-        snapshot = await with_filter(snapshot_of(service), filter, in_thread)
         checked_id(user_id, "user_id")
+        snapshot = snapshot_of(service)
         name = placement_of(snapshot, placement)
-        answer = await in_thread(recommend, service, snapshot, user_id, k, name)
+        of = {"path": "recommendations", "user_id": user_id, "placement": name}
+        args = partial(list_of, exclude=exclude, request=request)
+        snapshot, page = await in_thread(args, snapshot, filter, cursor, of, service.now())
+        answer = await in_thread(recommend, service, snapshot, user_id, k, name, page)
         why = await in_thread(why_shown, service, snapshot, answer) if explain else None
         exposure = await log_exposure(
             service, answer.slate, name, source=answer.source, degraded=answer.degraded, user_id=user_id
         )
-        return slate_response(answer.slate, snapshot, exposure, why=why)
+        return slate_response(answer.slate, snapshot, exposure, answer.cursor, why=why)
 
 
 def _add_rank(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
@@ -197,7 +257,7 @@ def _add_why_not(app: FastAPI, service: ServiceState, in_thread: InThread) -> No
         name = placement_of(snapshot, placement)
 
         def explain() -> dict[str, Any]:
-            answer = recommend(service, snapshot, user_id, k, name)
+            answer = recommend(service, snapshot, user_id, k, name, Page(service.now()))
             return {**why_not(service, snapshot, answer, item_id), "degraded": answer.degraded}
 
         return json_response({"item_id": item_id, **await in_thread(explain)})

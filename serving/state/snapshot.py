@@ -8,10 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from features.arrays import Bools, Doubles, Floats, Ints, Keys
+from features.arrays import Bools, Doubles, Floats, Ints
 from features.catalog import Catalog
-from features.history_rules import seen_items, short_keys
-from features.ids import id_keys
+from features.history_rules import seen_items
 from features.instants import now_micros
 from features.interactions import Ragged, UserStates
 from features.schema import CATEGORIES, IMAGE, TITLE, DataConfig
@@ -20,10 +19,11 @@ from features.store.user_state import UserState
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates
 from recsys.ranking.explain import Explainable, Explainer
-from recsys.ranking.slate import Slate, fill_slates, item_groups, slate_of
+from recsys.ranking.slate import Slate, fill_slates, slate_of
 from recsys.ranking.slate_rules import SlateRules
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
+from serving.products import Products
 from serving.schemas import media_url
 
 MAX_IMAGE_BYTES = 16 << 20
@@ -107,35 +107,6 @@ class ServableBundle(Protocol):
 
 
 @dataclass(frozen=True)
-class ItemKeys:
-    """Finds the rows of items by their short keys. keys (n,) uint64, ascending; order (n,): the row of each key."""
-
-    keys: Keys
-    order: Ints
-
-    @classmethod
-    def of(cls, ids: Sequence[str]) -> "ItemKeys":
-        """Of the items of a catalogue, in row order."""
-        keys = short_keys(id_keys(ids))
-        order = np.argsort(keys)
-        return cls(keys[order], order)
-
-    def extended(self, ids: Sequence[str]) -> "ItemKeys":
-        """With the items that follow those that are known."""
-        if len(ids) == len(self.order):
-            return self
-        keys = np.concatenate((self.keys, short_keys(id_keys(ids[len(self.order) :]))))
-        rows = np.concatenate((self.order, np.arange(len(self.order), len(ids))))
-        order = np.argsort(keys)
-        return ItemKeys(keys[order], rows[order])
-
-    def rows(self, keys: Keys) -> Ints:
-        """Rows of the items with these short keys (m,); keys of no item are skipped."""
-        at = np.minimum(np.searchsorted(self.keys, keys), max(0, len(self.keys) - 1))
-        return self.order[at[self.keys[at] == keys]] if len(self.keys) else self.order
-
-
-@dataclass(frozen=True)
 class Recommended:
     """A slate for one user, and functions that tell how it came about. They are called for explanations only.
 
@@ -154,7 +125,7 @@ class ServingSnapshot:
     """A bundle with its store and derived arrays. An update makes a new snapshot and replaces the old one in a single
     assignment.
 
-    groups (n,): product of each item; keys: rows of the items by their short keys; cards: fields shown of each item;
+    products: which items are variants of each other, and the rows of items by key; cards: fields shown of each item;
     available (n,) bool: items that may be shown, the only array that changes while requests read it, and only from
     True to False; now: returns the time (µs); upcoming: rows of items whose publication time lay in the future when
     the snapshot was made; filter_mask (n,) bool: items that the filter of one request selects, None without one.
@@ -162,8 +133,7 @@ class ServingSnapshot:
 
     bundle: ServableBundle
     store: FeatureStore
-    groups: Ints
-    keys: "ItemKeys"
+    products: Products
     cards: tuple[dict[str, Any], ...]
     available: Bools
     now: Callable[[], int]
@@ -178,7 +148,7 @@ class ServingSnapshot:
         catalog = bundle.catalog
         cards = tuple(_cards(catalog.ids.ids, catalog.frame))
         available, upcoming = catalog.available.copy(), np.flatnonzero(~catalog.published_by(now()))
-        return cls(bundle, store, item_groups(catalog), ItemKeys.of(catalog.ids.ids), cards, available, now, upcoming)
+        return cls(bundle, store, Products.of(catalog), cards, available, now, upcoming)
 
     def with_upserts(self, bundle: ServableBundle, items: Sequence[str]) -> "ServingSnapshot":
         """The snapshot of `bundle`, which is this bundle with `items` added or replaced.
@@ -192,12 +162,16 @@ class ServingSnapshot:
         return replace(
             self,
             bundle=bundle,
-            groups=item_groups(catalog),
-            keys=self.keys.extended(catalog.ids.ids),
+            products=self.products.extended(catalog),
             cards=tuple(cards),
             available=catalog.available.copy(),
             upcoming=np.flatnonzero(~catalog.published_by(self.now())),
         )
+
+    @property
+    def groups(self) -> Ints:
+        """(n,) int64: the product of each item, see `item_groups`."""
+        return self.products.groups
 
     def hide(self, item: str) -> None:
         """Hide an item from the next response on."""
@@ -238,7 +212,7 @@ class ServingSnapshot:
 
     def seen_rows(self, state: UserState) -> Ints:
         """Rows of the items that the user has seen. Items that are not in the bundle are skipped."""
-        return self.keys.rows(seen_items(state.seen))
+        return self.products.items.rows(seen_items(state.seen))
 
     def recommend(
         self, states: UserStates, seen: Ints, k: int, trace: dict[str, float], rules: SlateRules | None = None
@@ -278,18 +252,35 @@ class ServingSnapshot:
         allowed = self.allowed()
         return allowed if rules is None else allowed & rules.allowed
 
-    def similar(self, row: int, k: int, trace: dict[str, float]) -> Slate:
-        """The slate of items similar to one item, without the item and its variants."""
-        variants = np.flatnonzero(self.groups == self.groups[row])
-        exclude = Ragged(variants, np.zeros(1, np.int64), np.array([len(variants)], dtype=np.int64))
+    def remain(self, slate: Slate, left_out: Ints, among: Bools | None = None) -> bool:
+        """Whether products are left beside those of a slate. left_out: rows; among (n,) bool: None for all items."""
+        left = self.allowed() if among is None else self.allowed() & among
+        left[left_out] = left[slate.rows] = False
+        first = int(left.argmax()) if len(left) else -1
+        if first < 0 or not left[first]:
+            return False
+        if self.groups[first] not in self.groups[slate.rows]:  # nearly always: the mask below takes longer
+            return True
+        return bool((left & ~self.products.variants(slate.rows)).any())
+
+    def similar(self, row: int, k: int, trace: dict[str, float], left_out: Ints) -> Slate:
+        """The slate of items similar to one item. left_out: rows, with those of the item and its variants."""
+        exclude = Ragged(left_out, np.zeros(1, np.int64), np.array([len(left_out)], dtype=np.int64))
         rows, allow = np.array([row], dtype=np.int64), self.allowed()
         return self._fill(lambda n: self.bundle.similar(rows, n, allow=allow, exclude=exclude), k, "similar", trace)
 
     def search(
-        self, vector: Floats, k: int, trace: dict[str, float], user: UserStates | None = None, weight: float = 0
+        self,
+        vector: Floats,
+        k: int,
+        trace: dict[str, float],
+        left_out: Ints,
+        user: UserStates | None = None,
+        weight: float = 0,
     ) -> Slate:
         """The slate of items whose content is nearest to a query (1, D), and near to a user by `weight`."""
         bundle, allow = self.bundle, self.allowed() & self.bundle.catalog.has_content
+        allow[left_out] = False
         if user is None:
             return self._fill(lambda n: bundle.search(vector, n, allow=allow), k, "search", trace)
         return self._fill(
