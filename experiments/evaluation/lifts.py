@@ -12,10 +12,8 @@ from recsys.evaluation import metrics
 from recsys.interfaces import Candidates
 from recsys.ranking.calibration import ReliabilityBin
 
-COLD_PRICE = 0.005
-"""Share of NDCG@10 on the validation window that the lift of cold items may cost, where `cold_share` is not set.
-
-Later events cost more: their cold items are other ones. On films, 1 % there was up to 3 % (experiments/LOG.md)."""
+COLD_PRICE = 0.01
+"""Share of NDCG@10 on the validation window that the lift of cold items may cost, where `cold_share` is not set."""
 
 LIFTS = np.append(np.arange(0, 1, 0.05), np.arange(1, 4, 0.25)).astype(np.float32)
 """Lifts of cold items that are tried, in standard deviations of the scores."""

@@ -18,9 +18,6 @@ from recsys.ranking.pair_features import PairFeatures
 from recsys.ranking.reranker import RankingExamples, RankingRows, Reranker, fit_trees
 from recsys.recommender import TwoStageRecommender
 
-JUDGED = 3000
-"""States of the validation window that lift and calibration are chosen on, at most."""
-
 
 def train_reranker(
     config: RunConfig, catalog: Catalog, splits: Mapping[str, Split], retrieval: TwoStageRecommender
@@ -43,7 +40,7 @@ def train_reranker(
     if rows is None:
         return None, None
     reranker = fit_trees(features, rows, config.reranker, seed=config.seed)
-    first = queries[0].sample(JUDGED, config.seed)
+    first = queries[0]
     scores = _held_out_scores(first, features, rows, config.reranker, config.seed)
     if scores is None:
         return reranker, None
@@ -65,16 +62,6 @@ class _Queries:
 
     targets: Targets
     examples: RankingExamples
-
-    def sample(self, n: int, seed: int) -> "_Queries":
-        """At most n of the states, drawn by the seed."""
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(self.targets.states))[:n])
-        keep = np.isin(self.targets.state, chosen)
-        candidates, examples = self.examples.candidates, self.examples
-        some = Candidates(candidates.rows[chosen], candidates.scores[chosen])
-        return _Queries(
-            self.targets.where(keep), RankingExamples(examples.states[chosen], some, examples.relevant[chosen])
-        )
 
 
 def _queries(
