@@ -56,7 +56,7 @@ LAYERS = {
         ("cli",),
     ),
     "serving": (
-        ("settings", "rules", "errors", "schemas", "event_validation", "event_consumer", "http"),
+        ("settings", "rules", "servable", "errors", "schemas", "event_validation", "event_consumer", "http"),
         ("state",),
         ("routes",),
         ("app",),

@@ -30,9 +30,10 @@ from serving.routes.responses import (
 )
 from serving.routes.search_query import json_object, media_source
 from serving.schemas import FailedPart, Finite, Id, SimilarResponse, checked_id, first_error
+from serving.servable import ServableBundle
 from serving.state.encoder_pool import EncoderPool
 from serving.state.service import ServiceState
-from serving.state.snapshot import ServableBundle, ServingSnapshot, card
+from serving.state.snapshot import ServingSnapshot, card
 
 SIMILAR = "similar"
 MAX_TEXT, MAX_LABEL, MAX_LABELS, MAX_URL = 200_000, 1000, 100, 4096
@@ -203,6 +204,7 @@ def add_items(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in
 def _add_similar(app: FastAPI, service: ServiceState, in_thread: Callable[..., Any]) -> None:
     @app.get("/v1/items/{item_id:id}/similar", responses={200: {"model": SimilarResponse}}, tags=["items"])
     async def similar(
+        request: Request,
         item_id: str,
         k: Annotated[int, Query(ge=1, le=100, description="number of items")] = 20,
         filter: FilterParameter = None,
@@ -215,7 +217,7 @@ def _add_similar(app: FastAPI, service: ServiceState, in_thread: Callable[..., A
         trace: dict[str, float] = {}
         with timed(trace, "rank"):
             slate = await in_thread(snapshot.similar, row, k, trace)
-        exposure = await log_exposure(service, slate, SIMILAR, item_id=item_id)
+        exposure = await log_exposure(request, service, slate, SIMILAR, item_id=item_id)
         return slate_response(slate, snapshot, exposure, snapshot.near(row, slate))
 
 

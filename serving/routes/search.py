@@ -77,7 +77,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
         with timed(trace, "rank"):
             slate, failing = await in_thread(_search_slate, snapshot, embedded.vectors, options, user, trace)
         exposure = await log_exposure(
-            service, slate, SEARCH, degraded=[*degraded, *failing], user_id=options.user_id or ""
+            request, service, slate, SEARCH, degraded=[*degraded, *failing], user_id=options.user_id or ""
         )
         columns = space.near_query(embedded.vectors[0], slate.rows)
         return slate_response(slate, snapshot, exposure, rows_by_item(columns, len(slate)), query=query)

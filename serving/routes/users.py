@@ -12,7 +12,17 @@ from features.errors import StoreError
 from recsys.interfaces import sort_candidates
 from serving.errors import ApiError, ErrorResponse, json_response
 from serving.routes.explain import Answer, why_not, why_shown
-from serving.routes.responses import FilterParameter, log_exposure, slate_response, snapshot_of, timed, with_filter
+from serving.routes.responses import (
+    FilterParameter,
+    is_sampled,
+    log_exposure,
+    new_request_id,
+    sample_of,
+    slate_response,
+    snapshot_of,
+    timed,
+    with_filter,
+)
 from serving.schemas import (
     RankIn,
     RankResponse,
@@ -32,8 +42,10 @@ logger = logging.getLogger("recsys.serving")
 Count = Annotated[int, Query(ge=1, le=100, description="number of items")]
 
 
-def recommend(service: ServiceState, snapshot: ServingSnapshot, user_id: str, k: int, placement: str) -> Answer:
-    """What one user is recommended in a placement, at most k items."""
+def recommend(
+    service: ServiceState, snapshot: ServingSnapshot, user_id: str, k: int, placement: str, keep: bool = False
+) -> Answer:
+    """What one user is recommended in a placement, at most k items. keep: the candidates are needed, too."""
     trace: dict[str, float] = {}
     with timed(trace, "store"):
         state, degraded = service.keeper.read_user(snapshot.store, user_id)
@@ -47,12 +59,13 @@ def recommend(service: ServiceState, snapshot: ServingSnapshot, user_id: str, k:
             degraded = [*degraded, "rules"]
         if not cold:
             try:
-                recommended = snapshot.recommend(states, seen, k, trace, rules)
+                recommended = snapshot.recommend(states, seen, k, trace, rules, keep=keep)
                 return Answer(recommended, "model", degraded, state, states, seen, rules)
             except Exception:  # a model that fails on one user must not fail the request
                 logger.exception("the recommender failed for a history of %d items", len(state.items))
                 degraded = [*degraded, "recommender"]
-        return Answer(snapshot.popular(seen, k, trace, rules), "popular", degraded, state, states, seen, rules)
+        shown = snapshot.popular(seen, k, trace, rules, keep=keep)
+        return Answer(shown, "popular", degraded, state, states, seen, rules)
 
 
 def rank(service: ServiceState, snapshot: ServingSnapshot, user_id: str, ids: list[str]) -> dict[str, Any]:
@@ -140,6 +153,7 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
         "/v1/users/{user_id:id}/recommendations", responses={200: {"model": RecommendationsResponse}}, tags=["users"]
     )
     async def recommendations(
+        request: Request,
         user_id: str,
         k: Count = 20,
         placement: str | None = None,
@@ -154,10 +168,20 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
         snapshot = await with_filter(snapshot_of(service), filter, in_thread)
         checked_id(user_id, "user_id")
         name = placement_of(snapshot, placement)
-        answer = await in_thread(recommend, service, snapshot, user_id, k, name)
+        request_id = new_request_id()
+        keep = is_sampled(request_id, service.settings.exposure_sample)
+        answer = await in_thread(recommend, service, snapshot, user_id, k, name, keep)
         why = await in_thread(why_shown, service, snapshot, answer) if explain else None
         exposure = await log_exposure(
-            service, answer.slate, name, source=answer.source, degraded=answer.degraded, user_id=user_id
+            request,
+            service,
+            answer.slate,
+            name,
+            request_id=request_id,
+            source=answer.source,
+            degraded=answer.degraded,
+            user_id=user_id,
+            sample=await in_thread(sample_of, snapshot, answer.recommended) if keep else None,
         )
         return slate_response(answer.slate, snapshot, exposure, why=why)
 
