@@ -118,6 +118,7 @@ class ItemOut(BaseModel):
     position: int
     propensity: float
     reason: str
+    explored: bool = Field(description="whether the item stands here by a rule of exploration")
 
 
 Near = Annotated[

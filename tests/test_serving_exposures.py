@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -123,6 +124,57 @@ def test_the_sample_is_the_share_that_is_asked_for_and_follows_from_the_id() -> 
         assert abs(n - 20_000 * share) <= spread
     assert number_of("a", "sample") == number_of("a", "sample") != number_of("a", "explore")
     assert max(number_of(name, "sample") for name in ids) < 2**48  # JavaScript reads it without rounding
+
+
+EXPLORE = """
+rules:
+- name: try others
+  explore: {positions: [1, 3], rate: 0.5, among: 4}
+  placements: [home]
+- name: one first
+  pin: {item: i6, position: 1}
+  users: known
+"""
+
+
+def test_an_answer_says_what_is_explored_and_the_log_how(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(EXPLORE)
+    with service_harness(tmp_path, rules=rules) as harness:
+        answers = [harness.get("nobody", 3) for _ in range(60)]
+        known, elsewhere = harness.get("ann", 3), harness.get("nobody", 3, "again")
+        not_drawn = harness.client.get("/v1/users/nobody/why-not?item_id=i5&k=3").json()
+        shown = harness.client.get("/v1/users/nobody/why-not?item_id=i0&k=3").json()
+    logged = exposures(tmp_path / "log")
+    assert len(logged) == 62  # why-not shows nothing
+    ids = {answer["request_id"]: answer for answer in answers}
+    for exposure in logged[:60]:
+        answer, how = ids[exposure.request_id], exposure.exploration
+        assert how is not None
+        # without exploration: i0, i1, i2; then i4 (i5 is its variant), i6, i7, i8, dealt in turn
+        assert (how.policy, how.law, how.rate, [*how.positions]) == ("try others", "pools-1", 0.5, [1, 3])
+        assert ([*how.own], [[*pool] for pool in how.pools]) == (["i0", "i2"], [["i4", "i7"], ["i6", "i8"]])
+        assert how.seed == number_of(exposure.request_id, "explore")
+        source, expected, chances = Random(how.seed), ["i0", "i1", "i2"], [1.0, 1.0, 1.0]
+        for position, pool in zip(how.positions, how.pools, strict=True):
+            is_drawn, place = source.random() < how.rate, int(source.random() * len(pool))
+            expected[position - 1] = pool[place] if is_drawn else expected[position - 1]
+            chances[position - 1] = 0.25 if is_drawn else 0.5
+        assert [item["item_id"] for item in answer["items"]] == [*exposure.items] == expected
+        assert [item["propensity"] for item in answer["items"]] == [*exposure.propensities] == chances
+        drawn = [item["position"] for item in answer["items"] if item["explored"]]
+        assert drawn == [*how.drawn] == [p for p in (1, 3) if chances[p - 1] == 0.25]
+        assert {item["reason"] for item in answer["items"]} == {"popular"}
+    assert 0 < sum(bool(e.exploration and e.exploration.drawn) for e in logged) < 60
+    of_known, of_elsewhere = logged[60:]
+    assert known["items"][0] == known["items"][0] | {"item_id": "i6", "propensity": 1.0, "explored": False}
+    assert of_known.exploration is not None
+    assert [*of_known.exploration.positions] == [3]  # the first is pinned
+    assert of_elsewhere.exploration is None
+    assert [item["item_id"] for item in elsewhere["items"]] == ["i0", "i1", "i2"]
+    # why-not is of the slate without exploration, and a rule of exploration alone puts nothing in another order
+    assert (not_drawn["stage"], not_drawn["rank"]) == ("below", 4)
+    assert (shown["stage"], shown["rank"]) == ("shown", 1)
 
 
 def test_records_keep_their_parts_through_the_log() -> None:

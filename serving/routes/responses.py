@@ -18,8 +18,9 @@ from pydantic import ValidationError
 
 from features.arrays import Floats
 from features.errors import DataError, LogError
-from features.log.records import Exposure, Sample
+from features.log.records import Exploration, Exposure, Sample
 from recsys.ranking.explain import Why
+from recsys.ranking.exploration import LAW
 from recsys.ranking.pair_features import FEATURES
 from recsys.ranking.slate import Slate
 from recsys.ranking.slate_rules import CANDIDATES
@@ -142,6 +143,24 @@ def sample_of(snapshot: ServingSnapshot, recommended: Recommended) -> Sample | N
     )
 
 
+def exploration_of(snapshot: ServingSnapshot, slate: Slate) -> Exploration | None:
+    """How the items at the explored positions of a slate were drawn."""
+    if (drawn := slate.drawn) is None:
+        return None
+    ids = snapshot.bundle.catalog.ids.ids
+    places = [position - 1 for position in drawn.positions]
+    return Exploration(
+        policy=drawn.rule,
+        law=LAW,
+        rate=drawn.rate,
+        seed=drawn.seed,
+        positions=tuple(slate.positions[places].tolist()),
+        own=tuple(ids[row] for row in drawn.own),
+        pools=tuple(tuple(ids[row] for row in pool) for pool in drawn.pools),
+        drawn=tuple(slate.positions[slate.explored].tolist()),
+    )
+
+
 def _short(values: Floats) -> list[Any]:
     """Numbers as Python's, with the fewest digits that give the same single-precision number; None for NaN."""
     numbers: list[Any] = orjson.loads(orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY))
@@ -159,6 +178,7 @@ async def log_exposure(
     degraded: Sequence[str] = (),
     user_id: str = "",
     item_id: str | None = None,
+    exploration: Exploration | None = None,
     sample: Sample | None = None,
 ) -> Exposure:
     """Append the exposure of a slate to the event log. The record is on disk when this returns.
@@ -182,6 +202,7 @@ async def log_exposure(
         propensities=tuple(slate.propensities.tolist()),
         item_id=item_id,
         reasons=slate.reasons,
+        exploration=exploration,
         sample=sample,
     )
     if await request.is_disconnected():
@@ -209,13 +230,21 @@ def slate_response(
     more: further fields of the response.
     """
     items = [
-        {**snapshot.cards[row], "score": score, "position": position, "propensity": propensity, "reason": reason}
-        for row, score, position, propensity, reason in zip(
+        {
+            **snapshot.cards[row],
+            "score": score,
+            "position": position,
+            "propensity": propensity,
+            "reason": reason,
+            "explored": explored,
+        }
+        for row, score, position, propensity, reason, explored in zip(
             slate.rows.tolist(),
             slate.scores.tolist(),
             slate.positions.tolist(),
             slate.propensities.tolist(),
             slate.reasons,
+            slate.explored.tolist(),
             strict=True,
         )
     ]

@@ -14,9 +14,11 @@ from serving.errors import ApiError, ErrorResponse, json_response
 from serving.routes.explain import Answer, why_not, why_shown
 from serving.routes.responses import (
     FilterParameter,
+    exploration_of,
     is_sampled,
     log_exposure,
     new_request_id,
+    number_of,
     sample_of,
     slate_response,
     snapshot_of,
@@ -43,9 +45,15 @@ Count = Annotated[int, Query(ge=1, le=100, description="number of items")]
 
 
 def recommend(
-    service: ServiceState, snapshot: ServingSnapshot, user_id: str, k: int, placement: str, keep: bool = False
+    service: ServiceState,
+    snapshot: ServingSnapshot,
+    user_id: str,
+    k: int,
+    placement: str,
+    seed: int | None = None,
+    keep: bool = False,
 ) -> Answer:
-    """What one user is recommended in a placement, at most k items. keep: the candidates are needed, too."""
+    """What one user is recommended in a placement, at most k items. seed, keep: see `ServingSnapshot.recommend`."""
     trace: dict[str, float] = {}
     with timed(trace, "store"):
         state, degraded = service.keeper.read_user(snapshot.store, user_id)
@@ -59,12 +67,12 @@ def recommend(
             degraded = [*degraded, "rules"]
         if not cold:
             try:
-                recommended = snapshot.recommend(states, seen, k, trace, rules, keep=keep)
+                recommended = snapshot.recommend(states, seen, k, trace, rules, seed=seed, keep=keep)
                 return Answer(recommended, "model", degraded, state, states, seen, rules)
             except Exception:  # a model that fails on one user must not fail the request
                 logger.exception("the recommender failed for a history of %d items", len(state.items))
                 degraded = [*degraded, "recommender"]
-        shown = snapshot.popular(seen, k, trace, rules, keep=keep)
+        shown = snapshot.popular(seen, k, trace, rules, seed=seed, keep=keep)
         return Answer(shown, "popular", degraded, state, states, seen, rules)
 
 
@@ -170,7 +178,8 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
         name = placement_of(snapshot, placement)
         request_id = new_request_id()
         keep = is_sampled(request_id, service.settings.exposure_sample)
-        answer = await in_thread(recommend, service, snapshot, user_id, k, name, keep)
+        seed = number_of(request_id, "explore")
+        answer = await in_thread(recommend, service, snapshot, user_id, k, name, seed, keep)
         why = await in_thread(why_shown, service, snapshot, answer) if explain else None
         exposure = await log_exposure(
             request,
@@ -181,6 +190,7 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
             source=answer.source,
             degraded=answer.degraded,
             user_id=user_id,
+            exploration=exploration_of(snapshot, answer.slate),
             sample=await in_thread(sample_of, snapshot, answer.recommended) if keep else None,
         )
         return slate_response(answer.slate, snapshot, exposure, why=why)

@@ -17,6 +17,7 @@ from features.schema import CATEGORIES, IMAGE, TITLE
 from features.store.base import FeatureStore
 from features.store.user_state import UserState
 from recsys.interfaces import Candidates
+from recsys.ranking.exploration import Draws
 from recsys.ranking.slate import Slate, fill_slates, item_groups, slate_of
 from recsys.ranking.slate_rules import SlateRules
 from recsys.retrieval.filters import Filter
@@ -172,11 +173,13 @@ class ServingSnapshot:
         trace: dict[str, float],
         rules: SlateRules | None = None,
         *,
+        seed: int | None = None,
         keep: bool = False,
     ) -> Recommended:
         """The slate from the models: user tower, index, reranker. seen: rows to leave out; trace: ms by stage.
 
-        keep: return the candidates, too. The slate is the same.
+        seed: of the draw where a rule explores; None: nothing is explored. keep: return the candidates, too, of the
+        same slate.
         """
         exclude = Ragged(seen, np.zeros(1, np.int64), np.array([len(seen)], dtype=np.int64))
         recommender, allow, asked = self.bundle.recommender, self._allowed_by(rules), [k]
@@ -189,7 +192,7 @@ class ServingSnapshot:
             found[:] = [search(states, n, allow=allow, exclude=exclude)]
             return found[0]
 
-        slate = self._fill(find, k, "history", trace, rules, may_pin)
+        slate = self._fill(find, k, "history", trace, rules, may_pin, seed)
         return Recommended(
             slate,
             lambda: recommender.ranked(states, asked[-1], allow=allow, exclude=exclude),
@@ -200,9 +203,16 @@ class ServingSnapshot:
         )
 
     def popular(
-        self, seen: Ints, k: int, trace: dict[str, float], rules: SlateRules | None = None, *, keep: bool = False
+        self,
+        seen: Ints,
+        k: int,
+        trace: dict[str, float],
+        rules: SlateRules | None = None,
+        *,
+        seed: int | None = None,
+        keep: bool = False,
     ) -> Recommended:
-        """The slate of the most popular items, for users without positive items. keep: as in `recommend`."""
+        """The slate of the most popular items, for users without positive items. seed, keep: as in `recommend`."""
         allowed = self._allowed_by(rules)
         allowed[seen] = False
         order = self.bundle.popular
@@ -212,7 +222,7 @@ class ServingSnapshot:
         def find(n: int) -> Candidates:
             return Candidates(found.rows[:, :n], found.scores[:, :n])
 
-        slate = self._fill(find, k, "popular", trace, rules, allowed)
+        slate = self._fill(find, k, "popular", trace, rules, allowed, seed)
         return Recommended(slate, lambda: found, candidates=found if keep else None)
 
     def _allowed_by(self, rules: SlateRules | None) -> Bools:
@@ -251,14 +261,22 @@ class ServingSnapshot:
         trace: dict[str, float],
         rules: SlateRules | None = None,
         allow: Bools | None = None,
+        seed: int | None = None,
     ) -> Slate:
         """A slate of k items, or of all that there are. reason: of items whose source is not known.
 
-        rules: choose among the candidates; allow (n,): items that they may pin.
+        rules: choose among the candidates; allow (n,): items that they may pin; seed: of their exploration.
         """
-        chosen = fill_slates(lambda _, n: self._shown(find(n)), 1, k, self.groups, rules, allow=allow)
-        fingerprint = self.bundle.fingerprint
-        return slate_of(chosen, self.bundle.catalog, reason=reason, trace=trace, fingerprint=fingerprint)
+        draws = None if seed is None else Draws.of(np.array([seed]))
+        chosen = fill_slates(lambda _, n: self._shown(find(n)), 1, k, self.groups, rules, allow=allow, draws=draws)
+        return slate_of(
+            chosen,
+            self.bundle.catalog,
+            reason=reason,
+            trace=trace,
+            fingerprint=self.bundle.fingerprint,
+            drawn=None if draws is None else draws.drawn.get(0),
+        )
 
     def _shown(self, found: Candidates) -> Candidates:
         """The candidates without items that were hidden since they were looked for."""
