@@ -17,7 +17,7 @@ from features.content.embed import EmbedReport, cached_vectors, embed, item_cont
 from features.content.encoder_config import TEXT_CHANNEL, TITLE_CHANNEL, open_encoders
 from features.content.media.decoder_pool import DecoderPool
 from features.errors import ConfigError
-from features.history_rules import Labels, column_keys, in_request_order
+from features.history_rules import Labels, column_keys, in_request_order, without_ignored
 from features.ids import IdMap
 from features.instants import DAY
 from features.interactions import SAME_TIME, Interactions
@@ -70,15 +70,16 @@ class Dataset:
 def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Dataset:
     """Read and validate the tables and the event log of the service. The catalogue has no content vectors yet."""
     tables = read_tables(config.data, progress=progress)
-    events, notes = tables.usable_events, list(tables.report.notes)
+    events, notes = without_ignored(tables.usable_events, config.data.events), list(tables.report.notes)
     n_logged = duplicates = 0
     if config.data.log is not None:
         corrections = corrections_of(Path(config.data.log))
         events = corrections.corrected_frame(events)
         logged = events_frame(Path(config.data.log), corrections.corrected_frame)
-        logged = in_request_order(logged, logged.get_column(ORDER)).select(events.columns)
         notes += unnamed_types(logged, config.data.events, "event log") if len(logged) else []
         notes += [] if len(logged) else [f"event log: {config.data.log} has no events yet"]
+        logged = without_ignored(logged, config.data.events)
+        logged = in_request_order(logged, logged.get_column(ORDER)).select(events.columns)
         merged = pl.concat([events, logged], how="vertical_relaxed")
         # an event is in both when the log was exported to the tables
         repeated = repeated_events(merged, np.ones(len(merged), dtype=np.bool_))

@@ -4,6 +4,8 @@ Training, evaluation, batch slates, the refresh of the store and the service all
 The store cannot know which items a bundle has. Events of other items take their places in a history everywhere, and
 no model sees them.
 
+Events of a type that `EventRules.ignores` are in no history.
+
 Order: by time. Of one time, the events of a table come first, in its order; then those of one request, in its order.
 A repeated event counts once: the same event_id of a user, or, of events without one, the same item, type, time and
 value.
@@ -60,6 +62,12 @@ class Labels:
         """Of canonical events."""
         names, kinds, values = columns_of(events)
         return cls.of(names, kinds, values, rules)
+
+
+def without_ignored(events: pl.DataFrame, rules: EventRules) -> pl.DataFrame:
+    """The canonical events that histories are made of: see `EventRules.ignores`."""
+    ignored = [name for name in events.get_column(EVENT).unique().to_list() if rules.ignores(name)]
+    return events.filter(~pl.col(EVENT).is_in(ignored)) if ignored else events
 
 
 def columns_of(events: pl.DataFrame) -> tuple[tuple[str, ...], Ints, Doubles]:

@@ -26,6 +26,9 @@ PUBLISHED, AVAILABLE, GROUP = "published_at", "available", "group_id"
 ROW = "row"
 """Column beside those of canonical events: their row in the file, from 0. It orders events of one time."""
 
+VIEW = "view"
+"""Type of the events that say that a person saw an item; see `EventRules.ignores`."""
+
 CONTRACT = (
     *(USER, ITEM, EVENT, TIME, VALUE, EVENT_ID, REQUEST_ID, POSITION, PROPENSITY),
     *(TITLE, DESCRIPTION, CATEGORIES, PRICE, IMAGE, AUDIO, VIDEO, PUBLISHED, AVAILABLE, GROUP),
@@ -126,7 +129,7 @@ class EventRules(StrictModel):
     """Event type -> minimum value for an event to be positive in training; null: any value, and none, is positive."""
 
     seen: tuple[str, ...] | None = None
-    """Event types that make an item count as seen; null: all types."""
+    """Event types that make an item count as seen; null: all types, but views that no rule names."""
 
     weights: dict[str, Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]] = {}
     """Positive event type -> weight of its events in the loss of the towers; 1 for types that are not named."""
@@ -152,25 +155,37 @@ class EventRules(StrictModel):
         """Event types that the user tower distinguishes: all types named here, or none when only one is named."""
         return self.named if len(self.named) > 1 else ()
 
+    def ignores(self, name: str) -> bool:
+        """Whether events of this type are in no history, make nothing seen and are not trained on.
+
+        So are views that no rule names: they are logged, and tell the outcomes of exposures.
+        """
+        return name == VIEW and VIEW not in self.named
+
+    def _others(self, name: str) -> tuple[str, ...]:
+        """The types that an event type may misspell: those that are named, and a view."""
+        return self.named if name == VIEW or VIEW in self.named else (*self.named, VIEW)
+
     def misspelled(self, name: str) -> str | None:
-        """The named type that an event type surely misspells; None when it is named itself, or is unlike all of them.
+        """The known type that an event type surely misspells; None when it is named itself, or is unlike all of them.
 
         Case, blanks and marks alone differ, or two neighbouring letters are swapped, in types of four letters or more
         (`veiw`). One wrong letter often makes another word (`bike`, `like`), and is no proof.
         """
         if name in self.named:
             return None
-        letters = _letters(name)
-        alike = [named for named in self.named if letters and _letters(named) == letters]
-        alike += [named for named in self.named if _swapped(letters, _letters(named))]
+        letters, others = _letters(name), self._others(name)
+        alike = [other for other in others if letters and _letters(other) == letters]
+        alike += [other for other in others if _swapped(letters, _letters(other))]
         return alike[0] if alike else None
 
     def meant(self, name: str) -> str | None:
-        """The named type that an event type may misspell: also by one letter that is missing, added or wrong."""
+        """The known type that an event type may misspell: also by one letter that is missing, added or wrong."""
         if name in self.named:
             return None
         letters = _letters(name)
-        return self.misspelled(name) or next((n for n in self.named if _one_slip(letters, _letters(n))), None)
+        slips = (other for other in self._others(name) if _one_slip(letters, _letters(other)))
+        return self.misspelled(name) or next(slips, None)
 
     @model_validator(mode="after")
     def _check_weights(self) -> "EventRules":

@@ -121,6 +121,19 @@ class TwoStageRecommender:
         parts[at] = self.reranker.contributions(states, candidates, place)
         return parts
 
+    def features(
+        self, states: UserStates, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Floats | None:
+        """See `Explainable`."""
+        if not isinstance(self.reranker, Reranker) or not len(rows):
+            return None
+        candidates = self.retrieve(states, max(k, self.candidates), allow=allow, exclude=exclude)
+        at, place = np.nonzero(rows[:, None] == candidates.rows[0])
+        out = np.full((len(rows), len(FEATURES)), np.nan, dtype=np.float32)
+        read = Candidates(candidates.rows[:, place], candidates.scores[:, place])
+        out[at] = self.reranker.features.matrix(states, read, place[None])[0]
+        return out
+
     def _personal(self, states: UserStates, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
         if self.reranker is None:
             users = self.towers.user_vectors(states, self.vectors)

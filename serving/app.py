@@ -25,12 +25,12 @@ from serving.routes.page import add_page
 from serving.routes.paths import CanonicalUrl
 from serving.routes.search import add_search
 from serving.routes.users import add_users
+from serving.servable import ServableBundle
 from serving.settings import ServeSettings
 from serving.state.catalog_updater import Upsert
 from serving.state.encoder_pool import EncoderPool, OpenEncoders
 from serving.state.item_vectors import SharedVectors
 from serving.state.service import ServiceState
-from serving.state.snapshot import ServableBundle
 from serving.state.store_filler import Filler
 from serving.state.thread_pool import thread_pool
 

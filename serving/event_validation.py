@@ -31,6 +31,8 @@ def unnamed_type(event: str, rules: EventRules) -> str | None:
     """A sentence on an event type that `data.events` does not name; None when it does."""
     if event in rules.named:
         return None
+    if rules.ignores(event):
+        return f"data.events does not name the type {event!r}: it tells outcomes, and is in no history and not seen"
     seen = "counts as seen, which hides the item from its user where repeats are off"
     effect = seen if rules.seen is None else "counts neither as positive nor as seen"
     meant = rules.meant(event)

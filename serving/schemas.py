@@ -118,6 +118,7 @@ class ItemOut(BaseModel):
     position: int
     propensity: float
     reason: str
+    explored: bool = Field(description="whether the item stands here by a rule of exploration")
 
 
 Near = Annotated[
@@ -160,6 +161,9 @@ class WhyOut(BaseModel):
 class RecommendedItemOut(ItemOut):
     """One item for a user. why: only with `explain=true`."""
 
+    probability: float | None = Field(
+        default=None, description="that this item is the user's next one; absent for popular items, null for pins"
+    )
     why: WhyOut | None = None
 
 
@@ -201,6 +205,7 @@ class RankedItemOut(BaseModel):
     item_id: str
     position: int
     score: float | None
+    probability: float | None = Field(description="that this item is the user's next one; null where it is not known")
     known: bool
 
 

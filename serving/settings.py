@@ -73,6 +73,9 @@ class ServeSettings(BaseSettings):
     exposures_bytes: int | None = Field(default=None, ge=1)
     """Bytes of exposures that the log keeps; without it, all of those days."""
 
+    exposure_sample: float = Field(default=0.01, ge=0, le=1)
+    """Share of the recommendations whose exposure also holds the candidates and the features of the reranker."""
+
     @property
     def log_limits(self) -> dict[Stream, Limit]:
         """How much of each stream the log keeps."""

@@ -57,7 +57,7 @@ LAYERS = {
     ),
     "serving": (
         (
-            *("settings", "rules", "errors", "schemas", "event_validation", "event_consumer", "http"),
+            *("settings", "rules", "servable", "errors", "schemas", "event_validation", "event_consumer", "http"),
             *("products", "cursor"),
         ),
         ("state",),

@@ -40,7 +40,7 @@ def test_made_events_are_drawn_by_the_seed() -> None:
     assert events.columns == ["user_id", "item_id", "event", "timestamp", "value", "event_id"]
     assert set(events.get_column("user_id")) <= {str(user) for user in range(20)}  # a user for 50 rows
     assert set(events.get_column("item_id")) <= {str(item) for item in range(10)}  # an item for 100 rows
-    assert set(events.get_column("event")) == {"view", "cart", "purchase"}
+    assert set(events.get_column("event")) == {"open", "cart", "purchase"}
     times = events.get_column("timestamp")
     assert datetime(1970, 1, 1, tzinfo=UTC) <= times.min() < datetime(1970, 1, 8, tzinfo=UTC)  # type: ignore[operator]
     assert datetime(1970, 12, 24, tzinfo=UTC) < times.max() < datetime(1971, 1, 1, tzinfo=UTC)  # type: ignore[operator]

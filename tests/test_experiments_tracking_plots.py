@@ -8,7 +8,7 @@ import pytest
 from experiments.evaluation.lifts import Judgement, LiftResult
 from experiments.evaluation.ranking import Outcome
 from experiments.tracking import plots
-from recsys.ranking.calibration import ReliabilityBin
+from recsys.evaluation.calibration import ReliabilityBin
 
 
 def outcome(name: str, history: list[int], ranks: list[float], popularity: float = 0.75) -> Outcome:

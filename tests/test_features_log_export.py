@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from features.errors import LogError
 from features.log import export as export_module
 from features.log import segments
 from features.log.event_log import EventLog
-from features.log.export import export
+from features.log.export import METADATA, export
 from features.log.item_feed import item_changes
 from features.log.readers import registered
-from features.log.records import EVENTS, EXPOSURES, ITEMS, Event, Record
+from features.log.records import EVENTS, EXPOSURES, ITEMS, Event, Exploration, Record, Sample
 from features.log.status import log_status
 from features.log.upkeep.prune import prune
 from features.log.upkeep.retention import Limit
@@ -76,7 +77,9 @@ def test_an_event_without_an_id_has_a_null(tmp_path: Path) -> None:
 def test_exposures_and_item_changes_are_exported(tmp_path: Path) -> None:
     append(tmp_path / "log", exposure(5), put("a", START, title="é"), gone("a", START + 1))
     assert export(tmp_path / "log", EXPOSURES, tmp_path / "shown").days == ["1970-01-01"]
-    (row,) = pl.read_parquet(tmp_path / "shown" / "1970-01-01.parquet").to_dicts()
+    frame = pl.read_parquet(tmp_path / "shown" / "1970-01-01.parquet")
+    (row,) = frame.to_dicts()
+    assert [row[name] for name in ("first_position", "reasons", "exploration", "sample")] == [1, [], None, None]
     assert (row["request_id"], row["items"], row["scores"], row["item_id"]) == ("r5", ["i0", "i1"], [1.0, 1.0], None)
     assert export(tmp_path / "log", ITEMS, tmp_path / "items").records == 2
     rows = pl.read_parquet(tmp_path / "items" / "2024-10-04.parquet").rows()
@@ -86,6 +89,36 @@ def test_exposures_and_item_changes_are_exported(tmp_path: Path) -> None:
     ]
     with pytest.raises(LogError, match=r"holds items, not events: choose another folder"):
         export(tmp_path / "log", EVENTS, tmp_path / "items")
+
+
+def test_a_day_that_an_earlier_version_began_gets_the_new_columns(tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    append(log, exposure(5))
+    export(log, EXPOSURES, out)
+    day = out / "1970-01-01.parquet"
+    metadata = {name: text for name, text in pl.read_parquet_metadata(day).items() if name == METADATA}
+    pl.read_parquet(day).drop("first_position", "reasons", "exploration", "sample").write_parquet(
+        day, metadata=metadata
+    )
+    explored = Exploration("try", "law", 0.5, 9, (2,), ("i1",), (("i7", "i8"),), (2,))
+    sample = Sample(("i0", "i1"), (2.0, 1.0), ("x", "y"), ((0.5, None), (1.0, 2.0)))
+    append(log, replace(exposure(6), reasons=("own", "recent"), exploration=explored, sample=sample))
+    assert export(log, EXPOSURES, out).records == 1
+    old, new = pl.read_parquet(day).to_dicts()
+    assert [old[name] for name in ("first_position", "reasons", "exploration", "sample")] == [None] * 4
+    assert (old["request_id"], new["reasons"]) == ("r5", ["own", "recent"])
+    assert new["exploration"] == {
+        "policy": "try",
+        "law": "law",
+        "rate": 0.5,
+        "seed": 9,
+        "positions": [2],
+        "own": ["i1"],
+        "pools": [["i7", "i8"]],
+        "drawn": [2],
+    }
+    assert new["sample"]["features"] == [[0.5, None], [1.0, 2.0]]
+    assert (new["sample"]["candidates"], new["sample"]["candidate_scores"]) == (["i0", "i1"], [2.0, 1.0])
 
 
 @pytest.mark.parametrize("failing", range(1, 5))

@@ -71,6 +71,22 @@ def test_one_letter_that_slipped(a: str, b: str, slip: bool) -> None:
     assert _one_slip(a, b) == _one_slip(b, a) == slip
 
 
+def test_views_that_no_rule_names_are_ignored() -> None:
+    unnamed, seen, positive = (
+        EventRules(positive={"buy": None}),
+        EventRules(positive={"buy": None}, seen=("view",)),
+        EventRules(positive={"view": None}),
+    )
+    assert [rules.ignores("view") for rules in (unnamed, seen, positive)] == [True, False, False]
+    assert not any(unnamed.ignores(name) for name in ("buy", "View", "views", "hover"))
+    # a view is a known type: what misspells it is no other type
+    assert [unnamed.misspelled(name) for name in ("view", "View", " view", "veiw", "viaw")] == [
+        *(None, "view", "view", "view", None)
+    ]
+    assert [unnamed.meant(name) for name in ("view", "views", "hover")] == [None, "view", None]
+    assert EventRules(positive={"View": None}).misspelled("view") == "View"
+
+
 def test_misspelled_and_meant_types() -> None:
     rules = EventRules(positive={"add_to_cart": None, "buy": None}, seen=("view",))
     assert rules.named == ("add_to_cart", "buy", "view")

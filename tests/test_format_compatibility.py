@@ -92,7 +92,7 @@ def test_the_log_gives_the_same_records():
     records = [{key: value for key, value in record.items() if key != "propensity"} for record in expected["records"]]
     records.sort(key=lambda record: in_order[record["kind"]])
     # fields of exposures since then
-    added = {"first_position": 1}
+    added = {"first_position": 1, "reasons": [], "exploration": None, "sample": None}
     records = [record | (added if record["kind"] == "exposure" else {}) for record in records]
     assert plain([asdict(record) for result in results for record in result.records]) == records
     for result in results:

@@ -10,8 +10,8 @@ from experiments.config import RunConfig
 from experiments.evaluation.lifts import LIFTS, LiftResult, choose_lift
 from experiments.pipelines.reranking import train_reranker
 from experiments.splits import time_split
+from recsys.evaluation.calibration import Calibration, reliability
 from recsys.interfaces import Candidates
-from recsys.ranking.calibration import Calibration, reliability
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_probabilities_are_the_frequencies_of_equal_scores():
 
 def test_scores_that_fall_where_frequencies_rise_are_pooled():
     scores = np.repeat(np.array([0.0, 1], np.float32), 10)
-    happened = 1.0 * (np.arange(20) < 5)  # 5 of 10 at 0, none of 10 at 1
+    happened = np.where(np.arange(20) < 5, 1.0, 0.0)  # 5 of 10 at 0, none of 10 at 1
     known = Calibration.of(scores, happened)
     np.testing.assert_allclose(known(np.array([0.0, 1])), [0.25, 0.25])
     again = Calibration.of_arrays(known.arrays)

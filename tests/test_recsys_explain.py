@@ -367,6 +367,25 @@ def test_without_a_reranker_there_are_no_contributions() -> None:
     assert plain.contributions(of_user(0), np.array([1]), 3) is None
     np.testing.assert_array_equal(plain.ranked(of_user(0), 3).rows, plain.recommend(of_user(0), 3).rows)
     assert RERANKED.contributions(of_user(0), np.zeros(0, np.int64), 3) is None
+    assert plain.features(of_user(0), np.array([1]), 3) is None
+    assert RERANKED.features(of_user(0), np.zeros(0, np.int64), 3) is None
+
+
+def test_the_features_of_shown_items_are_those_that_the_reranker_read() -> None:
+    states, reranker = of_user(3), RERANKED.reranker
+    assert isinstance(reranker, Reranker)
+    exclude = states.seen_items()
+    shown = RERANKED.recommend(states, 5, exclude=exclude)
+    brought = int(exclude.pairs()[1][0])  # by a rule: it is no candidate
+    rows = np.append(shown.rows[0], brought)
+    found = RERANKED.features(states, rows, 5, exclude=exclude)
+    assert found is not None
+    assert found.shape == (6, len(FEATURES))
+    np.testing.assert_allclose(reranker.predict(found[None, :5])[0], shown.scores[0], rtol=1e-5, atol=1e-6)
+    assert np.isnan(found[5]).all()
+    candidates = RERANKED.retrieve(states, RERANKED.candidates, exclude=exclude)
+    place = [candidates.rows[0].tolist().index(row) for row in shown.rows[0].tolist()]
+    assert found[:5, FEATURES.index("retrieval_rank")].tolist() == place
 
 
 def test_the_features_of_a_candidate_are_those_of_its_place() -> None:

@@ -10,9 +10,9 @@ from toy_data import DAY, noise, toy_catalog, toy_log
 
 from features.errors import BundleError
 from recsys.config import RerankerConfig
+from recsys.evaluation.calibration import Calibration
 from recsys.interfaces import Candidates, Scorer
 from recsys.ranking import reranker as module
-from recsys.ranking.calibration import Calibration
 from recsys.ranking.pair_features import FEATURES, PairFeatures, repeat_consumption_features
 from recsys.ranking.reranker import RankingExamples, Reranker, fit_reranker
 

@@ -44,6 +44,7 @@ def test_a_known_user_gets_the_recommendations_of_the_model(tmp_path: Path) -> N
         "position": 1,
         "propensity": 1.0,
         "reason": "history",
+        "explored": False,
     }
     assert (response["source"], response["degraded"], response["variant"], response["bundle"]) == (
         "model",

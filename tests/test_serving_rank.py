@@ -44,7 +44,7 @@ def test_users_without_positive_items_get_the_order_by_popularity(tmp_path: Path
             assert [item["item_id"] for item in answer["items"]] == ["i0", "i2", "i7"]
             assert (answer["source"], answer["degraded"]) == ("popular", [])
         assert rank(harness, "bob", ["x"])["items"] == [
-            {"item_id": "x", "position": 1, "score": None, "known": False}
+            {"item_id": "x", "position": 1, "score": None, "probability": None, "known": False}
         ]
         harness.store.away = True
         answer = rank(harness, "ann", ["i7", "i0", "i2"])

@@ -44,6 +44,7 @@ def test_a_response_is_a_slate_that_was_logged(steady: ServiceHarness) -> None:
         "position": 2,
         "propensity": 1.0,
         "reason": "search",
+        "explored": False,
         "near": {"text": pytest.approx(np.cos(np.radians(8))), "image": None},
     }
     assert response["items"][0]["near"] == {"text": 1.0, "image": 0.0}

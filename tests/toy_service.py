@@ -33,8 +33,8 @@ from recsys.bundle.upsert import upsert_catalog, upsert_content_space
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates, sort_candidates, top_k
 from recsys.ranking.explain import Channel, Explainer
+from serving.servable import ServableBundle
 from serving.settings import ServeSettings
-from serving.state.snapshot import ServableBundle
 
 RULES = EventRules(positive={"rating": 3.5, "click": None}, seen=("rating", "click"))
 PLACES = {"home": Placement(), "again": Placement(repeats=True)}
@@ -53,6 +53,7 @@ class Nearest:
 
     n: int
     broken: bool = False
+    calibrated: bool = False
 
     def recommend(
         self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
@@ -74,6 +75,9 @@ class Nearest:
         scores = self.retrieval_scores(states) if states.positives().lengths[0] else -np.arange(self.n)
         return sort_candidates(rows[None], scores[rows][None].astype(np.float32), len(rows))
 
+    def probabilities(self, rows: Ints, scores: Floats) -> Doubles | None:
+        return np.exp(-np.abs(scores.astype(np.float64))) if self.calibrated else None
+
     def retrieval_scores(self, states: UserStates) -> Floats:
         positives = states.positives()
         return near(int(positives.flat[positives.end[0] - 1]), self.n)
@@ -81,6 +85,11 @@ class Nearest:
     def contributions(
         self, states: UserStates, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
     ) -> Doubles | None:
+        return None
+
+    def features(
+        self, states: UserStates, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Floats | None:
         return None
 
 
@@ -340,7 +349,7 @@ class ToyFiller:
 def toy_settings(folder: Path, **options: object) -> ServeSettings:
     """Settings with all paths in one folder."""
     return ServeSettings.model_validate(
-        {"bundles": folder / "bundles", "log": folder / "log", "preload": False, **options}
+        {"bundles": folder / "bundles", "log": folder / "log", "preload": False, "exposure_sample": 0.0, **options}
     )
 
 

@@ -9,8 +9,8 @@ from experiments.evaluation.ranking import DEPTH, K
 from experiments.splits import Targets
 from features.arrays import Bools, Doubles, Floats
 from recsys.evaluation import metrics
+from recsys.evaluation.calibration import ReliabilityBin
 from recsys.interfaces import Candidates
-from recsys.ranking.calibration import ReliabilityBin
 
 COLD_PRICE = 0.01
 """Share of NDCG@10 on the validation window that the lift of cold items may cost, where `cold_share` is not set."""

@@ -1,7 +1,7 @@
 """Offline evaluation: outcomes of all models on the same targets, compared in one table with intervals over users."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,10 +11,13 @@ from rich.table import Table
 from experiments.splits import Split, Targets
 from features.arrays import Bools, Doubles, Ints
 from features.catalog import Catalog
+from features.ids import mix_keys
 from features.instants import DAY
+from features.interactions import UserStates
 from recsys.evaluation import metrics
 from recsys.evaluation.bootstrap import Interval, bootstrap, paired_bootstrap
-from recsys.interfaces import Recommender
+from recsys.interfaces import Candidates, Recommender
+from recsys.ranking.exploration import Draws
 from recsys.ranking.slate import item_groups, recommend_slates
 from recsys.ranking.slate_rules import SlateRules
 
@@ -23,6 +26,9 @@ K = 10
 
 DEPTH = 100
 """Length of the lists; mid-ranks are exact up to half of it."""
+
+SLATE = 20
+"""How many first items of a list a rule of exploration takes for the slate: what the service shows by default."""
 
 RulesAt = Callable[[int], Callable[[bool], SlateRules]]
 """Time (µs) -> whether a user is without positive events -> the rules."""
@@ -125,7 +131,9 @@ def rank_targets(
     """Ranks (m,) of m targets in slates of DEPTH items, and the first K item rows (b, K) of the slate of each state.
 
     The rank is inf where the slate lacks the target. Only published items are listed; allow (n,) restricts them
-    further. Seen items are excluded unless repeats are allowed. rules: of a shop, which then choose the items.
+    further. Seen items are excluded unless repeats are allowed. rules: of a shop, which then choose the items, and
+    their places. Where they explore, each slate has one draw: its seed follows from the time and the row of the user,
+    and rows from the seed of the run.
     """
     states, groups = targets.states, item_groups(catalog)
     ranks, lists = np.full(len(targets), np.inf), np.full((len(states), K), -1, dtype=np.int64)
@@ -135,13 +143,30 @@ def rank_targets(
         allowed = published if allow is None else published & allow
         seen = None if repeats else batch.seen_items()
         ruling = None if rules is None else rules(int(batch.as_of.max()))
-        candidates = recommend_slates(recommender, batch, DEPTH, groups, ruling, allow=allowed, exclude=seen)
+        draws = None if rules is None else Draws.of(_seeds(batch), SLATE)
+        candidates = recommend_slates(
+            recommender, batch, DEPTH, groups, ruling, allow=allowed, exclude=seen, draws=draws
+        )
+        candidates = candidates if rules is None else _by_place(candidates)
         row_in_batch[rows] = np.arange(len(rows))
         chosen = np.flatnonzero(row_in_batch[targets.state] >= 0)
         ranks[chosen] = metrics.target_ranks(candidates, row_in_batch[targets.state[chosen]], targets.item[chosen])
         lists[rows] = candidates.rows[:, :K]
         row_in_batch[rows] = -1
     return ranks, lists
+
+
+def _by_place(slates: Candidates) -> Candidates:
+    """The slates (b, k), with scores by the places of the items where rules have put one below a lower score."""
+    rises = np.asarray(slates.scores[:, 1:] > slates.scores[:, :-1]).any(axis=1, keepdims=True)  # (b, 1)
+    places = np.where(slates.rows < 0, -np.inf, -np.arange(slates.rows.shape[1]))
+    return replace(slates, scores=np.where(rises, places, slates.scores).astype(np.float32))
+
+
+def _seeds(states: UserStates) -> Ints:
+    """(b,) int64: the seed of the draw for each state."""
+    keys = mix_keys(mix_keys(states.users.astype(np.uint64)) ^ states.as_of.astype(np.uint64))
+    return (keys >> np.uint64(1)).astype(np.int64)
 
 
 def published_batches(as_of: Ints, catalog: Catalog) -> Iterator[tuple[Ints, Bools]]:

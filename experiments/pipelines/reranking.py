@@ -12,8 +12,8 @@ from experiments.splits import Split, Targets, check_no_leak
 from features.arrays import Doubles, Floats, Ints
 from features.catalog import Catalog
 from recsys.config import RerankerConfig
+from recsys.evaluation.calibration import Calibration, ReliabilityBin, reliability
 from recsys.interfaces import Candidates
-from recsys.ranking.calibration import Calibration, ReliabilityBin, reliability
 from recsys.ranking.pair_features import PairFeatures
 from recsys.ranking.reranker import RankingExamples, RankingRows, Reranker, fit_trees
 from recsys.recommender import TwoStageRecommender

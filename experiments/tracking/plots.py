@@ -11,7 +11,7 @@ from experiments.evaluation.lifts import Judgement
 from experiments.evaluation.ranking import Outcome
 from features.arrays import Doubles
 from features.errors import missing_package
-from recsys.ranking.calibration import ReliabilityBin
+from recsys.evaluation.calibration import ReliabilityBin
 
 logger = logging.getLogger(__name__)
 

@@ -141,17 +141,17 @@ class Corrections:
 
     def corrected_frame(self, events: pl.DataFrame) -> pl.DataFrame:
         """The canonical events that count, in their order, with their owners as users."""
-        return self._counting(events, self._owners(events)) if self else events
+        return self._counting(events, self.owners(events)) if self else events
 
     def counting_frame(self, events: pl.DataFrame) -> pl.DataFrame:
         """The canonical events that count, in their order, with the users that they were logged with."""
         if not self:
             return events
-        kept = self._counting(events.with_row_index("__row"), self._owners(events))
+        kept = self._counting(events.with_row_index("__row"), self.owners(events))
         return events[kept.get_column("__row")]
 
-    def _owners(self, events: pl.DataFrame) -> pl.Series:
-        """The owner of each event."""
+    def owners(self, events: pl.DataFrame) -> pl.Series:
+        """The owner of each event or exposure, by its user and time."""
         rows = [(user, until, to) for user, given in list(self._given.items()) for until, to in given]
         moves = pl.DataFrame(rows, {USER: pl.String, "until": pl.Int64, "to": pl.String}, orient="row")
         moves = moves.unique([USER, "until"], keep="first", maintain_order=True).sort("until")

@@ -21,11 +21,11 @@ import polars as pl
 from features.errors import LogError, describe_write_error
 from features.files import not_a_file, put_file, working_folder
 from features.log.corrections import corrections_of
-from features.log.reader import ORDER, LogLine, frame_of_events, read_lines
+from features.log.reader import ORDER, LogLine, frame_of_events, frame_of_exposures, read_lines
 from features.log.readers import FEATURE_STORE, READERS, advance, reader_of
 from features.log.records import CORRECTIONS, EVENTS, EXPOSURES, ITEMS, Stream
 from features.log.segments import exclusive
-from features.schema import EVENT_ID, ITEM, REQUEST_ID, TIME, USER
+from features.schema import EVENT_ID, ITEM, TIME, USER
 
 POSITION_FILE = ".position.json"
 PARTS = ".collecting-"
@@ -36,20 +36,6 @@ METADATA = "recsys.log"
 _SEGMENT, _OFFSET = "__segment", "__offset"
 _UTC = pl.Datetime("us", "UTC")
 
-_EXPOSURE_COLUMNS: dict[str, Any] = {
-    REQUEST_ID: pl.String,
-    USER: pl.String,
-    "placement": pl.String,
-    TIME: pl.Int64,
-    "fingerprint": pl.String,
-    "variant": pl.String,
-    "source": pl.String,
-    "degraded": pl.List(pl.String),
-    "items": pl.List(pl.String),
-    "scores": pl.List(pl.Float64),
-    "propensities": pl.List(pl.Float64),
-    ITEM: pl.String,
-}
 _CORRECTION_COLUMNS: dict[str, Any] = {
     USER: pl.String,
     "kind": pl.String,
@@ -137,12 +123,12 @@ def _add(path: Path, parts: Path, stream: Stream, position: Mapping[str, int]) -
     before = _metadata(path, stream)
     has = pl.col(_SEGMENT).replace_strict(list(before), list(before.values()), default=0, return_dtype=pl.Int64)
     new = pl.scan_parquet(sorted(parts.iterdir())).filter(pl.col(_OFFSET) >= (has if before else 0))
-    frames = [new.drop(_SEGMENT, _OFFSET)]
+    frames = [new.drop(_SEGMENT, _OFFSET)]  # a file of an earlier version lacks columns
     if path.exists():
         frames.insert(0, pl.scan_parquet(path))
     metadata = {METADATA: orjson.dumps({"stream": stream, "position": {**before, **position}}).decode()}
     try:
-        put_file(path, lambda part: pl.concat(frames).sink_parquet(part, metadata=metadata))
+        put_file(path, lambda part: pl.concat(frames, how="diagonal").sink_parquet(part, metadata=metadata))
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         if not isinstance(error, OSError) and "(os error" not in str(error):
             raise LogError(f"{path} is damaged: move it away") from error
@@ -195,12 +181,6 @@ def _events(lines: list[LogLine]) -> pl.DataFrame:
     return frame_of_events(lines).drop(ORDER).with_columns(pl.col(EVENT_ID).replace("", None))
 
 
-def _exposures(lines: list[LogLine]) -> pl.DataFrame:
-    text = io.BytesIO(b"\n".join(line.payload for line in lines))
-    frame = pl.read_ndjson(text, schema=_EXPOSURE_COLUMNS) if lines else pl.DataFrame(schema=_EXPOSURE_COLUMNS)
-    return frame.with_columns(pl.col(TIME).cast(_UTC))
-
-
 def _corrections(lines: list[LogLine]) -> pl.DataFrame:
     text = io.BytesIO(b"\n".join(line.payload for line in lines))
     frame = pl.read_ndjson(text, schema=_CORRECTION_COLUMNS) if lines else pl.DataFrame(schema=_CORRECTION_COLUMNS)
@@ -218,7 +198,7 @@ def _item_changes(lines: list[LogLine]) -> pl.DataFrame:
 
 FRAMES: dict[Stream, Callable[[list[LogLine]], pl.DataFrame]] = {
     EVENTS: _events,
-    EXPOSURES: _exposures,
+    EXPOSURES: frame_of_exposures,
     ITEMS: _item_changes,
     CORRECTIONS: _corrections,
 }

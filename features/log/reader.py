@@ -5,7 +5,7 @@ a segment of an earlier version has the offset it had there, "at": a position in
 """
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,6 +144,53 @@ def frame_of_events(lines: list[LogLine]) -> pl.DataFrame:
     """Lines of the events stream with the canonical columns of the events table, one row each."""
     text = b"\n".join(line.payload for line in lines)
     frame = pl.read_ndjson(io.BytesIO(text), schema=_COLUMNS) if lines else pl.DataFrame(schema=_COLUMNS)
+    return frame.with_columns(pl.col(TIME).cast(pl.Datetime("us", "UTC")))
+
+
+EXPOSURE_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
+    REQUEST_ID: pl.String,
+    USER: pl.String,
+    "placement": pl.String,
+    TIME: pl.Int64,
+    "fingerprint": pl.String,
+    "variant": pl.String,
+    "source": pl.String,
+    "degraded": pl.List(pl.String),
+    "items": pl.List(pl.String),
+    "scores": pl.List(pl.Float64),
+    "propensities": pl.List(pl.Float64),
+    ITEM: pl.String,
+    "first_position": pl.Int32,
+    "reasons": pl.List(pl.String),
+    "exploration": pl.Struct(
+        {
+            "policy": pl.String,
+            "law": pl.String,
+            "rate": pl.Float64,
+            "seed": pl.Int64,
+            "positions": pl.List(pl.Int32),
+            "own": pl.List(pl.String),
+            "pools": pl.List(pl.List(pl.String)),
+            "drawn": pl.List(pl.Int32),
+        }
+    ),
+    "sample": pl.Struct(
+        {
+            "candidates": pl.List(pl.String),
+            "candidate_scores": pl.List(pl.Float64),
+            "feature_names": pl.List(pl.String),
+            "features": pl.List(pl.List(pl.Float64)),
+        }
+    ),
+}
+"""Columns of logged exposures; the last four are null where an earlier version wrote the record."""
+
+
+def frame_of_exposures(lines: list[LogLine], columns: Sequence[str] = tuple(EXPOSURE_COLUMNS)) -> pl.DataFrame:
+    """Lines of the exposures stream with these of EXPOSURE_COLUMNS, one row each."""
+    schema = {name: EXPOSURE_COLUMNS[name] for name in columns}
+    text = io.BytesIO(b"\n".join(line.payload for line in lines))
+    frame = pl.read_ndjson(text, schema=schema) if lines else pl.DataFrame(schema=schema)
     return frame.with_columns(pl.col(TIME).cast(pl.Datetime("us", "UTC")))
 
 

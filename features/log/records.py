@@ -1,7 +1,8 @@
 """The records of the event log, one per line, and the stream that each kind belongs to.
 
 A line is "<CRC-32 of the JSON, 8 hex> <JSON>\\n". The JSON begins with the version of the record, "v". Records
-without a version are of version 0, which differs from version 1 in that alone.
+without a version are of version 0, which differs from version 1 in that alone. A field that is added has a default
+and needs no new version: records without it are read with the default, and earlier versions of the code pass it over.
 
 A filler is a line of the kind "erased" in place of a record of an erased user (`features.log.erasure`). It has the
 length of that line and no content; readers pass over it.
@@ -47,11 +48,47 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Exploration:
+    """How the items at the explored positions of a slate were drawn. `recsys.ranking.exploration` defines the law.
+
+    policy: name of the rule; law: name of the law; rate: see the rule; seed: of the draw; positions: those that are
+    explored, of each of them: own: the item that stands there without exploration; pools: the items that may be drawn
+    in its place, none where the pool is empty. drawn: the positions that show an item of their pool.
+    """
+
+    policy: str
+    law: str
+    rate: float
+    seed: int
+    positions: tuple[int, ...]
+    own: tuple[str, ...]
+    pools: tuple[tuple[str, ...], ...]
+    drawn: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a slate was chosen from, of a share of the answers.
+
+    candidates, candidate_scores: the best candidates, best first; features: of each item of the slate the features
+    that the reranker read, in the order of feature_names, None where one is undefined. Both are empty where no
+    reranker ranked the items.
+    """
+
+    candidates: tuple[str, ...]
+    candidate_scores: tuple[float, ...]
+    feature_names: tuple[str, ...]
+    features: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Exposure:
     """The slate of one response, best item first.
 
-    items, scores and propensities have one length; the positions are first_position, first_position + 1, …;
-    item_id: the item whose similar items were requested, otherwise None; user_id: "" for a request without a user.
+    items, scores, propensities and reasons have one length; the positions are first_position, first_position + 1, …;
+    reasons: the source of each item, none in records of version 0.2 and earlier; exploration: None where nothing is
+    explored; sample: None for most answers; item_id: the item whose similar items were requested, otherwise None;
+    user_id: "" for a request without a user.
     """
 
     kind: Literal["exposure"] = field(default="exposure", init=False)
@@ -68,6 +105,9 @@ class Exposure:
     propensities: tuple[float, ...]
     item_id: str | None = None
     first_position: int = 1
+    reasons: tuple[str, ...] = ()
+    exploration: Exploration | None = None
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +176,9 @@ _STREAMS: dict[str, Stream] = {
     "merge": CORRECTIONS,
     "undo": CORRECTIONS,
 }
+_PARTS: dict[str, type[Exploration | Sample]] = {"exploration": Exploration, "sample": Sample}
+"""Fields of an exposure that are records themselves."""
+
 _START = re.compile(rb'\{(?:"v":(\d{1,9}),)?"kind":"(\w+)"')
 
 
@@ -182,4 +225,9 @@ def record_of(payload: dict[str, Any]) -> Record | None:
     kind, version = str(payload.get("kind")), payload.get("v", 0)
     if kind not in _KINDS or not isinstance(version, int) or version > VERSION:
         return None
-    return _KINDS[kind](**{name: payload[name] for name in _FIELDS[kind] if name in payload})
+    values = {name: payload[name] for name in _FIELDS[kind] if name in payload}
+    if kind == "exposure":
+        for name, part in _PARTS.items():
+            if given := values.get(name):
+                values[name] = part(**{f.name: given[f.name] for f in fields(part)})
+    return _KINDS[kind](**values)

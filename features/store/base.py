@@ -17,7 +17,7 @@ from typing import Protocol
 
 from features.errors import StoreError
 from features.log.records import Event
-from features.schema import EventRules
+from features.schema import VIEW, EventRules
 from features.store.user_state import LAYOUT, UserState
 
 RECENT_USERS = 1000
@@ -195,5 +195,6 @@ class FeatureStore(Protocol):
 def schema_hash(rules: EventRules) -> str:
     """Hash of what determines the stored values apart from the events: the layout, and the rules without weights."""
     seen = None if rules.seen is None else sorted(rules.seen)
-    parts = [LAYOUT, seen, sorted(rules.positive.items()), rules.history, rules.seen_items, rules.history_days]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+    parts = (LAYOUT, seen, sorted(rules.positive.items()), rules.history, rules.seen_items, rules.history_days)
+    later = (f"without {VIEW}",) if rules.ignores(VIEW) else ()  # earlier versions took views for seen
+    return hashlib.sha256(json.dumps(parts + later).encode()).hexdigest()[:12]

@@ -30,6 +30,7 @@ from features.history_rules import (
     newest_seen,
     seen_entries,
     seen_since,
+    without_ignored,
 )
 from features.ids import id_keys
 from features.instants import DAY
@@ -93,7 +94,8 @@ class UserState:
     @classmethod
     def of(cls, events: Sequence[Event], rules: EventRules) -> "UserState":
         """The state of a user with these accepted events."""
-        return cls.from_bytes(next(states_of_log(events, rules))[1]) if events else cls()
+        data = next((data for _, data in states_of_log(events, rules)), None)
+        return cls() if data is None else cls.from_bytes(data)
 
     @property
     def events(self) -> tuple[str, ...]:
@@ -196,6 +198,7 @@ class _Events:
 
 def states_of_table(events: pl.DataFrame, rules: EventRules) -> Iterator[tuple[str, bytes]]:
     """(user, bytes of the state) of every user of canonical events with ROW, each user once, in any order."""
+    events = without_ignored(events, rules)
     code = pl.col(USER).cast(pl.Categorical).to_physical().alias("__user__")  # numbers are sorted faster than texts
     by_user = events.with_columns(code).sort("__user__", TIME, ROW).drop("__user__")
     # ends (u,): row behind the last event of each user
@@ -225,6 +228,7 @@ def _states_by_user(events: pl.DataFrame, rules: EventRules) -> Iterator[tuple[s
 
 def states_of_log(events: Sequence[Event], rules: EventRules) -> Iterator[tuple[str, bytes]]:
     """(user, bytes of the state) of every user of accepted events, users in order of first appearance."""
+    events = [event for event in events if not rules.ignores(event.event)]
     index: dict[str, int] = {}
     owner = np.array([index.setdefault(e.user_id, len(index)) for e in events], dtype=np.int64)
     names = tuple(sorted({e.event for e in events}))

@@ -132,14 +132,25 @@ def empty_columns(validated: Validated, present: Iterable[str]) -> list[str]:
     return [f"{validated.count.file}: no row has a valid value of {', '.join(empty)}"] if empty else []
 
 
+IGNORED = (
+    "are in no history, not seen and not trained on, for data.events does not name the type: they tell the outcomes "
+    "of exposures; name it to learn from it"
+)
+
+
 def unnamed_types(events: pl.DataFrame, rules: EventRules, place: str) -> list[str]:
     """Notes on event types of the data that no rule names, and on types in the rules that no event has."""
     counts = dict(events.get_column(EVENT).value_counts().sort("count", EVENT, descending=[True, False]).iter_rows())
-    unnamed = [_with_hint(name, n, rules) for name, n in counts.items() if name not in rules.named]
+    ignored = [f"{name!r} ({n:,})" for name, n in counts.items() if rules.ignores(name)]
+    unnamed = [
+        _with_hint(name, n, rules)
+        for name, n in counts.items()
+        if name not in rules.named and not rules.ignores(name)
+    ]
     if len(unnamed) > LISTED:
         unnamed = [*unnamed[:LISTED], f"and {len(unnamed) - LISTED:,} more"]
     never = [repr(name) for name in rules.named if name not in counts]
-    notes = []
+    notes = [f"{place}: {views} {IGNORED}" for views in ignored]
     if unnamed and rules.seen is None:
         notes.append(
             f"{place}: event types that data.events does not name, which count as seen: {'; '.join(unnamed)}"

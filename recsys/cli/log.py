@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from recsys.cli.options import CONFIG, MAX_SECONDS, config_path, given_path, given_text, log_folder, print_json, show
+from recsys.cli.options import (
+    CONFIG,
+    MAX_SECONDS,
+    config_path,
+    given_path,
+    given_text,
+    log_folder,
+    print_json,
+    seconds_of,
+    show,
+)
 
 if TYPE_CHECKING:
     from features.log.upkeep.retention import Held
@@ -96,6 +106,39 @@ def log_export(
         print_json(asdict(report))
         return
     typer.echo(f"{report.records:,} new records in {len(report.days):,} files")
+    if report.damaged:
+        typer.echo(f"{report.damaged:,} damaged lines skipped")
+
+
+@log_app.command("outcomes")
+def log_outcomes(
+    out: Path = typer.Argument(..., help="The parquet file to write, e.g. outcomes.parquet.", parser=given_path),
+    within: str = typer.Option("7d", help="Length of the window after an exposure in which events count."),
+    log: Path | None = typer.Option(None, help=FOLDER, parser=given_path),
+    as_json: bool = typer.Option(False, "--json", help=AS_JSON),
+) -> None:
+    """Write what happened after each answer: one row for each item that was exposed, with the events that followed.
+
+    Example: recsys log outcomes outcomes.parquet --within 7d
+    """
+    from dataclasses import asdict
+
+    from features.log.outcomes.table import write_outcomes
+
+    seconds = seconds_of("--within", within)
+    assert seconds is not None
+    report = write_outcomes(_settings(log).log, out, int(seconds * 1e6))
+    if as_json:
+        print_json(asdict(report))
+        return
+    typer.echo(f"{out}: {report.rows:,} items of {report.answers:,} answers; {report.complete:,} windows are over")
+    none = report.events - report.by_request - report.by_user
+    typer.echo(
+        f"{report.events:,} events: {report.by_request:,} belong to the answer that they name, {report.by_user:,} to "
+        f"the latest one to their user, {none:,} to none"
+    )
+    if report.left_out:
+        typer.echo(f"{len(report.left_out):,} seldom event types have no columns, e.g. {report.left_out[0]!r}")
     if report.damaged:
         typer.echo(f"{report.damaged:,} damaged lines skipped")
 

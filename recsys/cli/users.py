@@ -22,7 +22,7 @@ EXPORTS = typer.Option(
 )
 SLATES = typer.Option([], metavar="DIR", help="Folder that `recsys slates` wrote.", parser=given_path)
 OTHERS = typer.Option(
-    [], "--also", metavar="PATH", help="Other parquet: outcomes of `recsys evaluate`, vectors.", parser=given_path
+    [], "--also", metavar="PATH", help="Other parquet: outcomes, exported vectors.", parser=given_path
 )
 BUNDLES = typer.Option(None, help="Folder of the bundles. [setting BUNDLES of the service]", parser=given_path)
 

@@ -88,6 +88,15 @@ class Explainable(Recommender, Protocol):
         """
         ...
 
+    def features(
+        self, states: UserStates, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+    ) -> Floats | None:
+        """What the reranker reads of rows (m,), which `recommend` returns for k: (m, len(FEATURES)).
+
+        NaN where a feature is undefined, and for a row that a rule brought. None without a reranker.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Nearest:

@@ -10,8 +10,8 @@ from features.arrays import Bools, Doubles, Floats, Ints
 from features.errors import BundleError, DataError, DependencyError, describe_read_error
 from features.interactions import UserStates
 from recsys.config import RerankerConfig
+from recsys.evaluation.calibration import Calibration
 from recsys.interfaces import Candidates
-from recsys.ranking.calibration import Calibration
 from recsys.ranking.pair_features import FEATURES, PairFeatures
 
 try:

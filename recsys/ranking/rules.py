@@ -2,7 +2,8 @@
 
 Each rule has a name and one of: `only` and `exclude`, which items may be shown; `pin`, an item at a position; `cap`,
 how often a value of a column may occur; `boost`, a change of scores; `minimum`, a score that is needed; `fresh`, a
-share for new items; `diversity`, how much items must differ. `recsys.ranking.slate_rules` applies them.
+share for new items; `diversity`, how much items must differ; `explore`, positions that are left to chance.
+`recsys.ranking.slate_rules` applies them.
 """
 
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from features.schema import StrictModel
 from recsys.retrieval.filters import Filter
 from recsys.yaml_text import line_of, parse_yaml
 
-KINDS = ("only", "exclude", "pin", "cap", "boost", "minimum", "fresh", "diversity")
+KINDS = ("only", "exclude", "pin", "cap", "boost", "minimum", "fresh", "diversity", "explore")
 MAX_POSITION = 100
+MAX_AMONG = 500
 
 Segment = Literal["all", "known", "cold"]
 
@@ -63,6 +65,29 @@ class Diversity(StrictModel):
     half: Literal["behaviour", "content", "both"] = "content"
 
 
+class Explore(StrictModel):
+    """Positions of a list, counted from 1, that show another item with a known probability.
+
+    With a probability of `rate`, a position shows one of the candidates after the slate, of which the best `among`
+    are dealt to the positions. `recsys.ranking.exploration` defines the law.
+    """
+
+    positions: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_POSITION)], ...], Field(min_length=1)]
+    rate: Annotated[float, Field(gt=0, le=1)]
+    among: Annotated[int, Field(ge=1, le=MAX_AMONG)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Explore":
+        if len({*self.positions}) < len(self.positions):
+            raise ValueError("a position stands twice: name each one once")
+        return self
+
+    def after(self, shown: int) -> "Explore | None":
+        """What is left on a page that follows `shown` items of a list; None for nothing."""
+        positions = tuple(position - shown for position in self.positions if position > shown)
+        return self.model_copy(update={"positions": positions}) if positions else None
+
+
 class Rule(StrictModel):
     """One rule. placements: where it applies, all by default; users: `cold` are those without a positive event."""
 
@@ -77,6 +102,7 @@ class Rule(StrictModel):
     minimum: float | None = None
     fresh: Fresh | None = None
     diversity: Diversity | None = None
+    explore: Explore | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Rule":
@@ -124,7 +150,7 @@ def _contradiction(one: Rule, other: Rule) -> str:
         return f"both pin item {one.pin.item}"
     if one.cap and other.cap and one.cap.column == other.cap.column:
         return f"both cap column {one.cap.column}"
-    for kind in ("minimum", "fresh", "diversity"):
+    for kind in ("minimum", "fresh", "diversity", "explore"):
         if getattr(one, kind) is not None and getattr(other, kind) is not None:
             return f"both set {kind}"
     return ""

@@ -12,6 +12,7 @@ from features.catalog import Catalog
 from features.interactions import Ragged, UserStates
 from features.schema import GROUP
 from recsys.interfaces import Candidates, Recommender, first_occurrences, in_slices
+from recsys.ranking.exploration import Drawn, Draws
 from recsys.ranking.slate_rules import CANDIDATES, SlateRules
 
 Find = Callable[[Ints, int], Candidates]
@@ -25,7 +26,7 @@ class Slate:
     items (k,): external ids; rows (k,) int64: their rows in the bundle with this fingerprint; positions (k,) int64
     from 1; scores (k,) float32; propensities (k,) float64: the probability that the item is shown at this position,
     given the user (1 for a deterministic policy); reasons (k,): the source of each item; trace: stage ->
-    milliseconds.
+    milliseconds; drawn: what was drawn by a rule of exploration, None without one.
     """
 
     items: tuple[str, ...]
@@ -36,6 +37,7 @@ class Slate:
     reasons: tuple[str, ...]
     trace: dict[str, float]
     fingerprint: str
+    drawn: Drawn | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -43,6 +45,11 @@ class Slate:
     def after(self, shown: int) -> "Slate":
         """The slate as a page that follows `shown` items of a list: its positions go on counting."""
         return replace(self, positions=self.positions + shown)
+
+    @property
+    def explored(self) -> Bools:
+        """(k,) bool: the items that stand there by exploration."""
+        return np.zeros(len(self), np.bool_) if self.drawn is None else self.drawn.explored(len(self))
 
 
 def item_groups(catalog: Catalog) -> Ints:
@@ -63,12 +70,14 @@ def fill_slates(
     *,
     allow: Bools | None = None,
     exclude: Ragged | None = None,
+    draws: Draws | None = None,
 ) -> Candidates:
     """The slates of b states: the best item of each group, at most k, then padding: (b, k).
 
     groups (n,): of `item_groups`. rules: choose among the candidates instead, of which `find` must leave out those
     that `SlateRules.allowed` leaves out. allow (n,), exclude: as `find` applies them; pins are checked by them. Where
-    the candidates do not fill a slate, four times as many are asked for, until there are no more.
+    the candidates do not fill a slate, four times as many are asked for, until there are no more. draws: of the b
+    states, for rules that explore; without them nothing is explored.
     """
     filled, pending = Candidates.empty(states, k), np.arange(states)
     asked = k if rules is None else max(k, min(CANDIDATES, len(groups)))
@@ -84,7 +93,7 @@ def fill_slates(
         if rules is None:
             chosen = distinct_groups(found, groups, k)
         else:
-            chosen = rules.choose(found, groups, k, may_show, ended)
+            chosen = rules.choose(found, groups, k, may_show, ended, None if draws is None else draws[pending])
         filled.put(pending, chosen)
         is_done = (chosen.rows >= 0).all(1) | ended
         pending, asked = pending[~is_done], min(4 * asked, len(groups))
@@ -100,11 +109,12 @@ def recommend_slates(
     *,
     allow: Bools,
     exclude: Ragged | None,
+    draws: Draws | None = None,
 ) -> Candidates:
     """The slates of b states from a recommender: (b, k); see `fill_slates`.
 
     rules: those of users without a positive event (True) and of others (False). allow (n,): items that may be shown;
-    exclude: b slices, rows that the state must not be shown.
+    exclude: b slices, rows that the state must not be shown; draws: see `fill_slates`.
     """
     cold, filled = states.positives().lengths == 0, Candidates.empty(len(states), k)
     parts: list[tuple[Ints, SlateRules | None]] = [(np.arange(len(states)), None)]
@@ -115,7 +125,8 @@ def recommend_slates(
             some, shown = states[at].compact(), allow if own is None else allow & own.allowed
             left_out = None if exclude is None else exclude[at]
             find = partial(_find, recommender, some, shown, left_out)
-            filled.put(at, fill_slates(find, len(at), k, groups, own, allow=shown, exclude=left_out))
+            drawing = None if draws is None else draws[at]
+            filled.put(at, fill_slates(find, len(at), k, groups, own, allow=shown, exclude=left_out, draws=drawing))
     return filled
 
 
@@ -137,7 +148,13 @@ def distinct_groups(found: Candidates, groups: Ints, k: int) -> Candidates:
 
 
 def slate_of(
-    chosen: Candidates, catalog: Catalog, *, reason: str, trace: dict[str, float], fingerprint: str
+    chosen: Candidates,
+    catalog: Catalog,
+    *,
+    reason: str,
+    trace: dict[str, float],
+    fingerprint: str,
+    drawn: Drawn | None = None,
 ) -> Slate:
     """The slate of one state, whose items were chosen: (1, k). reason: of items whose source is not known."""
     kept = chosen.rows[0] >= 0
@@ -147,8 +164,9 @@ def slate_of(
         rows=rows,
         positions=np.arange(1, len(rows) + 1, dtype=np.int64),
         scores=scores,
-        propensities=np.ones(len(rows)),
+        propensities=np.ones(len(rows)) if drawn is None else drawn.propensities(len(rows)),
         reasons=tuple(name or reason for name in chosen.source_names(0)[: len(rows)]),
         trace=trace,
         fingerprint=fingerprint,
+        drawn=drawn,
     )

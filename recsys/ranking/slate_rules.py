@@ -1,6 +1,7 @@
 """Rules as a slate applies them: a shop's rules, compiled for one catalogue, choose among one user's candidates."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -13,7 +14,8 @@ from features.errors import DataError
 from features.instants import DAY
 from features.schema import CATEGORIES
 from recsys.interfaces import SOURCES, Candidates
-from recsys.ranking.rules import Rule, Rules
+from recsys.ranking.exploration import Drawn, Draws, Value, deal, draw
+from recsys.ranking.rules import Explore, Rule, Rules
 
 CANDIDATES = 500
 """Candidates that rules choose from; more where these do not fill a slate."""
@@ -30,7 +32,8 @@ class SlateRules:
     allowed (n,) bool: items that `only` and `exclude` leave. pins: position, from 1 -> row. caps: for each its codes
     (n, w), -1 = no value, and how often one may occur. boost (n,): added to standardised scores. minimum: of the
     score. fresh (n,) bool and share: new items and their share. vectors: (n, d) of unit rows each, compared by their
-    mean cosine; weight: of diversity. notes: rules that cannot be applied, and why.
+    mean cosine; weight: of diversity. explore, explore_name: a rule of exploration and its name. notes: rules that
+    cannot be applied, and why.
     """
 
     allowed: Bools
@@ -42,15 +45,33 @@ class SlateRules:
     share: float = 0.0
     vectors: tuple[Floats, ...] = ()
     weight: float = 0.0
+    explore: Explore | None = None
+    explore_name: str = ""
     notes: tuple[str, ...] = ()
 
-    def after(self, shown: int) -> "SlateRules":
-        """The rules of a page that follows `shown` items of a list: pins stand at their position in the list."""
-        return replace(self, pins={position - shown: row for position, row in self.pins.items() if position > shown})
+    @property
+    def reorders(self) -> bool:
+        """Whether the slate may be another one than the best candidates that are allowed, apart from exploration."""
+        changes = (self.pins, self.caps, self.vectors, self.boost is not None, self.fresh is not None)
+        return any(map(bool, changes)) or self.minimum > -np.inf
 
-    def choose(self, found: Candidates, groups: Ints, k: int, may_show: MayShow, ended: Bools) -> Candidates:
+    def after(self, shown: int) -> "SlateRules":
+        """The rules of a page that follows `shown` items of a list: positions of rules are those in the list."""
+        explore = self.explore and self.explore.after(shown)
+        pins = {position - shown: row for position, row in self.pins.items() if position > shown}
+        return replace(self, pins=pins, explore=explore)
+
+    def choose(
+        self,
+        found: Candidates,
+        groups: Ints,
+        k: int,
+        may_show: MayShow,
+        ended: Bools,
+        draws: Draws | None = None,
+    ) -> Candidates:
         """The slates of b states: (b, k). found (b, c): candidates, best first; groups (n,): of `item_groups`; ended
-        (b,) bool: whether there are no more candidates.
+        (b,) bool: whether there are no more candidates; draws: of the b states, without them nothing is explored.
 
         A pin is left out where its item may not be shown, is a variant of an earlier pin, or is above a cap. A pin
         beyond k is held back for the page that has its position; it ends a slate that is not filled without it.
@@ -67,9 +88,16 @@ class SlateRules:
             filling = _Filling(self, rows, scores, groups, usable, width)
             places = {p: at for at, p in enumerate(positions, width) if p <= k and filling.take(at)}
             later = [at for at, p in enumerate(positions, width) if p > k and filling.hold(at)]
+            candidates = np.flatnonzero(usable[:width])
             chosen = filling.fill(k, places)
             if ended[state]:
                 chosen += [at for at in later if filling.take(at)][: k - len(chosen)]
+            if self.explore is not None and draws is not None:
+                slate, seed = chosen[: draws.length], int(draws.seeds[state])
+                pins = {*places.values(), *later}
+                slate, drawn = filling.explore(self.explore, slate, candidates, pins, seed)
+                chosen = slate + [at for at in chosen[draws.length or k :] if at not in slate]
+                draws.drawn[int(draws.states[state])] = drawn
             order[: len(chosen)] = chosen
         return extended.take(orders)
 
@@ -135,6 +163,56 @@ class _Filling:
             self.take(chosen[-1])
         return chosen + [at for at in places.values() if at not in chosen]
 
+    def explore(
+        self, explore: Explore, chosen: list[int], candidates: Ints, pinned: Collection[int], seed: int
+    ) -> tuple[list[int], Drawn]:
+        """A filled slate after the draw of its explored positions, and what was drawn.
+
+        chosen: indices of the items of the slate; candidates: indices of those that it was filled from, best first.
+        """
+        positions = [p for p in sorted(explore.positions) if p <= len(chosen) and chosen[p - 1] not in pinned]
+        own = [chosen[position - 1] for position in positions]
+        following = self._following(chosen, candidates, explore.among)
+        is_new = np.zeros(len(self.rows), np.bool_) if self.rules.fresh is None else self.rules.fresh[self.rows]
+        pools = deal(
+            [self._values_of(at) for at in following],
+            [self._values_of(at) for at in own],
+            Counter(value for at in {*chosen} - {*own} for value in self._values_of(at)),
+            [at_most for _, at_most in self.rules.caps],
+            lambda item, position: bool(is_new[following[item]] or not is_new[own[position]]),
+        )
+        places = draw([*map(len, pools)], explore.rate, seed)
+        slate, rows = [*chosen], self.rows.tolist()
+        for position, pool, place in zip(positions, pools, places, strict=True):
+            if place >= 0:
+                slate[position - 1] = following[pool[place]]
+        drawn = Drawn(
+            self.rules.explore_name,
+            explore.rate,
+            seed,
+            tuple(positions),
+            tuple(rows[at] for at in own),
+            tuple(tuple(rows[following[item]] for item in pool) for pool in pools),
+            tuple(rows[slate[position - 1]] for position in positions),
+        )
+        return slate, drawn
+
+    def _following(self, chosen: list[int], candidates: Ints, limit: int) -> list[int]:
+        """Indices of the best candidate of each product that the slate lacks, best first."""
+        best = candidates[np.argsort(-self.values[candidates], kind="stable")]
+        products, following = {*self.groups[chosen].tolist()}, list[int]()
+        for at, product in zip(best.tolist(), self.groups[best].tolist(), strict=True):
+            if len(following) == limit:
+                break
+            if product not in products:
+                products.add(product)
+                following.append(at)
+        return following
+
+    def _values_of(self, at: int) -> set[Value]:
+        """The values of an item that caps count."""
+        return {(cap, code) for cap, codes in enumerate(self.codes) for code in codes[at].tolist() if code >= 0}
+
 
 def _with_pins(found: Candidates, pinned: Ints) -> Candidates:
     """The candidates, then the pinned items; their score is that of their candidate, or the smallest of the line."""
@@ -191,6 +269,8 @@ def compile_rules(rules: Sequence[Rule], catalog: Catalog, vectors: Floats | Non
                 since = now - int(rule.fresh.days * DAY)
                 is_new = catalog.dated & (catalog.published >= since) & (catalog.published <= now)
                 known |= {"fresh": is_new, "share": rule.fresh.share}
+            if rule.explore:
+                known |= {"explore": rule.explore, "explore_name": rule.name}
             if rule.diversity:
                 known |= {"vectors": _halves(rule, catalog, vectors), "weight": rule.diversity.weight}
         except DataError as error:

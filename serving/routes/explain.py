@@ -108,7 +108,7 @@ def _not_ranked_high(
         return _stage("variant", f"a variant of {shown}, which is shown at position {position}", score, position)
     others = groups[rows[~np.isin(groups[rows], groups[slate.rows])]]  # products that are not shown, best first
     before = len(np.unique(others[: int(np.argmax(others == groups[row]))]))
-    if rules is not None:  # the order of the slate is theirs
+    if rules is not None and rules.reorders:  # the order of the slate is theirs
         place = int(at[0]) + 1
         return _stage("rule", f"candidate {place} of {len(rows)}; the rules of the shop chose others", score, place)
     rank = len(slate) + before + 1

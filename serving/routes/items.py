@@ -36,9 +36,10 @@ from serving.routes.responses import (
 )
 from serving.routes.search_query import json_object, media_source
 from serving.schemas import FailedPart, Finite, Id, SimilarResponse, checked_id, first_error
+from serving.servable import ServableBundle
 from serving.state.encoder_pool import EncoderPool
 from serving.state.service import ServiceState
-from serving.state.snapshot import ServableBundle, ServingSnapshot, card
+from serving.state.snapshot import ServingSnapshot, card
 
 SIMILAR = "similar"
 MAX_TEXT, MAX_LABEL, MAX_LABELS, MAX_URL = 200_000, 1000, 100, 4096
@@ -230,7 +231,7 @@ def _add_similar(app: FastAPI, service: ServiceState, in_thread: Callable[..., A
         trace: dict[str, float] = {}
         with timed(trace, "rank"):
             slate, following = await in_thread(_similar_page, snapshot, row, k, trace, page)
-        exposure = await log_exposure(service, slate, SIMILAR, item_id=item_id)
+        exposure = await log_exposure(request, service, slate, SIMILAR, item_id=item_id)
         return slate_response(slate, snapshot, exposure, following, snapshot.near(row, slate))
 
 

@@ -1,6 +1,8 @@
 """Helpers that routes share: the current snapshot, filters, stage timings, exposure logging and slate responses."""
 
+import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,24 +10,35 @@ from dataclasses import replace
 from typing import Annotated, Any
 from uuid import uuid4
 
+import numpy as np
+import orjson
 from fastapi import Query, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 
+from features.arrays import Floats
 from features.errors import DataError, LogError
 from features.ids import id_error
-from features.log.records import Exposure
+from features.log.records import Exploration, Exposure, Sample
 from recsys.ranking.explain import Why
+from recsys.ranking.exploration import LAW
+from recsys.ranking.pair_features import FEATURES
 from recsys.ranking.slate import Slate
+from recsys.ranking.slate_rules import CANDIDATES
 from recsys.retrieval.filters import Filter
 from serving.cursor import Page, room_in_url
 from serving.errors import ApiError, json_response
 from serving.http import MAX_URL_BYTES
 from serving.schemas import checked_id, first_error
 from serving.state.service import ServiceState
-from serving.state.snapshot import ServingSnapshot
+from serving.state.snapshot import Recommended, ServingSnapshot
+
+logger = logging.getLogger("recsys.serving")
 
 VARIANT = "default"
+
+DRAW_BITS = 48
+"""Bits of the number that a request id gives: any program reads it as JSON without rounding."""
 
 FilterParameter = Annotated[
     str | None,
@@ -130,23 +143,90 @@ def timed(trace: dict[str, float], name: str) -> Iterator[None]:
         trace[name] = round((time.perf_counter() - started) * 1e3, 3)
 
 
+def new_request_id() -> str:
+    """The id of an answer."""
+    return str(uuid4())
+
+
+def number_of(request_id: str, purpose: str) -> int:
+    """A number of DRAW_BITS bits that the id of a request gives, equally likely, another one for each purpose."""
+    digest = hashlib.blake2b(request_id.encode(), digest_size=DRAW_BITS // 8, person=purpose.encode())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def is_sampled(request_id: str, share: float) -> bool:
+    """Whether an answer is among the share of those whose candidates are logged."""
+    return bool(number_of(request_id, "sample") < share * 2**DRAW_BITS)
+
+
+def sample_of(snapshot: ServingSnapshot, recommended: Recommended) -> Sample | None:
+    """What a slate was chosen from: at most CANDIDATES candidates, and the features of its items."""
+    candidates = recommended.candidates
+    if candidates is None:  # of most answers
+        return None
+    usable = (candidates.rows[0] >= 0) & np.isfinite(candidates.scores[0])
+    rows, scores = (values[0][usable][:CANDIDATES] for values in (candidates.rows, candidates.scores))
+    try:
+        features = recommended.features()
+    except Exception:  # as in `recommend`: what explains an answer must not fail it
+        logger.exception("the features of an answer cannot be logged")
+        return None
+    ids = snapshot.bundle.catalog.ids.ids
+    return Sample(
+        candidates=tuple(ids[row] for row in rows.tolist()),
+        candidate_scores=tuple(_short(scores)),
+        feature_names=() if features is None else FEATURES,
+        features=() if features is None else tuple(map(tuple, _short(features))),
+    )
+
+
+def exploration_of(snapshot: ServingSnapshot, slate: Slate) -> Exploration | None:
+    """How the items at the explored positions of a slate were drawn."""
+    if (drawn := slate.drawn) is None:
+        return None
+    ids = snapshot.bundle.catalog.ids.ids
+    places = [position - 1 for position in drawn.positions]
+    return Exploration(
+        policy=drawn.rule,
+        law=LAW,
+        rate=drawn.rate,
+        seed=drawn.seed,
+        positions=tuple(slate.positions[places].tolist()),
+        own=tuple(ids[row] for row in drawn.own),
+        pools=tuple(tuple(ids[row] for row in pool) for pool in drawn.pools),
+        drawn=tuple(slate.positions[slate.explored].tolist()),
+    )
+
+
+def _short(values: Floats) -> list[Any]:
+    """Numbers as Python's, with the fewest digits that give the same single-precision number; None for NaN."""
+    numbers: list[Any] = orjson.loads(orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY))
+    return numbers
+
+
 async def log_exposure(
+    request: Request,
     service: ServiceState,
     slate: Slate,
     placement: str,
     *,
+    request_id: str = "",
     source: str = "model",
     degraded: Sequence[str] = (),
     user_id: str = "",
     item_id: str | None = None,
+    exploration: Exploration | None = None,
+    sample: Sample | None = None,
 ) -> Exposure:
     """Append the exposure of a slate to the event log. The record is on disk when this returns.
 
-    When the log cannot be written, the slate is answered all the same: the exposure is counted, and says "log" in
-    `degraded`.
+    A client that has closed its connection by then was shown nothing: nothing is logged. The log comes before the
+    answer, so that an answer can say that its exposure is missing, and that no event can name an exposure that the
+    log lacks. When the log cannot be written, the slate is answered all the same: the exposure is counted, and says
+    "log" in `degraded`.
     """
     exposure = Exposure(
-        request_id=str(uuid4()),
+        request_id=request_id or new_request_id(),
         user_id=user_id,
         placement=placement,
         timestamp=service.now(),
@@ -155,11 +235,16 @@ async def log_exposure(
         source=source,
         degraded=tuple(degraded),
         items=slate.items,
-        scores=tuple(slate.scores.tolist()),
+        scores=tuple(_short(slate.scores)),
         propensities=tuple(slate.propensities.tolist()),
         item_id=item_id,
         first_position=int(slate.positions[0]) if len(slate) else 1,
+        reasons=slate.reasons,
+        exploration=exploration,
+        sample=sample,
     )
+    if await request.is_disconnected():
+        return exposure
     with timed(slate.trace, "log"):
         try:
             await service.log.append([exposure])
@@ -176,26 +261,37 @@ def slate_response(
     cursor: str | None,
     near: Sequence[dict[str, float | None]] | None = None,
     why: Sequence[Why] | None = None,
+    probabilities: Sequence[float | None] | None = None,
     **more: Any,
 ) -> Response:
     """The response of a slate that was logged as `exposure`.
 
     cursor: of the next page, None for none; near: for each item its cosines by channel (the wire field `near`);
-    why: for each item why it is shown (`why`); more: further fields of the response.
+    why: for each item why it is shown (`why`); probabilities: of each item; more: further fields of the response.
     """
     items = [
-        {**snapshot.cards[row], "score": score, "position": position, "propensity": propensity, "reason": reason}
-        for row, score, position, propensity, reason in zip(
+        {
+            **snapshot.cards[row],
+            "score": score,
+            "position": position,
+            "propensity": propensity,
+            "reason": reason,
+            "explored": explored,
+        }
+        for row, score, position, propensity, reason, explored in zip(
             slate.rows.tolist(),
             slate.scores.tolist(),
             slate.positions.tolist(),
             slate.propensities.tolist(),
             slate.reasons,
+            slate.explored.tolist(),
             strict=True,
         )
     ]
     if near is not None:
         items = [{**item, "near": cosines} for item, cosines in zip(items, near, strict=True)]
+    if probabilities is not None:
+        items = [{**item, "probability": value} for item, value in zip(items, probabilities, strict=True)]
     if why is not None:
         items = [{**item, "why": reasons} for item, reasons in zip(items, why, strict=True)]
     return json_response(

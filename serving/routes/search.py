@@ -84,7 +84,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
             found = await in_thread(_search_page, snapshot, embedded.vectors, options, user, trace, page)
         slate, cursor, failing = found
         exposure = await log_exposure(
-            service, slate, SEARCH, degraded=[*degraded, *failing], user_id=options.user_id or ""
+            request, service, slate, SEARCH, degraded=[*degraded, *failing], user_id=options.user_id or ""
         )
         columns = space.near_query(embedded.vectors[0], slate.rows)
         return slate_response(slate, snapshot, exposure, cursor, rows_by_item(columns, len(slate)), query=query)

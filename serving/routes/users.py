@@ -22,8 +22,13 @@ from serving.routes.responses import (
     CursorParameter,
     ExcludeParameter,
     FilterParameter,
+    exploration_of,
+    is_sampled,
     list_of,
     log_exposure,
+    new_request_id,
+    number_of,
+    sample_of,
     slate_response,
     snapshot_of,
     timed,
@@ -51,9 +56,18 @@ Choose = Callable[[Ints, int, dict[str, float], SlateRules | None], Recommended]
 
 
 def recommend(
-    service: ServiceState, snapshot: ServingSnapshot, user_id: str, k: int, placement: str, page: Page
+    service: ServiceState,
+    snapshot: ServingSnapshot,
+    user_id: str,
+    k: int,
+    placement: str,
+    page: Page,
+    request_id: str = "",
 ) -> Answer:
-    """What one user is recommended in a placement, at most k items: a page of the list."""
+    """What one user is recommended in a placement, at most k items: a page of the list.
+
+    request_id: decides what is explored, and whether the candidates are kept; without it neither is done.
+    """
     trace: dict[str, float] = {}
     with timed(trace, "store"):
         state, degraded = service.keeper.read_user(snapshot.store, user_id)
@@ -68,7 +82,11 @@ def recommend(
                 degraded = [*degraded, "rules"]
             rules = rules.after(page.shown)
         left_out = np.union1d(seen, page.rows(snapshot.products))
-        source, choose = ("popular", snapshot.popular) if cold else ("model", partial(snapshot.recommend, states))
+        seed = number_of(request_id, "explore") if request_id else None
+        keep = bool(request_id) and is_sampled(request_id, service.settings.exposure_sample)
+        popular = partial(snapshot.popular, seed=seed, keep=keep)
+        personal = partial(snapshot.recommend, states, seed=seed, keep=keep)
+        source, choose = ("popular", popular) if cold else ("model", personal)
         try:
             recommended, cursor = _paged(choose, snapshot, page, left_out, k, trace, rules)
         except Exception:  # a model that fails on one user must not fail the request
@@ -76,7 +94,7 @@ def recommend(
                 raise
             logger.exception("the recommender failed for a history of %d items", len(state.items))
             source, degraded = "popular", [*degraded, "recommender"]
-            recommended, cursor = _paged(snapshot.popular, snapshot, page, left_out, k, trace, rules)
+            recommended, cursor = _paged(popular, snapshot, page, left_out, k, trace, rules)
     return Answer(recommended, source, degraded, state, states, seen, rules, cursor)
 
 
@@ -126,10 +144,13 @@ def rank(service: ServiceState, snapshot: ServingSnapshot, user_id: str, ids: li
             found = sort_candidates(rows[None], -places[rows][None].astype(np.float32), len(rows))
     ranked = [bundle.catalog.ids.ids[row] for row in found.rows[0].tolist()]
     order = [*ranked, *(item for item in distinct if item not in {*known})]
-    scores = [*found.scores[0].tolist(), *[None] * (len(order) - len(ranked))]
+    missing = [None] * (len(order) - len(ranked))
+    likely = bundle.recommender.probabilities(found.rows[0], found.scores[0]) if source == "model" else None
+    probabilities = [None] * len(order) if likely is None else [*likely.tolist(), *missing]
+    columns = zip(order, [*found.scores[0].tolist(), *missing], probabilities, strict=True)
     items = [
-        {"item_id": item, "position": position, "score": score, "known": score is not None}
-        for position, (item, score) in enumerate(zip(order, scores, strict=True), 1)
+        {"item_id": item, "position": place, "score": score, "probability": probability, "known": score is not None}
+        for place, (item, score, probability) in enumerate(columns, 1)
     ]
     facts = {"user_id": user_id, "bundle": bundle.fingerprint, "source": source, "degraded": degraded}
     return {**facts, "items": items, "trace": trace}
@@ -214,12 +235,23 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
         of = {"path": "recommendations", "user_id": user_id, "placement": name}
         args = partial(list_of, exclude=exclude, request=request)
         snapshot, page = await in_thread(args, snapshot, filter, cursor, of, service.now())
-        answer = await in_thread(recommend, service, snapshot, user_id, k, name, page)
+        request_id = new_request_id()
+        answer = await in_thread(recommend, service, snapshot, user_id, k, name, page, request_id)
         why = await in_thread(why_shown, service, snapshot, answer) if explain else None
         exposure = await log_exposure(
-            service, answer.slate, name, source=answer.source, degraded=answer.degraded, user_id=user_id
+            request,
+            service,
+            answer.slate,
+            name,
+            request_id=request_id,
+            source=answer.source,
+            degraded=answer.degraded,
+            user_id=user_id,
+            exploration=exploration_of(snapshot, answer.slate),
+            sample=await in_thread(sample_of, snapshot, answer.recommended),
         )
-        return slate_response(answer.slate, snapshot, exposure, answer.cursor, why=why)
+        known = answer.recommended.probabilities
+        return slate_response(answer.slate, snapshot, exposure, answer.cursor, why=why, probabilities=known)
 
 
 def _add_rank(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:

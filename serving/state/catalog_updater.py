@@ -32,8 +32,9 @@ from features.log.records import ITEMS, ItemDeleted, ItemPut
 from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, PUBLISHED, VIDEO
 from features.tables.read import check_item_puts
 from recsys.content.item_encoding import ItemVectors
+from serving.servable import ServableBundle
 from serving.state.item_follower import ItemFollower
-from serving.state.snapshot import ServableBundle, ServingSnapshot
+from serving.state.snapshot import ServingSnapshot
 
 logger = logging.getLogger("recsys.serving")
 

@@ -26,9 +26,10 @@ from recsys.content.item_encoding import ItemVectors, embed_items
 from recsys.content.query_encoding import EncoderSetup, QueryEncoder
 from serving.errors import ApiError
 from serving.schemas import MAX_BODY_BYTES, bounded_body
+from serving.servable import ServableBundle
 from serving.settings import ServeSettings
 from serving.state.service import ServiceState
-from serving.state.snapshot import ServableBundle, ServingSnapshot
+from serving.state.snapshot import ServingSnapshot
 
 logger = logging.getLogger("recsys.serving")
 

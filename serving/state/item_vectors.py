@@ -31,8 +31,8 @@ from features.errors import describe_os_error
 from features.files import put_file
 from features.log.records import ItemPut, line
 from recsys.content.item_encoding import ItemVectors
+from serving.servable import ServableBundle
 from serving.state.encoder_pool import ITEMS_PER_TURN, encoding_of
-from serving.state.snapshot import ServableBundle
 
 logger = logging.getLogger("recsys.serving")
 

@@ -22,11 +22,12 @@ from features.store.redis_server import RedisServer
 from features.store.user_state import UserState
 from recsys.bundle.formats import MANIFEST
 from serving.rules import ShopRules
+from serving.servable import ServableBundle
 from serving.settings import ServeSettings
 from serving.state.catalog_updater import CatalogUpdater, Upsert
 from serving.state.log_claim import claim
 from serving.state.log_keeper import LogKeeper
-from serving.state.snapshot import ServableBundle, ServingSnapshot
+from serving.state.snapshot import ServingSnapshot
 from serving.state.store_filler import Filler, FillProcess
 from serving.state.store_keeper import StoreKeeper, log_filling
 

@@ -9,101 +9,23 @@ import numpy as np
 import polars as pl
 
 from features.arrays import Bools, Doubles, Floats, Ints
-from features.catalog import Catalog
 from features.history_rules import seen_items
 from features.instants import now_micros
 from features.interactions import Ragged, UserStates
-from features.schema import CATEGORIES, IMAGE, TITLE, DataConfig
+from features.schema import CATEGORIES, IMAGE, TITLE
 from features.store.base import FeatureStore
 from features.store.user_state import UserState
-from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates
-from recsys.ranking.explain import Explainable, Explainer
+from recsys.ranking.exploration import Draws
 from recsys.ranking.slate import Slate, fill_slates, slate_of
 from recsys.ranking.slate_rules import SlateRules
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
 from serving.products import Products
 from serving.schemas import media_url
+from serving.servable import ServableBundle
 
 MAX_IMAGE_BYTES = 16 << 20
-
-
-class ServableBundle(Protocol):
-    """Interface of a bundle that the service can serve; `recsys.bundle.model.Bundle` implements it."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifier of the bundle in responses and in the event log."""
-        ...
-
-    @property
-    def manifest(self) -> Mapping[str, Any]:
-        """Its manifest: how it was trained."""
-        ...
-
-    @property
-    def content(self) -> ContentSpace | None:
-        """The content space of its items; None when they have no content vectors."""
-        ...
-
-    @property
-    def catalog(self) -> Catalog:
-        """Its items."""
-        ...
-
-    @property
-    def data(self) -> DataConfig:
-        """Its data configuration: event rules and placements."""
-        ...
-
-    @property
-    def recommender(self) -> Explainable:
-        """Its recommender: user tower, index, reranker."""
-        ...
-
-    @property
-    def explainer(self) -> Explainer:
-        """Explains its recommendations."""
-        ...
-
-    @property
-    def popular(self) -> Ints:
-        """(n,) int64: rows, the most popular first."""
-        ...
-
-    @property
-    def popularity(self) -> Floats:
-        """(n,) float32: the scores that `popular` is ordered by."""
-        ...
-
-    @property
-    def vectors(self) -> Floats | None:
-        """Vectors of behaviour (n, d), unit rows; None where there are none."""
-        ...
-
-    def close(self) -> None:
-        """End the use of what it was loaded from; no request follows."""
-        ...
-
-    @property
-    def note(self) -> str:
-        """Which part does not run as configured, and why; "" when all parts do."""
-        ...
-
-    def similar(self, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None) -> Candidates:
-        """The k items nearest to each item of rows (b,)."""
-        ...
-
-    def search(self, content: Floats, k: int, *, allow: Bools | None = None) -> Candidates:
-        """The k items nearest to each content vector (b, D) of the bundle's space."""
-        ...
-
-    def search_for(
-        self, content: Floats, states: UserStates, k: int, *, weight: float, allow: Bools | None = None
-    ) -> Candidates:
-        """The k items nearest to each content vector (b, D) and user (b states); weight: of the user."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -111,13 +33,18 @@ class Recommended:
     """A slate for one user, and functions that tell how it came about. They are called for explanations only.
 
     ranked: all candidates that the slate was filled from, best first (1, m); retrieval_scores: of all items (n,),
-    None for popular items; contributions: of the items of the slate, see `Explainable`.
+    None for popular items; contributions, features: of the items of the slate, see `Explainable`. candidates: those
+    of `ranked` as they were when the slate was filled, (1, m), None unless they were asked for. probabilities (k,):
+    that an item is the user's next one, None where it is not known.
     """
 
     slate: Slate
     ranked: Callable[[], Candidates]
     retrieval_scores: Callable[[], Floats | None] = lambda: None
     contributions: Callable[[], Doubles | None] = lambda: None
+    features: Callable[[], Floats | None] = lambda: None
+    candidates: Candidates | None = None
+    probabilities: tuple[float | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -215,28 +142,54 @@ class ServingSnapshot:
         return self.products.items.rows(seen_items(state.seen))
 
     def recommend(
-        self, states: UserStates, seen: Ints, k: int, trace: dict[str, float], rules: SlateRules | None = None
+        self,
+        states: UserStates,
+        seen: Ints,
+        k: int,
+        trace: dict[str, float],
+        rules: SlateRules | None = None,
+        *,
+        seed: int | None = None,
+        keep: bool = False,
     ) -> Recommended:
-        """The slate from the models: user tower, index, reranker. seen: rows to leave out; trace: ms by stage."""
+        """The slate from the models: user tower, index, reranker. seen: rows to leave out; trace: ms by stage.
+
+        seed: of the draw where a rule explores; None: nothing is explored. keep: return the candidates, too, of the
+        same slate.
+        """
         exclude = Ragged(seen, np.zeros(1, np.int64), np.array([len(seen)], dtype=np.int64))
         recommender, allow, asked = self.bundle.recommender, self._allowed_by(rules), [k]
+        search, found = recommender.ranked if keep else recommender.recommend, list[Candidates]()
         may_pin = allow.copy()
         may_pin[seen] = False
 
         def find(n: int) -> Candidates:
             asked.append(n)
-            return recommender.recommend(states, n, allow=allow, exclude=exclude)
+            found[:] = [search(states, n, allow=allow, exclude=exclude)]
+            return found[0]
 
-        slate = self._fill(find, k, "history", trace, rules, may_pin)
+        slate = self._fill(find, k, "history", trace, rules, may_pin, seed)
         return Recommended(
             slate,
             lambda: recommender.ranked(states, asked[-1], allow=allow, exclude=exclude),
             lambda: recommender.retrieval_scores(states),
             lambda: recommender.contributions(states, slate.rows, asked[-1], allow=allow, exclude=exclude),
+            lambda: recommender.features(states, slate.rows, asked[-1], allow=allow, exclude=exclude),
+            found[0] if keep else None,
+            _of_ranked(slate, recommender.probabilities(slate.rows, slate.scores)),
         )
 
-    def popular(self, seen: Ints, k: int, trace: dict[str, float], rules: SlateRules | None = None) -> Recommended:
-        """The slate of the most popular items, for users without positive items."""
+    def popular(
+        self,
+        seen: Ints,
+        k: int,
+        trace: dict[str, float],
+        rules: SlateRules | None = None,
+        *,
+        seed: int | None = None,
+        keep: bool = False,
+    ) -> Recommended:
+        """The slate of the most popular items, for users without positive items. seed, keep: as in `recommend`."""
         allowed = self._allowed_by(rules)
         allowed[seen] = False
         order = self.bundle.popular
@@ -246,7 +199,8 @@ class ServingSnapshot:
         def find(n: int) -> Candidates:
             return Candidates(found.rows[:, :n], found.scores[:, :n])
 
-        return Recommended(self._fill(find, k, "popular", trace, rules, allowed), lambda: found)
+        slate = self._fill(find, k, "popular", trace, rules, allowed, seed)
+        return Recommended(slate, lambda: found, candidates=found if keep else None)
 
     def _allowed_by(self, rules: SlateRules | None) -> Bools:
         allowed = self.allowed()
@@ -301,14 +255,22 @@ class ServingSnapshot:
         trace: dict[str, float],
         rules: SlateRules | None = None,
         allow: Bools | None = None,
+        seed: int | None = None,
     ) -> Slate:
         """A slate of k items, or of all that there are. reason: of items whose source is not known.
 
-        rules: choose among the candidates; allow (n,): items that they may pin.
+        rules: choose among the candidates; allow (n,): items that they may pin; seed: of their exploration.
         """
-        chosen = fill_slates(lambda _, n: self._shown(find(n)), 1, k, self.groups, rules, allow=allow)
-        fingerprint = self.bundle.fingerprint
-        return slate_of(chosen, self.bundle.catalog, reason=reason, trace=trace, fingerprint=fingerprint)
+        draws = None if seed is None else Draws.of(np.array([seed]))
+        chosen = fill_slates(lambda _, n: self._shown(find(n)), 1, k, self.groups, rules, allow=allow, draws=draws)
+        return slate_of(
+            chosen,
+            self.bundle.catalog,
+            reason=reason,
+            trace=trace,
+            fingerprint=self.bundle.fingerprint,
+            drawn=None if draws is None else draws.drawn.get(0),
+        )
 
     def _shown(self, found: Candidates) -> Candidates:
         """The candidates without items that were hidden since they were looked for."""
@@ -359,6 +321,16 @@ def _cards(items: Iterable[str], frame: pl.DataFrame) -> Iterator[dict[str, Any]
 def rows_by_item(columns: Mapping[str, Sequence[float | None]], k: int) -> list[dict[str, float | None]]:
     """Columns of k values each -> one dict per item, for k items."""
     return [{name: values[i] for name, values in columns.items()} for i in range(k)]
+
+
+def _of_ranked(slate: Slate, probabilities: Doubles | None) -> tuple[float | None, ...] | None:
+    """The probabilities (k,) of the items of a slate; None for pins, whose score may not be their own."""
+    if probabilities is None:
+        return None
+    return tuple(
+        None if reason == "pinned" else value
+        for value, reason in zip(probabilities.tolist(), slate.reasons, strict=True)
+    )
 
 
 class Finder(Protocol):

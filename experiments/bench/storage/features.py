@@ -65,7 +65,7 @@ def make(rows: int, seed: int, of: int = 0) -> pl.DataFrame:
     rng, of = np.random.default_rng(seed), of or rows
     users = rng.zipf(1.3, rows) % (of // USERS_PER_ROW)
     items = rng.zipf(1.2, rows) % (of // ITEMS_PER_ROW)
-    kinds = np.array(["view", "cart", "purchase"], dtype=object)[rng.integers(0, 3, rows)]
+    kinds = np.array(["open", "cart", "purchase"], dtype=object)[rng.integers(0, 3, rows)]
     return pl.DataFrame(
         {
             USER: pl.Series(users).cast(pl.String),

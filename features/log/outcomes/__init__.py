@@ -1,0 +1,1 @@
+"""What happened after answers: exposures joined with the events that followed them."""
