@@ -7,7 +7,7 @@ import pytest
 from toy_data import noise, toy_catalog, toy_log, toy_stage
 
 from experiments.config import RunConfig
-from experiments.evaluation.lifts import LIFTS, LiftResult, choose_lift
+from experiments.evaluation.lifts import LIFTS, Judgement, LiftResult, choose_lift
 from experiments.pipelines.reranking import train_reranker
 from experiments.splits import time_split
 from recsys.evaluation.calibration import Calibration, reliability
@@ -65,6 +65,12 @@ def curve(*results):
 )
 def test_where_the_lift_ends(share, results, lift):
     assert choose_lift(curve(*results), share) == lift
+
+
+def test_without_an_event_of_a_cold_item_one_line_says_so():
+    lifts = tuple(curve((0.1, float("nan"), 0.2, 0.0), (0.1, float("nan"), 0.2, 0.1)))
+    lines = [*Judgement(lifts, 0.0, ()).lines()]
+    assert lines == ["no event of the validation window is with a cold item: cold items are not lifted"]
 
 
 def window(rows, n_users, n_items):

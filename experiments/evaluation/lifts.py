@@ -49,8 +49,12 @@ class Judgement:
 
     def lines(self) -> Iterator[str]:
         """For people to read."""
-        yield "cold items in lists of ten on the validation window, by their lift:"
-        for number, result in enumerate(self.lifts):
+        tried = [result for result in self.lifts if not np.isnan(result.hr_cold)]
+        if tried:
+            yield "cold items in lists of ten on the validation window, by their lift:"
+        else:
+            yield "no event of the validation window is with a cold item: cold items are not lifted"
+        for number, result in enumerate(tried):
             is_chosen = result.lift == self.chosen
             if is_chosen or number % 4 == 0:
                 yield (
