@@ -129,7 +129,8 @@ class RerankerConfig(StrictModel):
     cold_share: Annotated[float, Field(ge=0, le=1)] | None = None
     """Maximum share of the first ten places that cold items, those without a positive event, are lifted to by a
     number added to their scores; 0: they are not lifted. null: as far as it costs at most 1 % of NDCG@10 on the
-    validation window. They are never lifted beyond the point where they are found as often as other items."""
+    validation window, and no further than their share of its events. They are never lifted beyond the point where
+    they are found as often as other items."""
 
 
 class AlignmentConfig(StrictModel):

@@ -72,7 +72,7 @@ def test_popularity_bias() -> None:
     assert axes.get_title() == "Popularity bias"
 
 
-LIFTS = (LiftResult(0.0, 0.1, 0.0, 0.2, 0.05), LiftResult(0.5, 0.099, 0.04, 0.19, 0.1))
+LIFTS = (LiftResult(0.0, 0.1, 0.0, 0.2, 0.05, 0.1), LiftResult(0.5, 0.099, 0.04, 0.19, 0.1, 0.1))
 
 
 def test_cold_items() -> None:

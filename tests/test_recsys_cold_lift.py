@@ -47,8 +47,8 @@ def test_a_lift_does_not_change_probabilities(stage):
 
 
 def curve(*results):
-    """Lifts 0, 1, 2, … with (ndcg, hr_cold, hr_warm, share)."""
-    return [LiftResult(lift, *result) for lift, result in enumerate(results)]
+    """Lifts 0, 1, 2, … with (ndcg, hr_cold, hr_warm, share); a quarter of the events is with cold items."""
+    return [LiftResult(lift, *result, wanted=0.25) for lift, result in enumerate(results)]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,8 @@ def curve(*results):
         (None, [(0.1, 0.0, 0.2, 0.0), (0.0980, 0.01, 0.2, 0.1), (0.1000, 0.02, 0.2, 0.2)], 0),  # stops at the first
         (None, [(0.1, 0.0, 0.2, 0.0), (0.1, 0.1, 0.2, 0.1), (0.1, 0.21, 0.2, 0.2)], 1),  # not above warm items
         (None, [(0.1, float("nan"), 0.2, 0.0), (0.1, float("nan"), 0.2, 0.1)], 0),  # no event with a cold item
+        (None, [(0.1, 0.0, 0.2, 0.0), (0.1, 0.01, 0.2, 0.25), (0.1, 0.02, 0.2, 0.26)], 1),  # at most what is wanted
+        (0.5, [(0.1, 0.0, 0.2, 0.0), (0.1, 0.01, 0.2, 0.25), (0.1, 0.02, 0.2, 0.26)], 2),  # unless more is asked for
         (0.1, [(0.1, 0.0, 0.2, 0.0), (0.05, 0.01, 0.2, 0.1), (0.05, 0.02, 0.2, 0.2)], 1),  # whatever it costs
         (0.0, [(0.1, 0.0, 0.2, 0.0), (0.1, 0.01, 0.2, 0.1)], 0),
         (1.0, [(0.1, 0.0, 0.2, 0.0), (0.1, 0.3, 0.2, 0.1)], 0),  # found as often as warm items before

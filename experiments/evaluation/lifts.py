@@ -24,8 +24,8 @@ class LiftResult:
     """What a lift of cold items gives and costs in lists of ten, on the validation window.
 
     lift: added to the scores of cold items; ndcg, hr_cold, hr_warm: means over all events, and over those with cold
-    and with warm items (NaN where there are none); share: of the places that cold items take. The means are not over
-    users, of whom a window may have too few.
+    and with warm items (NaN where there are none); share: of the places that cold items take; wanted: share of the
+    events that are with cold items. The means are not over users, of whom a window may have too few.
     """
 
     lift: float
@@ -33,6 +33,7 @@ class LiftResult:
     hr_cold: float
     hr_warm: float
     share: float
+    wanted: float
 
 
 @dataclass(frozen=True)
@@ -82,22 +83,28 @@ def lift_results(targets: Targets, candidates: Candidates, scores: Floats, cold:
             hr_cold=_mean(hits[cold_target]),
             hr_warm=_mean(hits[~cold_target]),
             share=_mean(cold[top[top >= 0]]),
+            wanted=_mean(cold_target),
         )
 
 
 def choose_lift(curve: Sequence[LiftResult], cold_share: float | None) -> float:
     """The largest lift up to which cold items take at most `cold_share` of the places.
 
-    None: up to which NDCG@10 is at most COLD_PRICE lower than without a lift. In both cases a lift ends where cold
-    items are found as often as warm ones. curve: by ascending lifts, the first is 0.
+    None: up to which NDCG@10 is at most COLD_PRICE lower than without a lift, and cold items take at most the share
+    of the places that they have of the events: a small window may not show what more would cost. In both cases a lift
+    ends where cold items are found as often as warm ones. curve: by ascending lifts, the first is 0.
     """
     chosen = 0.0
     for result in curve[1:]:
-        too_much = result.ndcg < (1 - COLD_PRICE) * curve[0].ndcg if cold_share is None else result.share > cold_share
+        too_much = result.share > cold_share if cold_share is not None else _costs_too_much(result, curve[0])
         if too_much or not result.hr_cold <= result.hr_warm:
             break
         chosen = result.lift
     return chosen
+
+
+def _costs_too_much(result: LiftResult, without: LiftResult) -> bool:
+    return result.ndcg < (1 - COLD_PRICE) * without.ndcg or result.share > result.wanted
 
 
 def _mean(values: Doubles | Bools) -> float:
