@@ -129,7 +129,8 @@ def test_the_run_is_tracked(done):
     names = {name for values, step in tracker.values if step is None for name in values}
     assert {"home_popular.ndcg_at_10", "again_two_towers___reranker.hr_at_10"} <= names
     assert {f"importance.{name}" for name in FEATURES} <= names
-    assert set(tracker.figures) == {"learning_curve", "ndcg_by_history_length", "popularity_bias"}
+    drawn = {"learning_curve", "ndcg_by_history_length", "popularity_bias", "cold_items", "reliability"}
+    assert set(tracker.figures) == drawn
     assert tracker.artifacts == [(path, "bundle")]
     assert tracker.finished == [False]
 

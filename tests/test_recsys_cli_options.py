@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "features status": (["name"], {"--log": None, "--json": False}),
     "features verify": (["name"], {"--log": None, "--json": False}),
     "log export": (["stream"], {"--out": None, "--log": None, "--reader": None, "--json": False}),
+    "log outcomes": (["out"], {"--within": "7d", "--log": None, "--json": False}),
     "log prune": ([], {"--log": None, "--dry-run": False, "--json": False}),
     "log status": ([], {"--log": None, "--check": False, "--json": False}),
     "search": (
@@ -152,6 +153,7 @@ def test_arguments_as_the_help_shows_them() -> None:
         "features status": "CONFIG",
         "features verify": "CONFIG",
         "log export": "[stream]",
+        "log outcomes": "out",
         "log prune": "",
         "log status": "",
         "nightly": "CONFIG",
@@ -185,7 +187,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 32
+    assert len(EMPTY) == 34
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)
