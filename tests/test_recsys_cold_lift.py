@@ -48,7 +48,10 @@ def test_a_lift_does_not_change_probabilities(stage):
 
 def curve(*results):
     """Lifts 0, 1, 2, … with (ndcg, hr_cold, hr_warm, share); a quarter of the events is with cold items."""
-    return [LiftResult(lift, *result, 0.25) for lift, result in enumerate(results)]
+    return [
+        LiftResult(lift, ndcg, hr_cold, hr_warm, share, 0.25)
+        for lift, (ndcg, hr_cold, hr_warm, share) in enumerate(results)
+    ]
 
 
 @pytest.mark.parametrize(
