@@ -139,7 +139,8 @@ def test_ctrl_c_ends_the_background_embedding_too(tmp_path: Path) -> None:
     command.chmod(0o755)
     makefile = Path(__file__).parent.parent / "Makefile"
     make = subprocess.Popen(
-        ["make", "-s", "-f", makefile, "-o", "install", "demo"],
+        # a job in the background ignores SIGINT, and its children would, too
+        ["env", "--default-signal=INT", "make", "-s", "-f", makefile, "-o", "install", "demo"],
         cwd=tmp_path,
         env=os.environ | {"RECSYS_DATA": str(tmp_path)},
         stderr=subprocess.DEVNULL,
