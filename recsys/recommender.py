@@ -115,8 +115,7 @@ class TwoStageRecommender:
         """See `Explainable`."""
         if not isinstance(self.reranker, Reranker) or not len(rows):
             return None
-        candidates = self.retrieve(states, max(k, self.candidates), allow=allow, exclude=exclude)
-        at, place = np.nonzero(rows[:, None] == candidates.rows[0])
+        candidates, at, place = self._among_candidates(states, rows, k, allow, exclude)
         parts = np.full((len(rows), len(FEATURES) + 1), np.nan)
         parts[at] = self.reranker.contributions(states, candidates, place)
         return parts
@@ -127,12 +126,18 @@ class TwoStageRecommender:
         """See `Explainable`."""
         if not isinstance(self.reranker, Reranker) or not len(rows):
             return None
-        candidates = self.retrieve(states, max(k, self.candidates), allow=allow, exclude=exclude)
-        at, place = np.nonzero(rows[:, None] == candidates.rows[0])
+        candidates, at, place = self._among_candidates(states, rows, k, allow, exclude)
         out = np.full((len(rows), len(FEATURES)), np.nan, dtype=np.float32)
         read = Candidates(candidates.rows[:, place], candidates.scores[:, place])
         out[at] = self.reranker.features.matrix(states, read, place[None])[0]
         return out
+
+    def _among_candidates(
+        self, states: UserStates, rows: Ints, k: int, allow: Bools | None, exclude: Ragged | None
+    ) -> tuple[Candidates, Ints, Ints]:
+        """The candidates of one state (1, w); which of rows (m,) are among them, and the place of each (c,)."""
+        candidates = self.retrieve(states, max(k, self.candidates), allow=allow, exclude=exclude)
+        return candidates, *np.nonzero(rows[:, None] == candidates.rows[0])
 
     def _personal(self, states: UserStates, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
         if self.reranker is None:

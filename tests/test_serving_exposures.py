@@ -194,7 +194,7 @@ def answer_of(url: str) -> Any:
 
 
 class Slow(Nearest):
-    """Waits, when it is told to, until it may answer."""
+    """Can hold an answer back until the test lets it go."""
 
     def __init__(self, n: int) -> None:
         super().__init__(n)
