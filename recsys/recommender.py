@@ -137,7 +137,8 @@ class TwoStageRecommender:
     ) -> tuple[Candidates, Ints, Ints]:
         """The candidates of one state (1, w); which of rows (m,) are among them, and the place of each (c,)."""
         candidates = self.retrieve(states, max(k, self.candidates), allow=allow, exclude=exclude)
-        return candidates, *np.nonzero(rows[:, None] == candidates.rows[0])
+        at, place = np.nonzero(rows[:, None] == candidates.rows[0])
+        return candidates, at, place
 
     def _personal(self, states: UserStates, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
         if self.reranker is None:
