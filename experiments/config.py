@@ -50,6 +50,10 @@ class RunConfig(StrictModel):
     reranker: RerankerConfig | None = RerankerConfig()
     """null: items are served in the order of the retrieval scores."""
 
+    discovery: Annotated[float, Field(ge=0, le=1)] | None = None
+    """How much accuracy lists may lose so that cold items are found: a share of NDCG@10. null: .01 of the reranker's
+    lists; .15 of known items in lists of retrieval alone."""
+
     baselines: dict[str, dict[str, int | float]] = Field(default={"popular": {}}, min_length=1)
     """Name -> arguments of its fit function. A suffix distinguishes two of one kind: `popular 7 days`."""
 

@@ -46,9 +46,9 @@ class TowerConfig(StrictModel):
     """Whether the user tower reads the hour (UTC) and the weekday of the next event or the request: useful where
     demand depends on them."""
 
-    newcomers: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Maximum share of the top places of lists that cold items are lifted to (`recsys.towers.cold_start`); 0: they
-    keep the vectors of the item tower."""
+    newcomers: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Maximum share of the first ten places that retrieval lifts cold items to, whatever it costs. null: as far as
+    `discovery` allows, and not at all where a reranker follows, which has a lift of its own."""
 
     @model_validator(mode="after")
     def _narrower(self) -> "TowerConfig":

@@ -69,7 +69,20 @@ def curve(*results):
     ],
 )
 def test_where_the_lift_ends(share, results, lift):
-    assert choose_lift(curve(*results), share) == lift
+    assert choose_lift(curve(*results), share, None) == lift
+
+
+@pytest.mark.parametrize(
+    ("price", "results", "lift"),
+    [
+        (0.1, [(0.1, 0.0, 0.2, 0.0), (0.091, 0.01, 0.2, 0.4), (0.089, 0.02, 0.2, 0.5)], 1),  # more than is wanted
+        (0.0, [(0.1, 0.0, 0.2, 0.0), (0.1, 0.01, 0.2, 0.1), (0.099, 0.02, 0.2, 0.2)], 1),  # nothing may be lost
+        (1.0, [(0.1, 0.0, 0.2, 0.0), (0.01, 0.1, 0.2, 0.5), (0.01, 0.3, 0.2, 0.9)], 1),  # not above warm items
+    ],
+)
+def test_a_price_decides_alone_how_far_a_lift_goes(price, results, lift):
+    assert choose_lift(curve(*results), None, price) == lift
+    assert choose_lift(curve(*results), 0.0, price) == 0  # a share of the places comes first
 
 
 def test_without_an_event_of_a_cold_item_one_line_says_so():

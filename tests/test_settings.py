@@ -72,7 +72,7 @@ DEFAULTS: dict[str, Any] = {
         "content": True,
         "times": True,
         "calendar": False,
-        "newcomers": 0.05,
+        "newcomers": None,
     },
     "retriever": {"kind": "exact", "effort": None, "dimensions": None, "refine": 10},
     "training": {
@@ -95,6 +95,7 @@ DEFAULTS: dict[str, Any] = {
         "groups": 5000,
         "cold_share": None,
     },
+    "discovery": None,
     "baselines": {"popular": {}},
     "seed": 0,
     "bundles": "bundles",
@@ -102,7 +103,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 LEAST: dict[type[BaseModel], dict[str, int]] = {
-    RunConfig: {"seed": 0},
+    RunConfig: {"seed": 0, "discovery": 0},
     EventRules: {"history": 2, "seen_items": 1, "history_days": 1},
     EventIn: {"position": 1},
     SearchIn: {"k": 1, "weight": 0},
@@ -129,7 +130,7 @@ LEAST: dict[type[BaseModel], dict[str, int]] = {
 """Section -> setting -> its smallest value."""
 
 GREATEST: dict[type[BaseModel], dict[str, int]] = {
-    RunConfig: {"seed": 2**31 - 1},
+    RunConfig: {"seed": 2**31 - 1, "discovery": 1},
     EventRules: {"history": 100_000, "seen_items": 1_000_000, "history_days": 36_500},
     RerankerConfig: {"leaves": 131_072},
     EventIn: {"position": 10_000},

@@ -21,7 +21,14 @@ from experiments.bench.runner import Bar, Result
 from experiments.config import RunConfig, load_config
 from experiments.dataset import Dataset, encode_contents, keep_frequent, load_dataset
 from experiments.evaluation.ranking import DEPTH, K, interval_dict, rank_targets
-from experiments.pipelines.fit import RERANKED, TOWERS, build_two_stage, fit_selected, select_model
+from experiments.pipelines.fit import (
+    RERANKED,
+    TOWERS,
+    build_two_stage,
+    fit_selected,
+    retrieval_price,
+    select_model,
+)
 from experiments.pipelines.rolling_windows import evaluation_windows
 from experiments.splits import Targets
 from features.arrays import Bools, Doubles, Floats, Ints
@@ -35,6 +42,7 @@ from recsys.dense_recommender import DenseRecommender
 from recsys.evaluation import metrics
 from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
 from recsys.interfaces import Recommender
+from recsys.towers.cold_start import place_cold_items
 from recsys.towers.training import fit_towers
 
 MAX_EVENTS, DECAY = 5000, 0.8
@@ -190,7 +198,10 @@ def _fitted(name: str, config: RunConfig, dataset: Dataset, *, validated: bool) 
         fitted = fit_towers(
             dataset.catalog, events, config.towers, config.training, seed=config.seed, epochs=config.training.epochs
         )
-        return {name: build_two_stage(fitted.model, events, config, dataset.catalog)}
+        placement = place_cold_items(
+            fitted.model, dataset.catalog, events, price=retrieval_price(config), seed=config.seed
+        )
+        return {name: build_two_stage(fitted.model, events, config, placement.vectors)}
     every_item = config.changed({"data.min_train_events": 0})
     window, splits = evaluation_windows(every_item, dataset)[-1]
     selected = select_model(config, window, splits, lambda line: None, silent)

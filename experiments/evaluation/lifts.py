@@ -13,7 +13,7 @@ from recsys.evaluation.calibration import ReliabilityBin
 from recsys.interfaces import Candidates
 
 COLD_PRICE = 0.01
-"""Share of NDCG@10 on the validation window that the lift of cold items may cost, where `cold_share` is not set."""
+"""Share of NDCG@10 on the validation window that the lift of cold items may cost, where `discovery` is not set."""
 
 LIFTS = np.append(np.arange(0, 1, 0.05), np.arange(1, 4, 0.25)).astype(np.float32)
 """Lifts of cold items that are tried, in standard deviations of the scores."""
@@ -87,24 +87,24 @@ def lift_results(targets: Targets, candidates: Candidates, scores: Floats, cold:
         )
 
 
-def choose_lift(curve: Sequence[LiftResult], cold_share: float | None) -> float:
+def choose_lift(curve: Sequence[LiftResult], cold_share: float | None, price: float | None) -> float:
     """The largest lift up to which cold items take at most `cold_share` of the places.
 
-    None: up to which NDCG@10 is at most COLD_PRICE lower than without a lift, and cold items take at most the share
-    of the places that they have of the events: a small window may not show what more would cost. In both cases a lift
-    ends where cold items are found as often as warm ones. curve: by ascending lifts, the first is 0.
+    None: up to which NDCG@10 is lower by at most the share `price` than without a lift. With neither, the price is
+    COLD_PRICE, and cold items take at most the share of the places that they have of the events: a small window may
+    not show what more would cost. In all cases a lift ends where cold items are found as often as warm ones.
+    curve: by ascending lifts, the first is 0.
     """
-    chosen = 0.0
+    chosen, lowest = 0.0, (1 - (COLD_PRICE if price is None else price)) * curve[0].ndcg
     for result in curve[1:]:
-        too_much = result.share > cold_share if cold_share is not None else _costs_too_much(result, curve[0])
+        if cold_share is not None:
+            too_much = result.share > cold_share
+        else:
+            too_much = result.ndcg < lowest or (price is None and result.share > result.wanted)
         if too_much or not result.hr_cold <= result.hr_warm:
             break
         chosen = result.lift
     return chosen
-
-
-def _costs_too_much(result: LiftResult, without: LiftResult) -> bool:
-    return result.ndcg < (1 - COLD_PRICE) * without.ndcg or result.share > result.wanted
 
 
 def _mean(values: Doubles | Bools) -> float:

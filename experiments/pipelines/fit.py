@@ -9,7 +9,8 @@ from experiments.evaluation.lifts import Judgement
 from experiments.evaluation.ranking import headline_metrics
 from experiments.pipelines.reranking import train_reranker
 from experiments.splits import Split, check_no_leak
-from features.catalog import Catalog, item_texts
+from features.arrays import Floats
+from features.catalog import item_texts
 from features.errors import ConfigError
 from features.interactions import Interactions
 from features.progress import StartProgress
@@ -20,13 +21,16 @@ from recsys.ranking.pair_features import PairFeatures
 from recsys.ranking.reranker import Reranker
 from recsys.recommender import TwoStageRecommender
 from recsys.retrieval.index import Index
-from recsys.towers.cold_start import place_cold_items
+from recsys.towers.cold_start import Placement, place_cold_items
 from recsys.towers.model import TwoTowers
 from recsys.towers.training import FittedTowers, Report, fit_towers
 
 TOWERS, RERANKED, RULED = "two towers", "two towers + reranker", "with the rules"
 POPULAR_DAYS = 30.0
 """Cold users get the most popular items of this many days."""
+
+RETRIEVAL_PRICE = 0.15
+"""Share of NDCG@10 of known items that lists of retrieval alone may lose to cold items, unless `discovery` is set."""
 
 
 def fit_baseline(
@@ -46,13 +50,14 @@ class FittedRecommender:
     """The two-stage recommender, fitted on one set of events.
 
     towers: the towers of both recommenders; recommender: retrieval and reranker, or retrieval alone when there is no
-    reranker; retrieval: the first stage alone; statistics: event counts of the items.
+    reranker; retrieval: the first stage alone; statistics: event counts of the items; placement: of the cold items.
     """
 
     towers: FittedTowers
     recommender: TwoStageRecommender
     retrieval: TwoStageRecommender
     statistics: ItemStatistics
+    placement: Placement
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ def select_model(
     check_no_leak(split.validation_cut, vocabulary=dataset, selection=selection)
     if config.reranker is None:
         return SelectedModel(selection, None)
-    retrieval = build_two_stage(selection.model, split.fit, config, dataset.catalog)
+    placement = place_cold_items(selection.model, dataset.catalog, split.fit, price=0, seed=config.seed)
+    retrieval = build_two_stage(selection.model, split.fit, config, placement.vectors)
     return SelectedModel(selection, *train_reranker(config, dataset.catalog, splits, retrieval))
 
 
@@ -115,7 +121,7 @@ def fit_selected(
     """The recommender on `events`: the towers are refitted for the selected epochs, or kept when refit is False.
 
     The reranker is not refitted. It can score candidates of refitted towers because none of its features is the id of
-    an item.
+    an item. Where there is one, retrieval does not lift cold items: the reranker does, and knows more of them.
     """
     towers = selected.selection
     if refit:
@@ -129,12 +135,14 @@ def fit_selected(
             report=report,
             progress=progress,
         )
-    retrieval = build_two_stage(towers.model, events, config, dataset.catalog)
+    price = retrieval_price(config) if selected.reranker is None else 0
+    placement = place_cold_items(towers.model, dataset.catalog, events, price=price, seed=config.seed)
+    retrieval = build_two_stage(towers.model, events, config, placement.vectors)
     if selected.reranker is None:
-        return FittedRecommender(towers, retrieval, retrieval, ItemStatistics.of(events))
+        return FittedRecommender(towers, retrieval, retrieval, ItemStatistics.of(events), placement)
     features = PairFeatures.of(dataset.catalog, retrieval.vectors, events)
     ranked = replace(retrieval, reranker=replace(selected.reranker, features=features))
-    return FittedRecommender(towers, ranked, retrieval, features.statistics)
+    return FittedRecommender(towers, ranked, retrieval, features.statistics, placement)
 
 
 def train_two_stage(
@@ -157,15 +165,20 @@ def train_two_stage(
     return selected, trained
 
 
+def retrieval_price(config: RunConfig) -> float:
+    """Share of NDCG@10 of known items that lists of retrieval alone may lose to cold items."""
+    return RETRIEVAL_PRICE if config.discovery is None else config.discovery
+
+
 def build_two_stage(
-    model: TwoTowers, events: Interactions, config: RunConfig, catalog: Catalog | None = None
+    model: TwoTowers, events: Interactions, config: RunConfig, vectors: Floats | None = None
 ) -> TwoStageRecommender:
     """The first stage of trained towers. Cold users get the items that are popular at the end of `events`.
 
-    With `catalog`, cold items get vectors from `place_cold_items`. That takes seconds, and comparing epochs does not
-    need it.
+    vectors (n, d): of the items, with cold ones placed by `place_cold_items`; without, those of the item tower. The
+    placement takes seconds, and comparing epochs does not need it.
     """
-    vectors = model.item_vectors() if catalog is None else place_cold_items(model, catalog, events, seed=config.seed)
+    vectors = model.item_vectors() if vectors is None else vectors
     return TwoStageRecommender(
         towers=model,
         vectors=vectors,

@@ -46,7 +46,7 @@ def train_reranker(
         return reranker, None
     targets, examples = first.targets, first.examples
     lifts = tuple(lift_results(targets, examples.candidates, scores, features.is_cold))
-    lift = choose_lift(lifts, config.reranker.cold_share)
+    lift = choose_lift(lifts, config.reranker.cold_share, config.discovery)
     is_item = examples.candidates.rows >= 0
     # one of the items that a user takes at one moment is the next one: each is it by an equal share
     happened = (examples.relevant / np.bincount(targets.state, minlength=len(scores))[:, None])[is_item]

@@ -205,7 +205,7 @@ def fit_and_evaluate(
     started = time.perf_counter()
     selected, trained = train_two_stage(config, dataset, splits, report, reporter.steps)
     seconds = time.perf_counter() - started
-    report_judgement(selected, reporter)
+    report_cold_items(selected, trained, reporter)
     add_outcomes(TOWERS, trained.retrieval, seconds)
     if config.reranker is not None:  # when no reranker could be fitted, this row repeats the retrieval
         add_outcomes(RERANKED, trained.recommender, seconds)
@@ -218,10 +218,10 @@ def fit_and_evaluate(
     return outcomes, selected, trained
 
 
-def report_judgement(selected: SelectedModel, reporter: Reporter) -> None:
-    """Print how the lift of cold items was chosen, and how far probabilities can be believed."""
-    if selected.judgement is not None:
-        for line in selected.judgement.lines():
+def report_cold_items(selected: SelectedModel, trained: FittedRecommender, reporter: Reporter) -> None:
+    """Print how cold items were placed and lifted, and how far probabilities can be believed."""
+    for part in (trained.placement, selected.judgement):
+        for line in part.lines() if part is not None else ():
             reporter.say(line)
 
 

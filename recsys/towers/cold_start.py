@@ -1,88 +1,134 @@
-"""Vectors of cold items, predicted from their content, and the lift that gives them a share of the top places."""
+"""Placement of cold items: vectors predicted from content, and the lift that lets them be found."""
 
-import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse as sp
-from scipy.optimize import nnls
 
-from features.arrays import Bools, Floats, Ints
-from features.catalog import Catalog, item_texts
+from features.arrays import Bools, Doubles, Floats
+from features.catalog import Catalog
 from features.content.spaces import unit
 from features.interactions import Interactions
+from recsys.evaluation import metrics
 from recsys.retrieval.index import Index
-from recsys.towers.model import TwoTowers, numeric_features
+from recsys.towers.content_prediction import EXPERTS, Prediction, PseudoCold, predict_vectors
+from recsys.towers.model import MAX_SAMPLED_USERS, TwoTowers
 
-TOP = 10
-"""Top places of a list, in which the share of cold items is measured."""
+TOP, DEPTH = 10, 20
+"""Places that count, and the length of lists in which ranks up to TOP are exact."""
+
+STEPS = np.concatenate([[0.0], np.geomspace(1 / 64, 2, 29)])
+"""Lifts that are tried: steps along the mean user vector. After longer ones, item vectors hardly differ."""
 
 MAX_LIFT = 4.0
-"""Cold items get at most this multiple of their share of the catalogue as their share of the top places."""
-
-MIN_STEP, MAX_STEP = 1 / 64, 8.0
-"""Shortest and longest lift that is tried. After the longest, item vectors hardly differ."""
+"""Cold items get at most this multiple of their share of the catalogue as their share of the first ten places."""
 
 FILLER_FRACTION = 4
 """One in so many coordinates, the last ones, holds the filler that makes a cold item's vector a unit vector."""
 
-RIDGE = 4.0
-"""Penalty of the ridge regression from content features, of length about 1, to item vectors."""
 
-NEIGHBOURS = 100
-"""Warm items of highest TF-IDF cosine that predict a cold item's vector."""
+@dataclass(frozen=True)
+class Lift:
+    """What a lift of cold items gives and costs in lists of ten of the towers.
 
-HELD_OUT_FRACTION = 5
-"""One in so many warm items is held out, to weigh the predictions of the regression and of the neighbours."""
+    step: of the move along the mean user vector; ndcg: NDCG@10 of events with known items; share: of the places that
+    cold items take; hr_cold: HR@10 of events with pseudo-cold items that are moved as far, among all items, NaN where
+    there are none.
+    """
 
-MIN_WARM_ITEMS = 100
-"""With fewer warm items none are held out, and the regression alone predicts."""
-
-MAX_PAIRS = 20_000_000
-"""(cold item, warm item) pairs that are compared at a time."""
-
-MAX_ITERATIONS, TOLERANCE, TINY = 50, 1e-3, 1e-12
-"""Conjugate gradients: maximum of iterations; relative residual norm to stop at; smallest denominator."""
+    step: float
+    ndcg: float
+    share: float
+    hr_cold: float
 
 
-def place_cold_items(model: TwoTowers, catalog: Catalog, events: Interactions, *, seed: int) -> Floats:
+@dataclass(frozen=True)
+class Placement:
+    """Where cold items were placed.
+
+    vectors (n, d): item vectors, those of cold items predicted and lifted; weights: of EXPERTS, empty where nothing
+    is predicted; lifts: what was tried, by ascending steps; chosen: the step.
+    """
+
+    vectors: Floats
+    weights: tuple[float, ...] = ()
+    lifts: tuple[Lift, ...] = ()
+    chosen: float = 0.0
+
+    def lines(self) -> Iterator[str]:
+        """For people to read."""
+        if self.weights:
+            parts = [f"{name} {share:.0%}" for name, share in zip(EXPERTS, self.weights, strict=True) if share]
+            yield f"vectors of cold items are predicted by: {', '.join(parts)}"
+        if self.lifts:
+            yield "cold items in lists of the towers, by their lift:"
+        for number, lift in enumerate(self.lifts):
+            is_chosen = lift.step == self.chosen
+            if is_chosen or number % 4 == 0:
+                cost = lift.ndcg / (self.lifts[0].ndcg or 1.0) - bool(self.lifts[0].ndcg)
+                yield (
+                    f"  +{lift.step:.3f}: NDCG@10 of known items {cost:+.1%}, {lift.share:.1%} of the places, "
+                    f"HR@10 of pseudo-cold items {lift.hr_cold:.4f}" + (" <- chosen" if is_chosen else "")
+                )
+
+
+def place_cold_items(
+    model: TwoTowers, catalog: Catalog, events: Interactions, *, price: float, seed: int
+) -> Placement:
     """Item vectors (n, d) of towers fitted on `events`; the vectors of cold items are predicted from content.
 
-    A cold item has no positive event. Two models, fitted on the warm items, predict its vector: a ridge regression on
-    content vectors, numbers, categories and TF-IDF (as Gantner et al. 2010, Learning attribute-to-feature mappings
-    for cold-start recommendations), and a mean of its neighbours by TF-IDF. The neighbours cover rare words, which
-    the regression misses because few items share them. The weights of the two are fitted on held-out warm items
-    (`_predicted`).
-
-    A prediction is shorter when the content says less about the item. A shorter vector has lower scores, as it
-    should: scaling it to unit length would rank the item high for users who may not want it. `_filler` makes it a
-    unit vector instead, in coordinates in which users hardly differ, so that its scores hardly change.
+    A cold item has no positive event. `predict_vectors` says how its vector is predicted. A prediction is shorter
+    when the content says less about the item. A shorter vector has lower scores, as it should: scaling it to unit
+    length would rank the item high for users who may not want it. `_filler` makes it a unit vector instead, in
+    coordinates in which users hardly differ, so that its scores hardly change.
 
     The towers know less about users' interest in cold items than in warm ones. Predictions are therefore short, and
     cold items would never be recommended. Available items without any event are therefore lifted: all move by the
-    same step, at most MAX_STEP, along the mean user vector. The step is chosen so that they take config.newcomers of
-    the TOP places of lists, or MAX_LIFT times their share of the catalogue, whichever is less. They do not move when
-    they take that share already. Items published after `events` move with the others but are not counted, because
-    they are not shown yet; the next fit counts them.
+    same step along the mean user vector. The step is the longest up to which NDCG@10 of events with known items is
+    lower by at most the share `price`, and they take at most MAX_LIFT times their share of the catalogue of the
+    places. price 0: nothing is lifted. config.newcomers replaces the price by a share of the places. Items published
+    after `events` move with the others but are not counted, because they are not shown yet; the next fit counts them.
     """
     vectors = model.item_vectors().copy()  # (n, d)
-    positives = np.bincount(events.positives().items, minlength=len(catalog))  # (n,) positive events of each item
-    cold, warm = np.flatnonzero(positives == 0), np.flatnonzero(positives)  # item rows
-    max_share = model.config.newcomers
-    if len(cold) == 0 or max_share == 0 or not model.config.content:
-        return vectors
-    states, users = model.newest_users(vectors, events, seed=seed)  # (b, d) user vectors
-    predicted = _predicted(catalog, vectors, warm, cold, positives, users, seed=seed)  # (n_cold, d)
-    filler = _filler(len(cold), model.config.dimension, seed)  # (n_cold, d)
-    vectors[cold] = _unit_length(predicted, filler)
+    positive = np.bincount(events.positives().items, minlength=len(catalog)) > 0  # (n,)
+    cold = np.flatnonzero(~positive)  # item rows
+    if len(cold) == 0 or not positive.any() or not model.config.content:
+        return Placement(vectors)
+    prediction = predict_vectors(model, catalog, vectors, events, cold, seed=seed)
+    filler = _filler(len(catalog), model.config.dimension, seed)  # (n, d)
+    placed = vectors.copy()
+    placed[cold] = _unit_length(prediction.vectors, filler[cold])
     has_events = np.bincount(events.items, minlength=len(catalog)) > 0  # (n,) of any kind
     unseen = (catalog.available & ~has_events)[cold]  # (n_cold,)
     shown = catalog.available & catalog.published_by(events.latest)  # (n,)
-    shown_now = shown[cold[unseen]]  # (n_unseen,)
-    if shown_now.any():
-        share = min(max_share, MAX_LIFT * int(shown_now.sum()) / int(shown.sum()))
-        competitors = Index(vectors).search(users, TOP, allow=shown & has_events, exclude=states.seen_items()).scores
-        vectors[cold[unseen]] = _lift(predicted[unseen], filler[unseen], shown_now, users, competitors, share)
-    return vectors
+    share = model.config.newcomers
+    if (price == 0 if share is None else share == 0) or not shown[cold[unseen]].any():
+        return Placement(placed, prediction.weights)
+    trial = _Trial.of(model, vectors, events, shown & has_events, prediction, seed=seed)
+    rows = cold[unseen]
+    lifts = list[Lift]()
+    for step in STEPS:
+        moved = _unit_length(prediction.vectors[unseen] + step * trial.direction, filler[rows])
+        lifts.append(trial.lift(float(step), moved[shown[rows]], filler))
+    most = MAX_LIFT * int(shown[rows].sum()) / int(shown.sum())
+    chosen = choose_step(lifts, price, most) if share is None else choose_step(lifts, 1, min(share, most))
+    placed[rows] = _unit_length(prediction.vectors[unseen] + chosen * trial.direction, filler[rows])
+    return Placement(placed, prediction.weights, tuple(lifts), chosen)
+
+
+def choose_step(lifts: list[Lift], price: float, share: float) -> float:
+    """The longest step where NDCG@10 is lower by at most `price`, and cold items take at most `share` of the places.
+
+    It ends where they take fewer places again: after longer steps all cold items look alike. No step where NDCG@10
+    is 0 without one: nothing is known of what a lift costs.
+    """
+    chosen = lifts[0]
+    for lift in lifts[1:]:
+        costs_too_much = lift.ndcg < (1 - price) * lifts[0].ndcg or lifts[0].ndcg == 0
+        if costs_too_much or not chosen.share <= lift.share <= share:
+            break
+        chosen = lift
+    return chosen.step
 
 
 def informative_part(vectors: Floats) -> Floats:
@@ -90,128 +136,74 @@ def informative_part(vectors: Floats) -> Floats:
     return unit(vectors * (np.arange(vectors.shape[1]) < _informative_width(vectors.shape[1])))
 
 
-def item_tfidf(catalog: Catalog) -> sp.csr_array:
-    """(n, w) sparse float32: TF-IDF of words and word pairs that three items or more have; rows of norm 1 or 0."""
-    from sklearn.feature_extraction.text import TfidfVectorizer  # imported late, because it takes a second
+@dataclass(frozen=True)
+class _Trial:
+    """What lifts are judged by.
 
-    vectorizer = TfidfVectorizer(dtype=np.float32, ngram_range=(1, 2), min_df=3, sublinear_tf=True)
-    with contextlib.suppress(ValueError):  # how sklearn reports an empty vocabulary
-        return sp.csr_array(vectorizer.fit_transform(item_texts(catalog.frame)))
-    return sp.csr_array((len(catalog), 0), dtype=np.float32)
-
-
-def content_features(catalog: Catalog, tfidf: sp.csr_array) -> sp.csr_array:
-    """(n, f) sparse float32: content vectors, numbers as the item tower reads them, categories, and TF-IDF (n, w).
-
-    The rows of each block but the numbers have norm 1 or 0.
+    direction (1, d): the mean user vector. users (b, d): before each user's last positive event; top (b, DEPTH): the
+    best scores of known items; rank (b,): of the item that was taken, inf beyond TOP; own (b,): its score.
+    pseudo: pseudo-cold items; pseudo_top (q, DEPTH): the best scores of the other known items for their users.
     """
-    n, blocks = len(catalog), [catalog.content, numeric_features(catalog)]
-    row, slot = np.nonzero(catalog.categories >= 0)  # (c,) item and slot of each category of each item
-    # (c,) 1 / sqrt(categories of the item), so that the item's row has norm 1
-    share = (1.0 / np.sqrt((catalog.categories >= 0).sum(1).clip(min=1)))[row].astype(np.float32)
-    shape = (n, len(catalog.category_names) + 1)
-    blocks += [sp.csr_array((share, (row, catalog.categories[row, slot])), shape=shape), tfidf]
-    return sp.csr_array(sp.hstack([sp.csr_array(block) for block in blocks], dtype=np.float32))
 
+    direction: Floats
+    users: Floats
+    top: Floats
+    rank: Doubles
+    own: Floats
+    pseudo: PseudoCold | None
+    pseudo_top: Floats
 
-def _predicted(
-    catalog: Catalog, vectors: Floats, warm: Ints, cold: Ints, positives: Ints, users: Floats, *, seed: int
-) -> Floats:
-    """Vectors (n_cold, d) of the cold items, predicted from the vectors of the warm items.
+    @classmethod
+    def of(
+        cls,
+        model: TwoTowers,
+        vectors: Floats,
+        events: Interactions,
+        known: Bools,
+        prediction: Prediction,
+        *,
+        seed: int,
+    ) -> "_Trial":
+        """known (n,): the items that compete with the cold ones."""
+        positives, index = events.positives(), Index(vectors)
+        last = np.flatnonzero(np.append(positives.users[1:] != positives.users[:-1], True))  # of each user
+        last = np.sort(np.random.default_rng(seed).permutation(last)[:MAX_SAMPLED_USERS])
+        states = events.states(positives.users[last], positives.times[last])
+        has_history = np.flatnonzero(states.positives().lengths > 0)
+        states, items = states[has_history].compact(), positives.items[last[has_history]]
+        users = model.user_vectors(states, vectors)
+        found = index.search(users, DEPTH, allow=known, exclude=states.seen_items())
+        rank = metrics.target_ranks(found, np.arange(len(items)), items)
+        own = np.einsum("bd,bd->b", users, vectors[items], dtype=np.float32)
+        pseudo, top = prediction.pseudo_cold, np.empty((0, DEPTH), np.float32)
+        if pseudo is not None:
+            others = known & ~np.isin(np.arange(len(known)), pseudo.rows)
+            top = index.search(pseudo.users, DEPTH, allow=others, exclude=pseudo.seen).scores
+        return cls(unit(users.mean(0, keepdims=True)), users, found.scores, rank, own, pseudo, top)
 
-    positives (n,): positive events of each item; users (b, d): user vectors.
+    def lift(self, step: float, moved: Floats, filler: Floats) -> Lift:
+        """What it gives and costs that cold items have the vectors moved (m, d). filler (n, d): see `_filler`."""
+        scores = Index(moved).search(self.users, DEPTH).scores  # (b, DEPTH)
+        ranks = self.rank + (scores > self.own[:, None]).sum(1)
+        both = np.concatenate([self.top, scores], axis=1)
+        best = np.argsort(-both, axis=1, kind="stable")[:, :TOP]
+        taken = np.isfinite(np.take_along_axis(both, best, 1))
+        return Lift(
+            step=step,
+            ndcg=float(metrics.ndcg(ranks, TOP, depth=DEPTH).mean()) if len(ranks) else 0.0,
+            share=float((best >= DEPTH)[taken].mean()) if taken.any() else 0.0,
+            hr_cold=self._hr_of_pseudo_cold(step, filler),
+        )
 
-    The prediction is v + a1 * r + a2 * k: the mean vector v, and the predictions r of the regression and k of the
-    neighbours, both centred. a1, a2 >= 0 minimise sum_i sqrt(positives_i) * |U (v_i - v - a1 r_i - a2 k_i)|^2 over
-    the held-out warm items i: the squared error of the scores of users U. Neighbours that predict nothing get the
-    weight 0.
-    """
-    tfidf = item_tfidf(catalog)
-    features = content_features(catalog, tfidf)
-
-    def predict(known: Ints, unknown: Ints) -> tuple[Floats, Floats]:
-        """Both predictions (len(unknown), d) from the items `known`."""
-        regression = _ridge_predictions(features, vectors, known, unknown, positives[known])
-        return regression, _neighbour_means(tfidf, vectors, known, unknown, positives[known], regression)
-
-    if len(warm) < MIN_WARM_ITEMS:
-        return predict(warm, cold)[0]
-    order = np.random.default_rng(seed).permutation(warm)
-    held_out, fit_rows = (np.sort(part) for part in np.split(order, [len(order) // HELD_OUT_FRACTION]))
-    rows = np.stack([vectors[held_out], *predict(fit_rows, held_out)]).astype(np.float64)  # (3, m, d): v, r and k
-    weight = np.sqrt(positives[held_out])[:, None]  # (m, 1)
-    mean = (rows * weight).sum(1, keepdims=True) / weight.sum()  # (3, 1, d)
-    # (3, 3) weighted products of scores: sum_i w_i (x_i - mean_x)' U'U (y_i - mean_y) for x, y in (v, r, k)
-    products = np.einsum("amd,bme,de->ab", (rows - mean) * weight, rows - mean, users.T @ users, optimize=True)
-    # normal equations G a = g, G = products[1:, 1:], g = products[1:, 0]; with G = L L': min_a>=0 |L' a - L^-1 g|
-    root = np.linalg.cholesky(products[1:, 1:] + TINY * (1 + np.trace(products)) * np.eye(2))  # (2, 2) L
-    weights, _ = nnls(root.T, np.linalg.solve(root, products[1:, 0]))  # (2,) a1, a2
-    regression, neighbours = predict(warm, cold)
-    combined = mean[0] + weights[0] * (regression - mean[1]) + weights[1] * (neighbours - mean[2])  # (n_cold, d)
-    return np.asarray(combined, dtype=np.float32)
-
-
-def _ridge_predictions(features: sp.csr_array, vectors: Floats, known: Ints, unknown: Ints, events: Ints) -> Floats:
-    """Vectors (len(unknown), d) by weighted ridge regression with an intercept on features (n, f).
-
-    The regression is fitted on the items `known`; events (len(known),): positive events of each. It solves
-    (Xc' W Xc + RIDGE I) B = Xc' W Yc, where Xc, Yc are centred features and vectors and W the weights, by conjugate
-    gradients (Hestenes & Stiefel 1952) for all d columns at a time: ten times as fast as scikit-learn, which solves
-    column by column.
-    """
-    weights = np.sqrt(events)  # the vector of an item of few events is noisy
-    weights = (weights / weights.mean()).astype(np.float32)[:, None]  # (m, 1), mean 1
-    x, y = features[known], vectors[known]  # (m, f), (m, d)
-    mean_x, mean_y = (weights.T @ x) / len(known), (weights.T @ y) / len(known)  # (1, f), (1, d)
-
-    def centred(b: Floats) -> Floats:
-        """Xc @ b, (f, d) -> (m, d), without a dense Xc."""
-        out: Floats = x @ b - mean_x @ b
-        return out
-
-    def transposed(r: Floats) -> Floats:
-        """Xc' @ r, (m, d) -> (f, d)."""
-        out: Floats = x.T @ r - mean_x.T * r.sum(0)
-        return out
-
-    solution = np.zeros((x.shape[1], y.shape[1]), dtype=np.float32)  # (f, d) B
-    residual = transposed(weights * (y - mean_y))  # (f, d)
-    direction, squared = residual.copy(), (residual**2).sum(0)  # (f, d), (d,)
-    initial = squared
-    for _ in range(MAX_ITERATIONS):
-        product = transposed(weights * centred(direction)) + RIDGE * direction  # (f, d) A p
-        step = squared / (direction * product).sum(0).clip(min=TINY)  # (d,) r'r / p'Ap
-        solution += step * direction
-        residual -= step * product
-        previous, squared = squared, (residual**2).sum(0)
-        if (squared <= TOLERANCE**2 * initial).all():
-            break
-        direction = residual + squared / previous.clip(min=TINY) * direction
-    rows: Floats = features[unknown] @ solution - mean_x @ solution + mean_y
-    return rows
-
-
-def _neighbour_means(
-    tfidf: sp.csr_array, vectors: Floats, known: Ints, unknown: Ints, events: Ints, fallback: Floats
-) -> Floats:
-    """Vectors (len(unknown), d): weighted means of the NEIGHBOURS items of `known` with the highest TF-IDF cosine.
-
-    A neighbour weighs cosine^2 * sqrt(events). events (len(known),): positive events of each. An item that shares no
-    word with any of `known` gets its row of `fallback` (len(unknown), d).
-    """
-    out, known_terms = fallback.copy(), sp.csc_array(tfidf[known].T)  # (w, len(known))
-    weight = np.sqrt(events).astype(np.float32)  # (len(known),)
-    size = max(1, MAX_PAIRS // len(known))
-    for at in range(0, len(unknown), size):
-        similarity = (tfidf[unknown[at : at + size]] @ known_terms).toarray()  # (size, len(known)) cosines
-        if len(known) > NEIGHBOURS:
-            threshold = np.partition(similarity, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS]  # (size,)
-            similarity[similarity < threshold[:, None]] = 0
-        similarity = similarity**2 * weight
-        total = similarity.sum(1, keepdims=True)  # (size, 1)
-        has_neighbours = total[:, 0] > 0  # (size,)
-        out[at : at + size][has_neighbours] = (similarity[has_neighbours] / total[has_neighbours]) @ vectors[known]
-    return out
+    def _hr_of_pseudo_cold(self, step: float, filler: Floats) -> float:
+        """HR@10 of events with pseudo-cold items, among them and the known items."""
+        pseudo = self.pseudo
+        if pseudo is None or not len(pseudo.targets):
+            return float("nan")
+        moved = _unit_length(pseudo.vectors + step * self.direction, filler[pseudo.rows])
+        scores = pseudo.users @ moved.T  # (q, h)
+        own = scores[np.arange(len(scores)), pseudo.targets][:, None]
+        return float(((scores > own).sum(1) + (self.pseudo_top > own).sum(1) < TOP).mean())
 
 
 def _filler(n: int, d: int, seed: int) -> Floats:
@@ -240,36 +232,3 @@ def _unit_length(rows: Floats, filler: Floats) -> Floats:
     missing = (1 - (rows**2).sum(1, keepdims=True)).clip(min=0)  # (n, 1) 1 - |row|^2
     amount = np.copysign(np.sqrt(component**2 + missing), component) - component
     return unit(rows + amount * filler)  # `unit` removes the rounding error
-
-
-def _lift(
-    predicted: Floats, filler: Floats, shown_now: Bools, users: Floats, competitors: Floats, share: float
-) -> Floats:
-    """Unit rows (m, d) of m predicted vectors, moved as far as they take at most `share` of the top places.
-
-    The move is step * mean user direction, with one step for all rows. shown_now (m,): items that can be shown
-    already; users (b, d): user vectors; competitors (b, TOP): highest scores of the other items for each user.
-    """
-    mean_user = unit(users.mean(0, keepdims=True))  # (1, d)
-
-    def moved(step: float) -> Floats:
-        return _unit_length(predicted + step * mean_user, filler)
-
-    def share_taken(step: float) -> float:
-        scores = Index(moved(step)[shown_now]).search(users, TOP).scores  # (b, TOP)
-        top = np.argsort(-np.concatenate([competitors, scores], axis=1), axis=1, kind="stable")[:, :TOP]
-        return float((top >= TOP).mean())  # columns from TOP on are the moved items
-
-    # the share rises with the step, and falls again when the step is so long that the items hardly differ
-    steps, shares = np.append(0.0, np.geomspace(MIN_STEP, MAX_STEP, 20)), list[float]()
-    for step in steps:
-        shares.append(share_taken(step))
-        if shares[-1] > share:
-            break
-    else:  # no step exceeds the share: take the step of the largest share
-        return moved(steps[int(np.argmax(shares))])
-    low, high = (steps[max(0, len(shares) - 2)], steps[len(shares) - 1])
-    for _ in range(8):  # bisection
-        step = (low + high) / 2
-        low, high = (step, high) if share_taken(step) <= share else (low, step)
-    return moved(low)
