@@ -80,6 +80,11 @@ def place(model, catalog, events, price=0.5):
     return place_cold_items(model, catalog, events, price=price, seed=0)
 
 
+def place_in(parts, price):
+    model, catalog, events = parts
+    return place(model, catalog, events, price)
+
+
 def test_warm_items_keep_their_vectors_and_all_rows_are_unit():
     model, catalog, events = world()
     for price in (0, 0.2):
@@ -129,7 +134,7 @@ def test_the_lift_costs_at_most_the_price_by_brute_force(monkeypatch):
 def test_cold_items_take_no_more_than_a_multiple_of_their_share_of_the_catalogue(most, monkeypatch):
     monkeypatch.setattr(cold_start, "MAX_LIFT", most)
     monkeypatch.setattr(cold_start, "STEPS", np.linspace(0, 1, 101))
-    placed = place(*world(), 1.0)
+    placed = place_in(world(), 1.0)
     taken = next(lift.share for lift in placed.lifts if lift.step == placed.chosen)
     bound = most * len(COLD) / ITEMS
     assert bound - 0.03 < taken <= bound
@@ -252,8 +257,8 @@ def test_the_figures_that_vectors_of_cold_items_depend_on():
 
 
 def test_a_configured_share_replaces_the_price():
-    placed = place(*world(newcomers=0.15), 0)
+    placed = place_in(world(newcomers=0.15), 0)
     taken = next(lift.share for lift in placed.lifts if lift.step == placed.chosen)
     assert 0 < taken <= 0.15
-    assert placed.chosen > place(*world(), 0).chosen == 0
-    assert place(*world(newcomers=0.0), 1.0).lifts == ()
+    assert placed.chosen > place_in(world(), 0).chosen == 0
+    assert place_in(world(newcomers=0.0), 1.0).lifts == ()

@@ -1,6 +1,7 @@
 """Vectors of cold items by several experts, and the weights that pseudo-cold items give them."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -136,7 +137,8 @@ def test_neighbours_count_where_they_predict_better_than_the_regression(monkeypa
             last = states.positives().tail(1)[:, 0]
             return centres[number[last]]
 
-    found = predict_vectors(Towers(), catalog, vectors, events, cold, seed=0)
+    towers: Any = Towers()
+    found = predict_vectors(towers, catalog, vectors, events, cold, seed=0)
     assert found.weights[1] + found.weights[2] > 0.5
     assert sum(found.weights) == pytest.approx(1)
     assert found.weights[3:] == (0, 0)  # no item has a content vector
@@ -149,11 +151,12 @@ def test_neighbours_count_where_they_predict_better_than_the_regression(monkeypa
 
     assert error(found.vectors) < 0.7 * error(regression)
     pseudo = found.pseudo_cold
+    assert pseudo is not None
     assert not np.isin(pseudo.rows, cold).any()
     assert len(pseudo.users) == len(pseudo.targets) == len(pseudo.seen)
-    same = np.tile(vectors[:1], (300, 1))
+    same: Any = np.tile(vectors[:1], (300, 1))
     np.testing.assert_allclose(
-        predict_vectors(Towers(), catalog, same, events, cold, seed=0).vectors, same[cold], atol=1e-5
+        predict_vectors(towers, catalog, same, events, cold, seed=0).vectors, same[cold], atol=1e-5
     )
 
 
