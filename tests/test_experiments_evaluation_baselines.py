@@ -111,8 +111,8 @@ def test_the_decay_is_the_first_of_those_that_rank_the_newest_item_first(tmp_pat
 def test_a_model_is_fitted_once_for_all_settings_that_only_its_scores_depend_on(tmp_path, monkeypatch):
     fits = count_fits(monkeypatch, "item-knn")
     chosen(tmp_path, RECENT, {"item-knn": {"exponent": 0.5}})
-    assert len(fits) == 2 * 3 + 1  # each of two k and three shrink, then the chosen ones on train
-    assert [arguments["k"] for _, arguments in fits[:-1]] == [1000] * 3 + [100] * 3
+    assert len(fits) == 2 * 2 + 1  # each of two k and of two shrink, then the chosen ones on train
+    assert [arguments["k"] for _, arguments in fits[:-1]] == [1000] * 2 + [100] * 2
     assert all("decay" not in arguments for _, arguments in fits)
 
 
@@ -262,7 +262,7 @@ def test_all_combinations_are_judged_on_one_sample(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Targets, "sample", record)
     chosen(tmp_path, TREND, {"popular": {}})
-    assert sampled == [(2000, 0)]
+    assert sampled == [(5000, 0)]
 
 
 # --- what is left out

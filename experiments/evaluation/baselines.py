@@ -23,9 +23,6 @@ from recsys import baselines
 from recsys.baselines import Grid, Setting, Settings
 from recsys.dense_recommender import DenseRecommender
 
-STATES = 2000
-"""Maximum number of validation states that a combination of settings is judged on, the same for all combinations."""
-
 
 @dataclass(frozen=True)
 class FittedBaseline:
@@ -73,7 +70,8 @@ def fit_chosen(
     """One baseline, fitted on train for each placement with settings of its own; and the seconds of the choice.
 
     Settings that the configuration names are fixed. The others are those of `baselines.GRIDS` with the best NDCG@10
-    on the validation window, fitted on the events before it. They are kept in the cache under `code`, the version of
+    on the validation window, fitted on the events before it. All are judged on one sample of the window, which is the
+    sample that the epochs of the towers are chosen on. They are kept in the cache under `code`, the version of
     the code, and everything else that they depend on; a choice from the cache takes 0 seconds.
     Raises LeakError, see `check_no_leak`; DependencyError and DataError where the baseline cannot be fitted on such
     data; FileError.
@@ -120,7 +118,10 @@ def _try_all(name: str, config: RunConfig, grid: Grid, dataset: Dataset, rules: 
     """NDCG@10 of all combinations on validation, fitted on the events before it. rules: repeats -> split."""
     started = time.perf_counter()
     tried, ndcg = list[Settings](), {_rule(repeats): list[float]() for repeats in rules}
-    targets = {repeats: split.validation.sample(STATES, config.seed) for repeats, split in rules.items()}
+    targets = {
+        repeats: split.validation.sample(config.training.validation_states, config.seed)
+        for repeats, split in rules.items()
+    }
     first = next(iter(rules.values()))
     for fitted, applied in grid.combinations():
         model = fit_baseline(name, config.baselines[name] | fitted, dataset, first.fit)
@@ -144,7 +145,7 @@ def _key(name: str, config: RunConfig, grid: Grid, dataset: Dataset, rules: Mapp
         "kind": kind,
         "fixed": config.baselines[name],
         "grid": asdict(grid),
-        "states": STATES,
+        "states": config.training.validation_states,
         "seed": config.seed,
     }
     digest.update(json.dumps(parts).encode())

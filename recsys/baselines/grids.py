@@ -40,20 +40,20 @@ def _products(values: Mapping[str, tuple[Setting, ...]]) -> list[Settings]:
     return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
 
 
-EASE = Grid({"regularization": (200, 10, 50, 1000)}, {"decay": DECAYS})
+EASE = Grid({"regularization": (200, 50, 1000)}, {"decay": DECAYS})
 
 GRIDS: dict[str, Grid] = {
     "popular": Grid({"days": (None, 90, 30, 7, 1)}),
-    "item-knn": Grid({"k": (1000, 100), "shrink": (10, 1, 100), "exponent": (0.5, 0.3)}, {"decay": DECAYS}),
+    "item-knn": Grid({"k": (1000, 100), "shrink": (10, 100), "exponent": (0.5, 0.3)}, {"decay": DECAYS}),
     "ease": EASE,
     "ease-bridge": EASE,
-    "als": Grid({"factors": (64, 256), "regularization": (1, 10, 50), "alpha": (10, 1)}),
+    "als": Grid({"factors": (64, 256), "regularization": (1, 10), "alpha": (10, 40)}),
     "tfidf": Grid({}, {"decay": DECAYS}),
     "bridge": Grid({"ridge": (1, 0.3, 3)}, {"decay": DECAYS}),
     "frequency": Grid({}, {"decay": (0.99, 0.9, 0.7)}),
     "star": Grid({}, {"decay": (0.7, 0.5, 0.9), "last": (3, 20), "weight": (0.5, 0.25, 0.1), "vectors": (0, 1)}),
 }
-"""Kind -> grid. Each has 3 to 72 combinations. The ranges cover what is best on groceries, films and sequences."""
+"""Kind -> grid. Each has 3 to 48 combinations. The ranges cover what is best on groceries, films and sequences."""
 
 OF_CONTENT_VECTORS = ("vectors",)
 """Settings that are tried only where items have content vectors."""
