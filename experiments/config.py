@@ -55,14 +55,17 @@ class RunConfig(StrictModel):
     lists; .15 of known items in lists of retrieval alone."""
 
     baselines: dict[str, dict[str, int | float]] = Field(default={"popular": {}}, min_length=1)
-    """Name -> arguments of its fit function. A suffix distinguishes two of one kind: `popular 7 days`."""
+    """Name -> settings that are fixed; the others are chosen on the validation window (`recsys/baselines/grids.py`).
+
+    A suffix distinguishes two of one kind: `popular 7 days`.
+    """
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     bundles: str = "bundles"
     """Folder of the bundles that a run writes."""
 
     cache: str = "data/cache"
-    """Folder of encoded contents and exported models."""
+    """Folder of encoded contents, exported models, and the chosen settings of baselines."""
 
     def changed(self, settings: Mapping[str, Any]) -> "RunConfig":
         """A copy with other settings, e.g. {"towers.dropout": 0.3}. Raises ValidationError for invalid settings."""

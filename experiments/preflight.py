@@ -24,8 +24,8 @@ LOCK = ".training.lock"
 def preflight(config: RunConfig, *, bundles: bool = False, cache: bool = False, outcomes: Path | None = None) -> None:
     """Raise FileError or LogError where a place that a run needs cannot be used.
 
-    bundles: the run writes a bundle; cache: it needs the cache even without an encoder; outcomes: the file of
-    outcomes that it writes.
+    bundles: the run writes a bundle; cache: it needs the cache even without an encoder, e.g. for the settings of
+    baselines; outcomes: the file of outcomes that it writes.
     """
     check_log(config.data.log)
     if bundles:
@@ -38,7 +38,7 @@ def preflight(config: RunConfig, *, bundles: bool = False, cache: bool = False, 
                 f"{current} is not a link: no bundle can be published; move it, or choose another `bundles`"
             )
     if cache or config.encoder is not None:
-        check_writable(Path(config.cache), "cache, the folder of encoded contents,")
+        check_writable(Path(config.cache), "cache, the folder of encoded contents and chosen settings,")
     if outcomes is not None:
         if outcomes.is_dir():
             raise FileError(f"{outcomes} is a folder: outcomes are written to a file; add a file name")

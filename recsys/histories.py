@@ -56,11 +56,14 @@ def recency_weights(ages: Ints, decay: float) -> Floats:
     return weights
 
 
-def profile(positives: Ragged, n_items: int, decay: float) -> sp.csr_array:
-    """Recency-weighted histories (b, n_items) float32: decay ** age of the latest event of each item."""
+def profile(positives: Ragged, n_items: int, decay: float, last: int | None = None) -> sp.csr_array:
+    """Recency-weighted histories (b, n_items) float32: decay ** age of the latest event of each item.
+
+    last: only the newest so many events count; None: all.
+    """
     rows, columns, age = latest_items(positives, n_items)
     weights = recency_weights(age, decay)
-    keep = weights > 0
+    keep = weights > 0 if last is None else (weights > 0) & (age < last)
     starts = np.searchsorted(rows[keep], np.arange(len(positives) + 1))
     return sp.csr_array((weights[keep], columns[keep], starts), shape=(len(positives), n_items))
 

@@ -13,14 +13,17 @@ from toy_data import DAY, SMALL, Lines, chain, toy_catalog, toy_log
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, _dataset_notes
+from experiments.evaluation.baselines import fit_baseline
+from experiments.evaluation.choice import Choice
 from experiments.evaluation.ranking import Comparison
 from experiments.pipelines import fit, train
-from experiments.pipelines.fit import build_two_stage, fit_baseline
+from experiments.pipelines.fit import build_two_stage
 from experiments.splits import time_split
 from experiments.tracking import mlflow
 from features.errors import ConfigError
 from features.ids import IdMap
 from features.tables.report import Report
+from recsys import baselines
 from recsys.item_statistics import ItemStatistics
 from recsys.retrieval.popular import fit_popular
 from recsys.towers.model import TwoTowers
@@ -76,7 +79,7 @@ def test_arguments_that_end_in_an_overflow_are_an_error_of_the_configuration(mon
     def overflows(events, **arguments):
         raise OverflowError("too large")
 
-    monkeypatch.setitem(fit.baselines.KINDS, "ease", overflows)
+    monkeypatch.setitem(baselines.KINDS, "ease", overflows)
     with pytest.raises(ConfigError) as caught:
         fit_baseline("ease + recency", {"decay": 0.5}, NO_DATA, chain())
     assert str(caught.value) == "baselines.ease + recency: {'decay': 0.5} cannot be used: too large"
@@ -163,6 +166,7 @@ def test_events_before_the_day_of_the_publication_are_noted():
 def test_titles_and_notes_of_a_table(catalog):
     rules = config(data=DATA | {"placements": {"home": {}, "again": {"repeats": True}}})
     split, outcome = split_of([(0, 0, 1), (0, 1, 3), (0, 2, 10), (0, 0, 11), (1, 3, 12)]), outcome_of(catalog)
+    outcome = replace(outcome, name="popular")
     table = train.comparison(rules, "home", [split], [outcome])
     cut = np.datetime64(split.cut, "us")
     assert table.title == "toy · home: repeats excluded"
@@ -195,11 +199,12 @@ def test_what_is_printed_of_an_epoch_and_of_a_window():
 
 
 def test_the_metrics_that_are_tracked(catalog):
-    outcome = outcome_of(catalog, name="ease + recency")
+    outcome = replace(outcome_of(catalog, name="ease + recency"), choices=(Choice({"decay": 0.5}, {}),))
     table = Comparison("t", "home", "n", ("h",), (outcome,), "ease + recency", 0)
     recorded = []
     tracker: Any = SimpleNamespace(
         metrics=lambda values: recorded.append(values),
+        tags=lambda values: recorded.append(values),
         figure=lambda name, figure: recorded.append((name, figure)),
         artifact=lambda path, folder: recorded.append((path, folder)),
     )
@@ -211,7 +216,8 @@ def test_the_metrics_that_are_tracked(catalog):
             "home_ease___recency.ndcg_at_10": table.rows[0]["ndcg_at_10"]["mean"],
         }
     )
-    assert rest == [("curve", "figure"), (Path("folder"), "bundle")]
+    how = {"settings.home_ease___recency": "fixed in the configuration: decay 0.5"}
+    assert rest == [how, ("curve", "figure"), (Path("folder"), "bundle")]
 
 
 def test_the_stages_of_a_run():

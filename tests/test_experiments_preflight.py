@@ -89,7 +89,10 @@ def _too_late(*args, **options):
 def test_a_run_without_an_encoder_needs_no_cache(folder):
     (folder / "cache").write_text("here")
     preflight(config_of(folder), bundles=True)
-    with pytest.raises(FileError, match=r"cache, the folder of encoded contents, cannot be written: .*a file stands"):
+    with pytest.raises(
+        FileError,
+        match=r"cache, the folder of encoded contents and chosen settings, cannot be .*a file stands",
+    ):
         preflight(config_of(folder), cache=True)
 
 

@@ -22,6 +22,9 @@ UNSEEN = ITEMS - 1
 WORDS = "red green blue round square soft hard old new"
 TEXTS = [f"{WORDS.split()[i % 9]} {WORDS.split()[i % 4]} thing{i % 5}" for i in range(ITEMS)]
 
+VECTORS = np.eye(ITEMS, 4, dtype=np.float32) + np.eye(ITEMS, 4, -7, dtype=np.float32)
+"""Content vectors: unit vectors of eight items, zeros for the others."""
+
 FITS = {
     "popular": baselines.fit_popular,
     "popular in the last days": lambda e: baselines.fit_popular(e, days=0.5),
@@ -30,9 +33,11 @@ FITS = {
     "als": lambda e: baselines.fit_als(e, factors=4, iterations=3),
     "tfidf": lambda e: baselines.fit_tfidf(e, TEXTS),
     "bridge": lambda e: baselines.fit_bridge(e, TEXTS, dim=6),
+    "ease-bridge": lambda e: baselines.fit_ease_bridge(e, TEXTS, regularization=5.0, neighbours=3),
+    "star": lambda e: baselines.fit_star(e, TEXTS, VECTORS, vectors=0.3),
     "frequency": baselines.fit_frequency,
 }
-FROM_HISTORY_ALONE = ("tfidf", "bridge", "frequency")
+FROM_HISTORY_ALONE = ("tfidf", "bridge", "star", "frequency")
 """Baselines that score from the history alone, also from an item without training events."""
 
 
@@ -187,10 +192,16 @@ def test_without_positive_events_fitting_fails(name):
         (baselines.fit_item_knn, {"k": 0}, "k=0"),
         (baselines.fit_item_knn, {"decay": 1.5}, "decay=1.5"),
         (baselines.fit_ease, {"regularization": 0}, "regularization=0"),
-        (baselines.fit_ease, {"max_gib": 1e-7}, "EASE of 24 items needs 0.0 GiB"),
         (baselines.fit_als, {"factors": 0}, "factors=0"),
         (baselines.fit_tfidf, {"texts": TEXTS, "decay": 0}, "decay=0"),
         (baselines.fit_bridge, {"texts": TEXTS, "dim": 0}, "dim=0"),
+        (baselines.fit_ease_bridge, {"texts": TEXTS, "neighbours": 0}, "neighbours=0"),
+        (baselines.fit_ease_bridge, {"texts": TEXTS, "decay": 0}, "decay=0"),
+        (baselines.fit_star, {"texts": TEXTS, "content": VECTORS, "last": 0}, "last=0"),
+        (baselines.fit_star, {"texts": TEXTS, "content": VECTORS, "decay": 0}, "decay=0"),
+        (baselines.fit_star, {"texts": TEXTS, "content": VECTORS, "weight": 1.5}, r"weight=1\.5"),
+        (baselines.fit_star, {"texts": TEXTS, "content": VECTORS, "vectors": -1}, "vectors=-1"),
+        (baselines.fit_star, {"texts": TEXTS, "content": VECTORS, "k": 0}, "k=0"),
         (baselines.fit_frequency, {"decay": 1}, "decay=1"),
     ],
 )
@@ -199,7 +210,19 @@ def test_settings_out_of_range_are_refused(events, fit, settings, message):
         fit(events, **settings)
 
 
-@pytest.mark.parametrize("fit", [baselines.fit_tfidf, baselines.fit_bridge])
+def test_ease_of_more_items_than_fit_into_its_memory_is_refused():
+    few = log([0, 0, 1], [1, 2, 9], n_items=ITEMS)  # only items with positive events count
+    with pytest.raises(DataError, match=r"EASE of 3 items needs 0\.0 GiB for a 3 x 3 float32 matrix"):
+        baselines.fit_ease(few, max_gib=1e-9)
+
+
+def star_without_vectors(events, texts):
+    return baselines.fit_star(events, texts, np.zeros((ITEMS, 1), np.float32))
+
+
+@pytest.mark.parametrize(
+    "fit", [baselines.fit_tfidf, baselines.fit_bridge, baselines.fit_ease_bridge, star_without_vectors]
+)
 def test_texts_must_match_the_items_and_contain_words(events, fit):
     with pytest.raises(DataError, match="3 texts for 24 items"):
         fit(events, TEXTS[:3])
@@ -287,8 +310,9 @@ def test_ease_equals_its_closed_form(events, monkeypatch):
     b = -p / np.diag(p)
     np.fill_diagonal(b, 0)
     fitted = baselines.fit_ease(events, regularization=5.0, decay=0.8)
-    np.testing.assert_allclose(fitted.weights, b, atol=1e-5)
-    assert (fitted.weights[:, UNSEEN] == 0).all()
+    assert fitted.warm.tolist() == np.unique(positives.items).tolist()
+    np.testing.assert_allclose(fitted.weights, b[np.ix_(fitted.warm, fitted.warm)], atol=1e-5)
+    assert UNSEEN not in fitted.warm
     np.testing.assert_allclose(scores_of(fitted, [3, 9, 1])[0], 0.64 * b[3] + 0.8 * b[9] + b[1], atol=1e-5)
 
 
@@ -379,7 +403,7 @@ def test_sequences_keep_their_order(tmp_path):
 
 
 def test_the_kinds_that_a_configuration_may_name():
-    kinds = {"popular", "item-knn", "ease", "als", "tfidf", "bridge", "frequency"}
+    kinds = {"popular", "item-knn", "ease", "als", "tfidf", "bridge", "ease-bridge", "star", "frequency"}
     assert set(baselines.KINDS) == kinds
     assert {name.split()[0] for name in FITS} == kinds
     for kind in kinds:

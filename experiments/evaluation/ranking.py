@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from experiments.evaluation.choice import Choice, describe_choices
 from experiments.splits import Split, Targets
 from features.arrays import Bools, Doubles, Ints
 from features.catalog import Catalog
@@ -45,6 +46,7 @@ class Outcome:
     warm_user, warm_item (m,) bool: the user or the item has a positive event before the cut;
     history (m,): number of positive events of the user before the target; seconds: time of fitting;
     coverage, novelty (bits), diversity, popularity (percentile): means over windows or lists.
+    choices: of a baseline, how its settings were chosen in each window.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Outcome:
     novelty: float
     diversity: float
     popularity: float
+    choices: tuple[Choice, ...] = ()
 
     def per_user(self, metric: str, keep: Bools | None = None) -> Doubles:
         """hr, ndcg or mrr at K of each user, in the order of the user rows: (u,). keep (m,): targets that count."""
@@ -212,6 +215,7 @@ def join_windows(windows: Sequence[Outcome]) -> Outcome:
         mean(lambda w: w.novelty),
         mean(lambda w: w.diversity),
         mean(lambda w: w.popularity),
+        tuple(choice for w in windows for choice in w.choices),
     )
 
 
@@ -226,6 +230,11 @@ class Comparison:
     outcomes: tuple[Outcome, ...]
     ours: str
     seed: int
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Name of each baseline -> how its settings were chosen, as one clause."""
+        return {o.name: describe_choices(o.choices) for o in self.outcomes if o.choices}
 
     def __post_init__(self) -> None:
         first = self.outcomes[0]
@@ -260,6 +269,8 @@ class Comparison:
             }
             for segment, keep in segments.items():
                 row[f"hr_at_{K}_{segment}"] = float(outcome.per_user("hr", keep).mean()) if keep.any() else None
+            if outcome.choices:
+                row["settings"] = [choice.to_dict() for choice in outcome.choices]
             out.append(row)
         return out
 
@@ -287,10 +298,9 @@ class Comparison:
             f"{facts['events']:,} test events ({facts['events_cold_user']:,} of cold users, "
             f"{facts['events_cold_item']:,} of cold items: without a positive event before the cut)"
         )
-        table = Table(
-            title=head,
-            caption=f"in brackets: 95 % interval over users; Δ: paired difference, {self.ours} minus the row",
-        )
+        caption = [f"in brackets: 95 % interval over users; Δ: paired difference, {self.ours} minus the row"]
+        caption += [f"{name}: {text}" for name, text in self.settings.items()]
+        table = Table(title=head, caption="\n".join(caption), caption_justify="left" if self.settings else "center")
         segments = {"warm": "warm\nHR", "cold_user": "cold-user\nHR", "cold_item": "cold-item\nHR"}
         for column in (
             "",

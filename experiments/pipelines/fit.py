@@ -1,4 +1,4 @@
-"""Fitting of a run: the baselines by name, and the two stages of the recommender, retrieval and reranking."""
+"""Fitting of the two stages of the recommender, retrieval and reranking."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,17 +10,14 @@ from experiments.evaluation.ranking import headline_metrics
 from experiments.pipelines.reranking import train_reranker
 from experiments.splits import Split, check_no_leak
 from features.arrays import Floats
-from features.catalog import item_texts
-from features.errors import ConfigError
 from features.interactions import Interactions
 from features.progress import StartProgress
-from recsys import baselines
-from recsys.dense_recommender import DenseRecommender
 from recsys.item_statistics import ItemStatistics
 from recsys.ranking.pair_features import PairFeatures
 from recsys.ranking.reranker import Reranker
 from recsys.recommender import TwoStageRecommender
 from recsys.retrieval.index import Index
+from recsys.retrieval.popular import fit_popular
 from recsys.towers.cold_start import Placement, place_cold_items
 from recsys.towers.model import TwoTowers
 from recsys.towers.training import FittedTowers, Report, fit_towers
@@ -31,18 +28,6 @@ POPULAR_DAYS = 30.0
 
 RETRIEVAL_PRICE = 0.15
 """Share of NDCG@10 of known items that lists of retrieval alone may lose to cold items, unless `discovery` is set."""
-
-
-def fit_baseline(
-    name: str, arguments: Mapping[str, float], dataset: Dataset, events: Interactions
-) -> DenseRecommender:
-    """Fit one baseline. Its kind is the first word of its name. Raises ConfigError for arguments it cannot use."""
-    kind = name.split()[0]
-    texts = [item_texts(dataset.catalog.frame)] if kind in baselines.NEED_TEXTS else []
-    try:
-        return baselines.KINDS[kind](events, *texts, **arguments)
-    except ArithmeticError as error:
-        raise ConfigError(f"baselines.{name}: {dict(arguments)} cannot be used: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -183,7 +168,7 @@ def build_two_stage(
         towers=model,
         vectors=vectors,
         index=Index(vectors, config.retriever, seed=config.seed),
-        fallback=baselines.fit_popular(events, days=POPULAR_DAYS),
+        fallback=fit_popular(events, days=POPULAR_DAYS),
         reranker=None,
         candidates=config.reranker.candidates if config.reranker else 0,
         fitted_until=events.latest,

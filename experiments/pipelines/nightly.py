@@ -62,7 +62,7 @@ def nightly(
     """
     if config.split.kind != "time":
         raise ConfigError(f"split.kind is {config.split.kind}: a nightly run holds back the newest events; set time")
-    preflight(config, bundles=True)
+    preflight(config, bundles=True, cache=True)
     with publishing(config):
         served = _served(config)
         night = Night(config.name, served, served)

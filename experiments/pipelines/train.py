@@ -1,7 +1,9 @@
 """A training run: read the data, fit and evaluate the models, refit on all events, write a bundle."""
 
+import itertools
 import subprocess
 import time
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -11,26 +13,26 @@ from pydantic_core import to_json, to_jsonable_python
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, encode_contents, keep_frequent, load_dataset
+from experiments.evaluation.baselines import FittedBaseline, fit_chosen
+from experiments.evaluation.choice import Choice, describe_choices
 from experiments.evaluation.outcomes import check_replaceable, outcome_rows, write_outcomes
-from experiments.evaluation.ranking import Comparison, Outcome, evaluate, join_windows
+from experiments.evaluation.ranking import Comparison, Outcome, RulesAt, evaluate, join_windows
 from experiments.pipelines.fit import (
     RERANKED,
     RULED,
     TOWERS,
     FittedRecommender,
     SelectedModel,
-    fit_baseline,
     fit_selected,
     train_two_stage,
 )
 from experiments.pipelines.rolling_windows import evaluation_windows
 from experiments.preflight import preflight, publishing
-from experiments.splits import Split, check_no_leak
+from experiments.splits import Split
 from experiments.tracking import plots
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter, Stages
-from features.arrays import Floats
-from features.errors import DependencyError
+from features.errors import DataError, DependencyError
 from recsys.bundle.io import save_bundle
 from recsys.bundle.registry import publish_bundle
 from recsys.interfaces import Recommender
@@ -48,7 +50,7 @@ def train(
     bundle holds the evaluated model itself. Returns the folder of the bundle and one table for each placement. Raises
     any RecsysError; a run that fails publishes nothing.
     """
-    preflight(config, bundles=True)
+    preflight(config, bundles=True, cache=True)
     with publishing(config, publish=publish):
         return _train(config, tracker, reporter, publish)
 
@@ -124,7 +126,7 @@ def evaluate_run(
     outcomes_file: where the rank of every event is written to, see `write_outcomes`. rules_file: a shop's rules; the
     recommender is evaluated with them as well.
     """
-    preflight(config, outcomes=outcomes_file)
+    preflight(config, cache=True, outcomes=outcomes_file)
     rules = None if rules_file is None else load_rules(rules_file)
     if outcomes_file is not None:
         check_replaceable(outcomes_file)
@@ -150,10 +152,17 @@ def evaluate_run(
             config,
             name,
             [splits[name] for _, splits in windows],
-            [join_windows(outcomes_of_model) for outcomes_of_model in zip(*outcomes_of_windows, strict=True)],
+            _in_all_windows(outcomes_of_windows),
         )
         for name, outcomes_of_windows in outcomes_by_placement.items()
     ]
+
+
+def _in_all_windows(windows: list[list[Outcome]]) -> list[Outcome]:
+    """The outcomes of each model over all windows. A baseline that a window left out is left out."""
+    by_name = [{outcome.name: outcome for outcome in window} for window in windows]
+    names = [name for name in by_name[0] if all(name in window for window in by_name)]
+    return [join_windows([window[name] for window in by_name]) for name in names]
 
 
 def fit_and_evaluate(
@@ -172,29 +181,25 @@ def fit_and_evaluate(
     outcomes, first = {name: list[Outcome]() for name in splits}, next(iter(splits.values()))
     step = reporter.steps("models", len(config.baselines) + 1)
 
-    def add_outcomes(
-        name: str, recommender: Recommender, seconds: float, vectors: Floats | None = None, rules: Rules | None = None
+    def add_outcome(
+        name: str,
+        placement: str,
+        recommender: Recommender,
+        seconds: float,
+        ruling: RulesAt | None = None,
+        choices: tuple[Choice, ...] = (),
     ) -> None:
-        for placement, split in splits.items():
-            repeats, catalog = config.data.placements[placement].repeats, dataset.catalog
-            ruling = None if rules is None else partial(rules_by_user, rules, placement, catalog, vectors)
-            outcome = evaluate(
-                name, recommender, split, catalog, split.test, repeats=repeats, seconds=seconds, rules=ruling
-            )
-            outcomes[placement].append(outcome)
-            ndcg = outcome.per_user("ndcg").mean()
-            reporter.say(f"{name} · {placement}: NDCG@10 {ndcg:.4f}, fitted in {seconds:.1f} s")
+        split, repeats = splits[placement], config.data.placements[placement].repeats
+        outcome = evaluate(
+            name, recommender, split, dataset.catalog, split.test, repeats=repeats, seconds=seconds, rules=ruling
+        )
+        outcomes[placement].append(replace(outcome, choices=choices))
+        ndcg = outcome.per_user("ndcg").mean()
+        reporter.say(f"{name} · {placement}: NDCG@10 {ndcg:.4f}, fitted in {seconds:.1f} s")
 
-    for name, arguments in config.baselines.items():
-        started = time.perf_counter()
-        try:
-            baseline = fit_baseline(name, arguments, dataset, first.train)
-        except DependencyError as error:  # the others are compared all the same
-            reporter.say(f"{name} is left out: {error}")
-            step(1)
-            continue
-        check_no_leak(first.cut, **{name: baseline})
-        add_outcomes(name, baseline, time.perf_counter() - started)
+    for name in config.baselines:
+        for placement, fitted in chosen_baseline(name, config, dataset, splits, reporter).items():
+            add_outcome(name, placement, fitted.recommender, fitted.seconds, choices=(fitted.choice,))
         step(1)
 
     def report(line: dict[str, float]) -> None:
@@ -206,16 +211,40 @@ def fit_and_evaluate(
     selected, trained = train_two_stage(config, dataset, splits, report, reporter.steps)
     seconds = time.perf_counter() - started
     report_cold_items(selected, trained, reporter)
-    add_outcomes(TOWERS, trained.retrieval, seconds)
+    models = {TOWERS: trained.retrieval}
     if config.reranker is not None:  # when no reranker could be fitted, this row repeats the retrieval
-        add_outcomes(RERANKED, trained.recommender, seconds)
+        models[RERANKED] = trained.recommender
+    for name, placement in itertools.product(models, splits):
+        add_outcome(name, placement, models[name], seconds)
     if rules is not None:
         vectors = trained.recommender.vectors
         for note in compile_rules(rules.rules, dataset.catalog, vectors, first.train.latest).notes:
             reporter.say(note)
-        add_outcomes(RULED, trained.recommender, seconds, vectors, rules)
+        for placement in splits:
+            ruling = partial(rules_by_user, rules, placement, dataset.catalog, vectors)
+            add_outcome(RULED, placement, trained.recommender, seconds, ruling=ruling)
     step(1)
     return outcomes, selected, trained
+
+
+def chosen_baseline(
+    name: str, config: RunConfig, dataset: Dataset, splits: dict[str, Split], reporter: Reporter
+) -> dict[str, FittedBaseline]:
+    """One baseline for each placement, with a line on the choice of its settings. Raises LeakError.
+
+    Empty when the baseline lacks a package, or cannot be fitted on such data: a line says why, and the others are
+    compared all the same.
+    """
+    try:
+        fitted, seconds = fit_chosen(name, config, dataset, splits, code_version())
+    except (DependencyError, DataError) as error:
+        reporter.say(f"{name} is left out: {error}")
+        return {}
+    for placement, baseline in fitted.items():
+        if baseline.choice.tried:
+            cost = f"in {seconds:.1f} s" if seconds else "by an earlier run"
+            reporter.say(f"{name} · {placement}: {describe_choices([baseline.choice])}, {cost}")
+    return fitted
 
 
 def report_cold_items(selected: SelectedModel, trained: FittedRecommender, reporter: Reporter) -> None:
@@ -236,6 +265,8 @@ def comparison(config: RunConfig, placement: str, splits: list[Split], outcomes:
     note = splits[-1].note + (f" ({len(splits)} windows)" if len(splits) > 1 else "")
     if repeated := sum(split.test.repeated for split in splits):
         note += f"; {repeated:,} test events are left out, because their users had seen the items"
+    if lacking := [name for name in config.baselines if name not in {outcome.name for outcome in outcomes}]:
+        note += f"; baselines left out, see the lines of the run: {', '.join(lacking)}"
     return Comparison(
         title=f"{config.name} · {placement}: {repeats}",
         placement=placement,
@@ -284,6 +315,8 @@ def record_run(tracker: Tracker, tables: list[Comparison], figures: dict[str, An
         for row in table.rows:
             name = metric_name(f"{table.placement}.{row['name']}")
             tracker.metrics({f"{name}.{key}": row[key]["mean"] for key in ("hr_at_10", "ndcg_at_10")})
+        settings = {metric_name(f"{table.placement}.{name}"): text for name, text in table.settings.items()}
+        tracker.tags({f"settings.{name}": text for name, text in settings.items()})
     for plot, figure in figures.items():
         tracker.figure(plot, figure)
     tracker.artifact(bundle, "bundle")

@@ -52,7 +52,7 @@ def fit_tfidf(events: Interactions, texts: list[str], *, decay: float = 0.8) -> 
     on events. Raises DataError on a wrong number of texts, no words, or no positive events.
     """
     _check_decay(decay)
-    return TfidfProfile(positive_counts(events), events.latest, _tfidf(texts, events.n_items), decay)
+    return TfidfProfile(positive_counts(events), events.latest, tfidf_rows(texts, events.n_items), decay)
 
 
 def fit_bridge(
@@ -75,7 +75,7 @@ def fit_bridge(
     if dim < 1 or ridge <= 0:
         raise ConfigError(f"content bridge with dim={dim}, ridge={ridge}: needs dim >= 1, ridge > 0")
     popularity = positive_counts(events)
-    terms = _tfidf(texts, events.n_items)
+    terms = tfidf_rows(texts, events.n_items)
     warm = popularity > 0
     x = user_item_matrix(events)[:, warm]  # (n_users, warm)
     x = sp.diags_array(np.maximum(x.sum(axis=1), 1.0) ** -0.25) @ x @ sp.diags_array(x.sum(axis=0) ** -0.25)
@@ -95,8 +95,8 @@ def _check_decay(decay: float) -> None:
         raise ConfigError(f"a content profile with decay={decay}: needs 0 < decay <= 1")
 
 
-def _tfidf(texts: list[str], n_items: int) -> sp.csr_array:
-    """(n, v) sparse float32: TF-IDF rows of norm 1 or 0."""
+def tfidf_rows(texts: list[str], n_items: int) -> sp.csr_array:
+    """(n, v) sparse float32: TF-IDF rows of norm 1 or 0. Raises DataError on a wrong number of texts or no words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     if len(texts) != n_items:
