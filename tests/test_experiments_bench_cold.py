@@ -8,13 +8,14 @@ import pytest
 import yaml
 from toy_data import toy_log
 
-from experiments.bench import cold
+from experiments.bench.quality import cold
 from features.errors import ConfigError, DataError
 from features.interactions import Ragged
 from recsys.baselines.content import fit_bridge, fit_tfidf
 from recsys.dense_recommender import DenseRecommender
 
 THEMES = 4
+REFERENCES = ("TF-IDF profile", "content bridge", "bridge + TF-IDF", "EASE^R bridge")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def config(tmp_path_factory):
         {
             "item_id": [f"i{item}" for item in items],
             "title": [f"theme{item % THEMES} thing" for item in items],
-            "categories": [f"theme{item % THEMES}" for item in items],
+            "categories": [f'["theme{item % THEMES}", "third{item % 3}"]' for item in items],
         }
     ).write_csv(folder / "items.csv")
     rows = [
@@ -61,12 +62,12 @@ def test_models_of_content_find_cold_items(config):
         assert figures[f"{name}, among cold: hr_at_10"] > 0.95
     assert figures["TF-IDF profile, among all: hr_at_10"] < 0.5  # and fifty items in all
     assert [bar.name for bar in result.bars] == [
-        "among cold, over the best linear",
+        "among cold, over the best reference",
         "among all, over the TF-IDF profile",
     ]
     assert result.bars[0].value == pytest.approx(
         figures["two towers, among cold: hr_at_10"]
-        / max(figures[f"{name}, among cold: hr_at_10"] for name in ("content bridge", "bridge + TF-IDF"))
+        / max(figures[f"{name}, among cold: hr_at_10"] for name in REFERENCES)
     )
 
 
@@ -99,9 +100,31 @@ def test_with_a_cut_items_that_occur_later_are_cold_and_later_events_are_not_fit
     early = table.filter(pl.col("timestamp").dt.timestamp("us") < cut)
     figures = result.figures
     assert figures["items_cold"] == table["item_id"].n_unique() - early["item_id"].n_unique() > 0
-    linear = max(figures[f"{name}, among cold: hr_at_10"] for name in ("TF-IDF profile", "bridge + TF-IDF"))
+    linear = max(figures[f"{name}, among cold: hr_at_10"] for name in REFERENCES)
     assert result.bars[0].value == pytest.approx(figures["two towers + reranker, among cold: hr_at_10"] / linear)
     assert "two towers, among cold: hr_at_10" in figures
+
+
+def test_all_items_of_a_category_are_cold(config):
+    figures = cold.run(short=True, config=str(config), category="third2").figures
+    assert (figures["items"], figures["items_cold"]) == (200, 66)
+    with pytest.raises(ConfigError, match="no item has the category 'theme9'; choose from t"):
+        cold.run(short=True, config=str(config), category="theme9")
+    with pytest.raises(ConfigError, match="--cut and --category each decide which items are cold"):
+        cold.run(short=True, config=str(config), category="theme2", cut=0.5)
+
+
+def test_each_reference_has_the_better_of_two_decays(config, monkeypatch):
+    both = cold.run(short=True, config=str(config)).figures
+    single = []
+    for decay in cold.DECAYS:
+        with monkeypatch.context() as patch:
+            patch.setattr(cold, "DECAYS", (decay,))
+            single.append(cold.run(short=True, config=str(config)).figures)
+    for name in REFERENCES:
+        for among in ("among cold", "among all"):
+            key = f"{name}, {among}: hr_at_10"
+            assert both[key] == max(figures[key] for figures in single)
 
 
 def test_a_cut_needs_a_split_by_time(config):

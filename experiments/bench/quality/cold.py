@@ -6,9 +6,11 @@ the history. The models are fitted on all events of warm items, including those 
 separates items, not times. With `cut` it separates times: the models are fitted on the events before the cut, and the
 items that first occur after it are cold. There is then a validation window, so that a reranker is fitted as well and
 the served order is judged besides retrieval alone. The references are linear: the TF-IDF profile, the content bridge,
-and the sum of both in standard scores.
+the sum of both in standard scores, and EASE^R carried to cold items by their words. Each is fitted once and ranks
+with each of DECAYS; the better figure counts, because the protocol has no validation window.
 """
 
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +40,7 @@ from features.errors import ConfigError, DataError, describe_invalid
 from features.interactions import Interactions, Ragged
 from features.progress import silent
 from recsys.baselines.content import ContentBridge, TfidfProfile, fit_bridge, fit_tfidf
+from recsys.baselines.ease import fit_ease_bridge
 from recsys.dense_recommender import DenseRecommender
 from recsys.evaluation import metrics
 from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
@@ -45,9 +48,14 @@ from recsys.interfaces import Recommender
 from recsys.towers.cold_start import place_cold_items
 from recsys.towers.training import fit_towers
 
-MAX_EVENTS, DECAY = 5000, 0.8
-BRIDGE, SUM, PROFILE = "content bridge", "bridge + TF-IDF", "TF-IDF profile"
+MAX_EVENTS = 5000
+
+DECAYS = (0.8, 0.95)
+"""Weights of an item of a history relative to the next newer one, of which each reference has the better one."""
+
+BRIDGE, SUM, PROFILE, EASE = "content bridge", "bridge + TF-IDF", "TF-IDF profile", "EASE^R bridge"
 AMONG_COLD, AMONG_ALL = "among cold", "among all"
+COLD_BAR, ALL_BAR = "among cold, over the best reference", "among all, over the TF-IDF profile"
 
 
 @dataclass(frozen=True)
@@ -85,23 +93,28 @@ def run(
     seed: int = 0,
     passes: int | None = None,
     cut: float | None = None,
+    category: str | None = None,
     without: str | None = None,
 ) -> Result:
     """HR@10 of the towers and of the linear references, and their paired differences over users.
 
     config: a configuration whose data exist. seed: of the choice of cold items and events. passes: of the towers, by
     default as configured; with cut, the maximum. cut: share of the events, the oldest, that the models are fitted on;
-    the items that occur only later are cold. without: a kind of content, such as image; the towers are fitted a
+    the items that occur only later are cold. category: all items of this category are cold, instead of a random
+    tenth. without: a kind of content, such as image; the towers are fitted a
     second time as if the items had none of it, which shows its contribution. short: two passes, 500 events.
 
-    Raises ConfigError when cut needs a split by time, or when content of kind `without` cannot be left out; DataError
-    when there is no event to rank.
+    Raises ConfigError when cut needs a split by time, for cut and category together, for a category that no item
+    has, or when content of kind `without` cannot be left out; DataError when there is no event to rank.
     """
     settings = load_config(Path(config))
+    if cut is not None and category is not None:
+        raise ConfigError("--cut and --category each decide which items are cold: give one of them")
     configs = _tower_configs(settings, config, cut, without)
     epochs = 2 if short else passes or settings.training.epochs
-    test = _cold_test(settings, config, seed=seed, cut=cut, n_events=500 if short else MAX_EVENTS)
-    models = _references(test, seed)
+    n_events = 500 if short else MAX_EVENTS
+    test = _cold_test(settings, config, seed=seed, cut=cut, category=category, n_events=n_events)
+    references, models = _references(test, seed), dict[str, Recommender]()
     seconds = {}
     for name, variant in configs.items():
         encoded = encode_contents(test.dataset, variant)
@@ -110,7 +123,9 @@ def run(
         models |= _fitted(name, towers, replace(encoded, events=test.fit), validated=cut is not None)
         seconds[f"{name}: fit_seconds"] = round(time.perf_counter() - started, 1)
     users = test.targets.states.users
-    hits = _hits(models, test)
+    hits = _reference_hits(references, test)
+    for among, found in _hits(models, test).items():
+        hits[among] |= found
     ours = RERANKED if RERANKED in models else TOWERS
     figures: dict[str, Any] = {
         "items": len(test.cold),
@@ -119,7 +134,7 @@ def run(
         "users": len(np.unique(users)),
         "data_hash": test.dataset.hash,
     } | seconds
-    for name in models:
+    for name in hits[AMONG_COLD]:
         figures |= {f"{name}, {among}: hr_at_10": float(hits[among][name].mean()) for among in hits}
     for among, hits_of_model in hits.items():
         figures |= _differences(hits_of_model, users, ours, among, seed)
@@ -146,10 +161,13 @@ def _tower_configs(settings: RunConfig, path: str, cut: float | None, without: s
     return configs
 
 
-def _cold_test(settings: RunConfig, path: str, *, seed: int, cut: float | None, n_events: int) -> ColdTest:
+def _cold_test(
+    settings: RunConfig, path: str, *, seed: int, cut: float | None, category: str | None, n_events: int
+) -> ColdTest:
     """The cold items, and at most n_events of their positive events as targets.
 
-    Raises DataError when no cold item has a positive event by a user with a history.
+    Raises ConfigError for a category that no item has; DataError when no cold item has a positive event by a user
+    with a history.
     """
     dataset = load_dataset(settings)
     if cut is None:  # with a cut all items stay: which ones become frequent is not known at the cut
@@ -157,7 +175,13 @@ def _cold_test(settings: RunConfig, path: str, *, seed: int, cut: float | None, 
     events, n_items = dataset.events, len(dataset.catalog)
     rng = np.random.default_rng(seed)
     cold = np.zeros(n_items, dtype=np.bool_)
-    if cut is None:
+    if category is not None:
+        names = dataset.catalog.category_names
+        if category not in names:
+            raise ConfigError(f"{path}: no item has the category {category!r}; choose from {', '.join(names[:20])}")
+        cold = (dataset.catalog.categories == names.index(category)).any(1)
+        fit = warm = events.where(~cold[events.items])
+    elif cut is None:
         cold[rng.permutation(n_items)[: n_items // 10]] = True
         fit = warm = events.where(~cold[events.items])
     else:
@@ -178,13 +202,41 @@ def _cold_test(settings: RunConfig, path: str, *, seed: int, cut: float | None, 
     return ColdTest(dataset, cold, fit, targets)
 
 
-def _references(test: ColdTest, seed: int) -> dict[str, Recommender]:
-    """The linear models that the towers are compared with."""
+def _references(test: ColdTest, seed: int) -> dict[str, list[DenseRecommender]]:
+    """The linear models that the towers are compared with, one for each of DECAYS.
+
+    EASE^R is left out where its matrix takes too much memory.
+    """
     texts = item_texts(test.dataset.catalog.frame)
-    profile = fit_tfidf(test.fit, texts, decay=DECAY)
-    bridge = fit_bridge(test.fit, texts, decay=DECAY, seed=seed)
-    total = ScoreSumRecommender(profile.popularity, profile.fitted_until, bridge, profile, test.cold)
-    return {PROFILE: profile, BRIDGE: bridge, SUM: total}
+    profile, bridge = fit_tfidf(test.fit, texts), fit_bridge(test.fit, texts, seed=seed)
+    models: dict[str, list[DenseRecommender]] = {
+        PROFILE: [replace(profile, decay=decay) for decay in DECAYS],
+        BRIDGE: [replace(bridge, decay=decay) for decay in DECAYS],
+        SUM: [
+            ScoreSumRecommender(
+                profile.popularity,
+                profile.fitted_until,
+                replace(bridge, decay=decay),
+                replace(profile, decay=decay),
+                test.cold,
+            )
+            for decay in DECAYS
+        ],
+    }
+    with contextlib.suppress(DataError):
+        ease = fit_ease_bridge(test.fit, texts)
+        models[EASE] = [replace(ease, decay=decay) for decay in DECAYS]
+    return models
+
+
+def _reference_hits(references: dict[str, list[DenseRecommender]], test: ColdTest) -> dict[str, dict[str, Doubles]]:
+    """HR@10 of each query (q,) by the better one of each kind of reference, chosen for each of the two judgements."""
+    hits: dict[str, dict[str, Doubles]] = {AMONG_COLD: {}, AMONG_ALL: {}}
+    for name, models in references.items():
+        tried = [_hits({name: model}, test) for model in models]
+        for among, found in hits.items():
+            found[name] = max((hit[among][name] for hit in tried), key=lambda values: float(values.mean()))
+    return hits
 
 
 def _fitted(name: str, config: RunConfig, dataset: Dataset, *, validated: bool) -> dict[str, Recommender]:
@@ -238,14 +290,14 @@ def _differences(hits: dict[str, Doubles], users: Ints, ours: str, among: str, s
 
 
 def _bars(hits: dict[str, dict[str, Doubles]], ours: str) -> list[Bar]:
-    """Our HR@10 over that of the best linear model among the cold items, and over the TF-IDF profile among all."""
+    """Our HR@10 over that of the best reference among the cold items, and over the TF-IDF profile among all."""
     among_cold, among_all = hits[AMONG_COLD], hits[AMONG_ALL]
-    best_linear = max(among_cold[name].mean() for name in (PROFILE, BRIDGE, SUM))
-    cold_ratio = _ratio(among_cold[ours].mean(), best_linear)
+    best = max(among_cold[name].mean() for name in (PROFILE, BRIDGE, SUM, EASE) if name in among_cold)
+    cold_ratio = _ratio(among_cold[ours].mean(), best)
     all_ratio = _ratio(among_all[ours].mean(), among_all[PROFILE].mean())
     return [
-        Bar("among cold, over the best linear", cold_ratio, ">=", 1.15),
-        Bar("among all, over the TF-IDF profile", all_ratio, ">=", 2.0),
+        Bar(COLD_BAR, cold_ratio, ">=", 1.1),
+        Bar(ALL_BAR, all_ratio, ">=", 2.0),
     ]
 
 
