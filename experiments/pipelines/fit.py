@@ -14,6 +14,7 @@ from features.errors import ConfigError
 from features.interactions import Interactions
 from features.progress import StartProgress
 from recsys import baselines
+from recsys.config import SourceQuotas
 from recsys.dense_recommender import DenseRecommender
 from recsys.item_statistics import ItemStatistics
 from recsys.ranking.pair_features import PairFeatures
@@ -173,5 +174,6 @@ def build_two_stage(
         fallback=baselines.fit_popular(events, days=POPULAR_DAYS),
         reranker=None,
         candidates=config.reranker.candidates if config.reranker else 0,
+        quotas=config.reranker.sources if config.reranker else SourceQuotas(),
         fitted_until=events.latest,
     )
