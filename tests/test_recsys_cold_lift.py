@@ -133,7 +133,7 @@ def test_the_trees_learn_from_candidates_of_all_sources(monkeypatch):
     rows = [(user, int(rng.integers(0, 30)), time) for user in range(60) for time in range(10, 60, 5)]
     config, catalog, split = window([*rows, *((user, 0, 90) for user in range(60))], 60, 30)
     recommender, _, _ = toy_stage(split.fit, catalog, reranked=False)
-    read = []
+    read: list[str] = []
     retrieve = TwoStageRecommender.retrieve
 
     def recorded(*arguments, **filters):
