@@ -10,6 +10,7 @@ from experiments.config import RunConfig
 from experiments.evaluation.lifts import LIFTS, Judgement, LiftResult, choose_lift
 from experiments.pipelines.reranking import train_reranker
 from experiments.splits import time_split
+from recsys.config import RerankerConfig, SourceQuotas
 from recsys.evaluation.calibration import Calibration, reliability
 from recsys.interfaces import Candidates
 from recsys.recommender import TwoStageRecommender
@@ -132,7 +133,9 @@ def test_the_trees_learn_from_candidates_of_all_sources(monkeypatch):
     rng = np.random.default_rng(0)
     rows = [(user, int(rng.integers(0, 30)), time) for user in range(60) for time in range(10, 60, 5)]
     config, catalog, split = window([*rows, *((user, 0, 90) for user in range(60))], 60, 30)
-    recommender, _, _ = toy_stage(split.fit, catalog, reranked=False)
+    quotas = SourceQuotas(neighbours=0.5)
+    config = config.model_copy(update={"reranker": RerankerConfig(candidates=20, trees=5, sources=quotas)})
+    recommender = replace(toy_stage(split.fit, catalog, reranked=False)[0], candidates=20, quotas=quotas)
     read: list[str] = []
     retrieve = TwoStageRecommender.retrieve
 
@@ -142,7 +145,7 @@ def test_the_trees_learn_from_candidates_of_all_sources(monkeypatch):
         return found
 
     monkeypatch.setattr(TwoStageRecommender, "retrieve", recorded)
-    assert train_reranker(config, catalog, {"home": split}, replace(recommender, candidates=20))[0] is not None
+    assert train_reranker(config, catalog, {"home": split}, recommender)[0] is not None
     assert "neighbours" in read
 
 
