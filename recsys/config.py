@@ -129,7 +129,7 @@ class SourceQuotas(StrictModel):
     long_term: Share = 0.3
     """Items near the mean of all positive items of the user."""
 
-    neighbours: Share = 0.3
+    neighbours: Share = 0
     """Items that users of the history's items chose, too, by local EASE^R."""
 
     fresh: Share = 0

@@ -40,4 +40,4 @@ def test_the_recommender_has_all_its_parts() -> None:
     assert (len(groups), recommender.candidates) == (600, 500)
     found = recommender.recommend(bench.states_of(600, 5, 2, 0), 3)
     assert (found.rows >= 0).all()
-    assert set(found.source_names(0)) <= {"own", "long_term", "recent", "neighbours"}
+    assert set(found.source_names(0)) <= {"own", "long_term", "recent"}

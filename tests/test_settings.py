@@ -92,7 +92,7 @@ DEFAULTS: dict[str, Any] = {
         "sources": {
             "recent": 0.7,
             "long_term": 0.3,
-            "neighbours": 0.3,
+            "neighbours": 0,
             "fresh": 0,
             "trending": 0,
             "popular": 0,
