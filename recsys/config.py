@@ -114,11 +114,49 @@ class TrainingConfig(StrictModel):
     """0: all items are negatives; else this many uniformly drawn items, the same for all pairs of a step."""
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class SourceQuotas(StrictModel):
+    """The share of the candidates that each source brings, relative to the sum of all shares.
+
+    The user's own items come before, and take at most half of the candidates. 0: the source is not asked.
+    """
+
+    recent: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Items near the user vector, which predicts the next event. They also take the places that others leave."""
+
+    long_term: Share = 0.3
+    """Items near the mean of all positive items of the user."""
+
+    neighbours: Share = 0
+    """Items that users of the history's items chose, too, by local EASE^R."""
+
+    fresh: Share = 0
+    """Items near the user vector that were published in the 30 days before the latest event of the training, or
+    later; where the date is not known, items without a positive event."""
+
+    trending: Share = 0
+    """Items with the most positive events in the 7 days before the latest event of the training."""
+
+    popular: Share = 0
+    """Items with the most positive events in 30 days: what cold users get."""
+
+    def limits(self, k: int) -> dict[str, int]:
+        """The number of items among k candidates that each source may bring."""
+        shares = self.model_dump()
+        total = sum(shares.values())
+        return {name: int(share / total * k) for name, share in shares.items()}
+
+
 class RerankerConfig(StrictModel):
     """The reranker: LambdaMART over the candidates of retrieval."""
 
     candidates: Annotated[int, Field(ge=10)] = 500
     """Number of candidates that retrieval passes to the reranker."""
+
+    sources: SourceQuotas = SourceQuotas()
+    """Where candidates come from."""
 
     trees: Annotated[int, Field(ge=1)] = 100
     leaves: Annotated[int, Field(ge=2, le=131072)] = 7

@@ -12,10 +12,11 @@ from features.interactions import Ragged, UserStates
 MAX_TABLE = 1 << 24
 """Maximum size of the table of `in_slices`."""
 
-SOURCES = ("own", "long_term", "recent", "popular", "pinned")
+SOURCES = ("own", "long_term", "recent", "neighbours", "fresh", "trending", "popular", "pinned")
 """Where candidates come from. own: items of the user's history; long_term: items near the mean of all positive items
-of the user; recent: items near the user vector, which predicts the next event; popular: for users without a positive
-event; pinned: by a rule."""
+of the user; recent: items near the user vector, which predicts the next event; neighbours: items that users of the
+history's items chose, too; fresh: new items near the user vector; trending, popular: items with most events of 7 and
+of 30 days, popular also for users without a positive event; pinned: by a rule."""
 
 Places = npt.NDArray[np.int32]
 Array = TypeVar("Array", bound=npt.NDArray[Any])

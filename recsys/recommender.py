@@ -1,6 +1,5 @@
 """The two-stage recommender: candidates from the towers and the user's own items, then the reranker."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,22 +7,15 @@ import numpy as np
 from features.arrays import Bools, Doubles, Floats, Ints
 from features.content.spaces import unit
 from features.interactions import Ragged, UserStates
+from recsys.config import SourceQuotas
 from recsys.histories import profile
-from recsys.interfaces import SOURCES, Candidates, Retriever, Scorer, first_occurrences, sort_candidates
-from recsys.ranking.pair_features import FEATURES
+from recsys.interfaces import Candidates, Retriever, Scorer, sort_candidates
+from recsys.ranking.pair_features import FEATURES, PairFeatures
 from recsys.ranking.reranker import Reranker
 from recsys.ranking.user_item_counts import UserItemCounts
 from recsys.retrieval.popular import Popular
+from recsys.sources import merge_sources, neighbour_items, popular_items
 from recsys.towers.model import TwoTowers
-
-PROFILE_SHARE = 0.3
-"""Share of the candidates that are retrieved by the profile, the mean of a user's positive items.
-
-On MovieLens it raises the recall of the next event at 500 candidates from .586 to .600.
-"""
-
-SHARES = {"own": np.inf, "long_term": PROFILE_SHARE, "recent": 1 - PROFILE_SHARE}
-"""How often it is the turn of each source."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +24,7 @@ class TwoStageRecommender:
 
     vectors (n, d): item vectors of the towers; index: the retriever over them.
     fallback: recommends to states without a positive event (cold users).
-    candidates: number of items that the reranker scores.
+    candidates: number of items that the reranker scores; quotas: the share of each source among them.
     fitted_until: time (µs) of the latest event that any part was fitted on.
     """
 
@@ -42,6 +34,7 @@ class TwoStageRecommender:
     fallback: Popular
     reranker: Scorer | None
     candidates: int
+    quotas: SourceQuotas
     fitted_until: int
 
     def recommend(
@@ -59,28 +52,53 @@ class TwoStageRecommender:
         return found
 
     def retrieve(
-        self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
+        self,
+        states: UserStates,
+        k: int,
+        *,
+        allow: Bools | None = None,
+        exclude: Ragged | None = None,
+        features: PairFeatures | None = None,
     ) -> Candidates:
         """The k candidates of the reranker, by the inner product with the user vector.
 
-        They come from three sources: at most k / 2 items of the user's own history; items near the profile, the mean
-        of all positive items of the user; and items near the user vector, which predicts the next event. Profile and
-        user vector contribute PROFILE_SHARE and 1 - PROFILE_SHARE of the rest.
-
-        One user vector does not cover the other two: items that a user repeats, and items of lasting interest, are
-        often far from the vector of the next event.
+        At most k / 2 are items of the user's own history. The others come from the sources of `SourceQuotas` by their
+        quotas: one user vector does not cover items that a user repeats, items of lasting interest, and what others
+        choose with the items of the history. features: of a reranker that is being fitted, else those of the
+        recommender's; without any, the sources neighbours, fresh and trending bring nothing.
         """
-        n, b = len(self.vectors), len(states)
+        if features is None and isinstance(self.reranker, Reranker):
+            features = self.reranker.features
+        n, b, limits = len(self.vectors), len(states), self.quotas.limits(k)
         users = self.towers.user_vectors(states, self.vectors)  # (b, d)
-        profiles = unit(profile(states.positives(), n, 1.0) @ self.vectors)  # (b, d)
-        # own (b, k // 2), by_profile (b, PROFILE_SHARE * k), by_user (b, k)
-        own = UserItemCounts.of(states, n).favourites(b, k // 2, allow=allow, exclude=exclude)
-        twice = None if exclude is None else exclude[np.tile(np.arange(b), 2)]
-        near = self.index.search(np.concatenate((users, profiles)), k, allow=allow, exclude=twice).rows
-        by_user, by_profile = near[:b], near[b:, : int(PROFILE_SHARE * k)]
-        merged = merge_sources({"own": own, "long_term": by_profile, "recent": by_user}, k)
+        # name -> (b, m)
+        found = {"own": UserItemCounts.of(states, n).favourites(b, k // 2, allow=allow, exclude=exclude)}
+        found |= self._nearest(states.positives(), users, k, limits["long_term"], allow, exclude)
+        if m := limits["popular"]:
+            found["popular"] = popular_items(self.fallback, states, m, allow=allow, exclude=exclude)
+        if features is not None and (m := limits["neighbours"]):
+            found["neighbours"] = neighbour_items(features, states.positives(), m, allow=allow, exclude=exclude)
+        if features is not None and (m := limits["trending"]):
+            found["trending"] = popular_items(features.trending, states, m, allow=allow, exclude=exclude)
+        if features is not None and (m := limits["fresh"]):
+            fresh = features.is_fresh if allow is None else features.is_fresh & allow  # (n,)
+            if fresh.any():
+                found["fresh"] = self.index.search(users, m, allow=fresh, exclude=exclude).rows
+        merged = merge_sources(found, self.quotas, k)
         scores = (self.vectors[np.maximum(merged.rows, 0)] @ users[:, :, None])[:, :, 0]  # (b, k)
         return merged.sorted(scores, k)
+
+    def _nearest(
+        self, positives: Ragged, users: Floats, k: int, m: int, allow: Bools | None, exclude: Ragged | None
+    ) -> dict[str, Ints]:
+        """The k items near the user vectors (b, d), and the m items near the mean of all positive items."""
+        b, queries = len(users), users
+        if m:
+            means = unit(profile(positives, len(self.vectors), 1.0) @ self.vectors)  # (b, d)
+            queries = np.concatenate((users, means))
+            exclude = None if exclude is None else exclude[np.tile(np.arange(b), 2)]
+        near = self.index.search(queries, k, allow=allow, exclude=exclude).rows
+        return {"recent": near[:b], "long_term": near[b:, :m]} if m else {"recent": near}
 
     def ranked(
         self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
@@ -149,18 +167,3 @@ class TwoStageRecommender:
 
     def _popular(self, states: UserStates, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
         return self.fallback.recommend(states, k, allow=allow, exclude=exclude).of_source("popular")
-
-
-def merge_sources(found: Mapping[str, Ints], k: int) -> Candidates:
-    """The candidates of several sources: (b, k) with scores of 0. found: name -> item rows (b, m), -1 = padding.
-
-    Own items come first, then those of the others in turn, by their shares. An item that several sources bring is
-    that of the first.
-    """
-    turns = [np.arange(rows.shape[1]) / SHARES[name] for name, rows in found.items()]
-    order = np.argsort(np.concatenate(turns), kind="stable")  # (w,)
-    rows = np.concatenate([*found.values()], axis=1)[:, order]  # (b, w)
-    sources = np.concatenate([np.full(rows.shape[1], SOURCES.index(name)) for name, rows in found.items()])
-    places = np.concatenate([np.arange(rows.shape[1]) for rows in found.values()])
-    both = (np.broadcast_to(values[order].astype(np.int32), rows.shape) for values in (sources, places))
-    return Candidates(rows, np.zeros(rows.shape, np.float32), *both).where(first_occurrences(rows), k)

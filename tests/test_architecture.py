@@ -50,7 +50,7 @@ LAYERS = {
         ("retrieval",),
         ("ranking",),
         ("towers",),
-        ("recommender",),
+        ("sources", "recommender"),
         ("baselines",),
         ("bundle",),
         ("cli",),

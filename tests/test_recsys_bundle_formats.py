@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from recsys.bundle.io import load_bundle, save_bundle
 from recsys.bundle.query import SearchResult
 from recsys.bundle.registry import find_bundle, publish_bundle
 from recsys.bundle.upsert import merge_indexes, upsert_items
+from recsys.config import SourceQuotas
 from recsys.content.content_space import ContentSpace
 from recsys.retrieval.mutable_index import MutableIndex
 
@@ -33,10 +35,11 @@ DATA: dict[str, Any] = {
     "placements": {"home": {}},
 }
 MANIFEST: dict[str, Any] = {
-    "format": 10,
+    "format": 11,
     "files": {},
     "towers": {},
     "candidates": 1,
+    "sources": {"recent": 1},
     "fitted_until": 2,
     "statistics_until": 3,
     "category_names": [],
@@ -47,7 +50,7 @@ MANIFEST: dict[str, Any] = {
 }
 
 SERVED = [
-    *("format", "files", "towers", "candidates", "fitted_until", "statistics_until", "category_names"),
+    *("format", "files", "towers", "candidates", "sources", "fitted_until", "statistics_until", "category_names"),
     *("content", "content_dimension", "config.encoder", "config.limits"),
     *(f"config.data.{key}" for key in DATA),
 ]
@@ -66,7 +69,9 @@ def changed(place, value):
 @pytest.mark.parametrize("place", SERVED)
 def test_each_key_that_is_served_changes_the_fingerprint(place):
     value: Any = (
-        {"more": {}} if place.endswith(("files", "towers", "placements", "limits", "events", "encoder")) else 11
+        {"more": {}}
+        if place.endswith(("files", "towers", "sources", "placements", "limits", "events", "encoder"))
+        else 12
     )
     assert fingerprint_of(changed(place, value)) != fingerprint_of(MANIFEST)
     assert checksum_of(changed(place, value)) != checksum_of(MANIFEST)
@@ -81,7 +86,7 @@ def test_the_rest_of_a_manifest_changes_its_checksum_alone():
 
 
 def test_fingerprints_stay_those_of_earlier_versions():
-    assert fingerprint_of(MANIFEST) == "a9aa8380b6f086f8"
+    assert fingerprint_of(MANIFEST | {"format": 10}) == "a9aa8380b6f086f8"  # without `sources`
     for old in (8, 9):  # all keys but the fingerprint itself
         manifest = MANIFEST | {"format": old}
         assert len(fingerprint_of(manifest)) == 16
@@ -97,7 +102,7 @@ def sealed(manifest):
     return manifest | {"checksum": checksum_of(manifest)}
 
 
-@pytest.mark.parametrize("version", [8, 9, 10])
+@pytest.mark.parametrize("version", [8, 9, 10, 11])
 def test_the_formats_that_are_read(version):
     assert check_manifest(sealed(MANIFEST | {"format": version}), "m") == version
 
@@ -105,10 +110,10 @@ def test_the_formats_that_are_read(version):
 @pytest.mark.parametrize(
     ("version", "remedy"),
     [
-        (7, "7, this version reads 8, 9, 10; train again"),
-        (11, "11, this version reads 8, 9, 10; a newer version wrote it: install that version"),
-        ("10", "'10', this version reads 8, 9, 10; train again"),
-        (None, "None, this version reads 8, 9, 10; train again"),
+        (7, "7, this version reads 8, 9, 10, 11; train again"),
+        (12, "12, this version reads 8, 9, 10, 11; a newer version wrote it: install that version"),
+        ("11", "'11', this version reads 8, 9, 10, 11; train again"),
+        (None, "None, this version reads 8, 9, 10, 11; train again"),
     ],
 )
 def test_other_formats_are_refused_with_a_remedy(version, remedy):
@@ -125,6 +130,7 @@ def test_other_formats_are_refused_with_a_remedy(version, remedy):
         ("candidates", 1.5, "'candidates' is 1.5, not a whole number"),
         ("candidates", True, "'candidates' is true, not a whole number"),
         ("category_names", {}, "'category_names' is {}, not a list"),
+        ("sources", [1], "'sources' is [1], not named values"),
         ("content", "x" * 60, f"'content' is \"{'x' * 39}, not named values"),
     ],
 )
@@ -177,7 +183,7 @@ def test_the_files_of_a_bundle(tmp_path):
         "vectors.npy",
     ]
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["format"] == 10
+    assert manifest["format"] == 11
     assert manifest["content"] == {
         "space": {**vars(space)},
         "channels": ["text"],
@@ -187,6 +193,25 @@ def test_the_files_of_a_bundle(tmp_path):
     loaded = load_bundle(folder).content
     assert loaded is not None
     np.testing.assert_array_equal(loaded.channels["text"].vectors, text)
+
+
+def test_quotas_are_kept_and_older_bundles_have_those_of_their_time(tmp_path):
+    stage, catalog, statistics = toy_stage(noise())
+    quotas = SourceQuotas(recent=0.5, long_term=0.1, neighbours=0.2, fresh=0.3, trending=0.4, popular=0.6)
+    folder = save_bundle(tmp_path, catalog, replace(stage, quotas=quotas), statistics, FACTS)
+    assert load_bundle(folder).recommender.quotas == quotas
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sources"], manifest["fingerprint"], manifest["checksum"]
+    for version in (8, 9, 10):
+        (folder / "manifest.json").write_text(json.dumps(sealed(manifest | {"format": version})))
+        assert load_bundle(folder).recommender.quotas.model_dump() == {
+            "recent": 0.7,
+            "long_term": 0.3,
+            **dict.fromkeys(("neighbours", "fresh", "trending", "popular"), 0),
+        }
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest | {"format": 11, "sources": {"recent": 2}})))
+    with pytest.raises(BundleError, match="do not fit together"):
+        load_bundle(folder)
 
 
 def test_the_current_bundle_is_found_beside_others(saved):

@@ -22,6 +22,7 @@ from recsys.bundle import io as module
 from recsys.bundle.formats import checksum_of, fingerprint_of
 from recsys.bundle.io import load_bundle, save_bundle, trained_events
 from recsys.bundle.registry import current_bundle, publish_bundle
+from recsys.config import SourceQuotas
 from recsys.ranking.reranker import Reranker
 from recsys.towers.model import TwoTowers
 
@@ -182,9 +183,10 @@ def test_what_is_served_changes_the_fingerprint(parts, tmp_path):
         name(encoder={"kind": "builtin"}),
         name(limits={"hosts": ["a.example"]}),
         name(replace(stage, candidates=3)),
+        name(replace(stage, quotas=SourceQuotas(popular=0.1))),
         name(replace(stage, reranker=None)),
     }
-    assert len(names) == 11
+    assert len(names) == 12
 
 
 def test_a_damaged_bundle_is_replaced_by_an_equal_one(parts, tmp_path):

@@ -10,8 +10,10 @@ from experiments.config import RunConfig
 from experiments.evaluation.lifts import LIFTS, Judgement, LiftResult, choose_lift
 from experiments.pipelines.reranking import train_reranker
 from experiments.splits import time_split
+from recsys.config import RerankerConfig, SourceQuotas
 from recsys.evaluation.calibration import Calibration, reliability
 from recsys.interfaces import Candidates
+from recsys.recommender import TwoStageRecommender
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,27 @@ def test_the_curve_starts_without_a_lift_and_the_chosen_lift_is_on_it():
     assert (probabilities <= 1).all()
     assert sum(each.n for each in judgement.reliability) == 60 * 8  # all candidates of the window
     assert sum(" <- chosen" in line for line in judgement.lines()) == 1
+
+
+def test_the_trees_learn_from_candidates_of_all_sources(monkeypatch):
+    """Pair features do not exist before the training of the reranker: its candidates need them all the same."""
+    rng = np.random.default_rng(0)
+    rows = [(user, int(rng.integers(0, 30)), time) for user in range(60) for time in range(10, 60, 5)]
+    config, catalog, split = window([*rows, *((user, 0, 90) for user in range(60))], 60, 30)
+    quotas = SourceQuotas(neighbours=0.5)
+    config = config.model_copy(update={"reranker": RerankerConfig(candidates=20, trees=5, sources=quotas)})
+    recommender = replace(toy_stage(split.fit, catalog, reranked=False)[0], candidates=20, quotas=quotas)
+    read: list[str] = []
+    retrieve = TwoStageRecommender.retrieve
+
+    def recorded(*arguments, **filters):
+        found = retrieve(*arguments, **filters)
+        read.extend(name for state in range(len(found)) for name in found.source_names(state))
+        return found
+
+    monkeypatch.setattr(TwoStageRecommender, "retrieve", recorded)
+    assert train_reranker(config, catalog, {"home": split}, recommender)[0] is not None
+    assert "neighbours" in read
 
 
 def test_probabilities_are_the_frequencies_of_equal_scores():

@@ -251,6 +251,22 @@ def test_popular_items(count: float, days: float | None, age: int, sentence: str
         assert why(explain, history, 2, "popular") == Why("popular", None, (), sentence)
 
 
+@pytest.mark.parametrize(("age", "sentence"), [(2, "Chosen by others in the last 7 days"), (3, "Popular")])
+def test_trending_items(age: int, sentence: str) -> None:
+    explain = replace(explainer(text=channel({(0, 2): 0.8})), fitted_until=NOW - age * DAY)
+    assert why(explain, [0], 2, "trending") == Why("trending", None, (), sentence)
+
+
+def test_fresh_items() -> None:
+    explain = explainer(text=channel({(0, COLD): 0.8}))
+    assert why(explain, [0], COLD + 1, "recent").sentence == "Suggested for you"
+    explain = replace(explain, trained=COLD)  # both were added after the training
+    assert why(explain, [0], COLD, "fresh").sentence == "New, like what you chose before"
+    assert why(explain, [0], COLD + 1, "fresh").sentence == "New"
+    assert why(explain, [0], COLD + 1, "recent").sentence == "Suggested for you"
+    assert why(explain, [0], 3, "fresh").sentence == "Suggested for you"  # it has events
+
+
 def test_without_a_recent_event_an_item_was_popular_of_all_time_at_most() -> None:
     explain = replace(explainer(), popularity=np.where(np.arange(N) == 2, 0.9, 0).astype(np.float32), popular_days=30)
     assert why(explain, [], 2, "popular").sentence == "Popular"

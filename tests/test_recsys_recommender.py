@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from toy_data import noise, rows_of, toy_stage
 
 from features.interactions import Ragged
+from recsys.config import SourceQuotas
 from recsys.interfaces import Recommender
 from recsys.ranking.user_item_counts import UserItemCounts
 from recsys.retrieval.popular import Popular
 
 EVENTS = noise()
-RERANKED = toy_stage(EVENTS)[0]
+RERANKED = replace(toy_stage(EVENTS)[0], quotas=SourceQuotas(neighbours=0))
 PLAIN = replace(RERANKED, reranker=None)
 
 

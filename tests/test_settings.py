@@ -13,7 +13,7 @@ from features.content.encoder_config import GeminiConfig, HubConfig, OpenAICompa
 from features.content.parts import Limits
 from features.log.upkeep.retention import Limit
 from features.schema import DataConfig, EventRules
-from recsys.config import AlignmentConfig, RerankerConfig, RetrieverConfig, TowerConfig, TrainingConfig
+from recsys.config import AlignmentConfig, RerankerConfig, RetrieverConfig, SourceQuotas, TowerConfig, TrainingConfig
 from serving.routes.search_query import SearchIn
 from serving.schemas import EventIn
 from serving.settings import ServeSettings
@@ -89,6 +89,14 @@ DEFAULTS: dict[str, Any] = {
     },
     "reranker": {
         "candidates": 500,
+        "sources": {
+            "recent": 0.7,
+            "long_term": 0.3,
+            "neighbours": 0,
+            "fresh": 0,
+            "trending": 0,
+            "popular": 0,
+        },
         "trees": 100,
         "leaves": 7,
         "learning_rate": 0.03,
@@ -121,6 +129,7 @@ LEAST: dict[type[BaseModel], dict[str, int]] = {
         "negatives": 0,
     },
     RerankerConfig: {"candidates": 10, "trees": 1, "leaves": 2, "groups": 1},
+    SourceQuotas: dict.fromkeys(("long_term", "neighbours", "fresh", "trending", "popular"), 0),
     AlignmentConfig: {"steps": 0, "passes": 0, "batch": 2, "dropout": 0},
     GeminiConfig: {"dimension": 128, "spend_at_most": 0},
     HubConfig: {"dimension": 1},
@@ -133,6 +142,7 @@ GREATEST: dict[type[BaseModel], dict[str, int]] = {
     RunConfig: {"seed": 2**31 - 1, "discovery": 1},
     EventRules: {"history": 100_000, "seen_items": 1_000_000, "history_days": 36_500},
     RerankerConfig: {"leaves": 131_072},
+    SourceQuotas: dict.fromkeys(("recent", "long_term", "neighbours", "fresh", "trending", "popular"), 1),
     EventIn: {"position": 10_000},
     SearchIn: {"k": 100, "weight": 1},
     TowerConfig: {"newcomers": 1},
@@ -155,6 +165,7 @@ OUTSIDE: dict[type[BaseModel], dict[str, tuple[float, ...]]] = {
     TowerConfig: {"dropout": (1,), "id_dropout": (1,), "dimension": (4, 10)},
     TrainingConfig: {"learning_rate": (0,), "id_rate": (0,)},
     RerankerConfig: {"learning_rate": (0,)},
+    SourceQuotas: {"recent": (0,)},
     AlignmentConfig: {"learning_rate": (0,), "dropout": (1,)},
     ServeSettings: {
         "store_timeout": (0, float("inf"), float("nan")),
@@ -175,6 +186,7 @@ INSIDE: dict[type[BaseModel], dict[str, tuple[float, ...]]] = {
     TowerConfig: {"dropout": (1 - 1e-9,), "id_dropout": (1 - 1e-9,), "dimension": (8, 12)},
     TrainingConfig: {"learning_rate": (1e-9,), "id_rate": (1e-9,)},
     RerankerConfig: {"learning_rate": (1e-9,)},
+    SourceQuotas: {"recent": (1e-9,)},
     AlignmentConfig: {"learning_rate": (1e-9,), "dropout": (1 - 1e-9,)},
     ServeSettings: {
         "store_timeout": (1e-9,),

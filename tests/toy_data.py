@@ -14,7 +14,7 @@ from features.instants import DAY
 from features.interactions import Interactions, Ragged
 from features.tables.read import ITEMS
 from recsys.baselines import fit_popular
-from recsys.config import RerankerConfig, TowerConfig
+from recsys.config import RerankerConfig, SourceQuotas, TowerConfig
 from recsys.item_statistics import ItemStatistics
 from recsys.ranking.pair_features import PairFeatures
 from recsys.ranking.reranker import RankingExamples, fit_reranker
@@ -118,7 +118,8 @@ def toy_stage(events, catalog=None, *, reranked=True, config=SMALL, seed=0):
             features, [RankingExamples(states, candidates, relevant)], RerankerConfig(trees=5), seed=seed
         )
         assert reranker is not None
-    stage = TwoStageRecommender(model, vectors, index, fit_popular(events), reranker, 20, events.latest)
+    popular = fit_popular(events)
+    stage = TwoStageRecommender(model, vectors, index, popular, reranker, 20, SourceQuotas(), events.latest)
     return stage, catalog, statistics
 
 

@@ -9,7 +9,7 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -130,12 +130,14 @@ def make(n: int, config: RetrieverConfig, seed: int) -> tuple[TwoStageRecommende
     )
     features = PairFeatures(catalog, vectors, statistics_, TfidfIndex.of(texts), neighbours)
     index, popular = Index(vectors, config, seed=seed), fit_popular(events, days=30)
-    retrieval = TwoStageRecommender(towers, vectors, index, popular, None, RERANKER.candidates, events.latest)
+    retrieval = TwoStageRecommender(
+        towers, vectors, index, popular, None, RERANKER.candidates, RERANKER.sources, events.latest
+    )
     states = states_of(n, 50, EXAMPLES, seed)
-    candidates = retrieval.retrieve(states, RERANKER.candidates)
+    candidates = retrieval.retrieve(states, RERANKER.candidates, features=features)
     relevant = rng.random(candidates.rows.shape) < 0.02
     reranker = fit_reranker(features, [RankingExamples(states, candidates, relevant)], RERANKER, seed=seed)
-    recommender = TwoStageRecommender(towers, vectors, index, popular, reranker, RERANKER.candidates, events.latest)
+    recommender = replace(retrieval, reranker=reranker)
     return recommender, item_groups(catalog)
 
 

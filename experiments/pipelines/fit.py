@@ -12,6 +12,7 @@ from experiments.splits import Split, check_no_leak
 from features.arrays import Floats
 from features.interactions import Interactions
 from features.progress import StartProgress
+from recsys.config import SourceQuotas
 from recsys.item_statistics import ItemStatistics
 from recsys.ranking.pair_features import PairFeatures
 from recsys.ranking.reranker import Reranker
@@ -171,5 +172,6 @@ def build_two_stage(
         fallback=fit_popular(events, days=POPULAR_DAYS),
         reranker=None,
         candidates=config.reranker.candidates if config.reranker else 0,
+        quotas=config.reranker.sources if config.reranker else SourceQuotas(),
         fitted_until=events.latest,
     )

@@ -33,7 +33,7 @@ def train_reranker(
     features = PairFeatures.of(catalog, retrieval.vectors, split.fit)
     check_no_leak(split.validation_cut, features=features)
     queries = [
-        _queries(config, config.reranker, catalog, placement_split, name, retrieval, share=len(splits))
+        _queries(config, config.reranker, features, placement_split, name, retrieval, share=len(splits))
         for name, placement_split in splits.items()
     ]
     rows = RankingRows.of(features, [query.examples for query in queries], seed=config.seed)
@@ -67,7 +67,7 @@ class _Queries:
 def _queries(
     config: RunConfig,
     reranker: RerankerConfig,
-    catalog: Catalog,
+    features: PairFeatures,
     split: Split,
     placement: str,
     retrieval: TwoStageRecommender,
@@ -81,12 +81,12 @@ def _queries(
     targets = warm_targets.sample(max(1, reranker.groups // share), config.seed)
     shape = len(targets.states), reranker.candidates
     candidates = Candidates(np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32))
-    for rows, published in published_batches(targets.states.as_of, catalog):
+    for rows, published in published_batches(targets.states.as_of, features.catalog):
         batch = targets.states[rows].compact()
         seen = None if repeats else batch.seen_items()
-        retrieved = retrieval.retrieve(batch, reranker.candidates, allow=published, exclude=seen)
+        retrieved = retrieval.retrieve(batch, reranker.candidates, allow=published, exclude=seen, features=features)
         candidates.rows[rows], candidates.scores[rows] = retrieved.rows, retrieved.scores
-    n = len(catalog)
+    n = len(features.catalog)
     pairs = np.arange(len(candidates))[:, None] * n + candidates.rows  # (state, item) as one number: (b, candidates)
     relevant = np.isin(pairs, targets.state * n + targets.item) & (candidates.rows >= 0)
     return _Queries(targets, RankingExamples(targets.states, candidates, relevant))

@@ -3,6 +3,7 @@
 An upgrade of the code must not need a new training. So each version reads older formats, too (READABLE). It refuses
 all others, and names the formats that it reads.
 
+11  `sources`, the quotas of the sources of candidates; before, those in QUOTAS_BEFORE_11
 10  the fingerprint covers what is served, `checksum` the whole manifest; `trained_events.npy`
 9   names: arrays `words.*` are `tfidf.*`, the weight `turn` of the towers is `rotation`
 8   the format of version 0.1.0
@@ -14,20 +15,21 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from features.errors import BundleError
+from recsys.config import SourceQuotas
 
 MANIFEST = "manifest.json"
 """Name of the file of a bundle that describes the others."""
 
-FORMAT = 10
+FORMAT = 11
 """The format that `save_bundle` writes. It rises when older versions could not read the result."""
 
-READABLE = (8, 9, FORMAT)
+READABLE = (8, 9, 10, FORMAT)
 
 SERVED = (
     *("format", "files", "towers", "candidates", "fitted_until", "statistics_until"),
     *("category_names", "content", "content_dimension"),
 )
-"""Keys of a manifest that its fingerprint covers, besides the parts of `config` that the service reads."""
+"""Keys of a manifest that its fingerprint covers, besides `sources` and the parts of `config` that are served."""
 
 SERVED_DATA = ("source", "path", "log", "events", "extra_columns")
 """Keys of `config.data` that the fingerprint covers: the service reads the tables at `path`, and `log`. Relative
@@ -39,10 +41,13 @@ KINDS: dict[str, tuple[type, ...]] = {
     "category_names": (list,),
     "content": (dict, type(None)),
 }
-"""Keys that every manifest has -> the types of their values."""
+"""Keys that every manifest has, whatever its format -> the types of their values."""
 
 NAMES = {dict: "named values", int: "a whole number", list: "a list"}
 """Type of a value -> its name in messages."""
+
+QUOTAS_BEFORE_11 = {"recent": 0.7, "long_term": 0.3, "neighbours": 0, "fresh": 0, "trending": 0, "popular": 0}
+"""`sources` of a bundle of an earlier format."""
 
 _RENAMED_ARRAYS = {"words.data": "tfidf.data", "words.indices": "tfidf.indices", "words.indptr": "tfidf.indptr"}
 _RENAMED_WEIGHTS = {"turn": "rotation"}
@@ -74,6 +79,11 @@ def current_weights(weights: Mapping[str, T], version: int) -> dict[str, T]:
     return {(_RENAMED_WEIGHTS.get(name, name) if version < 9 else name): values for name, values in weights.items()}
 
 
+def current_quotas(manifest: Mapping[str, Any]) -> SourceQuotas:
+    """The quotas of the sources of candidates of a bundle of any format that is read."""
+    return SourceQuotas.model_validate(manifest["sources"] if manifest["format"] >= 11 else QUOTAS_BEFORE_11)
+
+
 def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     """16 hex digits that name what a bundle serves: the SHA-256 of the manifest's keys that serving depends on.
 
@@ -85,6 +95,8 @@ def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     config = manifest["config"]
     data = config.get("data", {})
     served: dict[str, Any] = {key: manifest[key] for key in SERVED}
+    if manifest["format"] >= 11:
+        served["sources"] = manifest["sources"]
     served |= {key: data.get(key) for key in SERVED_DATA}
     served["placements"] = list(data.get("placements", {}).items())  # their order counts: the first is the default
     served |= {key: config.get(key) for key in ("encoder", "limits")}
@@ -99,7 +111,7 @@ def checksum_of(manifest: Mapping[str, Any]) -> str:
 def check_manifest(manifest: Any, place: str) -> int:
     """The format of a manifest. Raises BundleError when it is not whole, or of a format that is not read."""
     version = check_format(manifest, place)
-    for key, kinds in KINDS.items():
+    for key, kinds in (KINDS if version < 11 else KINDS | {"sources": (dict,)}).items():
         if key not in manifest or type(manifest[key]) not in kinds:
             given = json.dumps(manifest[key])[:40] if key in manifest else "missing"
             raise BundleError(f"{place}: {key!r} is {given}, not {NAMES[kinds[0]]}; restore it or train again")

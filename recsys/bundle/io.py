@@ -44,6 +44,7 @@ from recsys.bundle.formats import (
     check_manifest,
     checksum_of,
     current_arrays,
+    current_quotas,
     current_weights,
     fingerprint_of,
 )
@@ -163,6 +164,7 @@ def _write_files(
         "format": FORMAT,
         "towers": recommender.towers.config.model_dump(mode="json"),
         "candidates": recommender.candidates,
+        "sources": recommender.quotas.model_dump(),
         "fitted_until": recommender.fitted_until,
         "statistics_until": statistics.fitted_until,
         "popular_days": recommender.fallback.days,
@@ -321,6 +323,7 @@ def _load(path: Path, manifest: dict[str, Any], version: int) -> Bundle:
         fallback=Popular(arrays["popularity"], fitted_until, manifest.get("popular_days")),
         reranker=reranker,
         candidates=manifest["candidates"],
+        quotas=current_quotas(manifest),
         fitted_until=fitted_until,
     )
     return Bundle(path, manifest, catalog, recommender, content, MutableIndex(contents))

@@ -19,7 +19,7 @@ from features.instants import DAY
 from features.interactions import Ragged, UserStates
 from features.schema import TITLE
 from recsys.interfaces import Candidates, Recommender
-from recsys.ranking.pair_features import FEATURES
+from recsys.ranking.pair_features import FEATURES, FRESH_DAYS
 
 BEHAVIOUR = "behaviour"
 """The channel of the towers' vectors; the others are those of the content space."""
@@ -53,8 +53,8 @@ regularization of 200."""
 STRONGEST = 3
 """Number of features that are named."""
 
-NEW_DAYS, FRESH_DAYS = 30, 2
-"""An item is new for this many days. What was popular in the days before a training is so for this many days."""
+POPULAR_FOR_DAYS = 2
+"""What was popular in the days before a training is so for this many days."""
 
 
 class Explainable(Recommender, Protocol):
@@ -215,17 +215,20 @@ class Explainer:
         taken = states.positives().pairs()[1]  # (e,)
         named = np.unique(taken) if history is None else np.intersect1d(taken, history)
         nearest, is_like = self.near(named, shown)
-        out = []
+        out, now = [], int(states.as_of[0])
         for i, (row, source) in enumerate(zip(shown.tolist(), sources, strict=True)):
-            near = nearest[i] if source not in ("popular", "pinned") else None  # the history did not bring it
+            # the history did not bring the items of these sources
+            near = nearest[i] if source not in ("popular", "trending", "pinned") else None
             if source == "pinned":
                 sentence = "Chosen by the shop"
-            elif source == "popular":
-                sentence = self._popular(row, int(states.as_of[0]))
+            elif source == "trending" and self._is_recent(now):
+                sentence = "Chosen by others in the last 7 days"
+            elif source in ("popular", "trending"):
+                sentence = self._popular(row, now)
             elif count := int((taken == row).sum()):
                 sentence = _taken(count, complete)
-            elif (near or is_like[i]) and self._is_new(row, int(states.as_of[0])):
-                sentence = "New, like what you chose before"
+            elif self._is_new(row, now) and (near or is_like[i] or source == "fresh"):
+                sentence = "New, like what you chose before" if near or is_like[i] else "New"
             elif near:
                 name = (near.title or "").strip() or near.item_id
                 sentence = f"Because you chose {name}: {ALIKE.get(near.channel, 'similar content')}"
@@ -269,18 +272,22 @@ class Explainer:
         count = self.popularity[row]
         if not count > self.popularity.mean():
             return "Suggested for you"
-        if self.popular_days is None or count < 1 or now - self.fitted_until > FRESH_DAYS * DAY:
+        if self.popular_days is None or count < 1 or not self._is_recent(now):
             return "Popular"
         return f"Popular in the last {self.popular_days:g} days"
 
+    def _is_recent(self, now: int) -> bool:
+        """Whether what was so in the days before the training is still so."""
+        return now - self.fitted_until <= POPULAR_FOR_DAYS * DAY
+
     def _is_new(self, row: int, now: int) -> bool:
-        """Whether no event is known of an item that was published, or else added, in the last NEW_DAYS."""
+        """Whether no event is known of an item that was published, or else added, in the last FRESH_DAYS."""
         if self.popularity[row] > 0:
             return False
         published = int(self.catalog.published[row])
         if published == UNDATED:  # an item that was added after the training
-            return row >= self.trained and now - self.fitted_until <= NEW_DAYS * DAY
-        return now - published <= NEW_DAYS * DAY
+            return row >= self.trained and now - self.fitted_until <= FRESH_DAYS * DAY
+        return now - published <= FRESH_DAYS * DAY
 
 
 def strongest(contributions: Doubles) -> tuple[Feature, ...]:

@@ -17,6 +17,7 @@ from recsys.ranking.local_ease import fit_local_ease
 from recsys.ranking.tfidf import DECAY as TFIDF_DECAY
 from recsys.ranking.tfidf import TfidfIndex
 from recsys.ranking.user_item_counts import UserItemCounts
+from recsys.retrieval.popular import Popular
 
 FEATURES = (
     "retrieval_score",
@@ -65,6 +66,10 @@ LONG_DECAY, SHORT_DECAY = 0.99, 0.8
 """Weight of an event relative to the next newer one, in neighbours_long and neighbours_short."""
 
 
+FRESH_DAYS = 30
+"""Number of days for which an item is new."""
+
+
 @dataclass(frozen=True)
 class PairFeatures:
     """Computes the feature matrix of (state, candidate) pairs from arrays that are fixed at training.
@@ -105,12 +110,17 @@ class PairFeatures:
             own = slice(starts[b], starts[b + 1])
             recent = np.flatnonzero(near[own])
             words[b] = self.tfidf.similarity(items[own][recent], near[own][recent], candidates)
-            neighbours[b] = (self.neighbours[items[own]].T @ weights[own])[candidates]
+            neighbours[b] = self.neighbour_scores(items[own], weights[own])[candidates]
         return {
             "word_similarity": words,
             "neighbours_long": neighbours[:, :, 0],
             "neighbours_short": neighbours[:, :, 1],
         }
+
+    def neighbour_scores(self, items: Ints, weights: Floats) -> Floats:
+        """The weights of local EASE from history items (h,) to all items, summed with weights (h, ...): (n, ...)."""
+        scores: Floats = self.neighbours[items].T @ weights
+        return scores
 
     def _ages(self, as_of: Ints, rows: Ints) -> Doubles:
         """Days from the publication of the items of rows (b, k) to the times as_of (b,): (b, k), NaN if unknown.
@@ -125,6 +135,22 @@ class PairFeatures:
     def is_cold(self) -> Bools:
         """Whether each item has no positive event: (n,) bool."""
         return np.asarray(self.statistics.total == 0)
+
+    @cached_property
+    def is_fresh(self) -> Bools:
+        """Whether each item is new: (n,) bool. Published in the FRESH_DAYS before `fitted_until`, or later.
+
+        Where the date is not known: whether it has no positive event.
+        """
+        published = self.catalog.published
+        return np.where(published == UNDATED, self.is_cold, published > self.fitted_until - FRESH_DAYS * DAY)
+
+    @cached_property
+    def trending(self) -> Popular:
+        """The popularity of the 7 days before `fitted_until`; ties by that of 30 days."""
+        s = self.statistics
+        popularity = (s.newest + s.recent / (s.recent.max(initial=0) + 1)).astype(np.float32)
+        return Popular(popularity, s.fitted_until, 7)
 
     @cached_property
     def finest_category(self) -> Ints:
