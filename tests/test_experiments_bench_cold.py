@@ -182,3 +182,22 @@ def test_the_contribution_of_a_kind_of_content_has_an_interval(config, tmp_path)
         assert figures[f"two towers without sound, {among}: hr_at_10"] == with_sounds
         change = figures[f"two towers - two towers without sound, {among}: by user, 95 %"]
         assert change == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_events_with_items_that_the_user_has_seen_are_no_targets(config, tmp_path):
+    """No list may hold them."""
+    shutil.copytree(config.parent, tmp_path, dirs_exist_ok=True)
+    events = (tmp_path / "events.csv").read_text()
+    repeats = "".join(line + "\n" for line in events.splitlines()[1:]).replace("2024-", "2025-")
+    settings = yaml.safe_load(config.read_text())
+    settings["data"]["path"] = str(tmp_path)
+    path = tmp_path / "repeated.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    found = []
+    for text in (events, events + repeats):
+        (tmp_path / "events.csv").write_text(text)
+        test = cold._cold_test(cold.load_config(path), "", seed=0, cut=None, category=None, n_events=10**6)
+        pairs = set(zip(test.targets.users.tolist(), test.targets.item.tolist(), strict=True))
+        assert len(pairs) == len(test.targets.item)
+        found.append(pairs)
+    assert found[0] == found[1]

@@ -296,10 +296,11 @@ def test_the_line_of_a_choice_has_its_cost(tmp_path):
 def test_a_table_names_the_baselines_that_were_left_out(tmp_path, catalog):
     config = config_of(tmp_path, {"popular": {}, "tfidf": {}, "star": {}})
     split = splits_of(dataset_of(TREND))["home"]
-    table = comparison(config, "home", [split], [outcome_of(catalog, name="popular")])
+    table = comparison(config, "home", [split], [outcome_of(catalog, name="popular")], config.baselines)
     assert table.note.endswith("; baselines left out, see the lines of the run: tfidf, star")
     outcomes = [outcome_of(catalog, name=name) for name in config.baselines]
-    assert "left out, see" not in comparison(config, "home", [split], outcomes).note
+    assert "left out, see" not in comparison(config, "home", [split], outcomes, config.baselines).note
+    assert "left out, see" not in comparison(config, "home", [split], outcomes[:1]).note  # a table without baselines
 
 
 def test_a_baseline_that_one_window_lacks_is_in_no_table(catalog):

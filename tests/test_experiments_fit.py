@@ -166,7 +166,6 @@ def test_events_before_the_day_of_the_publication_are_noted():
 def test_titles_and_notes_of_a_table(catalog):
     rules = config(data=DATA | {"placements": {"home": {}, "again": {"repeats": True}}})
     split, outcome = split_of([(0, 0, 1), (0, 1, 3), (0, 2, 10), (0, 0, 11), (1, 3, 12)]), outcome_of(catalog)
-    outcome = replace(outcome, name="popular")
     table = train.comparison(rules, "home", [split], [outcome])
     cut = np.datetime64(split.cut, "us")
     assert table.title == "toy · home: repeats excluded"

@@ -139,7 +139,9 @@ class _Loop:
             kept, splits = evaluation_windows(config, dataset)[-1]
             kept = encode_contents(kept, config, reporter.steps)
             outcomes, selected, _ = fit_and_evaluate(config, kept, splits, reporter, self.tracker)
-            tables = [comparison(config, name, [split], outcomes[name]) for name, split in splits.items()]
+            tables = [
+                comparison(config, name, [split], outcomes[name], config.baselines) for name, split in splits.items()
+            ]
             data, trained = refit_on_all_events(config, dataset, kept, selected, reporter)
         self.night.reason = "the first bundle, there is none to compare it with"
         self._publish(dataset, data, trained, tables, {})

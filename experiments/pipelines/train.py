@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
@@ -70,7 +71,9 @@ def _train(config: RunConfig, tracker: Tracker, reporter: Reporter, publish: boo
     try:
         stages.next()
         outcomes, selected, trained = fit_and_evaluate(config, kept, splits, reporter, tracker)
-        tables = [comparison(config, name, [split], outcomes[name]) for name, split in splits.items()]
+        tables = [
+            comparison(config, name, [split], outcomes[name], config.baselines) for name, split in splits.items()
+        ]
         if first.cut is not None:
             stages.next()
             kept, trained = refit_on_all_events(config, dataset, kept, selected, reporter)
@@ -153,6 +156,7 @@ def evaluate_run(
             name,
             [splits[name] for _, splits in windows],
             _in_all_windows(outcomes_of_windows),
+            config.baselines,
         )
         for name, outcomes_of_windows in outcomes_by_placement.items()
     ]
@@ -259,13 +263,15 @@ def format_line(values: dict[str, float]) -> str:
     return "  ".join(f"{key} {value:.4g}" for key, value in values.items())
 
 
-def comparison(config: RunConfig, placement: str, splits: list[Split], outcomes: list[Outcome]) -> Comparison:
-    """The table of one placement, over one or several windows."""
+def comparison(
+    config: RunConfig, placement: str, splits: list[Split], outcomes: list[Outcome], baselines: Collection[str] = ()
+) -> Comparison:
+    """The table of one placement, over one or several windows. baselines: a note names those that it lacks."""
     repeats = "repeats allowed" if config.data.placements[placement].repeats else "repeats excluded"
     note = splits[-1].note + (f" ({len(splits)} windows)" if len(splits) > 1 else "")
     if repeated := sum(split.test.repeated for split in splits):
         note += f"; {repeated:,} test events are left out, because their users had seen the items"
-    if lacking := [name for name in config.baselines if name not in {outcome.name for outcome in outcomes}]:
+    if lacking := [name for name in baselines if name not in {outcome.name for outcome in outcomes}]:
         note += f"; baselines left out, see the lines of the run: {', '.join(lacking)}"
     return Comparison(
         title=f"{config.name} · {placement}: {repeats}",

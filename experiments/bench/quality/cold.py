@@ -1,7 +1,7 @@
 """Retrieval of cold items: a tenth of the items lose all their events, and must be found by their content.
 
-A query is a user's positive event with a cold item; at most 5,000 of them are drawn. The history of a query is the
-user's earlier events with warm items. Its target is ranked among the cold items, and among all items without those of
+A query is a positive event with a cold item that the user has not seen before; it is one of at most 5,000 events that
+are drawn. The history of a query is the user's earlier events with warm items. Its target is ranked among the cold items, and among all items without those of
 the history. The models are fitted on all events of warm items, including those later than the query: the test
 separates items, not times. With `cut` it separates times: the models are fitted on the events before the cut, and the
 items that first occur after it are cold. There is then a validation window, so that a reranker is fitted as well and
@@ -192,8 +192,11 @@ def _cold_test(
     queries = np.flatnonzero(events.positive & cold[events.items])  # positions of events
     queries = np.sort(rng.permutation(queries)[:n_events])
     states = warm.states(events.users[queries], events.times[queries])
-    with_history = np.flatnonzero(states.positives().lengths > 0)
-    queries, states = queries[with_history], states[with_history]
+    state, seen = events.states(events.users[queries], events.times[queries]).seen_items().pairs()
+    # no list holds an item that the user has seen: an event that repeats one cannot be found
+    known = np.isin(np.arange(len(queries)) * n_items + events.items[queries], state * n_items + seen)
+    kept = np.flatnonzero((states.positives().lengths > 0) & ~known)
+    queries, states = queries[kept], states[kept]
     if not len(queries):
         raise DataError(
             f"{path}: no positive event of a cold item by a user with a history; choose another --seed or --cut"
