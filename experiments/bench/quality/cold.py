@@ -1,13 +1,15 @@
 """Retrieval of cold items: a tenth of the items lose all their events, and must be found by their content.
 
 A query is a positive event with a cold item that the user has not seen before; it is one of at most 5,000 events that
-are drawn. The history of a query is the user's earlier events with warm items. Its target is ranked among the cold items, and among all items without those of
-the history. The models are fitted on all events of warm items, including those later than the query: the test
-separates items, not times. With `cut` it separates times: the models are fitted on the events before the cut, and the
-items that first occur after it are cold. There is then a validation window, so that a reranker is fitted as well and
-the served order is judged besides retrieval alone. The references are linear: the TF-IDF profile, the content bridge,
-the sum of both in standard scores, and EASE^R carried to cold items by their words. Each is fitted once and ranks
-with each of DECAYS; the better figure counts, because the protocol has no validation window.
+are drawn. The history of a query is the user's earlier events with warm items. Its target is ranked among the cold
+items, and among all items without those of the history. The models are fitted on all events of warm items, including
+those later than the query: the test separates items, not times. With `cut` it separates times: the models are fitted
+on the events before the cut, and the items that first occur after it are cold. There is then a validation window, so
+that a reranker is fitted as well and the served order is judged besides retrieval alone.
+
+The references are linear: the TF-IDF profile, the content bridge, the sum of both in standard scores, and EASE^R
+carried to cold items by their words. Each is fitted once and ranks with each of DECAYS; the better figure counts,
+because the protocol has no validation window.
 """
 
 import contextlib
