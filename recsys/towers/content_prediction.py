@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from scipy.optimize import minimize
 
 from features.arrays import Doubles, Floats, Ints
@@ -277,17 +278,20 @@ def _neighbour_means(
     """
     out = [fallback.copy() for _ in NEIGHBOURS]
     weight = np.sqrt(events).astype(np.float32)  # (len(known),)
+    known_rows, known_vectors = rows[known].T, vectors[known]
     size = max(1, MAX_PAIRS // len(known))
     for at in range(0, len(unknown), size):
-        product = rows[unknown[at : at + size]] @ rows[known].T
+        product = rows[unknown[at : at + size]] @ known_rows
         cosines = product if isinstance(product, np.ndarray) else product.toarray()  # (size, len(known))
-        similarity = np.maximum(cosines, 0)
+        nearest = torch.from_numpy(cosines).topk(min(NEIGHBOURS[0], len(known)), dim=1)  # NEIGHBOURS descend
+        place = nearest.indices.numpy()  # (size, w): of the w nearest in `known`, nearest first
+        weights = nearest.values.clamp(min=0).numpy() ** power * weight[place]
         for means, k in zip(out, NEIGHBOURS, strict=True):
-            if len(known) > k:  # NEIGHBOURS descend, so that nearer items stay
-                threshold = np.partition(similarity, -k, axis=1)[:, -k]  # (size,)
-                similarity[similarity < threshold[:, None]] = 0
-            weights = similarity**power * weight
-            total = weights.sum(1, keepdims=True)  # (size, 1)
+            shares = weights[:, :k]
+            total = shares.sum(1, keepdims=True)  # (size, 1)
+            starts = np.arange(len(shares) + 1) * shares.shape[1]
+            shape = (len(shares), len(known))
+            summed = sp.csr_array((shares.ravel(), place[:, :k].ravel(), starts), shape=shape) @ known_vectors
             has_neighbours = total[:, 0] > 0  # (size,)
-            means[at : at + size][has_neighbours] = (weights / total.clip(min=TINY))[has_neighbours] @ vectors[known]
+            means[at : at + size][has_neighbours] = (summed / total.clip(min=TINY))[has_neighbours]
     yield from out
