@@ -262,3 +262,11 @@ def test_a_configured_share_replaces_the_price():
     assert 0 < taken <= 0.15
     assert placed.chosen > place_in(world(), 0).chosen == 0
     assert place_in(world(newcomers=0.0), 1.0).lifts == ()
+
+
+def test_without_a_last_event_that_has_a_history_nothing_is_lifted():
+    model, catalog, _ = world()
+    at_once = toy_log([(user, user % 5, START) for user in range(20)], 20, ITEMS)
+    placed = place(model, catalog, at_once, 1.0)
+    assert placed.chosen == 0
+    assert np.isfinite(placed.vectors).all()

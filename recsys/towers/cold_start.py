@@ -179,7 +179,7 @@ class _Trial:
         if pseudo is not None:
             others = known & ~np.isin(np.arange(len(known)), pseudo.rows)
             top = index.search(pseudo.users, DEPTH, allow=others, exclude=pseudo.seen).scores
-        return cls(unit(users.mean(0, keepdims=True)), users, found.scores, rank, own, pseudo, top)
+        return cls(unit(users.sum(0, keepdims=True)), users, found.scores, rank, own, pseudo, top)
 
     def lift(self, step: float, moved: Floats, filler: Floats) -> Lift:
         """What it gives and costs that cold items have the vectors moved (m, d). filler (n, d): see `_filler`."""
