@@ -10,7 +10,7 @@ from features.interactions import Ragged, UserStates
 from recsys.config import SourceQuotas
 from recsys.histories import profile
 from recsys.interfaces import Candidates, Retriever, Scorer, sort_candidates
-from recsys.ranking.pair_features import FEATURES, PairFeatures
+from recsys.ranking.pair_features import FEATURES, PARTS, PairFeatures
 from recsys.ranking.reranker import Reranker
 from recsys.ranking.user_item_counts import UserItemCounts
 from recsys.retrieval.popular import Popular
@@ -134,7 +134,7 @@ class TwoStageRecommender:
         if not isinstance(self.reranker, Reranker) or not len(rows):
             return None
         candidates, at, place = self._among_candidates(states, rows, k, allow, exclude)
-        parts = np.full((len(rows), len(FEATURES) + 1), np.nan)
+        parts = np.full((len(rows), len(PARTS) + 1), np.nan)
         parts[at] = self.reranker.contributions(states, candidates, place)
         return parts
 

@@ -23,7 +23,7 @@ from recsys.bundle.io import load_bundle, save_bundle
 from recsys.bundle.upsert import upsert_items
 from recsys.content.content_space import ContentSpace
 from recsys.ranking.explain import BEHAVIOUR, Channel, Explainer, Feature, Nearest, Why, strongest
-from recsys.ranking.pair_features import FEATURES
+from recsys.ranking.pair_features import FEATURES, PARTS
 from recsys.ranking.reranker import Reranker
 
 N = 50
@@ -366,7 +366,7 @@ def test_contributions_add_up_to_the_scores(user: int, k: int, candidates: int) 
     rows = found.rows[0][found.rows[0] >= 0]
     parts = recommender.contributions(states, rows, k, exclude=exclude)
     assert parts is not None
-    assert parts.shape == (len(rows), len(FEATURES) + 1)
+    assert parts.shape == (len(rows), len(PARTS) + 1)
     np.testing.assert_allclose(parts.sum(1), found.scores[0][: len(rows)], rtol=1e-5, atol=1e-6)
     assert len(np.unique(parts[:, -1])) == 1  # the expected value
     ranked = recommender.ranked(states, k, exclude=exclude)
@@ -411,6 +411,14 @@ def test_the_features_of_a_candidate_are_those_of_its_place() -> None:
     scores = reranker.score(states, candidates)[0]
     parts = reranker.contributions(states, candidates, np.array([7, 2]))
     np.testing.assert_allclose(parts.sum(1), scores[[7, 2]], rtol=1e-5, atol=1e-6)
+    lift = PARTS.index("cold_lift")
+    assert not parts[:, lift].any()
+    cold = np.isin(np.arange(len(reranker.features.is_cold)), candidates.rows[0, 7])
+    features = replace(reranker.features)
+    vars(features)["is_cold"] = cold
+    lifted = replace(reranker, cold_lift=0.5, features=features)
+    np.testing.assert_array_equal(lifted.contributions(states, candidates, np.array([7, 2]))[:, lift], [0.5, 0])
+    assert strongest(lifted.contributions(states, candidates, np.array([7]))[0])[0].name == "cold_lift"
 
 
 # --- the bundle

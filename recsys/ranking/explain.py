@@ -19,7 +19,7 @@ from features.instants import DAY
 from features.interactions import Ragged, UserStates
 from features.schema import TITLE
 from recsys.interfaces import Candidates, Recommender
-from recsys.ranking.pair_features import FEATURES, FRESH_DAYS
+from recsys.ranking.pair_features import FRESH_DAYS, PARTS
 
 BEHAVIOUR = "behaviour"
 """The channel of the towers' vectors; the others are those of the content space."""
@@ -81,9 +81,9 @@ class Explainable(Recommender, Protocol):
     def contributions(
         self, states: UserStates, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
     ) -> Doubles | None:
-        """Parts of the scores of rows (m,), which `recommend` returns for k: (m, len(FEATURES) + 1).
+        """Parts of the scores of rows (m,), which `recommend` returns for k: (m, len(PARTS) + 1).
 
-        A column for each of FEATURES, then the expected value; NaN for a row that a rule brought. None where the
+        A column for each of PARTS, then the expected value; NaN for a row that a rule brought. None where the
         scores have no such parts.
         """
         ...
@@ -209,7 +209,7 @@ class Explainer:
     ) -> list[Why]:
         """Why each item of rows shown (k,) is shown to the user of one state (b = 1).
 
-        sources: of each item; contributions (k, len(FEATURES) + 1): see `Explainable`. history: rows of positive
+        sources: of each item; contributions (k, len(PARTS) + 1): see `Explainable`. history: rows of positive
         items that may be named, None for all; complete: whether the state has all events of the user.
         """
         taken = states.positives().pairs()[1]  # (e,)
@@ -296,7 +296,7 @@ def strongest(contributions: Doubles) -> tuple[Feature, ...]:
     contributions: one row of `Explainable.contributions`, whose last column is the expected value.
     """
     best = np.argsort(-contributions[:-1], kind="stable")[:STRONGEST]
-    return tuple(Feature(FEATURES[at], float(contributions[at])) for at in best.tolist() if contributions[at] > 0)
+    return tuple(Feature(PARTS[at], float(contributions[at])) for at in best.tolist() if contributions[at] > 0)
 
 
 def _taken(count: int, complete: bool) -> str:

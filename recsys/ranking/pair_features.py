@@ -53,6 +53,9 @@ FEATURES = (
 )
 """Columns of the feature matrix, in order."""
 
+PARTS = (*FEATURES, "cold_lift")
+"""What adds up to the score of a candidate, with the expected value: the features, and the lift of a cold item."""
+
 
 RECENT_EVENTS = 50
 """Number of newest positive events of a user that similarities are computed with."""

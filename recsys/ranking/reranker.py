@@ -80,11 +80,12 @@ class Reranker:
     def contributions(self, states: UserStates, candidates: Candidates, places: Ints) -> Doubles:
         """What each feature adds to the scores of the candidates at places (m,) of one state (b = 1).
 
-        (m, len(FEATURES) + 1): a column for each of FEATURES, then the expected value; a row adds up to the score
-        without the lift of cold items (TreeSHAP, Lundberg et al. 2018). At least one place.
+        (m, len(PARTS) + 1): a column for each of PARTS, then the expected value. A row adds up to the score
+        (TreeSHAP, Lundberg et al. 2018). At least one place.
         """
         matrix = self.features.matrix(states, candidates)[0, places]
-        return np.asarray(self.booster.predict(matrix, pred_contrib=True, num_threads=1), dtype=np.float64)
+        parts = np.asarray(self.booster.predict(matrix, pred_contrib=True, num_threads=1), dtype=np.float64)
+        return np.insert(parts, len(FEATURES), self._lifts(candidates.rows[0, places]), axis=1)
 
     @property
     def importance(self) -> dict[str, float]:
