@@ -297,7 +297,7 @@ def test_a_toast_is_in_front_of_the_dialog(page: Any, site: tuple[str, Flaky]) -
     assert page.evaluate(at) == "toast"
     page.keyboard.press("Escape")
     page.wait_for_selector("#similar", state="hidden")
-    assert page.evaluate(at) == "toast"
+    page.wait_for_function(f"{at} === 'toast'")  # the page moves it when it hears that the dialog is closed
 
 
 LUMINANCE = """([selector, pseudo]) => {
