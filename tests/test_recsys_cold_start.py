@@ -8,7 +8,6 @@ import torch
 from toy_data import START, chain, toy_catalog, toy_log
 
 from recsys.config import TowerConfig
-from recsys.evaluation import metrics
 from recsys.item_statistics import ItemStatistics
 from recsys.retrieval.index import Index
 from recsys.towers import cold_start
@@ -80,7 +79,7 @@ def place(model, catalog, events, price=0.5):
     return place_cold_items(model, catalog, events, price=price, seed=0)
 
 
-def place_in(parts, price):
+def placed_in(parts, price):
     model, catalog, events = parts
     return place(model, catalog, events, price)
 
@@ -134,7 +133,7 @@ def test_the_lift_costs_at_most_the_price_by_brute_force(monkeypatch):
 def test_cold_items_take_no_more_than_a_multiple_of_their_share_of_the_catalogue(most, monkeypatch):
     monkeypatch.setattr(cold_start, "MAX_LIFT", most)
     monkeypatch.setattr(cold_start, "STEPS", np.linspace(0, 1, 101))
-    placed = place_in(world(), 1.0)
+    placed = placed_in(world(), 1.0)
     taken = next(lift.share for lift in placed.lifts if lift.step == placed.chosen)
     bound = most * len(COLD) / ITEMS
     assert bound - 0.03 < taken <= bound
@@ -196,11 +195,6 @@ def test_pseudo_cold_items_are_found_among_known_items_by_brute_force():
         assert trial.lift(step, moved, filler).hr_cold == pytest.approx(np.mean(hits))
 
 
-def test_a_known_item_of_equal_score_keeps_its_rank():
-    ranks = np.array([1.0, 3.5, np.inf])
-    assert metrics.ndcg(ranks + np.array([0, 1, 2]), 10, depth=cold_start.DEPTH)[2] == 0
-
-
 def test_an_item_with_only_non_positive_events_is_predicted_but_not_lifted():
     model, catalog, events = world()
     rows = [(0, 7, START, False), *zip(events.users, events.items, events.times, strict=True)]
@@ -257,11 +251,11 @@ def test_the_figures_that_vectors_of_cold_items_depend_on():
 
 
 def test_a_configured_share_replaces_the_price():
-    placed = place_in(world(newcomers=0.15), 0)
+    placed = placed_in(world(newcomers=0.15), 0)
     taken = next(lift.share for lift in placed.lifts if lift.step == placed.chosen)
     assert 0 < taken <= 0.15
-    assert placed.chosen > place_in(world(), 0).chosen == 0
-    assert place_in(world(newcomers=0.0), 1.0).lifts == ()
+    assert placed.chosen > placed_in(world(), 0).chosen == 0
+    assert placed_in(world(newcomers=0.0), 1.0).lifts == ()
 
 
 def test_without_a_last_event_that_has_a_history_nothing_is_lifted():

@@ -121,7 +121,9 @@ def fit_selected(
             report=report,
             progress=progress,
         )
-    price = retrieval_price(config) if selected.reranker is None else 0
+    price = RETRIEVAL_PRICE if config.discovery is None else config.discovery
+    if selected.reranker is not None:
+        price = 0
     placement = place_cold_items(towers.model, dataset.catalog, events, price=price, seed=config.seed)
     retrieval = build_two_stage(towers.model, events, config, placement.vectors)
     if selected.reranker is None:
@@ -149,11 +151,6 @@ def train_two_stage(
         features=trained.statistics,
     )
     return selected, trained
-
-
-def retrieval_price(config: RunConfig) -> float:
-    """Share of NDCG@10 of known items that lists of retrieval alone may lose to cold items."""
-    return RETRIEVAL_PRICE if config.discovery is None else config.discovery
 
 
 def build_two_stage(

@@ -96,12 +96,12 @@ def predict_vectors(
     rows = _stratified(warm, positives, rng)
     states, targets = _states_before(events, rows, rng)
     users = model.user_vectors(states, vectors)  # (q, d)
-    known = experts.predict(np.setdiff1d(warm, rows), rows).astype(np.float64)  # (e, h, d)
+    held_out = experts.predict(np.setdiff1d(warm, rows), rows).astype(np.float64)  # (e, h, d)
     weight = np.sqrt(positives[rows])[:, None]  # (h, 1)
-    mean = (known * weight).sum(1, keepdims=True) / weight.sum()  # (e, 1, d)
+    mean = (held_out * weight).sum(1, keepdims=True) / weight.sum()  # (e, 1, d)
     mean_vector = (vectors[rows] * weight).sum(0) / weight.sum()  # (d,)
-    shares = _weights(users, known - mean, targets)  # (e,)
-    combined = np.tensordot(shares, known - mean, 1)  # (h, d)
+    shares = _weights(users, held_out - mean, targets)  # (e,)
+    combined = np.tensordot(shares, held_out - mean, 1)  # (h, d)
     products = users.T.astype(np.float64) @ users  # (d, d) U'U
     error = ((vectors[rows] - mean_vector) @ products * combined * weight).sum()
     length = max(0.0, error / max(float((combined @ products * combined * weight).sum()), TINY))
@@ -111,7 +111,7 @@ def predict_vectors(
         out = mean_vector + length * np.tensordot(shares, predicted - mean, 1)
         return np.asarray(out, dtype=np.float32)
 
-    pseudo = PseudoCold(rows, joined(known), users, targets, states.seen_items())
+    pseudo = PseudoCold(rows, joined(held_out), users, targets, states.seen_items())
     return Prediction(joined(experts.predict(warm, cold)), tuple(shares.tolist()), pseudo)
 
 

@@ -25,14 +25,7 @@ from experiments.bench.runner import Bar, Result
 from experiments.config import RunConfig, load_config
 from experiments.dataset import Dataset, encode_contents, keep_frequent, load_dataset
 from experiments.evaluation.ranking import DEPTH, K, interval_dict, rank_targets
-from experiments.pipelines.fit import (
-    RERANKED,
-    TOWERS,
-    build_two_stage,
-    fit_selected,
-    retrieval_price,
-    select_model,
-)
+from experiments.pipelines.fit import RERANKED, TOWERS, SelectedModel, fit_selected, select_model
 from experiments.pipelines.rolling_windows import evaluation_windows
 from experiments.splits import Targets
 from features.arrays import Bools, Doubles, Floats, Ints
@@ -47,7 +40,6 @@ from recsys.dense_recommender import DenseRecommender
 from recsys.evaluation import metrics
 from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
 from recsys.interfaces import Recommender
-from recsys.towers.cold_start import place_cold_items
 from recsys.towers.training import fit_towers
 
 MAX_EVENTS = 5000
@@ -250,19 +242,17 @@ def _fitted(name: str, config: RunConfig, dataset: Dataset, *, validated: bool) 
     validated: passes are chosen on a validation window over every item, as `recsys train` does, and the reranker is
     added under a name of its own.
     """
-    events = dataset.events
+    events, say = dataset.events, lambda line: None
     if not validated:
         fitted = fit_towers(
             dataset.catalog, events, config.towers, config.training, seed=config.seed, epochs=config.training.epochs
         )
-        placement = place_cold_items(
-            fitted.model, dataset.catalog, events, price=retrieval_price(config), seed=config.seed
-        )
-        return {name: build_two_stage(fitted.model, events, config, placement.vectors)}
+        selected = SelectedModel(fitted, None)
+        return {name: fit_selected(config, dataset, events, selected, say, silent, refit=False).retrieval}
     every_item = config.changed({"data.min_train_events": 0})
     window, splits = evaluation_windows(every_item, dataset)[-1]
-    selected = select_model(config, window, splits, lambda line: None, silent)
-    trained = fit_selected(config, window, events, selected, lambda line: None, silent)
+    selected = select_model(config, window, splits, say, silent)
+    trained = fit_selected(config, window, events, selected, say, silent)
     models: dict[str, Recommender] = {name: trained.retrieval}
     if config.reranker is not None:  # without ranking examples the recommender is retrieval alone
         models[name.replace(TOWERS, RERANKED)] = trained.recommender
