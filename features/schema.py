@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -15,6 +16,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails
 
 USER, ITEM, EVENT, TIME, VALUE = "user_id", "item_id", "event", "timestamp", "value"
@@ -65,17 +67,26 @@ class StrictModel(BaseModel):
         """pydantic takes true for 1, also where YAML reads a text such as `yes` as true."""
         model = handler(given)
         problems: list[InitErrorDetails] = []
-        for name in given if isinstance(given, dict) else ():
+        fields = {key: name for name, field in cls.model_fields.items() for key in _keys(name, field)}
+        for key in given if isinstance(given, dict) else ():
+            name = fields[key]
             kinds = list(_kinds(cls.model_fields[name].annotation))
             needed = [
                 "float_type" if float in kinds else "int_type",
                 *(["none_required"] if NoneType in kinds else []),
             ]
-            for place, value in _booleans_as_numbers(given[name], getattr(model, name)):
-                problems += [InitErrorDetails(type=each, loc=(name, *place), input=value) for each in needed]
+            for place, value in _booleans_as_numbers(given[key], getattr(model, name)):
+                problems += [InitErrorDetails(type=each, loc=(key, *place), input=value) for each in needed]
         if problems:
             raise ValidationError.from_exception_data(cls.__name__, problems)
         return model
+
+
+def _keys(name: str, field: FieldInfo) -> Iterator[Any]:
+    """The keys that a field is read from: its name, and earlier names."""
+    yield name
+    if isinstance(field.validation_alias, AliasChoices):
+        yield from field.validation_alias.choices
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from features.schema import StrictModel
 
@@ -46,9 +46,12 @@ class TowerConfig(StrictModel):
     """Whether the user tower reads the hour (UTC) and the weekday of the next event or the request: useful where
     demand depends on them."""
 
-    newcomers: Annotated[float, Field(ge=0, le=1)] | None = None
+    cold_share: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, validation_alias=AliasChoices("cold_share", "newcomers")
+    )
     """Maximum share of the first ten places that retrieval lifts cold items to, whatever it costs. null: as far as
-    `discovery` allows, and not at all where a reranker follows, which has a lift of its own."""
+    `discovery` allows, and not at all where a reranker follows, which has a lift of its own. Version 0.1 called it
+    newcomers, which is still read."""
 
     @model_validator(mode="after")
     def _narrower(self) -> "TowerConfig":

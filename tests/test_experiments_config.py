@@ -5,11 +5,12 @@ from typing import get_args
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from toy_data import toy_config
 
 from experiments.config import RunConfig, load_config
 from features.errors import ConfigError
+from recsys.config import TowerConfig
 
 
 @pytest.fixture
@@ -363,3 +364,11 @@ def test_the_error_of_a_missing_file_names_it(tmp_path):
 def test_a_configuration_is_immutable(load):
     with pytest.raises(ValueError, match="frozen"):
         load().seed = 3
+
+
+def test_the_earlier_name_of_a_setting_is_read_by_the_same_rules():
+    assert TowerConfig.model_validate({"newcomers": 0.4}).cold_share == 0.4
+    assert TowerConfig.model_validate({"cold_share": 0.4}).model_dump()["cold_share"] == 0.4
+    for wrong in (True, 2, "x"):
+        with pytest.raises(ValidationError, match="newcomers"):
+            TowerConfig.model_validate({"newcomers": wrong})

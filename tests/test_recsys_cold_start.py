@@ -251,11 +251,11 @@ def test_the_figures_that_vectors_of_cold_items_depend_on():
 
 
 def test_a_configured_share_replaces_the_price():
-    placed = placed_in(world(newcomers=0.15), 0)
+    placed = placed_in(world(cold_share=0.15), 0)
     taken = next(lift.share for lift in placed.lifts if lift.step == placed.chosen)
     assert 0 < taken <= 0.15
     assert placed.chosen > placed_in(world(), 0).chosen == 0
-    assert placed_in(world(newcomers=0.0), 1.0).lifts == ()
+    assert placed_in(world(cold_share=0.0), 1.0).lifts == ()
 
 
 def test_without_a_last_event_that_has_a_history_nothing_is_lifted():

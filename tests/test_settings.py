@@ -72,7 +72,7 @@ DEFAULTS: dict[str, Any] = {
         "content": True,
         "times": True,
         "calendar": False,
-        "newcomers": None,
+        "cold_share": None,
     },
     "retriever": {"kind": "exact", "effort": None, "dimensions": None, "refine": 10},
     "training": {
@@ -118,7 +118,7 @@ LEAST: dict[type[BaseModel], dict[str, int]] = {
     DataConfig: {"min_train_events": 0},
     SplitConfig: {"windows": 1},
     Limits: {"parts": 1, "text_bytes": 1, "media_bytes": 1, "pixels": 1, "frames": 1},
-    TowerConfig: {"layers": 1, "heads": 1, "history": 1, "dropout": 0, "id_dropout": 0, "newcomers": 0},
+    TowerConfig: {"layers": 1, "heads": 1, "history": 1, "dropout": 0, "id_dropout": 0, "cold_share": 0},
     RetrieverConfig: {"effort": 1, "dimensions": 1, "refine": 1},
     TrainingConfig: {
         "epochs": 1,
@@ -145,7 +145,7 @@ GREATEST: dict[type[BaseModel], dict[str, int]] = {
     SourceQuotas: dict.fromkeys(("recent", "long_term", "neighbours", "fresh", "trending", "popular"), 1),
     EventIn: {"position": 10_000},
     SearchIn: {"k": 100, "weight": 1},
-    TowerConfig: {"newcomers": 1},
+    TowerConfig: {"cold_share": 1},
     GeminiConfig: {"dimension": 3072},
     ServeSettings: {
         "port": 65_535,

@@ -86,7 +86,7 @@ def place_cold_items(
     cold items would never be recommended. Available items without any event are therefore lifted: all move by the
     same step along the mean user vector. The step is the longest up to which NDCG@10 of events with known items is
     lower by at most the share `price`, and they take at most MAX_LIFT times their share of the catalogue of the
-    places. price 0: nothing is lifted. config.newcomers replaces the price by a share of the places. Items published
+    places. price 0: nothing is lifted. config.cold_share replaces the price by a share of the places. Items published
     after `events` move with the others but are not counted, because they are not shown yet; the next fit counts them.
     """
     vectors = model.item_vectors().copy()  # (n, d)
@@ -101,7 +101,7 @@ def place_cold_items(
     has_events = np.bincount(events.items, minlength=len(catalog)) > 0  # (n,) of any kind
     unseen = (catalog.available & ~has_events)[cold]  # (n_cold,)
     shown = catalog.available & catalog.published_by(events.latest)  # (n,)
-    share = model.config.newcomers
+    share = model.config.cold_share
     if (price == 0 if share is None else share == 0) or not shown[cold[unseen]].any():
         return Placement(placed, prediction.weights)
     trial = _Trial.of(model, vectors, events, shown & has_events, prediction, seed=seed)
