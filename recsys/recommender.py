@@ -1,6 +1,7 @@
 """The two-stage recommender: candidates from the towers and the user's own items, then the reranker."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from recsys.ranking.user_item_counts import UserItemCounts
 from recsys.retrieval.popular import Popular
 from recsys.sources import merge_sources, neighbour_items, popular_items
 from recsys.towers.model import TwoTowers
+from recsys.towers.newest import Encode
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,14 @@ class TwoStageRecommender:
     candidates: int
     quotas: SourceQuotas
     fitted_until: int
+
+    def user_vectors(self, states: UserStates) -> Floats:
+        """The vectors that retrieval searches with: (b, d); see `TwoTowers.user_vectors`."""
+        return self._encode_users(states, self.vectors)
+
+    @cached_property
+    def _encode_users(self) -> Encode:
+        return self.towers.user_encoder()
 
     def recommend(
         self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
@@ -69,11 +79,14 @@ class TwoStageRecommender:
         """
         if features is None and isinstance(self.reranker, Reranker):
             features = self.reranker.features
-        n, b, limits = len(self.vectors), len(states), self.quotas.limits(k)
-        users = self.towers.user_vectors(states, self.vectors)  # (b, d)
+        n, limits = len(self.vectors), self.quotas.limits(k)
+        users = self.user_vectors(states)  # (b, d)
         # name -> (b, m)
-        found = {"own": UserItemCounts.of(states, n).favourites(b, k // 2, allow=allow, exclude=exclude)}
-        found |= self._nearest(states.positives(), users, k, limits["long_term"], allow, exclude)
+        found = {"own": UserItemCounts.of(states, n).favourites(len(states), k // 2, allow=allow, exclude=exclude)}
+        found["recent"] = self.index.search(users, k, allow=allow, exclude=exclude).rows
+        if m := limits["long_term"]:
+            means = unit(profile(states.positives(), n, 1.0) @ self.vectors)  # (b, d)
+            found["long_term"] = self.index.search(means, m, allow=allow, exclude=exclude).rows
         if m := limits["popular"]:
             found["popular"] = popular_items(self.fallback, states, m, allow=allow, exclude=exclude)
         if features is not None and (m := limits["neighbours"]):
@@ -87,18 +100,6 @@ class TwoStageRecommender:
         merged = merge_sources(found, self.quotas, k)
         scores = (self.vectors[np.maximum(merged.rows, 0)] @ users[:, :, None])[:, :, 0]  # (b, k)
         return merged.sorted(scores, k)
-
-    def _nearest(
-        self, positives: Ragged, users: Floats, k: int, m: int, allow: Bools | None, exclude: Ragged | None
-    ) -> dict[str, Ints]:
-        """The k items near the user vectors (b, d), and the m items near the mean of all positive items."""
-        b, queries = len(users), users
-        if m:
-            means = unit(profile(positives, len(self.vectors), 1.0) @ self.vectors)  # (b, d)
-            queries = np.concatenate((users, means))
-            exclude = None if exclude is None else exclude[np.tile(np.arange(b), 2)]
-        near = self.index.search(queries, k, allow=allow, exclude=exclude).rows
-        return {"recent": near[:b], "long_term": near[b:, :m]} if m else {"recent": near}
 
     def ranked(
         self, states: UserStates, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
@@ -124,7 +125,7 @@ class TwoStageRecommender:
 
     def retrieval_scores(self, states: UserStates) -> Floats:
         """See `Explainable`: the inner products with the user vector."""
-        scores: Floats = self.vectors @ self.towers.user_vectors(states, self.vectors)[0]
+        scores: Floats = self.vectors @ self.user_vectors(states)[0]
         return scores
 
     def contributions(
@@ -160,7 +161,7 @@ class TwoStageRecommender:
 
     def _personal(self, states: UserStates, k: int, allow: Bools | None, exclude: Ragged | None) -> Candidates:
         if self.reranker is None:
-            users = self.towers.user_vectors(states, self.vectors)
+            users = self.user_vectors(states)
             return self.index.search(users, k, allow=allow, exclude=exclude).of_source("recent")
         candidates = self.retrieve(states, max(k, self.candidates), allow=allow, exclude=exclude)
         return candidates.sorted(self.reranker.score(states, candidates), k)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recsys.towers.dropout import dropout
+from recsys.towers.user_tower import dropout
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.9])

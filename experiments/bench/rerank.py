@@ -193,7 +193,7 @@ def measure(
             return recommender.recommend(one, k, allow=allow, exclude=seen)
 
         clock.start()
-        recommender.towers.user_vectors(one, recommender.vectors)
+        recommender.user_vectors(one)
         clock.mark("user tower")
         candidates = recommender.retrieve(one, recommender.candidates, allow=allow, exclude=seen)
         clock.mark("retrieval with the tower")
@@ -215,7 +215,7 @@ def measure(
 def recall_of(recommender: TwoStageRecommender, seed: int, n_requests: int) -> float:
     """Share of the 500 items nearest to a user that the index finds."""
     n = len(recommender.vectors)
-    users = recommender.towers.user_vectors(states_of(n, 50, n_requests, seed), recommender.vectors)
+    users = recommender.user_vectors(states_of(n, 50, n_requests, seed))
     found = recommender.index.search(users, RERANKER.candidates).rows
     exact = Index(recommender.vectors, RetrieverConfig(), seed=seed).search(users, RERANKER.candidates).rows
     return float(np.mean([np.isin(a, b).mean() for a, b in zip(exact, found, strict=True)]))

@@ -93,7 +93,7 @@ def _users(
         names = ids[start : start + USERS_AT_ONCE]
         states = dataset.events.states(dataset.users.rows(names), np.full(len(names), until)).compact()
         warm = np.flatnonzero(states.positives().lengths > 0)
-        vectors = bundle.recommender.towers.user_vectors(states, bundle.recommender.vectors)  # (b, d)
+        vectors = bundle.recommender.user_vectors(states)  # (b, d)
         yield [names[i] for i in warm], vectors[warm]
         step(len(names))
 

@@ -116,7 +116,7 @@ class Bundle:
         weight: of the user, in 0..1; the content's is 1 - weight.
         """
         recommender = self.recommender
-        users = recommender.towers.user_vectors(states, recommender.vectors)  # (b, d)
+        users = recommender.user_vectors(states)  # (b, d)
         weighted = (
             WeightedQuery(content, 1 - weight, self.contents, self.catalog.content),
             WeightedQuery(users, weight, recommender.index, recommender.vectors),
