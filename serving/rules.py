@@ -42,6 +42,15 @@ class ShopRules:
             self.fault = f"{error}; the rules of before stay in use"
             logger.error("rules: %s", self.fault)
 
+    @property
+    def shown_days(self) -> float:
+        """For how many days the rules must know what users were shown; 0 where no rule asks."""
+        return max((rule.rotation.days for rule in self._rules.rules if rule.rotation), default=0)
+
+    def ask_for_shown(self, placement: str) -> bool:
+        """Whether a rule of a placement depends on what the user was shown."""
+        return any(rule.rotation for cold in (False, True) for rule in self._rules.of(placement, cold=cold))
+
     def of(
         self, catalog: Catalog, vectors: Floats | None, placement: str, *, cold: bool, now: int
     ) -> SlateRules | None:

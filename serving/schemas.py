@@ -150,12 +150,13 @@ class FeatureOut(BaseModel):
 
 
 class WhyOut(BaseModel):
-    """Why an item is recommended. nearest: null where no item of the history is near."""
+    """Why an item is recommended. nearest: null where no item of the history is near; loss: by a rule of rotation."""
 
     source: str
     nearest: NearestOut | None
     features: list[FeatureOut]
     sentence: str
+    loss: float
 
 
 class RecommendedItemOut(ItemOut):

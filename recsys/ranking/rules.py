@@ -2,7 +2,8 @@
 
 Each rule has a name and one of: `only` and `exclude`, which items may be shown; `pin`, an item at a position; `cap`,
 how often a value of a column may occur; `boost`, a change of scores; `minimum`, a score that is needed; `fresh`, a
-share for new items; `diversity`, how much items must differ; `explore`, positions that are left to chance.
+share for new items; `diversity`, how much items must differ; `rotation`, how far what was shown steps back;
+`explore`, positions that are left to chance.
 `recsys.ranking.slate_rules` applies them.
 """
 
@@ -18,7 +19,7 @@ from features.schema import StrictModel
 from recsys.retrieval.filters import Filter
 from recsys.yaml_text import line_of, parse_yaml
 
-KINDS = ("only", "exclude", "pin", "cap", "boost", "minimum", "fresh", "diversity", "explore")
+KINDS = ("only", "exclude", "pin", "cap", "boost", "minimum", "fresh", "diversity", "rotation", "explore")
 MAX_POSITION = 100
 MAX_AMONG = 500
 
@@ -65,6 +66,16 @@ class Diversity(StrictModel):
     half: Literal["behaviour", "content", "both"] = "content"
 
 
+class Rotation(StrictModel):
+    """What the user was shown in the last days and has not touched since loses by * (1 - age / days).
+
+    by: in standard deviations of the candidates' scores; age: of the last showing, in days.
+    """
+
+    by: Annotated[float, Field(gt=0, le=100)]
+    days: Annotated[float, Field(gt=0, le=365)]
+
+
 class Explore(StrictModel):
     """Positions of a list, counted from 1, that show another item with a known probability.
 
@@ -102,6 +113,7 @@ class Rule(StrictModel):
     minimum: float | None = None
     fresh: Fresh | None = None
     diversity: Diversity | None = None
+    rotation: Rotation | None = None
     explore: Explore | None = None
 
     @model_validator(mode="after")
@@ -150,7 +162,7 @@ def _contradiction(one: Rule, other: Rule) -> str:
         return f"both pin item {one.pin.item}"
     if one.cap and other.cap and one.cap.column == other.cap.column:
         return f"both cap column {one.cap.column}"
-    for kind in ("minimum", "fresh", "diversity", "explore"):
+    for kind in ("minimum", "fresh", "diversity", "rotation", "explore"):
         if getattr(one, kind) is not None and getattr(other, kind) is not None:
             return f"both set {kind}"
     return ""

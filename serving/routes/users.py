@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from features.arrays import Ints
 from features.errors import StoreError
+from features.log.records import Exposure
 from recsys.interfaces import sort_candidates
 from recsys.ranking.slate_rules import SlateRules
 from serving.cursor import MAX_SHOWN, Page
@@ -70,7 +71,8 @@ def recommend(
     """
     trace: dict[str, float] = {}
     with timed(trace, "store"):
-        state, degraded = service.keeper.read_user(snapshot.store, user_id)
+        shown = service.rules.ask_for_shown(placement)
+        state, degraded = service.keeper.read_user(snapshot.store, user_id, shown=shown)
     with timed(trace, "rank"):
         repeats = snapshot.bundle.data.placements[placement].repeats
         seen = snapshot.rows(()) if repeats else snapshot.seen_rows(state)
@@ -78,9 +80,10 @@ def recommend(
         cold = not states.positive.any()
         rules = service.rules.of(bundle.catalog, bundle.vectors, placement, cold=cold, now=service.now())
         if rules is not None:
-            if rules.notes or not snapshot.available[[*rules.pins.values()]].all():
+            unknown = rules.rotation is not None and "store" in degraded  # what the user was shown
+            if rules.notes or unknown or not snapshot.available[[*rules.pins.values()]].all():
                 degraded = [*degraded, "rules"]
-            rules = rules.after(page.shown)
+            rules = snapshot.rotated(rules.after(page.shown), state, page.begun)
         left_out = np.union1d(seen, page.rows(snapshot.products))
         seed = number_of(request_id, "explore") if request_id else None
         keep = bool(request_id) and is_sampled(request_id, service.settings.exposure_sample)
@@ -122,6 +125,12 @@ def _paged(
         more = len(choose(shown, 1, {}, rules.after(len(slate))).slate) > 0
     cursor = page.next(slate, snapshot.products) if more else None
     return replace(recommended, slate=slate.after(page.shown)), cursor
+
+
+def _remember(service: ServiceState, snapshot: ServingSnapshot, exposure: Exposure) -> list[str]:
+    """Note in the store what a user was shown, for the rules of rotation. Returns the components that failed."""
+    keeper, days = service.keeper, service.rules.shown_days
+    return keeper.add_shown(snapshot.store, exposure.user_id, exposure.items, exposure.timestamp, days)
 
 
 def rank(service: ServiceState, snapshot: ServingSnapshot, user_id: str, ids: list[str]) -> dict[str, Any]:
@@ -249,6 +258,7 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
             user_id=user_id,
             exploration=exploration_of(snapshot, answer.slate),
             sample=await in_thread(sample_of, snapshot, answer.recommended),
+            remember=partial(in_thread, _remember, service, snapshot) if service.rules.shown_days else None,
         )
         known = answer.recommended.probabilities
         return slate_response(answer.slate, snapshot, exposure, answer.cursor, why=why, probabilities=known)

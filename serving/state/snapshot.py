@@ -9,16 +9,16 @@ import numpy as np
 import polars as pl
 
 from features.arrays import Bools, Doubles, Floats, Ints
-from features.history_rules import seen_items
+from features.history_rules import seen_items, short_keys
 from features.instants import now_micros
 from features.interactions import Ragged, UserStates
-from features.schema import CATEGORIES, IMAGE, TITLE
+from features.schema import CATEGORIES, IMAGE, TITLE, VIEW
 from features.store.base import FeatureStore
 from features.store.user_state import UserState
 from recsys.interfaces import Candidates
 from recsys.ranking.exploration import Draws
 from recsys.ranking.slate import Slate, fill_slates, slate_of
-from recsys.ranking.slate_rules import SlateRules
+from recsys.ranking.slate_rules import Losses, SlateRules
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
 from serving.products import Products
@@ -140,6 +140,26 @@ class ServingSnapshot:
     def seen_rows(self, state: UserState) -> Ints:
         """Rows of the items that the user has seen. Items that are not in the bundle are skipped."""
         return self.products.items.rows(seen_items(state.seen))
+
+    def rotated(self, rules: SlateRules, state: UserState, begun: int) -> SlateRules:
+        """The rules with what products lose that the user was shown before a list was begun (µs).
+
+        A view is no touch: it says that the user has seen the item, and nothing more.
+        """
+        if rules.rotation is None:
+            return rules
+        shown, rows = self.products.items.pairs(short_keys(state.shown.keys))
+        touched = self.bundle.catalog.ids.rows(state.items)
+        touches = (touched >= 0) & np.array([name != VIEW for name in state.names], dtype=np.bool_)[state.kinds]
+        losses = Losses.of(
+            rules.rotation,
+            self.groups[rows],
+            state.shown.times[shown],
+            self.groups[touched[touches]],
+            state.times[touches],
+            begun,
+        )
+        return replace(rules, losses=losses)
 
     def recommend(
         self,
