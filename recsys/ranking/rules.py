@@ -123,6 +123,10 @@ class Rule(StrictModel):
             raise ValueError(f"one of {', '.join(KINDS)} is needed, given: {', '.join(given) or 'none'}")
         return self
 
+    def is_cap_of(self, placement: str) -> bool:
+        """Whether this is a cap that names the placement."""
+        return self.cap is not None and placement in self.placements
+
     def meets(self, other: "Rule") -> bool:
         """Whether there is a request that both rules apply to."""
         placements = not self.placements or not other.placements or bool({*self.placements} & {*other.placements})
@@ -152,6 +156,10 @@ class Rules(StrictModel):
             for rule in self.rules
             if rule.users in users and (not rule.placements or placement in rule.placements)
         )
+
+    def of_list(self, name: Literal["similar", "search"], *, cold: bool) -> tuple[Rule, ...]:
+        """The rules of a list that is no recommendation: what may be shown, and the caps that name the list."""
+        return tuple(rule for rule in self.of(name, cold=cold) if rule.only or rule.exclude or rule.is_cap_of(name))
 
 
 def _contradiction(one: Rule, other: Rule) -> str:

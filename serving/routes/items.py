@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -41,7 +41,7 @@ from serving.state.encoder_pool import EncoderPool
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot, card
 
-SIMILAR = "similar"
+SIMILAR: Final = "similar"
 MAX_TEXT, MAX_LABEL, MAX_LABELS, MAX_URL = 200_000, 1000, 100, 4096
 """Limits: characters of a description or an extra column; characters of a title or category; categories of an item;
 bytes of a URL."""
@@ -230,21 +230,23 @@ def _add_similar(app: FastAPI, service: ServiceState, in_thread: Callable[..., A
             raise not_live_yet()
         trace: dict[str, float] = {}
         with timed(trace, "rank"):
-            slate, following = await in_thread(_similar_page, snapshot, row, k, trace, page)
-        exposure = await log_exposure(request, service, slate, SIMILAR, item_id=item_id)
+            slate, following, degraded = await in_thread(_similar_page, service, snapshot, row, k, trace, page)
+        exposure = await log_exposure(request, service, slate, SIMILAR, item_id=item_id, degraded=degraded)
         return slate_response(slate, snapshot, exposure, following, snapshot.near(row, slate))
 
 
 def _similar_page(
-    snapshot: ServingSnapshot, row: int, k: int, trace: dict[str, float], page: Page
-) -> tuple[Slate, str | None]:
-    """A page of the items similar to one item, without its variants, and the cursor of the next page."""
+    service: ServiceState, snapshot: ServingSnapshot, row: int, k: int, trace: dict[str, float], page: Page
+) -> tuple[Slate, str | None, list[str]]:
+    """A page of the items similar to one item, without its variants, the cursor of the next page, and what failed."""
+    rules = service.rules.of_list(snapshot.bundle.catalog, SIMILAR, cold=True, now=service.now())
     own = np.flatnonzero(snapshot.products.variants(np.array([row])))
     left_out = np.union1d(own, page.rows(snapshot.products))
     k = min(k, MAX_SHOWN - page.shown)
-    slate = snapshot.similar(row, k, trace, left_out)
-    more = len(slate) == k and snapshot.remain(slate, left_out)
-    return slate.after(page.shown), page.next(slate, snapshot.products) if more else None
+    slate = snapshot.similar(row, k, trace, left_out, rules)
+    more = snapshot.continues(slate, k, left_out, rules)
+    following = page.next(slate, snapshot.products) if more else None
+    return slate.after(page.shown), following, ["rules"] if rules is not None and rules.notes else []
 
 
 def _add_changes(

@@ -110,16 +110,11 @@ def _paged(
     trace: dict[str, float],
     rules: SlateRules | None,
 ) -> tuple[Recommended, str | None]:
-    """What is chosen for a page, and the cursor of the next page. left_out: rows that were seen or shown.
-
-    A slate that is not filled ends the list, except where caps, which hold for each page, have left items out.
-    """
+    """What is chosen for a page, and the cursor of the next page. left_out: rows that were seen or shown."""
     k = min(k, MAX_SHOWN - page.shown)
     recommended = choose(left_out, k, trace, rules)
     slate = recommended.slate
-    allowed, capped = (None, False) if rules is None else (rules.allowed, bool(rules.caps))
-    more = len(slate) == k or (capped and len(slate) > 0)
-    more = more and snapshot.remain(slate, left_out, allowed)
+    more = snapshot.continues(slate, k, left_out, rules)
     if more and rules is not None and rules.minimum > -np.inf:  # whether an item that remains reaches it
         shown = np.union1d(left_out, np.flatnonzero(snapshot.products.variants(slate.rows)))
         more = len(choose(shown, 1, {}, rules.after(len(slate))).slate) > 0
