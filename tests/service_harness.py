@@ -142,6 +142,7 @@ def service_harness(
         toy_settings(folder, **{"follow_seconds": 3600, **options}),
         load=shelf.load,
         upsert=toy_upsert,
+        place=toy_upsert,
         merge=lambda bundle: None,
         current=shelf.current,
         connect=connect,
