@@ -115,7 +115,8 @@ class TwoStageRecommender:
         given = sort_candidates(rows[None], scores, len(rows))
         if self.reranker is None:
             return given
-        candidates = self.retrieve(states, self.candidates)
+        everything = np.ones(len(self.vectors), dtype=np.bool_)  # the index may have got further rows meanwhile
+        candidates = self.retrieve(states, self.candidates, allow=everything)
         ranks = np.searchsorted(-candidates.scores[0], -given.scores[0])[None]  # (1, m)
         return given.sorted(self.reranker.score(states, given, ranks), len(rows))
 

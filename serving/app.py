@@ -29,7 +29,7 @@ from serving.servable import ServableBundle
 from serving.settings import ServeSettings
 from serving.state.catalog_updater import Upsert
 from serving.state.encoder_pool import EncoderPool, OpenEncoders
-from serving.state.item_vectors import SharedVectors
+from serving.state.item_vectors import DescribedItems, SharedVectors
 from serving.state.service import ServiceState
 from serving.state.store_filler import Filler
 from serving.state.thread_pool import thread_pool
@@ -65,6 +65,15 @@ def _upsert_items(bundle: ServableBundle, items: pl.DataFrame, channels: Mapping
     assert isinstance(bundle, Bundle)
     upserted: ServableBundle = upsert_items(bundle, items, channels)
     return upserted
+
+
+def _place_items(bundle: ServableBundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> ServableBundle:
+    from recsys.bundle.model import Bundle
+    from recsys.bundle.upsert import place_items
+
+    assert isinstance(bundle, Bundle)
+    placed: ServableBundle = place_items(bundle, items, channels)
+    return placed
 
 
 def _merge_indexes(bundle: ServableBundle) -> None:
@@ -104,6 +113,7 @@ def create_app(
     load: Callable[[Path], ServableBundle] = _load_bundle,
     current: Callable[[Path], Path] = _current_bundle,
     upsert: Upsert = _upsert_items,
+    place: Upsert = _place_items,
     merge: Callable[[ServableBundle], None] = _merge_indexes,
     connect: Callable[[EventRules], FeatureStore] | None = None,
     filler: Filler | None = None,
@@ -112,7 +122,8 @@ def create_app(
 ) -> FastAPI:
     """Returns the application, not started yet.
 
-    encoders: opens the encoders of queries and of new items; the other parameters: see `ServiceState`.
+    place: adds items to a bundle for one list; encoders: opens the encoders of queries and of new items; the other
+    parameters: see `ServiceState`.
     """
     service = ServiceState(
         settings,
@@ -140,7 +151,8 @@ def create_app(
     app.add_middleware(CanonicalUrl)
     add_errors(app)
     in_thread = thread_pool(service)
-    add_users(app, service, in_thread)
+    described = DescribedItems(settings.log, encoder_pool.embed_items, place, settings.search_seconds)
+    add_users(app, service, described, in_thread)
     add_items(app, service, encoder_pool, in_thread)
     add_search(app, service, encoder_pool, in_thread)
     add_events(app, service, in_thread)

@@ -51,7 +51,11 @@ class ItemKeys:
 
     def rows(self, keys: Keys, bits: int = SHORT_BITS) -> Ints:
         """Rows of the items whose short keys begin with these bits (m,); keys of no item are skipped."""
-        return self._found(keys, bits).pairs()[1]
+        return self.pairs(keys, bits)[1]
+
+    def pairs(self, keys: Keys, bits: int = SHORT_BITS) -> tuple[Ints, Ints]:
+        """The same rows, and before them the index of the key of each."""
+        return self._found(keys, bits).pairs()
 
     def has(self, keys: Keys, bits: int = SHORT_BITS) -> Bools:
         """(m,) bool: which keys are those of an item."""

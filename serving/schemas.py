@@ -11,17 +11,23 @@ from urllib.parse import quote
 
 import orjson
 from fastapi import Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.requests import ClientDisconnect
 
 from features.errors import describe_invalid
-from features.ids import TEXT_RULES, id_error
-from features.instants import parse_instant
-from features.schema import MAX_ID_BYTES, MAX_POSITION, MIN_POSITION
+from features.ids import NO_NULL, TEXT_RULES, id_error
+from features.instants import format_instant, parse_instant
+from features.schema import MAX_ID_BYTES, MAX_POSITION, MAX_PRICE, MIN_POSITION
 from serving.errors import ApiError
 
 MAX_BODY_BYTES = 1 << 20
 MAX_EVENTS = 1000
+MAX_DESCRIBED = 50
+"""Items of one list whose content the caller describes: each is encoded."""
+
+MAX_TEXT, MAX_LABEL, MAX_LABELS = 200_000, 1000, 100
+"""Limits: characters of a description or an extra column; of a title or category; categories of an item."""
+
 MAX_PLACE = 64
 """Characters of a field's name in an error."""
 
@@ -58,6 +64,22 @@ def _finite(value: float) -> float:
     return value
 
 
+def _utc(text: str) -> str:
+    """ISO 8601 text in UTC; a bare date is midnight. Raises ValueError."""
+    return format_instant(parse_instant(text, dates=True))
+
+
+def _without_null(text: str) -> str:
+    if NO_NULL.found(text):
+        raise ValueError(f"{NO_NULL.reason}: {NO_NULL.advice}")
+    return text
+
+
+def _labels(labels: list[str]) -> list[str]:
+    """The labels as the items table has them: without blanks around them, and without empty ones."""
+    return [label for text in labels if (label := text.strip())]
+
+
 def _instant(text: str) -> str:
     parse_instant(text)
     return text
@@ -65,6 +87,25 @@ def _instant(text: str) -> str:
 
 Finite = Annotated[float, AfterValidator(_finite)]
 Id = Annotated[str, AfterValidator(_id), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES})]
+
+
+Label = Annotated[str, Field(max_length=MAX_LABEL), AfterValidator(_without_null)]
+
+
+class ItemText(BaseModel):
+    """What an item is, in words and numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    title: Label | None = None
+    description: Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_without_null)] | None = None
+    categories: Annotated[list[Label], Field(max_length=MAX_LABELS), AfterValidator(_labels)] | None = Field(
+        default=None, description="empty labels are left out"
+    )
+    price: Annotated[Finite, Field(ge=0, le=MAX_PRICE)] | None = None
+    published_at: Annotated[str, AfterValidator(_utc)] | None = Field(
+        default=None, description="ISO 8601 with zone, or a date"
+    )
 
 
 class EventIn(BaseModel):
@@ -150,12 +191,13 @@ class FeatureOut(BaseModel):
 
 
 class WhyOut(BaseModel):
-    """Why an item is recommended. nearest: null where no item of the history is near."""
+    """Why an item is recommended. nearest: null where no item of the history is near; loss: by a rule of rotation."""
 
     source: str
     nearest: NearestOut | None
     features: list[FeatureOut]
     sentence: str
+    loss: float
 
 
 class RecommendedItemOut(ItemOut):
@@ -188,25 +230,59 @@ class RecommendationsResponse(SlateResponse):
     items: list[RecommendedItemOut]  # type: ignore[assignment]  # as in SimilarResponse
 
 
+class ListedItem(ItemText):
+    """An item of a list: an id alone, or with what the item is. The latter counts where the bundle lacks the item."""
+
+    item_id: Id
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What the item is, as `PUT /v1/items` takes it; empty where the caller does not say."""
+        return self.model_dump(exclude={"item_id"}, exclude_none=True)
+
+
+def _listed(value: Any) -> Any:
+    return ListedItem(item_id=_id(value)) if isinstance(value, str) else value
+
+
+_ID_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}
+Listed = Annotated[
+    ListedItem,
+    BeforeValidator(_listed),
+    WithJsonSchema({"anyOf": [_ID_SCHEMA, ListedItem.model_json_schema()]}),
+]
+
+
+def _few_described(items: list[ListedItem]) -> list[ListedItem]:
+    if (n := sum(bool(item.fields) for item in items)) > MAX_DESCRIBED:
+        raise ValueError(f"describes {n} items, at most {MAX_DESCRIBED} are allowed: send the others as ids")
+    return items
+
+
 class RankIn(BaseModel):
     """Items to put in order for a user."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     user_id: Id
-    items: list[Id] = Field(
-        min_length=1, max_length=1000, description="ids of items; an id that stands twice counts once"
+    items: Annotated[list[Listed], AfterValidator(_few_described)] = Field(
+        min_length=1,
+        max_length=1000,
+        description=f"ids of items, or objects, at most {MAX_DESCRIBED}, with `item_id` and what the item is; an id "
+        "that stands twice counts once, as it stands first",
     )
 
 
 class RankedItemOut(BaseModel):
-    """An item of the list. known: whether it is in the served bundle; others come last, in the order they came."""
+    """An item of the list. known: whether it is in the served bundle; by_content: whether it is not, and was placed
+    by what the caller says of it; the others come last, in the order they came."""
 
     item_id: str
     position: int
     score: float | None
     probability: float | None = Field(description="that this item is the user's next one; null where it is not known")
     known: bool
+    by_content: bool
 
 
 class RankResponse(BaseModel):

@@ -30,8 +30,8 @@ from toy_service import (
 
 from features.errors import StoreError
 from features.schema import DataConfig, EventRules
-from features.store.base import UserState
 from features.store.memory import MemoryStore
+from features.store.user_state import UserState
 from serving.app import create_app
 from serving.http import http_server
 
@@ -54,9 +54,17 @@ class Flaky(MemoryStore):
 
     away = False
 
-    def read_users(self, ids: Any) -> list[UserState]:
+    def read_users(self, ids: Any, *, shown: bool = False) -> list[UserState]:
         self.ping()
-        return super().read_users(ids)
+        return super().read_users(ids, shown=shown)
+
+    def add_shown(self, user: Any, shown: Any, days: float) -> None:
+        self.ping()
+        super().add_shown(user, shown, days)
+
+    def move_shown(self, moves: Any) -> None:
+        self.ping()
+        super().move_shown(moves)
 
     def push(self, events: Any) -> None:
         self.ping()
@@ -115,14 +123,14 @@ def service_harness(
     *,
     shelf: ToyShelf | None = None,
     events: Callable[[DataConfig], pl.DataFrame] = lambda _: toy_events(),
-    store: Flaky | None = None,
+    store: Any = None,
     encoders: Callable[..., Any] = toy_encoders,
     **options: object,
 ) -> Iterator[ServiceHarness]:
     """A running service. Tests call `service.step`, unless they set follow_seconds."""
     shelf, store, opened = shelf or ToyShelf(with_contents(toy_bundle(folder))), store or Flaky(RULES), []
 
-    def connect(rules: EventRules) -> Flaky:
+    def connect(rules: EventRules) -> Any:
         store.rules = rules
         return store
 
@@ -134,6 +142,7 @@ def service_harness(
         toy_settings(folder, **{"follow_seconds": 3600, **options}),
         load=shelf.load,
         upsert=toy_upsert,
+        place=toy_upsert,
         merge=lambda bundle: None,
         current=shelf.current,
         connect=connect,

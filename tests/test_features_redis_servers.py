@@ -20,6 +20,7 @@ from features.store.jobs.refresh import refresh
 from features.store.jobs.status import store_status
 from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
+from features.store.user_state import Shown
 from serving.app import create_app
 
 ELSEWHERE = [folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != Path(sys.executable).parent]
@@ -28,7 +29,7 @@ needs_server = pytest.mark.skipif(SERVER is None, reason="redis-server is not on
 
 COMMANDS = (
     *("ping", "info", "get", "set", "del", "mget", "getrange", "eval", "evalsha", "script|load", "scan"),
-    *("watch", "unwatch", "multi", "exec", "msetnx", "pexpireat", "unlink", "object|idletime"),
+    *("watch", "unwatch", "multi", "exec", "msetnx", "pexpireat", "unlink", "object|idletime", "pttl"),
     *("zadd", "zrem", "zrevrange", "zremrangebyrank", "lpush", "ltrim", "lrange"),
 )
 """Commands of the store: docs/operations.md names them for the user of an ACL."""
@@ -90,6 +91,11 @@ def test_a_user_who_may_only_do_what_the_store_needs(tmp_path: Path) -> None:
         store.push([event("click", 86_400_000_001, "click")])
         store.change_users(["v"], lambda user, data: None)
         assert store.read_users(["u"])[0].items == ("i1", "click")
+        store.add_shown("w", Shown.of(["i1"], 1), 1)
+        store.add_shown("w", Shown.of(["i2"], 3), 1)
+        store.move_shown([("w", "u", 2)])
+        shown = [state.shown.times.tolist() for state in store.read_users(["u", "w"], shown=True)]
+        assert shown == [[1], [3]]
         assert (store.recent_users(5), store_status(store, files, None).users) == (["u"], 1)
         store.close()
     finally:

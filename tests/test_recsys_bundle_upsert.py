@@ -15,7 +15,7 @@ from features.tables.read import ITEMS
 from recsys.bundle import upsert
 from recsys.bundle.io import load_bundle, save_bundle
 from recsys.bundle.model import Bundle
-from recsys.bundle.upsert import merge_indexes, upsert_catalog, upsert_items
+from recsys.bundle.upsert import merge_indexes, place_items, upsert_catalog, upsert_items
 from recsys.content.content_space import ContentSpace
 from recsys.content.item_encoding import ItemVectors, embed_items
 
@@ -61,6 +61,31 @@ def bundle(saved: Path) -> Bundle:
 
 def states(n: int = 4) -> Any:
     return EVENTS.states(np.arange(n), np.full(n, EVENTS.latest + DAY))
+
+
+def test_items_are_placed_for_one_list_as_by_an_upsert_and_no_search_finds_them(saved: Path, bundle: Bundle) -> None:
+    new, vectors = items("x", "y", categories=[["c1"], ["c2"]]), text_channel([0, 1, 0, 0], [1, 0, 0, 1])
+    asked, every = EVENTS.states(np.array([3]), np.array([EVENTS.latest + DAY])), np.arange(N + 2)
+    before = [
+        bundle.recommender.index.search(bundle.vectors[:3], 5),
+        bundle.contents.search(np.eye(4, dtype=np.float32)[:1], 5),
+    ]
+    placed, upserted = place_items(bundle, new, vectors), upsert_items(load_bundle(saved), new, vectors)
+    assert placed.catalog.ids.ids[N:] == ("x", "y")
+    np.testing.assert_array_equal(placed.recommender.vectors, upserted.recommender.vectors)
+    ours, theirs = placed.recommender.rank(asked, every), upserted.recommender.rank(asked, every)
+    known = bundle.recommender.rank(asked, every[:N])
+    assert sorted(ours.rows[0].tolist()) == every.tolist()
+    assert ours.rows[0][ours.rows[0] < N].tolist() == known.rows[0].tolist(), "the others keep their order"
+    np.testing.assert_array_equal(ours.rows, theirs.rows)
+    np.testing.assert_allclose(ours.scores, theirs.scores)
+    after = [
+        bundle.recommender.index.search(bundle.vectors[:3], 5),
+        bundle.contents.search(np.eye(4, dtype=np.float32)[:1], 5),
+    ]
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one.rows, other.rows)
+    assert (len(bundle.recommender.index), len(bundle.catalog)) == (N, N)  # type: ignore[arg-type]
 
 
 def test_categories_keep_their_numbers_and_new_ones_follow() -> None:

@@ -368,6 +368,7 @@ def test_the_example_of_the_documentation_is_a_file_of_rules(tmp_path: Path) -> 
         "fresh",
         "diversity",
         "explore",
+        "rotation",
     ]
 
 

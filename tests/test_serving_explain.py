@@ -75,6 +75,7 @@ def test_why_the_items_are_shown(tmp_path: Path) -> None:
             },
             "features": [],
             "sentence": "Because you chose Item <b>8</b>: similar description",
+            "loss": 0,
         }
         assert response["items"][0]["why"]["sentence"] == "Suggested for you"
         again = sentences(harness, "ann", 3, "again")

@@ -1,9 +1,10 @@
 """Rules of a shop through the API: applied, read again when their file changes, and kept when it is wrong."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from service_harness import service_harness
+from service_harness import ServiceHarness, service_harness
 from toy_service import ToyShelf, toy_bundle, with_contents
 
 from features.errors import ConfigError
@@ -130,3 +131,77 @@ def test_why_and_why_not_know_the_rules(tmp_path: Path) -> None:
         ]
     assert (pinned["item_id"], pinned["why"]["sentence"]) == ("i10", "Chosen by the shop")
     assert (pinned["why"]["nearest"], pinned["why"]["features"]) == (None, [])
+
+
+def listed(harness: ServiceHarness, what: str, k: int = 20, **query: Any) -> tuple[list[str], list[str]]:
+    """Items of all pages, of k items, of what is similar to i8 or of a search for red; and `degraded` of the last."""
+    items, cursor, degraded = list[str](), None, list[str]()
+    while cursor is not None or not items:
+        more = {"k": k, **query} | ({"cursor": cursor} if cursor else {})
+        if what == "similar":
+            answer = harness.client.get("/v1/items/i8/similar", params=more)
+        else:
+            answer = harness.post(text="red", **more)
+        assert answer.status_code == 200, answer.text
+        page = [item["item_id"] for item in answer.json()["items"]]
+        assert not {*page} & {*items}
+        items, cursor, degraded = items + page, answer.json()["cursor"], answer.json()["degraded"]
+        if not page:
+            assert cursor is None
+            break
+    return items, degraded
+
+
+SIMILAR = ["i7", "i9", "i6", "i10", "i5", "i11", "i2", "i1", "i0"]  # to i8; i4 is a variant of i5, i3 not available
+FOUND = ["i0", "i1", "i2", "i4", "i6", "i7", "i8", "i10", "i11"]  # from red to green; i9 has no content
+
+
+def test_what_may_not_be_shown_is_neither_similar_nor_found(tmp_path: Path) -> None:
+    even = "rules: [{name: a, exclude: {categories: [odd]}}]"
+    for text, similar, found in (
+        (even, [0, 2, 4, 6, 10], [0, 2, 4, 6, 8, 10]),
+        (even.replace("}}]", "}, placements: [home]}]"), None, None),
+        (even.replace("}}]", "}, placements: [search]}]"), None, [0, 2, 4, 6, 8, 10]),
+        (even.replace("}}]", "}, placements: [similar, home]}]"), [0, 2, 4, 6, 10], None),
+        ("rules: [{name: a, only: {items: [i1, i2, i3, i8, i9]}}]", [1, 2, 9], [1, 2, 8]),
+        ("rules: [{name: a, only: {items: [i1, i2]}, users: cold}]", [1, 2], [1, 2]),
+        ("rules: [{name: a, only: {items: [i1, i2]}, users: known}]", None, None),
+        ("rules: [{name: a, only: {items: [none]}}]", [], []),
+    ):
+        with service_harness(tmp_path, rules=write(tmp_path, text)) as harness:
+            for what, rows, all_items in (("similar", similar, SIMILAR), ("search", found, FOUND)):
+                expected = all_items if rows is None else [f"i{row}" for row in rows]
+                for k in (20, 2):
+                    items, degraded = listed(harness, what, k)
+                    assert (sorted(items), degraded) == (sorted(expected), []), (text, what, k)
+
+
+def test_a_search_of_a_user_has_the_rules_of_this_user(tmp_path: Path) -> None:
+    text = "rules: [{name: a, only: {items: [i1, i2]}, users: known}]"
+    with service_harness(tmp_path, rules=write(tmp_path, text)) as harness:
+        assert sorted(listed(harness, "search", user_id="ann")[0]) == ["i1", "i2"]
+        assert listed(harness, "search", user_id="nobody")[0] == FOUND
+
+
+def test_only_caps_that_name_a_list_apply_to_it_and_pages_go_on(tmp_path: Path) -> None:
+    everywhere = "rules:\n- {name: a, cap: {column: categories, at_most: 1}}\n- {name: b, minimum: 5}\n"
+    everywhere += "- {name: c, pin: {item: i0, position: 1}}\n- {name: d, boost: {items: {items: [i11]}, by: 9}}\n"
+    with service_harness(tmp_path, rules=write(tmp_path, everywhere)) as harness:
+        assert (listed(harness, "similar")[0], listed(harness, "search")[0]) == (SIMILAR, FOUND)
+    named = "rules: [{name: a, cap: {column: categories, at_most: 1}, placements: [similar, search]}]"
+    with service_harness(tmp_path, rules=write(tmp_path, named)) as harness:
+        answer = harness.client.get("/v1/items/i8/similar?k=3").json()
+        assert [item["item_id"] for item in answer["items"]] == ["i7", "i6"]  # one odd, one even
+        assert harness.found(text="red", k=3) == ["i0", "i1"]
+        assert sorted(listed(harness, "similar", 3)[0]) == sorted(SIMILAR)
+        # i4 is above the cap on the page of i2, and its variant i5 is not
+        assert listed(harness, "search", 3)[0] == ["i0", "i1", "i2", "i5", "i6", "i7", "i8", "i11", "i10"]
+        assert harness.items("nobody") == ["i0", "i1", "i2", "i4"]
+
+
+def test_a_rule_that_does_not_fit_is_said_in_similar_items_and_search(tmp_path: Path) -> None:
+    text = "rules:\n- {name: a, exclude: {columns: {colour: [x]}}}\n- {name: b, exclude: {items: [i7]}}"
+    with service_harness(tmp_path, rules=write(tmp_path, text)) as harness:
+        for what, expected in (("similar", SIMILAR), ("search", FOUND)):
+            items, degraded = listed(harness, what)
+            assert (items, degraded) == ([item for item in expected if item != "i7"], ["rules"])

@@ -72,10 +72,11 @@ def _logged(scope: Scope, person: Person) -> tuple[dict[str, list[Any]], int]:
 
 
 def _state(found: StoredUser) -> dict[str, Any]:
-    """A state as it is shown; times in µs. Seen items are kept as hashes, so that only their number can be shown."""
+    """A state as it is shown; times in µs. Items that were seen or shown are kept as hashes, so that only their
+    number can be told."""
     facts: dict[str, Any] = {"recent": found.recent, "keys": list(found.keys)}
     if (state := found.state) is not None:
         columns = zip(state.items, state.events, state.times.tolist(), state.values.tolist(), strict=True)
         names = ("item_id", "event", "timestamp", "value")
         facts |= {"events": [dict(zip(names, row, strict=True)) for row in columns], "seen_items": len(state.seen)}
-    return facts
+    return facts | ({"shown_items": len(found.shown.keys)} if len(found.shown.keys) else {})

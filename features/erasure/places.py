@@ -2,7 +2,7 @@
 
     log              segments and torn ends: lines overwritten in place (`features.log.erasure`)
     parquet files    exports of the log, rejected rows, slates, outcomes, vectors: written again without the rows
-    store            the states and the entries among the recent users, under all prefixes of a server
+    store            states, showings and entries among the recent users, under all prefixes of a server
 
 Bundles and tracked runs hold no users: they are searched only.
 """

@@ -97,6 +97,10 @@ class Corrections:
         given = self._given.get(from_id)
         return max(until, given[-1][0] + 1) if given else until
 
+    def takings(self, user: str) -> list[tuple[int, str]]:
+        """The ends (µs) of the merges of an id, ascending, and who owns what the id had at each of them."""
+        return [(until, self.path(user, until)[-1]) for until, _ in self._given.get(user, ())]
+
     def path(self, user: str, time: int) -> list[str]:
         """The id that an event of this time (µs) was logged with, and those it was given to. The last one owns it."""
         path = [user]

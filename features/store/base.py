@@ -18,7 +18,7 @@ from typing import Protocol
 from features.errors import StoreError
 from features.log.records import Event
 from features.schema import VIEW, EventRules
-from features.store.user_state import LAYOUT, UserState
+from features.store.user_state import LAYOUT, Shown, UserState
 
 RECENT_USERS = 1000
 """Length of the list of the most recently active users."""
@@ -113,8 +113,25 @@ class FeatureStore(Protocol):
         """
         ...
 
-    def read_users(self, ids: Sequence[str]) -> list[UserState]:
-        """The states of these users, in one round trip, without what is older than `EventRules.history_days`."""
+    def read_users(self, ids: Sequence[str], *, shown: bool = False) -> list[UserState]:
+        """The states of these users, in one round trip, without what is older than `EventRules.history_days`.
+
+        shown: with what the users were shown, too.
+        """
+        ...
+
+    def add_shown(self, user: str, shown: Shown, days: float) -> None:
+        """Add showings with the short time-out of a request; the newest MAX_SHOWN of the user stay.
+
+        They belong to no generation. What a user was shown is forgotten `days` after the last showing.
+        """
+        ...
+
+    def move_shown(self, moves: Sequence[tuple[str, str, int]]) -> None:
+        """Give, for each (user, other, until), the user's showings at or before `until` (µs) to the other user.
+
+        They are made one after another, each atomically.
+        """
         ...
 
     def write_users(self, states: Iterable[tuple[str, bytes]], fill: str = "") -> None:

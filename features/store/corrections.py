@@ -1,8 +1,8 @@
 """Corrections in the feature store: states follow what `features.log.corrections` says of their events.
 
-`settle` gives the events in the states of some users to their owners, and removes those that are undone. A state
-gives its events away before it loses them: a process that is killed in between leaves them in both states, and the
-next refresh, which reads the correction again, removes them.
+`settle` gives the events in the states of some users to their owners, and removes those that are undone. What the
+users were shown goes to the same owners. A state gives its events away before it loses them: a process that is killed
+in between leaves them in both states, and the next refresh, which reads the correction again, removes them.
 
 Three things the store cannot know. When it is filled from the beginning, all of them are right.
 
@@ -61,7 +61,10 @@ def settle(store: FeatureStore, users: Iterable[str], corrections: Corrections, 
     """
     pending = sorted(users)
     for start in range(0, len(pending), AT_ONCE):
-        _settle(store, pending[start : start + AT_ONCE], corrections, fill)
+        some = pending[start : start + AT_ONCE]
+        if moves := [(user, owner, until) for user in some for until, owner in corrections.takings(user)]:
+            store.move_shown(moves)
+        _settle(store, some, corrections, fill)
 
 
 def _settle(store: FeatureStore, users: Sequence[str], corrections: Corrections, fill: str) -> None:

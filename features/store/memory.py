@@ -3,9 +3,9 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from features.instants import now_micros
+from features.instants import DAY, now_micros
 from features.log.records import Event
 from features.schema import EventRules
 from features.store.base import (
@@ -19,7 +19,16 @@ from features.store.base import (
     Watermark,
     schema_hash,
 )
-from features.store.user_state import UserState, UserStateStatus, joined, latest_time, states_of_log
+from features.store.user_state import (
+    MAX_SHOWN,
+    SHOWN_BYTES,
+    Shown,
+    UserState,
+    UserStateStatus,
+    joined,
+    latest_time,
+    states_of_log,
+)
 
 MOVED = "the feature store was emptied, or filled by another refresh, meanwhile"
 
@@ -33,6 +42,7 @@ class _Contents:
     generations: dict[str, dict[str, bytes]] = field(default_factory=dict)
     tables: str = ""
     runs: list[str] = field(default_factory=list)
+    shown: dict[str, tuple[bytes, int]] = field(default_factory=dict)  # user -> showings, and their end (µs)
 
 
 class MemoryStore:
@@ -58,17 +68,48 @@ class MemoryStore:
             raise StoreMovedError(MOVED)
         return self._contents.generations.setdefault(fill or str(served), {})
 
-    def read_users(self, ids: Sequence[str]) -> list[UserState]:
+    def read_users(self, ids: Sequence[str], *, shown: bool = False) -> list[UserState]:
         """See FeatureStore."""
+        now = self._now()
         with self._lock:
             mark = self._contents.watermark
             states = self._generation() if mark else {}
             found = [states.get(user) for user in ids]
+            showings = [self._shown(user, now)[0] if shown else b"" for user in ids]
         filled = mark is not None and mark.filled
         known = UserStateStatus.PRESENT if filled else UserStateStatus.STALE
         unknown = UserStateStatus.MISSING if filled else UserStateStatus.STALE
         parsed = [UserState(status=unknown) if data is None else UserState.from_bytes(data, known) for data in found]
-        return [state.within(self.rules.history_days, self._now()) for state in parsed]
+        kept = [state.within(self.rules.history_days, now) for state in parsed]
+        return [replace(state, shown=Shown.from_bytes(data)) for state, data in zip(kept, showings, strict=True)]
+
+    def _shown(self, user: str, now: int) -> tuple[bytes, int]:
+        """The showings of a user and their end; none and 0 after it."""
+        data, end = self._contents.shown.get(user, (b"", 0))
+        return (data, end) if now < end else (b"", 0)
+
+    def add_shown(self, user: str, shown: Shown, days: float) -> None:
+        """See FeatureStore."""
+        now = self._now()
+        with self._lock:
+            data = self._shown(user, now)[0] + shown.to_bytes()
+            self._contents.shown[user] = data[-MAX_SHOWN * SHOWN_BYTES :], now + int(days * DAY)
+
+    def move_shown(self, moves: Sequence[tuple[str, str, int]]) -> None:
+        """See FeatureStore."""
+        for move in moves:
+            self._move_shown(*move, now=self._now())
+
+    def _move_shown(self, user: str, to: str, until: int, now: int) -> None:
+        with self._lock:
+            (data, end), (others, other_end) = self._shown(user, now), self._shown(to, now)
+            shown = Shown.from_bytes(data)
+            given = shown.times <= until
+            if not given.any():
+                return
+            moved, kept = (Shown(shown.keys[at], shown.times[at]).to_bytes() for at in (given, ~given))
+            self._contents.shown[user] = kept, end
+            self._contents.shown[to] = (others + moved)[-MAX_SHOWN * SHOWN_BYTES :], max(end, other_end)
 
     def write_users(self, states: Iterable[tuple[str, bytes]], fill: str = "") -> None:
         """See FeatureStore."""

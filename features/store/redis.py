@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from operator import methodcaller
 from typing import Any, TypeVar
@@ -32,10 +33,11 @@ from features.store.base import (
     Watermark,
 )
 from features.store.connection import Breaker, Channel, Client, ResponseError, check_url
-from features.store.redis_keys import RedisKeys
-from features.store.redis_writes import add_all, advance, begin, write
+from features.store.redis_keys import RedisKeys, ids_after, served_fill
+from features.store.redis_writes import add_all, add_shown, advance, begin, move_shown, write
 from features.store.user_state import (
     DIGEST_BYTES,
+    Shown,
     UserState,
     UserStateStatus,
     joined,
@@ -66,8 +68,6 @@ ABANDONED_SECONDS = 30 * 86_400
 """Time without a reader after which a store of other rules or of another layout is deleted."""
 
 _STORE = re.compile(r"(recsys:[0-9a-f]+:)watermark")
-_SERVED = re.compile(rb'\{"filled": (true|false), "fill": "(\w*)"')
-"""Beginning of the watermark: the part of it that a request reads."""
 
 
 class RedisStore:
@@ -111,23 +111,36 @@ class RedisStore:
                 f"give each product its own database number; or delete the keys {self._keys.prefix}* and refresh"
             ) from None
 
-    def read_users(self, ids: Sequence[str]) -> list[UserState]:
+    def read_users(self, ids: Sequence[str], *, shown: bool = False) -> list[UserState]:
         """See FeatureStore. A second round trip is needed once after another generation is served."""
         fill, filled, states, served = None, False, list[Any](), self._served
         while fill != served:
             fill = served
             keys = [self._keys.watermark, *(self._keys.user(fill, user) for user in ids)]
+            keys += [self._keys.shown(user) for user in ids] if shown else []
             mark, *states = self._requests.run(methodcaller("mget", keys))
-            filled, served = self._parse(partial(_served, mark))
+            filled, served = self._parse(partial(served_fill, mark))
             self._served = served
         known = UserStateStatus.PRESENT if filled else UserStateStatus.STALE
         unknown = UserStateStatus.MISSING if filled else UserStateStatus.STALE
         parsed = self._parse(
             lambda: [
-                UserState(status=unknown) if data is None else UserState.from_bytes(data, known) for data in states
+                UserState(status=unknown) if data is None else UserState.from_bytes(data, known)
+                for data in states[: len(ids)]
             ]
         )
-        return [state.within(self.rules.history_days, self._now()) for state in parsed]
+        kept = [state.within(self.rules.history_days, self._now()) for state in parsed]
+        showings = states[len(ids) :] or [None] * len(ids)
+        return [replace(state, shown=Shown.from_bytes(data)) for state, data in zip(kept, showings, strict=True)]
+
+    def add_shown(self, user: str, shown: Shown, days: float) -> None:
+        """See FeatureStore."""
+        self._requests.run(lambda client: add_shown(client, self._keys.shown(user), shown.to_bytes(), days))
+
+    def move_shown(self, moves: Sequence[tuple[str, str, int]]) -> None:
+        """See FeatureStore."""
+        named = [(self._keys.shown(user), self._keys.shown(to), until) for user, to, until in moves]
+        self._bulk.run(lambda client: move_shown(client, named))
 
     def write_users(self, states: Iterable[tuple[str, bytes]], fill: str = "") -> None:
         """See FeatureStore."""
@@ -195,7 +208,7 @@ class RedisStore:
         target = fill or self._served
         keys = [self._keys.watermark, *(self._keys.user(target, user) for user in users)]
         mark, *stored = channel.run(lambda client: client.mget(keys))
-        if not fill and self._parse(partial(_served, mark))[1] != target:
+        if not fill and self._parse(partial(served_fill, mark))[1] != target:
             self._look(mark)
             return list(users)
         new = self._parse(lambda: [*change(users, stored)])
@@ -215,7 +228,7 @@ class RedisStore:
 
     def _look(self, mark: bytes | None) -> None:
         """Note which generation is served. Raises StoreMovedError when there is none."""
-        self._served = self._parse(partial(_served, mark))[1]
+        self._served = self._parse(partial(served_fill, mark))[1]
         if not self._served:
             raise self._moved()
 
@@ -241,7 +254,7 @@ class RedisStore:
     def recent_users(self, limit: int) -> list[str]:
         """See FeatureStore."""
         mark = self._requests.run(lambda client: client.get(self._keys.watermark))
-        key = self._keys.recent(self._parse(partial(_served, mark))[1])
+        key = self._keys.recent(self._parse(partial(served_fill, mark))[1])
         users: Any = self._requests.run(lambda client: client.zrevrange(key, 0, limit - 1))
         return self._parse(lambda: [user.decode() for user in users])
 
@@ -251,7 +264,7 @@ class RedisStore:
             return
         start = self._keys.user(mark.fill, "")
         for keys in self._bulk.scan(f"{start}*"):
-            yield from self._parse(partial(_texts, keys, start))
+            yield from self._parse(partial(ids_after, start, keys))
 
     def watermark(self) -> Watermark | None:
         """See FeatureStore."""
@@ -280,7 +293,7 @@ class RedisStore:
     def sweep(self) -> None:
         """See FeatureStore."""
         marks = self._bulk.run(lambda client: client.mget(self._keys.watermark, self._keys.building))
-        kept = {self._parse(partial(_served, marks[0]))[1], (marks[1] or b"").decode()}
+        kept = {self._parse(partial(served_fill, marks[0]))[1], (marks[1] or b"").decode()}
         kept = {self._keys.generation(fill) for fill in kept if fill}
         of_generation = re.compile(re.escape(self._keys.prefix) + r"[0-9a-f]{16}:")
         for keys in self._bulk.scan(f"{self._keys.prefix}*"):
@@ -363,27 +376,12 @@ def check_server(url: str) -> None:
         store.close()
 
 
-def _served(mark: bytes | None) -> tuple[bool, str]:
-    """Whether the generation that is served is filled, and its name, from the text of the watermark."""
-    if mark is None:
-        return False, ""
-    found = _SERVED.match(mark)
-    if found is None:
-        raise ValueError("no watermark")
-    return found[1] == b"true", found[2].decode()
-
-
 def _idle_seconds(key: str, client: Client) -> Any:
     """Seconds since a key was last read or written; None where the server does not tell, because it counts uses."""
     try:
         return client.object("idletime", key)
     except ResponseError:
         return None
-
-
-def _texts(keys: list[bytes], start: str) -> list[str]:
-    """The keys without their beginning."""
-    return [key.decode().removeprefix(start) for key in keys]
 
 
 def _batches(states: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, bytes]]:

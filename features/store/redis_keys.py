@@ -1,9 +1,14 @@
-"""Names of the keys of the feature store in Redis."""
+"""Names of the keys of the feature store in Redis, and what a request reads of the watermark."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from features.schema import EventRules
 from features.store.base import schema_hash
+
+_SERVED = re.compile(rb'\{"filled": (true|false), "fill": "(\w*)"')
+"""Beginning of the watermark: the part of it that a request reads."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,10 @@ class RedisKeys:
     def user(self, fill: str, user_id: str) -> str:
         """The bytes of a `UserState`."""
         return f"{self.prefix}{fill}:u:{user_id}"
+
+    def shown(self, user_id: str) -> str:
+        """The bytes of `Shown`: of no generation, because no table holds what they are made of."""
+        return f"{self.prefix}shown:{user_id}"
 
     def recent(self, fill: str) -> str:
         """Sorted set: user -> time of the latest event (µs); the newest RECENT_USERS of them."""
@@ -56,3 +65,18 @@ class RedisKeys:
     def runs(self) -> str:
         """List: the JSON reports of the last refreshes, the newest first."""
         return f"{self.prefix}runs"
+
+
+def served_fill(mark: bytes | None) -> tuple[bool, str]:
+    """Whether the generation that is served is filled, and its name, from the text of the watermark."""
+    if mark is None:
+        return False, ""
+    found = _SERVED.match(mark)
+    if found is None:
+        raise ValueError("no watermark")
+    return found[1] == b"true", found[2].decode()
+
+
+def ids_after(start: str, keys: Sequence[bytes]) -> list[str]:
+    """The ids in keys that begin with `start`."""
+    return [key.decode().removeprefix(start) for key in keys]

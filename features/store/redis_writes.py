@@ -1,7 +1,7 @@
 """What the server itself does, atomically: it writes states of one generation, and moves the watermark.
 
-A write checks that its generation is served or being filled. States that are all new are set in a transaction; other
-writes are scripts in Lua.
+A write of states checks that its generation is served or being filled. States that are all new are set in a
+transaction; other writes are scripts in Lua. What users were shown belongs to no generation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from features.instants import DAY
 from features.store.base import RECENT_USERS, Watermark
 from features.store.connection import Client
 from features.store.redis_keys import RedisKeys
-from features.store.user_state import DIGEST_BYTES, LATEST_AT, latest_time
+from features.store.user_state import DIGEST_BYTES, LATEST_AT, MAX_SHOWN, SHOWN_BYTES, latest_time
 
 _WRITE = f"""
 local marks = (redis.call('GET', KEYS[1]) or '') .. (redis.call('GET', KEYS[2]) or '')
@@ -75,6 +75,31 @@ return 1
 of the tables, "filled" when it is filled."""
 
 
+_ADD_SHOWN = f"""
+local data = (redis.call('GET', KEYS[1]) or '') .. ARGV[1]
+redis.call('SET', KEYS[1], string.sub(data, -{MAX_SHOWN * SHOWN_BYTES}), 'PX', ARGV[2])
+"""
+"""Key: the showings of a user; arguments: those to add, ms after which they are forgotten."""
+
+_MOVE_SHOWN = f"""
+local data, given, kept = redis.call('GET', KEYS[1]) or '', {{}}, {{}}
+for at = 1, #data - {SHOWN_BYTES - 1}, {SHOWN_BYTES} do
+  local into = struct.unpack('<i8', data, at + 8) <= tonumber(ARGV[1]) and given or kept
+  into[#into + 1] = string.sub(data, at, at + {SHOWN_BYTES - 1})
+end
+if #given == 0 then return end
+local ms = math.max(redis.call('PTTL', KEYS[1]), redis.call('PTTL', KEYS[2]), 1)
+local all = (redis.call('GET', KEYS[2]) or '') .. table.concat(given)
+redis.call('SET', KEYS[2], string.sub(all, -{MAX_SHOWN * SHOWN_BYTES}), 'PX', ms)
+if #kept == 0 then
+  redis.call('DEL', KEYS[1])
+else
+  redis.call('SET', KEYS[1], table.concat(kept), 'KEEPTTL')
+end
+"""
+"""Keys: the showings of the user who gives them, and of the one who gets them; argument: the last time (µs)."""
+
+
 def add_all(
     client: Client, keys: RedisKeys, fill: str, values: Mapping[str, bytes], recent: Mapping[str, int]
 ) -> bool | None:
@@ -120,6 +145,19 @@ def write(
     given = (fill or "none", how, (days or 0) * DAY // 1000, len(active) // 2, *active, *arguments)
     failed: list[int] = client.eval(_WRITE, len(named), *named, *given)
     return failed
+
+
+def add_shown(client: Client, key: str, data: bytes, days: float) -> None:
+    """Add showings to those of a user; the newest MAX_SHOWN stay, and all are forgotten after `days`."""
+    client.eval(_ADD_SHOWN, 1, key, data, max(1, int(days * DAY) // 1000))
+
+
+def move_shown(client: Client, moves: Sequence[tuple[str, str, int]]) -> None:
+    """Give the showings in one key at or before a time (µs) to another key: (key, to, until), in their order."""
+    pipe = client.pipeline(transaction=False)
+    for key, to, until in moves:
+        pipe.eval(_MOVE_SHOWN, 2, key, to, until)
+    pipe.execute()
 
 
 def begin(client: Client, keys: RedisKeys, mark: Watermark) -> None:

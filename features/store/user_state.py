@@ -3,6 +3,8 @@
 A state is small whatever its user has done: `EventRules` bound its events and its seen items. `join` makes one state
 of several. It is commutative, associative and idempotent: processes may add the same events in any order, and again.
 
+What the user was shown is a value of its own, `Shown`: it comes from answers, and is in no table.
+
 Bytes of a state: a digest of the rest; numbers of events, of seen items and of event types; columns of the events;
 seen entries; names of types, then of items, as text.
 """
@@ -54,6 +56,13 @@ _UINT32, _UINT16 = np.dtype("<u4"), np.dtype("<u2")
 ROWS = 500_000
 """Minimum number of events of a table whose states are made at once; they are those of whole users."""
 
+MAX_SHOWN = 500
+"""Showings that are kept of a user, the newest: rules choose among as many candidates."""
+
+_SHOWN = np.dtype([("key", "<u8"), ("time", "<i8")])
+SHOWN_BYTES = _SHOWN.itemsize
+"""Bytes of one showing."""
+
 _SEPARATOR = "\x1f"  # ids and types never contain control characters
 _LOGGED = 1 << 31
 """Added to the order of a logged event: events of a table come before logged ones of the same time."""
@@ -71,12 +80,41 @@ class UserStateStatus(StrEnum):
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What a user was shown, m showings, those that were added last at the end.
+
+    keys (m,) uint64: `features.ids.id_keys` of the items; times (m,) int64 µs.
+    """
+
+    keys: Keys = field(default_factory=lambda: _NO_ENTRIES)
+    times: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @classmethod
+    def of(cls, items: Sequence[str], time: int) -> "Shown":
+        """Of the items of one answer."""
+        return cls(id_keys(items), np.full(len(items), time, dtype=np.int64))
+
+    def to_bytes(self) -> bytes:
+        """The bytes that the store keeps: of each showing the key, then the time."""
+        entries = np.empty(len(self.keys), dtype=_SHOWN)
+        entries["key"], entries["time"] = self.keys, self.times
+        return entries.tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes | None) -> "Shown":
+        """The inverse of `to_bytes`; of None no showings."""
+        entries = np.frombuffer(data or b"", _SHOWN, count=len(data or b"") // SHOWN_BYTES)
+        return cls(entries["key"].astype(np.uint64), entries["time"].astype(np.int64))
+
+
+@dataclass(frozen=True)
 class UserState:
     """What the store knows of one user: the h events that count, oldest first, and m seen items.
 
     items: external ids (h); names: event types; kinds (h,) int64: index of each event's type; times (h,) int64 µs;
     values (h,) float64, NaN = no value; keys (h,) uint64: identity of each event; orders (h,) uint32: order of the
     events of one time; seen (m,) uint64: `features.history_rules.seen_entries`;
+    shown: read only where it is asked for;
     status: PRESENT; MISSING when the store has nothing of the user; STALE when the store has been emptied and not yet
     refilled, and when all that it has of the user is too old.
     """
@@ -90,6 +128,7 @@ class UserState:
     orders: Orders = field(default_factory=lambda: np.zeros(0, np.uint32))
     seen: Keys = field(default_factory=lambda: _NO_ENTRIES)
     status: UserStateStatus = UserStateStatus.MISSING
+    shown: Shown = field(default_factory=Shown)
 
     @classmethod
     def of(cls, events: Sequence[Event], rules: EventRules) -> "UserState":

@@ -41,9 +41,26 @@ def upsert_items(bundle: Bundle, items: pl.DataFrame, channels: Mapping[str, Emb
     (`cold_item_vectors`). Both bundles share the indexes: later searches in the old one must pass `allow` (n,), or
     they return rows that it does not have.
     """
-    recommender, index = bundle.recommender, bundle.recommender.index
+    index = bundle.recommender.index
     if not isinstance(index, MutableIndex):
         raise TypeError(f"items are upserted into a loaded bundle, with a MutableIndex, given {type(index).__name__}")
+    placed, rows, moved = _with_items(bundle, items, channels)
+    index.upsert(moved, placed.recommender.vectors[moved])  # last: nothing after it can fail
+    bundle.contents.upsert(rows, placed.catalog.content[rows])
+    return placed
+
+
+def place_items(bundle: Bundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> Bundle:
+    """The bundle that `upsert_items` returns, for one list: it scores the items, and no search finds them.
+
+    The indexes of the bundle are not changed.
+    """
+    return _with_items(bundle, items, channels)[0]
+
+
+def _with_items(bundle: Bundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> tuple[Bundle, Ints, Ints]:
+    """The bundle with m items, their rows (m,), and those of them that have another vector of the towers."""
+    recommender = bundle.recommender
     placed = bundle.content.place(channels) if bundle.content is not None and channels else None
     catalog, rows = upsert_catalog(bundle.catalog, items, placed)
     total = len(catalog)
@@ -57,9 +74,7 @@ def upsert_items(bundle: Bundle, items: pl.DataFrame, channels: Mapping[str, Emb
     fallback = replace(recommender.fallback, popularity=popularity)
     recommender = replace(recommender, vectors=vectors, fallback=fallback, reranker=reranker)
     content = None if bundle.content is None else upsert_content_space(bundle.content, total, rows, channels)
-    index.upsert(rows[needs_vector], new_vectors)  # last: nothing after it can fail
-    bundle.contents.upsert(rows, catalog.content[rows])
-    return replace(bundle, catalog=catalog, recommender=recommender, content=content)
+    return replace(bundle, catalog=catalog, recommender=recommender, content=content), rows, rows[needs_vector]
 
 
 def merge_indexes(bundle: Bundle) -> None:

@@ -121,13 +121,14 @@ class Why:
     """Why one item is shown.
 
     source: see `SOURCES`; nearest: None where no item of the history is near; features: those that add most to the
-    score, at most STRONGEST.
+    score, at most STRONGEST; loss: what a rule of rotation takes from the score, in standard deviations.
     """
 
     source: str
     nearest: Nearest | None
     features: tuple[Feature, ...]
     sentence: str
+    loss: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Each rule has a name and one of: `only` and `exclude`, which items may be shown; `pin`, an item at a position; `cap`,
 how often a value of a column may occur; `boost`, a change of scores; `minimum`, a score that is needed; `fresh`, a
-share for new items; `diversity`, how much items must differ; `explore`, positions that are left to chance.
+share for new items; `diversity`, how much items must differ; `rotation`, how far what was shown steps back;
+`explore`, positions that are left to chance.
 `recsys.ranking.slate_rules` applies them.
 """
 
@@ -18,7 +19,7 @@ from features.schema import StrictModel
 from recsys.retrieval.filters import Filter
 from recsys.yaml_text import line_of, parse_yaml
 
-KINDS = ("only", "exclude", "pin", "cap", "boost", "minimum", "fresh", "diversity", "explore")
+KINDS = ("only", "exclude", "pin", "cap", "boost", "minimum", "fresh", "diversity", "rotation", "explore")
 MAX_POSITION = 100
 MAX_AMONG = 500
 
@@ -65,6 +66,16 @@ class Diversity(StrictModel):
     half: Literal["behaviour", "content", "both"] = "content"
 
 
+class Rotation(StrictModel):
+    """What the user was shown in the last days and has not touched since loses by * (1 - age / days).
+
+    by: in standard deviations of the candidates' scores; age: of the last showing, in days.
+    """
+
+    by: Annotated[float, Field(gt=0, le=100)]
+    days: Annotated[float, Field(gt=0, le=365)]
+
+
 class Explore(StrictModel):
     """Positions of a list, counted from 1, that show another item with a known probability.
 
@@ -102,6 +113,7 @@ class Rule(StrictModel):
     minimum: float | None = None
     fresh: Fresh | None = None
     diversity: Diversity | None = None
+    rotation: Rotation | None = None
     explore: Explore | None = None
 
     @model_validator(mode="after")
@@ -110,6 +122,10 @@ class Rule(StrictModel):
         if len(given) != 1:
             raise ValueError(f"one of {', '.join(KINDS)} is needed, given: {', '.join(given) or 'none'}")
         return self
+
+    def is_cap_of(self, placement: str) -> bool:
+        """Whether this is a cap that names the placement."""
+        return self.cap is not None and placement in self.placements
 
     def meets(self, other: "Rule") -> bool:
         """Whether there is a request that both rules apply to."""
@@ -141,6 +157,10 @@ class Rules(StrictModel):
             if rule.users in users and (not rule.placements or placement in rule.placements)
         )
 
+    def of_list(self, name: Literal["similar", "search"], *, cold: bool) -> tuple[Rule, ...]:
+        """The rules of a list that is no recommendation: what may be shown, and the caps that name the list."""
+        return tuple(rule for rule in self.of(name, cold=cold) if rule.only or rule.exclude or rule.is_cap_of(name))
+
 
 def _contradiction(one: Rule, other: Rule) -> str:
     """Why two rules cannot both be kept; "" when they can."""
@@ -150,7 +170,7 @@ def _contradiction(one: Rule, other: Rule) -> str:
         return f"both pin item {one.pin.item}"
     if one.cap and other.cap and one.cap.column == other.cap.column:
         return f"both cap column {one.cap.column}"
-    for kind in ("minimum", "fresh", "diversity", "explore"):
+    for kind in ("minimum", "fresh", "diversity", "rotation", "explore"):
         if getattr(one, kind) is not None and getattr(other, kind) is not None:
             return f"both set {kind}"
     return ""

@@ -15,7 +15,7 @@ from features.instants import DAY
 from features.schema import CATEGORIES
 from recsys.interfaces import SOURCES, Candidates
 from recsys.ranking.exploration import Drawn, Draws, Value, deal, draw
-from recsys.ranking.rules import Explore, Rule, Rules
+from recsys.ranking.rules import Explore, Rotation, Rule, Rules
 
 CANDIDATES = 500
 """Candidates that rules choose from; more where these do not fill a slate."""
@@ -26,14 +26,55 @@ MayShow = Callable[[int, Ints], Bools]
 
 
 @dataclass(frozen=True)
+class Losses:
+    """What the products that one user was shown lose. products (m,): of `item_groups`, ascending; by (m,) float64."""
+
+    products: Ints
+    by: Doubles
+
+    @classmethod
+    def of(cls, rotation: Rotation, shown: Ints, times: Ints, touched: Ints, touches: Ints, now: int) -> "Losses":
+        """The losses at `now` (µs).
+
+        shown (m,): products that were shown at times (m,), of which those before `now` count; touched (e,): products
+        of the user's events at touches (e,). All times are µs.
+        """
+        span = rotation.days * DAY
+        counts = (times < now) & (now - times < span)
+        products, at = np.unique(shown[counts], return_inverse=True)
+        newest = np.zeros(len(products), dtype=np.int64)
+        np.maximum.at(newest, at, times[counts])
+        losses = cls(products, rotation.by * (1 - (now - newest) / span))
+        place, known = losses._places(touched)
+        is_since = touches[known] >= newest[place[known]]
+        losses.by[place[known][is_since]] = 0
+        return losses
+
+    def _places(self, products: Ints) -> tuple[Ints, Bools]:
+        """The place of each of products (w,) among those that lose, and whether it is among them."""
+        place = np.searchsorted(self.products, products)
+        known = place < len(self.products)
+        known[known] = self.products[place[known]] == products[known]
+        return place, known
+
+    def among(self, products: Ints) -> Doubles:
+        """What each of products (w,) loses: (w,)."""
+        place, known = self._places(products)
+        out = np.zeros(len(products))
+        out[known] = self.by[place[known]]
+        return out
+
+
+@dataclass(frozen=True)
 class SlateRules:
     """The rules of a request over n items.
 
     allowed (n,) bool: items that `only` and `exclude` leave. pins: position, from 1 -> row. caps: for each its codes
     (n, w), -1 = no value, and how often one may occur. boost (n,): added to standardised scores. minimum: of the
     score. fresh (n,) bool and share: new items and their share. vectors: (n, d) of unit rows each, compared by their
-    mean cosine; weight: of diversity. explore, explore_name: a rule of exploration and its name. notes: rules that
-    cannot be applied, and why.
+    mean cosine; weight: of diversity. rotation, rotation_name: a rule of rotation and its name; losses: what it takes
+    from standardised scores, None where it is not applied. explore, explore_name: a rule of exploration and its name.
+    notes: rules that cannot be applied, and why.
     """
 
     allowed: Bools
@@ -45,6 +86,9 @@ class SlateRules:
     share: float = 0.0
     vectors: tuple[Floats, ...] = ()
     weight: float = 0.0
+    rotation: Rotation | None = None
+    rotation_name: str = ""
+    losses: Losses | None = None
     explore: Explore | None = None
     explore_name: str = ""
     notes: tuple[str, ...] = ()
@@ -52,7 +96,8 @@ class SlateRules:
     @property
     def reorders(self) -> bool:
         """Whether the slate may be another one than the best candidates that are allowed, apart from exploration."""
-        changes = (self.pins, self.caps, self.vectors, self.boost is not None, self.fresh is not None)
+        rotates = self.losses is not None and self.losses.by.any()
+        changes = (self.pins, self.caps, self.vectors, self.boost is not None, self.fresh is not None, rotates)
         return any(map(bool, changes)) or self.minimum > -np.inf
 
     def after(self, shown: int) -> "SlateRules":
@@ -115,6 +160,8 @@ class _Filling:
         self.values = _standardised(scores, usable)
         if rules.boost is not None:
             self.values += rules.boost[rows]
+        if rules.losses is not None:
+            self.values -= rules.losses.among(self.groups)
         self.codes = [codes[rows] for codes, _ in rules.caps]  # (w, c) each
         self.counts = [np.zeros(int(codes.max(initial=-1)) + 1, dtype=np.int64) for codes, _ in rules.caps]
         self.vectors = [half[rows] for half in rules.vectors]  # (w, d) each
@@ -269,6 +316,8 @@ def compile_rules(rules: Sequence[Rule], catalog: Catalog, vectors: Floats | Non
                 since = now - int(rule.fresh.days * DAY)
                 is_new = catalog.dated & (catalog.published >= since) & (catalog.published <= now)
                 known |= {"fresh": is_new, "share": rule.fresh.share}
+            if rule.rotation:
+                known |= {"rotation": rule.rotation, "rotation_name": rule.name}
             if rule.explore:
                 known |= {"explore": rule.explore, "explore_name": rule.name}
             if rule.diversity:

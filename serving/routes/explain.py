@@ -1,6 +1,6 @@
 """Explanations of one user's recommendations: why the shown items are shown, and why another item is not."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ def why_shown(service: ServiceState, snapshot: ServingSnapshot, answer: Answer) 
     taken = np.unique(answer.states.positives().pairs()[1])
     known = [service.catalog_updater.has_item(catalog.ids.ids[row]) for row in taken.tolist()]
     complete = len(answer.state.items) < rules.history and rules.history_days is None and not answer.degraded
-    return snapshot.bundle.explainer.explain(
+    whys = snapshot.bundle.explainer.explain(
         answer.states,
         answer.slate.rows,
         answer.slate.reasons,
@@ -55,6 +55,16 @@ def why_shown(service: ServiceState, snapshot: ServingSnapshot, answer: Answer) 
         history=taken[np.array(known, dtype=np.bool_)],
         complete=complete,
     )
+    losses = _losses(snapshot, answer.rules, answer.slate.rows)
+    return [replace(why, loss=round(loss, 4)) for why, loss in zip(whys, losses, strict=True)]
+
+
+def _losses(snapshot: ServingSnapshot, rules: SlateRules | None, rows: Ints) -> list[float]:
+    """What a rule of rotation takes from the scores of rows (m,), in standard deviations."""
+    if rules is None or rules.losses is None:
+        return [0.0] * len(rows)
+    losses: list[float] = rules.losses.among(snapshot.groups[rows]).tolist()
+    return losses
 
 
 def why_not(service: ServiceState, snapshot: ServingSnapshot, answer: Answer, item_id: str) -> dict[str, Any]:
@@ -70,7 +80,8 @@ def why_not(service: ServiceState, snapshot: ServingSnapshot, answer: Answer, it
     slate = answer.slate
     if (at := np.flatnonzero(slate.rows == row)).size:
         position = int(slate.positions[at[0]])
-        return _stage("shown", f"shown at position {position}", float(slate.scores[at[0]]), position)
+        rotated = _rotated(snapshot, answer.rules, row)
+        return _stage("shown", f"shown at position {position}{rotated}", float(slate.scores[at[0]]), position)
     if not service.catalog_updater.has_item(item_id):
         return _stage("unavailable", "the item was deleted")
     if (published := int(snapshot.bundle.catalog.published[row])) > snapshot.now():
@@ -110,9 +121,21 @@ def _not_ranked_high(
     before = len(np.unique(others[: int(np.argmax(others == groups[row]))]))
     if rules is not None and rules.reorders:  # the order of the slate is theirs
         place = int(at[0]) + 1
-        return _stage("rule", f"candidate {place} of {len(rows)}; the rules of the shop chose others", score, place)
+        why = f"candidate {place} of {len(rows)}; the rules of the shop chose others{_rotated(snapshot, rules, row)}"
+        return _stage("rule", why, score, place)
     rank = len(slate) + before + 1
     return _stage("below", f"ranked {rank}, below the {len(slate)} items of the list", score, rank)
+
+
+def _rotated(snapshot: ServingSnapshot, rules: SlateRules | None, row: int) -> str:
+    """What a rule of rotation takes from the score of an item; "" for nothing."""
+    (loss,) = _losses(snapshot, rules, np.array([row]))
+    if rules is None or not loss:
+        return ""
+    return (
+        f"; it was shown and not touched since: rule {rules.rotation_name!r} lowers its score by {loss:.3g} standard "
+        "deviations"
+    )
 
 
 def _stage(stage: str, detail: str, score: float | None = None, rank: int | None = None) -> dict[str, Any]:

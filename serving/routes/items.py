@@ -4,21 +4,19 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import numpy as np
 import polars as pl
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from features.catalog import type_name
-from features.ids import NO_NULL
-from features.instants import format_instant, parse_instant
 from features.log.item_changes import store_media
 from features.log.records import ItemDeleted, ItemPut
-from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, MAX_PRICE, TITLE, VIDEO
+from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, TITLE, VIDEO
 from recsys.ranking.slate import Slate
 from serving.cursor import MAX_SHOWN, Page
 from serving.errors import ApiError, ErrorResponse, json_response
@@ -35,52 +33,23 @@ from serving.routes.responses import (
     timed,
 )
 from serving.routes.search_query import json_object, media_source
-from serving.schemas import FailedPart, Finite, Id, SimilarResponse, checked_id, first_error
+from serving.schemas import MAX_TEXT, FailedPart, Id, ItemText, SimilarResponse, checked_id, first_error
 from serving.servable import ServableBundle
 from serving.state.encoder_pool import EncoderPool
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot, card
 
-SIMILAR = "similar"
-MAX_TEXT, MAX_LABEL, MAX_LABELS, MAX_URL = 200_000, 1000, 100, 4096
-"""Limits: characters of a description or an extra column; characters of a title or category; categories of an item;
-bytes of a URL."""
+SIMILAR: Final = "similar"
+MAX_URL = 4096
+"""Bytes of a URL."""
 
 
-def _utc(text: str) -> str:
-    """ISO 8601 text in UTC; a bare date is midnight. Raises ValueError."""
-    return format_instant(parse_instant(text, dates=True))
-
-
-def _without_null(text: str) -> str:
-    if NO_NULL.found(text):
-        raise ValueError(f"{NO_NULL.reason}: {NO_NULL.advice}")
-    return text
-
-
-def _labels(labels: list[str]) -> list[str]:
-    """The labels as the items table has them: without blanks around them, and without empty ones."""
-    return [label for text in labels if (label := text.strip())]
-
-
-Label = Annotated[str, Field(max_length=MAX_LABEL), AfterValidator(_without_null)]
 Media = Annotated[str | None, Field(description="base64, or an https URL of a host that the bundle allows")]
 
 
-class ItemIn(BaseModel):
+class ItemIn(ItemText):
     """All fields of an item. A field that is omitted becomes null. Extra columns of the bundle are further fields."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    title: Label | None = None
-    description: Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_without_null)] | None = None
-    categories: Annotated[list[Label], Field(max_length=MAX_LABELS), AfterValidator(_labels)] | None = Field(
-        default=None, description="empty labels are left out"
-    )
-    price: Annotated[Finite, Field(ge=0, le=MAX_PRICE)] | None = None
-    published_at: Annotated[str, AfterValidator(_utc)] | None = Field(
-        default=None, description="ISO 8601 with zone, or a date"
-    )
     available: bool = True
     group_id: Id | None = Field(default=None, description="the same for all variants of one product")
     image: Media = None
@@ -230,21 +199,23 @@ def _add_similar(app: FastAPI, service: ServiceState, in_thread: Callable[..., A
             raise not_live_yet()
         trace: dict[str, float] = {}
         with timed(trace, "rank"):
-            slate, following = await in_thread(_similar_page, snapshot, row, k, trace, page)
-        exposure = await log_exposure(request, service, slate, SIMILAR, item_id=item_id)
+            slate, following, degraded = await in_thread(_similar_page, service, snapshot, row, k, trace, page)
+        exposure = await log_exposure(request, service, slate, SIMILAR, item_id=item_id, degraded=degraded)
         return slate_response(slate, snapshot, exposure, following, snapshot.near(row, slate))
 
 
 def _similar_page(
-    snapshot: ServingSnapshot, row: int, k: int, trace: dict[str, float], page: Page
-) -> tuple[Slate, str | None]:
-    """A page of the items similar to one item, without its variants, and the cursor of the next page."""
+    service: ServiceState, snapshot: ServingSnapshot, row: int, k: int, trace: dict[str, float], page: Page
+) -> tuple[Slate, str | None, list[str]]:
+    """A page of the items similar to one item, without its variants, the cursor of the next page, and what failed."""
+    rules = service.rules.of_list(snapshot.bundle.catalog, SIMILAR, cold=True, now=service.now())
     own = np.flatnonzero(snapshot.products.variants(np.array([row])))
     left_out = np.union1d(own, page.rows(snapshot.products))
     k = min(k, MAX_SHOWN - page.shown)
-    slate = snapshot.similar(row, k, trace, left_out)
-    more = len(slate) == k and snapshot.remain(slate, left_out)
-    return slate.after(page.shown), page.next(slate, snapshot.products) if more else None
+    slate = snapshot.similar(row, k, trace, left_out, rules)
+    more = snapshot.continues(slate, k, left_out, rules)
+    following = page.next(slate, snapshot.products) if more else None
+    return slate.after(page.shown), following, ["rules"] if rules is not None and rules.notes else []
 
 
 def _add_changes(

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any
@@ -217,8 +217,11 @@ async def log_exposure(
     item_id: str | None = None,
     exploration: Exploration | None = None,
     sample: Sample | None = None,
+    remember: Callable[[Exposure], Awaitable[list[str]]] | None = None,
 ) -> Exposure:
     """Append the exposure of a slate to the event log. The record is on disk when this returns.
+
+    remember: called with the exposure of an answer that goes out; returns the components that failed.
 
     A client that has closed its connection by then was shown nothing: nothing is logged. The log comes before the
     answer, so that an answer can say that its exposure is missing, and that no event can name an exposure that the
@@ -251,6 +254,10 @@ async def log_exposure(
         except LogError:
             service.unlogged += 1
             exposure = replace(exposure, degraded=(*exposure.degraded, "log"))
+    if remember is not None:
+        with timed(slate.trace, "remember"):
+            failed = await remember(exposure)
+        exposure = replace(exposure, degraded=(*dict.fromkeys((*exposure.degraded, *failed)),))
     return exposure
 
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -24,7 +24,7 @@ from serving.state.snapshot import ServingSnapshot, rows_by_item
 
 logger = logging.getLogger("recsys.serving")
 
-SEARCH = "search"
+SEARCH: Final = "search"
 LISTED = ("text", "image", "audio", "video", "user_id", "weight")
 """Fields that a list of results depends on, besides the filter."""
 
@@ -81,7 +81,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
                 state, degraded = await in_thread(service.keeper.read_user, snapshot.store, options.user_id)
             user = snapshot.states(state, service.now())
         with timed(trace, "rank"):
-            found = await in_thread(_search_page, snapshot, embedded.vectors, options, user, trace, page)
+            found = await in_thread(_search_page, service, snapshot, embedded.vectors, options, user, trace, page)
         slate, cursor, failing = found
         exposure = await log_exposure(
             request, service, slate, SEARCH, degraded=[*degraded, *failing], user_id=options.user_id or ""
@@ -96,6 +96,7 @@ def _text(value: Any) -> str | bytes | None:
 
 
 def _search_page(
+    service: ServiceState,
     snapshot: ServingSnapshot,
     vectors: Floats,
     options: SearchIn,
@@ -108,16 +109,19 @@ def _search_page(
     vectors (1, D): the encoded query; user: the state of the user user searches, or None. The slate depends on the
     query alone when the user has no positive item, or when the recommender fails.
     """
-    k, left_out, failing = min(options.k, MAX_SHOWN - page.shown), page.rows(snapshot.products), list[str]()
-    find = partial(snapshot.search, vectors, k, trace, left_out)
+    cold = user is None or not user.positive.any()
+    rules = service.rules.of_list(snapshot.bundle.catalog, SEARCH, cold=cold, now=service.now())
+    failing = ["rules"] if rules is not None and rules.notes else []
+    k, left_out = min(options.k, MAX_SHOWN - page.shown), page.rows(snapshot.products)
+    find = partial(snapshot.search, vectors, k, trace, left_out, rules=rules)
     try:
-        slate = find() if user is None or not user.positive.any() else find(user, options.weight)
+        slate = find() if cold else find(user, options.weight)
     except Exception:  # a model that fails on one user must not fail the search
         if user is None:
             raise
         logger.exception("the recommender failed for a history of %d items", len(user.times))
-        slate, failing = find(), ["recommender"]
-    more = len(slate) == k and snapshot.remain(slate, left_out, snapshot.bundle.catalog.has_content)
+        slate, failing = find(), [*failing, "recommender"]
+    more = snapshot.continues(slate, k, left_out, rules, snapshot.bundle.catalog.has_content)
     return slate.after(page.shown), page.next(slate, snapshot.products) if more else None, failing
 
 

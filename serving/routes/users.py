@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from features.arrays import Ints
 from features.errors import StoreError
+from features.interactions import UserStates
+from features.log.records import Exposure
 from recsys.interfaces import sort_candidates
 from recsys.ranking.slate_rules import SlateRules
 from serving.cursor import MAX_SHOWN, Page
@@ -43,6 +45,8 @@ from serving.schemas import (
     first_error,
     parse_json,
 )
+from serving.servable import ServableBundle
+from serving.state.item_vectors import DescribedItems
 from serving.state.service import ServiceState
 from serving.state.snapshot import Recommended, ServingSnapshot, card
 from serving.state.thread_pool import InThread
@@ -70,7 +74,8 @@ def recommend(
     """
     trace: dict[str, float] = {}
     with timed(trace, "store"):
-        state, degraded = service.keeper.read_user(snapshot.store, user_id)
+        shown = service.rules.ask_for_shown(placement)
+        state, degraded = service.keeper.read_user(snapshot.store, user_id, shown=shown)
     with timed(trace, "rank"):
         repeats = snapshot.bundle.data.placements[placement].repeats
         seen = snapshot.rows(()) if repeats else snapshot.seen_rows(state)
@@ -78,9 +83,10 @@ def recommend(
         cold = not states.positive.any()
         rules = service.rules.of(bundle.catalog, bundle.vectors, placement, cold=cold, now=service.now())
         if rules is not None:
-            if rules.notes or not snapshot.available[[*rules.pins.values()]].all():
+            unknown = rules.rotation is not None and "store" in degraded  # what the user was shown
+            if rules.notes or unknown or not snapshot.available[[*rules.pins.values()]].all():
                 degraded = [*degraded, "rules"]
-            rules = rules.after(page.shown)
+            rules = snapshot.rotated(rules.after(page.shown), state, page.begun)
         left_out = np.union1d(seen, page.rows(snapshot.products))
         seed = number_of(request_id, "explore") if request_id else None
         keep = bool(request_id) and is_sampled(request_id, service.settings.exposure_sample)
@@ -107,16 +113,11 @@ def _paged(
     trace: dict[str, float],
     rules: SlateRules | None,
 ) -> tuple[Recommended, str | None]:
-    """What is chosen for a page, and the cursor of the next page. left_out: rows that were seen or shown.
-
-    A slate that is not filled ends the list, except where caps, which hold for each page, have left items out.
-    """
+    """What is chosen for a page, and the cursor of the next page. left_out: rows that were seen or shown."""
     k = min(k, MAX_SHOWN - page.shown)
     recommended = choose(left_out, k, trace, rules)
     slate = recommended.slate
-    allowed, capped = (None, False) if rules is None else (rules.allowed, bool(rules.caps))
-    more = len(slate) == k or (capped and len(slate) > 0)
-    more = more and snapshot.remain(slate, left_out, allowed)
+    more = snapshot.continues(slate, k, left_out, rules)
     if more and rules is not None and rules.minimum > -np.inf:  # whether an item that remains reaches it
         shown = np.union1d(left_out, np.flatnonzero(snapshot.products.variants(slate.rows)))
         more = len(choose(shown, 1, {}, rules.after(len(slate))).slate) > 0
@@ -124,36 +125,68 @@ def _paged(
     return replace(recommended, slate=slate.after(page.shown)), cursor
 
 
-def rank(service: ServiceState, snapshot: ServingSnapshot, user_id: str, ids: list[str]) -> dict[str, Any]:
-    """Items in order for one user: the fields of `RankResponse`."""
-    trace: dict[str, float] = {}
-    bundle, distinct = snapshot.bundle, [*dict.fromkeys(ids)]
+def _remember(service: ServiceState, snapshot: ServingSnapshot, exposure: Exposure) -> list[str]:
+    """Note in the store what a user was shown, for the rules of rotation. Returns the components that failed."""
+    keeper, days = service.keeper, service.rules.shown_days
+    return keeper.add_shown(snapshot.store, exposure.user_id, exposure.items, exposure.timestamp, days)
+
+
+async def rank(
+    service: ServiceState, snapshot: ServingSnapshot, given: RankIn, described: DescribedItems, in_thread: InThread
+) -> dict[str, Any]:
+    """Items in order for one user: the fields of `RankResponse`.
+
+    Items that the bundle lacks are placed by what the request says of them, for a user whom the model knows.
+    """
+    trace, bundle, ids = dict[str, float](), snapshot.bundle, snapshot.bundle.catalog.ids
+    fields = {item.item_id: item.fields for item in reversed(given.items)}  # of an id that stands twice the first
+    distinct = [*dict.fromkeys(item.item_id for item in given.items)]
     with timed(trace, "store"):
-        state, degraded = service.keeper.read_user(snapshot.store, user_id)
+        state, degraded = await in_thread(service.keeper.read_user, snapshot.store, given.user_id)
+    states = snapshot.states(state, service.now())
+    known = {item for item in distinct if item in ids and service.catalog_updater.has_item(item)}
+    unknown = {item: fields[item] for item in distinct if item not in ids and fields[item]}
+    placed = set[str]()
+    if unknown and states.positive.any() and bundle.content is not None:
+        with timed(trace, "encode"):
+            bundle, placed, failed = await described.add(bundle, unknown, service.now())
+        degraded = [*degraded, *failed]
+    ranked = [item for item in distinct if item in known or item in placed]
     with timed(trace, "rank"):
-        states = snapshot.states(state, service.now())
-        known = [item for item in distinct if item in bundle.catalog.ids and service.catalog_updater.has_item(item)]
-        rows, source = snapshot.rows(known), "model" if states.positive.any() else "popular"
-        try:
-            found = bundle.recommender.rank(states, rows)
-        except Exception:  # as in `recommend`
-            logger.exception("the recommender failed for a list of %d items", len(known))
-            source, degraded = "popular", [*degraded, "recommender"]
-            places = np.empty(len(bundle.popular), dtype=np.int64)  # (n,): place of each item by popularity
-            places[bundle.popular] = np.arange(len(bundle.popular))
-            found = sort_candidates(rows[None], -places[rows][None].astype(np.float32), len(rows))
-    ranked = [bundle.catalog.ids.ids[row] for row in found.rows[0].tolist()]
-    order = [*ranked, *(item for item in distinct if item not in {*known})]
-    missing = [None] * (len(order) - len(ranked))
-    likely = bundle.recommender.probabilities(found.rows[0], found.scores[0]) if source == "model" else None
-    probabilities = [None] * len(order) if likely is None else [*likely.tolist(), *missing]
-    columns = zip(order, [*found.scores[0].tolist(), *missing], probabilities, strict=True)
+        columns, source, failed = await in_thread(_ranked, bundle, states, bundle.catalog.ids.rows(ranked))
+    last = [(item, None, None) for item in distinct if item not in known and item not in placed]
     items = [
-        {"item_id": item, "position": place, "score": score, "probability": probability, "known": score is not None}
-        for place, (item, score, probability) in enumerate(columns, 1)
+        {
+            "item_id": item,
+            "position": place,
+            "score": score,
+            "probability": probability,
+            "known": item in known,
+            "by_content": item in placed and source == "model",
+        }
+        for place, (item, score, probability) in enumerate([*columns, *last], 1)
     ]
-    facts = {"user_id": user_id, "bundle": bundle.fingerprint, "source": source, "degraded": degraded}
-    return {**facts, "items": items, "trace": trace}
+    facts = {"user_id": given.user_id, "bundle": bundle.fingerprint, "source": source}
+    return {**facts, "degraded": [*degraded, *failed], "items": items, "trace": trace}
+
+
+def _ranked(
+    bundle: ServableBundle, states: UserStates, rows: Ints
+) -> tuple[list[tuple[str, float, float | None]], str, list[str]]:
+    """(item, score, probability) of rows (m,), best first; by "model" or "popular"; the components that failed."""
+    source, failed = "model" if states.positive.any() else "popular", list[str]()
+    try:
+        found = bundle.recommender.rank(states, rows)
+    except Exception:  # as in `recommend`
+        logger.exception("the recommender failed for a list of %d items", len(rows))
+        source, failed = "popular", ["recommender"]
+        places = np.empty(len(bundle.popular), dtype=np.int64)  # (n,): place of each item by popularity
+        places[bundle.popular] = np.arange(len(bundle.popular))
+        found = sort_candidates(rows[None], -places[rows][None].astype(np.float32), len(rows))
+    likely = bundle.recommender.probabilities(found.rows[0], found.scores[0]) if source == "model" else None
+    probabilities = [None] * len(rows) if likely is None else likely.tolist()
+    names = [bundle.catalog.ids.ids[row] for row in found.rows[0].tolist()]
+    return [*zip(names, found.scores[0].tolist(), probabilities, strict=True)], source, failed
 
 
 def placement_of(snapshot: ServingSnapshot, placement: str | None) -> str:
@@ -167,11 +200,11 @@ def placement_of(snapshot: ServingSnapshot, placement: str | None) -> str:
     return name
 
 
-def add_users(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
-    """Add the routes."""
+def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in_thread: InThread) -> None:
+    """Add the routes. described: places items that the bundle lacks."""
     _add_recommendations(app, service, in_thread)
     _add_why_not(app, service, in_thread)
-    _add_rank(app, service, in_thread)
+    _add_rank(app, service, described, in_thread)
 
     @app.get("/v1/users/{user_id:id}/history", tags=["users"])
     async def history(user_id: str, limit: Annotated[int, Query(ge=1, le=100_000)] = 50) -> Response:
@@ -249,12 +282,13 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
             user_id=user_id,
             exploration=exploration_of(snapshot, answer.slate),
             sample=await in_thread(sample_of, snapshot, answer.recommended),
+            remember=partial(in_thread, _remember, service, snapshot) if service.rules.shown_days else None,
         )
         known = answer.recommended.probabilities
         return slate_response(answer.slate, snapshot, exposure, answer.cursor, why=why, probabilities=known)
 
 
-def _add_rank(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
+def _add_rank(app: FastAPI, service: ServiceState, described: DescribedItems, in_thread: InThread) -> None:
     schema = RankIn.model_json_schema()
 
     @app.post(
@@ -264,7 +298,10 @@ def _add_rank(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
         tags=["users"],
     )
     async def rank_list(request: Request) -> Response:
-        """Items of the caller's choice in order for a user, best first. Nothing counts as shown."""
+        """Items of the caller's choice in order for a user, best first. Nothing counts as shown.
+
+        An item that the bundle lacks is placed by its content, where the list says what it is; else it comes last.
+        """
         snapshot = snapshot_of(service)
         body = await bounded_body(request)
         try:
@@ -272,7 +309,7 @@ def _add_rank(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
         except ValidationError as error:
             place, reason = first_error(error)
             raise ApiError(422, "bad_list", f"{place or 'body'}: {reason}", place or "body") from None
-        return json_response(await in_thread(rank, service, snapshot, given.user_id, given.items))
+        return json_response(await rank(service, snapshot, given, described, in_thread))
 
 
 def _add_why_not(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:

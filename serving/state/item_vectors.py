@@ -1,4 +1,6 @@
-"""Vectors of the items that are put, shared by the services on one log: each put is embedded by one of them.
+"""Vectors of items that a bundle lacks: of those that are put, and of those that a request describes.
+
+The vectors of puts are shared by the services on one log: each put is embedded by one of them.
 
 <log>/vectors/<SHA-256>.npz    the vectors of one put by one encoder setup; written by the service that embedded it,
                                read by the others and after a restart
@@ -30,8 +32,10 @@ from features.content.spaces import Embedded, SpaceKey
 from features.errors import describe_os_error
 from features.files import put_file
 from features.log.records import ItemPut, line
+from features.tables.read import check_item_puts
 from recsys.content.item_encoding import ItemVectors
 from serving.servable import ServableBundle
+from serving.state.catalog_updater import Upsert
 from serving.state.encoder_pool import ITEMS_PER_TURN, encoding_of
 
 logger = logging.getLogger("recsys.serving")
@@ -48,6 +52,36 @@ POLL_SECONDS = 0.02
 
 Compute = Callable[[ServableBundle, pl.DataFrame], Awaitable[ItemVectors]]
 """A bundle and m checked items -> their vectors by its encoders."""
+
+
+class DescribedItems:
+    """Places items in a bundle by what a request says of them, for one answer. No other request finds them.
+
+    embed: their vectors; place: adds them to a bundle without its indexes; seconds: for both.
+    """
+
+    def __init__(self, log: Path, embed: Compute, place: Upsert, seconds: float) -> None:
+        """log: folder of the event log."""
+        self._log, self._embed, self._place, self._seconds = log, embed, place, seconds
+
+    async def add(
+        self, bundle: ServableBundle, fields: Mapping[str, Mapping[str, Any]], now: int
+    ) -> tuple[ServableBundle, set[str], list[str]]:
+        """The bundle with the items, those whose content could be read, and the components that failed.
+
+        fields: item -> what the request says of it, as in the log; now: µs.
+        """
+        puts = [ItemPut(item_id=item, timestamp=now, fields=dict(of)) for item, of in fields.items()]
+        try:
+            async with asyncio.timeout(self._seconds):
+                items = (await asyncio.to_thread(check_item_puts, puts, self._log, bundle.data)).kept
+                vectors = await self._embed(bundle, items)
+                placed = await asyncio.to_thread(self._place, bundle, items, vectors.channels)
+        except Exception as error:  # an encoder that fails must not fail the request
+            logger.warning("%d described items were not placed: %s", len(puts), str(error) or repr(error))
+            return bundle, set(), ["encoder"]
+        has_content = placed.catalog.has_content[placed.catalog.ids.rows([*fields])]
+        return placed, {item for item, has in zip(fields, has_content.tolist(), strict=True) if has}, []
 
 
 class SharedVectors:

@@ -9,16 +9,16 @@ import numpy as np
 import polars as pl
 
 from features.arrays import Bools, Doubles, Floats, Ints
-from features.history_rules import seen_items
+from features.history_rules import seen_items, short_keys
 from features.instants import now_micros
 from features.interactions import Ragged, UserStates
-from features.schema import CATEGORIES, IMAGE, TITLE
+from features.schema import CATEGORIES, IMAGE, TITLE, VIEW
 from features.store.base import FeatureStore
 from features.store.user_state import UserState
 from recsys.interfaces import Candidates
 from recsys.ranking.exploration import Draws
 from recsys.ranking.slate import Slate, fill_slates, slate_of
-from recsys.ranking.slate_rules import SlateRules
+from recsys.ranking.slate_rules import Losses, SlateRules
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
 from serving.products import Products
@@ -141,6 +141,26 @@ class ServingSnapshot:
         """Rows of the items that the user has seen. Items that are not in the bundle are skipped."""
         return self.products.items.rows(seen_items(state.seen))
 
+    def rotated(self, rules: SlateRules, state: UserState, begun: int) -> SlateRules:
+        """The rules with what products lose that the user was shown before a list was begun (µs).
+
+        A view is no touch: it says that the user has seen the item, and nothing more.
+        """
+        if rules.rotation is None:
+            return rules
+        shown, rows = self.products.items.pairs(short_keys(state.shown.keys))
+        touched = self.bundle.catalog.ids.rows(state.items)
+        touches = (touched >= 0) & np.array([name != VIEW for name in state.names], dtype=np.bool_)[state.kinds]
+        losses = Losses.of(
+            rules.rotation,
+            self.groups[rows],
+            state.shown.times[shown],
+            self.groups[touched[touches]],
+            state.times[touches],
+            begun,
+        )
+        return replace(rules, losses=losses)
+
     def recommend(
         self,
         states: UserStates,
@@ -217,11 +237,29 @@ class ServingSnapshot:
             return True
         return bool((left & ~self.products.variants(slate.rows)).any())
 
-    def similar(self, row: int, k: int, trace: dict[str, float], left_out: Ints) -> Slate:
+    def continues(
+        self, slate: Slate, k: int, left_out: Ints, rules: SlateRules | None, among: Bools | None = None
+    ) -> bool:
+        """Whether a page of at most k items may be followed by another one. left_out, among: as in `remain`.
+
+        A slate that is not filled ends the list, except where caps, which hold for each page, have left items out.
+        """
+        if rules is not None:
+            among = rules.allowed if among is None else among & rules.allowed
+        is_capped = rules is not None and bool(rules.caps) and len(slate) > 0
+        return (len(slate) == k or is_capped) and self.remain(slate, left_out, among)
+
+    def similar(
+        self, row: int, k: int, trace: dict[str, float], left_out: Ints, rules: SlateRules | None = None
+    ) -> Slate:
         """The slate of items similar to one item. left_out: rows, with those of the item and its variants."""
         exclude = Ragged(left_out, np.zeros(1, np.int64), np.array([len(left_out)], dtype=np.int64))
-        rows, allow = np.array([row], dtype=np.int64), self.allowed()
-        return self._fill(lambda n: self.bundle.similar(rows, n, allow=allow, exclude=exclude), k, "similar", trace)
+        rows, allow = np.array([row], dtype=np.int64), self._allowed_by(rules)
+
+        def find(n: int) -> Candidates:
+            return self.bundle.similar(rows, n, allow=allow, exclude=exclude)
+
+        return self._fill(find, k, "similar", trace, _reordering(rules))
 
     def search(
         self,
@@ -231,15 +269,18 @@ class ServingSnapshot:
         left_out: Ints,
         user: UserStates | None = None,
         weight: float = 0,
+        rules: SlateRules | None = None,
     ) -> Slate:
         """The slate of items whose content is nearest to a query (1, D), and near to a user by `weight`."""
-        bundle, allow = self.bundle, self.allowed() & self.bundle.catalog.has_content
+        bundle, allow = self.bundle, self._allowed_by(rules) & self.bundle.catalog.has_content
         allow[left_out] = False
-        if user is None:
-            return self._fill(lambda n: bundle.search(vector, n, allow=allow), k, "search", trace)
-        return self._fill(
-            lambda n: bundle.search_for(vector, user, n, weight=weight, allow=allow), k, "search", trace
-        )
+
+        def find(n: int) -> Candidates:
+            if user is None:
+                return bundle.search(vector, n, allow=allow)
+            return bundle.search_for(vector, user, n, weight=weight, allow=allow)
+
+        return self._fill(find, k, "search", trace, _reordering(rules))
 
     def near(self, row: int, slate: Slate) -> list[dict[str, float | None]]:
         """Similarity of each item of a slate to one item, by behaviour (the score) and content channel (cosine)."""
@@ -303,6 +344,11 @@ class ServingSnapshot:
         if not kind:
             raise missing
         return content, kind
+
+
+def _reordering(rules: SlateRules | None) -> SlateRules | None:
+    """The rules where more than the best candidates are needed to apply them."""
+    return rules if rules is not None and rules.reorders else None
 
 
 def card(item: str, title: str | None, categories: Sequence[str] | None, image: str | None) -> dict[str, Any]:

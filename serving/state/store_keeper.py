@@ -13,7 +13,7 @@ from features.schema import DataConfig
 from features.store.base import FeatureStore, StoreMovedError
 from features.store.corrections import apply_corrections, push_events
 from features.store.jobs.refresh import catch_up
-from features.store.user_state import UserState, UserStateStatus
+from features.store.user_state import Shown, UserState, UserStateStatus
 from serving.state.store_filler import Filler
 
 logger = logging.getLogger("recsys.serving")
@@ -130,15 +130,27 @@ class StoreKeeper:
             return ["store"]
         return []
 
+    def add_shown(self, store: FeatureStore, user_id: str, items: Sequence[str], time: int, days: float) -> list[str]:
+        """Remember for some days that a user was shown items at a time (µs). Returns the components that failed."""
+        try:
+            store.add_shown(user_id, Shown.of(items, time), days)
+        except StoreError as error:  # nothing to catch up with: the next answer does not know of this one
+            self._notes["store"] = str(error)
+            return ["store"]
+        return []
+
     def mark_behind(self, error: RecsysError) -> None:
         """Note that the store has missed events."""
         self._missed = self.behind = True
         self._notes["store"] = str(error)
 
-    def read_user(self, store: FeatureStore, user_id: str) -> tuple[UserState, list[str]]:
-        """The state of a user in the store, and why it may be incomplete (values of `degraded`)."""
+    def read_user(self, store: FeatureStore, user_id: str, *, shown: bool = False) -> tuple[UserState, list[str]]:
+        """The state of a user in the store, and why it may be incomplete (values of `degraded`).
+
+        shown: with what the user was shown, too.
+        """
         try:
-            state = store.read_users([user_id])[0]
+            state = store.read_users([user_id], shown=shown)[0]
         except StoreError as error:
             self._notes["store"] = str(error)
             return UserState(), ["store"]
