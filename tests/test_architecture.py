@@ -66,7 +66,7 @@ LAYERS = {
     ),
     "experiments": (
         ("splits", "config"),
-        ("preflight", "dataset"),
+        ("preflight", "dataset", "statistics"),
         ("evaluation",),
         ("tracking",),
         ("pipelines",),

@@ -117,23 +117,44 @@ def test_an_evaluation_writes_the_ranks_that_its_tables_average(tmp_path):
     assert {row["ndcg_at_10_change"]["mean"] for row in compared.rows} == {0.0}
 
 
+def test_p_values_are_adjusted_for_all_rows_and_one_user_shows_nothing(tmp_path):
+    paths = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    for path, rank in zip(paths, (20, 1), strict=True):
+        users = [
+            (model, f"u{u}", "x", rank if model == "better" else 5) for model in ("better", "same") for u in range(12)
+        ]
+        write_outcomes(path, [table(users)], {})
+    better, same = compare_outcomes(*paths, seed=3).rows
+    smallest = better["hr_at_10_p"]  # of 2 ** 12 sign changes, 2 are as extreme
+    assert smallest == pytest.approx(2 / 2**12, abs=6e-4)
+    assert better["hr_at_10_p_adjusted"] == pytest.approx(4 * min(smallest, better["ndcg_at_10_p"]), abs=2e-3)
+    assert (same["ndcg_at_10_p"], same["ndcg_at_10_p_adjusted"]) == (1, 1)
+    write_outcomes(paths[0], [table([("m", "u", "x", 1)])], {})
+    (row,) = compare_outcomes(paths[0], paths[0]).rows
+    assert row["ndcg_at_10_detectable"] is None
+
+
 def test_the_cells_of_a_comparison(files):
     compared = compare_outcomes(*files)
     table = compared.render()
     assert table.caption == (
-        "in brackets: 95 % interval over users; Δ: B minus A, paired by event and user\n"
+        "in brackets: 95 % interval over users; Δ: B minus A, paired by event and user; p: permutation test, "
+        "adjusted for all rows by Holm's method;\ndetectable: the difference that so many users show with a "
+        "probability of 80 %\n"
         "left out: 0 events that only A has, 1 that only B has"
     )
-    headers = ["model", "placement", "users", "events", "metric", "A", "B", "Δ"]
+    headers = ["model", "placement", "users", "events", "metric", "A", "B", "Δ", "p", "detectable"]
     assert [column.header for column in table.columns] == headers
     cells = [list(column.cells) for column in table.columns]
     assert [column[0] for column in cells] == [
         *("m", "home", "2", "3", "HR@10"),
         *("0.7500 [0.5000, 1.0000]", "0.7500 [0.5000, 1.0000]", "+0.0000 [+0.0000, +0.0000]"),
+        *("1.0000", "0.0000"),
     ]
     assert [column[1] for column in cells] == [
         *("", "", "", "", "NDCG@10"),
         *("0.5000 [0.5000, 0.5000]", "0.6250 [0.2500, 1.0000]", "+0.1250 [-0.2500, +0.5000]"),
+        *("1.0000", "1.0506"),  # 2.801585 times the deviation .53033 of -.25 and .5, / root of 2
     ]
     assert "left out" not in str(compare_outcomes(files[0], files[0]).render().caption)
     assert compare_outcomes(*files, model="m").to_dict() == compared.to_dict()

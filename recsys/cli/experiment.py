@@ -71,6 +71,65 @@ def experiment_compare(
         show(compared.render(), 150)
 
 
+@experiment_app.command("analyse")
+def experiment_analyse(
+    outcomes: Path = typer.Argument(..., help="A file of `recsys log outcomes`.", parser=given_path),
+    event: list[str] = typer.Option(..., metavar="TYPE", help="Event type that is counted. May be repeated."),
+    experiment: str | None = typer.Option(
+        None, metavar="NAME", help="Experiment, where `variant` names several. [`variant` as a whole is the arm]"
+    ),
+    control: str | None = typer.Option(
+        None, metavar="ARM", help="Arm that others are compared with. [first by name]"
+    ),
+    share: list[str] = typer.Option(
+        [], metavar="ARM=SHARE", help="Planned share of the users of an arm. May be repeated. [equal shares]"
+    ),
+    before: Path | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="Outcomes of the time before the test, to explain variance (CUPED).",
+        parser=given_path,
+    ),
+    planned: int | None = typer.Option(None, min=2, help="Users of the whole test. [those that are there]"),
+    as_json: bool = typer.Option(False, "--json", help="Print the analysis as one JSON object."),
+) -> None:
+    """Compare the arms of a test: differences with intervals, also one that holds at every look; a check of shares.
+
+    Example: recsys experiment analyse outcomes.parquet --event click --event purchase --control old
+    """
+    from experiments.evaluation.online import analyse
+
+    found = analyse(
+        outcomes,
+        event,
+        experiment=experiment,
+        control=control,
+        shares=_shares(share),
+        before=before,
+        planned=planned,
+    )
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show(found.render(), 170)
+
+
+def _shares(given: list[str]) -> dict[str, float] | None:
+    """Arm -> share of ARM=SHARE texts. Raises ConfigError."""
+    from features.errors import ConfigError
+
+    shares = {}
+    for text in given:
+        arm, _, share = text.rpartition("=")
+        try:
+            shares[arm] = float(share)
+        except ValueError:
+            shares[arm] = -1
+        if not arm or not 0 < shares[arm] < float("inf"):
+            raise ConfigError(f"--share {text}: ARM=SHARE is needed, SHARE a number above 0, such as --share old=.5")
+    return shares or None
+
+
 @experiment_app.command("ui")
 def experiment_ui(
     port: int = typer.Option(5000, min=1, max=65535, help="Port on loopback (127.0.0.1)."),
