@@ -105,7 +105,7 @@ def test_propensities_that_are_none_are_refused(logged):
     with pytest.raises(DataError, match="row 1 has the logged probability"):
         LoggedRows(np.ones(2), np.array([0.5, logged]), np.ones(2), np.arange(2))
     with pytest.raises(DataError, match="0 rows"):
-        LoggedRows(*(np.zeros(0) for _ in range(3)), np.zeros(0, np.int64))
+        LoggedRows(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
 
 
 def test_empirical_bernstein_by_hand():

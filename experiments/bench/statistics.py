@@ -18,7 +18,7 @@ from experiments.statistics.sequential import confidence_sequence, group_sequent
 from features.arrays import Doubles
 from recsys.evaluation.bootstrap import Interval, bootstrap_ratios, paired_bootstrap
 
-EXPERIMENTS, SHORT_EXPERIMENTS, USERS = 2_000, 100, 2_000
+EXPERIMENTS, SHORT_EXPERIMENTS, USERS = 2_000, 40, 2_000
 RESAMPLES = 1_000
 EFFECTS = (0.0, 0.02, 0.05)
 LOOKS, DAYS = range(200, USERS + 1, 100), 30
@@ -35,7 +35,7 @@ SIZES = (500, 2_000, 8_000)
 
 
 def run(*, short: bool = False, seed: int = 0) -> Result:
-    """Coverage, false alarms, bias and deviation. short: 100 experiments each, no bars."""
+    """Coverage, false alarms, bias and deviation. short: 40 experiments each, no bars."""
     n = SHORT_EXPERIMENTS if short else EXPERIMENTS
     coverage = {
         f"{name}, effect {effect:.0%}": value
@@ -229,7 +229,7 @@ def _off_policy(overlap: str, n: int, seed: int) -> dict[str, float]:
     refused, covered = 0, dict.fromkeys(off_policy.ESTIMATORS, 0)
     for i in range(n):
         rows = bandit.rows(2 * USERS, rng)
-        if off_policy.overlap(rows, seed=i).refusal:
+        if off_policy.overlap(rows).refusal:
             refused += 1
             continue
         for name, interval in off_policy.estimates(rows, samples=RESAMPLES, seed=i).items():
