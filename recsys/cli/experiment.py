@@ -49,6 +49,32 @@ def evaluate(
 experiment_app = typer.Typer(help="Compare evaluations; look at tracked runs.", no_args_is_help=True)
 
 
+@experiment_app.command("run")
+def experiment_run(
+    file: Path = typer.Argument(..., help="The variants, seeds and the rule, in YAML.", parser=given_path),
+    out: Path | None = typer.Option(
+        None, metavar="DIR", help="Folder of outcomes and result. [data/experiments/NAME]", parser=given_path
+    ),
+    jobs: int | None = typer.Option(None, min=1, help="Processes at a time. [one for each core]"),
+    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+) -> None:
+    """Compare variants on one split with several seeds, and decide by the rule in the file.
+
+    What was computed before is not computed again. Example: recsys experiment run rankers.yaml
+    """
+    from experiments.pipelines.experiment.definition import load_experiment
+    from experiments.pipelines.experiment.run import run_experiment
+
+    experiment = load_experiment(file, config_path)
+    folder = out or Path("data/experiments") / experiment.definition.name
+    with progress_bars() as reporter:
+        result = run_experiment(experiment, folder, reporter, jobs=jobs)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        show(result.render(), 170)
+
+
 @experiment_app.command("compare")
 def experiment_compare(
     first: Path = typer.Argument(
