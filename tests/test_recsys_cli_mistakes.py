@@ -386,7 +386,7 @@ def test_the_list_of_bundles_has_dates_and_figures(tool: Tool) -> None:
     assert line.split()[1].startswith("20")
     status, output, error = tool("bundle", "list", "--bundles", "broken")
     assert status == 0
-    assert "manifest.json cannot be read" in output
+    assert "cannot be served: cannot be read: " in output
     assert "no bundle in nobundles" in tool("bundle", "list", "--bundles", "nobundles")[2]
 
 

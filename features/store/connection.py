@@ -88,7 +88,7 @@ class Channel:
         return self.run(info)
 
     def idle_seconds(self, key: str) -> Any:
-        """Seconds since a key was last read or written; None where the server does not tell, because it counts uses."""
+        """Seconds since a key was last read or written; None where the server counts uses instead."""
 
         def idle(client: Client) -> Any:
             try:
