@@ -21,7 +21,7 @@ BUNDLE = "Fingerprint of a bundle, or a prefix of it, or `current`."
 def bundle_list(root: Path = ROOT) -> None:
     """List all bundles, the oldest first: date, configuration, data, figures, contents, and which one is current.
 
-    The date is that of the bundle's manifest, in UTC; the figure is NDCG@10 in the test window of each placement. Where
+    The date is that of the manifest, in UTC; the figure is NDCG@10 in the test window of each placement. Where
     this version cannot read a bundle, its line says why.
     """
     import os
