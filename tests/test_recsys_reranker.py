@@ -341,12 +341,16 @@ def test_a_model_of_other_features_is_rejected(tmp_path):
         Reranker.load(tmp_path / "reranker.txt", features, {})
 
 
+def line_of(text, name):
+    return next(line for line in text.splitlines() if line.startswith(f"{name}="))
+
+
 def lines_of_tree(text, name, change):
     """A model whose first tree has another line NAME=VALUES; the sizes of its trees fit."""
-    line = re.search(rf"(?m)^{name}=.*$", text)[0]
+    line = line_of(text, name)
     values = change(line.partition("=")[2].split())
     new = f"{name}={' '.join(values)}" if values is not None else ""
-    sizes = re.search(r"(?m)^tree_sizes=.*$", text)[0]
+    sizes = line_of(text, "tree_sizes")
     first, *others = sizes.partition("=")[2].split()
     fitting = f"tree_sizes={' '.join([str(int(first) + len(new) - len(line)), *others])}"
     return text.replace(line, new, 1).replace(sizes, fitting, 1)
@@ -376,7 +380,7 @@ def test_a_model_whose_trees_are_not_whole_is_rejected_before_lightgbm_reads_it(
     features, states, found, relevant, _ = toy(decides="item_log_count")
     fitted = fit(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=2))
     text = fitted.booster.model_to_string()
-    assert int(re.search(r"num_leaves=(\d+)", text)[1]) > 2
+    assert int(line_of(text, "num_leaves").partition("=")[2]) > 2
     broken = BROKEN[damage](text)
     assert broken != text
     (tmp_path / "reranker.txt").write_text(broken)
