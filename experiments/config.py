@@ -255,7 +255,8 @@ def _matching_key(section: dict[str, Any], name: str) -> str:
 
 def _keys(invalid: Invalid) -> tuple[str, ...]:
     """The keys that lead to an invalid value, without the kinds of unions."""
-    return (*_section(invalid.place[:-1])[1], *map(str, invalid.place[-1:]))
+    place = invalid.place[:-2] if invalid.place[-1:] == ("[key]",) else invalid.place  # of a key: its mapping
+    return (*_section(place[:-1])[1], *map(str, place[-1:]))
 
 
 def _explain(invalid: Invalid) -> str:

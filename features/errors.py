@@ -88,6 +88,7 @@ REMEDIES = {
     errno.EISDIR: "a folder stands where a file is needed: move it, or choose another path",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ELOOP: "links point at each other in a circle: correct them",
     errno.EIO: "the disk reports a fault: check it",
 }
 """Error number of the operating system -> what mends it."""

@@ -11,6 +11,7 @@ from toy_data import toy_config
 from experiments.config import RunConfig, load_config
 from features.errors import ConfigError
 from recsys.config import TowerConfig
+from serving.settings import ServeSettings
 
 
 @pytest.fixture
@@ -313,6 +314,50 @@ def test_an_invalid_file_is_refused(tmp_path, content, message):
         load_config(tmp_path / "c.yaml", {})
     assert message in str(caught.value)
     assert "c.yaml" in str(caught.value)
+
+
+def unbounded(node, place=()):
+    """Places in a JSON schema of numbers without an upper bound."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if isinstance(node, dict):
+        if node.get("type") in ("integer", "number") and not node.keys() & {"maximum", "exclusiveMaximum"}:
+            yield place
+        for key, value in node.items():
+            yield from unbounded(value, (*place, str(key)))
+
+
+def test_every_number_has_an_upper_bound():
+    """A number without one ends in a library, after hours: as too many trees, or an array that is too large."""
+    places = unbounded(RunConfig.model_json_schema())
+    free = {".".join(part for part in place if not part.isdigit()) for place in places}
+    assert free == {
+        "$defs.EventRules.properties.positive.additionalProperties.anyOf",  # compared with values of events only
+        "properties.baselines.additionalProperties.additionalProperties.anyOf",  # checked by each baseline
+    }
+    settings = {place[1] for place in unbounded(ServeSettings.model_json_schema())}
+    assert settings == {"events_days", "exposures_days"}  # inf keeps for ever
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"reranker": {"candidates": 10**30}}, "reranker.candidates: must be 1,000,000 or less (got 1" + "0" * 30),
+        ({"reranker": {"learning_rate": 1e300}}, "reranker.learning_rate: must be 100 or less (got 1e+300)"),
+        ({"split": {"kind": "time", "windows": 10**12}}, "split.windows: must be 1,000 or less (got 1000000000000)"),
+        ({"alignment": {"nested": [8, 10**9]}}, "alignment.nested.1: must be 16,384 or less (got 1000000000)"),
+    ],
+)
+def test_a_number_beyond_its_bound_is_refused(load, change, said):
+    with pytest.raises(ConfigError) as caught:
+        load(**change)
+    assert said in str(caught.value)
+
+
+def test_the_name_of_a_placement_is_refused_with_the_place_of_its_mapping(load):
+    with pytest.raises(ConfigError) as caught:
+        load(data={"source": "movielens", "path": "x", "placements": {"": {"repeats": True}}})
+    assert "data.placements: the name of a placement has 1 to 100 characters" in str(caught.value)
 
 
 def float_fields(model, place=()):

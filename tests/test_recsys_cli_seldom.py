@@ -48,6 +48,9 @@ def raises(error: BaseException) -> Callable[[], None]:
     return work
 
 
+MEMORY = "error: out of memory: use a machine with more, or lower sizes"
+
+
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
@@ -55,10 +58,10 @@ def raises(error: BaseException) -> Callable[[], None]:
         (DataError("first\n  second \n\n"), 1, "error: first; second"),
         (BrokenPipeError(), 1, ""),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "error: x: No space left on device; free space"),
-        (MemoryError(), 1, "error: out of memory: an allocation failed; use a machine with more, or lower sizes"),
+        (MemoryError(), 1, f"{MEMORY} (MemoryError)"),
         (MemoryError("no room"), 1, "error: out of memory: no room; use a machine with more, or lower sizes"),
-        (RuntimeError("CUDA out of memory"), 1, "error: out of memory: CUDA out of memory; use a machine"),
-        (RuntimeError("can't allocate memory"), 1, "error: out of memory: can't allocate memory; use a machine"),
+        (RuntimeError("CUDA out of memory"), 1, f"{MEMORY} (RuntimeError: CUDA out of memory)"),
+        (RuntimeError("can't allocate memory"), 1, f"{MEMORY} (RuntimeError: can't allocate memory)"),
         (
             ModuleNotFoundError("no", name="optuna.samplers"),
             1,
