@@ -44,7 +44,9 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """The value of a node. Raises ConstructorError, with the place, for one that does not exist, e.g. a date."""
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
+            # JSON writes a character beyond U+FFFF as two escapes, which YAML reads as two halves
+            return value.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(value, str) else value
         except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
             raise _OwnError(None, None, f"{NO_VALUE}{detail(error)}", node.start_mark) from error
 

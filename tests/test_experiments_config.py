@@ -302,6 +302,7 @@ def test_the_error_of_an_unset_variable_names_it(load):
         (b"a: !!timestamp x", "line 1, column 4: not YAML: a date, a number or another value that does not exist"),
         (b"a: !!bool x", "line 1, column 4: not YAML: a date, a number or another value that does not exist"),
         (b"a: !!set x", "line 1, column 4: not YAML: named values are needed there: remove the tag"),
+        (b'name: "b\\ud83c"', "line 1, column 7: not YAML: a date, a number or another value that does not exist"),
         (b"a: !!seq 1", "not YAML: it cannot be read there: correct it, or put the text in quotes (ValueError: "),
         (b"# only a comment", "sections of named values are needed (got an empty file)"),
         (b"name: !!python/object/apply:os.getcwd []", "not YAML"),  # no code is executed
@@ -314,6 +315,14 @@ def test_an_invalid_file_is_refused(tmp_path, content, message):
         load_config(tmp_path / "c.yaml", {})
     assert message in str(caught.value)
     assert "c.yaml" in str(caught.value)
+
+
+def test_characters_that_json_writes_as_two_escapes_are_one(tmp_path):
+    raw = json.loads(json.dumps(yaml.safe_load(toy_config(tmp_path).read_text())))
+    raw["bundles"] = "b\N{CLAPPER BOARD}"
+    (tmp_path / "c.yaml").write_text(json.dumps(raw))
+    assert r"\ud83c\udfac" in (tmp_path / "c.yaml").read_text()
+    assert load_config(tmp_path / "c.yaml", {}).bundles == "b\N{CLAPPER BOARD}"
 
 
 def unbounded(node, place=()):
