@@ -168,9 +168,9 @@ def describe_write_error(path: PathLike[str] | str, error: Exception) -> str:
 
 
 def describe_read_error(error: Exception) -> str:
-    """Why a file of text or JSON that the product wrote cannot be read."""
+    """Why a file of text or JSON that the product wrote cannot be read; the caller names the file."""
     if isinstance(error, OSError):
-        return describe_os_error(error)
+        return describe_os_error(error).removeprefix(f"{error.filename}: ")
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 at byte {error.start}"
     if isinstance(error, json.JSONDecodeError):

@@ -206,7 +206,9 @@ def test_a_configuration_that_the_system_does_not_give(tmp_path: Path, monkeypat
     monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(ConfigError) as caught:
         load_config(path, {})
-    assert str(caught.value) == f"{path}: cannot be read: Permission denied"
+    assert str(caught.value) == (
+        f"{path}: cannot be read: Permission denied; give this user the right to it, or choose another path"
+    )
 
 
 def test_a_folder_of_slates_whose_manifest_is_a_folder(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_an_error_that_says_nothing_is_named_by_its_class() -> None:
 
 
 def test_why_a_file_of_the_product_cannot_be_read() -> None:
-    assert describe_read_error(OSError(errno.ENOENT, "No such", "x")) == "x: No such; check the path"
+    assert describe_read_error(OSError(errno.ENOENT, "No such", "x")) == "No such; check the path"
     assert describe_read_error(UnicodeDecodeError("utf-8", b"abc", 2, 3, "bad")) == "not UTF-8 at byte 2"
     with pytest.raises(json.JSONDecodeError) as caught:
         json.loads('{\n "a": x}')

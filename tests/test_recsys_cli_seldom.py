@@ -331,6 +331,4 @@ def test_a_manifest_that_the_system_does_not_give(tmp_path: Path, monkeypatch: p
     path = tmp_path / "manifest.json"
     with pytest.raises(BundleError) as caught:
         load_serving_bundle(tmp_path)
-    assert (
-        str(caught.value) == f"{path}: cannot be read: {path}: Input/output error; the disk reports a fault: check it"
-    )
+    assert str(caught.value) == f"{path}: cannot be read: Input/output error; the disk reports a fault: check it"

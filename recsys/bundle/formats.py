@@ -120,7 +120,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{path}: cannot be read: {wrong}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {describe_read_error(error)}") from error
+    except (ValueError, RecursionError) as error:
         raise BundleError(
             f"{path}: cannot be read: {describe_read_error(error)}; restore it or train again"
         ) from error
