@@ -1,6 +1,7 @@
 """Offline experiments: the file, the groups of cells, what is computed again, the result, and the decision."""
 
 import json
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from experiments.pipelines.experiment import cells as cells_module
 from experiments.pipelines.experiment.cells import cells_of, groups_of, run_group
 from experiments.pipelines.experiment.definition import load_experiment
 from experiments.pipelines.experiment.result import result_of
+from experiments.pipelines.experiment.run import failed
 from experiments.pipelines.fit import FittedOnce
-from features.errors import ConfigError, DataError
+from features.errors import ConfigError, DataError, RecsysError
 from recsys.cli.main import app
 from recsys.cli.options import config_path
 from recsys.evaluation.bootstrap import Interval
@@ -32,6 +34,7 @@ VARIANTS = {
 
 def write(folder, **sections):
     """The file of an experiment on the toy data."""
+    folder.mkdir(exist_ok=True)
     toy_config(folder)
     content = {"name": "toy", "config": "toy.yaml", "seeds": [0, 1], "variants": VARIANTS} | sections
     path = folder / "experiment.yaml"
@@ -111,9 +114,9 @@ def test_cells_of_the_same_towers_are_one_group(tmp_path):
 
 def test_rules_belong_to_what_a_cell_depends_on(tmp_path):
     variants = {"base": {}, "ruled": {"rules": "rules.yaml"}}
-    (tmp_path / "rules.yaml").write_text("a")
+    (tmp_path / "rules.yaml").write_text("rules: [{name: cheap, exclude: {price_max: 3}}]")
     first = cells_of(read(write(tmp_path, variants=variants)), "data", tmp_path)
-    (tmp_path / "rules.yaml").write_text("b")
+    (tmp_path / "rules.yaml").write_text("rules: [{name: cheap, exclude: {price_max: 4}}]")
     second = cells_of(read(write(tmp_path, variants=variants)), "data", tmp_path)
     assert [a.path == b.path for a, b in zip(first, second, strict=True)] == [True, True, False, False]
 
@@ -134,12 +137,12 @@ def test_towers_of_a_group_are_trained_once_and_are_those_of_a_run_alone(tmp_pat
     monkeypatch.setattr(cells_module, "FittedOnce", Counting)
     together, alone = (tmp_path / name for name in ("together", "alone"))
     both = cells_of(experiment, "data", together)
-    run_group(both, tmp_path / "log")
+    run_group(both, tmp_path / "cells.log")
     assert (len(trained), len(set(trained))) == (4, 2)  # selection and refit, of two cells each
     for cell in cells_of(experiment, "data", alone):
-        run_group([cell], tmp_path / "log")
+        run_group([cell], tmp_path / "cells.log")
         assert read_outcomes(cell.path).equals(read_outcomes(together / cell.path.name))
-    assert "window 1, small ranker, seed 0" in (tmp_path / "log").read_text()
+    assert "window 1, small ranker, seed 0" in (tmp_path / "cells.log").read_text()
 
 
 def test_a_run_goes_on_where_it_was(tmp_path):
@@ -238,11 +241,36 @@ def test_the_verdict_by_its_bounds(rule, low, high, guardrail, expected):
     assert "bound" in reason
 
 
-def test_a_failed_cell_is_named(tmp_path):
+def test_a_baseline_that_cannot_be_fitted_is_an_error(tmp_path, monkeypatch):
     write_tables(tmp_path / "data")
-    path = write(tmp_path, seeds=[0], variants={"base": VARIANTS["popular"], "no content": {"model": "star"}})
-    result = CliRunner().invoke(app, ["experiment", "run", str(path), "--out", str(tmp_path / "out"), "--jobs", "1"])
-    assert isinstance(result.exception, DataError)
-    assert "no content, seed 0: star cannot be fitted on these data" in str(result.exception)
-    assert not (tmp_path / "out" / "result.json").exists()
-    assert any("star is left out" in log.read_text() for log in (tmp_path / "out").glob("*.log"))
+    experiment = read(write(tmp_path, seeds=[0]))
+    cell = next(cell for cell in cells_of(experiment, "data", tmp_path) if cell.variant == "popular")
+    monkeypatch.setattr(cells_module, "chosen_baseline", lambda *_: {})
+    with pytest.raises(DataError, match="popular cannot be fitted on these data: remove the variant"):
+        run_group([cell], tmp_path / "cells.log")
+    assert not cell.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (DataError("no events"), DataError, "base, seed 0, base, seed 1: no events"),
+        (
+            BrokenProcessPool("x"),
+            RecsysError,
+            "the process was killed, perhaps for memory: run again with fewer --jobs",
+        ),
+        (KeyError("x"), KeyError, "x"),
+    ],
+)
+def test_the_error_of_a_process_names_its_cells(tmp_path, error, expected, message):
+    group = [cell for cell in cells_of(read(write(tmp_path)), "data", tmp_path) if cell.variant == "base"]
+    found = failed(error, group)
+    assert type(found) is expected
+    assert message in str(found)
+
+
+def test_rules_that_are_wrong_are_refused_before_the_run(tmp_path):
+    (tmp_path / "rules.yaml").write_text("rules: [{exclude: price >}]")
+    with pytest.raises(RecsysError, match=r"rules\.yaml"):
+        read(write(tmp_path, variants={"base": {}, "ruled": {"rules": "rules.yaml"}}))

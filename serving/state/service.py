@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from features.errors import LogError, RecsysError, StoreError
+from features.errors import LogError, RecsysError, StoreError, detail
 from features.instants import now_micros
 from features.log.corrections import CorrectionFeed
 from features.log.event_log import EventLog
@@ -240,7 +240,9 @@ class ServiceState:
         except Exception as error:  # a bundle whose models fail must not replace a working one
             if self._refusal is None:
                 logger.exception("bundle %s failed its first request", path)
-            self._refuse_bundle(path, f"{path} failed its first request: {str(error) or repr(error)}")
+            self._refuse_bundle(
+                path, f"{path} failed its first request: its models do not work; train again{detail(error)}"
+            )
             return
         self.keeper.expect_new_tables(private=self._server is not None)
         self.catalog_updater.swap_bundle(snapshot)

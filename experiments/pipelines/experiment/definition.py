@@ -16,6 +16,7 @@ from features.errors import ConfigError, describe_invalid
 from features.files import not_a_file
 from features.schema import StrictModel
 from recsys import baselines
+from recsys.ranking.rules import load_rules
 from recsys.yaml_text import parse_yaml
 
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\s/\\:,][^/\\:,]*$")]
@@ -124,6 +125,8 @@ def load_experiment(path: Path, find_config: Any, environ: Mapping[str, str] = o
         for name, variant in definition.variants.items()
         if variant.rules is not None
     }
+    for file in rules.values():
+        load_rules(file)  # hours before it is needed
     return Experiment(definition, configs, rules)
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from experiments.dataset import load_dataset
@@ -58,13 +59,14 @@ def _run(groups: Sequence[list[Cell]], folder: Path, reporter: Reporter, jobs: i
                 group = running.pop(future)
                 if (error := future.exception()) is not None:
                     pool.shutdown(wait=False, cancel_futures=True)
-                    raise _failed(error, group)
+                    raise failed(error, group)
                 reporter.say(", ".join(f"{cell.variant}, seed {cell.seed}" for cell in group) + ": done")
                 step(1)
 
 
-def _failed(error: BaseException, group: Sequence[Cell]) -> BaseException:
+def failed(error: BaseException, group: Sequence[Cell]) -> BaseException:
     """The error of a group, with its cells."""
-    if isinstance(error, RecsysError):
-        return type(error)(f"{', '.join(f'{cell.variant}, seed {cell.seed}' for cell in group)}: {error}")
-    return error
+    names = ", ".join(f"{cell.variant}, seed {cell.seed}" for cell in group)
+    if isinstance(error, BrokenProcessPool):
+        return RecsysError(f"{names}: the process was killed, perhaps for memory: run again with fewer --jobs")
+    return type(error)(f"{names}: {error}") if isinstance(error, RecsysError) else error
