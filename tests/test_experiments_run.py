@@ -114,9 +114,9 @@ def test_cells_of_the_same_towers_are_one_group(tmp_path):
 
 def test_rules_belong_to_what_a_cell_depends_on(tmp_path):
     variants = {"base": {}, "ruled": {"rules": "rules.yaml"}}
-    (tmp_path / "rules.yaml").write_text("rules: [{name: cheap, exclude: {price_max: 3}}]")
+    (tmp_path / "rules.yaml").write_text("rules: [{name: adults, exclude: {columns: {adult: [true]}}}]")
     first = cells_of(read(write(tmp_path, variants=variants)), "data", tmp_path)
-    (tmp_path / "rules.yaml").write_text("rules: [{name: cheap, exclude: {price_max: 4}}]")
+    (tmp_path / "rules.yaml").write_text("rules: [{name: adults, exclude: {columns: {adult: [false]}}}]")
     second = cells_of(read(write(tmp_path, variants=variants)), "data", tmp_path)
     assert [a.path == b.path for a, b in zip(first, second, strict=True)] == [True, True, False, False]
 
