@@ -2,11 +2,12 @@
 
 import json
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from toy_data import outcome_table, toy_config, write_tables
+from toy_data import Lines, outcome_table, toy_config, write_tables
 from typer.testing import CliRunner
 
 from experiments.config import load_config
@@ -16,8 +17,9 @@ from experiments.pipelines.experiment import cells as cells_module
 from experiments.pipelines.experiment.cells import cells_of, groups_of, run_group
 from experiments.pipelines.experiment.definition import load_experiment
 from experiments.pipelines.experiment.result import result_of
-from experiments.pipelines.experiment.run import failed
+from experiments.pipelines.experiment.run import failed, run_experiment
 from experiments.pipelines.fit import FittedOnce
+from experiments.tracking.mlflow import NullTracker
 from features.errors import ConfigError, DataError, RecsysError
 from recsys.cli.main import app
 from recsys.cli.options import config_path
@@ -148,7 +150,7 @@ def test_towers_of_a_group_are_trained_once_and_are_those_of_a_run_alone(tmp_pat
 def test_a_run_goes_on_where_it_was(tmp_path):
     write_tables(tmp_path / "data")
     path = write(tmp_path, seeds=[0], variants={name: VARIANTS[name] for name in ("base", "popular")})
-    command = ["experiment", "run", str(path), "--out", str(tmp_path / "out"), "--jobs", "1", "--json"]
+    command = ["experiment", "run", str(path), "--out", str(tmp_path / "out"), "--jobs", "1", "--no-track", "--json"]
     first = json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout)
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.parquet")}
     assert len(files) == 2
@@ -163,6 +165,48 @@ def test_a_run_goes_on_where_it_was(tmp_path):
     shown = CliRunner().invoke(app, command[:-1], catch_exceptions=False).stdout
     assert "popular: " in shown
     assert "popular" in (tmp_path / "out" / "result.md").read_text()
+
+
+class Recorder(NullTracker):
+    """A tracker that keeps what it is given, with the trackers of nested runs."""
+
+    def __init__(self, runs):
+        self.runs, self.known = runs, {}
+
+    def start(self, experiment, parameters, tags):
+        self.known = {"experiment": experiment, "parameters": parameters, "tags": dict(tags), "artifacts": []}
+        self.runs.append(self.known)
+
+    def metrics(self, values, step=None):
+        self.known["metrics"] = dict(values)
+
+    def tags(self, values):
+        self.known["tags"] |= values
+
+    def artifact(self, path, folder=None):
+        self.known["artifacts"].append(path.name if folder is None else folder)
+
+    def nested(self):
+        return Recorder(self.runs)
+
+
+def test_a_run_is_recorded_with_a_run_for_each_variant(tmp_path):
+    write_tables(tmp_path / "data")
+    experiment = read(write(tmp_path, seeds=[0], variants={"base": VARIANTS["popular"], "b": {"model": "item-knn"}}))
+    runs: list[dict[str, Any]] = []
+    result = run_experiment(experiment, tmp_path / "out", Recorder(runs), Lines(), jobs=2)
+    whole, base, other = runs
+    assert {run["experiment"] for run in runs} == {"toy"}
+    assert [run["tags"]["mlflow.runName"] for run in runs] == ["toy", "base", "b"]
+    assert whole["artifacts"] == ["result.json", "result.md"]
+    assert whole["tags"]["decision.b"] == result.decisions[0]["decision"] == other["tags"]["decision"]
+    assert base["tags"]["decision"] == "control"
+    assert base["artifacts"] == other["artifacts"] == ["outcomes/seed-0"]
+    names = {f"{at}.{metric}_at_10" for at in ("home", "again") for metric in ("hr", "ndcg")}
+    assert set(base["metrics"]) == names
+    assert set(other["metrics"]) == names | {
+        f"{name}.change.{of}" for name in names for of in ("mean", "low", "high")
+    }
 
 
 def outcomes_of(tmp_path, ranks, **sections):

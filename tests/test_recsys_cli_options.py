@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
         },
     ),
     "experiment compare": (["first", "second"], {"--model": None, "--json": False}),
+    "experiment run": (["file"], {"--out": None, "--jobs": None, "--track/--no-track": True, "--json": False}),
     "experiment ui": ([], {"--port": 5000}),
     "features backfill": (
         ["name"],
@@ -162,6 +163,7 @@ def test_arguments_as_the_help_shows_them() -> None:
         "events consume": "stream",
         "experiment analyse": "outcomes",
         "experiment compare": "A B",
+        "experiment run": "file",
         "experiment ui": "",
         "features backfill": "CONFIG",
         "features refresh": "CONFIG",
@@ -202,7 +204,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 36
+    assert len(EMPTY) == 38
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

@@ -56,6 +56,7 @@ def experiment_run(
         None, metavar="DIR", help="Folder of outcomes and result. [data/experiments/NAME]", parser=given_path
     ),
     jobs: int | None = typer.Option(None, min=1, help="Processes at a time. [one for each core]"),
+    track: bool = typer.Option(True, "--track/--no-track", help="Record it in MLflow, with a run for each variant."),
     as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
 ) -> None:
     """Compare variants on one split with several seeds, and decide by the rule in the file.
@@ -64,11 +65,13 @@ def experiment_run(
     """
     from experiments.pipelines.experiment.definition import load_experiment
     from experiments.pipelines.experiment.run import run_experiment
+    from experiments.tracking.mlflow import MlflowTracker, NullTracker
 
     experiment = load_experiment(file, config_path)
     folder = out or Path("data/experiments") / experiment.definition.name
     with progress_bars() as reporter:
-        result = run_experiment(experiment, folder, reporter, jobs=jobs)
+        tracker = MlflowTracker() if track else NullTracker()
+        result = run_experiment(experiment, folder, tracker, reporter, jobs=jobs)
     if as_json:
         print_json(result.to_dict())
     else:

@@ -22,6 +22,8 @@ from features.errors import DataError
 from recsys.evaluation import metrics
 from recsys.evaluation.bootstrap import Interval, bootstrap
 
+RESULT_FILES = ("result.json", "result.md")
+
 
 @dataclass(frozen=True)
 class ExperimentResult:
@@ -43,6 +45,16 @@ class ExperimentResult:
             "decisions": self.decisions,
             "facts": self.facts,
         }
+
+    def figures(self, variant: str) -> dict[str, float]:
+        """Mean of each metric of a variant, and its change with the interval, by names for a tracker."""
+        out = {}
+        for row in self.rows:
+            if row["variant"] == variant:
+                name = f"{row['placement']}.{row['metric']}_at_{K}"
+                out[name] = row["mean"]
+                out |= {f"{name}.change.{bound}": value for bound, value in (row["change"] or {}).items()}
+        return out
 
     def render(self) -> Table:
         """A table for a rich console."""
@@ -187,6 +199,7 @@ def _decision(
 
 
 def write_result(folder: Path, result: ExperimentResult) -> None:
-    """Write result.json and result.md."""
-    (folder / "result.json").write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
-    (folder / "result.md").write_text(result.markdown(), encoding="utf-8")
+    """Write RESULT_FILES."""
+    texts = json.dumps(result.to_dict(), indent=1), result.markdown()
+    for name, text in zip(RESULT_FILES, texts, strict=True):
+        (folder / name).write_text(text, encoding="utf-8")

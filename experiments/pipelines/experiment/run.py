@@ -10,16 +10,17 @@ from pathlib import Path
 from experiments.dataset import load_dataset
 from experiments.pipelines.experiment.cells import Cell, cells_of, groups_of, run_group
 from experiments.pipelines.experiment.definition import Experiment
-from experiments.pipelines.experiment.result import ExperimentResult, result_of, write_result
-from experiments.pipelines.train import code_version
+from experiments.pipelines.experiment.result import RESULT_FILES, ExperimentResult, result_of, write_result
+from experiments.pipelines.train import code_version, metric_name
 from experiments.preflight import preflight
+from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
 from features.errors import FileError, RecsysError, describe_os_error
 from features.files import check_writable
 
 
 def run_experiment(
-    experiment: Experiment, folder: Path, reporter: Reporter, *, jobs: int | None = None
+    experiment: Experiment, folder: Path, tracker: Tracker, reporter: Reporter, *, jobs: int | None = None
 ) -> ExperimentResult:
     """Fit and evaluate what is missing, and compare.
 
@@ -42,7 +43,30 @@ def run_experiment(
         write_result(folder, result)
     except OSError as error:
         raise FileError(f"{folder}: the result cannot be written: {describe_os_error(error)}") from error
+    _record(tracker, experiment, cells, result, folder)
     return result
+
+
+def _record(
+    tracker: Tracker, experiment: Experiment, cells: Sequence[Cell], result: ExperimentResult, folder: Path
+) -> None:
+    """Record a run of the experiment with its result, and in it a run of each variant with its outcomes."""
+    facts = {key: str(value) for key, value in result.facts.items()}
+    name, decisions = result.name, {row["variant"]: row["decision"] for row in result.decisions}
+    tracker.start(name, experiment.definition.model_dump(), facts | {"mlflow.runName": name})
+    tracker.tags({f"decision.{metric_name(variant)}": decision for variant, decision in decisions.items()})
+    for variant, config in experiment.configs.items():
+        run = tracker.nested()
+        tags = {"mlflow.runName": variant, "decision": decisions.get(variant, "control")}
+        run.start(name, config.recorded(), facts | tags)
+        run.metrics(result.figures(variant))
+        for cell in cells:
+            if cell.variant == variant:
+                run.artifact(cell.path, f"outcomes/seed-{cell.seed}")
+        run.finish()
+    for file in RESULT_FILES:
+        tracker.artifact(folder / file)
+    tracker.finish()
 
 
 def _run(groups: Sequence[list[Cell]], folder: Path, reporter: Reporter, jobs: int) -> None:
