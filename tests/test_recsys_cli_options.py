@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "--json": False,
         },
     ),
+    "experiment assignments": (["file", "users"], {"--user": None}),
+    "experiment check": (["file"], {}),
     "experiment compare": (["first", "second"], {"--model": None, "--json": False}),
     "experiment ui": ([], {"--port": 5000}),
     "features backfill": (
@@ -146,6 +148,8 @@ def test_arguments_as_the_help_shows_them() -> None:
         "embed": "CONFIG",
         "evaluate": "CONFIG",
         "events consume": "stream",
+        "experiment assignments": "FILE [USERS]",
+        "experiment check": "FILE",
         "experiment compare": "A B",
         "experiment ui": "",
         "features backfill": "CONFIG",
@@ -187,7 +191,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 34
+    assert len(EMPTY) == 37
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)
