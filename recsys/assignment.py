@@ -40,7 +40,8 @@ Purpose = Literal["layer", "variant"]
 def hash_users(purpose: Purpose, salt: str, users: Sequence[str]) -> Doubles:
     """(n,) float64 in [0, 1): the upper 53 of 64 bits of BLAKE2b of purpose, salt and user id.
 
-    U+0000 stands between the three. The 8 bytes of the digest are a little-endian number. Hashes of another purpose or salt are independent.
+    U+0000 stands between the three. The 8 bytes of the digest are a little-endian number. Hashes of another purpose
+    or salt are independent.
     """
     keys = id_keys(f"{purpose}\0{salt}\0{user}" for user in users)
     return (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53

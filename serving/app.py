@@ -31,7 +31,7 @@ from serving.state.catalog_updater import Upsert
 from serving.state.encoder_pool import EncoderPool, OpenEncoders
 from serving.state.item_vectors import DescribedItems, SharedVectors
 from serving.state.service import ServiceState
-from serving.state.store_filler import Filler
+from serving.state.store.filler import Filler
 from serving.state.thread_pool import thread_pool
 
 logger = logging.getLogger("recsys.serving")

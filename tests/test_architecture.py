@@ -57,9 +57,10 @@ LAYERS = {
     ),
     "serving": (
         (
-            *("settings", "rules", "servable", "errors", "schemas", "event_validation", "event_consumer", "http"),
+            *("settings", "servable", "errors", "schemas", "event_validation", "event_consumer", "http"),
             *("products", "cursor"),
         ),
+        ("shop",),
         ("state",),
         ("routes",),
         ("app",),

@@ -56,7 +56,10 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "--json": False,
         },
     ),
-    "serve": ([], {"--bundles": None, "--log": None, "--rules": None, "--host": None, "--port": None}),
+    "serve": (
+        [],
+        {"--bundles": None, "--log": None, "--rules": None, "--experiments": None, "--host": None, "--port": None},
+    ),
     "slates": (
         ["out"],
         {
@@ -191,7 +194,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 37
+    assert len(EMPTY) == 38
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

@@ -28,8 +28,8 @@ from serving.state.catalog_updater import CatalogUpdater, _ItemStatus
 from serving.state.log_claim import claim
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
-from serving.state.store_filler import FillProcess
-from serving.state.store_keeper import StoreKeeper
+from serving.state.store.filler import FillProcess
+from serving.state.store.keeper import StoreKeeper
 
 EVENT = {"user_id": "u", "item_id": "i", "event": "click"}
 

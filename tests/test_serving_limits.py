@@ -20,7 +20,7 @@ from serving.routes.search_query import json_object
 from serving.schemas import EventIn, first_error
 from serving.state import log_keeper, store_keeper
 from serving.state.log_keeper import LogKeeper
-from serving.state.store_keeper import StoreKeeper
+from serving.state.store.keeper import StoreKeeper
 
 HOST = "https://media.example.org/"
 

@@ -193,7 +193,8 @@ def _add_similar(app: FastAPI, service: ServiceState, in_thread: Callable[..., A
         """Items similar to this one, best first; `near` holds the similarity by channel. `cursor`: as in
         recommendations."""
         args, of = partial(list_of, exclude=exclude, request=request), {"path": SIMILAR, "item_id": item_id}
-        snapshot, page = await in_thread(args, snapshot_of(service), filter, cursor, of, service.now())
+        arm, page = await in_thread(args, service, snapshot_of(service), SIMILAR, "", filter, cursor, of)
+        snapshot = arm.snapshot
         require_item(service, item_id)
         if (row := snapshot.bundle.catalog.ids.row(item_id)) < 0:
             raise not_live_yet()
@@ -208,7 +209,7 @@ def _similar_page(
     service: ServiceState, snapshot: ServingSnapshot, row: int, k: int, trace: dict[str, float], page: Page
 ) -> tuple[Slate, str | None, list[str]]:
     """A page of the items similar to one item, without its variants, the cursor of the next page, and what failed."""
-    rules = service.rules.of_list(snapshot.bundle.catalog, SIMILAR, cold=True, now=service.now())
+    rules = service.rules.of_list(snapshot.bundle, SIMILAR, cold=True, now=service.now())
     own = np.flatnonzero(snapshot.products.variants(np.array([row])))
     left_out = np.union1d(own, page.rows(snapshot.products))
     k = min(k, MAX_SHOWN - page.shown)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +21,17 @@ from features.store.redis import RedisStore, check_server
 from features.store.redis_server import RedisServer
 from features.store.user_state import UserState
 from recsys.bundle.formats import MANIFEST
-from serving.rules import ShopRules
 from serving.servable import ServableBundle
 from serving.settings import ServeSettings
+from serving.shop.experiments import ShopExperiments
+from serving.shop.rules import ShopRules
+from serving.state.arms import MISSED, Arm
 from serving.state.catalog_updater import CatalogUpdater, Upsert
 from serving.state.log_claim import claim
 from serving.state.log_keeper import LogKeeper
 from serving.state.snapshot import ServingSnapshot
-from serving.state.store_filler import Filler, FillProcess
-from serving.state.store_keeper import StoreKeeper, log_filling
+from serving.state.store.filler import Filler, FillProcess
+from serving.state.store.keeper import StoreKeeper, log_filling
 
 logger = logging.getLogger("recsys.serving")
 
@@ -75,11 +77,13 @@ class ServiceState:
         self.settings = settings
         self.now = now
         self.notes: dict[str, str] = {}
-        """Current problems by component: bundle, tables, store, items, media, retriever, rules."""
+        """Current problems by component: bundle, tables, store, items, media, retriever, rules,
+        experiments."""
         self.unlogged = 0
         """Exposures since the start that the log could not take."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
         self.rules = ShopRules(settings.rules)
+        self.experiments = ShopExperiments(settings.experiments, self.rules)
         self.corrections = CorrectionFeed(settings.log)
         self.log_keeper = LogKeeper(settings.log, settings.log_limits)
         self.keeper = StoreKeeper(
@@ -183,7 +187,7 @@ class ServiceState:
             self._check_media()
             self._follow_items()
             self._swap_bundle()
-            self._follow_rules()
+            self._follow_shop()
             if self.snapshot is not None:
                 self.keeper.step(self.snapshot.store, self.snapshot.bundle.data)
             self.log_keeper.step()
@@ -199,15 +203,16 @@ class ServiceState:
             logger.error("%s", fault)
             self.notes["media"] = fault
 
-    def _follow_rules(self) -> None:
-        """Read the rules again if their file has changed; note why they cannot be used."""
-        bundle = self.snapshot and self.snapshot.bundle
-        catalog, vectors = (bundle.catalog, bundle.vectors) if bundle else (None, None)
-        self.rules.follow(catalog, vectors, self.now())
-        if self.rules.fault:
-            self.notes["rules"] = self.rules.fault
-        else:
-            self.notes.pop("rules", None)
+    def _follow_shop(self) -> None:
+        """Read rules and experiments again if their files have changed; note why they cannot be used."""
+        bundle = self.snapshot.bundle if self.snapshot else None
+        self.rules.follow(bundle, self.now())
+        self.experiments.follow(bundle, self.now())
+        for component, problem in (("rules", self.rules.fault), ("experiments", "; ".join(self.experiments.faults))):
+            if problem:
+                self.notes[component] = problem
+            else:
+                self.notes.pop(component, None)
 
     def _follow_items(self) -> None:
         try:
@@ -309,6 +314,14 @@ class ServiceState:
         if self._connect is None:
             raise StoreError("the feature store is not connected: the service is not running")
         return self.snapshot.store.with_rules(rules) if self.snapshot else self._connect(rules)
+
+    def arm(
+        self, snapshot: ServingSnapshot, user_id: str, placement: str, kept: Mapping[str, str] | None = None
+    ) -> Arm:
+        """What a request is answered from. snapshot: of the current bundle; user_id: "" for none; kept: the variants
+        of the first page of a list, None on that page."""
+        choice = self.experiments.choose(user_id, placement, kept, ())
+        return Arm(snapshot, choice.rules, choice.variants, (MISSED,) if choice.missed else ())
 
     def push(self, events: list[Event]) -> list[str]:
         """Push logged events to the store. Returns the components that failed (values of `degraded`)."""
