@@ -47,7 +47,7 @@ def add_health(app: FastAPI, service: ServiceState) -> None:
                 "search": (content := snapshot.bundle.content) is not None,
                 "channels": [] if content is None else list(content.channels),
                 "search_by": query_modalities(snapshot.bundle),
-                "experiments": service.experiments.describe(()),
+                "experiments": service.experiments.describe(service.variants.served),
                 "unlogged": service.unlogged,
             }
         )

@@ -249,7 +249,7 @@ def _add_changes(
             folder = service.settings.log
             record = await in_thread(parse_item, item_id, body, snapshot.bundle, folder, service.now())
         # stamped when it is appended: items that arrived later may have been parsed first
-        is_new = await service.catalog_updater.accept(service.log, replace(record, timestamp=service.now()))
+        is_new = await service.accept_item(replace(record, timestamp=service.now()))
         return json_response({"item_id": item_id, "status": "accepted", "new": is_new}, 202)
 
     @app.delete("/v1/items/{item_id:id}", responses={404: {"model": ErrorResponse}}, tags=["items"])
@@ -257,7 +257,7 @@ def _add_changes(
         """Hide an item from the next response on, until it is put again."""
         snapshot_of(service)
         require_item(service, item_id)
-        await service.catalog_updater.accept(service.log, ItemDeleted(item_id=item_id, timestamp=service.now()))
+        await service.accept_item(ItemDeleted(item_id=item_id, timestamp=service.now()))
         return json_response({"item_id": item_id, "status": "deleted"})
 
 

@@ -101,11 +101,11 @@ class ShopExperiments:
         """For how many days the rules of service and variants must know what users were shown; 0 for not at all."""
         return max(rules.shown_days for rules in (self._rules, *self._read.rules.values()))
 
-    def choose(self, user: str, placement: str, kept: Mapping[str, str] | None, unserved: Collection[str]) -> Choice:
+    def choose(self, user: str, placement: str, kept: Mapping[str, str] | None, bundles: Collection[str]) -> Choice:
         """The variants of a request.
 
         user: "" for a request without a user, which is in no experiment; kept: variants of the first page of a list,
-        None on that page; unserved: names of bundles that cannot be served: their variants fall out, and the user has
+        None on that page; bundles: names of those that are served. The variants of others fall out, and the user has
         what control has.
         """
         read = self._read
@@ -114,14 +114,14 @@ class ShopExperiments:
         of = read.experiments
         assigned = of.variants(user, placement) if kept is None else of.still(kept, placement)
         variants = {name: read.variant(name, variant) for name, variant in assigned.items()}
-        served = {name: variant for name, variant in variants.items() if variant.bundle not in unserved}
+        served = {name: variant for name, variant in variants.items() if _is_served(variant, bundles)}
         rules = next((read.rules[variant.rules] for variant in served.values() if variant.rules), self._rules)
         bundle = next((variant.bundle for variant in served.values() if variant.bundle), None)
         named = {name: assigned[name] for name in served}
         return Choice(named, rules, bundle, len(served) < len(variants))
 
-    def describe(self, unserved: Collection[str]) -> list[dict[str, Any]]:
-        """The experiments as `/v1/about` lists them. unserved: as in `choose`."""
+    def describe(self, bundles: Collection[str]) -> list[dict[str, Any]]:
+        """The experiments as `/v1/about` lists them. bundles: as in `choose`."""
         read = self._read
         return [
             {
@@ -134,7 +134,7 @@ class ShopExperiments:
                         "share": share,
                         "rules": None if variant.rules is None else str(variant.rules),
                         "bundle": variant.bundle,
-                        "served": variant.bundle not in unserved,
+                        "served": _is_served(variant, bundles),
                     }
                     for name, share in experiment.shares.items()
                     for variant in [read.variant(experiment.name, name)]
@@ -142,3 +142,7 @@ class ShopExperiments:
             }
             for experiment in read.experiments.experiments
         ]
+
+
+def _is_served(variant: Variant, bundles: Collection[str]) -> bool:
+    return variant.bundle is None or variant.bundle in bundles
