@@ -8,12 +8,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from service_harness import ServiceHarness, service_harness
-from toy_service import PLACES, RULES, Nearest, ToyBundle, ToyShelf, toy_bundle, with_contents
+from toy_data import FACTS, noise, toy_stage
+from toy_service import (
+    PLACES,
+    RULES,
+    Nearest,
+    ToyBundle,
+    ToyFiller,
+    ToyShelf,
+    toy_bundle,
+    toy_settings,
+    with_contents,
+)
 
 from features.log.reader import read
 from features.log.records import EXPOSURES, Exposure
 from features.schema import EventRules, Placement
+from features.store.memory import MemoryStore
+from recsys.bundle.io import save_bundle
+from recsys.bundle.registry import publish_bundle
+from recsys.bundle.serving_copy import copies_folder
+from serving.app import create_app
 
 BACKWARDS = """
 experiments:
@@ -204,3 +221,41 @@ def test_a_variant_by_rules_of_another_layer_applies_to_the_bundle_of_a_variant(
         # the current bundle lacks i12: the rule does not fit it
         assert ([item["item_id"] for item in zoe["items"]], zoe["degraded"]) == (["i0", "i1", "i2"], ["rules"])
         assert (zoe["variant"], zoe["bundle"]) == ("model:control,pin:pin", "toy-1")
+
+
+def test_bundles_on_disk_by_their_fingerprints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "copies").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "copies"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "copies"))
+    paths = []
+    for seed in (0, 1):
+        stage, catalog, statistics = toy_stage(noise(), seed=seed)
+        paths.append(save_bundle(tmp_path / "bundles", catalog, stage, statistics, {**FACTS, "seed": seed}))
+    publish_bundle(paths[0])
+    first, second = (path.name for path in paths)
+    text = BACKWARDS.replace("bundle: second", f"bundle: '{second[:8]}'")
+    rules = EventRules(**FACTS["config"]["data"]["events"])
+    store = MemoryStore(rules)
+    app = create_app(
+        toy_settings(tmp_path, follow_seconds=3600, **settings(tmp_path, text)),
+        connect=lambda _: store,
+        filler=ToyFiller(tmp_path),
+    )
+    with TestClient(app) as client:
+
+        def answer(user: str) -> tuple[str, str, list[str]]:
+            given = client.get(f"/v1/users/{user}/recommendations?k=5").json()
+            return given["variant"], given["bundle"], [item["item_id"] for item in given["items"]]
+
+        event, minimum = next(iter(rules.positive.items()))
+        for user in ("eve", "bob"):
+            body = {"user_id": user, "item_id": answer(user)[2][0], "event": event, "value": minimum}
+            assert client.post("/v1/events", json=body).status_code == 202
+        assert (answer("eve")[:2], answer("bob")[:2]) == (("model:backwards", second), ("model:control", first))
+        gone = answer("eve")[2][0]
+        assert client.delete(f"/v1/items/{gone}").status_code == 200
+        assert gone not in answer("eve")[2]
+        publish_bundle(paths[1])
+        app.state.service.step()
+        assert (answer("eve")[:2], answer("bob")[:2]) == (("model:backwards", second), ("model:control", second))
+    assert [path.name for path in copies_folder().iterdir()] == []  # the service has let both go
