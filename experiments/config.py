@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from experiments.splits import SplitConfig
 from features.content.encoder_config import BuiltinConfig, EncoderConfig
 from features.content.parts import Limits
-from features.errors import ConfigError, Invalid, describe_invalid, describe_url
+from features.errors import ConfigError, Invalid, describe_invalid, describe_read_error, describe_url
 from features.files import not_a_file
 from features.schema import DataConfig, StrictModel
 from recsys.baselines import check_baseline
@@ -120,7 +120,7 @@ def load_config(path: Path | str, environ: Mapping[str, str] = os.environ) -> Ru
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path}: cannot be read: {describe_read_error(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8 text") from error
     raw = parse_yaml(text, str(path))
@@ -255,7 +255,8 @@ def _matching_key(section: dict[str, Any], name: str) -> str:
 
 def _keys(invalid: Invalid) -> tuple[str, ...]:
     """The keys that lead to an invalid value, without the kinds of unions."""
-    return (*_section(invalid.place[:-1])[1], *map(str, invalid.place[-1:]))
+    place = invalid.place[:-2] if invalid.place[-1:] == ("[key]",) else invalid.place  # of a key: its mapping
+    return (*_section(place[:-1])[1], *map(str, place[-1:]))
 
 
 def _explain(invalid: Invalid) -> str:

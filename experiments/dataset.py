@@ -22,12 +22,13 @@ from features.ids import IdMap
 from features.instants import DAY
 from features.interactions import SAME_TIME, Interactions
 from features.log.corrections import corrections_of
-from features.log.reader import ORDER, events_frame
+from features.log.reader import ORDER, damaged_lines, read_events
+from features.log.records import CORRECTIONS
 from features.progress import StartProgress
 from features.schema import ITEM, TIME, USER
-from features.tables.findings import NO_POSITIVE, unnamed_types
+from features.tables.findings import NO_POSITIVE, damaged_log, unnamed_types
 from features.tables.read import event_weights, read_items, read_tables
-from features.tables.report import Report
+from features.tables.report import Problem, Report
 from features.tables.validate import repeated_events
 from recsys.bundle.trained_events import event_keys
 
@@ -71,11 +72,14 @@ def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Da
     """Read and validate the tables and the event log of the service. The catalogue has no content vectors yet."""
     tables = read_tables(config.data, progress=progress)
     events, notes = without_ignored(tables.usable_events, config.data.events), list(tables.report.notes)
+    damaged: list[Problem] = []
     n_logged = duplicates = 0
     if config.data.log is not None:
         corrections = corrections_of(Path(config.data.log))
         events = corrections.corrected_frame(events)
-        logged = events_frame(Path(config.data.log), corrections.corrected_frame)
+        logged, lines = read_events(Path(config.data.log), corrections.corrected_frame)
+        lines = [*dict.fromkeys((*lines, *damaged_lines(Path(config.data.log), CORRECTIONS)))]
+        damaged = damaged_log(config.data.log, lines)
         notes += unnamed_types(logged, config.data.events, "event log") if len(logged) else []
         notes += [] if len(logged) else [f"event log: {config.data.log} has no events yet"]
         logged = without_ignored(logged, config.data.events)
@@ -116,7 +120,7 @@ def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Da
         users,
         log,
         digest.hexdigest()[:16],
-        replace(tables.report, problems=problems),
+        replace(tables.report, problems=(*problems, *damaged)),
         unknown_items=int((rows[len(rows) - n_logged :] < 0).sum()),
         duplicates=duplicates,
     )

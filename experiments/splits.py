@@ -34,7 +34,7 @@ class SplitConfig(StrictModel):
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the events before each cut, the newest ones, that choose the epochs and train the reranker."""
 
-    windows: Annotated[int, Field(ge=1)] = 1
+    windows: Annotated[int, Field(ge=1, le=1_000)] = 1
     """Number of windows of the test events. Models are fitted for each window. Small data needs several."""
 
 

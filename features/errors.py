@@ -16,7 +16,8 @@ RecsysError
 Each message names the place, the value and the remedy. Exceptions of the operating system and of libraries become one
 of these classes where they enter. `describe_os_error` words what the operating system says, `describe_read_error`
 what a reader of JSON says, `describe_write_error` what a writer of tables says, `describe_connection_error` what a
-connection says, and `describe_invalid` what pydantic says of a value.
+connection says, `describe_sqlite_error` what SQLite says, and `describe_invalid` what pydantic says of a value. What
+a library says stands at most in the parentheses of `detail`, after a sentence of ours.
 """
 
 import errno
@@ -87,6 +88,7 @@ REMEDIES = {
     errno.EISDIR: "a folder stands where a file is needed: move it, or choose another path",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ELOOP: "links point at each other in a circle: correct them",
     errno.EIO: "the disk reports a fault: check it",
 }
 """Error number of the operating system -> what mends it."""
@@ -126,20 +128,49 @@ def describe_connection_error(error: BaseException) -> str:
     return "the connection failed or was cut off"
 
 
+def detail(error: BaseException) -> str:
+    """The class and the first line of a library's exception in parentheses, to stand after a sentence of ours.
+
+    At most 200 characters are quoted, and no addresses of memory.
+    """
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error).strip().partition("\n")[0].strip())
+    return f" ({type(error).__name__}{': ' if text else ''}{text[:200]})"
+
+
+SQLITE = {
+    3: "it cannot be opened: give this user the right to it, or choose another path",
+    5: "another process writes it: try again when that has ended",
+    6: "another process writes it: try again when that has ended",
+    8: "it is read-only: give this user the right to write it",
+    10: "its disk reports a fault: check it",
+    11: "it is damaged: restore a backup, or move it away",
+    13: "its disk is full: free space there",
+    14: "it cannot be opened: check its folder and the right to it, or choose another path",
+    26: "it is no database of SQLite, or damaged: move it away, or choose another path",
+}
+"""Primary code of SQLite (SQLITE_PERM, …) -> why a database cannot be used, with the remedy."""
+
+
+def describe_sqlite_error(error: BaseException) -> str:
+    """Why a database file cannot be used, from the code of an exception of sqlite3."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
+    return SQLITE.get(code) or f"its tables are not those that are needed: move it away{detail(error)}"
+
+
 def describe_write_error(path: PathLike[str] | str, error: Exception) -> str:
     """Why a file cannot be written, in the words of the operating system, also where a library quotes them."""
     if not isinstance(error, OSError) or error.errno is None:
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
-            return f"{path}: {str(error).partition(chr(10))[0]}"
+            return f"{path}: it cannot be written there as it is; choose another path{detail(error)}"
         error = OSError(int(number[1]), os.strerror(int(number[1])))
     return describe_os_error(error if error.filename else OSError(error.errno, error.strerror, str(path)))
 
 
 def describe_read_error(error: Exception) -> str:
-    """Why a file of text or JSON that the product wrote cannot be read."""
+    """Why a file of text or JSON that the product wrote cannot be read; the caller names the file."""
     if isinstance(error, OSError):
-        return describe_os_error(error)
+        return describe_os_error(error).removeprefix(f"{error.filename}: ")
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 at byte {error.start}"
     if isinstance(error, json.JSONDecodeError):

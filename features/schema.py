@@ -239,7 +239,7 @@ class DataConfig(StrictModel):
     events: EventRules
     placements: dict[PlacementName, Placement] = Field(default={"home": Placement()}, min_length=1)
 
-    min_train_events: Annotated[int, Field(ge=0)] = 0
+    min_train_events: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
     """Items with fewer training events are not in the catalogue; their number is printed. 0 keeps cold items."""
 
     extra_columns: tuple[str, ...] = ()

@@ -10,20 +10,20 @@ from features.schema import StrictModel
 class TowerConfig(StrictModel):
     """Architecture of the two towers."""
 
-    dimension: Annotated[int, Field(ge=8, multiple_of=4)] = 64
+    dimension: Annotated[int, Field(ge=8, multiple_of=4, le=16_384)] = 64
     """Dimension of item and user vectors."""
 
-    nested: tuple[int, ...] = ()
+    nested: tuple[Annotated[int, Field(le=16_384)], ...] = ()
     """Shorter dimensions that the loss covers too (Matryoshka). Vectors can also be cut without them:
     `TwoTowers.rotate`."""
 
-    layers: Annotated[int, Field(ge=1)] = 2
+    layers: Annotated[int, Field(ge=1, le=100)] = 2
     """Transformer layers of the user tower."""
 
-    heads: Annotated[int, Field(ge=1)] = 2
+    heads: Annotated[int, Field(ge=1, le=1_000)] = 2
     """Attention heads of the user tower; must divide the dimension."""
 
-    history: Annotated[int, Field(ge=1)] = 100
+    history: Annotated[int, Field(ge=1, le=100_000)] = 100
     """Number of a user's newest events that the user tower reads."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -69,40 +69,40 @@ class RetrieverConfig(StrictModel):
     """exact: compares every item; hnsw: a graph; ivf-flat: inverted lists; ivf-pq: inverted lists of compressed
     vectors; gpu-: the same on a GPU if there is one, else on the CPU."""
 
-    effort: Annotated[int, Field(ge=1)] | None = None
+    effort: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Search effort: candidates of the graph (default 512) or lists (default 64, or a 64th). More effort raises
     recall and latency."""
 
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=16_384)] | None = None
     """Search in this many first dimensions, in which users vary most, then compare the results in all dimensions."""
 
-    refine: Annotated[int, Field(ge=1)] = 10
+    refine: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     """Items compared in all dimensions for each requested item, if cut or compressed vectors were searched."""
 
 
 class TrainingConfig(StrictModel):
     """Training of the towers."""
 
-    epochs: Annotated[int, Field(ge=1)] = 50
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 50
     """Maximum number of epochs."""
 
-    patience: Annotated[int, Field(ge=1)] = 3
+    patience: Annotated[int, Field(ge=1, le=1_000_000)] = 3
     """Training stops after this many epochs without a better validation NDCG@10."""
 
-    validation_states: Annotated[int, Field(ge=1)] = 5000
+    validation_states: Annotated[int, Field(ge=1, le=1_000_000_000)] = 5000
     """Maximum number of states of the validation window that are ranked after each epoch; the seed draws them."""
 
-    batch_events: Annotated[int, Field(ge=1)] = 8192
+    batch_events: Annotated[int, Field(ge=1, le=1_000_000_000)] = 8192
     """History events in a training step, padding included."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = 1e-3
     """Learning rate of AdamW after a linear warm-up over the first epoch."""
 
-    id_rate: Annotated[float, Field(gt=0)] = 1.0
+    id_rate: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
     """Factor of the learning rate of id embeddings. Below 1 they stay closer to their initial vectors, an SVD of the
     events."""
 
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1_000)] = 0.01
     """Weight decay of AdamW."""
 
     schedule: Literal["constant", "cosine"] = "constant"
@@ -113,7 +113,7 @@ class TrainingConfig(StrictModel):
     """softmax, gbce: against `negatives`; in-batch: softmax against the other targets of the step, without
     `negatives`. See `recsys.towers.losses`."""
 
-    negatives: Annotated[int, Field(ge=0)] = 0
+    negatives: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """0: all items are negatives; else this many uniformly drawn items, the same for all pairs of a step."""
 
 
@@ -155,16 +155,16 @@ class SourceQuotas(StrictModel):
 class RerankerConfig(StrictModel):
     """The reranker: LambdaMART over the candidates of retrieval."""
 
-    candidates: Annotated[int, Field(ge=10)] = 500
+    candidates: Annotated[int, Field(ge=10, le=1_000_000)] = 500
     """Number of candidates that retrieval passes to the reranker."""
 
     sources: SourceQuotas = SourceQuotas()
     """Where candidates come from."""
 
-    trees: Annotated[int, Field(ge=1)] = 100
+    trees: Annotated[int, Field(ge=1, le=100_000)] = 100
     leaves: Annotated[int, Field(ge=2, le=131072)] = 7
-    learning_rate: Annotated[float, Field(gt=0)] = 0.03
-    groups: Annotated[int, Field(ge=1)] = 5000
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.03
+    groups: Annotated[int, Field(ge=1, le=1_000_000_000)] = 5000
     """Maximum number of states of the validation window that the reranker is trained on; the seed draws them."""
 
     cold_share: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -177,28 +177,28 @@ class RerankerConfig(StrictModel):
 class AlignmentConfig(StrictModel):
     """Alignment of the content vectors in a shared space."""
 
-    nested: tuple[int, ...] = (32, 64, 128, 256)
+    nested: tuple[Annotated[int, Field(le=16_384)], ...] = (32, 64, 128, 256)
     """Dimensions that vectors can be cut to, in ascending order; the last is the full dimension."""
 
-    shrinkage: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
+    shrinkage: tuple[Annotated[float, Field(ge=0, le=1_000_000)], ...] = (1.0, 3.0, 10.0, 30.0)
     """Candidate values of the shrinkage of each space, in units of its mean variance; held-out items decide."""
 
-    power: tuple[float, ...] = (0.5, 1.0)
+    power: tuple[Annotated[float, Field(ge=-100, le=100)], ...] = (0.5, 1.0)
     """Candidate exponents p: a direction is scaled by its agreement between spaces ** p; held-out items decide."""
 
-    within: tuple[float, ...] = (0.3, 1.0)
+    within: tuple[Annotated[float, Field(ge=0, le=1_000_000)], ...] = (0.3, 1.0)
     """Candidate weights of agreement within a space, relative to agreement between spaces; held-out items decide."""
 
-    steps: Annotated[int, Field(ge=0)] = 40
+    steps: Annotated[int, Field(ge=0, le=1_000_000)] = 40
     """Minimum number of steps of each stage (see `passes`); 0: only the closed form."""
 
-    passes: Annotated[int, Field(ge=0)] = 4
+    passes: Annotated[int, Field(ge=0, le=1_000_000)] = 4
     """Minimum number of times that each stage sees each item."""
 
-    batch: Annotated[int, Field(ge=2)] = 1024
+    batch: Annotated[int, Field(ge=2, le=1_000_000)] = 1024
     """Items in a step. Each is a negative of the others."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = 3e-4
     """Initial learning rate of AdamW; decays to zero by a cosine in each stage."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -7,17 +7,58 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from features.errors import ConfigError, describe_invalid, describe_read_error
+from features.errors import ConfigError, describe_invalid, describe_read_error, detail
 from features.files import not_a_file
 
 T = TypeVar("T", bound=BaseModel)
+
+WORDS = {
+    "mapping values are not allowed": "a colon where no key can stand: put a text with a colon in quotes, or correct "
+    "the indentation",
+    "found character '\\t'": "a tab: indent with spaces",
+    "that cannot start any token": "no text can begin with this character: put the text in quotes",
+    "expected ',' or": "a bracket is not closed, or a comma is missing",
+    "expected ':'": "a key without a colon, or a wrong indentation",
+    "expected <block end>": "the indentation does not fit the lines before: align it",
+    "the node content": "a value is missing, or a bracket is not closed",
+    "unexpected end of stream": "a quotation mark is opened and not closed",
+    "incompatible": "it is of a later version of YAML: remove the line %YAML",
+    "document": "a second document begins: keep one, and remove the lines --- and ...",
+    "undefined alias": "an alias (*name) without its anchor (&name): put a text that begins with * in quotes",
+    "second occurrence": "an anchor (&name) stands twice: name them differently",
+    "could not determine a constructor": "a tag (!name) that is not known: put a text that begins with ! in quotes",
+    "unknown escape character": "a backslash in a text with double quotes: use single quotes, or write it twice",
+    "escape sequence": "a backslash in a text with double quotes: use single quotes, or write it twice",
+    "not allowed": "a character that a text cannot have: save the file as UTF-8 text",
+    "alphabetic or numeric character": "a * or & without a name: put a text that begins with it in quotes",
+}
+"""Part of what the parser says of a problem -> our words, with the remedy. The first that fits counts."""
+
+NO_YAML = "it cannot be read there: correct it, or put the text in quotes"
+
+NO_VALUE = "a date, a number or another value that does not exist: correct it, or put it in quotes"
+
+
+class _OwnError(yaml.constructor.ConstructorError):
+    """A key or a value that is not read; its problem is in our words."""
 
 
 class _Loader(yaml.SafeLoader):
     """YAML without two surprises: a key that stands twice, and a key that is not read as text, such as yes."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node. Raises ConstructorError, with the place, for one that does not exist, e.g. a date."""
+        try:
+            value = super().construct_object(node, deep)
+            # JSON writes a character beyond U+FFFF as two escapes, which YAML reads as two halves
+            return value.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(value, str) else value
+        except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
+            raise _OwnError(None, None, f"{NO_VALUE}{detail(error)}", node.start_mark) from error
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node. Raises ConstructorError, with the place, for such a key."""
+        if not isinstance(node, yaml.MappingNode):
+            raise _OwnError(None, None, "named values are needed there: remove the tag (!name)", node.start_mark)
         known: set[str] = set()
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
@@ -26,9 +67,9 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(name, str):
                 given = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
                 problem = f"the key {given} is read as {name!r}, not as text: put it in quotes"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                raise _OwnError(None, None, problem, key.start_mark)
             if name in known:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", key.start_mark)
+                raise _OwnError(None, None, f"the key {name!r} stands twice: keep one", key.start_mark)
             known.add(name)
         return super().construct_mapping(node, deep)
 
@@ -40,11 +81,23 @@ def parse_yaml(text: str, place: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f" line {mark.line + 1}, column {mark.column + 1}"
-        raise ConfigError(f"{place}{line}: not YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date such as 2024-13-01
-        raise ConfigError(f"{place}: not YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{place}{line}: not YAML: {_reason(error)}") from error
+    except yaml.reader.ReaderError as error:
+        at = text.count("\n", 0, error.position) + 1
+        raise ConfigError(
+            f"{place} line {at}: not YAML: it has the character U+{error.character:04X}, which a text cannot have: "
+            "save it as UTF-8 text"
+        ) from error
     except RecursionError:
         raise ConfigError(f"{place}: not a configuration: too many levels of nesting") from None
+
+
+def _reason(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong, with the remedy."""
+    said = str(error.problem or error.context)
+    if isinstance(error, _OwnError):
+        return said
+    return next((words for sign, words in WORDS.items() if sign in said), f"{NO_YAML}{detail(ValueError(said))}")
 
 
 def line_of(text: str, keys: Iterable[str | int]) -> int:

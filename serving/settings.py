@@ -67,13 +67,13 @@ class ServeSettings(BaseSettings):
     events_days: float | None = Field(default=None, gt=0)
     """Days that accepted events are kept in the log after an export. Without it they are kept for ever."""
 
-    events_bytes: int | None = Field(default=None, ge=1)
+    events_bytes: int | None = Field(default=None, ge=1, le=1 << 60)
     """Bytes of events that the log keeps after an export; without it, all."""
 
     exposures_days: float = Field(default=30, gt=0)
     """Days that exposures are kept in the log; inf keeps them for ever."""
 
-    exposures_bytes: int | None = Field(default=None, ge=1)
+    exposures_bytes: int | None = Field(default=None, ge=1, le=1 << 60)
     """Bytes of exposures that the log keeps; without it, all of those days."""
 
     exposure_sample: float = Field(default=0.01, ge=0, le=1)
@@ -90,7 +90,7 @@ class ServeSettings(BaseSettings):
     threads: int = Field(default=4, ge=1, le=1024)
     """Largest number of requests computed at once."""
 
-    search_bytes: int = Field(default=32 << 20, ge=1)
+    search_bytes: int = Field(default=32 << 20, ge=1, le=1 << 40)
     """Largest body of a search or an item, in bytes, including its images, sounds and videos."""
 
     search_wait: float = Field(default=10.0, gt=0, le=3600)

@@ -67,7 +67,7 @@ LAYERS = {
     ),
     "experiments": (
         ("splits", "config"),
-        ("preflight", "dataset"),
+        ("preflight", "dataset", "statistics"),
         ("evaluation",),
         ("tracking",),
         ("pipelines",),

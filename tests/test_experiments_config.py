@@ -11,6 +11,7 @@ from toy_data import toy_config
 from experiments.config import RunConfig, load_config
 from features.errors import ConfigError
 from recsys.config import TowerConfig
+from serving.settings import ServeSettings
 
 
 @pytest.fixture
@@ -272,18 +273,37 @@ def test_the_error_of_an_unset_variable_names_it(load):
         (b"name: [", "line 1, column 8: not YAML"),
         (b"name: \xff", "not UTF-8 at byte 6: save it as UTF-8 text"),
         ("name: x".encode("utf-16"), "not UTF-8 at byte 0"),
-        (bytes(range(8)) * 50, "not YAML: unacceptable character #x0000"),
+        (bytes(range(8)) * 50, "line 1: not YAML: it has the character U+0000"),
         (b"PK\x03\x04\xff", "not UTF-8"),
-        (b"name: x\n\tseed: 1", "c.yaml line 2, column 1: not YAML: found character '\\t'"),
+        (b"name: x\n\tseed: 1", "c.yaml line 2, column 1: not YAML: a tab: indent with spaces"),
         (b"name: x\nseed: 1\nname: y", "line 3, column 1: not YAML: the key 'name' stands twice"),
         (b"data:\n  events:\n    positive: {yes: null}", "line 3, column 16: not YAML: the key yes is read as True"),
         (b"data: {2024-01-01: 1}", "the key 2024-01-01 is read as datetime.date(2024, 1, 1), not as text: put it in"),
         (b"? [a, b]\n: 1", "the key a list or mapping is read as"),
-        (b"name: 2024-13-01", "not YAML: month must be in 1..12"),
+        (b"name: 2024-13-01", "line 1, column 7: not YAML: a date, a number or another value that does not exist"),
         (b"name: 2024-01-01\ndata: 1", "name: must be a text (got 2024-01-01; put it"),
         (b"name: yes\ndata: 1", "name: must be a text (got true; put it in quotes)"),
         (b"name: &a {b: *a}", "an alias contains itself"),
         (b"[" * 5000, "too many levels of nesting"),
+        (b"a: b: c", "line 1, column 5: not YAML: a colon where no key can stand: put a text with a colon in quotes"),
+        (b"a: 'x", "line 1, column 6: not YAML: a quotation mark is opened and not closed"),
+        (b"a: @x", "line 1, column 4: not YAML: no text can begin with this character: put the text in quotes"),
+        (b"a: [1, 2", "not YAML: a bracket is not closed, or a comma is missing"),
+        (b"a:\n  - 1\n b: 2", "line 3, column 2: not YAML: the indentation does not fit the lines before: align it"),
+        (b"a: 1\n---\nb: 2", "line 2, column 1: not YAML: a second document begins: keep one"),
+        (b"a: *x", "not YAML: an alias (*name) without its anchor"),
+        (b"a: &x 1\nb: &x 2", "line 2, column 4: not YAML: an anchor (&name) stands twice"),
+        (b"a: &", "not YAML: a * or & without a name"),
+        (b"a: !foo 1", "not YAML: a tag (!name) that is not known"),
+        (b'a: "\\q"', "not YAML: a backslash in a text with double quotes"),
+        (b'a: "\\xzz"', "not YAML: a backslash in a text with double quotes"),
+        (b"a: ]", "not YAML: a value is missing, or a bracket is not closed"),
+        (b"%YAML 3.0\n---\na: 1", "not YAML: it is of a later version of YAML: remove the line %YAML"),
+        (b"a: !!timestamp x", "line 1, column 4: not YAML: a date, a number or another value that does not exist"),
+        (b"a: !!bool x", "line 1, column 4: not YAML: a date, a number or another value that does not exist"),
+        (b"a: !!set x", "line 1, column 4: not YAML: named values are needed there: remove the tag"),
+        (b'name: "b\\ud83c"', "line 1, column 7: not YAML: a date, a number or another value that does not exist"),
+        (b"a: !!seq 1", "not YAML: it cannot be read there: correct it, or put the text in quotes (ValueError: "),
         (b"# only a comment", "sections of named values are needed (got an empty file)"),
         (b"name: !!python/object/apply:os.getcwd []", "not YAML"),  # no code is executed
         (b"1: 2", "the key 1 is read as 1, not as text: put it in quotes"),
@@ -295,6 +315,58 @@ def test_an_invalid_file_is_refused(tmp_path, content, message):
         load_config(tmp_path / "c.yaml", {})
     assert message in str(caught.value)
     assert "c.yaml" in str(caught.value)
+
+
+def test_characters_that_json_writes_as_two_escapes_are_one(tmp_path):
+    raw = json.loads(json.dumps(yaml.safe_load(toy_config(tmp_path).read_text())))
+    raw["bundles"] = "b\N{CLAPPER BOARD}"
+    (tmp_path / "c.yaml").write_text(json.dumps(raw))
+    assert r"\ud83c\udfac" in (tmp_path / "c.yaml").read_text()
+    assert load_config(tmp_path / "c.yaml", {}).bundles == "b\N{CLAPPER BOARD}"
+
+
+def unbounded(node, place=()):
+    """Places in a JSON schema of numbers without an upper bound."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if isinstance(node, dict):
+        if node.get("type") in ("integer", "number") and not node.keys() & {"maximum", "exclusiveMaximum"}:
+            yield place
+        for key, value in node.items():
+            yield from unbounded(value, (*place, str(key)))
+
+
+def test_every_number_has_an_upper_bound():
+    """A number without one ends in a library, after hours: as too many trees, or an array that is too large."""
+    places = unbounded(RunConfig.model_json_schema())
+    free = {".".join(part for part in place if not part.isdigit()) for place in places}
+    assert free == {
+        "$defs.EventRules.properties.positive.additionalProperties.anyOf",  # compared with values of events only
+        "properties.baselines.additionalProperties.additionalProperties.anyOf",  # checked by each baseline
+    }
+    settings = {place[1] for place in unbounded(ServeSettings.model_json_schema())}
+    assert settings == {"events_days", "exposures_days"}  # inf keeps for ever
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"reranker": {"candidates": 10**30}}, "reranker.candidates: must be 1,000,000 or less (got 1" + "0" * 30),
+        ({"reranker": {"learning_rate": 1e300}}, "reranker.learning_rate: must be 100 or less (got 1e+300)"),
+        ({"split": {"kind": "time", "windows": 10**12}}, "split.windows: must be 1,000 or less (got 1000000000000)"),
+        ({"alignment": {"nested": [8, 10**9]}}, "alignment.nested.1: must be 16,384 or less (got 1000000000)"),
+    ],
+)
+def test_a_number_beyond_its_bound_is_refused(load, change, said):
+    with pytest.raises(ConfigError) as caught:
+        load(**change)
+    assert said in str(caught.value)
+
+
+def test_the_name_of_a_placement_is_refused_with_the_place_of_its_mapping(load):
+    with pytest.raises(ConfigError) as caught:
+        load(data={"source": "movielens", "path": "x", "placements": {"": {"repeats": True}}})
+    assert "data.placements: the name of a placement has 1 to 100 characters" in str(caught.value)
 
 
 def float_fields(model, place=()):

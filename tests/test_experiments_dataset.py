@@ -1,5 +1,7 @@
 """The data set of tables and the event log: rows, ignored events, the hash, and content vectors."""
 
+from zlib import crc32
+
 import numpy as np
 import polars as pl
 import pytest
@@ -12,7 +14,8 @@ from features.content.parts import Limits
 from features.errors import ConfigError
 from features.log.event_log import EventLog
 from features.log.reader import events_frame
-from features.log.records import Event
+from features.log.records import Event, EventUndone
+from features.log.status import log_status
 
 
 @pytest.fixture
@@ -32,6 +35,13 @@ def append_events(tmp_path, *events, event="take"):
         [Event(user_id=u, item_id=i, event=event, timestamp=t, event_id=f"{u} {i} {t}") for u, i, t in events]
     )
     log.close()
+
+
+@pytest.fixture
+def logged(tmp_path):
+    """The section of a configuration that reads a log."""
+    data = {"source": "folder", "path": str(tmp_path / "data"), "log": str(tmp_path / "log")}
+    return {"data": data | {"events": {"positive": {"take": None}}}}
 
 
 def ids(dataset):
@@ -250,3 +260,56 @@ def test_embedding_without_an_encoder_is_refused(tmp_path, load):
     load()
     with pytest.raises(ConfigError, match="encoder is null"):
         embed_catalog(load_config(toy_config(tmp_path), {}))
+
+
+def damage(folder, *texts):
+    """Change each of the texts in the one segment of a folder; the places of their lines."""
+    (segment,) = folder.glob("*.log")
+    segment.chmod(0o600)
+    data = segment.read_bytes()
+    lines = data.splitlines(keepends=True)
+    for text in texts:
+        data = data.replace(text, text.swapcase())
+    segment.write_bytes(data)
+    starts = {text: sum(map(len, lines[:k])) for k, line in enumerate(lines) for text in texts if text in line}
+    return [f"{folder.name}/{segment.name} byte {starts[text]:,}" for text in texts]
+
+
+def test_damaged_lines_of_the_log_are_reported(load, logged, tmp_path):
+    append_events(tmp_path, *((f"u{n}", "i2", START + n) for n in range(1, 8)))
+    log = EventLog(tmp_path / "log")
+    log.append_now([EventUndone(user_id="u1", event_id="nothing", timestamp=START)])
+    log.close()
+    assert load(**logged).report.problems == ()
+    places = damage(tmp_path / "log" / "events", b'"u2"', b'"u4"', b'"u6"', b'"u7"')  # u7: no valid line after it
+    damage(tmp_path / "log" / "corrections", b'"u1"')
+    dataset = load(**logged)
+    assert len(dataset.events) == 50 + 3
+    (problem,) = dataset.report.problems
+    assert (problem.table, problem.reason, problem.action) == ("event log", "damaged line", "rejected")
+    assert (problem.count, problem.places) == (5, tuple(places[:3]))
+    assert f"restore the segment from a backup of {tmp_path / 'log'}" in problem.advice
+    status = {stream.stream: stream.damaged for stream in log_status(tmp_path / "log", check=True).streams}
+    assert status == {"events": 4, "corrections": 1, "exposures": 0, "items": 0}
+
+
+def test_the_end_of_a_segment_that_is_being_written_is_not_damaged(load, logged, tmp_path):
+    log = EventLog(tmp_path / "log")
+    log.append_now([Event(user_id="u1", item_id="i2", event="take", timestamp=START, event_id="e")])
+    (segment,) = (tmp_path / "log" / "events").glob("*.log")
+    with segment.open("ab") as file:
+        file.write(b"0123 half a line")
+    assert load(**logged).report.problems == ()
+    log.close()
+
+
+def test_records_of_a_later_version_are_reported_with_another_remedy(load, logged, tmp_path):
+    payload = b'{"v":99,"kind":"event","user_id":"u1","item_id":"i2"}'
+    segment = tmp_path / "log" / "events" / f"{1:020d}-7.log"
+    segment.parent.mkdir(parents=True)
+    segment.write_bytes(b"%08x %s\n" % (crc32(payload), payload))
+    (problem,) = load(**logged).report.problems
+    assert problem.line == (
+        f"event log: record of a later version: 1 rejected (first events/{segment.name} byte 0; a newer version "
+        "wrote it: install that version)"
+    )

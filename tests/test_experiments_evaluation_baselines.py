@@ -278,7 +278,7 @@ def test_a_baseline_that_lacks_texts_is_left_out_and_named(tmp_path, name):
     dataset, lines = without_words(dataset_of(RECENT)), Lines()
     assert chosen_baseline(name, config_of(tmp_path, {name: {}}), dataset, splits_of(dataset), lines) == {}
     (line,) = lines.lines
-    assert line.startswith(f"{name} is left out: TF-IDF of 12 item texts: empty vocabulary")
+    assert line.startswith(f"{name} is left out: TF-IDF of 12 item texts: no word has two letters")
 
 
 def test_the_line_of_a_choice_has_its_cost(tmp_path):

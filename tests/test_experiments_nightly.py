@@ -24,7 +24,8 @@ from experiments.tracking.mlflow import NullTracker
 from features.errors import ConfigError, DataError, FileError, StoreError
 from features.store.redis import RedisStore
 from features.store.redis_server import RedisServer
-from recsys.bundle.io import load_bundle, read_manifest, trained_events
+from recsys.bundle.formats import read_manifest
+from recsys.bundle.io import load_bundle, trained_events
 from recsys.bundle.registry import current_bundle, list_bundles
 from recsys.cli.main import main
 from recsys.retrieval.index import Index

@@ -105,7 +105,7 @@ def test_a_damaged_database_is_moved_with_what_lies_beside_it(
     assert [name.removeprefix(moved[0]) for name in moved] == ["", "-shm", "-wal"]
     assert moved[0].startswith("mlflow.db.damaged-20")
     assert (tmp_path / f"{moved[0]}-wal").read_text() == "-wal"
-    assert "was incomplete and holds nothing (file is not a database)" in caplog.text
+    assert "was incomplete and holds nothing (it cannot be used: check the address in" in caplog.text
 
 
 @pytest.mark.parametrize("readable", [True, False])
@@ -206,7 +206,9 @@ def test_a_configuration_that_the_system_does_not_give(tmp_path: Path, monkeypat
     monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(ConfigError) as caught:
         load_config(path, {})
-    assert str(caught.value) == f"{path}: cannot be read: Permission denied"
+    assert str(caught.value) == (
+        f"{path}: cannot be read: Permission denied; give this user the right to it, or choose another path"
+    )
 
 
 def test_a_folder_of_slates_whose_manifest_is_a_folder(tmp_path: Path) -> None:

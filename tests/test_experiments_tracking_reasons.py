@@ -18,6 +18,9 @@ class Wrapped(Exception):
         self.orig = ValueError(text)
 
 
+REFUSED = "its server refuses: check the address in MLFLOW_TRACKING_URI, and the rights of its user"
+
+
 SERVER = "what answers there is no MLflow server, or refuses the request"
 
 
@@ -38,7 +41,7 @@ SERVER = "what answers there is no MLflow server, or refuses the request"
             f"{SERVER} (status 404): correct MLFLOW_TRACKING_URI",
         ),
         ("API request to endpoint: x", f"{SERVER}: correct MLFLOW_TRACKING_URI"),
-        ("first\nsecond", "first"),
+        ("first\nsecond", "it cannot be used: check the address in MLFLOW_TRACKING_URI (RuntimeError: first)"),
     ],
 )
 def test_reasons(text: str, words: str) -> None:
@@ -46,10 +49,10 @@ def test_reasons(text: str, words: str) -> None:
 
 
 def test_the_reason_of_the_driver_is_told() -> None:
-    assert reason(Wrapped("disk is full")) == "disk is full"
+    assert reason(Wrapped("disk is full")) == f"{REFUSED} (ValueError: disk is full)"
     with pytest.raises(RuntimeError) as caught:
         raise RuntimeError("outer") from Wrapped("no such table")
-    assert reason(caught.value) == "no such table"
+    assert reason(caught.value) == f"{REFUSED} (ValueError: no such table)"
 
 
 def test_figures_and_names_of_the_database() -> None:
@@ -98,7 +101,10 @@ def test_a_missing_or_empty_file_holds_nothing_and_another_file_is_refused(tmp_p
     file.write_bytes(b"no database" * 100)
     with pytest.raises(FileError) as caught:
         database._holds_records(file)
-    assert str(caught.value) == f"{file}: file is not a database; move the file away: a new one is created"
+    assert str(caught.value) == (
+        f"{file}: it is no database of SQLite, or damaged: move it away, or choose another path; without the file a "
+        "new one is created"
+    )
 
 
 def test_paths_of_a_moved_folder(tmp_path: Path) -> None:

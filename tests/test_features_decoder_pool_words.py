@@ -155,9 +155,14 @@ def raises(error: Exception) -> Any:
 
 def test_a_reader_names_the_source_itself_and_a_decoder_does_not() -> None:
     assert answered(raises(ContentError("a.jpg: gone"))) == [{"error": "a.jpg: gone"}]
-    assert answered(raises(KeyError("k"))) == [{"error": "KeyError: 'k'"}]
+    assert answered(raises(KeyError("k"))) == [
+        {"error": "it cannot be prepared for its encoder; choose another file (KeyError: 'k')"}
+    ]
     assert answered(lambda source, limits: b"", None) == [
-        {"error": "3 bytes: TypeError: 'NoneType' object is not callable"}
+        {
+            "error": "3 bytes: it cannot be prepared for its encoder; choose another file (TypeError: 'NoneType' "
+            "object is not callable)"
+        }
     ]
     (long,) = answered(raises(ContentError("x" * 3_000)))
     assert long == {"error": "x" * 2_000}
@@ -188,4 +193,6 @@ def test_arrays_are_sent_with_their_shapes() -> None:
         np.arange(2, dtype="<f4").tobytes(),  # an empty array sends nothing
     ]
     (refused,) = answered(read, unknown)
-    assert refused["error"].startswith("3 bytes: TypeError: an array of complex128; supported types: ")
+    assert refused["error"].startswith(
+        "3 bytes: it cannot be prepared for its encoder; choose another file (TypeError: an array of complex128; "
+    )

@@ -142,7 +142,7 @@ def test_a_damaged_index_is_an_error_with_a_remedy(tmp_path):
     path = tmp_path / "files.sqlite"
     path.write_bytes(b"no database" * 1000)
     with pytest.raises(
-        StoreError, match=r"files\.sqlite: the index .* cannot be used: it is damaged: remove it, and"
+        StoreError, match=r"files\.sqlite: the index .* cannot be used: it is no database of SQLite, or damaged: "
     ):
         FileDigests(path, Limits())
     path.unlink()

@@ -40,9 +40,10 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             "gemma needs the package torchvision: install this project with the extra `native`",
         ),
         (
-            ImportError("needs\n  a newer   timm " + "x" * 400),
+            ImportError("needs a newer timm " + "x" * 400 + "\nmore"),
             DependencyError,
-            "gemma: needs a newer timm " + "x" * 281,
+            "gemma: it needs a package that is missing or of another version: install this project with the extra "
+            "`native` (ImportError: needs a newer timm " + "x" * 181 + ")",
         ),
         (ConfigError("set family"), ConfigError, "set family"),
         (

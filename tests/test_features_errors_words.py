@@ -2,6 +2,8 @@
 
 import errno
 import json
+import sqlite3
+from contextlib import closing
 from datetime import date, datetime
 from enum import Enum
 from pathlib import Path
@@ -12,10 +14,13 @@ import pytest
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from features.errors import (
+    SQLITE,
     describe_invalid,
     describe_os_error,
     describe_read_error,
+    describe_sqlite_error,
     describe_write_error,
+    detail,
     missing_package,
 )
 
@@ -51,12 +56,42 @@ def test_an_error_that_says_nothing_is_named_by_its_class() -> None:
 
 
 def test_why_a_file_of_the_product_cannot_be_read() -> None:
-    assert describe_read_error(OSError(errno.ENOENT, "No such", "x")) == "x: No such; check the path"
+    assert describe_read_error(OSError(errno.ENOENT, "No such", "x")) == "No such; check the path"
     assert describe_read_error(UnicodeDecodeError("utf-8", b"abc", 2, 3, "bad")) == "not UTF-8 at byte 2"
     with pytest.raises(json.JSONDecodeError) as caught:
         json.loads('{\n "a": x}')
     assert describe_read_error(caught.value) == "not JSON at line 2, column 7"
     assert describe_read_error(KeyError("format")) == "not what this version writes"
+
+
+def test_what_a_library_says_stands_in_parentheses() -> None:
+    assert detail(ValueError("first\nsecond")) == " (ValueError: first)"
+    assert detail(ValueError("\n  first  \n")) == " (ValueError: first)"
+    assert detail(KeyError()) == " (KeyError)"
+    assert detail(RuntimeError("x" * 300)) == f" (RuntimeError: {'x' * 200})"
+    assert detail(OSError("cannot identify <_io.BytesIO object at 0x7f00Ab>")) == (
+        " (OSError: cannot identify <_io.BytesIO object>)"
+    )
+
+
+def test_why_a_database_file_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "a.db").write_bytes(b"no database" * 100)
+    with closing(sqlite3.connect(tmp_path / "a.db")) as connection, pytest.raises(sqlite3.DatabaseError) as caught:
+        connection.execute("SELECT * FROM sqlite_master")
+    assert describe_sqlite_error(caught.value).startswith("it is no database of SQLite, or damaged: move it away")
+    with pytest.raises(sqlite3.OperationalError) as other:
+        sqlite3.connect(tmp_path / "none" / "a.db")
+    assert describe_sqlite_error(other.value).startswith("it cannot be opened: check its folder")
+    with closing(sqlite3.connect(":memory:")) as connection, pytest.raises(sqlite3.OperationalError) as last:
+        connection.execute("SELECT * FROM runs")
+    assert describe_sqlite_error(last.value) == (
+        "its tables are not those that are needed: move it away (OperationalError: no such table: runs)"
+    )
+    codes = {name: getattr(sqlite3, f"SQLITE_{name}") for name in NAMES}
+    assert sorted(codes.values()) == sorted(SQLITE)
+
+
+NAMES = ("PERM", "BUSY", "LOCKED", "READONLY", "IOERR", "CORRUPT", "FULL", "CANTOPEN", "NOTADB")
 
 
 def test_why_a_table_cannot_be_written() -> None:
@@ -68,7 +103,9 @@ def test_why_a_table_cannot_be_written() -> None:
     assert describe_write_error("a/b.parquet", OSError(errno.ENOSPC, "No space left on device", "c")) == (
         "c: No space left on device; free space on its disk"
     )
-    assert describe_write_error(Path("a/b"), RuntimeError("another\ncause")) == "a/b: another"
+    assert describe_write_error(Path("a/b"), RuntimeError("another\ncause")) == (
+        "a/b: it cannot be written there as it is; choose another path (RuntimeError: another)"
+    )
 
 
 def test_a_missing_package() -> None:

@@ -18,7 +18,7 @@ from features.schema import DataConfig
 from features.tables.files.file_format import check_format
 from features.tables.read import read_items, read_tables
 from features.tables.sources import get
-from recsys.bundle.io import read_manifest
+from recsys.bundle.formats import read_manifest
 from recsys.bundle.serving_copy import load_serving_bundle
 from recsys.cli.options import config_path
 from recsys.cli.serve import _check_file

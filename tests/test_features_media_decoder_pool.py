@@ -100,8 +100,8 @@ def test_all_kinds_of_arrays_are_returned(pool):
     transposed[0] = 1  # the caller may write to the arrays
     (error,) = pool.map(media.run_command, [b"words"], LIMITS)
     assert str(error) == (
-        "5 bytes: TypeError: an array of <U5; supported types: "
-        "uint8, int16, int32, int64, float16, float32, float64, bool"
+        "5 bytes: it cannot be prepared for its encoder; choose another file (TypeError: an array of <U5; supported "
+        "types: uint8, int16, int32, int64, float16, float32, float64, bool)"
     )
 
 
@@ -125,7 +125,9 @@ def test_errors_name_their_source(pool, tmp_path):
     assert str(first).startswith(f"{damaged}: the jpeg cannot be decoded")
     assert str(others[0]).startswith(f"{tmp_path}/none.jpg: no such file; check the path")
     assert str(others[1]).startswith("'http://127.0.0.1/x': URLs are not fetched here")
-    assert as_texts(pool.map(media.run_command, sources[3:], LIMITS)) == ["15 bytes: KeyError: 'over it'"]
+    assert as_texts(pool.map(media.run_command, sources[3:], LIMITS)) == [
+        "15 bytes: it cannot be prepared for its encoder; choose another file (KeyError: 'over it')"
+    ]
 
 
 def test_a_source_that_ends_its_worker_does_not_affect_others(strict_pool):

@@ -104,7 +104,7 @@ def test_any_type_in_any_column_gives_values_or_an_error(
 def test_a_type_that_arrow_cannot_read_back_is_an_error_of_the_file(tmp_path: Path, kind: pa.DataType) -> None:
     frame = scan(written(tmp_path / "items.parquet", item_id=["a", "b"], other=pa.array([None, None], kind)))
     with (
-        pytest.raises(DataError, match=r"items.parquet cannot be read: .*; write the file again"),
+        pytest.raises(DataError, match=r"items.parquet cannot be read: .*: write the file again"),
         reading("items.parquet"),
     ):
         frame.collect()

@@ -196,14 +196,14 @@ def test_a_similar_name_is_meant_and_a_name_of_the_contract_is_not():
             "malformed CSV",
             "a quotation mark is opened and not closed: quote the field, and write a mark inside it twice",
         ),
-        ("other", "write the file again"),
-        ("", "write the file again"),
+        ("other", "it is damaged, or a column holds values of several types: write the file again"),
+        ("", "it is damaged, or a column holds values of several types: write the file again"),
     ],
 )
 def test_errors_of_readers_have_a_remedy(message, advice):
     with pytest.raises(DataError) as caught, reading("a.csv"):
         raise pl.exceptions.ComputeError(f"{message}\nsecond line")
-    assert str(caught.value) == f"a.csv cannot be read: {message or 'second line'}; {advice}"
+    assert str(caught.value) == f"a.csv cannot be read: {advice} (ComputeError: {message or 'second line'})"
     with pytest.raises(FileNotFoundError), reading("a.csv"):
         raise FileNotFoundError(2, "No such file or directory", "a.csv")
 

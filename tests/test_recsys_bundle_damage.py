@@ -14,8 +14,8 @@ from toy_data import FACTS, toy_catalog, toy_stage
 from typer.testing import CliRunner
 
 from features.errors import BundleError
-from recsys.bundle.formats import checksum_of, fingerprint_of
-from recsys.bundle.io import load_bundle, read_manifest, save_bundle, trained_events
+from recsys.bundle.formats import checksum_of, fingerprint_of, read_manifest
+from recsys.bundle.io import load_bundle, save_bundle, trained_events
 from recsys.bundle.registry import publish_bundle
 from recsys.cli.main import app
 

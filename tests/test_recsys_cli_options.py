@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from features.errors import ConfigError
 from recsys.cli.main import app, main
+from recsys.cli.options import bind
 
 COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "bench": (["name"], {"--short": False, "--json": False}),
@@ -31,7 +33,20 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "experiment assignments": (["file", "users"], {"--user": None}),
     "experiment check": (["file"], {}),
+    "experiment analyse": (
+        ["outcomes"],
+        {
+            "--event": None,
+            "--experiment": None,
+            "--control": None,
+            "--share": [],
+            "--before": None,
+            "--planned": None,
+            "--json": False,
+        },
+    ),
     "experiment compare": (["first", "second"], {"--model": None, "--json": False}),
+    "experiment run": (["file"], {"--jobs": None, "--json": False, "--out": None}),
     "experiment ui": ([], {"--port": 5000}),
     "features backfill": (
         ["name"],
@@ -153,7 +168,9 @@ def test_arguments_as_the_help_shows_them() -> None:
         "events consume": "stream",
         "experiment assignments": "FILE [USERS]",
         "experiment check": "FILE",
+        "experiment analyse": "outcomes",
         "experiment compare": "A B",
+        "experiment run": "file",
         "experiment ui": "",
         "features backfill": "CONFIG",
         "features refresh": "CONFIG",
@@ -194,7 +211,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 38
+    assert len(EMPTY) == 42
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)
@@ -204,6 +221,22 @@ def test_an_empty_path_is_refused(call: list[str], monkeypatch: pytest.MonkeyPat
         main()
     assert ended.value.code == 2
     assert "the path is empty: name a file or a folder; see recsys " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("call", EMPTY, ids=" ".join)
+def test_a_path_that_is_not_utf_8_is_refused(call: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("sys.argv", ["recsys", *(word or "a\udcff" for word in call)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert r"b'a\xff' is not UTF-8: rename it, or choose another path; see recsys " in said
+
+
+@pytest.mark.parametrize("host", ["a" * 70, "a..b", "a\udcff"])
+def test_a_host_that_cannot_be_one_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"^host '.*' has no address: choose one of this machine with --host$"):
+        bind(host, 0)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_recsys_bundle_formats import MANIFEST, sealed
 from toy_data import toy_config
 from typer.testing import CliRunner
 
@@ -99,7 +100,8 @@ def test_the_line_of_a_bundle_in_the_list() -> None:
 
 
 def test_the_list_has_dates_in_utc_and_marks_the_current_one(tmp_path: Path) -> None:
-    manifest: dict[str, Any] = {"metrics": [], "config": {"name": "toy"}, "data_hash": "abc"}
+    config = {"name": "toy", "data": {"source": "folder"}}
+    manifest = sealed(MANIFEST | {"metrics": [], "config": config, "data_hash": "abc"})
     for name, day in (("one", 2), ("two", 1)):
         (tmp_path / name).mkdir()
         file = tmp_path / name / "manifest.json"
@@ -109,6 +111,59 @@ def test_the_list_has_dates_in_utc_and_marks_the_current_one(tmp_path: Path) -> 
     assert printed("bundle", "list", "--bundles", str(tmp_path)).splitlines() == [
         "two  2024-05-01 23:59  toy, data abc, not evaluated, no contents  <- current",
         "one  2024-05-02 23:59  toy, data abc, not evaluated, no contents",
+    ]
+
+
+LISTED: dict[str, tuple[str | None, str]] = {
+    "aaaaaaaaaaaaaaaa": (None, "cannot be served: cannot be read: no such file; check the path"),
+    "bbbbbbbbbbbbbbbb": (
+        json.dumps(MANIFEST | {"format": 12}),
+        "cannot be served: format 12, this version reads 8, 9, 10, 11; a newer version wrote it: install that "
+        "version",
+    ),
+    "cccccccccccccccc": (
+        json.dumps(MANIFEST | {"format": 7}),
+        "cannot be served: format 7, this version reads 8, 9, 10, 11; train again",
+    ),
+    "dddddddddddddddd": (
+        '{"format": 11',
+        "cannot be served: cannot be read: not JSON at line 1, column 14; restore it or train again",
+    ),
+    "eeeeeeeeeeeeeeee": (
+        json.dumps(sealed(MANIFEST) | {"seconds": 7}),
+        "cannot be served: does not match its own checksum; restore it or train again",
+    ),
+    "ffffffffffffffff": (
+        json.dumps(sealed(MANIFEST)),
+        "its figures cannot be read: manifest.json is not what this version writes; train again",
+    ),
+    "a folder": (
+        "[" * 100_000,
+        "cannot be served: cannot be read: not what this version writes; restore it or train again",
+    ),
+    "of another name": ("[]", "cannot be served: not the manifest of a bundle; restore it or train again"),
+}
+"""Name of a folder -> its manifest, and what the list says of it."""
+
+
+def test_bundles_that_cannot_be_read_are_listed_with_what_is_wrong(tmp_path: Path) -> None:
+    for day, (name, (text, _)) in enumerate(LISTED.items(), 1):
+        (tmp_path / name).mkdir()
+        if text is not None:
+            (tmp_path / name / "manifest.json").write_text(text)
+        for path in (tmp_path / name / "manifest.json", tmp_path / name):
+            if path.exists():
+                os.utime(path, (datetime(2024, 5, day, tzinfo=UTC).timestamp(),) * 2)
+    (tmp_path / "no bundle").mkdir()
+    (tmp_path / "9999999999999999").write_text("a file")
+    (tmp_path / "0000000000000000").symlink_to("aaaaaaaaaaaaaaaa")
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "manifest.json").symlink_to("manifest.json")
+    os.utime(tmp_path / "loop", (datetime(2024, 5, 9, tzinfo=UTC).timestamp(),) * 2)
+    loop = "cannot be served: cannot be read: Too many levels of symbolic links; links point at each other in a "
+    assert printed("bundle", "list", "--bundles", str(tmp_path)).splitlines() == [
+        *(f"{name}  2024-05-0{day} 00:00  {line}" for day, (name, (_, line)) in enumerate(LISTED.items(), 1)),
+        f"loop  2024-05-09 00:00  {loop}circle: correct them",
     ]
 
 

@@ -1,5 +1,6 @@
 """The reranker: every feature by hand, learning the order of one feature, and its file."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from toy_data import DAY, noise, toy_catalog, toy_log
 
-from features.errors import BundleError
+from features.errors import BundleError, DataError
 from recsys.config import RerankerConfig
 from recsys.evaluation.calibration import Calibration
 from recsys.interfaces import Candidates, Scorer
@@ -338,6 +339,70 @@ def test_a_model_of_other_features_is_rejected(tmp_path):
     (tmp_path / "reranker.txt").write_text(text)
     with pytest.raises(BundleError, match=r"reranker\.txt: its features are .*phase_of_moon.*this version has"):
         Reranker.load(tmp_path / "reranker.txt", features, {})
+
+
+def line_of(text, name):
+    return next(line for line in text.splitlines() if line.startswith(f"{name}="))
+
+
+def lines_of_tree(text, name, change):
+    """A model whose first tree has another line NAME=VALUES; the sizes of its trees fit."""
+    line = line_of(text, name)
+    values = change(line.partition("=")[2].split())
+    new = f"{name}={' '.join(values)}" if values is not None else ""
+    sizes = line_of(text, "tree_sizes")
+    first, *others = sizes.partition("=")[2].split()
+    fitting = f"tree_sizes={' '.join([str(int(first) + len(new) - len(line)), *others])}"
+    return text.replace(line, new, 1).replace(sizes, fitting, 1)
+
+
+BROKEN = {
+    "no end of the parameters": lambda text: text.replace("end of parameters", "end"),
+    "a tree left out": lambda text: text[: text.index("Tree=1")] + text[text.index("end of trees") :],
+    "sizes of other trees": lambda text: text.replace("tree_sizes=", "tree_sizes=1"),
+    "no sizes": lambda text: text.replace("tree_sizes", "sizes"),
+    "another number": lambda text: text.replace("Tree=0", "Tree=5"),
+    "a value missing": lambda text: lines_of_tree(text, "threshold", lambda values: values[1:]),
+    "a leaf missing": lambda text: lines_of_tree(text, "leaf_value", lambda values: values[1:]),
+    "a line missing": lambda text: lines_of_tree(text, "right_child", lambda _: None),
+    "a word": lambda text: lines_of_tree(text, "leaf_value", lambda values: ["x", *values[1:]]),
+    "no such feature": lambda text: lines_of_tree(text, "split_feature", lambda values: ["99", *values[1:]]),
+    "a circle": lambda text: lines_of_tree(text, "left_child", lambda values: ["0", *values[1:]]),
+    "no such node": lambda text: lines_of_tree(text, "right_child", lambda values: ["999", *values[1:]]),
+    "a number beyond 32 bits": lambda text: lines_of_tree(text, "left_child", lambda v: ["9" * 30, *v[1:]]),
+    "categories": lambda text: lines_of_tree(text, "num_cat", lambda _: ["1"]),
+    "more leaves": lambda text: lines_of_tree(text, "num_leaves", lambda values: [str(int(values[0]) + 1)]),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN)
+def test_a_model_whose_trees_are_not_whole_is_rejected_before_lightgbm_reads_it(tmp_path, monkeypatch, damage):
+    features, states, found, relevant, _ = toy(decides="item_log_count")
+    fitted = fit(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=2))
+    text = fitted.booster.model_to_string()
+    assert int(line_of(text, "num_leaves").partition("=")[2]) > 2
+    broken = BROKEN[damage](text)
+    assert broken != text
+    (tmp_path / "reranker.txt").write_text(broken)
+    monkeypatch.setattr(module.lightgbm, "Booster", None)  # some of these end the process
+    with pytest.raises(BundleError, match=r"reranker\.txt: not a LightGBM model: .*; train again$"):
+        Reranker.load(tmp_path / "reranker.txt", features, {})
+
+
+def test_a_reranker_that_lightgbm_refuses_is_named_with_its_rows(monkeypatch):
+    features, states, found, relevant, _ = toy(decides="item_log_count")
+
+    def refuse(*arguments, **more):
+        raise module.lightgbm.basic.LightGBMError("Check failed: (x) > (y)\nmore")
+
+    monkeypatch.setattr(module.lightgbm, "train", refuse)
+    with pytest.raises(DataError) as caught:
+        fit(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=2))
+    assert re.fullmatch(
+        r"the reranker cannot be fitted: LightGBM refuses [\d,]+ rows or the settings; check `reranker`, or set it "
+        r"to null \(LightGBMError: Check failed: \(x\) > \(y\)\)",
+        str(caught.value),
+    )
 
 
 class Blank:

@@ -21,6 +21,8 @@ from recsys.retrieval.filters import Filter
 from serving.state import catalog_updater
 from serving.state.snapshot import ServingSnapshot
 
+NOT_ADDED = "it cannot be added to the bundle; the log of the service says more (RuntimeError: {})"
+
 
 def put(harness: ServiceHarness, item: str, **fields: Any) -> Any:
     response = harness.client.put(f"/v1/items/{item}", content=orjson.dumps(fields))
@@ -295,7 +297,7 @@ def test_a_failing_encoder_is_reported_and_retried(tmp_path: Path, monkeypatch: 
         deadline = time.monotonic() + 20
         while state(harness, "sky")["status"] != "failed":
             assert time.monotonic() < deadline
-        assert state(harness, "sky")["failed"] == [{"part": "item", "reason": "the model is away"}]
+        assert state(harness, "sky")["failed"] == [{"part": "item", "reason": NOT_ADDED.format("the model is away")}]
         ready = harness.client.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
         assert "the model is away" in ready.json()["notes"]["items"]

@@ -16,6 +16,8 @@ from recsys.content.item_encoding import ItemVectors
 from serving.state.catalog_updater import BATCH, CatalogUpdater
 from serving.state.snapshot import ServingSnapshot
 
+FAILED = "it cannot be added to the bundle; the log of the service says more (RuntimeError: no)"
+
 
 class Log:
     """A log that accepts everything."""
@@ -93,7 +95,7 @@ def test_of_two_items_the_newer_is_live_at_once_although_the_older_fails(tmp_pat
     updates = run(tmp_path, scenario)
     # both at once; then each alone, the newest first
     assert updates.batches == [["new", "old"], ["new"], ["old"]]
-    assert updates.notes["items"] == "old: no; retried every 30 s"
+    assert updates.notes["items"] == f"old: {FAILED}; retried every 30 s"
 
 
 def test_an_item_that_is_put_again_while_its_embedding_fails_does_not_wait(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_a_failing_item_that_is_deleted_is_no_problem_any_more(tmp_path: Path) -
         await updates.put("bad", "poison")
         task = await start(updates)
         await updates.until(lambda: "items" in updates.notes)
-        assert updates.updater.state("bad")[2] == [("item", "no")]
+        assert updates.updater.state("bad")[2] == [("item", FAILED)]
         await updates.delete("bad")
         assert updates.notes == {}
         assert not updates.updater.has_item("bad")

@@ -6,12 +6,15 @@ from typing import Any
 import orjson
 import pytest
 from service_harness import ServiceHarness, service_harness
-from toy_service import NOW, ToyShelf
+from toy_service import NOW, RULES, ToyShelf
 
 from features.instants import format_instant
 from features.log.corrections import corrections_of
 from features.log.event_log import EventLog
 from features.log.records import EventUndone, UsersMerged
+from features.store.connection import Channel
+from features.store.redis import RedisStore
+from features.store.redis_server import RedisServer
 
 
 def merge(harness: ServiceHarness, user: str, body: Any) -> Any:
@@ -160,3 +163,46 @@ def test_nothing_is_accepted_while_the_log_cannot_be_written(tmp_path: Path) -> 
         for response in (merge(harness, "u", {"from": "anon"}), harness.client.delete("/v1/users/anon/events/e1")):
             assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
         assert history(harness, "anon") == ["i10"]
+
+
+REQUESTS: list[tuple[str, str, Any]] = [
+    ("POST", "/v1/users/new/merge", {"from": "u"}),
+    ("POST", "/v1/events", {"user_id": "u", "item_id": "i7", "event": "click", "event_id": "e2"}),
+    ("DELETE", "/v1/users/new/events/e1", None),
+    ("PUT", "/v1/items/added", {"title": "Added"}),
+    ("DELETE", "/v1/items/added", None),
+    ("GET", "/v1/users/new/history", None),
+    ("GET", "/v1/users", None),
+    ("GET", "/v1/users/new/recommendations?explain=true", None),
+    ("GET", "/v1/users/new/why-not?item_id=i2", None),
+    ("POST", "/v1/rank", {"user_id": "new", "items": ["i2", "i3"]}),
+    ("GET", "/v1/items/i2/similar", None),
+    ("POST", "/v1/search", {"text": "green", "user_id": "new"}),
+    ("GET", "/v1/items/i2", None),
+    ("GET", "/v1/about", None),
+    ("GET", "/readyz", None),
+]
+
+
+def test_no_request_waits_longer_for_the_store_than_the_time_out_of_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = RedisServer()
+    store = RedisStore(server.url, RULES, timeout=30.0)
+    with service_harness(tmp_path, store=store) as harness:
+        harness.click("u", "i10", event_id="e1")
+        bulk, timeouts, run = store._bulk, list[bool](), Channel.run
+
+        def noted(channel: Channel, work: Any) -> Any:
+            timeouts.append(channel is bulk)
+            return run(channel, work)
+
+        monkeypatch.setattr(Channel, "run", noted)
+        for method, path, body in REQUESTS:
+            response = harness.client.request(method, path, content=orjson.dumps(body))
+            assert (response.status_code < 300, response.json().get("degraded", [])) == (True, []), (path, response)
+        assert len(timeouts) > 10
+        assert not any(timeouts)
+        assert (history(harness, "new"), history(harness, "u")) == (["i7"], [])
+        monkeypatch.undo()
+    server.stop()

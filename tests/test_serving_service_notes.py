@@ -33,6 +33,8 @@ from serving.state.catalog_updater import CatalogUpdater
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
 
+FAILED = "it cannot be added to the bundle; the log of the service says more (RuntimeError: no)"
+
 
 def notes(harness: ServiceHarness) -> dict[str, str]:
     found: dict[str, str] = harness.client.get("/readyz").json()["notes"]
@@ -101,7 +103,8 @@ def test_a_bundle_that_fails_is_logged_with_its_traceback_once(
         for _ in range(3):
             harness.service.step()
             clock[0] += 300
-        assert "second failed its first request: this model does not work" in notes(harness)["bundle"]
+        said = "its models do not work; train again (RuntimeError: this model does not work)"
+        assert f"second failed its first request: {said}" in notes(harness)["bundle"]
         assert [bool(r.exc_info) for r in caplog.records if "failed its first request" in r.getMessage()] == [
             True,
             False,
@@ -273,11 +276,11 @@ def test_the_note_of_a_failing_item_is_right_when_a_change_is_accepted(tmp_path:
         running = await start(updates)
         await updates.put("sky", "poison")
         await updates.until(lambda: updates.status("sky") == "failed")
-        assert updates.notes == {"items": "sky: no; retried every 30 s"}
+        assert updates.notes == {"items": f"sky: {FAILED}; retried every 30 s"}
         running.cancel()
         await asyncio.sleep(0)  # nothing is added from here on
         await updates.put("sea")
-        assert updates.notes == {"items": "sky: no; retried every 30 s"}
+        assert updates.notes == {"items": f"sky: {FAILED}; retried every 30 s"}
         await updates.delete("sky")
         assert updates.notes == {}
 

@@ -160,7 +160,10 @@ def test_a_bundle_that_cannot_be_served_leaves_its_users_to_control(tmp_path: Pa
             "it has no placement again, which the current bundle has: train it with the same ones, or publish it",
         ),
         (backwards(tmp_path, manifest=other), "its encoders (encoder, limits, cache) are not"),
-        (backwards(tmp_path, recommender=Nearest(14, broken=True)), "failed its first request: this model does not"),
+        (
+            backwards(tmp_path, recommender=Nearest(14, broken=True)),
+            "failed its first request: its models",
+        ),
     ]
     for bundle, reason in cases:
         shelf = shelf_of(tmp_path, bundle)

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import yaml
 
+from experiments.evaluation.outcomes import SCHEMA
 from features.catalog import Catalog
 from features.ids import IdMap
 from features.instants import DAY
@@ -173,3 +174,20 @@ def toy_config(folder: Path, **sections: object) -> Path:
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
+
+
+def outcome_table(rows):
+    """Outcomes of (model, user, item, rank) tuples; one placement, one window, one moment."""
+    columns = list(zip(*rows, strict=True))
+    return pl.DataFrame(
+        {
+            "model": columns[0],
+            "placement": ["home"] * len(rows),
+            "window": [1] * len(rows),
+            "user": columns[1],
+            "item": columns[2],
+            "time": pl.Series([0] * len(rows)).cast(pl.Datetime("us", "UTC")),
+            "rank": [float(rank) for rank in columns[3]],
+        },
+        schema=SCHEMA,
+    )

@@ -37,6 +37,7 @@ BENCHES: dict[str, str] = {
     "ablation": "experiments.bench.ablation:run",
     "log": "experiments.bench.storage.log:run",
     "rerank": "experiments.bench.rerank:run",
+    "statistics": "experiments.bench.statistics:run",
 }
 """Name -> "module:function", imported when it is run; function(short: bool, **options) -> Result."""
 

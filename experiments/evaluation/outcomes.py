@@ -14,6 +14,8 @@ import polars as pl
 from rich.table import Table
 
 from experiments.evaluation.ranking import DEPTH, K, Outcome, interval_dict
+from experiments.statistics.power import detectable
+from experiments.statistics.significance import holm, permutation_test
 from features.arrays import Doubles
 from features.errors import DataError, FileError, describe_os_error, describe_write_error
 from features.files import put_file
@@ -21,7 +23,7 @@ from features.ids import IdMap
 from features.tables.files.parquet import scan_parquet
 from features.tables.scan import reading
 from recsys.evaluation import metrics
-from recsys.evaluation.bootstrap import bootstrap, paired_bootstrap
+from recsys.evaluation.bootstrap import bootstrap
 
 SCHEMA = {
     "model": pl.String(),
@@ -36,6 +38,8 @@ SCHEMA = {
 
 rank: 1-based, ties at mid-rank, infinite where the item is not in the list of DEPTH.
 """
+
+METRICS = {"hr": metrics.hit, "ndcg": metrics.ndcg}
 
 EVENT = ("placement", "window", "user", "item", "time")
 """Columns that name one evaluated event of one model."""
@@ -113,12 +117,17 @@ class PairedComparison:
 
     def render(self) -> Table:
         """A table for a rich console."""
-        caption = "in brackets: 95 % interval over users; Δ: B minus A, paired by event and user"
+        caption = (
+            "in brackets: 95 % interval over users; Δ: B minus A, paired by event and user; p: permutation test, "
+            "adjusted for all rows by Holm's method;\ndetectable: the difference that so many users show with a "
+            "probability of 80 %"
+        )
         if any(self.unpaired):
             caption += (
                 f"\nleft out: {self.unpaired[0]:,} events that only A has, {self.unpaired[1]:,} that only B has"
             )
-        table = Table("model", "placement", "users", "events", "metric", "A", "B", "Δ", caption=caption)
+        names = ("model", "placement", "users", "events", "metric", "A", "B", "Δ", "p", "detectable")
+        table = Table(*names, caption=caption)
         for row in self.rows:
             for metric in ("hr", "ndcg"):
                 name = f"{metric}_at_{K}"
@@ -126,8 +135,10 @@ class PairedComparison:
                     _interval(row[f"{name}{end}"], sign) for end, sign in (("_a", ""), ("_b", ""), ("_change", "+"))
                 )
                 counts = (f"{row['users']:,}", f"{row['events']:,}") if metric == "hr" else ("", "")
-                names = (row["model"], row["placement"]) if metric == "hr" else ("", "")
-                table.add_row(*names, *counts, f"{metric.upper()}@{K}", a, b, change)
+                of = (row["model"], row["placement"]) if metric == "hr" else ("", "")
+                least = row[f"{name}_detectable"]
+                test = (f"{row[f'{name}_p_adjusted']:.4f}", "" if least is None else f"{least:.4f}")
+                table.add_row(*of, *counts, f"{metric.upper()}@{K}", a, b, change, *test)
         return table
 
 
@@ -135,6 +146,7 @@ def compare_outcomes(a: Path, b: Path, *, model: str | None = None, seed: int = 
     """B against A for each model that both files have, or for one of them.
 
     The figure of a user is the mean over the events of that user that both files have. Intervals are over users.
+    p-values are adjusted for all models, placements and metrics that are compared: with many, some differ by chance.
     Raises DataError where a file cannot be read, or the files share no model or no event.
     """
     tables = [read_outcomes(path) for path in (a, b)]
@@ -152,6 +164,9 @@ def compare_outcomes(a: Path, b: Path, *, model: str | None = None, seed: int = 
         for name in common
         for (placement,), part in paired.filter(model=name).group_by("placement", maintain_order=True)
     ]
+    tests = [(row, f"{metric}_at_{K}") for row in rows for metric in METRICS]
+    for (row, name), p in zip(tests, holm(np.array([row[f"{name}_p"] for row, name in tests])), strict=True):
+        row[f"{name}_p_adjusted"] = float(p)
     events = [table.filter(pl.col("model").is_in(common)) for table in tables]
     return PairedComparison(rows, (len(events[0]) - len(paired), len(events[1]) - len(paired)))
 
@@ -164,15 +179,23 @@ def _row(model: str, placement: str, paired: pl.DataFrame, seed: int) -> dict[st
         "users": len(np.unique(users)),
         "events": len(paired),
     }
-    for metric, function in {"hr": metrics.hit, "ndcg": metrics.ndcg}.items():
+    for metric, function in METRICS.items():
         by_user: list[Doubles] = [
             metrics.per_user(function(paired.get_column(name).to_numpy(), K, depth=DEPTH), users)[0]
             for name in ("rank", "rank_b")
         ]
         name = f"{metric}_at_{K}"
         row[f"{name}_a"], row[f"{name}_b"] = (interval_dict(bootstrap(values, seed=seed)) for values in by_user)
-        row[f"{name}_change"] = interval_dict(paired_bootstrap(by_user[1], by_user[0], seed=seed))
+        change = by_user[1] - by_user[0]  # (u,)
+        row[f"{name}_change"] = interval_dict(bootstrap(change, seed=seed))
+        row[f"{name}_p"] = permutation_test(change, seed=seed)
+        row[f"{name}_detectable"] = _detectable(change)
     return row
+
+
+def _detectable(change: Doubles) -> float | None:
+    """What differences (u,) of so many users can show; None of a single user."""
+    return detectable(float(change.std(ddof=1)), len(change)) if len(change) > 1 else None
 
 
 def _interval(interval: dict[str, float], sign: str) -> str:

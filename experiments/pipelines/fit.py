@@ -1,7 +1,8 @@
 """Fitting of the two stages of the recommender, retrieval and reranking."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset
@@ -10,9 +11,10 @@ from experiments.evaluation.ranking import headline_metrics
 from experiments.pipelines.reranking import train_reranker
 from experiments.splits import Split, check_no_leak
 from features.arrays import Floats
+from features.catalog import Catalog
 from features.interactions import Interactions
 from features.progress import StartProgress
-from recsys.config import SourceQuotas
+from recsys.config import SourceQuotas, TowerConfig, TrainingConfig
 from recsys.item_statistics import ItemStatistics
 from recsys.ranking.pair_features import PairFeatures
 from recsys.ranking.reranker import Reranker
@@ -26,6 +28,9 @@ from recsys.towers.training import FittedTowers, Report, fit_towers
 TOWERS, RERANKED, RULED = "two towers", "two towers + reranker", "with the rules"
 POPULAR_DAYS = 30.0
 """Cold users get the most popular items of this many days."""
+
+Fit = Callable[..., FittedTowers]
+"""`fit_towers`, or what takes its place."""
 
 RETRIEVAL_PRICE = 0.15
 """Share of NDCG@10 of known items that lists of retrieval alone may lose to cold items, unless `discovery` is set."""
@@ -59,8 +64,40 @@ class SelectedModel:
     judgement: Judgement | None = None
 
 
+class FittedOnce:
+    """`fit_towers` for several recommenders on the same events: towers of equal settings are trained once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], tuple[Interactions, FittedTowers]] = {}
+
+    def __call__(
+        self,
+        catalog: Catalog,
+        events: Interactions,
+        towers: TowerConfig,
+        training: TrainingConfig,
+        *,
+        seed: int,
+        epochs: int | None = None,
+        **others: Any,
+    ) -> FittedTowers:
+        """See `fit_towers`. others: do not change what is fitted from one recommender to another."""
+        key = id(events), repr(towers), repr(training), seed, epochs
+        if key not in self._known:  # the events are kept, so that no others get their id
+            self._known[key] = (
+                events,
+                fit_towers(catalog, events, towers, training, seed=seed, epochs=epochs, **others),
+            )
+        return self._known[key][1]
+
+
 def select_model(
-    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], report: Report, progress: StartProgress
+    config: RunConfig,
+    dataset: Dataset,
+    splits: Mapping[str, Split],
+    report: Report,
+    progress: StartProgress,
+    fit: Fit = fit_towers,
 ) -> SelectedModel:
     """Fit the towers on `fit`, select their epochs on the validation window, and fit the reranker on that window.
 
@@ -76,7 +113,7 @@ def select_model(
             build_two_stage(model, split.fit, config), validation, dataset.catalog, repeats=repeats
         )
 
-    selection = fit_towers(
+    selection = fit(
         dataset.catalog,
         split.fit,
         config.towers,
@@ -103,6 +140,7 @@ def fit_selected(
     progress: StartProgress,
     *,
     refit: bool = True,
+    fit: Fit = fit_towers,
 ) -> FittedRecommender:
     """The recommender on `events`: the towers are refitted for the selected epochs, or kept when refit is False.
 
@@ -111,7 +149,7 @@ def fit_selected(
     """
     towers = selected.selection
     if refit:
-        towers = fit_towers(
+        towers = fit(
             dataset.catalog,
             events,
             config.towers,
@@ -134,15 +172,21 @@ def fit_selected(
 
 
 def train_two_stage(
-    config: RunConfig, dataset: Dataset, splits: Mapping[str, Split], report: Report, progress: StartProgress
+    config: RunConfig,
+    dataset: Dataset,
+    splits: Mapping[str, Split],
+    report: Report,
+    progress: StartProgress,
+    fit: Fit = fit_towers,
 ) -> tuple[SelectedModel, FittedRecommender]:
     """Select the model on `validation`, then fit it on `train`. A leave-last-out split refits nothing.
 
-    Raises LeakError, see `check_no_leak`.
+    fit: `fit_towers`, or one that shares towers (`FittedOnce`). Raises LeakError, see `check_no_leak`.
     """
     split = next(iter(splits.values()))
-    selected = select_model(config, dataset, splits, report, progress)
-    trained = fit_selected(config, dataset, split.train, selected, report, progress, refit=split.cut is not None)
+    selected = select_model(config, dataset, splits, report, progress, fit)
+    refit = split.cut is not None
+    trained = fit_selected(config, dataset, split.train, selected, report, progress, refit=refit, fit=fit)
     check_no_leak(
         split.cut,
         vocabulary=dataset,

@@ -32,7 +32,7 @@ from experiments.preflight import preflight
 from experiments.splits import Split
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
-from features.errors import ConfigError, FileError
+from features.errors import ConfigError, FileError, describe_sqlite_error
 from recsys.towers import distributed
 
 SEARCH_SPACE: dict[str, BaseDistribution] = {
@@ -191,8 +191,8 @@ def _study(config: RunConfig, space: dict[str, BaseDistribution], facts: dict[st
             load_if_exists=True,
         )
     except Exception as error:  # of Optuna, SQLAlchemy or SQLite
-        reason = str(error).splitlines()[0]
-        raise FileError(f"{file}: the trials cannot be read: {reason}; move the file away to start anew") from error
+        reason = describe_sqlite_error(getattr(error, "orig", None) or error.__cause__ or error)
+        raise FileError(f"{file}: the trials cannot be read: {reason}; without the file they start anew") from error
     for lost in study.get_trials(states=(TrialState.RUNNING,)):  # their process was killed
         study.tell(lost.number, state=TrialState.FAIL)
         study.enqueue_trial(lost.params)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from features.errors import FileError
+from features.errors import FileError, describe_sqlite_error, detail
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +94,16 @@ def reason(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if orig := getattr(cause, "orig", None):
-            return str(orig)
+            return _of_driver(orig)
         cause = cause.__cause__
-    return str(error).partition("\n")[0]
+    return f"it cannot be used: check the address in MLFLOW_TRACKING_URI{detail(error)}"
+
+
+def _of_driver(error: BaseException) -> str:
+    """Why a database cannot be used, from the exception of its driver."""
+    if hasattr(error, "sqlite_errorcode"):
+        return describe_sqlite_error(error)
+    return f"its server refuses: check the address in MLFLOW_TRACKING_URI, and the rights of its user{detail(error)}"
 
 
 @contextmanager
@@ -146,7 +153,8 @@ def _rows(path: Path, table: str | None, query: str) -> list[tuple[object, ...]]
     except OperationalError:  # locked, or not readable
         raise
     except DatabaseError as error:
-        raise FileError(f"{path}: {error.orig}; move the file away: a new one is created") from None
+        why = describe_sqlite_error(error.orig or error)
+        raise FileError(f"{path}: {why}; without the file a new one is created") from None
 
 
 def _complete(path: Path, connect: Callable[[str], object]) -> None:

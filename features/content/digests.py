@@ -16,23 +16,11 @@ from typing import NamedTuple
 import polars as pl
 
 from features.content.parts import Content, Limits, Modality, Part, Text
-from features.errors import StoreError, describe_os_error
+from features.errors import StoreError, describe_os_error, describe_sqlite_error
 
 RACY_NS = 2_000_000_000
 """Nanoseconds. The digest of a file that was modified less than this before it was read is not stored: the file may
 change again without a change of its modification time."""
-
-
-REASONS = {
-    sqlite3.SQLITE_BUSY: "another process writes it: try again when that has ended",
-    sqlite3.SQLITE_LOCKED: "another process writes it: try again when that has ended",
-    sqlite3.SQLITE_FULL: "its disk is full: free space there",
-    sqlite3.SQLITE_READONLY: "it is read-only: give this user the right to write it",
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: give this user the right to it, or set another `cache`",
-    sqlite3.SQLITE_PERM: "it cannot be opened: give this user the right to it, or set another `cache`",
-    sqlite3.SQLITE_IOERR: "its disk reports a fault: check it",
-}
-"""Code of SQLite -> why the index cannot be used, with the remedy. Any other code means a damaged file."""
 
 
 class Reading(NamedTuple):
@@ -109,11 +97,7 @@ class FileDigests:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            if isinstance(error, OSError):
-                why = describe_os_error(error)
-            else:
-                code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
-                why = REASONS.get(code, "it is damaged: remove it, and the next run reads the files again")
+            why = describe_os_error(error) if isinstance(error, OSError) else describe_sqlite_error(error)
             raise StoreError(f"{self._path}: the index of files cannot be used: {why}") from error
 
 

@@ -37,7 +37,7 @@ class HubConfig(StrictModel):
     revision: str | None = None
     """Commit, tag or branch; required for a model of the hub."""
 
-    dimension: Annotated[int, Field(ge=1)] | None = None
+    dimension: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """Number of coordinates to keep, for a model that was trained for such a cut."""
 
 
@@ -51,7 +51,7 @@ class GeminiConfig(StrictModel):
     dimension: Annotated[int, Field(ge=128, le=3072)] = 768
     """The model was tuned for 768, 1536 and 3072."""
 
-    spend_at_most: Annotated[float, Field(ge=0)] = 1.0
+    spend_at_most: Annotated[float, Field(ge=0, le=1_000_000_000)] = 1.0
     """Maximum cost of one process in dollars, by estimates before each request."""
 
 
@@ -65,7 +65,7 @@ class OpenAICompatibleConfig(StrictModel):
 
     model: str
 
-    dimension: Annotated[int, Field(ge=1)] | None = None
+    dimension: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """Dimension requested from the server; null: the dimension of the model."""
 
 

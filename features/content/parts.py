@@ -69,28 +69,28 @@ class Content:
 class Limits(StrictModel):
     """Limits on one content, checked before anything is decoded."""
 
-    parts: Annotated[int, Field(ge=1)] = 32
+    parts: Annotated[int, Field(ge=1, le=10_000)] = 32
     """Maximum number of parts in one content."""
 
-    text_bytes: Annotated[int, Field(ge=1)] = 200_000
+    text_bytes: Annotated[int, Field(ge=1, le=2**40)] = 200_000
     """Maximum size of one text, in bytes of UTF-8."""
 
-    media_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
+    media_bytes: Annotated[int, Field(ge=1, le=2**40)] = 64 * 2**20
     """Maximum size of one media file, in bytes."""
 
-    pixels: Annotated[int, Field(ge=1)] = 40_000_000
+    pixels: Annotated[int, Field(ge=1, le=2**40)] = 40_000_000
     """Maximum number of pixels of one picture or video frame."""
 
-    frames: Annotated[int, Field(ge=1)] = 1000
+    frames: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1000
     """Maximum number of frames of one animated picture."""
 
-    seconds: Annotated[float, Field(gt=0)] = 3600.0
+    seconds: Annotated[float, Field(gt=0, le=1_000_000_000)] = 3600.0
     """Maximum length of one sound or video, in seconds."""
 
     hosts: tuple[str, ...] = ()
     """Hosts that URLs may name; if empty, no URL is fetched. Their addresses must be public."""
 
-    fetch_seconds: Annotated[float, Field(gt=0)] = 10.0
+    fetch_seconds: Annotated[float, Field(gt=0, le=86_400)] = 10.0
     """Maximum time to fetch one URL, in seconds."""
 
 

@@ -18,7 +18,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 
-from features.errors import LogError, describe_os_error
+from features.errors import LogError, describe_os_error, detail
 from features.files import sync
 from features.log.records import STREAMS, Record, Stream, line, stream_of
 from features.log.segments import check_writable, make_folder, mark_ended, new_segment_path, recover, segment_number
@@ -213,7 +213,7 @@ class EventLog:
             except Exception as error:  # if the thread ended here, every later append would wait for ever
                 for stream in lines:
                     self._writers[stream].abandon()
-                self._set_fault(describe_os_error(error) if isinstance(error, OSError) else str(error) or repr(error))
+                self._set_fault(_describe(error))
                 reason = f"cannot be written: {self.fault}; nothing was accepted"
                 for _, future in pending:
                     future.set_exception(LogError(f"the event log in {self.folder} {reason}"))
@@ -291,6 +291,13 @@ class EventLog:
                 number = errno.EACCES if writer.folder.is_dir() else errno.ENOTDIR
                 return describe_os_error(OSError(number, os.strerror(number), str(writer.folder)))
         return ""
+
+
+def _describe(error: Exception) -> str:
+    """Why a write failed."""
+    if isinstance(error, OSError):
+        return describe_os_error(error)
+    return str(error) if isinstance(error, LogError) else f"the writer failed; restart the service{detail(error)}"
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ a segment of an earlier version has the offset it had there, "at": a position in
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import polars as pl
 
 from features.errors import LogError, describe_os_error
 from features.log.records import EVENTS, ITEMS, Record, Stream, record_of, stream_of_payload
-from features.log.segments import READ_BYTES, DamagedBytes, chunks, segment_key, stream_paths
+from features.log.segments import READ_BYTES, DamagedBytes, chunks, damaged_end, segment_key, stream_paths
 from features.log.snapshot import newest_snapshot
 from features.schema import EVENT, EVENT_ID, ITEM, POSITION, PROPENSITY, REQUEST_ID, TIME, USER, VALUE
 
@@ -105,7 +106,7 @@ def _read_lines(folder: Path, since: Position, stream: Stream, limit: int) -> Li
             damaged += [DamagedBytes(key, at, length) for at, length in damaged_lines]
             for offset, payload in found:
                 if (of := stream_of_payload(payload)) is None:
-                    damaged.append(DamagedBytes(key, offset, len(payload)))
+                    damaged.append(DamagedBytes(key, offset, len(payload), newer=True))
                 elif of == stream and not _was_read(payload, path.name, key, since):
                     lines.append(LogLine(key, offset, payload))
             budget -= end - start
@@ -114,6 +115,23 @@ def _read_lines(folder: Path, since: Position, stream: Stream, limit: int) -> Li
                 return LinesRead(lines, position, tuple(damaged))
     present = {segment_key(folder, path) for path in paths}
     return LinesRead(lines, {key: at for key, at in position.items() if key in present}, tuple(damaged))
+
+
+def damaged_ends(folder: Path, position: Position, stream: Stream) -> list[DamagedBytes]:
+    """What `read` leaves at the end of segments that nobody writes: lines without a valid one after them.
+
+    position: after all records of the stream. Raises LogError when a segment cannot be read.
+    """
+    found: list[DamagedBytes] = []
+    try:
+        snapshot = newest_snapshot(folder) if stream == ITEMS else None
+        folded = snapshot.folded if snapshot else ()
+        for path in (path for path in stream_paths(folder, stream) if path.name not in folded):
+            with suppress(FileNotFoundError):  # pruned since it was listed
+                found += damaged_end(folder, path, position.get(segment_key(folder, path), 0))
+    except OSError as error:
+        raise LogError(f"the event log in {folder} cannot be read: {describe_os_error(error)}") from error
+    return found
 
 
 def _was_read(payload: bytes, name: str, key: str, since: Position) -> bool:
@@ -195,18 +213,36 @@ def frame_of_exposures(lines: list[LogLine], columns: Sequence[str] = tuple(EXPO
 
 
 def events_frame(folder: Path, correct: Callable[[pl.DataFrame], pl.DataFrame] | None = None) -> pl.DataFrame:
-    """All accepted events with the canonical columns of the events table and ORDER, in log order.
+    """The first part of what `read_events` returns."""
+    return read_events(folder, correct)[0]
+
+
+def read_events(
+    folder: Path, correct: Callable[[pl.DataFrame], pl.DataFrame] | None = None
+) -> tuple[pl.DataFrame, list[DamagedBytes]]:
+    """All accepted events with the canonical columns of the events table and ORDER, in log order; damaged lines.
 
     correct: `Corrections.corrected_frame`, for the events that count and their owners; None: as they were logged.
     Of events with the same user and event_id the one of the earliest time counts. Events without an event_id all
     count. Raises LogError when a segment cannot be read.
     """
-    frames, position = [frame_of_events([])], dict[str, int]()
+    frames, position, damaged = [frame_of_events([])], dict[str, int](), list[DamagedBytes]()
     while (part := read_lines(folder, position)).position != position:
         frames.append(frame_of_events(part.lines))
         position = part.position
+        damaged += part.damaged
+    damaged += damaged_ends(folder, position, EVENTS)
     without_id = pl.col(EVENT_ID).fill_null("") == ""
     events = pl.concat(frames).with_columns(pl.col(ORDER).fill_null(0))
     events = (correct(events) if correct else events).with_row_index("row")
     first = events.sort(TIME, ORDER, "row").filter(without_id | pl.struct(USER, EVENT_ID).is_first_distinct())
-    return first.sort("row").drop("row")
+    return first.sort("row").drop("row"), damaged
+
+
+def damaged_lines(folder: Path, stream: Stream) -> list[DamagedBytes]:
+    """The lines of a stream that are no records of this version. Raises LogError when a segment cannot be read."""
+    position, damaged = dict[str, int](), list[DamagedBytes]()
+    while (part := read_lines(folder, position, stream=stream)).position != position:
+        position = part.position
+        damaged += part.damaged
+    return damaged + damaged_ends(folder, position, stream)

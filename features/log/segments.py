@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from zlib import crc32
 
@@ -50,11 +51,12 @@ _SEGMENT_NAME = r"[0-9]{20}(-[0-9]+)?\.[a-z]+"
 
 @dataclass(frozen=True)
 class DamagedBytes:
-    """Bytes of a segment that are not a record of this version. segment: its key."""
+    """Bytes of a segment that are not a record of this version. segment: its key; newer: of a later version."""
 
     segment: str
     offset: int
     length: int
+    newer: bool = False
 
 
 Line = tuple[int, bytes]
@@ -197,6 +199,20 @@ def chunks(path: Path, offset: int, limit: int) -> Iterator[tuple[list[Line], in
                 size *= 2
             else:
                 return
+
+
+def damaged_end(folder: Path, path: Path, start: int) -> list[DamagedBytes]:
+    """The lines of a segment after its last valid line, which begin at `start`; none while a process writes it.
+
+    They are damaged, or one is half-written because its process was killed. Raises OSError.
+    """
+    if path.stat().st_size <= start or not has_ended(path):
+        return []
+    with path.open("rb") as file:
+        file.seek(start)
+        lengths = [len(line) + 1 for line in file.read().removesuffix(b"\n").split(b"\n")]
+    offsets = accumulate(lengths[:-1], initial=start)
+    return [DamagedBytes(segment_key(folder, path), *place) for place in zip(offsets, lengths, strict=True)]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 
 from features.errors import LogError, describe_os_error
-from features.log.reader import read_lines
+from features.log.reader import damaged_ends, read_lines
 from features.log.readers import Reader, registered
 from features.log.records import STREAMS, Stream
 from features.log.segments import READ_BYTES, SNAPSHOT_SUFFIX, TAIL_BYTES, Line, scan, segment_key, segment_paths
@@ -98,7 +98,7 @@ def _count(folder: Path, stream: Stream) -> tuple[int, int]:
     records = damaged = 0
     while (part := read_lines(folder, position, stream=stream)).position != position:
         position, records, damaged = part.position, records + len(part.lines), damaged + len(part.damaged)
-    return records, damaged
+    return records, damaged + len(damaged_ends(folder, position, stream))
 
 
 def _ends(path: Path) -> tuple[list[Line], list[Line]]:

@@ -113,6 +113,10 @@ class FeatureStore(Protocol):
         """
         ...
 
+    def for_request(self) -> "FeatureStore":
+        """The same store, every method of which waits no longer for the server than a request may."""
+        ...
+
     def read_users(self, ids: Sequence[str], *, shown: bool = False) -> list[UserState]:
         """The states of these users, in one round trip, without what is older than `EventRules.history_days`.
 

@@ -21,8 +21,6 @@ Client = redis.Redis
 SCANNED_AT_ONCE = 1000
 """Keys that the server looks at in one call; other calls are answered in between."""
 
-ResponseError = redis.ResponseError
-
 URL_OPTIONS = (
     *("db", "username", "password", "client_name", "max_connections", "health_check_interval", "socket_keepalive"),
     *("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"),
@@ -88,6 +86,17 @@ class Channel:
                 return {}
 
         return self.run(info)
+
+    def idle_seconds(self, key: str) -> Any:
+        """Seconds since a key was last read or written; None where the server counts uses instead."""
+
+        def idle(client: Client) -> Any:
+            try:
+                return client.object("idletime", key)
+            except redis.ResponseError:
+                return None
+
+        return self.run(idle)
 
     @contextmanager
     def lock(self, key: str, seconds: float) -> Iterator[bool]:

@@ -37,20 +37,20 @@ AT_ONCE = 1_000
 
 
 def push_events(store: FeatureStore, events: Sequence[Event], feed: CorrectionFeed) -> None:
-    """Push logged events to their owners. Raises StoreError and LogError.
+    """Push logged events to their owners, with the time-out of a request. Raises StoreError and LogError.
 
     A correction that another process has logged meanwhile may have met the store before the events: they are settled.
     """
     known = feed.known
     store.push(feed.corrections.corrected(events)[0])
     if feed.read() != known:
-        settle(store, feed.corrections.corrected(events)[1], feed.corrections)
+        settle(store.for_request(), feed.corrections.corrected(events)[1], feed.corrections)
 
 
 def apply_corrections(store: FeatureStore, records: Iterable[Correction], feed: CorrectionFeed) -> None:
-    """Apply logged corrections to the store. Raises StoreError and LogError."""
+    """Apply logged corrections to the store, with the time-out of a request. Raises StoreError and LogError."""
     feed.read()
-    settle(store, feed.corrections.affected(records), feed.corrections)
+    settle(store.for_request(), feed.corrections.affected(records), feed.corrections)
 
 
 def settle(store: FeatureStore, users: Iterable[str], corrections: Corrections, fill: str = "") -> None:

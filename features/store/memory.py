@@ -61,6 +61,10 @@ class MemoryStore:
         self.rules = rules
         return self
 
+    def for_request(self) -> "MemoryStore":
+        """See FeatureStore: nothing here waits."""
+        return self
+
     def _generation(self, fill: str = "") -> dict[str, bytes]:
         """The states of a generation; of none when "" is asked for and nothing is served. Raises StoreMovedError."""
         served = self._contents.watermark.fill if self._contents.watermark else None

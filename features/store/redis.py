@@ -32,7 +32,7 @@ from features.store.base import (
     StoreMovedError,
     Watermark,
 )
-from features.store.connection import Breaker, Channel, Client, ResponseError, check_url
+from features.store.connection import Breaker, Channel, check_url
 from features.store.redis_keys import RedisKeys, ids_after, served_fill
 from features.store.redis_writes import add_all, add_shown, advance, begin, move_shown, write
 from features.store.user_state import (
@@ -97,8 +97,16 @@ class RedisStore:
 
     def with_rules(self, rules: EventRules) -> "RedisStore":
         """A store with the same connections under the keys of other rules."""
+        return self._with(rules=rules, _keys=RedisKeys.of(rules), _served="")
+
+    def for_request(self) -> "RedisStore":
+        """See FeatureStore."""
+        return self._with(_bulk=self._requests)
+
+    def _with(self, **parts: object) -> "RedisStore":
+        """A copy with other parts."""
         store = object.__new__(RedisStore)
-        store.__dict__.update(self.__dict__, rules=rules, _keys=RedisKeys.of(rules), _served="")
+        store.__dict__.update(self.__dict__, **parts)
         return store
 
     def _parse(self, reply: Callable[[], T]) -> T:
@@ -311,7 +319,7 @@ class RedisStore:
         for keys in self._bulk.scan("recsys:*:watermark"):
             found = [_STORE.fullmatch(key.decode(errors="replace")) for key in keys]
             for prefix in {match[1] for match in found if match and match[1] != self._keys.prefix}:
-                idle: Any = self._bulk.run(partial(_idle_seconds, f"{prefix}watermark"))
+                idle = self._bulk.idle_seconds(f"{prefix}watermark")
                 if idle is not None and idle >= ABANDONED_SECONDS:
                     for old in self._bulk.scan(f"{prefix}*"):
                         self._unlink(old)
@@ -371,17 +379,9 @@ def check_server(url: str) -> None:
     """Raises ConfigError for a server that cannot hold the store, StoreError for one that does not answer."""
     store = RedisStore(url, EventRules(positive={}), timeout=1.0)
     try:
-        store.facts()
+        store.for_request().facts()
     finally:
         store.close()
-
-
-def _idle_seconds(key: str, client: Client) -> Any:
-    """Seconds since a key was last read or written; None where the server does not tell, because it counts uses."""
-    try:
-        return client.object("idletime", key)
-    except ResponseError:
-        return None
 
 
 def _batches(states: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, bytes]]:

@@ -1,15 +1,16 @@
 """What the valid rows of the tables leave to be said: unknown items, unnamed event types, doubtful ids and times."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 
 from features.errors import DataError
+from features.log.segments import DamagedBytes
 from features.schema import EVENT, ITEM, PUBLISHED, TIME, USER, VALUE, EventRules
 from features.tables.columns import UTC, Violation
-from features.tables.report import KEPT, Problem
+from features.tables.report import KEPT, PLACES, REJECTED, Problem
 from features.tables.times import AROUND_1970, RECENT
 from features.tables.validate import UNKNOWN, Validated, problem_of
 
@@ -181,3 +182,19 @@ def no_positive(events: pl.DataFrame, rules: EventRules) -> Problem:
     wanted = "; ".join(causes) or "data.events.positive names no type"
     advice = f"{wanted}; there are: {there or 'no events'}. Name what is to be predicted in data.events.positive"
     return Problem("events", NO_POSITIVE, KEPT, len(events), (), advice)
+
+
+def damaged_log(folder: str, damaged: Sequence[DamagedBytes]) -> list[Problem]:
+    """The problems of the lines of an event log that are no records of this version, by their cause."""
+    advice = {
+        "damaged line": f"its record is lost: restore the segment from a backup of {folder}, and check its disk; at "
+        "the end of a segment it may be half-written, by a process that was killed, and was never accepted",
+        "record of a later version": "a newer version wrote it: install that version",
+    }
+    problems = []
+    for newer, (reason, remedy) in enumerate(advice.items()):
+        found = [part for part in damaged if part.newer == bool(newer)]
+        places = tuple(f"{part.segment} byte {part.offset:,}" for part in found[:PLACES])
+        if found:
+            problems.append(Problem("event log", reason, REJECTED, len(found), places, remedy))
+    return problems

@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from features.errors import DataError
+from features.errors import DataError, detail
 from features.files import not_a_file
 from features.schema import CONTRACT
 from features.tables.files.csv_records import check_records
@@ -33,6 +33,9 @@ ADVICE = {
     "malformed": "a quotation mark is opened and not closed: quote the field, and write a mark inside it twice",
 }
 
+DAMAGED = "it is damaged, or a column holds values of several types: write the file again"
+"""What is said where no sign of ADVICE stands in an error."""
+
 UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, OSError, csv.Error)
 """What polars, Arrow and the module csv raise where a file cannot be read."""
 
@@ -45,9 +48,8 @@ def reading(place: str) -> Iterator[None]:
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the operating system's: it names path and reason
-        message = str(error).strip() or type(error).__name__
-        advice = next((a for sign, a in ADVICE.items() if sign in message.lower()), "write the file again")
-        raise DataError(f"{place} cannot be read: {message.splitlines()[0]}; {advice}") from error
+        advice = next((a for sign, a in ADVICE.items() if sign in str(error).lower()), DAMAGED)
+        raise DataError(f"{place} cannot be read: {advice}{detail(error)}") from error
 
 
 def tables_folder(path: str) -> Path:

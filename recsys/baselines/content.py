@@ -106,5 +106,7 @@ def tfidf_rows(texts: list[str], n_items: int) -> sp.csr_array:
     try:
         terms = TfidfVectorizer(dtype=np.float32).fit_transform(texts)
     except ValueError as error:  # how sklearn reports an empty vocabulary
-        raise DataError(f"TF-IDF of {n_items} item texts: {error}; use a baseline without content") from error
+        raise DataError(
+            f"TF-IDF of {n_items} item texts: no word has two letters or more; use a baseline without content"
+        ) from error
     return sp.csr_array(terms)

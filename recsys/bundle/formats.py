@@ -12,9 +12,11 @@ all others, and names the formats that it reads.
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
-from features.errors import BundleError
+from features.errors import BundleError, describe_read_error
+from features.files import not_a_file
 from recsys.config import SourceQuotas
 
 MANIFEST = "manifest.json"
@@ -106,6 +108,26 @@ def fingerprint_of(manifest: Mapping[str, Any]) -> str:
 def checksum_of(manifest: Mapping[str, Any]) -> str:
     """64 hex digits: the SHA-256 of a manifest, its own checksum left out."""
     return _sha256({key: value for key, value in manifest.items() if key != "checksum"})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a bundle. The files that it lists are not verified.
+
+    Raises BundleError when it is missing, damaged or of a format that this version does not read.
+    """
+    path = folder / MANIFEST
+    if wrong := not_a_file(path):
+        raise BundleError(f"{path}: cannot be read: {wrong}")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {describe_read_error(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(
+            f"{path}: cannot be read: {describe_read_error(error)}; restore it or train again"
+        ) from error
+    check_manifest(manifest, str(path))
+    return cast(dict[str, Any], manifest)
 
 
 def check_manifest(manifest: Any, place: str) -> int:

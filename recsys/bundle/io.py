@@ -35,18 +35,18 @@ from features.errors import (
     describe_read_error,
     describe_write_error,
 )
-from features.files import not_a_file, sync
+from features.files import sync
 from features.ids import IdMap
 from features.schema import ITEM
 from recsys.bundle.formats import (
     FORMAT,
     MANIFEST,
-    check_manifest,
     checksum_of,
     current_arrays,
     current_quotas,
     current_weights,
     fingerprint_of,
+    read_manifest,
 )
 from recsys.bundle.model import Bundle
 from recsys.config import TowerConfig
@@ -211,24 +211,6 @@ def _save_indexes(
     contents = Index(catalog.content, index.config.model_copy(update={"dimensions": None}))
     contents.save(folder / CONTENTS, content_space(content, contents.dimension))
     return contents
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a bundle. The files that it lists are not verified.
-
-    Raises BundleError when it is missing, damaged or of a format that this version does not read.
-    """
-    path = folder / MANIFEST
-    if wrong := not_a_file(path):
-        raise BundleError(f"{path}: cannot be read: {wrong}")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(
-            f"{path}: cannot be read: {describe_read_error(error)}; restore it or train again"
-        ) from error
-    check_manifest(manifest, str(path))
-    return cast(dict[str, Any], manifest)
 
 
 def load_bundle(path: Path) -> Bundle:

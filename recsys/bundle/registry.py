@@ -1,6 +1,7 @@
 """The bundles in a folder: list, find, and publish one as `current`."""
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from recsys.bundle.formats import MANIFEST
 
 CURRENT = "current"
 """Name of the link to the published bundle."""
+
+_NAME = re.compile("[0-9a-f]{16}").fullmatch
 
 
 def publish_bundle(bundle: Path) -> None:
@@ -67,6 +70,18 @@ def find_bundle(root: Path, name: str) -> Path:
 
 
 def list_bundles(root: Path) -> list[Path]:
-    """The folders of the bundles below root, oldest first."""
-    folders = [path.parent for path in root.glob(f"[!.]*/{MANIFEST}") if not path.parent.is_symlink()]
-    return sorted(folders, key=lambda folder: ((folder / MANIFEST).stat().st_mtime_ns, folder.name))
+    """The folders of the bundles below root, oldest first.
+
+    A folder is one when it has a manifest, whatever that holds, or when its name is a fingerprint. Raises OSError.
+    """
+    named = [path for path in root.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
+    folders = [path for path in named if os.path.lexists(path / MANIFEST) or (_NAME(path.name) and path.is_dir())]
+    return sorted(folders, key=lambda folder: (written_at(folder), folder.name))
+
+
+def written_at(bundle: Path) -> float:
+    """When the manifest of a bundle was written, in seconds since 1970; its folder, where there is no manifest."""
+    for path in (bundle / MANIFEST, bundle):
+        with suppress(OSError):
+            return path.stat().st_mtime
+    return 0.0

@@ -75,7 +75,7 @@ def _load(path: Path, root: Path) -> Bundle:
     try:
         manifest = (path / MANIFEST).read_bytes()
     except OSError as error:
-        raise BundleError(f"{path / MANIFEST}: cannot be read: {describe_os_error(error)}") from error
+        raise BundleError(f"{path / MANIFEST}: cannot be read: {describe_read_error(error)}") from error
     copy = root / hashlib.sha256(manifest).hexdigest()  # the manifest holds the SHA-256 of each file
     with _locked(root):
         remove_abandoned(root, "*")

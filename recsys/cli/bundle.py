@@ -21,15 +21,14 @@ BUNDLE = "Fingerprint of a bundle, or a prefix of it, or `current`."
 def bundle_list(root: Path = ROOT) -> None:
     """List all bundles, the oldest first: date, configuration, data, figures, contents, and which one is current.
 
-    The date is that of the bundle's manifest, in UTC; the figure is NDCG@10 in the test window of each placement.
+    The date is that of the manifest, in UTC; the figure is NDCG@10 in the test window of each placement. Where
+    this version cannot read a bundle, its line says why.
     """
-    import json
     import os
 
-    from features.errors import BundleError, describe_read_error
-    from features.files import not_a_file
-    from recsys.bundle.formats import MANIFEST
-    from recsys.bundle.registry import CURRENT, current_bundle, list_bundles
+    from features.errors import BundleError
+    from recsys.bundle.formats import MANIFEST, read_manifest
+    from recsys.bundle.registry import CURRENT, current_bundle, list_bundles, written_at
 
     served = None
     try:
@@ -40,15 +39,13 @@ def bundle_list(root: Path = ROOT) -> None:
     if not folders:
         typer.echo(f"no bundle in {root}: run recsys train CONFIG", err=True)
     for folder in folders:
-        file = folder / MANIFEST
-        wrong = not_a_file(file)
         try:
-            line = "" if wrong else _summary(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-            wrong = describe_read_error(error)
-        if wrong:
-            line = f"{MANIFEST} cannot be read: {wrong}; remove the folder or train again"
-        date = datetime.fromtimestamp(file.stat().st_mtime, UTC)
+            line = _summary(read_manifest(folder))
+        except BundleError as error:  # its name and date stand before it: the place is not repeated
+            line = f"cannot be served: {str(error).removeprefix(f'{folder / MANIFEST}: ')}"
+        except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
+            line = f"its figures cannot be read: {MANIFEST} is not what this version writes; train again"
+        date = datetime.fromtimestamp(written_at(folder), UTC)
         mark = "  <- current" if folder.name == served else ""
         typer.echo(f"{folder.name}  {date:%Y-%m-%d %H:%M}  {line}{mark}")
 

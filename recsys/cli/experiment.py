@@ -50,6 +50,32 @@ def evaluate(
 experiment_app = typer.Typer(help="Compare evaluations; look at tracked runs.", no_args_is_help=True)
 
 
+@experiment_app.command("run")
+def experiment_run(
+    file: Path = typer.Argument(..., help="The variants, seeds and the rule, in YAML.", parser=given_path),
+    out: Path | None = typer.Option(
+        None, metavar="DIR", help="Folder of outcomes and result. [data/experiments/NAME]", parser=given_path
+    ),
+    jobs: int | None = typer.Option(None, min=1, help="Processes at a time. [one for each core]"),
+    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+) -> None:
+    """Compare variants on one split with several seeds, and decide by the rule in the file.
+
+    What was computed before is not computed again. Example: recsys experiment run rankers.yaml
+    """
+    from experiments.pipelines.experiment.definition import load_experiment
+    from experiments.pipelines.experiment.run import run_experiment
+
+    experiment = load_experiment(file, config_path)
+    folder = out or Path("data/experiments") / experiment.definition.name
+    with progress_bars() as reporter:
+        result = run_experiment(experiment, folder, reporter, jobs=jobs)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        show(result.render(), 170)
+
+
 @experiment_app.command("compare")
 def experiment_compare(
     first: Path = typer.Argument(
@@ -122,6 +148,65 @@ def experiment_check(file: Path = FILE) -> None:
         shares = ", ".join(f"{name} {share:.4g}" for name, share in experiment.shares.items())
         typer.echo(f"{experiment.name}: {experiment.share:.4g} of all users; of these {shares}")
     typer.echo(f"{file}: experiments: {len(experiments.experiments)}")
+
+
+@experiment_app.command("analyse")
+def experiment_analyse(
+    outcomes: Path = typer.Argument(..., help="A file of `recsys log outcomes`.", parser=given_path),
+    event: list[str] = typer.Option(..., metavar="TYPE", help="Event type that is counted. May be repeated."),
+    experiment: str | None = typer.Option(
+        None, metavar="NAME", help="Experiment, where `variant` names several. [`variant` as a whole is the arm]"
+    ),
+    control: str | None = typer.Option(
+        None, metavar="ARM", help="Arm that others are compared with. [first by name]"
+    ),
+    share: list[str] = typer.Option(
+        [], metavar="ARM=SHARE", help="Planned share of the users of an arm. May be repeated. [equal shares]"
+    ),
+    before: Path | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="Outcomes of the time before the test, to explain variance (CUPED).",
+        parser=given_path,
+    ),
+    planned: int | None = typer.Option(None, min=2, help="Users of the whole test. [those that are there]"),
+    as_json: bool = typer.Option(False, "--json", help="Print the analysis as one JSON object."),
+) -> None:
+    """Compare the arms of a test: differences with intervals, also one that holds at every look; a check of shares.
+
+    Example: recsys experiment analyse outcomes.parquet --event click --event purchase --control old
+    """
+    from experiments.evaluation.online import analyse
+
+    found = analyse(
+        outcomes,
+        event,
+        experiment=experiment,
+        control=control,
+        shares=_shares(share),
+        before=before,
+        planned=planned,
+    )
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show(found.render(), 170)
+
+
+def _shares(given: list[str]) -> dict[str, float] | None:
+    """Arm -> share of ARM=SHARE texts. Raises ConfigError."""
+    from features.errors import ConfigError
+
+    shares = {}
+    for text in given:
+        arm, _, share = text.rpartition("=")
+        try:
+            shares[arm] = float(share)
+        except ValueError:
+            shares[arm] = -1
+        if not arm or not 0 < shares[arm] < float("inf"):
+            raise ConfigError(f"--share {text}: ARM=SHARE is needed, SHARE a number above 0, such as --share old=.5")
+    return shares or None
 
 
 @experiment_app.command("ui")

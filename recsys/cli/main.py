@@ -88,7 +88,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _open_standard_streams()
 
-    from features.errors import FileError, RecsysError, describe_os_error, missing_package
+    from features.errors import FileError, RecsysError, describe_os_error, detail, missing_package
 
     try:
         _check_environment()
@@ -123,7 +123,8 @@ def main() -> None:
             and "out of memory" not in str(error)
         ):
             raise
-        _fail(f"out of memory: {str(error) or 'an allocation failed'}; use a machine with more, or lower sizes")
+        own = f"{error}; " if type(error) is MemoryError and str(error) else ""  # numpy has a class of its own
+        _fail(f"out of memory: {own}use a machine with more, or lower sizes{'' if own else detail(error)}")
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:

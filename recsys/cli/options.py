@@ -1,5 +1,6 @@
 """Shared by the commands: help texts of options, configurations by name, output."""
 
+import os
 import re
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,12 +25,15 @@ MIN_BYTES = 64 << 20
 
 
 def given_path(text: str | Path) -> Path:
-    """The parser of every path that a command takes: an empty one would be taken for the working folder.
+    """The parser of every path that a command takes.
 
-    Raises BadParameter for it; a shell passes one where a variable is not set.
+    Raises BadParameter for an empty one, which a shell passes where a variable is not set, and which would be taken
+    for the working folder; and for one whose bytes are not UTF-8, which polars does not take.
     """
     if text == "":
         raise typer.BadParameter("the path is empty: name a file or a folder")
+    if any("\ud800" <= character <= "\udfff" for character in str(text)):
+        raise typer.BadParameter(f"{os.fsencode(text)!r} is not UTF-8: rename it, or choose another path")
     return Path(text)
 
 
@@ -65,7 +69,6 @@ def config_path(name: str) -> Path:
     Raises ConfigError that lists the shipped configurations.
     """
     import difflib
-    import os
 
     from features.errors import ConfigError
     from features.files import not_a_file
@@ -130,7 +133,7 @@ def bind(host: str, port: int) -> "list[socket.socket]":
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind(address)
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # the latter for a name that no host can have
         raise ConfigError(f"host {host!r} has no address: choose one of this machine with --host") from None
     except OSError as error:
         for listener in sockets:

@@ -133,7 +133,7 @@ def _data(config: str | None, bundles: Path) -> "DataConfig | None":
     if not (bundles / "current").is_symlink():
         return None
     from features.schema import DataConfig
-    from recsys.bundle.io import read_manifest
+    from recsys.bundle.formats import read_manifest
     from recsys.bundle.registry import current_bundle
 
     return DataConfig.model_validate(read_manifest(current_bundle(bundles))["config"]["data"])

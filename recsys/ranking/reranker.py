@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from features.arrays import Bools, Doubles, Floats, Ints
-from features.errors import BundleError, DataError, DependencyError, describe_read_error
+from features.errors import BundleError, DataError, DependencyError, describe_read_error, detail
 from features.interactions import UserStates
 from recsys.config import RerankerConfig
 from recsys.evaluation.calibration import Calibration
@@ -111,16 +111,56 @@ class Reranker:
         """
         try:
             text = path.read_text(encoding="utf-8")
-            if not text.startswith("tree\n") or "\nend of trees\n" not in text:  # LightGBM ends the process on half
+            whole = "\nend of trees\n" in text and "\nend of parameters\n" in text
+            if not text.startswith("tree\n") or not whole:
                 raise BundleError(f"{path}: not a LightGBM model: it has no beginning or no end; train again")
+            _check_trees(text)
             booster = lightgbm.Booster(model_str=text)
             names = booster.feature_name()
-        except (lightgbm.basic.LightGBMError, ValueError) as error:
+        except (lightgbm.basic.LightGBMError, ValueError, LookupError, OverflowError) as error:
             raise BundleError(f"{path}: not a LightGBM model: {describe_read_error(error)}; train again") from error
         if tuple(names) != FEATURES:
-            raise BundleError(f"{path}: its features are {names}, this version has {list(FEATURES)}")
+            raise BundleError(f"{path}: its features are {names}, this version has {list(FEATURES)}; train again")
         lift = arrays.get("cold_lift", np.zeros(1))
         return cls(booster, features, float(lift[0]), Calibration.of_arrays(arrays))
+
+
+_OF_NODES = {
+    **dict.fromkeys(("split_feature", "decision_type", "left_child", "right_child", "internal_count"), np.int32),
+    **dict.fromkeys(("split_gain", "threshold", "internal_value", "internal_weight"), np.float64),
+}
+_OF_LEAVES = {"leaf_value": np.float64, "leaf_weight": np.float64, "leaf_count": np.int32}
+"""Line of a tree in the text format of LightGBM -> type of its numbers, one for each inner node, or for each leaf."""
+
+
+def _check_trees(text: str) -> None:
+    """Raises ValueError or LookupError for a text whose trees are not whole: LightGBM ends the process on some."""
+    header, _, body = text.partition("\n\n")
+    at, sizes = 0, [int(size) for size in _lines(header)["tree_sizes"].split()]
+    for number, size in enumerate(sizes):
+        lines, at = _lines(body[at : at + size]), at + size
+        n = int(lines["num_leaves"])
+        whole = lines["Tree"] == str(number) and n >= 1 and lines["num_cat"] == lines["is_linear"] == "0"
+        nodes = {name: np.array(lines[name].split(), dtype=kind) for name, kind in _OF_NODES.items() if n > 1}
+        leaves = {name: np.array(lines[name].split(), dtype=kind) for name, kind in _OF_LEAVES.items() if n > 1}
+        whole &= all(len(values) == n - 1 for values in nodes.values())
+        whole &= all(len(values) == n for values in leaves.values())
+        if whole and n > 1:
+            children, parents = np.concatenate((nodes["left_child"], nodes["right_child"])), np.arange(n - 1)
+            inner = children >= 0  # others are leaves, as -1 - number
+            whole = bool((children[inner] > np.tile(parents, 2)[inner]).all())  # so that no walk is endless
+            whole &= np.array_equal(np.sort(children), np.r_[np.arange(-n, 0), np.arange(1, n - 1)])
+            whole &= bool(((nodes["split_feature"] >= 0) & (nodes["split_feature"] < len(FEATURES))).all())
+        if not whole or not np.isfinite(float(lines["shrinkage"])):
+            raise ValueError(f"tree {number} is not whole")
+    if not body[at:].startswith("end of trees\n"):
+        raise ValueError("the trees are not those of the header")
+
+
+def _lines(text: str) -> dict[str, str]:
+    """Name -> value of the lines NAME=VALUE."""
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {name: value for name, _, value in pairs}
 
 
 @dataclass(frozen=True)
@@ -205,5 +245,8 @@ def fit_trees(features: PairFeatures, rows: RankingRows, config: RerankerConfig,
             num_boost_round=config.trees,
         )
     except lightgbm.basic.LightGBMError as error:
-        raise DataError(f"the reranker cannot be fitted: {error}; check `reranker`, or set it to null") from error
+        raise DataError(
+            f"the reranker cannot be fitted: LightGBM refuses {len(rows.matrix):,} rows or the settings; check "
+            f"`reranker`, or set it to null{detail(error)}"
+        ) from error
     return Reranker(booster, features)

@@ -23,7 +23,7 @@ import polars as pl
 from features.arrays import Bools
 from features.content.encoder_config import TEXT_CHANNEL, TITLE_CHANNEL
 from features.content.spaces import Embedded
-from features.errors import LogError
+from features.errors import LogError, RecsysError, detail
 from features.ids import IdMap
 from features.instants import parse_instant
 from features.log.event_log import EventLog
@@ -40,6 +40,8 @@ logger = logging.getLogger("recsys.serving")
 
 BATCH = 64
 """Largest number of items added in one update, the newest first. A new put waits for at most one batch."""
+
+NOT_ADDED = "it cannot be added to the bundle; the log of the service says more"
 
 RETRY_SECONDS = 30.0
 """Seconds before items that failed are tried again: a model or a network may have recovered."""
@@ -222,7 +224,8 @@ class CatalogUpdater:
             try:
                 await self._upsert_puts(snapshot, puts, embed)
             except Exception as error:
-                self._requeue(puts, str(error) or repr(error))
+                known = isinstance(error, RecsysError)
+                self._requeue(puts, str(error) if known else f"{NOT_ADDED}{detail(error)}")
 
     async def _upsert_puts(self, snapshot: ServingSnapshot, puts: Sequence[ItemPut], embed: Embed) -> None:
         """Embed the items that differ from the bundle, add them to it, and serve the result."""

@@ -21,7 +21,15 @@ from features.content.encoders.text import sum_texts
 from features.content.media.images import Pixels, decode_image
 from features.content.parts import Content, Limits, Modality
 from features.content.spaces import Embedded, Failure, SpaceKey, Task, mean_of_parts
-from features.errors import ConfigError, ContentError, DependencyError, SpaceError, describe_os_error, missing_package
+from features.errors import (
+    ConfigError,
+    ContentError,
+    DependencyError,
+    SpaceError,
+    describe_os_error,
+    detail,
+    missing_package,
+)
 from features.progress import Step
 
 Family = Literal["siglip", "clip", "clap", "sentence-transformers"]
@@ -263,8 +271,10 @@ def _load(folder: Path, family: Family, device: str | None) -> _Model:
     except ImportError as error:
         if error.name:
             raise missing_package(folder.name, error.name, "native") from error
-        message = " ".join(str(error).split())[:300]  # transformers raises one that names no module
-        raise DependencyError(f"{folder.name}: {message}") from error
+        raise DependencyError(  # transformers raises one that names no module
+            f"{folder.name}: it needs a package that is missing or of another version: install this project with the "
+            f"extra `native`{detail(error)}"
+        ) from error
     except ConfigError:
         raise
     except Exception as error:  # a damaged folder raises exceptions of many classes

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from features.errors import ContentError
+from features.errors import ContentError, detail
 
 PICTURES = ("jpeg", "png", "webp", "gif")
 SOUNDS = ("wav", "flac", "ogg", "mp3", "mp4", "webm")
@@ -77,9 +77,9 @@ def reading(kind: str) -> Iterator[None]:
     except ContentError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"[:200]
         raise ContentError(
-            f"the {kind} cannot be decoded: it is damaged or of an unsupported kind ({reason})"
+            f"the {kind} cannot be decoded: it is damaged or of an unsupported kind; save it again, or choose "
+            f"another file{detail(error)}"
         ) from error
 
 

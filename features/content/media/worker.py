@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from features.content.media.fetch import place
 from features.content.parts import Limits, Source
-from features.errors import ContentError
+from features.errors import ContentError, detail
 
 Array = npt.NDArray[Any]
 Prepared = Array | tuple[Array | None, ...]
@@ -165,7 +165,9 @@ def _respond(pipe: Connection, task: bytes, read: ReadSource) -> None:
     except MemoryError:
         raise
     except Exception as error:
-        reason = str(error) if isinstance(error, ContentError) else f"{type(error).__name__}: {error}"
+        reason = str(error)
+        if not isinstance(error, ContentError):
+            reason = f"it cannot be prepared for its encoder; choose another file{detail(error)}"
         pipe.send_bytes(json.dumps({"error": (location + reason)[:2000]}).encode())
         return
     descriptions = [None if array is None else [array.dtype.name, array.shape] for array in arrays]

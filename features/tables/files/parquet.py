@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from polars.io.plugins import register_io_source
 
-from features.errors import DataError
+from features.errors import DataError, detail
 from features.files import not_a_file
 
 PRECISION = 38
@@ -69,7 +69,7 @@ def _unreadable(path: Path, error: Exception) -> str:
         return f"{path} is encrypted: write it without encryption"
     if end != b"PAR1" or path.stat().st_size < 12:
         return f"{path} is a parquet file without its end: it was cut off; copy or write it again"
-    return f"{path} cannot be read as parquet: {str(error).strip().splitlines()[0]}; write it again"
+    return f"{path} cannot be read as parquet, for it is damaged: copy or write it again{detail(error)}"
 
 
 def _is_plain(kind: pa.DataType) -> bool:
@@ -153,8 +153,8 @@ def _frame(path: Path, table: pa.Table, schema: pa.Schema) -> pl.DataFrame:
             columns[name] = table.column(name).cast(schema.field(name).type)
         except pa.ArrowException as error:
             raise DataError(
-                f"{path}: {name} has type {table.schema.field(name).type}, which cannot be read ({error}); "
-                "cast the column, or leave it out"
+                f"{path}: {name} has type {table.schema.field(name).type}, which cannot be read; cast the column, "
+                f"or leave it out{detail(error)}"
             ) from error
     if not columns:
         return pl.DataFrame(height=table.num_rows)

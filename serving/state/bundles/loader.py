@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from features.errors import BundleError, RecsysError
+from features.errors import BundleError, RecsysError, detail
 from features.log.records import Event
 from features.store.base import FeatureStore
 from features.store.user_state import UserState
@@ -65,7 +65,8 @@ class BundleLoader:
         except Exception as error:  # a bundle whose models fail must not replace a working one
             if last is None:
                 logger.exception("bundle %s failed its first request", path)
-            raise self._refused(path, f"{path} failed its first request: {str(error) or repr(error)}") from None
+            reason = f"{path} failed its first request: its models do not work; train again{detail(error)}"
+            raise self._refused(path, reason) from None
         self.reset()
         return snapshot
 

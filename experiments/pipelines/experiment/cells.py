@@ -1,0 +1,134 @@
+"""The cells of an experiment, one of each variant and seed: what each depends on, and its outcomes in a file.
+
+Cells whose towers are trained alike are one group: a process trains the towers once and evaluates every cell with
+them. A file is written whole or not at all, so a run that was killed goes on with the cells that have none.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+from pydantic_core import to_json
+from rich.console import Console
+
+from experiments.config import RunConfig
+from experiments.dataset import Dataset, encode_contents, load_dataset
+from experiments.evaluation.outcomes import outcome_rows, write_outcomes
+from experiments.evaluation.ranking import Outcome, RulesAt, evaluate
+from experiments.pipelines.experiment.definition import Experiment
+from experiments.pipelines.fit import RERANKED, FittedOnce, train_two_stage
+from experiments.pipelines.rolling_windows import evaluation_windows
+from experiments.pipelines.train import chosen_baseline, code_version, format_line, run_tags
+from experiments.splits import Split
+from experiments.tracking.progress import Lines, Reporter
+from features.errors import DataError
+from recsys import baselines
+from recsys.interfaces import Recommender
+from recsys.ranking.rules import load_rules
+from recsys.ranking.slate_rules import rules_by_user
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A variant with a seed. path: of its outcomes, whose name is a digest of all that they depend on."""
+
+    variant: str
+    config: RunConfig
+    model: str
+    rules: Path | None
+    path: Path
+
+    @property
+    def seed(self) -> int:
+        """The seed of the cell."""
+        return self.config.seed
+
+
+def cells_of(experiment: Experiment, data_hash: str, folder: Path) -> list[Cell]:
+    """All cells, variants in the order of the file, each with all seeds."""
+    cells = []
+    for name, variant in experiment.definition.variants.items():
+        rules = experiment.rules.get(name)
+        for seed in experiment.definition.seeds:
+            config = experiment.configs[name].model_copy(update={"seed": seed})
+            key = _digest(_recorded(config), variant.model, "" if rules is None else rules.read_text(), data_hash)
+            cells.append(Cell(name, config, variant.model, rules, folder / f"{key}.parquet"))
+    return cells
+
+
+def groups_of(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells that have no file yet, those of the same towers together. Equal cells are one."""
+    groups: dict[str, dict[Path, Cell]] = defaultdict(dict)
+    for cell in cells:
+        if not cell.path.exists():
+            towers = cell.config.model_copy(
+                update={"reranker": None, "discovery": None, "baselines": {"popular": {}}}
+            )
+            key = cell.path.name if cell.model in baselines.KINDS else _digest(_recorded(towers))
+            groups[key].setdefault(cell.path, cell)
+    return [list(group.values()) for group in groups.values()]
+
+
+def _recorded(config: RunConfig) -> str:
+    """What the outcomes of a configuration depend on: not its name, nor where files are kept."""
+    return to_json(config.model_dump(exclude={"name", "bundles", "cache"})).decode()
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join((code_version(), *parts)).encode()).hexdigest()[:24]
+
+
+def run_group(cells: Sequence[Cell], log: Path) -> None:
+    """Fit and evaluate the cells of one group, and write a file for each. Lines on progress go to `log`."""
+    with log.open("a", encoding="utf-8") as stream:
+        reporter = Lines(Console(file=stream, width=200))
+        first = cells[0].config
+        dataset = load_dataset(first, reporter.steps)
+        rows = {cell.path: list[pl.DataFrame]() for cell in cells}
+        for number, (kept, splits) in enumerate(evaluation_windows(first, dataset), 1):
+            kept = encode_contents(kept, first, reporter.steps)
+            fit = FittedOnce()
+            for cell in cells:
+                reporter.say(f"window {number}, {cell.variant}, seed {cell.seed}")
+                for placement, outcome in _evaluate(cell, kept, splits, fit, reporter).items():
+                    rows[cell.path].append(outcome_rows(outcome, placement, number, kept.users, kept.catalog.ids))
+        for cell in cells:
+            write_outcomes(cell.path, rows[cell.path], {"variant": cell.variant} | run_tags(cell.config, dataset))
+
+
+def _evaluate(
+    cell: Cell, dataset: Dataset, splits: dict[str, Split], fit: FittedOnce, reporter: Reporter
+) -> dict[str, Outcome]:
+    """The outcomes of one cell in one window, by placement. Raises DataError where a baseline cannot be fitted."""
+    models: dict[str, Recommender] = {}
+    ruling: dict[str, RulesAt] = {}
+    if cell.model in baselines.KINDS:
+        fitted = chosen_baseline(cell.model, cell.config, dataset, splits, reporter)
+        if not fitted:  # a line of the log says why
+            raise DataError(f"{cell.model} cannot be fitted on these data: remove the variant; see the log beside")
+        models = {placement: baseline.recommender for placement, baseline in fitted.items()}
+    else:
+        report = lambda line: reporter.say(format_line(line))  # noqa: E731
+        config = cell.config if cell.model == RERANKED else cell.config.model_copy(update={"reranker": None})
+        trained = train_two_stage(config, dataset, splits, report, reporter.steps, fit)[1]
+        models = dict.fromkeys(splits, trained.recommender)
+        if cell.rules is not None:
+            rules, vectors = load_rules(cell.rules), trained.recommender.vectors
+            ruling = {at: partial(rules_by_user, rules, at, dataset.catalog, vectors) for at in splits}
+    return {
+        placement: evaluate(
+            cell.variant,
+            model,
+            splits[placement],
+            dataset.catalog,
+            splits[placement].test,
+            repeats=cell.config.data.placements[placement].repeats,
+            seconds=0.0,
+            rules=ruling.get(placement),
+        )
+        for placement, model in models.items()
+    }

@@ -1,0 +1,1 @@
+"""Statistics of experiments: offline on paired users, online on arms, off policy on logged propensities."""
