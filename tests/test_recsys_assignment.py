@@ -309,7 +309,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_example_of_the_documentation_is_a_file_of_experiments(tmp_path: Path) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "experiments.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "assignment.md").read_text()
     (tmp_path / "e.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
     of = load_experiments(tmp_path / "e.yaml")
     assert [experiment.name for experiment in of.experiments] == ["fewer-of-a-brand", "new-towers", "new-ranker"]

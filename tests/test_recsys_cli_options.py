@@ -46,7 +46,6 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
         },
     ),
     "experiment compare": (["first", "second"], {"--model": None, "--json": False}),
-    "experiment run": (["file"], {"--jobs": None, "--json": False, "--out": None}),
     "experiment ui": ([], {"--port": 5000}),
     "features backfill": (
         ["name"],
@@ -170,7 +169,6 @@ def test_arguments_as_the_help_shows_them() -> None:
         "experiment check": "FILE",
         "experiment analyse": "outcomes",
         "experiment compare": "A B",
-        "experiment run": "file",
         "experiment ui": "",
         "features backfill": "CONFIG",
         "features refresh": "CONFIG",

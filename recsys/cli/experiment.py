@@ -98,12 +98,12 @@ def experiment_compare(
         show(compared.render(), 150)
 
 
-FILE = typer.Argument(..., metavar="FILE", help="File of experiments, in YAML.", parser=given_path)
+SERVED = typer.Argument(..., metavar="FILE", help="File of a service's experiments, in YAML.", parser=given_path)
 
 
 @experiment_app.command("assignments")
 def experiment_assignments(
-    file: Path = FILE,
+    file: Path = SERVED,
     users: Path | None = typer.Argument(
         None, metavar="USERS", help="A parquet file with a column `user_id`.", parser=given_path
     ),
@@ -135,8 +135,8 @@ def experiment_assignments(
 
 
 @experiment_app.command("check")
-def experiment_check(file: Path = FILE) -> None:
-    """Check a file of experiments, and the files of rules that its variants name, as the service does.
+def experiment_check(file: Path = SERVED) -> None:
+    """Check a file of a service's experiments, and the files of rules that its variants name, as the service does.
 
     Example: recsys experiment check experiments.yaml
     """
