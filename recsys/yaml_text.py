@@ -1,11 +1,16 @@
 """YAML as people write it: parsed with the place of what is wrong, and the lines of values."""
 
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
-from features.errors import ConfigError, detail
+from features.errors import ConfigError, describe_invalid, describe_read_error, detail
+from features.files import not_a_file
+
+T = TypeVar("T", bound=BaseModel)
 
 WORDS = {
     "mapping values are not allowed": "a colon where no key can stand: put a text with a colon in quotes, or correct "
@@ -109,3 +114,35 @@ def line_of(text: str, keys: Iterable[str | int]) -> int:
         else:
             break
     return 1 if node is None else int(node.start_mark.line) + 1
+
+
+class YamlFile:
+    """A file of a list of named values, such as rules: its text, checked against a model, and where it is wrong."""
+
+    def __init__(self, path: Path, root: str) -> None:
+        """root: the key of the list. Raises ConfigError when the file cannot be read."""
+        if wrong := not_a_file(path):
+            raise ConfigError(f"{path}: {wrong}")
+        try:
+            self.text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: {describe_read_error(error)}") from error
+        self.path, self.root = path, root
+
+    def checked(self, model: type[T]) -> T:
+        """The values of the file; an empty file is an empty list. Raises ConfigError with each line and reason."""
+        raw = parse_yaml(self.text, str(self.path))
+        try:
+            return model.model_validate({self.root: []} if raw is None else raw)
+        except ValidationError as error:
+            faults = describe_invalid(error.errors())
+            raise ConfigError("; ".join(self._located(fault.place, fault.reason) for fault in faults)) from None
+
+    def fault(self, place: tuple[str | int, ...], reason: str) -> ConfigError:
+        """The error to raise for what is wrong at a place, as keys from the top."""
+        return ConfigError(self._located(place, reason))
+
+    def _located(self, place: tuple[str | int, ...], reason: str) -> str:
+        keys = [str(key) for at, key in enumerate(place) if not isinstance(key, int) and (at, key) != (0, self.root)]
+        about = f" {'.'.join(keys)}:" if keys else ""
+        return f"{self.path} line {line_of(self.text, place)}:{about} {reason}"

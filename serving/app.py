@@ -15,6 +15,7 @@ from features.content.spaces import Embedded
 from features.instants import now_micros
 from features.schema import EventRules
 from features.store.base import FeatureStore
+from recsys.bundle.registry import current_bundle, find_bundle
 from serving.errors import ErrorResponse, add_errors
 from serving.http import MAX_URL_BYTES
 from serving.routes.corrections import add_corrections
@@ -31,7 +32,7 @@ from serving.state.catalog_updater import Upsert
 from serving.state.encoder_pool import EncoderPool, OpenEncoders
 from serving.state.item_vectors import DescribedItems, SharedVectors
 from serving.state.service import ServiceState
-from serving.state.store_filler import Filler
+from serving.state.store.filler import Filler
 from serving.state.thread_pool import thread_pool
 
 logger = logging.getLogger("recsys.serving")
@@ -49,13 +50,6 @@ def _load_bundle(path: Path) -> ServableBundle:
 
     bundle: ServableBundle = load_serving_bundle(path)
     return bundle
-
-
-def _current_bundle(root: Path) -> Path:
-    from recsys.bundle.registry import current_bundle
-
-    path: Path = current_bundle(root)
-    return path
 
 
 def _upsert_items(bundle: ServableBundle, items: pl.DataFrame, channels: Mapping[str, Embedded]) -> ServableBundle:
@@ -93,7 +87,9 @@ def _lifespan(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
         vectors = SharedVectors(service.settings.log, encoder_pool.embed_items)
-        background_tasks = [asyncio.create_task(service.catalog_updater.run(vectors.embed))]
+        background_tasks = [
+            asyncio.create_task(updates.run(vectors.embed)) for updates in (service.catalog_updater, service.variants)
+        ]
         if service.settings.preload:
             background_tasks.append(asyncio.create_task(encoder_pool.keep_ready(service)))
         try:
@@ -111,7 +107,8 @@ def create_app(
     settings: ServeSettings,
     *,
     load: Callable[[Path], ServableBundle] = _load_bundle,
-    current: Callable[[Path], Path] = _current_bundle,
+    current: Callable[[Path], Path] = current_bundle,
+    find: Callable[[Path, str], Path] = find_bundle,
     upsert: Upsert = _upsert_items,
     place: Upsert = _place_items,
     merge: Callable[[ServableBundle], None] = _merge_indexes,
@@ -129,6 +126,7 @@ def create_app(
         settings,
         load=load,
         current=current,
+        find=find,
         upsert=upsert,
         merge=merge,
         connect=connect,

@@ -6,6 +6,9 @@ service can read it, whatever bundle it serves. It is base64url (without =) of
     version (1 byte), time of the first page (8, µs), items shown (2), keys (2), bits of a step (1),
     a digest of each parameter (4 each), the steps from each key to the next in as many bits, CRC-32 of all that (4)
 
+Where experiments are in force for the list, the version is 2, and the names of their variants stand after the
+digests: their length (2), then as answers have them.
+
 A list of 20 items has a cursor of some 180 characters, one of 1,000 items some 5,600.
 """
 
@@ -21,12 +24,14 @@ import numpy as np
 from features.arrays import Ints, Keys
 from features.instants import MINUTE
 from features.schema import MAX_POSITION
+from recsys.assignment import variant_text, variants_of
 from recsys.ranking.slate import Slate
 from serving.errors import ApiError
 from serving.http import MAX_URL_BYTES
 from serving.products import KEY_BITS, Products
 
-VERSION = 1
+PLAIN, WITH_VARIANTS = 1, 2
+"""Versions: of a list without experiments, and of one with them."""
 
 LIFETIME_MINUTES = 30
 """A list can be paged so long after its first page."""
@@ -38,7 +43,7 @@ SPARE_BYTES = 100
 """Room in a URL for the parameter itself, and for an option that a later page adds."""
 
 _HEAD = struct.Struct(">BqHHB")
-_DIGEST, _CRC = 4, 4
+_DIGEST, _CRC, _LENGTH = 4, 4, 2
 _AGAIN = "or begin again without a cursor"
 
 
@@ -48,7 +53,8 @@ class Page:
 
     begun: time (µs) of the first page; shown: number of items on the pages before; keys (m,) uint64, ascending: those
     of these items (`Products.keys_of`); digests: of each parameter that the list depends on; room: characters that a
-    cursor may have.
+    cursor may have; variants: experiment -> variant, of those in force for the list, None where the first page is to
+    choose them.
     """
 
     begun: int
@@ -56,6 +62,7 @@ class Page:
     keys: Keys = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     digests: bytes = b""
     room: int = MAX_URL_BYTES
+    variants: Mapping[str, str] | None = None
 
     @classmethod
     def of(
@@ -83,10 +90,14 @@ class Page:
         if abs(now - begun) > LIFETIME_MINUTES * MINUTE:
             age = f"its first page is {(now - begun) // MINUTE} minutes old; it lives {LIFETIME_MINUTES} minutes"
             raise ApiError(410, "cursor_expired", f"cursor: {age}: begin again without a cursor", "cursor")
-        keys = _unpacked(data[_HEAD.size + len(own) : -_CRC], n_keys, width)
+        rest = data[_HEAD.size + len(own) : -_CRC]
+        length = 0
+        if data[0] == WITH_VARIANTS:
+            length, rest = int.from_bytes(rest[:_LENGTH], "big"), rest[_LENGTH:]
+        keys = _unpacked(rest[length:], n_keys, width)
         if keys is None or not 0 < shown < MAX_SHOWN:
             raise _no_cursor(cursor)
-        return cls(begun, shown, keys, own, room)
+        return cls(begun, shown, keys, own, room, variants_of(rest[:length].decode(errors="replace")))
 
     def rows(self, products: Products) -> Ints:
         """Rows of the products that were shown on the pages before."""
@@ -97,7 +108,9 @@ class Page:
         shown = self.shown + len(slate)
         keys = np.union1d(self.keys, products.keys_of(slate.rows))
         width, steps = _packed(keys)
-        data = _HEAD.pack(VERSION, self.begun, shown, len(keys), width) + self.digests + steps
+        names = variant_text(self.variants).encode() if self.variants else b""
+        version, named = (WITH_VARIANTS, len(names).to_bytes(_LENGTH, "big") + names) if names else (PLAIN, b"")
+        data = _HEAD.pack(version, self.begun, shown, len(keys), width) + self.digests + named + steps
         text = _encoded(data + crc32(data).to_bytes(_CRC, "big"))
         return text if shown < MAX_SHOWN and len(text) <= self.room else None
 
@@ -117,8 +130,9 @@ def _checked(cursor: str) -> bytes:
     is_whole = len(data) > _CRC and crc32(data[:-_CRC]).to_bytes(_CRC, "big") == data[-_CRC:]
     if not is_whole or _encoded(data) != cursor:  # the last character holds bits that decoding ignores
         raise _no_cursor(cursor)
-    if data[0] != VERSION:
-        raise _refused(f"it has version {data[0]}, and this service reads version {VERSION}: update the service")
+    if data[0] not in (PLAIN, WITH_VARIANTS):
+        reads = f"versions {PLAIN} and {WITH_VARIANTS}"
+        raise _refused(f"it has version {data[0]}, and this service reads {reads}: update the service")
     if len(data) < _HEAD.size + _CRC:
         raise _no_cursor(cursor)
     return data

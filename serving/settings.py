@@ -31,6 +31,9 @@ class ServeSettings(BaseSettings):
     rules: Path | None = None
     """File of the shop's rules, in YAML; it is read again when it changes. Without it there are none."""
 
+    experiments: Path | None = None
+    """File of experiments, in YAML; it is read again when it changes. Without it there are none."""
+
     host: str = "127.0.0.1"
     """Address to listen on. The service has no authentication: put a gateway in front before you expose it."""
 

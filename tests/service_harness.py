@@ -145,6 +145,7 @@ def service_harness(
         place=toy_upsert,
         merge=lambda bundle: None,
         current=shelf.current,
+        find=shelf.find,
         connect=connect,
         filler=ToyFiller(folder, events),
         now=lambda: NOW,

@@ -44,7 +44,7 @@ LAYERS = {
         ("erasure",),
     ),
     "recsys": (
-        ("interfaces", "config", "yaml_text", "item_statistics", "histories", "dense_recommender"),
+        ("interfaces", "config", "yaml_text", "assignment", "item_statistics", "histories", "dense_recommender"),
         ("evaluation",),
         ("content",),
         ("retrieval",),
@@ -57,9 +57,10 @@ LAYERS = {
     ),
     "serving": (
         (
-            *("settings", "rules", "servable", "errors", "schemas", "event_validation", "event_consumer", "http"),
+            *("settings", "servable", "errors", "schemas", "event_validation", "event_consumer", "http"),
             *("products", "cursor"),
         ),
+        ("shop",),
         ("state",),
         ("routes",),
         ("app",),

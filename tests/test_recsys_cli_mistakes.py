@@ -305,7 +305,7 @@ def test_a_store_that_is_not_named_is_told(tool: Tool, monkeypatch: pytest.Monke
         ("RECSYS__SEED", "[", ("RECSYS__SEED", "not YAML")),
         ("RECSYS__SEED", "-1", ("seed", "must be 0 or more")),
         ("RECSYS__BUNDLES", '"a\\0b"', ("null character", "remove it")),
-        ("RECSYS__TRAINING__LEARNING_RATE", "1e30", ("training diverged in pass 1", "lower training.learning_rate")),
+        ("RECSYS__TRAINING__LEARNING_RATE", "1e30", ("training.learning_rate: must be 100 or less",)),
         ("RECSYS__TOWERS__HISTORY", "257", ("towers.history is 257", "set data.events.history to 514")),
         ("RECSYS__TOWERS__DIMENSION", "1000000000000", ("must be 16,384 or less", "1000000000000")),
         ("RECSYS__BASELINES", "{popular: {days: 1e300}}", ("baselines.popular", "1e+300")),

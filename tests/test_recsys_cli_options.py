@@ -31,6 +31,8 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "--json": False,
         },
     ),
+    "experiment assignments": (["file", "users"], {"--user": None}),
+    "experiment check": (["file"], {}),
     "experiment analyse": (
         ["outcomes"],
         {
@@ -69,7 +71,10 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "--json": False,
         },
     ),
-    "serve": ([], {"--bundles": None, "--log": None, "--rules": None, "--host": None, "--port": None}),
+    "serve": (
+        [],
+        {"--bundles": None, "--log": None, "--rules": None, "--experiments": None, "--host": None, "--port": None},
+    ),
     "slates": (
         ["out"],
         {
@@ -162,6 +167,8 @@ def test_arguments_as_the_help_shows_them() -> None:
         "evaluate": "CONFIG",
         "events consume": "stream",
         "experiment analyse": "outcomes",
+        "experiment assignments": "FILE [USERS]",
+        "experiment check": "FILE",
         "experiment compare": "A B",
         "experiment run": "file",
         "experiment ui": "",
@@ -204,7 +211,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 38
+    assert len(EMPTY) == 42
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

@@ -274,11 +274,11 @@ def test_bytes_with_a_right_checksum_are_a_page_or_refused(data: bytes, is_of_li
 
 def test_a_newer_version_is_named() -> None:
     with pytest.raises(ApiError) as caught:
-        Page.of(encoded(bytes([2]) + b"anything"), LIST, NOW)
+        Page.of(encoded(bytes([3]) + b"anything"), LIST, NOW)
     assert (caught.value.status, caught.value.code) == (422, "bad_cursor")
     assert caught.value.message == (
-        "cursor: it has version 2, and this service reads version 1: update the service, or begin again without a "
-        "cursor"
+        "cursor: it has version 3, and this service reads versions 1 and 2: update the service, or begin again "
+        "without a cursor"
     )
 
 

@@ -23,13 +23,14 @@ from features.store.redis import RedisStore
 from serving.errors import ApiError
 from serving.routes.items import ItemIn
 from serving.schemas import EventIn, bounded_body
-from serving.state import encoder_pool, store_filler
+from serving.state import encoder_pool
 from serving.state.catalog_updater import CatalogUpdater, _ItemStatus
 from serving.state.log_claim import claim
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
-from serving.state.store_filler import FillProcess
-from serving.state.store_keeper import StoreKeeper
+from serving.state.store import filler as store_filler
+from serving.state.store.filler import FillProcess
+from serving.state.store.keeper import StoreKeeper
 
 EVENT = {"user_id": "u", "item_id": "i", "event": "click"}
 

@@ -18,9 +18,10 @@ from serving.event_consumer import event_of
 from serving.routes.items import parse_item
 from serving.routes.search_query import json_object
 from serving.schemas import EventIn, first_error
-from serving.state import log_keeper, store_keeper
+from serving.state import log_keeper
 from serving.state.log_keeper import LogKeeper
-from serving.state.store_keeper import StoreKeeper
+from serving.state.store import keeper as store_keeper
+from serving.state.store.keeper import StoreKeeper
 
 HOST = "https://media.example.org/"
 

@@ -8,7 +8,7 @@ from service_harness import ServiceHarness, service_harness
 from toy_service import ToyShelf, toy_bundle, with_contents
 
 from features.errors import ConfigError
-from serving.rules import ShopRules
+from serving.shop.rules import ShopRules
 
 RULES = """
 rules:

@@ -125,7 +125,7 @@ def test_keys_that_the_server_has_deleted_are_written_again(tmp_path: Path) -> N
 def test_events_that_a_process_logged_and_did_not_push_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.state.store_keeper.CATCH_UP_SECONDS", 0.0)
+    monkeypatch.setattr("serving.state.store.keeper.CATCH_UP_SECONDS", 0.0)
     with service_harness(tmp_path) as harness:
         harness.service.step()
         other = EventLog(tmp_path / "log")

@@ -13,7 +13,7 @@ from features.errors import LogError
 from features.log.corrections import CorrectionFeed
 from features.log.event_log import EventLog
 from features.store.memory import MemoryStore
-from serving.state.store_keeper import StoreKeeper, log_filling
+from serving.state.store.keeper import StoreKeeper, log_filling
 
 
 def lines(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:

@@ -220,7 +220,7 @@ def test_the_example_of_the_first_request_has_one_positive_event(
         bundle = toy_bundle(tmp_path)
         data = bundle.data.model_copy(update={"events": EventRules.model_construct(positive=positive, seen=None)})
         snapshot = replace(harness.service.snapshot, bundle=replace(bundle, data=data, popular=np.array([7, 2])))
-        example = harness.service._example(snapshot)
+        example = harness.service._loader._example(snapshot)
     if item is None:
         assert example.items == ()
         return

@@ -313,6 +313,11 @@ class ToyShelf:
             raise BundleError(f"{root} has no current bundle")
         return root / self.now
 
+    def find(self, root: Path, name: str) -> Path:
+        if name not in self.bundles:
+            raise BundleError(f"{root}: 0 bundles begin with {name!r}")
+        return root / name
+
     def load(self, path: Path) -> ToyBundle:
         if path.name not in self.bundles:
             raise BundleError(f"{path} is truncated")

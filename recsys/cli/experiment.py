@@ -10,6 +10,7 @@ from recsys.cli.options import (
     bind,
     config_path,
     given_path,
+    given_text,
     print_json,
     print_tables,
     progress_bars,
@@ -98,6 +99,58 @@ def experiment_compare(
         print_json(compared.to_dict())
     else:
         show(compared.render(), 150)
+
+
+SERVED = typer.Argument(..., metavar="FILE", help="File of a service's experiments, in YAML.", parser=given_path)
+
+
+@experiment_app.command("assignments")
+def experiment_assignments(
+    file: Path = SERVED,
+    users: Path | None = typer.Argument(
+        None, metavar="USERS", help="A parquet file with a column `user_id`.", parser=given_path
+    ),
+    user: str | None = typer.Option(None, metavar="ID", help="One user, in place of USERS.", parser=given_text),
+) -> None:
+    """Print which variant users get, as the service assigns them: CSV, a column for each experiment, empty for none.
+
+    Example: recsys experiment assignments experiments.yaml --user 4711
+    """
+    import polars as pl
+
+    from features.errors import ConfigError, DataError
+    from features.schema import USER
+    from features.tables.files.parquet import scan_parquet
+    from features.tables.scan import reading
+    from recsys.assignment import load_experiments
+
+    if (users is None) == (user is None):
+        raise ConfigError("whose variants? give either USERS, a parquet file, or --user ID")
+    experiments = load_experiments(file)
+    ids = pl.Series([user], dtype=pl.String)
+    if users is not None:
+        with reading(str(users)):
+            frame = scan_parquet(users)
+            if USER not in frame.collect_schema().names():
+                raise DataError(f"{users} has no column {USER!r}: name the column of users so")
+            ids = frame.select(USER).collect().to_series()
+    typer.echo(experiments.table(ids).write_csv(), nl=False)
+
+
+@experiment_app.command("check")
+def experiment_check(file: Path = SERVED) -> None:
+    """Check a file of a service's experiments, and the files of rules that its variants name, as the service does.
+
+    Example: recsys experiment check experiments.yaml
+    """
+    from recsys.assignment import load_experiments
+    from recsys.ranking.rules import rules_fault
+
+    experiments = load_experiments(file, lambda of: rules_fault(file.parent / of.rules) if of.rules else "")
+    for experiment in experiments.experiments:
+        shares = ", ".join(f"{name} {share:.4g}" for name, share in experiment.shares.items())
+        typer.echo(f"{experiment.name}: {experiment.share:.4g} of all users; of these {shares}")
+    typer.echo(f"{file}: experiments: {len(experiments.experiments)}")
 
 
 @experiment_app.command("analyse")

@@ -24,6 +24,9 @@ def serve(
     rules: Path | None = typer.Option(
         None, help="File of rules about what is shown, in YAML; it is read again when it changes.", parser=given_path
     ),
+    experiments: Path | None = typer.Option(
+        None, help="File of experiments, in YAML; it is read again when it changes.", parser=given_path
+    ),
     host: str | None = typer.Option(None, help="Address to listen on. [127.0.0.1]"),
     port: int | None = typer.Option(None, help="Port to listen on. [8000]"),
 ) -> None:
@@ -42,7 +45,8 @@ def serve(
     from features.errors import ConfigError
     from serving.settings import load_settings
 
-    settings = load_settings(os.environ, bundles=bundles, log=log, rules=rules, host=host, port=port)
+    given = {"bundles": bundles, "log": log, "rules": rules, "experiments": experiments, "host": host, "port": port}
+    settings = load_settings(os.environ, **given)
     if settings.bundles.exists() and not settings.bundles.is_dir():
         raise ConfigError(f"{settings.bundles}: a file; --bundles takes a folder")
     sockets = bind(settings.host, settings.port)

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from features.errors import ConfigError, describe_invalid, describe_read_error
-from features.files import not_a_file
+from features.errors import ConfigError
 from features.schema import StrictModel
 from recsys.retrieval.filters import Filter
-from recsys.yaml_text import line_of, parse_yaml
+from recsys.yaml_text import YamlFile
 
 KINDS = ("only", "exclude", "pin", "cap", "boost", "minimum", "fresh", "diversity", "rotation", "explore")
 MAX_POSITION = 100
@@ -176,33 +175,26 @@ def _contradiction(one: Rule, other: Rule) -> str:
     return ""
 
 
+def rules_fault(path: Path) -> str:
+    """Why a file of rules cannot be used; "" when it can."""
+    try:
+        load_rules(path)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def load_rules(path: Path, misfit: Callable[[Rule], str] | None = None) -> Rules:
     """The rules of a file. misfit: why a rule does not fit a catalogue, "" when it does.
 
     Raises ConfigError with the line, the reason and the remedy.
     """
-    if wrong := not_a_file(path):
-        raise ConfigError(f"{path}: {wrong}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {describe_read_error(error)}") from error
-    raw = parse_yaml(text, str(path))
-    try:
-        rules = Rules.model_validate({"rules": []} if raw is None else raw)
-    except ValidationError as error:
-        faults = describe_invalid(error.errors())
-        raise ConfigError("; ".join(_located(path, text, fault.place, fault.reason) for fault in faults)) from None
+    file = YamlFile(path, "rules")
+    rules = file.checked(Rules)
     if conflict := rules.conflict():
         number, why = conflict
-        raise ConfigError(_located(path, text, ("rules", number), why))
+        raise file.fault(("rules", number), why)
     for number, rule in enumerate(rules.rules):
         if misfit is not None and (why := misfit(rule)):
-            raise ConfigError(_located(path, text, ("rules", number), why))
+            raise file.fault(("rules", number), why)
     return rules
-
-
-def _located(path: Path, text: str, place: tuple[str | int, ...], reason: str) -> str:
-    keys = [str(key) for key in place if not isinstance(key, int) and key != "rules"]
-    about = f" {'.'.join(keys)}:" if keys else ""
-    return f"{path} line {line_of(text, place)}:{about} {reason}"

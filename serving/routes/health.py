@@ -33,8 +33,8 @@ def add_health(app: FastAPI, service: ServiceState) -> None:
     @app.get("/v1/about", tags=["state"])
     async def about() -> Response:
         """The served bundle, its number of items, the placements, the event that the page sends for a click, whether
-        search is available, the content channels of the items, what a search can read, and how many answers since the
-        start the log could not take."""
+        search is available, the content channels of the items, what a search can read, the experiments with their
+        variants, and how many answers since the start the log could not take."""
         snapshot = snapshot_of(service)
         data = snapshot.bundle.data
         event, minimum = next(iter(data.events.positive.items()), ("click", None))
@@ -47,6 +47,7 @@ def add_health(app: FastAPI, service: ServiceState) -> None:
                 "search": (content := snapshot.bundle.content) is not None,
                 "channels": [] if content is None else list(content.channels),
                 "search_by": query_modalities(snapshot.bundle),
+                "experiments": service.experiments.describe(service.variants.served),
                 "unlogged": service.unlogged,
             }
         )

@@ -193,7 +193,8 @@ def _add_similar(app: FastAPI, service: ServiceState, in_thread: Callable[..., A
         """Items similar to this one, best first; `near` holds the similarity by channel. `cursor`: as in
         recommendations."""
         args, of = partial(list_of, exclude=exclude, request=request), {"path": SIMILAR, "item_id": item_id}
-        snapshot, page = await in_thread(args, snapshot_of(service), filter, cursor, of, service.now())
+        arm, page = await in_thread(args, service, snapshot_of(service), SIMILAR, "", filter, cursor, of)
+        snapshot = arm.snapshot
         require_item(service, item_id)
         if (row := snapshot.bundle.catalog.ids.row(item_id)) < 0:
             raise not_live_yet()
@@ -208,7 +209,7 @@ def _similar_page(
     service: ServiceState, snapshot: ServingSnapshot, row: int, k: int, trace: dict[str, float], page: Page
 ) -> tuple[Slate, str | None, list[str]]:
     """A page of the items similar to one item, without its variants, the cursor of the next page, and what failed."""
-    rules = service.rules.of_list(snapshot.bundle.catalog, SIMILAR, cold=True, now=service.now())
+    rules = service.rules.of_list(snapshot.bundle, SIMILAR, cold=True, now=service.now())
     own = np.flatnonzero(snapshot.products.variants(np.array([row])))
     left_out = np.union1d(own, page.rows(snapshot.products))
     k = min(k, MAX_SHOWN - page.shown)
@@ -248,7 +249,7 @@ def _add_changes(
             folder = service.settings.log
             record = await in_thread(parse_item, item_id, body, snapshot.bundle, folder, service.now())
         # stamped when it is appended: items that arrived later may have been parsed first
-        is_new = await service.catalog_updater.accept(service.log, replace(record, timestamp=service.now()))
+        is_new = await service.accept_item(replace(record, timestamp=service.now()))
         return json_response({"item_id": item_id, "status": "accepted", "new": is_new}, 202)
 
     @app.delete("/v1/items/{item_id:id}", responses={404: {"model": ErrorResponse}}, tags=["items"])
@@ -256,7 +257,7 @@ def _add_changes(
         """Hide an item from the next response on, until it is put again."""
         snapshot_of(service)
         require_item(service, item_id)
-        await service.catalog_updater.accept(service.log, ItemDeleted(item_id=item_id, timestamp=service.now()))
+        await service.accept_item(ItemDeleted(item_id=item_id, timestamp=service.now()))
         return json_response({"item_id": item_id, "status": "deleted"})
 
 

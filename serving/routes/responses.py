@@ -20,6 +20,7 @@ from features.arrays import Floats
 from features.errors import DataError, LogError
 from features.ids import id_error
 from features.log.records import Exploration, Exposure, Sample
+from recsys.assignment import NO_VARIANT
 from recsys.ranking.explain import Why
 from recsys.ranking.exploration import LAW
 from recsys.ranking.pair_features import FEATURES
@@ -30,12 +31,11 @@ from serving.cursor import Page, room_in_url
 from serving.errors import ApiError, json_response
 from serving.http import MAX_URL_BYTES
 from serving.schemas import checked_id, first_error
+from serving.state.arms import Arm
 from serving.state.service import ServiceState
 from serving.state.snapshot import Recommended, ServingSnapshot
 
 logger = logging.getLogger("recsys.serving")
-
-VARIANT = "default"
 
 DRAW_BITS = 48
 """Bits of the number that a request id gives: any program reads it as JSON without rounding."""
@@ -83,27 +83,32 @@ def not_live_yet() -> ApiError:
 
 
 def list_of(
+    service: ServiceState,
     snapshot: ServingSnapshot,
+    placement: str,
+    user_id: str,
     item_filter: Filter | str | None,
     cursor: str | None,
     of: Mapping[str, str | bytes | None],
-    now: int,
     *,
     exclude: Sequence[str] | None = None,
     request: Request | None = None,
-) -> tuple[ServingSnapshot, Page]:
-    """The snapshot restricted to the items that a request may be answered with, and the page that it asks for.
+) -> tuple[Arm, Page]:
+    """What a request is answered from, restricted to the items that its answer may hold, and the page it asks for.
 
-    item_filter: a `Filter`, its JSON text, or None; exclude: further ids that it leaves out; of: what else the list
-    depends on, see `Page.of`; now: µs; request: the one whose URL holds the cursor, None for a body.
+    snapshot: of the current bundle; placement: or `similar` or `search`; user_id: "" for none; item_filter: a
+    `Filter`, its JSON text, or None; exclude: further ids that it leaves out; of: what else the list depends on, see
+    `Page.of`; request: the one whose URL holds the cursor, None for a body.
     Raises ApiError 410 or 422 when one of them is invalid.
     """
     further = _ids(exclude or ())
     try:
         parsed = Filter.model_validate_json(item_filter) if isinstance(item_filter, str) else item_filter or Filter()
         parsed = parsed.model_copy(update={"exclude": (*sorted({*parsed.exclude, *further}),)})
-        page = Page.of(cursor, {**of, "filter or exclude": parsed.model_dump_json()}, now, _room(request))
-        return (snapshot if parsed == Filter() else snapshot.with_filter(parsed)), page
+        depends = {**of, "filter or exclude": parsed.model_dump_json()}
+        page = Page.of(cursor, depends, service.now(), _room(request))
+        arm = service.arm(snapshot, user_id, placement, page.variants)
+        return (arm if parsed == Filter() else arm.with_filter(parsed)), replace(page, variants=arm.variants)
     except ValidationError as error:
         place, reason = first_error(error)
         raise ApiError(422, "bad_filter", f"filter {place}: {reason}".replace(" :", ":"), "filter") from None
@@ -215,6 +220,7 @@ async def log_exposure(
     degraded: Sequence[str] = (),
     user_id: str = "",
     item_id: str | None = None,
+    variant: str = NO_VARIANT,
     exploration: Exploration | None = None,
     sample: Sample | None = None,
     remember: Callable[[Exposure], Awaitable[list[str]]] | None = None,
@@ -234,7 +240,7 @@ async def log_exposure(
         placement=placement,
         timestamp=service.now(),
         fingerprint=slate.fingerprint,
-        variant=VARIANT,
+        variant=variant,
         source=source,
         degraded=tuple(degraded),
         items=slate.items,

@@ -18,9 +18,10 @@ from serving.errors import ErrorResponse, json_response
 from serving.routes.responses import list_of, log_exposure, slate_response, snapshot_of, timed
 from serving.routes.search_query import SearchIn, parse_query, query_schema
 from serving.schemas import SearchResponse
+from serving.state.arms import Arm
 from serving.state.encoder_pool import EncoderPool, encoding_of
 from serving.state.service import ServiceState
-from serving.state.snapshot import ServingSnapshot, rows_by_item
+from serving.state.snapshot import rows_by_item
 
 logger = logging.getLogger("recsys.serving")
 
@@ -61,8 +62,10 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
             request_fields = await in_thread(parse_query, body, request.headers.get("content-type", ""))
             content, options = request_fields.content, request_fields.options
             of = {"path": SEARCH, **{name: _text(getattr(options, name)) for name in LISTED}}
-            args = snapshot, options.filter, options.cursor, of, service.now()
-            snapshot, page = await in_thread(list_of, *args)
+            user_id = options.user_id or ""
+            args = service, snapshot, SEARCH, user_id, options.filter, options.cursor, of
+            arm, page = await in_thread(list_of, *args)
+            snapshot = arm.snapshot
             with timed(trace, "encode"):
                 embedded = await encoder_pool.embed(snapshot, content)
         failed = [
@@ -71,23 +74,29 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
         ]
         query = {"read": _read_modalities(content, embedded), "failed": failed}
         if not embedded.present[0]:
-            reasons = "; ".join(f"{part['part']}: {part['reason']}" for part in failed)
-            message = f"no part of the query could be read: {reasons}"
-            error = {"code": "nothing_read", "message": message, "place": "body"}
-            return json_response({"error": error, "query": query}, 422)
+            return _nothing_read(query)
         user, degraded = None, []
         if options.user_id is not None:
             with timed(trace, "store"):
                 state, degraded = await in_thread(service.keeper.read_user, snapshot.store, options.user_id)
             user = snapshot.states(state, service.now())
         with timed(trace, "rank"):
-            found = await in_thread(_search_page, service, snapshot, embedded.vectors, options, user, trace, page)
+            found = await in_thread(_search_page, service, arm, embedded.vectors, options, user, trace, page)
         slate, cursor, failing = found
+        degraded = [*degraded, *failing]
         exposure = await log_exposure(
-            request, service, slate, SEARCH, degraded=[*degraded, *failing], user_id=options.user_id or ""
+            request, service, slate, SEARCH, degraded=degraded, user_id=user_id, variant=arm.variant
         )
         columns = space.near_query(embedded.vectors[0], slate.rows)
         return slate_response(slate, snapshot, exposure, cursor, rows_by_item(columns, len(slate)), query=query)
+
+
+def _nothing_read(query: dict[str, Any]) -> Response:
+    """The answer to a query of which no part could be read."""
+    reasons = "; ".join(f"{part['part']}: {part['reason']}" for part in query["failed"])
+    message = f"no part of the query could be read: {reasons}"
+    error = {"code": "nothing_read", "message": message, "place": "body"}
+    return json_response({"error": error, "query": query}, 422)
 
 
 def _text(value: Any) -> str | bytes | None:
@@ -97,7 +106,7 @@ def _text(value: Any) -> str | bytes | None:
 
 def _search_page(
     service: ServiceState,
-    snapshot: ServingSnapshot,
+    arm: Arm,
     vectors: Floats,
     options: SearchIn,
     user: UserStates | None,
@@ -109,8 +118,8 @@ def _search_page(
     vectors (1, D): the encoded query; user: the state of the user user searches, or None. The slate depends on the
     query alone when the user has no positive item, or when the recommender fails.
     """
-    cold = user is None or not user.positive.any()
-    rules = service.rules.of_list(snapshot.bundle.catalog, SEARCH, cold=cold, now=service.now())
+    snapshot, cold = arm.snapshot, user is None or not user.positive.any()
+    rules = arm.rules.of_list(snapshot.bundle, SEARCH, cold=cold, now=service.now())
     failing = ["rules"] if rules is not None and rules.notes else []
     k, left_out = min(options.k, MAX_SHOWN - page.shown), page.rows(snapshot.products)
     find = partial(snapshot.search, vectors, k, trace, left_out, rules=rules)

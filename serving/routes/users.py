@@ -46,6 +46,7 @@ from serving.schemas import (
     parse_json,
 )
 from serving.servable import ServableBundle
+from serving.state.arms import Arm
 from serving.state.item_vectors import DescribedItems
 from serving.state.service import ServiceState
 from serving.state.snapshot import Recommended, ServingSnapshot, card
@@ -61,7 +62,7 @@ Choose = Callable[[Ints, int, dict[str, float], SlateRules | None], Recommended]
 
 def recommend(
     service: ServiceState,
-    snapshot: ServingSnapshot,
+    arm: Arm,
     user_id: str,
     k: int,
     placement: str,
@@ -72,16 +73,17 @@ def recommend(
 
     request_id: decides what is explored, and whether the candidates are kept; without it neither is done.
     """
-    trace: dict[str, float] = {}
+    trace, snapshot = dict[str, float](), arm.snapshot
     with timed(trace, "store"):
-        shown = service.rules.ask_for_shown(placement)
+        shown = arm.rules.ask_for_shown(placement)
         state, degraded = service.keeper.read_user(snapshot.store, user_id, shown=shown)
+    degraded = [*degraded, *arm.failed]
     with timed(trace, "rank"):
         repeats = snapshot.bundle.data.placements[placement].repeats
         seen = snapshot.rows(()) if repeats else snapshot.seen_rows(state)
-        states, bundle = snapshot.states(state, service.now()), snapshot.bundle
+        states = snapshot.states(state, service.now())
         cold = not states.positive.any()
-        rules = service.rules.of(bundle.catalog, bundle.vectors, placement, cold=cold, now=service.now())
+        rules = arm.rules.of(snapshot.bundle, placement, cold=cold, now=service.now())
         if rules is not None:
             unknown = rules.rotation is not None and "store" in degraded  # what the user was shown
             if rules.notes or unknown or not snapshot.available[[*rules.pins.values()]].all():
@@ -127,7 +129,7 @@ def _paged(
 
 def _remember(service: ServiceState, snapshot: ServingSnapshot, exposure: Exposure) -> list[str]:
     """Note in the store what a user was shown, for the rules of rotation. Returns the components that failed."""
-    keeper, days = service.keeper, service.rules.shown_days
+    keeper, days = service.keeper, service.experiments.shown_days
     return keeper.add_shown(snapshot.store, exposure.user_id, exposure.items, exposure.timestamp, days)
 
 
@@ -267,9 +269,9 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
         name = placement_of(snapshot, placement)
         of = {"path": "recommendations", "user_id": user_id, "placement": name}
         args = partial(list_of, exclude=exclude, request=request)
-        snapshot, page = await in_thread(args, snapshot, filter, cursor, of, service.now())
-        request_id = new_request_id()
-        answer = await in_thread(recommend, service, snapshot, user_id, k, name, page, request_id)
+        arm, page = await in_thread(args, service, snapshot, name, user_id, filter, cursor, of)
+        snapshot, request_id = arm.snapshot, new_request_id()
+        answer = await in_thread(recommend, service, arm, user_id, k, name, page, request_id)
         why = await in_thread(why_shown, service, snapshot, answer) if explain else None
         exposure = await log_exposure(
             request,
@@ -280,9 +282,10 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
             source=answer.source,
             degraded=answer.degraded,
             user_id=user_id,
+            variant=arm.variant,
             exploration=exploration_of(snapshot, answer.slate),
             sample=await in_thread(sample_of, snapshot, answer.recommended),
-            remember=partial(in_thread, _remember, service, snapshot) if service.rules.shown_days else None,
+            remember=partial(in_thread, _remember, service, snapshot) if arm.rules.shown_days else None,
         )
         known = answer.recommended.probabilities
         return slate_response(answer.slate, snapshot, exposure, answer.cursor, why=why, probabilities=known)
@@ -326,7 +329,8 @@ def _add_why_not(app: FastAPI, service: ServiceState, in_thread: InThread) -> No
         name = placement_of(snapshot, placement)
 
         def explain() -> dict[str, Any]:
-            answer = recommend(service, snapshot, user_id, k, name, Page(service.now()))
-            return {**why_not(service, snapshot, answer, item_id), "degraded": answer.degraded}
+            arm = service.arm(snapshot, user_id, name)
+            answer = recommend(service, arm, user_id, k, name, Page(service.now()))
+            return {**why_not(service, arm.snapshot, answer, item_id), "degraded": answer.degraded}
 
         return json_response({"item_id": item_id, **await in_thread(explain)})

@@ -100,11 +100,13 @@ class CatalogUpdater:
         self._retry: asyncio.TimerHandle | None = None
         self._sweep: Callable[[], int] | None = None
 
-    def replay(self, now: int) -> None:
-        """Read the puts and deletes before this start from the log. now: time of the start (µs). Raises LogError."""
+    def replay(self, now: int, *, sweep: bool = True) -> None:
+        """Read the puts and deletes before this start from the log. now: time of the start (µs); sweep: delete unused
+        media once. Raises LogError."""
         placed = self._follower.read()
         logged = [change.change for change in placed]
-        self._sweep = partial(delete_unused_media, self._folder, media_in_use(logged, now), now)
+        if sweep:
+            self._sweep = partial(delete_unused_media, self._folder, media_in_use(logged, now), now)
         changes = ItemChanges.of_changes(logged)
         self._latest = max((change.latest + 1 for change in placed), default=0)
         self._follower.replay(placed)
@@ -113,10 +115,11 @@ class CatalogUpdater:
         }
         self._statuses |= {name: _ItemStatus(0, None, waiting=False) for name in changes.deleted}
 
-    def follow(self, log: EventLog) -> None:
-        """Apply the changes that other processes have logged since the last call. Raises LogError."""
+    def follow(self, log: EventLog | None) -> None:
+        """Apply the changes that others have logged since the last call. log: of the changes that are accepted here,
+        None where none are. Raises LogError."""
         placed = self._follower.read()
-        own = log.ends(ITEMS)
+        own = {} if log is None else log.ends(ITEMS)
         with self._lock:
             foreign = [change.latest + 1 for change in placed if change.segment not in own]
             self._latest = max([self._latest, *foreign])  # what is accepted from now on comes after them

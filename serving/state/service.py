@@ -4,60 +4,49 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from features.errors import LogError, RecsysError, StoreError, detail
+from features.errors import LogError, RecsysError, StoreError
 from features.instants import now_micros
 from features.log.corrections import CorrectionFeed
 from features.log.event_log import EventLog
 from features.log.item_changes import media_fault
-from features.log.records import Correction, Event
+from features.log.records import Correction, Event, ItemDeleted, ItemPut
 from features.schema import EventRules
 from features.store.base import FeatureStore
 from features.store.redis import RedisStore, check_server
 from features.store.redis_server import RedisServer
-from features.store.user_state import UserState
 from recsys.bundle.formats import MANIFEST
-from serving.rules import ShopRules
+from recsys.bundle.registry import find_bundle
 from serving.servable import ServableBundle
 from serving.settings import ServeSettings
+from serving.shop.experiments import ShopExperiments
+from serving.shop.rules import ShopRules
+from serving.state.arms import MISSED, Arm
+from serving.state.bundles.beside import VariantBundles
+from serving.state.bundles.loader import BundleLoader, same_problem
 from serving.state.catalog_updater import CatalogUpdater, Upsert
 from serving.state.log_claim import claim
 from serving.state.log_keeper import LogKeeper
 from serving.state.snapshot import ServingSnapshot
-from serving.state.store_filler import Filler, FillProcess
-from serving.state.store_keeper import StoreKeeper, log_filling
+from serving.state.store.filler import Filler, FillProcess
+from serving.state.store.keeper import StoreKeeper, log_filling
 
 logger = logging.getLogger("recsys.serving")
 
-RETRY_SECONDS = 1.0
-"""Seconds before a refused bundle is tried again; doubled after each further refusal, up to MAX_RETRY_SECONDS."""
-
-MAX_RETRY_SECONDS = 300.0
-
 FILL_SECONDS = 600.0
 """Longest time that a start waits for its private store to be filled."""
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    """A bundle that was refused. files: its files as they were then; until: end of the pause (monotonic s)."""
-
-    path: Path
-    files: tuple[object, ...]
-    times: int
-    until: float
 
 
 class ServiceState:
     """State of the service, opened by `start` and closed by `stop`.
 
     load: folder of a bundle -> the bundle, raises BundleError; current: folder of bundles -> the folder of the bundle
-    to serve; upsert: adds items to a bundle; merge: rebuilds the indexes of a bundle to which many items were added;
-    connect: event rules -> the store; filler: fills the store; now: returns the time (µs).
+    to serve; find: the same of a bundle by its name; upsert: adds items to a bundle; merge: rebuilds the indexes of a
+    bundle to which many items were added; connect: event rules -> the store; filler: fills the store; now: returns
+    the time (µs).
     """
 
     def __init__(
@@ -66,6 +55,7 @@ class ServiceState:
         *,
         load: Callable[[Path], ServableBundle],
         current: Callable[[Path], Path],
+        find: Callable[[Path, str], Path] = find_bundle,
         upsert: Upsert,
         merge: Callable[[ServableBundle], None],
         connect: Callable[[EventRules], FeatureStore] | None = None,
@@ -75,23 +65,26 @@ class ServiceState:
         self.settings = settings
         self.now = now
         self.notes: dict[str, str] = {}
-        """Current problems by component: bundle, tables, store, items, media, retriever, rules."""
+        """Current problems by component: bundle, tables, store, items, media, retriever, rules,
+        experiments."""
         self.unlogged = 0
         """Exposures since the start that the log could not take."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
         self.rules = ShopRules(settings.rules)
+        self.experiments = ShopExperiments(settings.experiments, self.rules)
         self.corrections = CorrectionFeed(settings.log)
         self.log_keeper = LogKeeper(settings.log, settings.log_limits)
         self.keeper = StoreKeeper(
             settings.log, self.corrections, self.notes, filler or FillProcess(settings.log, log_filling)
         )
-        self._load, self._current, self._connect = load, current, connect
+        self.variants = VariantBundles(settings, load=load, find=find, upsert=upsert, merge=merge, now=now)
+        self._loader = BundleLoader(load, now)
+        self._current, self._connect = current, connect
         self._server: RedisServer | None = None
         self._claim = -1
         self._log: EventLog | None = None
         self._path: Path | None = None
         self._manifest_bytes = -1
-        self._refusal: _Refusal | None = None
         self._stop = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
@@ -158,6 +151,7 @@ class ServiceState:
         self.keeper.filler.stop()
         if self._log:
             self._log.close()
+        self.variants.close()
         if self.snapshot:
             self.snapshot.bundle.close()
             if isinstance(self.snapshot.store, RedisStore):
@@ -183,7 +177,7 @@ class ServiceState:
             self._check_media()
             self._follow_items()
             self._swap_bundle()
-            self._follow_rules()
+            self._follow_shop()
             if self.snapshot is not None:
                 self.keeper.step(self.snapshot.store, self.snapshot.bundle.data)
             self.log_keeper.step()
@@ -199,15 +193,18 @@ class ServiceState:
             logger.error("%s", fault)
             self.notes["media"] = fault
 
-    def _follow_rules(self) -> None:
-        """Read the rules again if their file has changed; note why they cannot be used."""
-        bundle = self.snapshot and self.snapshot.bundle
-        catalog, vectors = (bundle.catalog, bundle.vectors) if bundle else (None, None)
-        self.rules.follow(catalog, vectors, self.now())
-        if self.rules.fault:
-            self.notes["rules"] = self.rules.fault
-        else:
-            self.notes.pop("rules", None)
+    def _follow_shop(self) -> None:
+        """Read rules and experiments again if their files have changed, load the bundles of variants; note faults."""
+        bundle = self.snapshot.bundle if self.snapshot else None
+        self.rules.follow(bundle, self.now())
+        self.experiments.follow(bundle, self.now())
+        self.variants.step(self.experiments.bundles, self.snapshot, self._path)
+        faults = "; ".join([*self.experiments.faults, *self.variants.faults])
+        for component, problem in (("rules", self.rules.fault), ("experiments", faults)):
+            if problem:
+                self.notes[component] = problem
+            else:
+                self.notes.pop(component, None)
 
     def _follow_items(self) -> None:
         try:
@@ -219,34 +216,24 @@ class ServiceState:
             self.notes["log"] = str(error)
 
     def _swap_bundle(self) -> None:
-        path = None
         try:
             path = self._current(self.settings.bundles)
             if path == self._path:
-                self._refusal = None
+                self._loader.reset()
                 self._check_served_files()
                 return
-            if self._is_refused(path):
-                return
-            bundle = self._load(path)
-            store = self._store_for(bundle)
-            snapshot = ServingSnapshot.of(bundle, store, self.now)
-            snapshot.popular(snapshot.rows(()), 1, {})
-            example = snapshot.states(self._example(snapshot), self.now())
-            snapshot.recommend(example, snapshot.rows(()), 20, {})  # warm up
+            snapshot = self._loader.snapshot(path, self._store_for)
         except RecsysError as error:
-            self._refuse_bundle(path, str(error))
+            if not same_problem(self.notes.get("bundle", ""), str(error)):
+                logger.error("bundle refused: %s", error)
+            self.notes["bundle"] = str(error)
             return
-        except Exception as error:  # a bundle whose models fail must not replace a working one
-            if self._refusal is None:
-                logger.exception("bundle %s failed its first request", path)
-            self._refuse_bundle(
-                path, f"{path} failed its first request: its models do not work; train again{detail(error)}"
-            )
+        if snapshot is None:
             return
+        bundle = snapshot.bundle
         self.keeper.expect_new_tables(private=self._server is not None)
         self.catalog_updater.swap_bundle(snapshot)
-        self._path, self._refusal, self._manifest_bytes = path, None, _size(path / MANIFEST)
+        self._path, self._manifest_bytes = path, _size(path / MANIFEST)
         self.notes.pop("bundle", None)
         self.notes.pop("retriever", None)
         if bundle.note:
@@ -261,22 +248,6 @@ class ServiceState:
                 bundle.fingerprint,
                 trained_on,
             )
-
-    def _is_refused(self, path: Path) -> bool:
-        """Whether a bundle was refused and is not to be tried yet: its files are the same, and its pause lasts."""
-        last = self._refusal
-        return last is not None and last.path == path and time.monotonic() < last.until and last.files == _files(path)
-
-    def _refuse_bundle(self, path: Path | None, reason: str) -> None:
-        """Note why a bundle (None: no bundle is published) is refused. It is tried again after a growing pause."""
-        if path is not None:
-            times = self._refusal.times + 1 if self._refusal and self._refusal.path == path else 1
-            pause = min(RETRY_SECONDS * 2 ** min(times - 1, 30), MAX_RETRY_SECONDS)
-            self._refusal = _Refusal(path, _files(path), times, time.monotonic() + pause)
-            reason += f"; tried again after {pause:g} s, and when its files change"
-        if self.notes.get("bundle", "").partition("; tried again")[0] != reason.partition("; tried again")[0]:
-            logger.error("bundle refused: %s", reason)
-        self.notes["bundle"] = reason
 
     def _check_served_files(self) -> None:
         """Note files of the served bundle that a restart would not find as they were."""
@@ -295,22 +266,29 @@ class ServiceState:
             logger.error("%s", note)
         self.notes["bundle"] = note
 
-    def _example(self, snapshot: ServingSnapshot) -> UserState:
-        """A user with one positive event, to warm up the models before the first request."""
-        positive = snapshot.bundle.data.events.positive
-        if not positive or not len(snapshot.bundle.popular):
-            return UserState()
-        kind, minimum = next(iter(positive.items()))
-        item = snapshot.bundle.catalog.ids.ids[int(snapshot.bundle.popular[0])]
-        event = Event(user_id="", item_id=item, event=kind, timestamp=self.now() - 1, value=minimum or 1.0)
-        return UserState.of([event], snapshot.bundle.data.events)
-
     def _store_for(self, bundle: ServableBundle) -> FeatureStore:
         """The store with the event rules of a bundle. The next step sees to it that it is filled."""
         rules = bundle.data.events
         if self._connect is None:
             raise StoreError("the feature store is not connected: the service is not running")
         return self.snapshot.store.with_rules(rules) if self.snapshot else self._connect(rules)
+
+    def arm(
+        self, snapshot: ServingSnapshot, user_id: str, placement: str, kept: Mapping[str, str] | None = None
+    ) -> Arm:
+        """What a request is answered from. snapshot: of the current bundle; user_id: "" for none; kept: the variants
+        of the first page of a list, None on that page."""
+        choice = self.experiments.choose(user_id, placement, kept, self.variants.served)
+        if choice.bundle is not None:
+            snapshot = self.variants.snapshot(choice.bundle, snapshot)
+        return Arm(snapshot, choice.rules, choice.variants, (MISSED,) if choice.missed else ())
+
+    async def accept_item(self, change: ItemPut | ItemDeleted) -> bool:
+        """Log a change of an item and apply it to all bundles; see `CatalogUpdater.accept`."""
+        is_new = await self.catalog_updater.accept(self.log, change)
+        if self.variants.served:
+            await asyncio.to_thread(self.variants.follow_items)
+        return is_new
 
     def push(self, events: list[Event]) -> list[str]:
         """Push logged events to the store. Returns the components that failed (values of `degraded`)."""
@@ -319,16 +297,6 @@ class ServiceState:
     def correct(self, correction: Correction) -> list[str]:
         """Apply a logged correction to the store. Returns the components that failed (values of `degraded`)."""
         return ["bundle"] if self.snapshot is None else self.keeper.correct(self.snapshot.store, correction)
-
-
-def _files(folder: Path) -> tuple[object, ...]:
-    """Name, inode, size and time of the last change of each file in a folder; empty when it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            stats = [(entry.name, entry.stat()) for entry in entries]
-    except OSError:
-        return ()
-    return tuple(sorted((name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in stats))
 
 
 def _size(file: Path) -> int:

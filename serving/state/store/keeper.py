@@ -14,7 +14,7 @@ from features.store.base import FeatureStore, StoreMovedError
 from features.store.corrections import apply_corrections, push_events
 from features.store.jobs.refresh import catch_up
 from features.store.user_state import Shown, UserState, UserStateStatus
-from serving.state.store_filler import Filler
+from serving.state.store.filler import Filler
 
 logger = logging.getLogger("recsys.serving")
 
