@@ -13,6 +13,19 @@ settings.register_profile("untimed", deadline=None)  # other jobs on the machine
 settings.load_profile("untimed")
 
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
 @pytest.fixture
 def large():
     """A fake embedding service with the smallest number of dimensions that Gemini offers."""
@@ -46,3 +59,16 @@ def uri(template, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # artifacts are stored in ./mlruns
     shutil.copy(template, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium that is there already."""
+    reason = "playwright is not installed: pip install playwright"
+    sync_api = pytest.importorskip("playwright.sync_api", reason=reason)
+    if CHROMIUM is None:
+        pytest.skip("chromium is not on PATH")
+    with sync_api.sync_playwright() as play:
+        started = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()

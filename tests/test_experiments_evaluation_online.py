@@ -103,6 +103,28 @@ def test_the_time_before_explains_variance(tmp_path):
     assert adjusted.low < 0 < adjusted.high
 
 
+def test_a_variant_that_names_experiments_needs_the_name_of_one(tmp_path):
+    path = write(tmp_path / "o.parquet", [("1", "u1", "x:a,y:b", 1), ("2", "u2", "default", 1)])
+    with pytest.raises(DataError, match="`variant` names experiments, x, y: name one"):
+        analyse(path, ["click"])
+
+
+def test_the_control_of_the_service_is_the_control(tmp_path):
+    rows = [(f"{u}", f"u{u}", "x:control" if u % 2 else "x:a", u) for u in range(8)]
+    found = analyse(write(tmp_path / "o.parquet", rows), ["click", "click"], experiment="x")
+    assert found.control == "control"
+    assert len(found.changes) == 3  # a type that is named twice counts once
+
+
+def test_an_arm_of_one_user_is_not_compared_and_one_without_users_is_an_alarm(tmp_path):
+    rows = [(f"{u}", f"u{u}", "ab"[u % 2], 1) for u in range(40)] + [("x", "tester", "test", 9)]
+    path = write(tmp_path / "o.parquet", rows)
+    found = analyse(path, ["click"])
+    assert {row.arm for row in found.changes} == {"b"}
+    assert found.users == {"a": 20, "b": 20, "test": 1}
+    assert analyse(path, ["click"], shares={"a": 1, "b": 1, "lost": 1}).warning
+
+
 def test_an_assignment_that_is_not_as_planned_is_an_alarm(tmp_path):
     rows = [(f"{u}", f"u{u}", "a" if u < 700 else "b", 0) for u in range(1000)]
     path = write(tmp_path / "o.parquet", rows)
@@ -116,9 +138,9 @@ def test_an_assignment_that_is_not_as_planned_is_an_alarm(tmp_path):
     ("types", "options", "message"),
     [
         (["buy"], {}, "no event of type buy; it has click"),
-        (["click"], {"control": "c"}, "arms with users: a, b; at least two are needed, the control among them"),
+        (["click"], {"control": "c"}, "arms with users: a 2, b 2; at least two are needed, the control among them"),
         (["click"], {"experiment": "x"}, "arms with users: none"),
-        (["click"], {"shares": {"a": 1, "c": 1}}, "the same"),
+        (["click"], {"shares": {"a": 1, "c": 1}}, "no share is planned for b"),
     ],
 )
 def test_what_cannot_be_analysed_is_refused(tmp_path, types, options, message):

@@ -100,6 +100,12 @@ def test_a_judged_policy_that_shows_what_was_never_shown_is_refused():
         checked_estimates(rows)
 
 
+def test_probabilities_of_another_policy_are_refused():
+    rows = LoggedRows(np.ones(2000), np.full(2000, 0.05), np.full(2000, 0.2), np.arange(2000))
+    with pytest.raises(DataError, match=r"a mean of 4.000 .* are not those of the two policies"):
+        checked_estimates(rows)
+
+
 @pytest.mark.parametrize("logged", [0.0, 1.5, np.nan, -0.1])
 def test_propensities_that_are_none_are_refused(logged):
     with pytest.raises(DataError, match="row 1 has the logged probability"):

@@ -1,31 +1,43 @@
 """Offline experiments: the file, the groups of cells, what is computed again, the result, and the decision."""
 
 import json
+import os
+import re
 from concurrent.futures.process import BrokenProcessPool
+from datetime import date
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
+import scipy.stats
 import yaml
 from toy_data import Lines, outcome_table, toy_config, write_tables
 from typer.testing import CliRunner
 
 from experiments.config import load_config
+from experiments.dataset import load_dataset
 from experiments.evaluation.outcomes import read_outcomes, write_outcomes
 from experiments.evaluation.verdict import DO_NOT, INCONCLUSIVE, SHIP, Rule, verdict
 from experiments.pipelines.experiment import cells as cells_module
 from experiments.pipelines.experiment.cells import cells_of, groups_of, run_group
 from experiments.pipelines.experiment.definition import load_experiment
+from experiments.pipelines.experiment.report import markdown, page, table
 from experiments.pipelines.experiment.result import result_of
-from experiments.pipelines.experiment.run import failed, run_experiment
+from experiments.pipelines.experiment.run import failed, run_experiment, run_groups
 from experiments.pipelines.fit import FittedOnce
+from experiments.statistics.significance import permutation_test
 from experiments.tracking.mlflow import NullTracker
 from features.errors import ConfigError, DataError, RecsysError
 from recsys.cli.main import app
 from recsys.cli.options import config_path
-from recsys.evaluation.bootstrap import Interval
+from recsys.evaluation.bootstrap import Interval, bootstrap
 
-VARIANTS = {
+DATA: Any = SimpleNamespace(hash="data")
+OTHER_DATA: Any = SimpleNamespace(hash="other data")
+
+VARIANTS: dict[str, Any] = {
     "base": {},
     "small ranker": {"set": {"reranker.trees": 2}},
     "retrieval": {"model": "two towers"},
@@ -76,6 +88,9 @@ def test_settings_of_a_variant_override_the_configuration(tmp_path):
         ({"control": "c"}, "'c' is none of the variants base, small ranker"),
         ({"seeds": [1, 1]}, "seeds: each seed may stand there once"),
         ({"seeds": []}, "seeds: "),
+        ({"decision": {"placement": "nowhere"}}, "decision.placement: 'nowhere' is none of home, again"),
+        ({"variants": {"a": {}, "b": {"set": {"towers.dimension": date(2024, 1, 1)}}}}, r"variants\.b\.set: a date"),
+        ({"name": ".."}, "name: "),
         ({"decision": {"metric": "auc"}}, r"decision\.metric: "),
         ({"decision": {"guardrails": {"hr": 2}}}, r"decision\.guardrails\.hr: "),
         ({"config": "nowhere.yaml"}, "nowhere"),
@@ -98,7 +113,7 @@ def test_other_files_are_refused(tmp_path):
 
 
 def test_cells_of_the_same_towers_are_one_group(tmp_path):
-    cells = cells_of(read(write(tmp_path)), "data", tmp_path)
+    cells = cells_of(read(write(tmp_path)), DATA, tmp_path, Lines())
     assert len({cell.path for cell in cells}) == 10
     groups = {frozenset((cell.variant, cell.seed) for cell in group) for group in groups_of(cells)}
     shared = ("base", "small ranker", "retrieval")
@@ -108,18 +123,18 @@ def test_cells_of_the_same_towers_are_one_group(tmp_path):
     }
     cells[0].path.write_text("there")
     assert sum(map(len, groups_of(cells))) == 9
-    again = cells_of(read(write(tmp_path, name="renamed")), "data", tmp_path)
+    again = cells_of(read(write(tmp_path, name="renamed")), DATA, tmp_path, Lines())
     assert [cell.path for cell in again] == [cell.path for cell in cells]
-    others = cells_of(read(write(tmp_path)), "other data", tmp_path)
+    others = cells_of(read(write(tmp_path)), OTHER_DATA, tmp_path, Lines())
     assert not {cell.path for cell in others} & {cell.path for cell in cells}
 
 
 def test_rules_belong_to_what_a_cell_depends_on(tmp_path):
     variants = {"base": {}, "ruled": {"rules": "rules.yaml"}}
     (tmp_path / "rules.yaml").write_text("rules: [{name: adults, exclude: {columns: {adult: [true]}}}]")
-    first = cells_of(read(write(tmp_path, variants=variants)), "data", tmp_path)
+    first = cells_of(read(write(tmp_path, variants=variants)), DATA, tmp_path, Lines())
     (tmp_path / "rules.yaml").write_text("rules: [{name: adults, exclude: {columns: {adult: [false]}}}]")
-    second = cells_of(read(write(tmp_path, variants=variants)), "data", tmp_path)
+    second = cells_of(read(write(tmp_path, variants=variants)), DATA, tmp_path, Lines())
     assert [a.path == b.path for a, b in zip(first, second, strict=True)] == [True, True, False, False]
 
 
@@ -138,11 +153,12 @@ def test_towers_of_a_group_are_trained_once_and_are_those_of_a_run_alone(tmp_pat
 
     monkeypatch.setattr(cells_module, "FittedOnce", Counting)
     together, alone = (tmp_path / name for name in ("together", "alone"))
-    both = cells_of(experiment, "data", together)
-    run_group(both, tmp_path / "cells.log")
+    dataset = load_dataset(experiment.configs["base"], Lines().steps)
+    both = cells_of(experiment, dataset, together, Lines())
+    run_group(both, dataset.hash, tmp_path / "cells.log")
     assert (len(trained), len(set(trained))) == (4, 2)  # selection and refit, of two cells each
-    for cell in cells_of(experiment, "data", alone):
-        run_group([cell], tmp_path / "cells.log")
+    for cell in cells_of(experiment, dataset, alone, Lines()):
+        run_group([cell], dataset.hash, tmp_path / "cells.log")
         assert read_outcomes(cell.path).equals(read_outcomes(together / cell.path.name))
     assert "window 1, small ranker, seed 0" in (tmp_path / "cells.log").read_text()
 
@@ -198,7 +214,7 @@ def test_a_run_is_recorded_with_a_run_for_each_variant(tmp_path):
     whole, base, other = runs
     assert {run["experiment"] for run in runs} == {"toy"}
     assert [run["tags"]["mlflow.runName"] for run in runs] == ["toy", "base", "b"]
-    assert whole["artifacts"] == ["result.json", "result.md"]
+    assert whole["artifacts"] == ["result.json", "result.md", "result.html"]
     assert whole["tags"]["decision.b"] == result.decisions[0]["decision"] == other["tags"]["decision"]
     assert base["tags"]["decision"] == "control"
     assert base["artifacts"] == other["artifacts"] == ["outcomes/seed-0"]
@@ -216,7 +232,7 @@ def outcomes_of(tmp_path, ranks, **sections):
             tmp_path, variants={name: {"set": {"reranker.trees": 2 + i}} for i, name in enumerate(ranks)}, **sections
         )
     )
-    cells = cells_of(experiment, "data", tmp_path / "out")
+    cells = cells_of(experiment, DATA, tmp_path / "out", Lines())
     for cell in cells:
         rows = [(cell.variant, f"u{u}", "x", rank) for u, rank in enumerate(ranks[cell.variant][cell.seed])]
         write_outcomes(cell.path, [outcome_table(rows)], {})
@@ -234,8 +250,62 @@ def test_the_result_by_hand(tmp_path):
     assert other["p_adjusted"] >= other["p"]
     # differences 0, 1, .5, 0 have a deviation of .4787; 2.801585 * .4787 / 2
     assert other["detectable"] == pytest.approx(2.801585 * np.std([0, 1, 0.5, 0], ddof=1) / 2)
-    assert result.render().row_count == 4
+    assert table(result).row_count == 4
     assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
+
+
+def test_segments_are_judged_on_their_own_events(tmp_path):
+    # 60 users with two events each, one of a cold item; the variant finds the cold items alone
+    experiment = read(write(tmp_path, seeds=[0], variants={"a": {}, "b": {"set": {"reranker.trees": 2}}}))
+    cells = cells_of(experiment, DATA, tmp_path / "out", Lines())
+    for cell in cells:
+        rows = [(cell.variant, f"u{u}", item, 60) for u in range(60) for item in "xy"]
+        is_cold = pl.col("item") == "y"
+        outcomes = outcome_table(rows).with_columns(
+            warm_item=~is_cold, warm_user=pl.lit(True), history=pl.when(pl.col("user") < "u2").then(3).otherwise(70)
+        )
+        hit = pl.when(is_cold).then(1.0).otherwise(60.0) if cell.variant == "b" else pl.lit(60.0)
+        write_outcomes(cell.path, [outcomes.with_columns(rank=hit).cast({"history": pl.Int32})], {})
+    result = result_of(experiment, cells, {"seeds": [0]})
+    means = {row["segment"]: row["mean"] for row in result.rows if (row["variant"], row["metric"]) == ("b", "hr")}
+    # 11 users before u2, too few; all users are known, which says no more than all
+    assert means == {"all": 0.5, "known items": 0, "cold items": 1, "50 events and more": 0.5}
+    p = {row["segment"]: (row["p"], row["p_adjusted"]) for row in result.rows if row["variant"] == "b"}
+    assert p["known items"] == (1, 1)
+    assert p["cold items"][1] == pytest.approx(6 / 4 * p["cold items"][0])  # 4 of 6 tests of segments are as small
+
+
+def test_the_page_asks_no_other_host_and_escapes_names(tmp_path):
+    result = outcomes_of(tmp_path, {"a": [[40] * 30] * 2, "<b>": [[1] * 30] * 2})
+    text = page(result)
+    assert "<b>" not in text
+    assert "&lt;b&gt;: SHIP." in text
+    assert not re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!#)[^\"'>)]+", text)
+    assert text.count("<svg") == 2
+    assert text.count("<tr") == 1 + len(result.rows)
+    assert page(result) == text
+    assert "SHIP" in markdown(result)
+
+
+def test_the_page_in_a_browser(tmp_path, browser):
+    result = outcomes_of(tmp_path, {"a": [[40] * 30] * 2, "b": [[1] * 30] * 2})
+    (tmp_path / "result.html").write_text(page(result), encoding="utf-8")
+    grounds = []
+    for scheme in ("light", "dark"):
+        context = browser.new_context(color_scheme=scheme)
+        shown = context.new_page()
+        asked: list[str] = []
+        shown.on("request", lambda request, asked=asked: asked.append(request.url))
+        shown.goto((tmp_path / "result.html").as_uri())
+        grounds.append(shown.evaluate("getComputedStyle(document.body).backgroundColor"))
+        shown.get_by_role("button", name="mean").click()
+        means = [float(text) for text in shown.locator("td:nth-child(6)").all_inner_texts()]
+        assert means == sorted(means)
+        shown.get_by_role("button", name="mean").click()
+        assert [float(text) for text in shown.locator("td:nth-child(6)").all_inner_texts()] == means[::-1]
+        assert all(url.startswith("file:") for url in asked)
+        context.close()
+    assert grounds[0] != grounds[1]
 
 
 def test_seeds_that_differ_make_the_interval_wider(tmp_path):
@@ -259,8 +329,6 @@ def test_the_decision_of_a_file(tmp_path):
     assert (decision["variant"], decision["decision"]) == ("b", SHIP)
     worse = {"a": better["b"], "b": better["a"]}
     assert outcomes_of(tmp_path / "2", worse).decisions[0]["decision"] == DO_NOT
-    with pytest.raises(DataError, match="'nowhere' is none of home"):
-        outcomes_of(tmp_path / "3", better, decision={"placement": "nowhere"})
 
 
 @pytest.mark.parametrize(
@@ -288,10 +356,10 @@ def test_the_verdict_by_its_bounds(rule, low, high, guardrail, expected):
 def test_a_baseline_that_cannot_be_fitted_is_an_error(tmp_path, monkeypatch):
     write_tables(tmp_path / "data")
     experiment = read(write(tmp_path, seeds=[0]))
-    cell = next(cell for cell in cells_of(experiment, "data", tmp_path) if cell.variant == "popular")
+    cell = next(cell for cell in cells_of(experiment, DATA, tmp_path, Lines()) if cell.variant == "popular")
     monkeypatch.setattr(cells_module, "chosen_baseline", lambda *_: {})
     with pytest.raises(DataError, match="popular cannot be fitted on these data: remove the variant"):
-        run_group([cell], tmp_path / "cells.log")
+        run_group([cell], load_dataset(cell.config, Lines().steps).hash, tmp_path / "cells.log")
     assert not cell.path.exists()
 
 
@@ -302,16 +370,43 @@ def test_a_baseline_that_cannot_be_fitted_is_an_error(tmp_path, monkeypatch):
         (
             BrokenProcessPool("x"),
             RecsysError,
-            "the process was killed, perhaps for memory: run again with fewer --jobs",
+            "a process was killed, perhaps for memory: run again with fewer --jobs",
         ),
         (KeyError("x"), KeyError, "x"),
     ],
 )
 def test_the_error_of_a_process_names_its_cells(tmp_path, error, expected, message):
-    group = [cell for cell in cells_of(read(write(tmp_path)), "data", tmp_path) if cell.variant == "base"]
+    group = [cell for cell in cells_of(read(write(tmp_path)), DATA, tmp_path, Lines()) if cell.variant == "base"]
     found = failed(error, group)
     assert type(found) is expected
     assert message in str(found)
+
+
+def test_after_a_failure_no_other_group_is_started(tmp_path):
+    write_tables(tmp_path / "data")
+    variants = {"base": VARIANTS["popular"], "b": {"model": "ease"}}
+    cells = cells_of(read(write(tmp_path, seeds=[0, 1, 2, 3], variants=variants)), DATA, tmp_path / "out", Lines())
+    (tmp_path / "out").mkdir()
+    before = os.environ.get("POLARS_MAX_THREADS")
+    with pytest.raises(DataError, match="the data have changed since the run began"):  # each group finds other data
+        run_groups(groups_of(cells), "data", tmp_path / "out", Lines(), 1)
+    assert len(list((tmp_path / "out").glob("*.log"))) < 8
+    assert os.environ.get("POLARS_MAX_THREADS") == before
+
+
+def test_the_interval_of_few_seeds_by_hand(tmp_path):
+    # differences of ten users, the mean of two seeds: their means are .2 and .4
+    ranks = {"a": [[60] * 10] * 2, "b": [[1] * 2 + [60] * 8, [1] * 4 + [60] * 6]}
+    row = next(row for row in outcomes_of(tmp_path, ranks).rows if row["change"] and row["metric"] == "hr")
+    by_user = np.array([1, 1, 0.5, 0.5, 0, 0, 0, 0, 0, 0])
+    seeds, users = 0.02 / 2, by_user.var(ddof=1) / 10
+    error = (seeds + users) ** 0.5
+    freedom = error**4 / (seeds**2 / 1 + users**2 / 9)
+    by_seeds, over_users = 2 * scipy.stats.t.sf(0.3 / error, freedom), permutation_test(by_user, seed=0)
+    assert row["p"] == pytest.approx(max(by_seeds, over_users))
+    plain = bootstrap(by_user, seed=0)
+    wider = scipy.stats.t.ppf(0.975, freedom) * error / (scipy.stats.norm.ppf(0.975) * users**0.5)
+    assert row["change"]["low"] == pytest.approx(0.3 - wider * (0.3 - plain.low))
 
 
 def test_rules_that_are_wrong_are_refused_before_the_run(tmp_path):

@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.statistics.arms import Arm, cuped, difference, sample_ratio_mismatch
+from experiments.statistics.arms import Arm, cuped, difference, p_value, sample_ratio_mismatch
 from experiments.statistics.power import detectable, users_needed
 from experiments.statistics.sequential import confidence_sequence, group_sequential
 from experiments.statistics.significance import benjamini_hochberg, holm, permutation_test
@@ -105,8 +105,10 @@ def test_means_of_arms_agree_with_scipy():
     rng = np.random.default_rng(1)
     a, b = rng.exponential(1.2, 300), rng.exponential(1.0, 200)
     ours = difference(Arm.of_means(a), Arm.of_means(b))
-    peer = scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    test = scipy.stats.ttest_ind(a, b, equal_var=False)
+    peer = test.confidence_interval()
     assert (ours.low, ours.high) == pytest.approx((peer.low, peer.high))
+    assert p_value(Arm.of_means(a), Arm.of_means(b)) == pytest.approx(test.pvalue)
     assert ours.mean == pytest.approx(a.mean() - b.mean())
 
 
@@ -128,6 +130,8 @@ def test_the_ratio_of_an_arm_by_hand():
 def test_equal_arms_without_variance_have_a_width_of_zero():
     change = difference(Arm.of_means(np.full(3, 2.0)), Arm.of_means(np.full(4, 1.5)))
     assert (change.low, change.mean, change.high) == (0.5, 0.5, 0.5)
+    assert p_value(Arm.of_means(np.full(3, 2.0)), Arm.of_means(np.full(4, 1.5))) == 0
+    assert p_value(Arm.of_means(np.ones(3)), Arm.of_means(np.ones(4))) == 1
 
 
 def test_cuped_removes_what_the_time_before_explains():

@@ -295,6 +295,17 @@ def test_a_killed_training_leaves_the_old_bundle(done, moment):
             load_bundle(entry)
 
 
+def test_changes_since_the_commit_are_another_version(monkeypatch):
+    printed = {"describe": b"1a2b3c4\n", "diff": b""}
+    monkeypatch.setattr(train_module, "_git", lambda command, *_: printed[command])
+    versions = []
+    for printed["diff"] in (b"", b"one change", b"another change"):
+        versions.append(train_module.code_version())
+    assert versions[0].endswith("+1a2b3c4")
+    assert len(set(versions)) == 3
+    assert all("+1a2b3c4-dirty." in version for version in versions[1:])
+
+
 def test_a_run_needs_no_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert train_module.code_version().endswith("+unknown")

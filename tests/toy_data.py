@@ -188,6 +188,9 @@ def outcome_table(rows):
             "item": columns[2],
             "time": pl.Series([0] * len(rows)).cast(pl.Datetime("us", "UTC")),
             "rank": [float(rank) for rank in columns[3]],
+            "warm_user": [True] * len(rows),
+            "warm_item": [True] * len(rows),
+            "history": [1] * len(rows),
         },
         schema=SCHEMA,
     )

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 from rich.table import Table
-from scipy.special import ndtr
 
 from experiments.evaluation.ranking import interval_dict
-from experiments.statistics.arms import Arm, cuped, difference, sample_ratio_mismatch
+from experiments.statistics.arms import Arm, cuped, difference, p_value, sample_ratio_mismatch
 from experiments.statistics.power import detectable
 from experiments.statistics.sequential import confidence_sequence
 from experiments.statistics.significance import holm
@@ -25,6 +24,7 @@ from features.log.outcomes.table import COLUMNS
 from features.schema import REQUEST_ID, USER
 from features.tables.files.parquet import scan_parquet
 from features.tables.scan import reading
+from recsys.assignment import CONTROL
 from recsys.evaluation.bootstrap import Interval
 
 ANSWERS = "answers to the user"
@@ -118,24 +118,31 @@ def analyse(
 ) -> Analysis:
     """Compare the arms of one experiment by the events of some types.
 
-    For each type: the events of a user, the share of users with one, and the events for each answer. experiment: name
-    of one of several in `variant`, written "experiment:arm" with commas between; None: `variant` as a whole is the
-    arm. control: None: the first arm by name; shares: of the users of each arm, None: equal; before: outcomes of the
+    For each type: the events of a user, the share of users with one, and the events for each answer. experiment: one
+    that `variant` names, as "experiment:arm" with commas between; None: `variant` as a whole is the arm. control:
+    None: `control`, or the first arm by name; shares: of the users of each arm, None: equal; before: outcomes of the
     time before the test, whose events of a user explain part of the variance (CUPED); planned: users of the whole
-    test, for which `always` is narrowest, None: those that are there. Raises DataError where a file cannot be read or
-    lacks a type, with fewer than two arms, and for arms that are not there.
+    test, for which `always` is narrowest, None: those that are there. An arm of a single user, such as one for
+    testing, is not compared. Raises DataError where a file cannot be read or lacks a type, with fewer than two arms,
+    and for arms that are not there.
     """
+    types = list(dict.fromkeys(types))
     rows = _read(path, types)
     complete = rows.filter("complete")
+    if experiment is None and (names := _experiments(complete)):
+        raise DataError(f"{path}: `variant` names experiments, {', '.join(names)}: name one")
     known = complete.filter(pl.col(USER).is_not_null()).with_columns(_arm(experiment).alias("arm"))
     known = known.filter(pl.col("arm").is_not_null())
     several = known.group_by(USER).agg(pl.col("arm").n_unique().alias("arms")).filter(pl.col("arms") > 1)
     users = _by_user(known.join(several, on=USER, how="anti"), types, "arm")
-    counts = {str(arm): int(n) for arm, n in users.group_by("arm").len().sort("arm").iter_rows()}
-    control = control if control is not None else next(iter(counts), "")
+    assigned = {str(arm): int(n) for arm, n in users.group_by("arm").len().sort("arm").iter_rows()}
+    counts = {arm: n for arm, n in assigned.items() if n > 1}  # a single user has no variance
+    if control is None:
+        control = CONTROL if CONTROL in counts else next(iter(counts), "")
     if len(counts) < 2 or control not in counts:
-        there = ", ".join(counts) or "none"
+        there = ", ".join(f"{arm} {n}" for arm, n in assigned.items()) or "none"
         raise DataError(f"{path}: arms with users: {there}; at least two are needed, the control among them")
+    users = users.filter(pl.col("arm").is_in(list(counts)))
     if before is not None:
         past = _by_user(_read(before, types).filter(pl.col(USER).is_not_null()), types)
         users = users.join(past, on=USER, how="left", suffix=" before").fill_null(0)
@@ -150,13 +157,31 @@ def analyse(
     adjusted = holm(np.array([change.p for change in changes]))
     return Analysis(
         control,
-        counts,
-        sample_ratio_mismatch(counts, shares or dict.fromkeys(counts, 1.0)),
+        assigned,
+        sample_ratio_mismatch(*_as_planned(assigned, shares or dict.fromkeys(counts, 1.0), path)),
         len(several),
         int(complete.get_column(USER).null_count()),
         len(rows) - len(complete),
         [replace(change, p_adjusted=float(p)) for change, p in zip(changes, adjusted, strict=True)],
     )
+
+
+def _as_planned(
+    users: Mapping[str, int], shares: Mapping[str, float], path: Path
+) -> tuple[dict[str, int], Mapping[str, float]]:
+    """The numbers of users of the planned arms, 0 where none came, and the shares."""
+    if unplanned := [arm for arm, n in users.items() if n > 1 and arm not in shares]:
+        raise DataError(
+            f"{path}: no share is planned for {', '.join(unplanned)}: give one for each arm, or none at all"
+        )
+    return {arm: users.get(arm, 0) for arm in shares}, shares
+
+
+def _experiments(rows: pl.DataFrame) -> list[str]:
+    """The experiments that `variant` names."""
+    parts = rows.get_column("variant").unique().str.split(",").explode().drop_nulls()
+    names = parts.filter(parts.str.contains(":", literal=True)).str.split(":").list.first()
+    return list(names.unique().sort())
 
 
 def _read(path: Path, types: Sequence[str]) -> pl.DataFrame:
@@ -213,7 +238,7 @@ def _change(name: str, metric: str, arm: Arm, control: Arm, planned: int | None)
     error = (arm.variance + control.variance) ** 0.5
     change = difference(arm, control)
     always = confidence_sequence(change.mean, error * users**0.5, users, planned=planned or users)
-    p = 1.0 if error == 0 else float(2 * ndtr(-abs(change.mean) / error))
+    p = p_value(arm, control)
     least = detectable(error, 1)
     return Change(name, metric, control.estimate, arm.estimate, change, always, p, p, least)
 

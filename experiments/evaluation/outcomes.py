@@ -33,11 +33,29 @@ SCHEMA = {
     "item": pl.String(),
     "time": pl.Datetime("us", "UTC"),
     "rank": pl.Float64(),
+    "warm_user": pl.Boolean(),
+    "warm_item": pl.Boolean(),
+    "history": pl.Int32(),
 }
 """Columns of the file. window counts from 1; time: the moment that the event is predicted for.
 
-rank: 1-based, ties at mid-rank, infinite where the item is not in the list of DEPTH.
+rank: 1-based, ties at mid-rank, infinite where the item is not in the list of DEPTH. warm_user, warm_item: whether
+the user or the item has a positive event before the cut; history: positive events of the user before the time. Files
+of version 0.2 and earlier lack these three: they are null.
 """
+
+SEGMENTS = {
+    "known users": pl.col("warm_user"),
+    "new users": ~pl.col("warm_user"),
+    "known items": pl.col("warm_item"),
+    "cold items": ~pl.col("warm_item"),
+    "1 to 9 events": pl.col("history").is_between(1, 9),
+    "10 to 49 events": pl.col("history").is_between(10, 49),
+    "50 events and more": pl.col("history") >= 50,
+}
+"""Name -> which evaluated events belong to it: by user, by item, and by the length of the history."""
+
+_FIRST_SCHEMA = dict(list(SCHEMA.items())[:7])
 
 METRICS = {"hr": metrics.hit, "ndcg": metrics.ndcg}
 
@@ -57,6 +75,9 @@ def outcome_rows(outcome: Outcome, placement: str, window: int, users: IdMap, it
             "item": pl.Series(items.ids, dtype=pl.String)[outcome.items],
             "time": pl.Series(outcome.times).cast(pl.Datetime("us", "UTC")),
             "rank": outcome.ranks,
+            "warm_user": outcome.warm_user,
+            "warm_item": outcome.warm_item,
+            "history": outcome.history.astype(np.int32),
         },
         schema=SCHEMA,
     )
@@ -79,7 +100,7 @@ def check_replaceable(path: Path) -> None:
     if not path.is_file():
         raise FileError(f"{path} is not a regular file: outcomes are written to a file; choose another path")
     try:
-        if path.stat().st_size == 0 or dict(pl.read_parquet_schema(path)) == SCHEMA:
+        if path.stat().st_size == 0 or dict(pl.read_parquet_schema(path)) in (SCHEMA, _FIRST_SCHEMA):
             return
     except pl.exceptions.PolarsError:  # no parquet file
         pass
@@ -94,11 +115,12 @@ def read_outcomes(path: Path) -> pl.DataFrame:
     except OSError as error:
         reason = describe_os_error(OSError(error.errno, error.strerror))
         raise DataError(f"{path}: outcomes cannot be read: {reason}") from error
-    if dict(table.schema) != SCHEMA:
+    if dict(table.schema) not in (SCHEMA, _FIRST_SCHEMA):
         raise DataError(f"{path} is no file of outcomes; `recsys evaluate CONFIG --outcomes FILE` writes one")
     if repeated := len(table) - table.select("model", *EVENT).n_unique():
         raise DataError(f"{path}: {repeated:,} rows repeat the model and event of another row; evaluate again")
-    return table
+    lacking = {name: kind for name, kind in SCHEMA.items() if name not in table.columns}
+    return table.with_columns(pl.lit(None, kind).alias(name) for name, kind in lacking.items())
 
 
 @dataclass(frozen=True)

@@ -287,7 +287,7 @@ class Comparison:
             "events_cold_user": int((~first.warm_user).sum()),
             "events_cold_item": int((~first.warm_item).sum()),
             "ours": self.ours,
-            "rows": _finite(self.rows),
+            "rows": finite(self.rows),
         }
 
     def render(self) -> Table:
@@ -330,12 +330,12 @@ class Comparison:
         return table
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
+        return {key: finite(v) for key, v in value.items()}
     if isinstance(value, list):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 

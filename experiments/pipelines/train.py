@@ -1,5 +1,6 @@
 """A training run: read the data, fit and evaluate the models, refit on all events, write a bundle."""
 
+import hashlib
 import itertools
 import subprocess
 import time
@@ -361,11 +362,21 @@ def report_dataset(dataset: Dataset, reporter: Reporter) -> None:
 
 
 def code_version() -> str:
-    """Version of the package and git commit, e.g. 0.1.0+1a2b3c4; "unknown" in place of the commit without git."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    """Version of the package and git commit, e.g. 0.1.0+1a2b3c4; "unknown" in place of the commit without git.
+
+    Where tracked files have been changed since, "-dirty" and a digest of the changes follow.
+    """
     try:
-        folder = Path(__file__).resolve().parent
-        commit = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+        commit = _git("describe", "--always", "--exclude", "*").decode().strip()
+        changes = _git("diff", "HEAD")
     except OSError:  # git is not installed
-        commit = ""
+        commit, changes = "", b""
+    if changes:
+        commit += f"-dirty.{hashlib.sha256(changes).hexdigest()[:8]}"
     return f"{metadata.version('onespace-recsys')}+{commit or 'unknown'}"
+
+
+def _git(*arguments: str) -> bytes:
+    """What git prints about the checkout that this file is in; nothing where it is in none."""
+    folder = Path(__file__).resolve().parent
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=False).stdout

@@ -33,7 +33,7 @@ class Arm:
         """Sum of totals / sum of weights, both (n,): for example purchases for each answer.
 
         The answers of one user depend on each other, so users are the unit: the delta method (Deng, Knoblich & Lu
-        2018, "Applying the delta method in metric analytics", section 3.1). Raises DataError where weights sum to 0.
+        2018, "Applying the delta method in metric analytics"). Raises DataError where weights sum to 0.
         """
         _check(len(totals))
         if not weights.sum() > 0:
@@ -59,13 +59,23 @@ def _check(users: int) -> None:
 
 def difference(treatment: Arm, control: Arm, *, level: float = 0.95) -> Interval:
     """The treatment's estimate minus the control's, with the interval of Welch 1947."""
+    change, error, freedom = _welch(treatment, control)
+    half = float(t.ppf((1 + level) / 2, freedom)) * error if error else 0.0
+    return Interval(change, change - half, change + half)
+
+
+def p_value(treatment: Arm, control: Arm) -> float:
+    """Two-sided, of the hypothesis that both arms have the same value; it agrees with `difference`."""
+    change, error, freedom = _welch(treatment, control)
+    return float(2 * t.sf(abs(change) / error, freedom)) if error else float(change == 0)
+
+
+def _welch(treatment: Arm, control: Arm) -> tuple[float, float, float]:
+    """The change, its standard error, and the degrees of freedom."""
     variances = np.array([treatment.variance, control.variance])
     change, total = treatment.estimate - control.estimate, float(variances.sum())
-    if total == 0:
-        return Interval(change, change, change)
-    freedom = total**2 / float((variances**2 / (np.array([treatment.users, control.users]) - 1)).sum())
-    half = float(t.ppf((1 + level) / 2, freedom)) * total**0.5
-    return Interval(change, change - half, change + half)
+    parts = float((variances**2 / (np.array([treatment.users, control.users]) - 1)).sum())
+    return change, total**0.5, total**2 / parts if parts else np.inf
 
 
 def cuped(values: Doubles, before: Doubles) -> Doubles:

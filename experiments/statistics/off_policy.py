@@ -45,7 +45,8 @@ class LoggedRows:
             wrong = ~((values >= 0) & (values <= 1)) | ((values == 0) & (name == "logged"))
             if wrong.any():
                 at = int(wrong.argmax())
-                raise DataError(f"row {at} has the {name} probability {values[at]}: it must be above 0, at most 1")
+                least = "above 0" if name == "logged" else "0 or more"
+                raise DataError(f"row {at} has the {name} probability {values[at]}: it must be {least}, at most 1")
 
     @property
     def weights(self) -> Doubles:
@@ -75,12 +76,14 @@ class Overlap:
                 f"the {self.rows:,} rows are worth {self.effective:.0f}, {MIN_EFFECTIVE} are needed: the policies "
                 "are too different; explore more, or for longer, or judge a policy that is closer"
             )
-        if self.mean.high < 1:
-            return (
-                f"weights have a mean of {self.mean.mean:.3f} [{self.mean.low:.3f}, {self.mean.high:.3f}], not 1: "
-                "the judged policy shows items that the logged one never showed; explore them as well"
-            )
-        return ""
+        if self.mean.low <= 1 <= self.mean.high:
+            return ""
+        wrong = "the judged policy shows items that the logged one never showed; explore them as well"
+        if self.mean.low > 1:
+            wrong = "the probabilities are not those of the two policies; check where they come from"
+        return (
+            f"weights have a mean of {self.mean.mean:.3f} [{self.mean.low:.3f}, {self.mean.high:.3f}], not 1: {wrong}"
+        )
 
 
 def overlap(rows: LoggedRows) -> Overlap:

@@ -1,7 +1,8 @@
 """Plots of a run. The only file that imports matplotlib."""
 
+import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,6 +15,12 @@ from features.errors import missing_package
 from recsys.evaluation.calibration import ReliabilityBin
 
 logger = logging.getLogger(__name__)
+
+COLOURS = ("#3b82f6", "#e07a1f", "#2a9d5c", "#b5529b", "#8a7a1f", "#6b7280")
+"""Of variants; they can be told from a light and from a dark ground."""
+
+INK = "#010203"
+"""Colour of texts and axes in an SVG, in whose place a page puts its own."""
 
 
 def draw(
@@ -106,3 +113,40 @@ def popularity_bias(outcomes: Sequence[Outcome]) -> Any:
         axes.plot(outcome.popularity, y, "o")
         axes.annotate(outcome.name, (outcome.popularity, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
     return figure
+
+
+def differences_by_segment(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Differences to the control with their intervals: a line of each segment, a colour of each variant; as SVG.
+
+    rows: of an `ExperimentResult`, of one placement and metric. Texts and axes have the colour of the page that the
+    SVG stands in. "" where matplotlib is not installed, which is logged.
+    """
+    if find_spec("matplotlib") is None:
+        logger.warning("no plots are drawn: %s", missing_package("a plot", "matplotlib", "track"))
+        return ""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    changed = [row for row in rows if row["change"] is not None]
+    segments, variants = (list(dict.fromkeys(row[name] for row in changed)) for name in ("segment", "variant"))
+    ink = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "recsys", "font.family": "sans-serif", **ink}):
+        figure = Figure(figsize=(8, 1.2 + 0.28 * len(segments) * len(variants)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for number, variant in enumerate(variants):
+            own = [row for row in changed if row["variant"] == variant]
+            aside = (number - (len(variants) - 1) / 2) * 0.7 / len(variants)
+            mean, low, high = (np.array([row["change"][name] for row in own]) for name in ("mean", "low", "high"))
+            at = [segments.index(row["segment"]) + aside for row in own]
+            colour = COLOURS[number % len(COLOURS)]
+            axes.errorbar(mean, at, xerr=[mean - low, high - mean], fmt="o", color=colour, capsize=3, label=variant)
+        axes.set_yticks(range(len(segments)), segments)
+        axes.invert_yaxis()
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        text = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :].replace(INK, "currentColor")

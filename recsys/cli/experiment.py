@@ -65,6 +65,7 @@ def experiment_run(
     What was computed before is not computed again. Example: recsys experiment run rankers.yaml
     """
     from experiments.pipelines.experiment.definition import load_experiment
+    from experiments.pipelines.experiment.report import RESULT_FILES, table
     from experiments.pipelines.experiment.run import run_experiment
     from experiments.tracking.mlflow import MlflowTracker, NullTracker
 
@@ -76,7 +77,8 @@ def experiment_run(
     if as_json:
         print_json(result.to_dict())
     else:
-        show(result.render(), 170)
+        show(table(result), 170)
+        typer.echo(f"the page: {folder / RESULT_FILES[-1]}")
 
 
 @experiment_app.command("compare")

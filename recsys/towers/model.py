@@ -139,7 +139,7 @@ class TwoTowers(nn.Module):
         return self.user_encoder()(states, item_vectors)
 
     def user_encoder(self) -> Encode:
-        """`user_vectors` of the parameters as they are now, for many calls. Sets evaluation mode."""
+        """`user_vectors` for many calls, of parameters that do not change meanwhile. Sets evaluation mode."""
         self.eval()
         if self.rotation.device.type == "cpu":
             return NewestUserVectors(self.users, self.rotation)

@@ -115,7 +115,8 @@ class _Block:
         k, v = self._heads(self.kv(normed), 2)  # (b, heads, t, d / heads) each
         (q,) = self._heads(self.q(normed[at, last])[:, None], 1)  # (b, heads, 1, d / heads)
         scores = q @ k.swapaxes(2, 3)  # (b, heads, 1, t)
-        scores += _future(x.shape[1])[last][:, None, None]
+        is_future = np.arange(x.shape[1]) > last[:, None]  # (b, t)
+        scores += np.where(is_future, np.float32(-np.inf), np.float32(0))[:, None, None]
         return self._rest(x[at, last], _merged(_softmax(scores) @ v)[:, 0])
 
     def _rest(self, x: Floats, y: Floats) -> Floats:
@@ -192,7 +193,7 @@ def _merged(x: Floats) -> Floats:
     return x.swapaxes(1, 2).reshape(b, t, heads * size)
 
 
-@lru_cache
+@lru_cache(maxsize=4)
 def _future(t: int) -> Floats:
     """(t, t): -inf where the position of a key is after that of the query, else 0."""
     return np.triu(np.full((t, t), -np.inf, dtype=np.float32), 1)

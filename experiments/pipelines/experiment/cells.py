@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from pydantic_core import to_json
 from rich.console import Console
@@ -29,7 +30,7 @@ from features.errors import DataError
 from recsys import baselines
 from recsys.interfaces import Recommender
 from recsys.ranking.rules import load_rules
-from recsys.ranking.slate_rules import rules_by_user
+from recsys.ranking.slate_rules import compile_rules, rules_by_user
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,22 @@ class Cell:
         return self.config.seed
 
 
-def cells_of(experiment: Experiment, data_hash: str, folder: Path) -> list[Cell]:
-    """All cells, variants in the order of the file, each with all seeds."""
-    cells = []
+def cells_of(experiment: Experiment, dataset: Dataset, folder: Path, reporter: Reporter) -> list[Cell]:
+    """All cells, variants in the order of the file, each with all seeds. dataset: all items and events."""
+    cells, contents = [], dict[str, str]()  # by the settings of the encoder
     for name, variant in experiment.definition.variants.items():
-        rules = experiment.rules.get(name)
+        rules, encoding = experiment.rules.get(name), experiment.configs[name]
+        if (settings := _encoding(encoding)) not in contents:
+            contents[settings] = _contents(encoding, dataset, reporter)
         for seed in experiment.definition.seeds:
             config = experiment.configs[name].model_copy(update={"seed": seed})
-            key = _digest(_recorded(config), variant.model, "" if rules is None else rules.read_text(), data_hash)
+            key = _digest(
+                _recorded(config),
+                variant.model,
+                "" if rules is None else rules.read_text(),
+                dataset.hash,
+                contents[settings],
+            )
             cells.append(Cell(name, config, variant.model, rules, folder / f"{key}.parquet"))
     return cells
 
@@ -73,6 +82,19 @@ def groups_of(cells: Sequence[Cell]) -> list[list[Cell]]:
     return [list(group.values()) for group in groups.values()]
 
 
+def _encoding(config: RunConfig) -> str:
+    """The settings that the vectors of contents depend on."""
+    return to_json(config.model_dump(include={"encoder", "limits", "alignment"})).decode()
+
+
+def _contents(config: RunConfig, dataset: Dataset, reporter: Reporter) -> str:
+    """Digest of the vectors of contents in the newest window: files and cache may have changed, settings not."""
+    if config.encoder is None:
+        return ""
+    kept = encode_contents(evaluation_windows(config, dataset)[-1][0], config, reporter.steps)
+    return hashlib.sha256(np.ascontiguousarray(kept.catalog.content).tobytes()).hexdigest()
+
+
 def _recorded(config: RunConfig) -> str:
     """What the outcomes of a configuration depend on: not its name, nor where files are kept."""
     return to_json(config.model_dump(exclude={"name", "bundles", "cache"})).decode()
@@ -82,12 +104,17 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join((code_version(), *parts)).encode()).hexdigest()[:24]
 
 
-def run_group(cells: Sequence[Cell], log: Path) -> None:
-    """Fit and evaluate the cells of one group, and write a file for each. Lines on progress go to `log`."""
+def run_group(cells: Sequence[Cell], data_hash: str, log: Path) -> None:
+    """Fit and evaluate the cells of one group, and write a file for each. Lines on progress go to `log`.
+
+    Raises DataError where the data are no longer those with `data_hash`.
+    """
     with log.open("a", encoding="utf-8") as stream:
         reporter = Lines(Console(file=stream, width=200))
         first = cells[0].config
         dataset = load_dataset(first, reporter.steps)
+        if dataset.hash != data_hash:
+            raise DataError("the data have changed since the run began: run it again")
         rows = {cell.path: list[pl.DataFrame]() for cell in cells}
         for number, (kept, splits) in enumerate(evaluation_windows(first, dataset), 1):
             kept = encode_contents(kept, first, reporter.steps)
@@ -116,8 +143,13 @@ def _evaluate(
         config = cell.config if cell.model == RERANKED else cell.config.model_copy(update={"reranker": None})
         trained = train_two_stage(config, dataset, splits, report, reporter.steps, fit)[1]
         models = dict.fromkeys(splits, trained.recommender)
+        if config.reranker is not None and trained.recommender.reranker is None:
+            reporter.say("no reranker could be fitted: the order is that of the retrieval")
         if cell.rules is not None:
             rules, vectors = load_rules(cell.rules), trained.recommender.vectors
+            latest = next(iter(splits.values())).train.latest
+            for note in compile_rules(rules.rules, dataset.catalog, vectors, latest).notes:
+                reporter.say(note)
             ruling = {at: partial(rules_by_user, rules, at, dataset.catalog, vectors) for at in splits}
     return {
         placement: evaluate(

@@ -19,14 +19,15 @@ from recsys import baselines
 from recsys.ranking.rules import load_rules
 from recsys.yaml_text import parse_yaml
 
-Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\s/\\:,][^/\\:,]*$")]
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\s./\\:,][^/\\:,]*$")]
 
 
 class Variant(StrictModel):
     """What differs from the configuration of the experiment."""
 
     model: str = RERANKED
-    """`two towers + reranker`, `two towers`, or a baseline, whose settings are chosen on validation."""
+    """`two towers + reranker`; `two towers`, as they are served without a reranker, with cold items lifted; or a
+    baseline, whose settings are chosen on validation."""
 
     set: dict[str, Any] = Field(default={})
     """Settings of the configuration by their path, such as `towers.dimension: 64`."""
@@ -120,6 +121,9 @@ def load_experiment(path: Path, find_config: Any, environ: Mapping[str, str] = o
                 f"{path}: variants.{name}: data, split and seed must be those of the others: seeds are given once, "
                 "for all, and other data are another experiment"
             )
+    at, placements = definition.decision.placement, first.data.placements
+    if at is not None and at not in placements:
+        raise ConfigError(f"{path}: decision.placement: {at!r} is none of {', '.join(placements)}")
     rules = {
         name: path.parent / variant.rules
         for name, variant in definition.variants.items()
@@ -133,7 +137,10 @@ def load_experiment(path: Path, find_config: Any, environ: Mapping[str, str] = o
 def _config(path: Path, base: Path, name: str, variant: Variant, environ: Mapping[str, str]) -> RunConfig:
     """The configuration of a variant. Its settings override the file as variables of the environment do."""
     given = {f"{PREFIX}{key.upper().replace('.', '__')}": key for key in variant.set}
-    settings = {variable: json.dumps(variant.set[key]) for variable, key in given.items()}
+    try:
+        settings = {variable: json.dumps(variant.set[key]) for variable, key in given.items()}
+    except TypeError:
+        raise ConfigError(f"{path}: variants.{name}.set: a date is no setting: put it in quotes") from None
     try:
         config = load_config(base, {**environ, **settings})
     except ConfigError as error:

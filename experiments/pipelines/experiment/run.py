@@ -2,21 +2,26 @@
 
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.dataset import load_dataset
 from experiments.pipelines.experiment.cells import Cell, cells_of, groups_of, run_group
 from experiments.pipelines.experiment.definition import Experiment
-from experiments.pipelines.experiment.result import RESULT_FILES, ExperimentResult, result_of, write_result
+from experiments.pipelines.experiment.report import RESULT_FILES, write_result
+from experiments.pipelines.experiment.result import ExperimentResult, result_of
 from experiments.pipelines.train import code_version, metric_name
 from experiments.preflight import preflight
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
 from features.errors import FileError, RecsysError, describe_os_error
 from features.files import check_writable
+
+THREADS = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS")
+"""Variables that libraries read their number of threads from when they are loaded."""
 
 
 def run_experiment(
@@ -32,11 +37,11 @@ def run_experiment(
     preflight(first, cache=True)
     check_writable(folder, "the folder of the experiment")
     dataset = load_dataset(first, reporter.steps)
-    cells = cells_of(experiment, dataset.hash, folder)
+    cells = cells_of(experiment, dataset, folder, reporter)
     groups = groups_of(cells)
     done = len({cell.path for cell in cells}) - sum(map(len, groups))
     reporter.say(f"{len(cells)} cells: {done} are there, {sum(map(len, groups))} in {len(groups)} groups are missing")
-    _run(groups, folder, reporter, jobs or len(os.sched_getaffinity(0)))
+    run_groups(groups, dataset.hash, folder, reporter, jobs or len(os.sched_getaffinity(0)))
     facts = {"data_hash": dataset.hash, "code_version": code_version(), "seeds": experiment.definition.seeds}
     result = result_of(experiment, cells, facts)
     try:
@@ -69,28 +74,50 @@ def _record(
     tracker.finish()
 
 
-def _run(groups: Sequence[list[Cell]], folder: Path, reporter: Reporter, jobs: int) -> None:
-    """Run all groups in processes that are started anew. After a failure, no other is started."""
+def run_groups(groups: Sequence[list[Cell]], data_hash: str, folder: Path, reporter: Reporter, jobs: int) -> None:
+    """Run all groups in processes that are started anew. After a failure or Ctrl-C, no other is started."""
     if not groups:
         return
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes: several with several threads each wait for each other
     step = reporter.steps("groups", len(groups))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(groups)), mp_context=context, max_tasks_per_child=1) as pool:
-        running = {pool.submit(run_group, group, folder / f"{group[0].path.stem}.log"): group for group in groups}
-        while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                group = running.pop(future)
-                if (error := future.exception()) is not None:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise failed(error, group)
-                reporter.say(", ".join(f"{cell.variant}, seed {cell.seed}" for cell in group) + ": done")
-                step(1)
+    with (
+        _one_thread(),
+        ProcessPoolExecutor(min(jobs, len(groups)), mp_context=context, max_tasks_per_child=1) as pool,
+    ):
+        running = {
+            pool.submit(run_group, group, data_hash, folder / f"{group[0].path.stem}.log"): group for group in groups
+        }
+        try:
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    group = running.pop(future)
+                    if (error := future.exception()) is not None:
+                        raise failed(error, group)
+                    reporter.say(", ".join(f"{cell.variant}, seed {cell.seed}" for cell in group) + ": done")
+                    step(1)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes that are started meanwhile have one thread: several with several each wait for each other."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def failed(error: BaseException, group: Sequence[Cell]) -> BaseException:
     """The error of a group, with its cells."""
+    if isinstance(error, BrokenProcessPool):  # of all groups at once, so that none can be named
+        return RecsysError("a process was killed, perhaps for memory: run again with fewer --jobs")
     names = ", ".join(f"{cell.variant}, seed {cell.seed}" for cell in group)
-    if isinstance(error, BrokenProcessPool):
-        return RecsysError(f"{names}: the process was killed, perhaps for memory: run again with fewer --jobs")
     return type(error)(f"{names}: {error}") if isinstance(error, RecsysError) else error

@@ -59,9 +59,13 @@ class VariantBundles:
         self._following = Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
+        self._path: Path | None = None  # of the current bundle at the last step
 
     def step(self, names: Sequence[str], current: ServingSnapshot | None, path: Path | None) -> None:
         """Load what is named and not loaded yet, and follow the items. path: of the current bundle."""
+        if path != self._path:  # a variant with the bundle that was current has none until it is loaded
+            self.served = {name: updater for name, updater in self.served.items() if updater is not None}
+            self._path = path
         if not names and not self._beside:
             self.served, self.faults = {}, []
             return
