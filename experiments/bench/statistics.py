@@ -30,7 +30,7 @@ SPREAD = 0.3
 """Standard deviation of the logarithm of what a variant changes for one user."""
 
 ITEMS, KINDS = 10, 4
-SHARES = {"good": 0.5, "medium": 0.1, "poor": 0.002}
+SHARES = {"good": 0.8, "medium": 0.1, "poor": 0.002}
 """Overlap -> share of the logged policy that is uniform; the rest shows what the judged policy shows least."""
 
 SIZES = (500, 2_000, 8_000)
