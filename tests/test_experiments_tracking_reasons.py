@@ -41,7 +41,7 @@ SERVER = "what answers there is no MLflow server, or refuses the request"
             f"{SERVER} (status 404): correct MLFLOW_TRACKING_URI",
         ),
         ("API request to endpoint: x", f"{SERVER}: correct MLFLOW_TRACKING_URI"),
-        ("first\nsecond", "it cannot be used: check the address in MLFLOW_TRACKING_URI (RuntimeError: first)"),
+        ("first\nsecond", "its address or what stands there is wrong (RuntimeError: first)"),
     ],
 )
 def test_reasons(text: str, words: str) -> None:

@@ -96,7 +96,9 @@ def reason(error: BaseException) -> str:
         if orig := getattr(cause, "orig", None):
             return _of_driver(orig)
         cause = cause.__cause__
-    return f"it cannot be used: check the address in MLFLOW_TRACKING_URI{detail(error)}"
+    if isinstance(error, ImportError):
+        return f"its driver is not installed{detail(error)}"
+    return f"its address or what stands there is wrong{detail(error)}"
 
 
 def _of_driver(error: BaseException) -> str:
