@@ -240,7 +240,11 @@ def test_the_user_interface_lists_the_experiment_and_ends_with_the_command(numbe
     [
         ("https://u:s3cret@host/mlflow", ConfigError, "a tracking server has its own page: open https://host/mlflow"),
         ("HTTP://u:s3cret@host", ConfigError, "open HTTP://host"),
-        ("mysql://u:s3cret@host/db", FileError, "mysql://host/db cannot be opened: its driver is not installed (Module"),
+        (
+            "mysql://u:s3cret@host/db",
+            FileError,
+            "mysql://host/db cannot be opened: its driver is not installed (Module",
+        ),
         ("foo://u:s3cret@host/x", FileError, "foo://host/x cannot be opened: "),
         ("postgresql://u:s3cret@host:port/x", FileError, "postgresql://… cannot be opened: "),
         ("FILE/below", FileError, "FILE/below cannot be opened: "),
