@@ -226,7 +226,7 @@ def star_without_vectors(events, texts):
 def test_texts_must_match_the_items_and_contain_words(events, fit):
     with pytest.raises(DataError, match="3 texts for 24 items"):
         fit(events, TEXTS[:3])
-    with pytest.raises(DataError, match="empty vocabulary"):
+    with pytest.raises(DataError, match="no word has two letters"):
         fit(events, [""] * ITEMS)
 
 

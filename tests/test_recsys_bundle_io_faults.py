@@ -17,7 +17,10 @@ from recsys.bundle import io
     ("error", "reason"),
     [
         (OSError(28, "No space left on device"), "{root}: No space left on device; free space on its disk"),
-        (RuntimeError("could not open x for writing"), "{root}: could not open x for writing"),
+        (
+            RuntimeError("could not open x for writing"),
+            "{root}: it cannot be written there as it is; choose another path (RuntimeError: could not open x for writing)",
+        ),
     ],
 )
 def test_a_bundle_that_cannot_be_written_leaves_nothing(

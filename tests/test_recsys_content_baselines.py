@@ -99,7 +99,7 @@ def test_star_of_items_without_words_reads_their_vectors(events):
     fitted = fit_star(events, [""] * 34, content, weight=1.0, vectors=1.0)
     scores = fitted.scores(Ragged.of([[2]]))
     assert np.flatnonzero(scores[0]).tolist() == [2, 30]
-    with pytest.raises(DataError, match="empty vocabulary"):
+    with pytest.raises(DataError, match="no word has two letters"):
         fit_star(events, [""] * 34, np.zeros((34, 1), np.float32))
     with pytest.raises(DataError, match="3 texts for 34 items"):
         fit_star(events, [""] * 3, content)
