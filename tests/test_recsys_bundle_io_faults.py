@@ -18,8 +18,8 @@ from recsys.bundle import io
     [
         (OSError(28, "No space left on device"), "{root}: No space left on device; free space on its disk"),
         (
-            RuntimeError("could not open x for writing"),
-            "{root}: it cannot be written there as it is; choose another path (RuntimeError: could not open x for writing)",
+            RuntimeError("could not open x"),
+            "{root}: it cannot be written there as it is; choose another path (RuntimeError: could not open x)",
         ),
     ],
 )
