@@ -146,14 +146,13 @@ def analyse(
     if before is not None:
         past = _by_user(_read(before, types).filter(pl.col(USER).is_not_null()), types)
         users = users.join(past, on=USER, how="left", suffix=" before").fill_null(0)
-    changes = []
-    for name, totals, weights in _metrics(users, types, adjusted=before is not None):
-        is_control = users.get_column("arm").to_numpy() == control
-        arms = {arm: (users.get_column("arm") == arm).to_numpy() for arm in counts if arm != control}
-        changes += [
-            _change(arm, name, _of(totals, weights, at), _of(totals, weights, is_control), planned)
-            for arm, at in arms.items()
-        ]
+    arms = {arm: (users.get_column("arm") == arm).to_numpy() for arm in counts}
+    changes = [
+        _change(arm, name, _of(totals, weights, at), _of(totals, weights, arms[control]), planned)
+        for name, totals, weights in _metrics(users, types, adjusted=before is not None)
+        for arm, at in arms.items()
+        if arm != control
+    ]
     adjusted = holm(np.array([change.p for change in changes]))
     return Analysis(
         control,

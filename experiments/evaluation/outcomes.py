@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 from rich.table import Table
 
-from experiments.evaluation.ranking import DEPTH, K, Outcome, interval_dict
-from experiments.statistics.power import detectable
+from experiments.evaluation.ranking import DEPTH, K, Outcome, interval_dict, show_interval
+from experiments.statistics.power import detectable_of
 from experiments.statistics.significance import holm, permutation_test
 from features.arrays import Doubles
 from features.errors import DataError, FileError, describe_os_error, describe_write_error
@@ -154,7 +154,8 @@ class PairedComparison:
             for metric in ("hr", "ndcg"):
                 name = f"{metric}_at_{K}"
                 a, b, change = (
-                    _interval(row[f"{name}{end}"], sign) for end, sign in (("_a", ""), ("_b", ""), ("_change", "+"))
+                    show_interval(row[f"{name}{end}"], sign)
+                    for end, sign in (("_a", ""), ("_b", ""), ("_change", "+"))
                 )
                 counts = (f"{row['users']:,}", f"{row['events']:,}") if metric == "hr" else ("", "")
                 of = (row["model"], row["placement"]) if metric == "hr" else ("", "")
@@ -211,14 +212,5 @@ def _row(model: str, placement: str, paired: pl.DataFrame, seed: int) -> dict[st
         change = by_user[1] - by_user[0]  # (u,)
         row[f"{name}_change"] = interval_dict(bootstrap(change, seed=seed))
         row[f"{name}_p"] = permutation_test(change, seed=seed)
-        row[f"{name}_detectable"] = _detectable(change)
+        row[f"{name}_detectable"] = detectable_of(change)
     return row
-
-
-def _detectable(change: Doubles) -> float | None:
-    """What differences (u,) of so many users can show; None of a single user."""
-    return detectable(float(change.std(ddof=1)), len(change)) if len(change) > 1 else None
-
-
-def _interval(interval: dict[str, float], sign: str) -> str:
-    return f"{interval['mean']:{sign}.4f} [{interval['low']:{sign}.4f}, {interval['high']:{sign}.4f}]"

@@ -1,6 +1,6 @@
 """Offline evaluation: outcomes of all models on the same targets, compared in one table with intervals over users."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -318,9 +318,9 @@ class Comparison:
             hits = [row[f"hr_at_{K}_{segment}"] for segment in segments]
             table.add_row(
                 row["name"],
-                _show(row[f"hr_at_{K}"]),
-                _show(row[f"ndcg_at_{K}"]),
-                _show(difference, "+") if difference else "",
+                show_interval(row[f"hr_at_{K}"]),
+                show_interval(row[f"ndcg_at_{K}"]),
+                show_interval(difference, "+") if difference else "",
                 *("" if hit is None else f"{hit:.4f}" for hit in hits),
                 f"{row['coverage']:.3f}",
                 f"{row['popularity_percentile']:.2f}",
@@ -344,5 +344,6 @@ def interval_dict(interval: Interval) -> dict[str, float]:
     return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
-def _show(interval: dict[str, float], sign: str = "") -> str:
+def show_interval(interval: Mapping[str, float], sign: str = "") -> str:
+    """A mean with its bounds for a table. sign: "+" shows that of positive numbers, too."""
     return f"{interval['mean']:{sign}.4f} [{interval['low']:{sign}.4f}, {interval['high']:{sign}.4f}]"

@@ -4,6 +4,8 @@ import math
 
 from scipy.special import ndtri
 
+from features.arrays import Doubles
+
 LEVEL, POWER = 0.05, 0.8
 """Two-sided level of a test, and the probability with which it shows a difference that is there."""
 
@@ -15,6 +17,11 @@ def detectable(deviation: float, users: int, *, level: float = LEVEL, power: flo
     users in each. (z(1 - level / 2) + z(power)) * deviation / sqrt(users); Lehr 1992 for the usual values.
     """
     return float(ndtri(1 - level / 2) + ndtri(power)) * deviation / math.sqrt(users)
+
+
+def detectable_of(differences: Doubles) -> float | None:
+    """`detectable` of paired differences (u,), one a user; None of a single user."""
+    return detectable(float(differences.std(ddof=1)), len(differences)) if len(differences) > 1 else None
 
 
 def users_needed(deviation: float, difference: float, *, level: float = LEVEL, power: float = POWER) -> float:

@@ -17,7 +17,7 @@ from recsys.evaluation.calibration import ReliabilityBin
 logger = logging.getLogger(__name__)
 
 COLOURS = ("#3b82f6", "#e07a1f", "#2a9d5c", "#b5529b", "#8a7a1f", "#6b7280")
-"""Of variants; they can be told from a light and from a dark ground."""
+"""Of variants; readable on a light and on a dark background."""
 
 INK = "#010203"
 """Colour of texts and axes in an SVG, in whose place a page puts its own."""

@@ -73,7 +73,7 @@ def _logged(scope: Scope, person: Person) -> tuple[dict[str, list[Any]], int]:
 
 def _state(found: StoredUser) -> dict[str, Any]:
     """A state as it is shown; times in µs. Items that were seen or shown are kept as hashes, so that only their
-    number can be told."""
+    number is known."""
     facts: dict[str, Any] = {"recent": found.recent, "keys": list(found.keys)}
     if (state := found.state) is not None:
         columns = zip(state.items, state.events, state.times.tolist(), state.values.tolist(), strict=True)

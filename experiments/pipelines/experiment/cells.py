@@ -51,7 +51,8 @@ class Cell:
 
 def cells_of(experiment: Experiment, dataset: Dataset, folder: Path, reporter: Reporter) -> list[Cell]:
     """All cells, variants in the order of the file, each with all seeds. dataset: all items and events."""
-    cells, contents = [], dict[str, str]()  # by the settings of the encoder
+    cells, code = list[Cell](), code_version()
+    contents = dict[str, str]()  # by the settings of the encoder
     for name, variant in experiment.definition.variants.items():
         rules, encoding = experiment.rules.get(name), experiment.configs[name]
         if (settings := _encoding(encoding)) not in contents:
@@ -59,6 +60,7 @@ def cells_of(experiment: Experiment, dataset: Dataset, folder: Path, reporter: R
         for seed in experiment.definition.seeds:
             config = experiment.configs[name].model_copy(update={"seed": seed})
             key = _digest(
+                code,
                 _recorded(config),
                 variant.model,
                 "" if rules is None else rules.read_text(),
@@ -101,7 +103,7 @@ def _recorded(config: RunConfig) -> str:
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.sha256("\n".join((code_version(), *parts)).encode()).hexdigest()[:24]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
 def run_group(cells: Sequence[Cell], data_hash: str, log: Path) -> None:
@@ -139,9 +141,10 @@ def _evaluate(
             raise DataError(f"{cell.model} cannot be fitted on these data: remove the variant; see the log beside")
         models = {placement: baseline.recommender for placement, baseline in fitted.items()}
     else:
-        report = lambda line: reporter.say(format_line(line))  # noqa: E731
         config = cell.config if cell.model == RERANKED else cell.config.model_copy(update={"reranker": None})
-        trained = train_two_stage(config, dataset, splits, report, reporter.steps, fit)[1]
+        trained = train_two_stage(
+            config, dataset, splits, lambda line: reporter.say(format_line(line)), reporter.steps, fit
+        )[1]
         models = dict.fromkeys(splits, trained.recommender)
         if config.reranker is not None and trained.recommender.reranker is None:
             reporter.say("no reranker could be fitted: the order is that of the retrieval")

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.evaluation.ranking import K
+from experiments.evaluation.ranking import K, show_interval
 from experiments.pipelines.experiment.result import ExperimentResult
 from experiments.tracking.plots import differences_by_segment
 
@@ -82,8 +82,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     if (change := row["change"]) is None:
         return [*cells, "", "", "", ""]
     spread, least = ("" if row[name] is None else f"{row[name]:.4f}" for name in ("between_seeds", "detectable"))
-    interval = f"{change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]"
-    return [*cells, interval, spread, f"{row['p_adjusted']:.4f}", least]
+    return [*cells, show_interval(change, "+"), spread, f"{row['p_adjusted']:.4f}", least]
 
 
 def _plots(result: ExperimentResult) -> str:

@@ -14,7 +14,7 @@ from experiments.evaluation.ranking import DEPTH, K, finite, interval_dict
 from experiments.evaluation.verdict import Rule, verdict
 from experiments.pipelines.experiment.cells import Cell
 from experiments.pipelines.experiment.definition import Experiment
-from experiments.statistics.power import detectable
+from experiments.statistics.power import detectable_of
 from experiments.statistics.significance import benjamini_hochberg, holm, permutation_test
 from features.arrays import Doubles
 from features.errors import DataError
@@ -80,13 +80,11 @@ def result_of(experiment: Experiment, cells: Sequence[Cell], facts: dict[str, An
                 change, spread, p = _change(values, ours)
                 if segment == ALL:
                     intervals[name, metric, placement] = float(ours.mean()), change
-                difference = values.mean(0) - ours.mean(0)  # (u,)
-                enough = len(difference) > 1
                 row |= {
                     "change": interval_dict(change),
                     "between_seeds": spread,
                     "p": p,
-                    "detectable": detectable(float(difference.std(ddof=1)), len(difference)) if enough else None,
+                    "detectable": detectable_of(values.mean(0) - ours.mean(0)),
                 }
             rows.append(row)
     tested = [row for row in rows if row["change"] is not None]
