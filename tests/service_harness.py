@@ -87,6 +87,19 @@ class Flaky(MemoryStore):
             raise StoreError("away")
 
 
+class JsonClient(TestClient):
+    """A client of an application at 127.0.0.1 that sends bodies as JSON, unless the call says otherwise."""
+
+    def __init__(self, app: FastAPI, **options: Any) -> None:
+        super().__init__(app, base_url="http://127.0.0.1", **options)
+
+    def request(self, method: str, url: Any, **call: Any) -> Any:  # type: ignore[override]
+        if call.get("content") is not None:
+            named = {name.lower(): value for name, value in (call.get("headers") or {}).items()}
+            call["headers"] = {"content-type": "application/json"} | named
+        return super().request(method, url, **call)
+
+
 class ServiceHarness:
     """A running service, its client and its parts. opened: the arguments of each call that opened encoders."""
 
@@ -151,7 +164,7 @@ def service_harness(
         now=lambda: NOW,
         encoders=open_,
     )
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with JsonClient(app, raise_server_exceptions=False) as client:
         yield ServiceHarness(folder, client, shelf, store, opened)
 
 

@@ -61,6 +61,7 @@ LAYERS = {
             *("products", "cursor"),
         ),
         ("shop",),
+        ("access",),
         ("state",),
         ("routes",),
         ("app",),
