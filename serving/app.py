@@ -118,6 +118,21 @@ def _lifespan(
     return lifespan
 
 
+def _add_guard(app: FastAPI, service: ServiceState) -> None:
+    """Add the middleware. The last that is added sees a call first."""
+    settings = service.settings
+    app.add_middleware(Guard, settings=settings, keys=service.keys, now=service.now)
+    app.add_middleware(CanonicalUrl)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
+            allow_headers=("Authorization", "X-API-Key", "Content-Type"),
+            expose_headers=("Retry-After",),
+        )
+
+
 def create_app(
     settings: ServeSettings,
     *,
@@ -162,17 +177,7 @@ def create_app(
     )
     app.state.service, app.state.encoder_pool = service, encoder_pool
     app.openapi = describe_keys(app.openapi)  # type: ignore[method-assign]
-    # the last that is added sees a call first
-    app.add_middleware(Guard, settings=settings, keys=service.keys, now=service.now)
-    app.add_middleware(CanonicalUrl)
-    if settings.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.origins,
-            allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
-            allow_headers=("Authorization", "X-API-Key", "Content-Type"),
-            expose_headers=("Retry-After",),
-        )
+    _add_guard(app, service)
     add_errors(app)
     in_thread = thread_pool(service)
     described = DescribedItems(settings.log, encoder_pool.embed_items, place, settings.search_seconds)

@@ -218,7 +218,7 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceHa
     """A service with a key of each role, and the keys."""
     folder = tmp_path_factory.mktemp("keys")
     file = folder / "keys.jsonl"
-    secrets = {role: create_key(file, f"of-{role}", role) for role in ("read", "write", "admin")}  # type: ignore[arg-type]
+    secrets = {role: create_key(file, f"of-{role}", role) for role in ("read", "write", "admin")}
     with service_harness(folder, keys=file) as harness:
         yield harness, secrets
 
