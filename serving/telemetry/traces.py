@@ -40,7 +40,8 @@ def start_traces(environ: Mapping[str, str], exporter: Any = None) -> bool:
         def on_start(self, span: Any, parent_context: Any = None) -> None:
             span.set_attributes({name: "" for name in ("url.path", "url.query") if name in span.attributes})
 
-    _provider = TracerProvider(Resource.create({"service.name": environ.get("OTEL_SERVICE_NAME", "recsys")}))
+    resource = Resource.create({"service.name": environ.get("OTEL_SERVICE_NAME", "recsys")})
+    _provider = TracerProvider(resource=resource)
     _provider.add_span_processor(WithoutIds())
     _provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
     _tracer = _provider.get_tracer("recsys.serving")
