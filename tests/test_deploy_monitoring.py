@@ -75,7 +75,7 @@ def test_every_metric_stands_in_the_dashboard() -> None:
 
 def test_the_documentation_names_every_metric_with_its_labels() -> None:
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(recsys_\w+)` \| ([^|]*) \|", text, re.MULTILINE)
+    rows = re.findall(r"^\| `(recsys_\w+)` \|([^|]*)\|", text, re.MULTILINE)
     documented = {name: tuple(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
     assert documented == {re.sub(r"_(bucket|sum|count)$", "", name): labels for name, labels in METRICS.items()}
 

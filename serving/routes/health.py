@@ -1,7 +1,7 @@
 """Routes for liveness, readiness, metrics and a description of what is served."""
 
 from fastapi import FastAPI, Request
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import Response
 
 from serving.access.guard import KEY
 from serving.errors import json_response
@@ -37,7 +37,12 @@ def add_health(app: FastAPI, service: ServiceState, gauges: Gauges, in_thread: I
             notes = dict.fromkeys(notes, "ask with a key to be told")
         return json_response({"status": status, "bundle": bundle, "notes": notes}, 200 if ready else 503)
 
-    @app.get("/metrics", response_class=PlainTextResponse, tags=["state"])
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        tags=["state"],
+    )
     async def metrics() -> Response:
         """Figures of the service for Prometheus, in its text format; of all processes that share them."""
         await in_thread(gauges.update)
