@@ -132,7 +132,7 @@ def _add_guard(app: FastAPI, service: ServiceState) -> None:
             CORSMiddleware,
             allow_origins=settings.origins,
             allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
-            allow_headers=("Authorization", "X-API-Key", "Content-Type"),
+            allow_headers=("Authorization", "X-API-Key", "Content-Type", "X-Request-Id"),
             expose_headers=("Retry-After", "X-Request-Id"),
         )
     app.add_middleware(Observe)
@@ -193,6 +193,6 @@ def create_app(
     add_search(app, service, encoder_pool, in_thread)
     add_events(app, service, in_thread)
     add_corrections(app, service, in_thread)
-    add_health(app, service, gauges, in_thread)
+    add_health(app, service, gauges)
     add_page(app)
     return app

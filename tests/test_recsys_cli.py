@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,11 +142,13 @@ def test_the_error_of_a_source_name_lists_the_configurations_of_that_source(fold
     assert error.endswith("; sequences is the source of beauty, ml-1m, toys\n")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGHUP, -signal.SIGTERM)])
-def test_the_service_says_where_it_serves_and_ends_in_order(number, status, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "form"), [(signal.SIGINT, 0, "json"), (signal.SIGHUP, -signal.SIGTERM, "text")]
+)
+def test_the_service_says_where_it_serves_and_ends_in_order(number, status, form, tmp_path):
     code = "from recsys.cli.main import main; main()"
     command = [sys.executable, "-c", code, "serve", "--port", "0"]
-    environment = os.environ | {"RECSYS_SERVE__PRELOAD": "false"}
+    environment = os.environ | {"RECSYS_SERVE__PRELOAD": "false", "RECSYS_SERVE__LOG_FORMAT": form}
     before = signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP, and a child inherits that
     try:
         service = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
@@ -159,13 +162,18 @@ def test_the_service_says_where_it_serves_and_ends_in_order(number, status, tmp_
             break
     first = next(number for number, line in enumerate(lines) if "serving at http://127.0.0.1:" in line)
     assert first == 0
-    base = lines[first].rpartition(" ")[2].strip()
+    base = lines[first].rpartition(" ")[2].rstrip('"}\n')
     assert httpx.get(f"{base}/healthz").status_code == 200
     service.send_signal(number)
     last = service.communicate(timeout=60)[1]
     assert "Traceback" not in last
     assert "Application shutdown complete" in last
     assert service.returncode == status
+    for line in [*lines, *last.splitlines()]:
+        if form == "json":
+            assert json.loads(line).keys() == {"time", "level", "logger", "message"}
+        else:
+            assert re.match(r"\d{4}-\d\d-\d\d \S+ [A-Z]+ [a-z.]+: ", line)
 
 
 def test_configurations_are_found_by_name():

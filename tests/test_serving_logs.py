@@ -17,7 +17,7 @@ from toy_service import Nearest, ToyShelf, toy_bundle
 from features.log.reader import read
 from features.log.records import EXPOSURES, Exposure
 from serving.telemetry.logs import JsonLines, TextLines, set_up_logs
-from serving.telemetry.request_id import current
+from serving.telemetry.request_id import begin, current, id_of_answer
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def test_every_response_has_the_id_of_its_request(tmp_path: Path) -> None:
 def test_an_id_of_the_client_is_taken_when_it_is_a_short_safe_text(tmp_path: Path, sent: str, taken: bool) -> None:
     with service_harness(tmp_path) as harness:
         path = "/v1/users/ann/recommendations"
-        answers = [harness.client.get(path, headers={"X-Request-ID": sent.encode()}) for _ in range(2)]
+        answers = [harness.client.get(path, headers=[(b"X-Request-ID", sent.encode())]) for _ in range(2)]
     assert [answer.headers["x-request-id"] == sent for answer in answers] == [taken] * 2
     ids = [answer.json()["request_id"] for answer in answers]  # events name them: no two answers share one
     assert len({UUID(each) for each in ids}) == 2
@@ -145,3 +145,11 @@ def test_the_web_server_and_warnings_write_the_same_form(form: Any, capsys: pyte
         assert orjson.loads(line)["message"] == "started"
     else:
         assert line.endswith(" INFO uvicorn.error: started")
+
+
+def test_each_answer_of_a_call_has_an_id_of_its_own() -> None:
+    scope: dict[str, Any] = {"headers": []}
+    first = begin(scope)
+    ids = [id_of_answer(scope) for _ in range(3)]
+    assert ids[0] == first
+    assert len(set(ids)) == 3

@@ -1,5 +1,7 @@
 """Routes for liveness, readiness, metrics and a description of what is served."""
 
+import asyncio
+
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
@@ -9,11 +11,10 @@ from serving.routes.responses import snapshot_of
 from serving.state.encoder_pool import query_modalities
 from serving.state.gauges import Gauges
 from serving.state.service import ServiceState
-from serving.state.thread_pool import InThread
 from serving.telemetry.metrics import CONTENT_TYPE, exposition
 
 
-def add_health(app: FastAPI, service: ServiceState, gauges: Gauges, in_thread: InThread) -> None:
+def add_health(app: FastAPI, service: ServiceState, gauges: Gauges) -> None:
     """Add the routes."""
 
     @app.get("/healthz", tags=["state"])
@@ -45,8 +46,8 @@ def add_health(app: FastAPI, service: ServiceState, gauges: Gauges, in_thread: I
     )
     async def metrics() -> Response:
         """Figures of the service for Prometheus, in its text format; of all processes that share them."""
-        await in_thread(gauges.update)
-        return Response(await in_thread(exposition), media_type=CONTENT_TYPE)
+        await asyncio.to_thread(gauges.update)  # not among the threads of requests, which may all be busy
+        return Response(await asyncio.to_thread(exposition), media_type=CONTENT_TYPE)
 
     @app.get("/v1/about", tags=["state"])
     async def about() -> Response:

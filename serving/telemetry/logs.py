@@ -49,7 +49,7 @@ def set_up_logs(form: LogFormat) -> None:
     """Write the log of the process to standard error in one form, with that of the web server and warnings."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
-    logging.basicConfig(handlers=[handler], force=True)
+    logging.basicConfig(handlers=[handler])
     for name in ("recsys", "uvicorn"):
         logging.getLogger(name).setLevel(logging.INFO)
     logging.captureWarnings(form == "json")

@@ -12,8 +12,8 @@ HEADER: Final = b"x-request-id"
 SCOPE: Final = "recsys.request_id"
 """Entry of a call's scope: the id of the request."""
 
-IS_GIVEN: Final = "recsys.request_id_is_given"
-"""Entry of a call's scope: whether the client has chosen the id."""
+IS_TAKEN: Final = "recsys.request_id_is_taken"
+"""Entry of a call's scope: whether the client has chosen the id, or an answer has it."""
 
 current: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that this task or thread works for; "" for none."""
@@ -31,11 +31,14 @@ def begin(scope: Scope) -> str:
     given = [value for name, value in scope["headers"] if name == HEADER]
     is_given = len(given) == 1 and _SAFE.fullmatch(given[0]) is not None
     request_id = given[0].decode() if is_given else new_id()
-    scope[SCOPE], scope[IS_GIVEN] = request_id, is_given
+    scope[SCOPE], scope[IS_TAKEN] = request_id, is_given
     current.set(request_id)  # never reset: each call runs in a task of its own, and the server logs after it, too
     return request_id
 
 
 def id_of_answer(scope: Scope) -> str:
-    """The `request_id` of an answer: that of its call, unless the client has chosen it. No two answers share one."""
-    return new_id() if scope.get(IS_GIVEN, True) else str(scope[SCOPE])
+    """The `request_id` of an answer: that of its call, unless it is taken. No two answers share one."""
+    if scope.get(IS_TAKEN, True):
+        return new_id()
+    scope[IS_TAKEN] = True
+    return str(scope[SCOPE])
