@@ -133,7 +133,7 @@ def test_the_web_server_and_warnings_write_the_same_form(form: Any, capsys: pyte
     root.handlers.clear()
     try:
         set_up_logs(form)
-        logging.getLogger("uvicorn.error").info("started")
+        logging.getLogger("uvicorn").info("started")
         logging.getLogger("somewhere").info("not of the service")
     finally:
         root.handlers[:] = before
@@ -144,7 +144,7 @@ def test_the_web_server_and_warnings_write_the_same_form(form: Any, capsys: pyte
     if form == "json":
         assert orjson.loads(line)["message"] == "started"
     else:
-        assert line.endswith(" INFO uvicorn.error: started")
+        assert line.endswith(" INFO uvicorn: started")
 
 
 def test_each_answer_of_a_call_has_an_id_of_its_own() -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from contextlib import suppress
 from importlib.metadata import version
+from threading import Lock
 
 from features.log.records import EVENTS
 from features.log.status import bytes_after
@@ -30,6 +31,7 @@ class Gauges:
         self._version = version("onespace-recsys")
         self._bundle = ""  # fingerprint of the one that was last served
         self._started = time.monotonic()
+        self._lock = Lock()
 
     async def run(self) -> None:
         """Set them again and again, until cancelled: another process may answer for this one."""
@@ -42,6 +44,10 @@ class Gauges:
 
     def update(self) -> None:
         """Set them."""
+        with self._lock:  # two calls at once would count CPU time twice
+            self._update()
+
+    def _update(self) -> None:
         service, problems = self._service, self._service.problems
         metrics.PROCESSES.set(1)
         metrics.READY.set(service.snapshot is not None and not service.log.fault)

@@ -8,8 +8,9 @@ none changes no sum and no maximum.
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -38,6 +39,8 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 
 OTHER: Final = "other"
 """Label of a path that no route has, and of an unusual method: what clients choose must not make labels."""
+
+Metric = TypeVar("Metric", Counter, Histogram)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
@@ -110,26 +113,32 @@ _process = ProcessCollector(registry=None)
 _cpu = 0.0
 
 
+@lru_cache(maxsize=4096)
+def _series(metric: Metric, *labels: str | int) -> Metric:
+    """`metric.labels`, which takes longer than to count."""
+    return metric.labels(*labels)
+
+
 def count_request(method: str, route: str, status: int, seconds: float) -> None:
     """Count a request. route: the template of its path, or OTHER."""
     known = method if method in METHODS else OTHER
-    REQUESTS.labels(known, route, status).inc()
-    REQUEST_SECONDS.labels(known, route).observe(seconds)
+    _series(REQUESTS, known, route, status).inc()
+    _series(REQUEST_SECONDS, known, route).observe(seconds)
 
 
 def count_answer(placement: str, source: str, degraded: Iterable[str], trace: Mapping[str, float]) -> None:
     """Count a list that was answered. trace: stage -> milliseconds."""
     components = [*degraded]
-    ANSWERS.labels(placement, source, "true" if components else "false").inc()
+    _series(ANSWERS, placement, source, "true" if components else "false").inc()
     count_degraded(placement, components)
     for stage, ms in trace.items():
-        STAGE_SECONDS.labels(placement, stage).observe(ms / 1e3)
+        _series(STAGE_SECONDS, placement, stage).observe(ms / 1e3)
 
 
 def count_degraded(placement: str, components: Iterable[str]) -> None:
     """Count the components that failed for an answer; placement: "events" for events."""
     for component in components:
-        DEGRADED.labels(placement, component).inc()
+        _series(DEGRADED, placement, component).inc()
 
 
 def count_shown(
@@ -138,16 +147,16 @@ def count_shown(
     """Count the items of an answer. reasons: source -> items; cold: items without an event before the training;
     probability: their mean one, None where it is not known."""
     for reason, items in reasons.items():
-        SHOWN.labels(placement, reason).inc(items)
-    SHOWN_COLD.labels(placement).inc(cold)
+        _series(SHOWN, placement, reason).inc(items)
+    _series(SHOWN_COLD, placement).inc(cold)
     if probability is not None:
-        SHOWN_PROBABILITY.labels(placement, bundle).observe(probability)
+        _series(SHOWN_PROBABILITY, placement, bundle).observe(probability)
 
 
 def count_candidates(sources: Mapping[str, int]) -> None:
     """Count the candidates of a sampled answer: source -> candidates."""
     for source, candidates in sources.items():
-        CANDIDATES.labels(source).inc(candidates)
+        _series(CANDIDATES, source).inc(candidates)
 
 
 def measure_process() -> None:
