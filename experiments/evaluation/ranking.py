@@ -9,9 +9,10 @@ import numpy as np
 from rich.table import Table
 
 from experiments.evaluation.choice import Choice, describe_choices
-from experiments.splits import Split, Targets
+from experiments.splits import Split, Targets, check_histories
 from features.arrays import Bools, Doubles, Ints
 from features.catalog import Catalog
+from features.errors import LeakError
 from features.ids import mix_keys
 from features.instants import DAY
 from features.interactions import UserStates
@@ -91,8 +92,10 @@ def evaluate(
     """Rank all items for every state of `targets`; seen items are excluded unless repeats are allowed.
 
     All items are those published at the time of the state, see `published_batches`; allow (n,) restricts them
-    further. rules: see `rank_targets`.
+    further. rules: see `rank_targets`. Raises LeakError when a history holds what comes later, or a list an item that
+    is published later.
     """
+    check_histories(targets, split.cut)
     ranks, rows = rank_targets(recommender, targets, catalog, repeats=repeats, allow=allow, rules=rules)
     counts = np.bincount(split.train.positives().items, minlength=len(catalog))
     active = np.bincount(split.train.positives().users, minlength=split.train.n_users) > 0
@@ -151,12 +154,26 @@ def rank_targets(
             recommender, batch, DEPTH, groups, ruling, allow=allowed, exclude=seen, draws=draws
         )
         candidates = candidates if rules is None else _by_place(candidates)
+        _check_listed(recommender, candidates.rows, allowed, int(batch.as_of[0]), catalog)
         row_in_batch[rows] = np.arange(len(rows))
         chosen = np.flatnonzero(row_in_batch[targets.state] >= 0)
         ranks[chosen] = metrics.target_ranks(candidates, row_in_batch[targets.state[chosen]], targets.item[chosen])
         lists[rows] = candidates.rows[:, :K]
         row_in_batch[rows] = -1
     return ranks, lists
+
+
+def _check_listed(recommender: Recommender, rows: Ints, allowed: Bools, as_of: int, catalog: Catalog) -> None:
+    """Raise LeakError when lists (b, k) have an item that could not be recommended on the day of `as_of` (µs)."""
+    listed = rows[rows >= 0]
+    if (wrong := listed[~allowed[listed]]).size:
+        row, day = int(wrong[0]), as_of // DAY
+        published = int(catalog.published[row]) // DAY
+        reason = f"was published on {np.datetime64(published, 'D')}" if published > day else "was not allowed"
+        name, item, listed_on = type(recommender).__name__, catalog.ids.ids[row], np.datetime64(day, "D")
+        raise LeakError(
+            f"leak: {name} lists the item {item!r}, which {reason}, on {listed_on}: return only items of `allow`"
+        )
 
 
 def _by_place(slates: Candidates) -> Candidates:
