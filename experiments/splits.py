@@ -172,11 +172,11 @@ def check_histories(targets: Targets, cut: int | None) -> None:
         refuse_leaks(cut, [f"{text}, the first that of user row {user}"])
 
 
-def refuse_leaks(cut: int | None, wrong: list[str]) -> None:
+def refuse_leaks(cut: int | None, wrong: list[str], remedy: str = "fit on split.train or split.fit") -> None:
     """Raise LeakError with everything that is wrong. cut: µs, None for leave-last-out."""
     if wrong:
         at = "the split is leave-last-out" if cut is None else f"the cut is {np.datetime64(cut, 'us')} UTC"
-        raise LeakError(f"leak: {at}, but {'; '.join(wrong)}; fit on split.train or split.fit")
+        raise LeakError(f"leak: {at}, but {'; '.join(wrong)}; {remedy}")
 
 
 def _other_events(name: str, given: Interactions, past: Interactions, bound: str) -> str:

@@ -47,7 +47,8 @@ class Outcome:
     warm_user, warm_item (m,) bool: the user or the item has a positive event before the cut;
     history (m,): number of positive events of the user before the target; seconds: time of fitting;
     coverage, novelty (bits), diversity, popularity (percentile): means over windows or lists.
-    choices: of a baseline, how its settings were chosen in each window.
+    choices: of a baseline, how its settings were chosen in each window; cold_share: share of cold items among the
+    first K of the lists.
     """
 
     name: str
@@ -64,6 +65,13 @@ class Outcome:
     diversity: float
     popularity: float
     choices: tuple[Choice, ...] = ()
+    cold_share: float = float("nan")
+
+    @property
+    def of_lists(self) -> dict[str, float]:
+        """The figures of the lists, by name."""
+        names = ("coverage", "novelty", "diversity", "popularity", "cold_share")
+        return {name: getattr(self, name) for name in names}
 
     def per_user(self, metric: str, keep: Bools | None = None) -> Doubles:
         """hr, ndcg or mrr at K of each user, in the order of the user rows: (u,). keep (m,): targets that count."""
@@ -113,6 +121,7 @@ def evaluate(
         novelty=_mean(metrics.novelty(rows, counts)),
         diversity=_mean(metrics.diversity(rows, catalog.content)) if catalog.has_content.any() else float("nan"),
         popularity=_mean(metrics.popularity_percentile(rows, counts)),
+        cold_share=_mean((counts[rows[rows >= 0]] == 0).astype(np.float64)),
     )
 
 
@@ -233,6 +242,7 @@ def join_windows(windows: Sequence[Outcome]) -> Outcome:
         mean(lambda w: w.diversity),
         mean(lambda w: w.popularity),
         tuple(choice for w in windows for choice in w.choices),
+        mean(lambda w: w.cold_share),
     )
 
 

@@ -8,6 +8,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
+import polars as pl
+
 from experiments.dataset import load_dataset
 from experiments.pipelines.experiment.cells import Cell, cells_of, groups_of, run_group
 from experiments.pipelines.experiment.definition import Experiment
@@ -19,6 +21,7 @@ from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
 from features.errors import FileError, RecsysError, describe_os_error
 from features.files import check_writable
+from features.schema import CATEGORIES, ITEM
 
 THREADS = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS")
 """Variables that libraries read their number of threads from when they are loaded."""
@@ -43,7 +46,8 @@ def run_experiment(
     reporter.say(f"{len(cells)} cells: {done} are there, {sum(map(len, groups))} in {len(groups)} groups are missing")
     run_groups(groups, dataset.hash, folder, reporter, jobs or len(os.sched_getaffinity(0)))
     facts = {"data_hash": dataset.hash, "code_version": code_version(), "seeds": experiment.definition.seeds}
-    result = result_of(experiment, cells, facts)
+    frame = dataset.catalog.frame.select(ITEM, pl.col(CATEGORIES).list.first()).drop_nulls()
+    result = result_of(experiment, cells, facts, dict(frame.iter_rows()))
     try:
         write_result(folder, result)
     except OSError as error:
