@@ -63,7 +63,7 @@ LAYERS = {
         ("shop",),
         ("state",),
         ("routes",),
-        ("app",),
+        ("app", "doctor"),
     ),
     "experiments": (
         ("splits", "config"),

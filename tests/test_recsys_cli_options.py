@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "experiment compare": (["first", "second"], {"--model": None, "--json": False}),
     "experiment run": (["file"], {"--out": None, "--jobs": None, "--track/--no-track": True, "--json": False}),
     "experiment ui": ([], {"--port": 5000}),
+    "doctor": ([], {"--json": False}),
     "features backfill": (
         ["name"],
         {"--from": None, "--to": None, "--log": None, "--memory": "4G", "--json": False},
@@ -172,6 +173,7 @@ def test_arguments_as_the_help_shows_them() -> None:
         "experiment compare": "A B",
         "experiment run": "file",
         "experiment ui": "",
+        "doctor": "",
         "features backfill": "CONFIG",
         "features refresh": "CONFIG",
         "features status": "CONFIG",
