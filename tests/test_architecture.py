@@ -44,7 +44,16 @@ LAYERS = {
         ("erasure",),
     ),
     "recsys": (
-        ("interfaces", "config", "yaml_text", "assignment", "item_statistics", "histories", "dense_recommender"),
+        (
+            "interfaces",
+            "config",
+            "yaml_text",
+            "assignment",
+            "interleaving",
+            "item_statistics",
+            "histories",
+            "dense_recommender",
+        ),
         ("evaluation",),
         ("content",),
         ("retrieval",),
