@@ -15,7 +15,7 @@ class Fixed:
     """Recommends the same items to everybody."""
 
     def __init__(self, *rows):
-        self.rows = np.array(rows)
+        self.rows = np.array(rows, dtype=np.int64)
 
     def recommend(self, states, k, *, allow=None, exclude=None):
         rows = np.tile(np.pad(self.rows, (0, k - len(self.rows)), constant_values=-1), (len(states), 1))
