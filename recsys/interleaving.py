@@ -2,9 +2,9 @@
 
 The two lists take turns in choosing their best item that is not chosen yet; a coin decides who is first in each round
 (Radlinski, Kurup & Joachims 2008, "How does clickthrough data reflect retrieval quality?", algorithm 2). A click
-counts for the list that chose the item. Both lists have the same chance at every position, so a list that is no better gets
-half of the clicks. Every user compares both lists, which shows a difference with far fewer answers than a test of two
-groups of users (Chapelle, Joachims, Radlinski & Yue 2012).
+counts for the list that chose the item. Both lists have the same chance at every position, so a list that is no
+better gets half of the clicks. Every user compares both lists, which shows a difference with far fewer answers than a
+test of two groups of users (Chapelle, Joachims, Radlinski & Yue 2012).
 """
 
 import numpy as np
