@@ -213,7 +213,9 @@ def test_a_run_is_recorded_with_a_run_for_each_variant(tmp_path):
     result = run_experiment(experiment, tmp_path / "out", Recorder(runs), Lines(), jobs=2)
     whole, base, other = runs
     assert {run["experiment"] for run in runs} == {"toy"}
-    assert [run["tags"]["mlflow.runName"] for run in runs] == ["toy", "base", "b"]
+    names = [run["tags"]["mlflow.runName"] for run in runs]
+    assert names[0].startswith("toy 20")
+    assert names[1:] == ["base", "b"]
     assert whole["artifacts"] == ["result.json", "result.md", "result.html"]
     assert whole["tags"]["decision.b"] == result.decisions[0]["decision"] == other["tags"]["decision"]
     assert base["tags"]["decision"] == "control"

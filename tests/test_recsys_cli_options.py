@@ -18,7 +18,10 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "data check": (["name"], {"--json": False}),
     "data get": (["name"], {"--force": False, "--json": False}),
     "embed": (["name"], {"--retry": False, "--refetch": False, "--json": False}),
-    "evaluate": (["name"], {"--outcomes": None, "--rules": None, "--json": False}),
+    "evaluate": (
+        ["name"],
+        {"--outcomes": None, "--rules": None, "--track/--no-track": True, "--json": False},
+    ),
     "events consume": (
         ["stream"],
         {
@@ -45,7 +48,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "--json": False,
         },
     ),
-    "experiment compare": (["first", "second"], {"--model": None, "--json": False}),
+    "experiment compare": (["first", "second"], {"--model": None, "--bundles": Path("bundles"), "--json": False}),
     "experiment run": (["file"], {"--out": None, "--jobs": None, "--track/--no-track": True, "--json": False}),
     "experiment ui": ([], {"--port": 5000}),
     "features backfill": (
@@ -211,7 +214,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 42
+    assert len(EMPTY) == 43
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from recsys.cli.bundle import ROOT
 from recsys.cli.options import (
     CONFIG,
     RULES,
@@ -29,6 +30,7 @@ def evaluate(
     rules: Path | None = typer.Option(
         None, help=f"{RULES} The recommender is evaluated with them as well.", parser=given_path
     ),
+    track: bool = typer.Option(True, "--track/--no-track", help="Record the run in MLflow."),
     as_json: bool = typer.Option(False, "--json", help="Print the tables as one JSON object."),
 ) -> None:
     """Evaluate offline: fit the baselines and the two towers in every window, and print a table for each placement.
@@ -37,10 +39,12 @@ def evaluate(
     """
     from experiments.config import load_config
     from experiments.pipelines.train import evaluate_run
+    from experiments.tracking.mlflow import MlflowTracker, NullTracker
 
     config = load_config(config_path(name))
     with progress_bars() as reporter:
-        tables = evaluate_run(config, reporter, outcomes_file=outcomes, rules_file=rules)
+        tracker = MlflowTracker() if track else NullTracker()
+        tables = evaluate_run(config, reporter, tracker=tracker, outcomes_file=outcomes, rules_file=rules)
     if as_json:
         print_json({"tables": [table.to_dict() for table in tables]})
     else:
@@ -84,19 +88,28 @@ def experiment_run(
 @experiment_app.command("compare")
 def experiment_compare(
     first: Path = typer.Argument(
-        ..., metavar="A", help="A file that `recsys evaluate --outcomes FILE` wrote.", parser=given_path
+        ...,
+        metavar="A",
+        help="A run in MLflow (id or name), a bundle (fingerprint or `current`), or a file of `recsys evaluate "
+        "--outcomes FILE`.",
+        parser=given_path,
     ),
     second: Path = typer.Argument(..., metavar="B", help="Another one, of the same split.", parser=given_path),
-    model: str | None = typer.Option(None, help="Compare this model only. [every model in both files]"),
+    model: str | None = typer.Option(None, help="Compare this model only. [every model in both]"),
+    root: Path = ROOT,
     as_json: bool = typer.Option(False, "--json", help="Print the comparison as one JSON object."),
 ) -> None:
     """Compare two evaluations on the events that both have: B minus A, with a 95 % interval over users.
 
-    Example: recsys experiment compare before.parquet after.parquet --model "two towers"
+    A run of `recsys train` or `recsys evaluate` has recorded the ranks of its events, and that of a bundle is the one
+    that trained it. Example: recsys experiment compare current 3f2a --model "two towers + reranker"
     """
     from experiments.evaluation.outcomes import compare_outcomes
+    from experiments.tracking.recorded import RunArchive, outcomes_of
 
-    compared = compare_outcomes(first, second, model=model)
+    archive = RunArchive()
+    files = (outcomes_of(archive, str(name), root) for name in (first, second))
+    compared = compare_outcomes(*files, model=model)
     if as_json:
         print_json(compared.to_dict())
     else:

@@ -23,9 +23,10 @@ from experiments.evaluation.ranking import Outcome, RulesAt, evaluate
 from experiments.pipelines.experiment.definition import Experiment
 from experiments.pipelines.fit import RERANKED, FittedOnce, train_two_stage
 from experiments.pipelines.rolling_windows import evaluation_windows
-from experiments.pipelines.train import chosen_baseline, code_version, format_line, run_tags
+from experiments.pipelines.train import chosen_baseline, format_line, run_tags
 from experiments.splits import Split
 from experiments.tracking.progress import Lines, Reporter
+from experiments.tracking.versions import code_version
 from features.errors import DataError
 from recsys import baselines
 from recsys.interfaces import Recommender
