@@ -217,13 +217,16 @@ def test_a_run_is_recorded_with_a_run_for_each_variant(tmp_path):
     assert names[0].startswith("toy 20")
     assert names[1:] == ["base", "b"]
     assert whole["artifacts"] == ["result.json", "result.md", "result.html"]
+    written = json.loads((tmp_path / "out" / "result.json").read_text())["variants"]
+    assert {name: facts["model"] for name, facts in written.items()} == {"base": "popular", "b": "item-knn"}
+    assert written["b"]["config"]["baselines"]["item-knn"]["k"] == 10
     assert whole["tags"]["decision.b"] == result.decisions[0]["decision"] == other["tags"]["decision"]
     assert base["tags"]["decision"] == "control"
     assert base["artifacts"] == other["artifacts"] == ["outcomes/seed-0"]
-    names = {f"{at}.{metric}_at_10" for at in ("home", "again") for metric in ("hr", "ndcg")}
-    assert set(base["metrics"]) == names
-    assert set(other["metrics"]) == names | {
-        f"{name}.change.{of}" for name in names for of in ("mean", "low", "high")
+    figures = {f"{at}.{metric}_at_10" for at in ("home", "again") for metric in ("hr", "ndcg")}
+    assert set(base["metrics"]) == figures
+    assert set(other["metrics"]) == figures | {
+        f"{name}.change.{of}" for name in figures for of in ("mean", "low", "high")
     }
 
 

@@ -47,21 +47,21 @@ class RunArchive:
         """The artefacts of a run below a folder, on this machine, by name. Raises FileError."""
 
         def download() -> list[Path]:
-            if not self._client.list_artifacts(run.id, folder):
+            client = self._connected()
+            if not client.list_artifacts(run.id, folder):
                 return []
             if run.artifacts.startswith("/"):
                 at = Path(run.artifacts) / folder
             elif run.artifacts.startswith("file:"):
                 at = Path(unquote(urlsplit(run.artifacts).path)) / folder
             else:
-                at = Path(self._client.download_artifacts(run.id, folder))
+                at = Path(client.download_artifacts(run.id, folder))
             return sorted(path for path in at.rglob("*") if path.is_file())
 
         return cast(list[Path], self._read(download))
 
     def _find(self, condition: str, value: str) -> list[RecordedRun]:
-        with opened(self._uri, connect) as client:
-            self._client = client
+        client = self._connected()
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         quote = '"' if "'" in value else "'"
         found = client.search_runs(
@@ -77,6 +77,12 @@ class RunArchive:
             )
             for run in found
         ]
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            with opened(self._uri, connect) as client:
+                self._client = client
+        return self._client
 
     def _read(self, call: Callable[[], Any]) -> Any:
         try:

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import polars as pl
+from pydantic_core import to_jsonable_python
 from scipy.special import ndtri
 from scipy.stats import t
 
@@ -32,7 +34,7 @@ MIN_USERS = 30
 class ExperimentResult:
     """rows: one for each placement, segment, metric and variant; decisions: of each variant but the control.
 
-    facts: what the result depends on.
+    facts: what the result depends on; variants: configuration, model and rules of each, as `variant_facts` has them.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ExperimentResult:
     rows: list[dict[str, Any]]
     decisions: list[dict[str, str]]
     facts: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; null for a bound that is infinite: of a single user."""
@@ -49,6 +52,7 @@ class ExperimentResult:
             "rows": finite(self.rows),
             "decisions": self.decisions,
             "facts": self.facts,
+            "variants": self.variants,
         }
 
     def figures(self, variant: str) -> dict[str, float]:
@@ -98,7 +102,19 @@ def result_of(experiment: Experiment, cells: Sequence[Cell], facts: dict[str, An
     decisions = [
         _decision(rule, name, placements, intervals) for name in experiment.definition.variants if name != control
     ]
-    return ExperimentResult(experiment.definition.name, control, rows, decisions, facts)
+    return ExperimentResult(experiment.definition.name, control, rows, decisions, facts, variant_facts(experiment))
+
+
+def variant_facts(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """What a bundle must have been trained with to be the variant: config, model, and a digest of rules or None."""
+    return {
+        name: {
+            "config": to_jsonable_python(experiment.configs[name].recorded()),
+            "model": variant.model,
+            "rules": sha256(experiment.rules[name].read_bytes()).hexdigest() if name in experiment.rules else None,
+        }
+        for name, variant in experiment.definition.variants.items()
+    }
 
 
 def _by_user(cells: Sequence[Cell]) -> dict[tuple[str, str, str], dict[str, Doubles]]:
