@@ -48,7 +48,7 @@ def register(client: Any, run: str, name: str, bundle: Path, *, current: bool) -
         )
     if current:
         move_champion(client, bundle)
-    else:
+    elif CHAMPION not in version.aliases:
         client.set_registered_model_alias(version.name, CHALLENGER, version.version)
 
 
