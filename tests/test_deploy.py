@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
+import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 from typer.main import get_command
@@ -74,14 +74,14 @@ def test_manifests_are_valid(manifest, version):
 
 
 def test_the_deployment():
-    deployment, *others = (param.values[0] for param in MANIFESTS[:5])
-    pod: Any = deployment["spec"]["template"]
+    manifests: list[Any] = [param.values[0] for param in MANIFESTS[:5]]
+    deployment, service, scaler, budget, claim = manifests
+    pod = deployment["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     check_command(container["args"])
     check_settings([entry["name"] for entry in container["env"]])
     assert {mount["name"] for mount in container["volumeMounts"]} == {each["name"] for each in pod["spec"]["volumes"]}
     labels = pod["metadata"]["labels"]
-    service, scaler, budget, claim = others
     assert service["spec"]["selector"] == budget["spec"]["selector"]["matchLabels"] == labels
     assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]

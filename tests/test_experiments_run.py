@@ -207,8 +207,13 @@ def test_a_run_is_recorded_with_a_run_for_each_variant(tmp_path):
     result = run_experiment(experiment, tmp_path / "out", Recorder(runs), Lines(), jobs=2)
     whole, base, other = runs
     assert {run["experiment"] for run in runs} == {"toy"}
-    assert [run["tags"]["mlflow.runName"] for run in runs] == ["toy", "base", "b"]
+    titles = [run["tags"]["mlflow.runName"] for run in runs]
+    assert titles[0].startswith("toy 20")
+    assert titles[1:] == ["base", "b"]
     assert whole["artifacts"] == ["result.json", "result.md", "result.html"]
+    written = json.loads((tmp_path / "out" / "result.json").read_text())["variants"]
+    assert {name: facts["model"] for name, facts in written.items()} == {"base": "popular", "b": "item-knn"}
+    assert written["b"]["config"]["baselines"]["item-knn"]["k"] == 10
     assert whole["tags"]["decision.b"] == result.decisions[0]["decision"] == other["tags"]["decision"]
     assert base["tags"]["decision"] == "control"
     assert base["artifacts"] == other["artifacts"] == ["outcomes/seed-0"]

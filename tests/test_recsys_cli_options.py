@@ -18,7 +18,10 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "data check": (["name"], {"--json": False}),
     "data get": (["name"], {"--force": False, "--json": False}),
     "embed": (["name"], {"--retry": False, "--refetch": False, "--json": False}),
-    "evaluate": (["name"], {"--outcomes": None, "--rules": None, "--json": False}),
+    "evaluate": (
+        ["name"],
+        {"--outcomes": None, "--rules": None, "--track/--no-track": True, "--json": False},
+    ),
     "events consume": (
         ["stream"],
         {
@@ -45,7 +48,25 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "--json": False,
         },
     ),
-    "experiment compare": (["first", "second"], {"--model": None, "--json": False}),
+    "experiment compare": (["first", "second"], {"--model": None, "--bundles": Path("bundles"), "--json": False}),
+    "experiment guard": (
+        [],
+        {
+            "--event": None,
+            "--within": "1h",
+            "--tolerated": 0.02,
+            "--every": None,
+            "--roll-back": False,
+            "--log": Path("state/log"),
+            "--bundles": Path("bundles"),
+            "--json": False,
+        },
+    ),
+    "experiment promote": (
+        ["result", "variant"],
+        {"--bundle": None, "--metric": None, "--bundles": Path("bundles")},
+    ),
+    "experiment reproduce": (["name"], {"--bundles": Path("bundles"), "--json": False}),
     "experiment run": (["file"], {"--out": None, "--jobs": None, "--track/--no-track": True, "--json": False}),
     "experiment ui": ([], {"--port": 5000}),
     "doctor": ([], {"--json": False}),
@@ -171,6 +192,9 @@ def test_arguments_as_the_help_shows_them() -> None:
         "experiment assignments": "FILE [USERS]",
         "experiment check": "FILE",
         "experiment compare": "A B",
+        "experiment guard": "",
+        "experiment promote": "RESULT VARIANT",
+        "experiment reproduce": "RUN",
         "experiment run": "file",
         "experiment ui": "",
         "doctor": "",
@@ -213,7 +237,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 42
+    assert len(EMPTY) == 48
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

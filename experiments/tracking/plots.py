@@ -28,14 +28,14 @@ def draw(
 ) -> dict[str, Any]:
     """All plots of a run by name; none where matplotlib is not installed, which is logged.
 
-    history: figures of each epoch; outcomes: of all models in one placement; judgement: of the
-    reranker.
+    history: figures of each epoch, empty for no learning curve; outcomes: of all models in one placement;
+    judgement: of the reranker.
     """
     if find_spec("matplotlib") is None:
         logger.warning("no plots are drawn: %s", missing_package("a plot", "matplotlib", "track"))
         return {}
-    figures = {
-        "learning_curve": learning_curve(history),
+    figures = {"learning_curve": learning_curve(history)} if history else {}
+    figures |= {
         "ndcg_by_history_length": ndcg_by_history(outcomes),
         "popularity_bias": popularity_bias(outcomes),
     }

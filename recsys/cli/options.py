@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from sysconfig import get_path
@@ -204,3 +205,23 @@ def micros_of(option: str, text: str) -> int:
         ) from None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return round(at.timestamp() * 1e6)
+
+
+def repeat(work: Callable[[], None], pause: float) -> None:
+    """Do something every `pause` seconds until Ctrl-C or SIGTERM. An error is printed, and the next time comes."""
+    import signal
+    from threading import Event
+    from time import monotonic
+
+    from features.errors import RecsysError
+
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    while not stop.is_set():
+        due = monotonic() + pause
+        try:
+            work()
+        except (RecsysError, OSError) as error:
+            typer.echo(f"error: {error}; the next try is in {max(0.0, due - monotonic()):.0f} s", err=True)
+        stop.wait(max(0.0, due - monotonic()))

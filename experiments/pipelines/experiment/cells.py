@@ -24,10 +24,11 @@ from experiments.evaluation.ranking import Outcome, RulesAt, evaluate
 from experiments.pipelines.experiment.definition import Experiment
 from experiments.pipelines.fit import RERANKED, FittedOnce, train_two_stage
 from experiments.pipelines.rolling_windows import evaluation_windows
-from experiments.pipelines.train import chosen_baseline, code_version, format_line, run_tags
+from experiments.pipelines.train import chosen_baseline, format_line, run_tags
 from experiments.pipelines.warm_start import new_to
 from experiments.splits import Split, refuse_leaks
 from experiments.tracking.progress import Lines, Reporter
+from experiments.tracking.versions import code_version
 from features.errors import ConfigError, DataError
 from recsys import baselines
 from recsys.bundle.io import load_bundle

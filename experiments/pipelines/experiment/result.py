@@ -3,10 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import polars as pl
+from pydantic_core import to_jsonable_python
 from scipy.special import ndtri
 from scipy.stats import t
 
@@ -15,9 +17,9 @@ from experiments.evaluation.ranking import DEPTH, K, finite, interval_dict
 from experiments.evaluation.verdict import Rule, verdict
 from experiments.pipelines.experiment.cells import Cell
 from experiments.pipelines.experiment.definition import Experiment
-from experiments.pipelines.train import metric_name
 from experiments.statistics.power import detectable_of
 from experiments.statistics.significance import benjamini_hochberg, holm, permutation_test
+from experiments.tracking.record import metric_name
 from features.arrays import Doubles
 from features.errors import DataError
 from recsys.evaluation import metrics
@@ -44,7 +46,7 @@ class ExperimentResult:
     """rows: one for each placement, segment, metric and variant; decisions: of each variant but the control.
 
     lists: one for each placement and variant: what its lists have, means over seeds and windows (`Outcome.of_lists`);
-    facts: what the result depends on.
+    facts: what the result depends on; variants: configuration, model and rules of each, as `variant_facts` has them.
     """
 
     name: str
@@ -53,6 +55,7 @@ class ExperimentResult:
     decisions: list[dict[str, str]]
     lists: list[dict[str, Any]]
     facts: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; null for a bound that is infinite: of a single user."""
@@ -63,6 +66,7 @@ class ExperimentResult:
             "decisions": self.decisions,
             "lists": finite(self.lists),
             "facts": self.facts,
+            "variants": self.variants,
         }
 
     def figures(self, variant: str) -> dict[str, float]:
@@ -119,7 +123,25 @@ def result_of(
     decisions = [
         _decision(rule, name, placements, intervals) for name in experiment.definition.variants if name != control
     ]
-    return ExperimentResult(experiment.definition.name, control, rows, decisions, _lists(cells), facts)
+    return ExperimentResult(
+        experiment.definition.name, control, rows, decisions, _lists(cells), facts, variant_facts(experiment)
+    )
+
+
+def variant_facts(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """What a bundle must have been trained with to be the variant: config, model, and a digest of rules or None.
+
+    bundle: the fingerprint of a variant that is a bundle itself, otherwise None.
+    """
+    return {
+        name: {
+            "config": to_jsonable_python(experiment.configs[name].recorded()),
+            "model": variant.model,
+            "rules": sha256(experiment.rules[name].read_bytes()).hexdigest() if name in experiment.rules else None,
+            "bundle": experiment.bundles[name].name if name in experiment.bundles else None,
+        }
+        for name, variant in experiment.definition.variants.items()
+    }
 
 
 def _lists(cells: Sequence[Cell]) -> list[dict[str, Any]]:

@@ -15,10 +15,11 @@ from experiments.pipelines.experiment.cells import Cell, cells_of, groups_of, ru
 from experiments.pipelines.experiment.definition import Experiment
 from experiments.pipelines.experiment.report import RESULT_FILES, write_result
 from experiments.pipelines.experiment.result import ExperimentResult, result_of
-from experiments.pipelines.train import code_version, metric_name
 from experiments.preflight import preflight
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
+from experiments.tracking.record import OUTCOMES, metric_name, run_name
+from experiments.tracking.versions import code_version
 from features.errors import FileError, RecsysError, describe_os_error
 from features.files import check_writable
 from features.schema import CATEGORIES, ITEM
@@ -62,7 +63,7 @@ def _record(
     """Record a run of the experiment with its result, and in it a run of each variant with its outcomes."""
     facts = {key: str(value) for key, value in result.facts.items()}
     name, decisions = result.name, {row["variant"]: row["decision"] for row in result.decisions}
-    tracker.start(name, experiment.definition.model_dump(), facts | {"mlflow.runName": name})
+    tracker.start(name, experiment.definition.model_dump(), facts | run_name(name))
     tracker.tags({f"decision.{metric_name(variant)}": decision for variant, decision in decisions.items()})
     for variant, config in experiment.configs.items():
         run = tracker.nested()
@@ -71,7 +72,7 @@ def _record(
         run.metrics(result.figures(variant))
         for cell in cells:
             if cell.variant == variant:
-                run.artifact(cell.path, f"outcomes/seed-{cell.seed}")
+                run.artifact(cell.path, f"{OUTCOMES}/seed-{cell.seed}")
         run.finish()
     for file in RESULT_FILES:
         tracker.artifact(folder / file)
