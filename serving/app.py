@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from features.content.encoder_config import open_encoders
 from features.content.spaces import Embedded
@@ -16,8 +17,10 @@ from features.instants import now_micros
 from features.schema import EventRules
 from features.store.base import FeatureStore
 from recsys.bundle.registry import current_bundle, find_bundle
+from serving.access.describe import describe_keys
+from serving.access.guard import Guard
 from serving.errors import ErrorResponse, add_errors
-from serving.http import MAX_URL_BYTES
+from serving.http import MAX_HEAD_BYTES, MAX_HEADERS, MAX_URL_BYTES
 from serving.routes.corrections import add_corrections
 from serving.routes.events import add_events
 from serving.routes.health import add_health
@@ -39,8 +42,20 @@ logger = logging.getLogger("recsys.serving")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "the URL or the body cannot be read"},
+    401: {"model": ErrorResponse, "description": "the call needs a key, or its key is unknown or expired"},
+    403: {
+        "model": ErrorResponse,
+        "description": "the role of the key is too small, or the page's origin not allowed",
+    },
+    408: {"model": ErrorResponse, "description": "the request arrives too slowly"},
     414: {"model": ErrorResponse, "description": f"the URL exceeds {MAX_URL_BYTES} bytes"},
+    421: {"model": ErrorResponse, "description": "the service does not answer to the name in the header Host"},
     422: {"model": ErrorResponse, "description": "the request is invalid"},
+    429: {"model": ErrorResponse, "description": "the limit of the key is reached; Retry-After says for how long"},
+    431: {
+        "model": ErrorResponse,
+        "description": f"more than {MAX_HEADERS} headers, or {MAX_HEAD_BYTES} bytes of them",
+    },
     503: {"model": ErrorResponse, "description": "no bundle is served, or the event log cannot be written"},
 }
 
@@ -103,6 +118,21 @@ def _lifespan(
     return lifespan
 
 
+def _add_guard(app: FastAPI, service: ServiceState) -> None:
+    """Add the middleware. The last that is added sees a call first."""
+    settings = service.settings
+    app.add_middleware(Guard, settings=settings, keys=service.keys, now=service.now)
+    app.add_middleware(CanonicalUrl)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
+            allow_headers=("Authorization", "X-API-Key", "Content-Type"),
+            expose_headers=("Retry-After",),
+        )
+
+
 def create_app(
     settings: ServeSettings,
     *,
@@ -146,7 +176,8 @@ def create_app(
         responses=ERRORS,
     )
     app.state.service, app.state.encoder_pool = service, encoder_pool
-    app.add_middleware(CanonicalUrl)
+    app.openapi = describe_keys(app.openapi)  # type: ignore[method-assign]
+    _add_guard(app, service)
     add_errors(app)
     in_thread = thread_pool(service)
     described = DescribedItems(settings.log, encoder_pool.embed_items, place, settings.search_seconds)

@@ -17,7 +17,7 @@ from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Content, Text
 from features.errors import ConfigError, RecsysError, StoreError, describe_url
 from features.files import check_writable
-from features.instants import now_micros
+from features.instants import DAY, now_micros
 from features.log.segments import is_log
 from features.log.status import log_status
 from features.schema import EventRules
@@ -30,6 +30,7 @@ from recsys.bundle.registry import current_bundle
 from recsys.content.query_encoding import EncoderSetup, QueryEncoder
 from recsys.ranking.rules import load_rules
 from recsys.retrieval.kinds import check_faiss
+from serving.access.key_file import load_keys
 from serving.settings import ServeSettings
 
 Status = Literal["ok", "warning", "failed"]
@@ -48,6 +49,9 @@ PROBES = 100
 
 LEAST_FOUND = 0.9
 """Share of PROBES that an approximate index should find by their own vectors."""
+
+SOON = 14 * DAY
+"""µs before the expiry of a key from which on it is named."""
 
 OLD_DAYS = 30
 """Age in days of a bundle's newest event from which on it is old."""
@@ -85,6 +89,7 @@ class Doctor:
             "clock": self._clock,
             "log": self._log,
             "disk": self._disk,
+            "keys": self._keys,
             "rules": self._rules,
             "experiments": self._experiments,
         }
@@ -210,6 +215,16 @@ class Doctor:
         if min(free.values()) < LEAST_FREE:
             return "warning", f"{text}: make room, or let the log keep less (`recsys log prune`, exposures_days)"
         return "ok", text
+
+    def _keys(self) -> Found:
+        if (path := self._settings.keys) is None:
+            return "ok", "none: no call needs a key"
+        keys, now = load_keys(path), now_micros()
+        late = [key.name for key in keys if (key.expires_at or now + SOON) < now + SOON]
+        text = f"{path}: {len(keys)} keys"
+        if late:
+            return "warning", f"{text}; {', '.join(late)} expired, or will within 14 days: `recsys keys create`"
+        return ("ok", text) if keys else ("warning", f"{text}: every call is refused; `recsys keys create`")
 
     def _rules(self) -> Found:
         path = self._settings.rules

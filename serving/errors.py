@@ -1,5 +1,6 @@
 """Error responses of the API. All of them have the same JSON shape."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -13,17 +14,23 @@ from features.errors import BundleError, LogError, RecsysError, StoreError, desc
 
 
 class ApiError(Exception):
-    """An error response: HTTP status, code (for programs), message (for people), and the place of the error."""
+    """An error response: HTTP status, code (for programs), message (for people), the place of the error, and headers
+    of the response."""
 
-    def __init__(self, status: int, code: str, message: str, place: str = "") -> None:
+    def __init__(
+        self, status: int, code: str, message: str, place: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.place = status, code, message, place
+        self.headers = headers or {}
 
     def response(self) -> Response:
         """The HTTP response of this error."""
-        return json_response(
+        response = json_response(
             {"error": {"code": self.code, "message": self.message, "place": self.place}}, self.status
         )
+        response.headers.update(self.headers)
+        return response
 
 
 NOT_FOUND = "there is no such path; percent-encode each id, its / as %2F"

@@ -1,11 +1,13 @@
 """Settings of the service: options of `recsys serve`, or environment variables RECSYS_SERVE__NAME."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from features.errors import ConfigError, describe_invalid, describe_url
 from features.log.records import EVENTS, EXPOSURES, Stream
@@ -13,6 +15,35 @@ from features.log.upkeep.retention import Limit
 from features.store.connection import check_url
 
 PREFIX = "RECSYS_SERVE__"
+
+HOST = r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*"
+"""The name of a host; `*.` in front stands for every name below it."""
+
+ORIGIN = r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"
+"""An origin as browsers send it."""
+
+
+def _split(value: object) -> object:
+    """The parts of a text between commas, in small letters."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part for text in value.split(",") if (part := text.strip().lower()))
+
+
+def _host(text: str) -> str:
+    if re.fullmatch(HOST, text) is None:
+        raise ValueError("must be names of hosts without scheme and port, e.g. api.shop.example,*.internal.example")
+    return text
+
+
+def _origin(text: str) -> str:
+    if re.fullmatch(ORIGIN, text) is None:
+        raise ValueError("must be origins, a scheme and a host without a path, e.g. https://www.shop.example")
+    return text
+
+
+Hosts = Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(_split)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_split)]
 
 
 class ServeSettings(BaseSettings):
@@ -34,8 +65,28 @@ class ServeSettings(BaseSettings):
     experiments: Path | None = None
     """File of experiments, in YAML; it is read again when it changes. Without it there are none."""
 
+    keys: Path | None = None
+    """File of API keys, as `recsys keys create` writes it; it is read again when it changes. Without it, no call
+    needs a key, and the service listens on loopback only."""
+
+    unprotected: bool = False
+    """Listen on other addresses without keys: a gateway in front checks who calls."""
+
+    hosts: Hosts = ()
+    """Names in the header `Host` that the service answers to, between commas; `*.x` is every name below x. Addresses
+    and localhost need not be named."""
+
+    origins: Origins = ()
+    """Origins of pages that may call the service from a browser (CORS), between commas, e.g. https://shop.example."""
+
+    connections: int = Field(default=500, ge=1, le=100_000)
+    """Largest number of open connections; a further one gets 503 and is closed."""
+
+    request_log: bool = False
+    """Log each request to standard error, as JSON without ids of users."""
+
     host: str = "127.0.0.1"
-    """Address to listen on. The service has no authentication: put a gateway in front before you expose it."""
+    """Address to listen on."""
 
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on."""

@@ -87,6 +87,19 @@ class Flaky(MemoryStore):
             raise StoreError("away")
 
 
+class JsonClient(TestClient):
+    """A client of an application at 127.0.0.1 that sends bodies as JSON, unless the call says otherwise."""
+
+    def __init__(self, app: FastAPI, **options: Any) -> None:
+        super().__init__(app, base_url="http://127.0.0.1", **options)
+
+    def request(self, method: str, url: Any, **call: Any) -> Any:
+        if call.get("content") is not None:
+            named = {name.lower(): value for name, value in (call.get("headers") or {}).items()}
+            call["headers"] = {"content-type": "application/json"} | named
+        return super().request(method, url, **call)
+
+
 class ServiceHarness:
     """A running service, its client and its parts. opened: the arguments of each call that opened encoders."""
 
@@ -151,22 +164,24 @@ def service_harness(
         now=lambda: NOW,
         encoders=open_,
     )
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with JsonClient(app, raise_server_exceptions=False) as client:
         yield ServiceHarness(folder, client, shelf, store, opened)
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
-    """Run an application on a real server with a free port; yields its URL."""
+def serving(app: FastAPI, loop: str = "asyncio", **options: Any) -> Iterator[str]:
+    """Run an application on a real server with a free port; yields its URL. options: of `http_server`."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = http_server(app, loop="asyncio", log_level="warning")
+        server = http_server(app, loop=loop, log_level="warning", **options)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         deadline = time.monotonic() + 20
         while not server.started:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

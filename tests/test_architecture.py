@@ -70,6 +70,7 @@ LAYERS = {
             *("products", "cursor"),
         ),
         ("shop",),
+        ("access",),
         ("state",),
         ("routes",),
         ("app", "doctor"),

@@ -77,6 +77,9 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "features refresh": (["name"], {"--log": None, "--every": None, "--memory": "4G", "--json": False}),
     "features status": (["name"], {"--log": None, "--json": False}),
     "features verify": (["name"], {"--log": None, "--json": False}),
+    "keys create": (["name"], {"--role": "read", "--limit": None, "--expires": None, "--keys": None}),
+    "keys list": ([], {"--keys": None, "--json": False}),
+    "keys revoke": (["name"], {"--keys": None}),
     "log export": (["stream"], {"--out": None, "--log": None, "--reader": None, "--json": False}),
     "log outcomes": (["out"], {"--within": "7d", "--log": None, "--json": False}),
     "log prune": ([], {"--log": None, "--dry-run": False, "--json": False}),
@@ -95,7 +98,16 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "serve": (
         [],
-        {"--bundles": None, "--log": None, "--rules": None, "--experiments": None, "--host": None, "--port": None},
+        {
+            "--bundles": None,
+            "--log": None,
+            "--rules": None,
+            "--experiments": None,
+            "--keys": None,
+            "--unprotected": None,
+            "--host": None,
+            "--port": None,
+        },
     ),
     "slates": (
         ["out"],
@@ -202,6 +214,9 @@ def test_arguments_as_the_help_shows_them() -> None:
         "features refresh": "CONFIG",
         "features status": "CONFIG",
         "features verify": "CONFIG",
+        "keys create": "NAME",
+        "keys list": "",
+        "keys revoke": "NAME",
         "log export": "[stream]",
         "log outcomes": "out",
         "log prune": "",
@@ -237,7 +252,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 48
+    assert len(EMPTY) == 52
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

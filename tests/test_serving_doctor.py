@@ -18,10 +18,11 @@ from recsys.bundle.io import save_bundle
 from recsys.bundle.registry import publish_bundle
 from recsys.cli.main import app
 from serving import doctor as module
+from serving.access.key_file import create_key
 from serving.doctor import Doctor
 from serving.settings import ServeSettings
 
-ALL = ["versions", "bundle", "index", "encoders", "store", "clock", "log", "disk", "rules", "experiments"]
+ALL = ["versions", "bundle", "index", "encoders", "store", "clock", "log", "disk", "keys", "rules", "experiments"]
 
 
 @pytest.fixture
@@ -153,6 +154,21 @@ def test_files_of_a_shop(settings, tmp_path):
     assert found["rules"] == ("ok", f"{tmp_path}/rules.yaml: 1 rules")
     assert found["experiments"][0] == "failed"
     assert "line 1" in found["experiments"][1]
+
+
+def test_keys(settings, tmp_path):
+    path = tmp_path / "keys.jsonl"
+    create_key(path, "shop", "write")
+    keyed = settings.model_copy(update={"keys": path})
+    assert checks(keyed)["keys"] == ("ok", f"{path}: 1 keys")
+    create_key(path, "old", "read", expires="2024-01-01")
+    status, text = checks(keyed)["keys"]
+    assert status == "warning"
+    assert "2 keys; old expired, or will within 14 days" in text
+    path.write_text("")
+    assert checks(keyed)["keys"][0] == "warning"
+    path.write_text("{}")
+    assert checks(keyed)["keys"][0] == "failed"
 
 
 def test_the_command(settings, monkeypatch):

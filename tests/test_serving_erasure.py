@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import orjson
-from fastapi.testclient import TestClient
-from service_harness import HOME
+from service_harness import HOME, JsonClient
 from toy_service import (
     NOW,
     ToyFiller,
@@ -42,7 +41,7 @@ def test_a_running_service_goes_on_while_a_person_is_erased(tmp_path: Path) -> N
         now=lambda: NOW,
         encoders=toy_encoders,
     )
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with JsonClient(app, raise_server_exceptions=False) as client:
 
         def click(item: str) -> None:
             event = {"user_id": ANN, "item_id": item, "event": "click"}

@@ -241,7 +241,7 @@ def test_a_client_that_has_gone_was_shown_nothing(tmp_path: Path, slow: tuple[st
     recommender.__dict__["gates"] |= gates
     address = urlsplit(url)
     with socket.create_connection((address.hostname, address.port)) as client:
-        client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert gates["begun"].wait(20)
     time.sleep(0.2)  # the server hears of the end
     recommender.__dict__["gates"].clear()

@@ -50,7 +50,9 @@ def send(address: tuple[str, int], *pieces: bytes) -> tuple[int, dict[str, str],
 
 
 def get(url: str, *more: str) -> bytes:
-    return "\r\n".join([f"GET {url} HTTP/1.1", "Host: x", "Connection: close", *more, "", ""]).encode("latin-1")
+    return "\r\n".join([f"GET {url} HTTP/1.1", "Host: localhost", "Connection: close", *more, "", ""]).encode(
+        "latin-1"
+    )
 
 
 def test_a_url_of_the_limit_is_served_and_a_longer_one_is_refused(address: tuple[str, int]) -> None:
@@ -103,10 +105,10 @@ def test_1300_uuids_fit(address: tuple[str, int]) -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 64,  # TLS
         b"GET /v1/about HTTP/1.1\r\nHost x\r\n\r\n",
         b"GET /v1/about HTTP/1.1\r\nHo st: x\r\n\r\n",
-        b"GET /a b HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: two\r\n\r\n",
-        b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET /a b HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"CONNECT example.org:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: two\r\n\r\n",
+        b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
     ],
 )
 def test_what_is_not_http_gets_an_error_of_the_one_shape(address: tuple[str, int], request_: bytes) -> None:
@@ -137,10 +139,19 @@ def test_a_second_ctrl_c_does_not_skip_the_end() -> None:
 
 
 def test_a_method_that_a_path_does_not_take_is_told_with_those_it_takes(address: tuple[str, int]) -> None:
-    status, headers, response = send(address, b"POST /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    status, headers, response = send(
+        address, b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
     assert (status, headers["allow"]) == (405, "get")
     assert response["error"] == {
         "code": "method_not_allowed",
         "message": "this path does not take POST; it takes GET",
         "place": "path",
     }
+
+
+def test_http_1_1_demands_a_host_and_1_0_does_not(address: tuple[str, int]) -> None:
+    status, _, response = send(address, b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
+    assert (status, response["error"]["code"]) == (400, "bad_host")
+    status, _, response = send(address, b"GET /healthz HTTP/1.0\r\n\r\n")
+    assert (status, response) == (200, {"status": "up"})

@@ -1,5 +1,6 @@
 """The description of the API at /openapi.json: paths, parameters with their bounds, responses and bodies."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ from service_harness import service_harness
 from serving.settings import ServeSettings
 from serving.state.encoder_pool import EncoderPool
 
-ERRORS = {"400", "414", "422", "503"}
+ERRORS = {"400", "401", "403", "408", "414", "421", "422", "429", "431", "503"}
 """Statuses that every path may answer with, besides those of its table."""
 
 ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
@@ -120,9 +121,40 @@ def test_bodies(api: dict[str, Any]) -> None:
     errors = api["paths"]["/healthz"]["get"]["responses"]
     assert {code: errors[code]["description"] for code in ERRORS} == {
         "400": "the URL or the body cannot be read",
+        "401": "the call needs a key, or its key is unknown or expired",
+        "403": "the role of the key is too small, or the page's origin not allowed",
+        "408": "the request arrives too slowly",
         "414": "the URL exceeds 65535 bytes",
+        "421": "the service does not answer to the name in the header Host",
+        "429": "the limit of the key is reached; Retry-After says for how long",
+        "431": "more than 100 headers, or 65536 bytes of them",
         "422": "the request is invalid",
         "503": "no bundle is served, or the event log cannot be written",
+    }
+
+
+def test_keys(api: dict[str, Any]) -> None:
+    schemes = api["components"]["securitySchemes"]
+    assert {name: (scheme["type"], scheme.get("scheme"), scheme.get("name")) for name, scheme in schemes.items()} == {
+        "bearer": ("http", "bearer", None),
+        "header": ("apiKey", None, "X-API-Key"),
+    }
+    either: list[dict[str, list[str]]] = [{"bearer": []}, {"header": []}]
+    roles = {}
+    for path, methods in api["paths"].items():
+        for method, route in methods.items():
+            found = re.search(
+                r"\n\nWhere the service has keys, the call needs the role `(\w+)`\.$", route["description"]
+            )
+            roles[method, path] = found and found[1]
+            assert route["security"] == ([] if found is None else either)
+    assert {call for call, role in roles.items() if role is None} == {("get", "/healthz"), ("get", "/readyz")}
+    assert {call for call, role in roles.items() if role == "admin"} == {("delete", "/v1/items/{item_id}")}
+    assert {call for call, role in roles.items() if role == "write"} == {
+        ("post", "/v1/events"),
+        ("put", "/v1/items/{item_id}"),
+        ("post", "/v1/users/{user_id}/merge"),
+        ("delete", "/v1/users/{user_id}/events/{event_id}"),
     }
 
 

@@ -55,7 +55,9 @@ class Service:
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         connection = http.client.HTTPConnection(*self.address, timeout=60)
-        connection.request(method, path, None if body is None else orjson.dumps(body))
+        connection.request(
+            method, path, None if body is None else orjson.dumps(body), {"Content-Type": "application/json"}
+        )
         response = connection.getresponse()
         text = response.read()
         connection.close()

@@ -15,8 +15,7 @@ import httpx2
 import orjson
 import polars as pl
 import pytest
-from fastapi.testclient import TestClient
-from service_harness import HOME, Flaky, ServiceHarness, service_harness
+from service_harness import HOME, Flaky, JsonClient, ServiceHarness, service_harness
 from toy_service import RULES, ToyFiller, ToyShelf, broken, toy_bundle, toy_events, toy_settings, toy_upsert
 from typer.testing import CliRunner
 
@@ -239,7 +238,7 @@ def test_a_killed_store_server_restarts_and_is_refilled(tmp_path: Path) -> None:
         current=shelf.current,
         filler=ToyFiller(tmp_path),
     )
-    with TestClient(app) as client:
+    with JsonClient(app) as client:
         harness = ServiceHarness(tmp_path, client, shelf, Flaky(RULES), [])
         server = app.state.service._server
         assert isinstance(server, RedisServer)

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
-from service_harness import ServiceHarness, service_harness
+from service_harness import JsonClient, ServiceHarness, service_harness
 from toy_data import FACTS, noise, toy_stage
 from toy_service import (
     PLACES,
@@ -244,7 +243,7 @@ def test_bundles_on_disk_by_their_fingerprints(tmp_path: Path, monkeypatch: pyte
         connect=lambda _: store,
         filler=ToyFiller(tmp_path),
     )
-    with TestClient(app) as client:
+    with JsonClient(app) as client:
 
         def answer(user: str) -> tuple[str, str, list[str]]:
             given = client.get(f"/v1/users/{user}/recommendations?k=5").json()

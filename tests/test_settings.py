@@ -134,7 +134,7 @@ LEAST: dict[type[BaseModel], dict[str, int]] = {
     GeminiConfig: {"dimension": 128, "spend_at_most": 0},
     HubConfig: {"dimension": 1},
     OpenAICompatibleConfig: {"dimension": 1},
-    ServeSettings: {"port": 0, "store_pause": 0, "threads": 1, "search_bytes": 1},
+    ServeSettings: {"port": 0, "store_pause": 0, "threads": 1, "search_bytes": 1, "connections": 1},
 }
 """Section -> setting -> its smallest value."""
 
@@ -149,6 +149,7 @@ GREATEST: dict[type[BaseModel], dict[str, int]] = {
     GeminiConfig: {"dimension": 3072},
     ServeSettings: {
         "port": 65_535,
+        "connections": 100_000,
         "threads": 1024,
         "store_timeout": 3600,
         "store_pause": 3600,
@@ -246,9 +247,9 @@ def test_the_defaults_of_the_service_are_those_that_the_documentation_names(monk
     text = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
     documented = dict(re.findall(r"^\| `([A-Z_]+)` \| (\S+) \|", text, re.MULTILINE))
     defaults = {name.upper(): value for name, value in ServeSettings().model_dump().items()}
-    spelled = {True: "`true`", False: "`false`", None: "none"}
+    spelled = {True: "`true`", False: "`false`", None: "none", (): "none"}
     assert documented == {
-        name: spelled[value] if value is None or isinstance(value, bool) else f"`{value}`"
+        name: spelled[value] if value in (None, ()) or isinstance(value, bool) else f"`{value}`"
         for name, value in defaults.items()
     }
 

@@ -36,6 +36,7 @@ app.add_typer(bundle.vectors_app, name="vectors")
 app.add_typer(features.features_app, name="features")
 app.add_typer(log.log_app, name="log")
 app.add_typer(users.users_app, name="users")
+app.add_typer(serve.keys_app, name="keys")
 app.add_typer(experiment.experiment_app, name="experiment")
 
 

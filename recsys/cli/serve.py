@@ -1,4 +1,4 @@
-"""`recsys serve`, `recsys doctor` and `recsys search`: the service, what it needs, and a search without it."""
+"""`recsys serve`, `keys`, `doctor` and `search`: the service, its API keys, what it needs, a search without it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,12 +6,87 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from recsys.cli.options import bind, bundles_folder, given_path, print_json, show
+from recsys.cli.options import bind, bundles_folder, given_path, given_text, print_json, show
 
 if TYPE_CHECKING:
     import socket
 
     from serving.settings import ServeSettings
+
+keys_app = typer.Typer(
+    help="API keys of the service: create, list and revoke them while it runs.", no_args_is_help=True
+)
+
+NAME = typer.Argument(..., metavar="NAME", help="Who has the key, e.g. shop-backend.", parser=given_text)
+KEYS = typer.Option(
+    None, "--keys", help="File of the keys. [setting KEYS of the service, or keys.jsonl]", parser=given_path
+)
+
+
+@keys_app.command("create")
+def keys_create(
+    name: str = NAME,
+    role: str = typer.Option("read", help="What the key may do: read, write (also read) or admin (everything)."),
+    limit: str | None = typer.Option(None, help="Calls in a period, e.g. 100/second, 6000/minute. [no limit]"),
+    expires: str | None = typer.Option(None, help="Last moment of the key, e.g. 2027-01-31T12:00:00Z. [never]"),
+    keys: Path | None = KEYS,
+) -> None:
+    """Create a key, print it once, and append its SHA-256 to the file. A running service knows it within a second.
+
+    To rotate a key: create one with another name, give it to its user, and revoke the former one.
+    Example: recsys keys create shop-backend --role write --limit 200/second
+    """
+    from serving.access.key_file import create_key
+    from serving.access.roles import ROLES
+
+    if role not in ROLES:
+        raise typer.BadParameter(f"--role {role!r}: give one of {', '.join(ROLES)}")
+    file = _key_file(keys)
+    secret = create_key(file, name, role, limit, expires)
+    typer.echo(f"{file}: key {name!r} of the role {role}; this is the only time that it is shown:", err=True)
+    typer.echo(secret)
+
+
+@keys_app.command("list")
+def keys_list(keys: Path | None = KEYS, as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
+    """List the keys: name, role, limit, expiry. A key itself is nowhere.
+
+    Example: recsys keys list --keys keys.jsonl
+    """
+    from rich.table import Table
+
+    from serving.access.key_file import load_keys
+
+    known = load_keys(_key_file(keys))
+    if as_json:
+        print_json([key.model_dump(exclude={"sha256"}) for key in known])
+        return
+    table = Table("name", "role", "limit", "expires")
+    for key in known:
+        table.add_row(key.name, key.role, key.limit or "none", key.expires or "never")
+    show(table)
+
+
+@keys_app.command("revoke")
+def keys_revoke(name: str = NAME, keys: Path | None = KEYS) -> None:
+    """Remove a key from the file. A running service refuses it within a second.
+
+    Example: recsys keys revoke shop-backend
+    """
+    from serving.access.key_file import revoke_key
+
+    file = _key_file(keys)
+    revoke_key(file, name)
+    typer.echo(f"{file}: key {name!r} is revoked")
+
+
+def _key_file(given: Path | None) -> Path:
+    """The file of the keys: of the option, else of the setting, else keys.jsonl."""
+    import os
+
+    from serving.settings import load_settings
+
+    return load_settings(os.environ, keys=given).keys or Path("keys.jsonl")
 
 
 def serve(
@@ -27,14 +102,20 @@ def serve(
     experiments: Path | None = typer.Option(
         None, help="File of experiments, in YAML; it is read again when it changes.", parser=given_path
     ),
+    keys: Path | None = typer.Option(
+        None, help="File of API keys (`recsys keys`); it is read again when it changes.", parser=given_path
+    ),
+    unprotected: bool | None = typer.Option(
+        None, "--unprotected", help="Listen on any address without keys: a gateway in front checks who calls."
+    ),
     host: str | None = typer.Option(None, help="Address to listen on. [127.0.0.1]"),
     port: int | None = typer.Option(None, help="Port to listen on. [8000]"),
 ) -> None:
     """Serve the current bundle: a demo page at /, the API at /v1, and its documentation at /docs.
 
-    Every option can be set by an environment variable RECSYS_SERVE__NAME. The feature store is the Redis server at
-    REDIS_URL. Without REDIS_URL, the command starts a Redis server of its own. Ctrl-C stops the service when the
-    running requests are finished.
+    Without keys, only this machine is served. Every option can be set by an environment variable
+    RECSYS_SERVE__NAME. The feature store is the Redis server at REDIS_URL. Without REDIS_URL, the command starts a
+    Redis server of its own. Ctrl-C stops the service when the running requests are finished.
     Example: recsys serve --bundles bundles --port 8000
     """
     import os
@@ -43,14 +124,17 @@ def serve(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     from features.errors import ConfigError
+    from serving.access.origins import check_exposure
     from serving.settings import load_settings
 
     given = {"bundles": bundles, "log": log, "rules": rules, "experiments": experiments, "host": host, "port": port}
-    settings = load_settings(os.environ, **given)
+    settings = load_settings(os.environ, **given, keys=keys, unprotected=unprotected)
     if settings.bundles.exists() and not settings.bundles.is_dir():
         raise ConfigError(f"{settings.bundles}: a file; --bundles takes a folder")
     sockets = bind(settings.host, settings.port)
     try:
+        addresses = [listener.getsockname()[0] for listener in sockets]
+        check_exposure(addresses, keys=settings.keys is not None, unprotected=settings.unprotected)
         _serve(settings, sockets)
     finally:
         for listener in sockets:
@@ -79,7 +163,13 @@ def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
     for listener in sockets:
         host, port = listener.getsockname()[:2]
         logger.info("serving at http://%s:%d", f"[{host}]" if ":" in host else host, port)
-    server = http_server(app, loop="uvloop", timeout_graceful_shutdown=10)
+    if settings.keys is not None:
+        logger.info("calls need a key of %s", settings.keys)
+    elif settings.unprotected:
+        logger.warning("calls need no key: whoever reaches the port may read, change and delete")
+    else:
+        logger.info("calls need no key: only this machine is served; `recsys keys create` makes keys for others")
+    server = http_server(app, loop="uvloop", timeout_graceful_shutdown=10, limit_concurrency=settings.connections)
     try:
         with suppress(KeyboardInterrupt):  # Ctrl-C is how the service is stopped
             server.run(sockets=sockets)
@@ -98,7 +188,7 @@ _MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red
 
 
 def doctor(as_json: bool = typer.Option(False, "--json", help="Print the checks as one JSON object.")) -> None:
-    """Check what `recsys serve` would use: bundle, index, encoders, store, clock, log, disk, rules, experiments.
+    """Check what `recsys serve` would use: bundle, index, encoders, store, clock, log, disk, keys, rules, experiments.
 
     It reads the settings of the service, RECSYS_SERVE__NAME and REDIS_URL, and changes nothing. The exit status is 1
     when a check failed. Example: REDIS_URL=redis://localhost:6379 recsys doctor

@@ -1,8 +1,9 @@
 """Routes for liveness, readiness and a description of what is served."""
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
+from serving.access.guard import KEY
 from serving.errors import json_response
 from serving.routes.responses import snapshot_of
 from serving.state.encoder_pool import query_modalities
@@ -18,16 +19,23 @@ def add_health(app: FastAPI, service: ServiceState) -> None:
         return json_response({"status": "up"})
 
     @app.get("/readyz", tags=["state"])
-    async def readyz() -> Response:
-        """200 when the service answers requests (`status` ready or degraded); 503 without a bundle or event log."""
+    async def readyz(request: Request) -> Response:
+        """200 when the service answers requests (`status` ready or degraded); 503 without a bundle or event log.
+
+        Where the service has keys, `notes` gives its reasons to calls with a key only.
+        """
         snapshot, log = service.snapshot, service.log
         ready = snapshot is not None and not log.fault
         notes = dict(service.notes)
         if problems := [text for text in (log.fault, log.loss) if text]:
             notes["log"] = "; ".join(problems)
+        if service.keys.fault:
+            notes["keys"] = service.keys.fault
         degraded = notes or service.keeper.behind or service.keeper.evicted
         status = "unready" if not ready else "degraded" if degraded else "ready"
         bundle = snapshot.bundle.fingerprint if snapshot else None
+        if service.keys.needed and request.scope[KEY] is None:
+            notes = dict.fromkeys(notes, "ask with a key to be told")
         return json_response({"status": status, "bundle": bundle, "notes": notes}, 200 if ready else 503)
 
     @app.get("/v1/about", tags=["state"])

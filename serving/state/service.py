@@ -20,6 +20,7 @@ from features.store.redis import RedisStore, check_server
 from features.store.redis_server import RedisServer
 from recsys.bundle.formats import MANIFEST
 from recsys.bundle.registry import find_bundle
+from serving.access.keys import ApiKeys
 from serving.servable import ServableBundle
 from serving.settings import ServeSettings
 from serving.shop.experiments import ShopExperiments
@@ -67,6 +68,7 @@ class ServiceState:
         self.notes: dict[str, str] = {}
         """Current problems by component: bundle, tables, store, items, media, retriever, rules,
         experiments."""
+        self.keys = ApiKeys(settings.keys, now)
         self.unlogged = 0
         """Exposures since the start that the log could not take."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
@@ -173,6 +175,7 @@ class ServiceState:
         """One step of the loop: look at the log, serve the current bundle if it has changed, and let the store catch
         up."""
         try:
+            self.keys.follow()  # before all that may fail: a revoked key must stop to work
             self.log.probe()
             self._check_media()
             self._follow_items()

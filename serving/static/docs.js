@@ -42,7 +42,7 @@ function operation(path, verb, spec) {
   }
   if (parameters.length) article.append(rows(parameters));
   const url = `${location.origin}${path.replace(/\{(\w+)\}/g, "1")}`;
-  const event = ` -d '{"user_id": "1", "item_id": "1", "event": "rating", "value": 5}'`;
+  const event = ` -H 'Content-Type: application/json' -d '{"user_id": "1", "item_id": "1", "event": "rating", "value": 5}'`;
   const sample = body ? (path.endsWith("/search") ? ` -F text="words" -F image=@picture.jpg` : event) : "";
   article.append(make("pre", "", `curl ${url}${sample}`));
   return article;

@@ -3,11 +3,16 @@
 
 const $ = (id) => document.getElementById(id);
 const state = { user: "", placement: "", click: { event: "click", value: null }, searchBy: [], lastList: 0, file: null, lastSearch: 0 };
+const keyHeaders = () => { // the key stays in this tab until it is closed
+  const key = sessionStorage.getItem("key");
+  return key ? { Authorization: `Bearer ${key}` } : {};
+};
 
-async function call(path, options) {
+async function call(path, options = {}) {
   const started = performance.now();
-  const response = await fetch(path, options);
+  const response = await fetch(path, { ...options, headers: { ...options.headers, ...keyHeaders() } });
   const body = await response.json().catch(() => ({}));
+  if (response.status === 401) $("unlock").hidden = false;
   if (!response.ok) throw new Error(body.error ? body.error.message : `the service responded with status ${response.status}`);
   return [body, performance.now() - started];
 }
@@ -55,9 +60,18 @@ function face(item) {
   const picture = make("img", "face");
   picture.alt = "";
   picture.loading = "lazy";
-  picture.src = item.image;
-  picture.addEventListener("error", () => picture.replaceWith(tile(item)), { once: true });
+  const failed = () => picture.replaceWith(tile(item));
+  picture.addEventListener("error", failed, { once: true });
+  if (item.image.startsWith("/") && sessionStorage.getItem("key")) load(picture, item.image).catch(failed);
+  else picture.src = item.image;
   return picture;
+}
+
+async function load(picture, path) { // a picture cannot send a key
+  const response = await fetch(path, { headers: keyHeaders() });
+  if (!response.ok) throw new Error(path);
+  picture.src = URL.createObjectURL(await response.blob());
+  picture.addEventListener("load", () => URL.revokeObjectURL(picture.src), { once: true });
 }
 
 function texts(item, below) {
@@ -274,6 +288,13 @@ function choose(user) {
   return show();
 }
 
+$("unlock").addEventListener("submit", (submitted) => {
+  submitted.preventDefault();
+  sessionStorage.setItem("key", $("key").value.replace(/[^\x21-\x7e]/g, ""));
+  $("key").value = "";
+  $("unlock").hidden = true;
+  start();
+});
 $("pick").addEventListener("submit", (submitted) => {
   submitted.preventDefault();
   if ($("user").value) choose($("user").value);

@@ -1,0 +1,118 @@
+"""The middleware that every call passes: name, origin, key, role, limit, type of the body, and the logs of calls."""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.access.journal import Journal
+from serving.access.keys import ApiKeys
+from serving.access.origins import Origins
+from serving.access.roles import READING, Role, role_needed
+from serving.errors import ApiError
+from serving.settings import ServeSettings
+
+FORMS = frozenset({"/v1/search"})
+"""Paths that take a form (multipart/form-data), too."""
+
+KEY = "recsys.key"
+"""Entry of a call's scope: the name of its key, None without one."""
+
+
+class Guard:
+    """Middleware that refuses calls with the response of an `ApiError`, and hands all others on.
+
+    It stands behind `CanonicalUrl`: the role of a call depends on its path.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings, keys: ApiKeys, now: Callable[[], int]) -> None:
+        """now: returns the time (µs)."""
+        self._app, self._keys, self._now = app, keys, now
+        self._origins = Origins((*settings.hosts, settings.host.lower()), settings.origins)
+        self._journal, self._logs_all = Journal(settings.log), settings.request_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the call, and log it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        needed = role_needed(scope["method"], scope["path"])
+        if needed != "admin" and not self._logs_all:
+            await self._answer(scope, receive, send, needed)
+            return
+        status, begun = 500, time.perf_counter()  # 500: the answer to an exception that nothing else catches
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, noting, needed)
+        finally:
+            facts = {"key": scope[KEY], "method": scope["method"], "path": scope["path"], "status": status}
+            if needed == "admin" and (scope[KEY] is not None or not self._keys.needed):
+                self._journal.audit(self._now(), facts)
+            if self._logs_all:
+                ms = round((time.perf_counter() - begun) * 1000, 1)
+                self._journal.log_request(self._now(), {**facts, "ms": ms})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, needed: Role | None) -> None:
+        scope[KEY] = None
+        try:
+            self._check(scope, needed)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope, needed: Role | None) -> None:
+        """Raises ApiError for a call that is refused."""
+        hosts, origin, presented, kind, has_body = _headers(scope)
+        self._origins.check_host(hosts, scope["http_version"])
+        reading = scope["method"] in READING
+        if origin and not reading:
+            self._origins.check_origin(origin, hosts)
+        if self._keys.needed:
+            with suppress(ApiError) if needed is None else nullcontext():
+                key = self._keys.authenticate(presented)
+                scope[KEY] = key.name
+                if needed is not None:
+                    self._keys.admit(key, needed)
+        if has_body and not reading and scope["method"] != "DELETE":
+            _check_type(kind, scope["path"])
+
+
+def _headers(scope: Scope) -> tuple[list[bytes], bytes, bytes, bytes, bool]:
+    """Of a call: all headers Host; Origin; the key that was sent; Content-Type; whether there is a body."""
+    hosts, origin, bearer, own, kind, has_body = list[bytes](), b"", b"", b"", b"", False
+    for name, value in scope["headers"]:
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"origin":
+            origin = value
+        elif name == b"authorization":
+            scheme, _, rest = value.partition(b" ")
+            bearer = rest.strip() if scheme.lower() == b"bearer" else bearer
+        elif name == b"x-api-key":
+            own = value
+        elif name == b"content-type":
+            kind = value
+        elif name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0"):
+            has_body = True
+    return hosts, origin, bearer or own, kind, has_body
+
+
+def _check_type(kind: bytes, path: str) -> None:
+    """Check the type of a body. A page of another host can send a body of some other types without asking first.
+
+    Raises ApiError 415.
+    """
+    name = kind.partition(b";")[0].strip().lower()
+    if name == b"application/json" or (name == b"multipart/form-data" and path in FORMS):
+        return
+    form = ", or a form as multipart/form-data" if path in FORMS else ""
+    message = f"the body must be JSON{form}: send the header Content-Type: application/json"
+    raise ApiError(415, "bad_type", message, "header")
