@@ -59,7 +59,7 @@ def test_without_a_bundle_the_other_checks_go_on(settings):
 
 
 def test_a_damaged_bundle(settings):
-    (bundle,) = (path for path in settings.bundles.iterdir() if not path.is_symlink())
+    (bundle,) = (path for path in settings.bundles.iterdir() if path.is_dir() and not path.is_symlink())
     with (bundle / "vectors.npy").open("r+b") as file:
         file.write(b"x")
     assert "truncated or tampered with" in checks(settings)["bundle"][1]

@@ -188,7 +188,7 @@ _MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red
 
 
 def doctor(as_json: bool = typer.Option(False, "--json", help="Print the checks as one JSON object.")) -> None:
-    """Check what `recsys serve` would use: bundle, index, encoders, store, clock, log, disk, keys, rules, experiments.
+    """Check what `recsys serve` would use: bundle, index, encoders, store, clock, log, disk, keys, rules and so on.
 
     It reads the settings of the service, RECSYS_SERVE__NAME and REDIS_URL, and changes nothing. The exit status is 1
     when a check failed. Example: REDIS_URL=redis://localhost:6379 recsys doctor
