@@ -67,7 +67,7 @@ LAYERS = {
     ),
     "experiments": (
         ("splits", "config"),
-        ("preflight", "dataset", "statistics"),
+        ("preflight", "dataset", "statistics", "simulation"),
         ("evaluation",),
         ("tracking",),
         ("pipelines",),
