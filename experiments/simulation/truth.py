@@ -1,8 +1,8 @@
 """The truth of a simulation: the exact expectation of what people do, without a draw.
 
-The reward of an item is a click, or a purchase within some days, which follows a click with a known probability. The
-reward of a slate is the sum over its items. The gain of one policy over another is exact for the same people, days and
-showings so far.
+The reward of an item is a click, or a purchase within some days, which follows a click with a known probability.
+The reward of a slate is the sum over its items. The gain of one policy over another is exact for the same people, days
+and showings so far.
 """
 
 from dataclasses import dataclass
@@ -36,11 +36,9 @@ class Truth:
         return total
 
     def gain(self, ours: Ints, theirs: Ints, users: Ints, days: Doubles, showings: Showings) -> Doubles:
-        """(b,): the expected reward of slates ours (b, k) minus that of theirs (b, m), for the same people and days."""
-        values = [
-            self.of_slates(slates, Moment(users, days, showings.of(users, slates))) for slates in (ours, theirs)
-        ]
-        return values[0] - values[1]
+        """(b,): the expected reward of slates ours (b, k) minus that of theirs (b, m), for the same users and days."""
+        our, their = (Moment(users, days, showings.of(users, slates)) for slates in (ours, theirs))
+        return self.of_slates(ours, our) - self.of_slates(theirs, their)
 
     def best_slates(self, users: Ints, days: Doubles, k: int) -> Ints:
         """(b, k): the k items that each user likes most, best first: no slate of new items has more reward."""
