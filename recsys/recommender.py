@@ -129,7 +129,9 @@ class TwoStageRecommender:
             return given
         everything = np.ones(len(self.vectors), dtype=np.bool_)  # the index may have got further rows meanwhile
         candidates = self.retrieve(states, self.candidates, allow=everything)
-        ranks = (candidates.scores[:, :, None] > given.scores[:, None, :]).sum(1)  # (b, m)
+        is_it = candidates.rows[:, :, None] == given.rows[:, None, :]  # (b, c, m)
+        above = (candidates.scores[:, :, None] > given.scores[:, None, :]).sum(1)  # (b, m)
+        ranks = np.where(is_it.any(1), is_it.argmax(1), above)  # products of two shapes may differ in the last bit
         return given.sorted(self.reranker.score(states, given, ranks), rows.shape[1])
 
     def probabilities(self, rows: Ints, scores: Floats) -> Doubles | None:

@@ -46,6 +46,10 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
         },
     ),
     "experiment compare": (["first", "second"], {"--model": None, "--json": False}),
+    "experiment ope": (
+        ["outcomes"],
+        {"--event": None, "--bundle": [], "--bundles": Path("bundles"), "--log": None, "--json": False},
+    ),
     "experiment run": (["file"], {"--out": None, "--jobs": None, "--track/--no-track": True, "--json": False}),
     "experiment ui": ([], {"--port": 5000}),
     "features backfill": (
@@ -170,6 +174,7 @@ def test_arguments_as_the_help_shows_them() -> None:
         "experiment assignments": "FILE [USERS]",
         "experiment check": "FILE",
         "experiment compare": "A B",
+        "experiment ope": "outcomes",
         "experiment run": "file",
         "experiment ui": "",
         "features backfill": "CONFIG",
@@ -211,7 +216,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 42
+    assert len(EMPTY) == 45
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

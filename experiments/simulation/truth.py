@@ -1,8 +1,8 @@
 """The truth of a simulation: the exact expectation of what people do, without a draw.
 
 The reward of an item is a click, or a purchase within some days, which follows a click with a known probability.
-The reward of a slate is the sum over its items. The gain of one policy over another is exact for the same people, days
-and showings so far.
+The reward of a slate is the sum over its items. The gain of one policy over another is exact for the same people,
+days and showings so far.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Truth:
         return total
 
     def gain(self, ours: Ints, theirs: Ints, users: Ints, days: Doubles, showings: Showings) -> Doubles:
-        """(b,): the expected reward of slates ours (b, k) minus that of theirs (b, m), for the same users and days."""
+        """(b,): the expected reward of slates ours (b, k) minus that of theirs (b, m), of the same users and days."""
         our, their = (Moment(users, days, showings.of(users, slates)) for slates in (ours, theirs))
         return self.of_slates(ours, our) - self.of_slates(theirs, their)
 
