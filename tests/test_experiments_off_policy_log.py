@@ -75,6 +75,11 @@ def outcomes(folder, *records, hours=100.0, within=HOUR * 24):
     return folder / "o.parquet", folder / "log"
 
 
+def slots_of(folder, *records):
+    file, log = outcomes(folder, *records)
+    return read_slots(file, log, "click")
+
+
 SMALL = (
     answer("r1", "ann", ["a", "b", "z"], {2: ("b", ["x"]), 3: ("c", ["y", "z"])}),
     answer("r2", "bob", ["e", "d"], {22: ("d", ["q"])}, first=21, hours=2),
@@ -87,7 +92,7 @@ SMALL = (
 
 
 def test_slots_of_a_small_log(tmp_path):
-    slots = read_slots(*outcomes(tmp_path, *SMALL), "click")
+    slots = slots_of(tmp_path, *SMALL)
     assert (slots.user_ids, slots.item_ids) == (("ann", "bob"), ("b", "c", "d", "q", "x", "y", "z"))
     assert [[slots.item_ids[item] for item in items] for items in rows_of(slots.choices)] == [
         ["b", "x"],
@@ -119,7 +124,7 @@ def test_values_by_hand(tmp_path):
             click(f"{user}d", user, "c", 4.5),
         )
     ]
-    slots = read_slots(*outcomes(tmp_path, *records), "click")
+    slots = slots_of(tmp_path, *records)
     best = np.where(slots.positions == 3, slots.choices.begin + 2, slots.choices.begin)
     found = judge(slots, "click", [Policy("best", best, np.full(len(slots.choices.flat), np.nan))])
     assert (found.slots, found.answers, found.users, found.estimator) == (1600, 800, 200, "DR")
@@ -141,7 +146,7 @@ def test_values_by_hand(tmp_path):
 def test_a_policy_that_was_never_shown_is_refused(tmp_path):
     shown = ["x" if i % 10 == 0 else "b" for i in range(300)]  # as often as the rate says
     records = [answer(f"r{i}", f"u{i}", ["a", shown[i]], {2: ("b", ["x"])}, rate=0.1) for i in range(300)]
-    slots = read_slots(*outcomes(tmp_path, *records, click("r0", "u0", "a")), "click")
+    slots = slots_of(tmp_path, *records, click("r0", "u0", "a"))
     found = judge(slots, "click", [Policy("other", slots.choices.begin + 1, np.full(600, np.nan))])
     assert found.policies[1].refusal.startswith("the 300 rows are worth 30, 100 are needed")
     assert found.policies[1].values == {}
