@@ -101,6 +101,7 @@ def test_slots_of_a_small_log(tmp_path):
     ]
     assert [slots.item_ids[slots.choices.flat[at]] for at in slots.shown] == ["b", "z", "d"]
     assert slots.shown.tolist() == [0, 4, 5]
+    assert slots.request_ids == ("r1", "r2")
     assert (slots.users.tolist(), slots.answers.tolist()) == ([0, 0, 1], [0, 0, 1])
     assert (slots.positions.tolist(), slots.times.tolist()) == ([2, 3, 22], [START, START, START + 2 * HOUR])
     assert slots.rewards.tolist() == [0, 1, 0]
@@ -171,10 +172,8 @@ def test_a_bundle_shows_what_it_ranks_first(reranked):
     choices = Ragged.of(lists)
     answers, times = np.repeat(np.arange(n), 2), START + np.repeat(rng.integers(0, 70, n) * 24 * HOUR, 2)
     of = np.repeat(np.arange(n) % 31, 2)
-    ones = np.ones(2 * n)
-    slots = Slots(
-        users, item_ids, of, answers, times, ones.astype(np.int64), choices, choices.begin, ones, ones, 0, 0
-    )
+    one, first, requests = np.ones(2 * n), np.ones(2 * n, np.int64), tuple(map(str, range(n)))
+    slots = Slots(users, item_ids, requests, of, answers, times, first, choices, choices.begin, one, one, 0, 0)
     policy = of_bundle("b", bundle, dataset, slots)
     for number in range(2 * n):
         rows = catalog.ids.rows([item_ids[i] for i in lists[number]])
@@ -193,7 +192,7 @@ def test_a_bundle_without_any_of_the_items_shows_the_own_one():
     recommender, catalog, _ = toy_stage(EVENTS, reranked=False)
     choices, one = Ragged.of([[1, 0]]), np.ones(1)
     zero = np.zeros(1, np.int64)
-    slots = Slots(("u0",), ("x", "y"), zero, zero, zero + START, zero + 1, choices, zero, one, one, 0, 0)
+    slots = Slots(("u0",), ("x", "y"), ("r",), zero, zero, zero + START, zero + 1, choices, zero, one, one, 0, 0)
     dataset: Any = SimpleNamespace(users=IdMap(("u0",)), events=EVENTS)
     policy = of_bundle("b", SimpleNamespace(recommender=recommender, catalog=catalog), dataset, slots)  # type: ignore[arg-type]
     assert policy.shows.tolist() == [0]
@@ -213,6 +212,7 @@ def simulated(rng, n_users=400, per_user=3, rate=0.5):
     slots = Slots(
         tuple(map(str, range(n_users))),
         tuple(map(str, range(30))),
+        tuple(map(str, range(m))),
         users,
         np.arange(m),
         np.zeros(m, np.int64),

@@ -20,7 +20,7 @@ SIMULATED = "simulated: no person did any of this"
 SPREAD = 0.5
 """Length of the random vector that is added to an item to make a taste: the cosine of the two is near .9."""
 
-WIDTH = 0.5
+WIDTH = 0.25
 """Width of the logistic function, in standard deviations of the cosines between tastes and items."""
 
 

@@ -28,15 +28,16 @@ _KEYS = (REQUEST_ID, POSITION)
 class Slots:
     """m explored slots whose pool is not empty, of answers whose window is over; by answer and position.
 
-    users (m,): number of the user of each, in `user_ids`; answers, times (m,): number of the answer, and its time
-    (µs); positions (m,); choices: of m slots, numbers of items in `item_ids`: the own item, then the pool, best first
-    by the ranking that was logged; shown (m,): index of the shown item in `choices.flat`; rewards (m,): events of the
-    type; logged (m,): probability of the shown item; open, unknown: explored rows that are left out, because their
-    window is open, or because the log does not have their choices.
+    users, answers (m,): number of the user of each, in `user_ids`, and of the answer, in `request_ids`; times (m,):
+    of the answer (µs); positions (m,); choices: of m slots, numbers of items in `item_ids`: the own item, then the
+    pool, best first by the ranking that was logged; shown (m,): index of the shown item in `choices.flat`; rewards
+    (m,): events of the type; logged (m,): probability of the shown item; open, unknown: explored rows that are left
+    out, because their window is open, or because the log does not have their choices.
     """
 
     user_ids: tuple[str, ...]
     item_ids: tuple[str, ...]
+    request_ids: tuple[str, ...]
     users: Ints
     answers: Ints
     times: Ints
@@ -111,18 +112,20 @@ def _slots(rows: pl.DataFrame, event: str, open_rows: int, unknown: int) -> Slot
     """Of the joined rows, in their order."""
     choices = rows.select(pl.concat_list("own", "pool")).to_series()
     flat = choices.explode()
-    item_ids, user_ids = (names.unique().sort() for names in (flat, rows.get_column(USER)))
-    numbers = item_ids.search_sorted(flat).to_numpy().astype(np.int64)
+    users, requests = rows.get_column(USER), rows.get_column(REQUEST_ID)
+    item_ids, user_ids, request_ids = (names.unique().sort() for names in (flat, users, requests))
+    numbers = _places(flat, item_ids)
     ends = np.cumsum(choices.list.len().to_numpy().astype(np.int64))
     ragged = Ragged(numbers, np.r_[0, ends[:-1]], ends)
-    of_shown = item_ids.search_sorted(rows.get_column(ITEM)).to_numpy().astype(np.int64)
+    of_shown = _places(rows.get_column(ITEM), item_ids)
     slot, value = ragged.pairs()
     at = np.flatnonzero(value == of_shown[slot])
     return Slots(
         tuple(user_ids),
         tuple(item_ids),
-        user_ids.search_sorted(rows.get_column(USER)).to_numpy().astype(np.int64),
-        rows.get_column(REQUEST_ID).rank("dense").to_numpy().astype(np.int64) - 1,
+        tuple(request_ids),
+        _places(users, user_ids),
+        _places(requests, request_ids),
         rows.get_column(TIME).to_physical().to_numpy(),
         rows.get_column(POSITION).to_numpy().astype(np.int64),
         ragged,
@@ -132,3 +135,9 @@ def _slots(rows: pl.DataFrame, event: str, open_rows: int, unknown: int) -> Slot
         open_rows,
         unknown,
     )
+
+
+def _places(values: pl.Series, names: pl.Series) -> Ints:
+    """The place of each value among ascending names."""
+    places: Ints = names.search_sorted(values).to_numpy().astype(np.int64)
+    return places
