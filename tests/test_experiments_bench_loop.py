@@ -51,8 +51,9 @@ def test_a_turn_against_a_service(looped):
     assert 100 < found["effective"] < found["slots"]
     assert np.isfinite([found["offline"][name] for name in ("mean", "low", "high", "truth")]).all()
     assert found["offline"]["low"] < found["offline"]["mean"] < found["offline"]["high"]
-    if found["promoted"]:
-        assert found["as_asked"] == 1
-        assert sum(found["users"].values()) == 120
+    assert found["as_asked"] == 1
+    assert sum(found["users"].values()) == 120
+    assert min(found["users"].values()) > 30
+    assert found["online"]["low"] < found["online"]["high"]
     assert json.loads((out / "loop.json").read_text())["simulated"] is True
     assert "simulated: no person did any of this" in (out / "loop.md").read_text().lower()

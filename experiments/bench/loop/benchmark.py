@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -37,7 +39,7 @@ def run(*, short: bool = False, seed: int = 0, seeds: int = 20, out: Path = Path
     """The loop over HTTP with simulated people, `seeds` times from `seed` on: is the true gain in the interval?
 
     Both bundles are trained once, by `seed`; each turn has other people, another service and another log. out: folder
-    of the reports, loop.json and loop.md. short: one turn of few people, no bars.
+    of the reports, loop.json and loop.md. short: one turn of few people, B is promoted whatever was found, no bars.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: at least one turn is needed")
@@ -50,7 +52,9 @@ def run(*, short: bool = False, seed: int = 0, seeds: int = 20, out: Path = Path
         for number in range(seed, seed + (1 if short else seeds)):
             place = folder / f"turn-{number}"
             place.mkdir()
-            turns.append(run_turn(world, place, number))
+            turns.append(run_turn(world, place, number, always=short))
+            shutil.rmtree(place)
+            print(f"seed {number}: {turns[-1].to_dict()}", file=sys.stderr, flush=True)
     figures = _figures(size, turns, training)
     bars = [] if short else _bars(turns)
     _write(out, figures, bars, turns)

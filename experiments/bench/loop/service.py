@@ -80,12 +80,21 @@ class Shop:
             if report["rejected"]:
                 raise RecsysError(f"{report['rejected']} events were rejected: {report['results'][:3]}")
 
-    def wait(self, what: str, is_so: Callable[[dict[str, Any]], bool]) -> None:
-        """Wait until /v1/about is as told. Raises RecsysError after START_SECONDS."""
+    def wait(self, what: str, is_so: Callable[[dict[str, Any]], bool], user: str) -> None:
+        """Wait until /v1/about is as told and the answer to a user is whole: the store follows a bundle, too.
+
+        Raises RecsysError after START_SECONDS.
+        """
         deadline = time.monotonic() + START_SECONDS
-        while not is_so(about := self._client.get("/v1/about").raise_for_status().json()):
+        while True:
+            about, answer = (
+                self._client.get(path).raise_for_status().json()
+                for path in ("/v1/about", f"/v1/users/{user}/recommendations")
+            )
+            if is_so(about) and not answer["degraded"]:
+                return
             if time.monotonic() > deadline:
-                raise RecsysError(f"{what}: the service has not done so in {START_SECONDS} s; it says {about}")
+                raise RecsysError(f"{what}: not done in {START_SECONDS} s; the service says {about}, {answer}")
             time.sleep(0.1)
 
     @staticmethod

@@ -92,9 +92,9 @@ class Turn:
         return {**{name: getattr(self, name) for name in plain}, **estimates}
 
 
-def run_turn(world: World, folder: Path, seed: int) -> Turn:
+def run_turn(world: World, folder: Path, seed: int, *, always: bool = False) -> Turn:
     """One turn in a folder of its own. seed: of who is asked, and of what they do; the service draws what it explores
-    by the ids of its answers, which no seed repeats. Raises RecsysError."""
+    by the ids of its answers, which no seed repeats. always: promote B whatever was found. Raises RecsysError."""
     started, paths = time.perf_counter(), Paths(folder)
     for bundle in (world.first, world.second):
         shutil.copytree(bundle, paths.bundles / bundle.name)
@@ -111,7 +111,7 @@ def run_turn(world: World, folder: Path, seed: int) -> Turn:
         slots, policy, judgement = _judge(world, paths)
         judged = judgement.policies[1]
         offline = Estimate(judged.over_own["DR"], _true_gain(world, slots, policy, shown))
-        promoted = offline.gain.low > 0
+        promoted = always or offline.gain.low > 0
         online, users, as_asked = None, dict[str, int](), None
         if promoted:
             online, users, as_asked = _test(world, paths, shop, visitors, testers)
@@ -223,12 +223,13 @@ def _test(
     """Publish B, show A to half of the testers again, and analyse; the users of each arm, and `as_asked`."""
     of_first, _ = visitors.slates(testers, QUIET)
     publish_bundle(paths.bundles / world.second.name)
-    shop.wait("publish B", lambda about: bool(about["bundle"] == world.second.name))
+    other = world.user_ids[testers[0]]
+    shop.wait("publish B", lambda about: bool(about["bundle"] == world.second.name), other)
     of_second, _ = visitors.slates(testers, QUIET)
     variants = {OLD: {"share": 0.5, "bundle": world.first.name}}
     experiment = {"name": TEST, "placements": [QUIET], "variants": variants}
     paths.experiments.write_text(yaml.safe_dump({"experiments": [experiment]}))
-    shop.wait("start the test", lambda about: [_is_served(e) for e in about["experiments"]] == [True])
+    shop.wait("start the test", lambda about: [_is_served(e) for e in about["experiments"]] == [True], other)
     slates, answers = visitors.visit(testers, QUIET, world.size.rounds)
     visitors.end()
     is_old = np.array([answer["variant"] == f"{TEST}:{OLD}" for answer in answers])

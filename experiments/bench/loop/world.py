@@ -1,8 +1,8 @@
 """The simulated shop of the loop: people, a catalogue with their past events, and two bundles trained on these.
 
 The catalogue is the most rated films of MovieLens. People have tastes in the singular vectors of the real ratings,
-and a simulated past. The two bundles differ in their training alone: A is a small retrieval after one pass, B a larger
-one with a reranker.
+and a simulated past. The two bundles differ in their training alone: A is a small retrieval after one pass, B a
+larger one with a reranker.
 """
 
 from dataclasses import dataclass
