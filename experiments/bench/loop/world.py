@@ -49,8 +49,8 @@ class Size:
     items: int = 600
     people: int = 4000
     past: int = 10
-    explorers: int = 400
-    rounds: int = 3
+    explorers: int = 900
+    rounds: int = 4
     testers: int = 1000
 
 
