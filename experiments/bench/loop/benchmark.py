@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _figures(size: Size, turns: list[Turn], training: float) -> dict[str, Any]:
     return {
         "simulated": True,
         "note": SIMULATED,
-        "size": vars(size),
+        "size": asdict(size),
         "training seconds": training,
         "turns": len(turns),
         "inside offline": sum(turn.offline.inside for turn in turns),

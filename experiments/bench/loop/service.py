@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import httpx2
 
+from features.child_process import child_command
 from features.errors import RecsysError
 
 START_SECONDS = 180
@@ -116,12 +118,8 @@ def serving(paths: Paths) -> Iterator[Shop]:
     arguments = [part for name in options for part in (f"--{name}", str(getattr(paths, name)))]
     output = paths.folder / "service.log"
     with output.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, "serve", "--port", "0", *arguments],
-            stdout=log,
-            stderr=log,
-            env=environment,
-        )
+        program = [sys.executable, "-c", _COMMAND, "serve", "--port", "0", *arguments]
+        process = subprocess.Popen(child_command(program, signal.SIGTERM), stdout=log, stderr=log, env=environment)
     try:
         address = _address(process, output)
         with httpx2.Client(base_url=address, timeout=60) as client, ThreadPoolExecutor(AT_ONCE) as pool:
