@@ -25,7 +25,7 @@ from recsys.evaluation.bootstrap import Interval
 def turn(seed=0, low=0.1, truth=0.2, online=0.3):
     estimate = Estimate(Interval(low + 0.1, low, low + 0.2), truth)
     tested = None if online is None else Estimate(Interval(0.5, 0.4, 0.6), online)
-    return Turn(seed, 1.0, 10, 5.0, estimate, tested is not None, tested, {"control": 5, "before": 5}, 1.0)
+    return Turn(seed, 1.0, 10, 5.0, estimate, "", tested is not None, tested, {"control": 5, "before": 5}, 1.0)
 
 
 def test_an_estimate_agrees_by_its_interval_or_its_sign():
@@ -37,10 +37,12 @@ def test_an_estimate_agrees_by_its_interval_or_its_sign():
 
 
 def test_bars_are_seventeen_of_twenty():
-    turns = [turn(number) for number in range(17)] + [turn(17, low=0.9), turn(18, online=None), turn(19, online=-1.0)]
+    refused = replace(turn(16), offline=None, refusal="too few", online=None)
+    others = [refused, turn(17, low=0.9), turn(18, online=None), turn(19, online=-1.0)]
+    turns = [turn(number) for number in range(16)] + others
     offline, online = benchmark._bars(turns)
-    assert (offline.value, offline.bar, offline.holds) == (19, 17, True)
-    assert (online.value, online.bar, online.holds) == (18, 17, True)
+    assert (offline.value, offline.bar, offline.holds) == (18, 17, True)
+    assert (online.value, online.bar, online.holds) == (17, 17, True)
     assert [math.ceil(benchmark.SHARE * n) for n in (1, 3, 20)] == [1, 3, 17]
 
 

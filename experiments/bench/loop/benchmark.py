@@ -70,7 +70,7 @@ def _figures(size: Size, turns: list[Turn], training: float) -> dict[str, Any]:
         "size": asdict(size),
         "training seconds": training,
         "turns": len(turns),
-        "inside offline": sum(turn.offline.inside for turn in turns),
+        "inside offline": _inside(turns),
         "promoted": len(tested),
         "inside online": sum(estimate.inside for estimate in tested),
         "agree online": sum(estimate.agrees for estimate in tested),
@@ -78,13 +78,16 @@ def _figures(size: Size, turns: list[Turn], training: float) -> dict[str, Any]:
     }
 
 
+def _inside(turns: list[Turn]) -> int:
+    """Turns whose true gain is inside the offline interval; a refused estimate has none."""
+    return sum(turn.offline is not None and turn.offline.inside for turn in turns)
+
+
 def _bars(turns: list[Turn]) -> list[Bar]:
     needed = math.ceil(SHARE * len(turns))
     agree = sum(turn.online is not None and turn.online.agrees for turn in turns)
     return [
-        Bar(
-            "turns whose true gain is inside the offline interval", sum(t.offline.inside for t in turns), ">=", needed
-        ),
+        Bar("turns whose true gain is inside the offline interval", _inside(turns), ">=", needed),
         Bar("turns whose online test agrees with the truth", agree, ">=", needed),
     ]
 

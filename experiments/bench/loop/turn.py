@@ -71,15 +71,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn found. offline: at explored slots; slots, effective: their number, and what they are worth for B;
-    promoted: whether the interval of `offline` is above zero; online: None where B was not promoted; as_asked: share
-    of the answers of the test that equal the one asked for before."""
+    """What one turn found. offline: at explored slots, None where the estimate is refused, for the reason `refusal`;
+    slots, effective: their number, and what they are worth for B; promoted: whether the interval of `offline` is
+    above zero; online: None where B was not promoted; as_asked: share of the answers of the test that equal the one
+    asked for before."""
 
     seed: int
     seconds: float
     slots: int
     effective: float
-    offline: Estimate
+    offline: Estimate | None
+    refusal: str
     promoted: bool
     online: Estimate | None
     users: dict[str, int]
@@ -87,9 +89,11 @@ class Turn:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        estimates = {"offline": self.offline.to_dict(), "online": self.online and self.online.to_dict()}
-        plain = ("seed", "seconds", "slots", "effective", "promoted", "users", "as_asked")
-        return {**{name: getattr(self, name) for name in plain}, **estimates}
+        found = {
+            name: value and value.to_dict() for name, value in (("offline", self.offline), ("online", self.online))
+        }
+        plain = ("seed", "seconds", "slots", "effective", "refusal", "promoted", "users", "as_asked")
+        return {**{name: getattr(self, name) for name in plain}, **found}
 
 
 def run_turn(world: World, folder: Path, seed: int, *, always: bool = False) -> Turn:
@@ -109,14 +113,16 @@ def run_turn(world: World, folder: Path, seed: int, *, always: bool = False) -> 
         visitors = Visitors(world, shop, seed)
         shown = visitors.explore(explorers)
         slots, policy, judgement = _judge(world, paths)
-        judged = judgement.policies[1]
-        offline = Estimate(judged.over_own["DR"], _true_gain(world, slots, policy, shown))
-        promoted = always or offline.gain.low > 0
+        own, judged = judgement.policies
+        gain, truth = judged.over_own.get("DR"), _true_gain(world, slots, policy, shown)
+        offline = None if gain is None else Estimate(gain, truth)
+        promoted = always or (gain is not None and gain.low > 0)
         online, users, as_asked = None, dict[str, int](), None
         if promoted:
             online, users, as_asked = _test(world, paths, shop, visitors, testers)
     seconds = time.perf_counter() - started
-    return Turn(seed, seconds, len(slots), judged.overlap.effective, offline, promoted, online, users, as_asked)
+    effective, refusal = judged.overlap.effective, "" if offline else judged.refusal or own.refusal
+    return Turn(seed, seconds, len(slots), effective, offline, refusal, promoted, online, users, as_asked)
 
 
 @dataclass(frozen=True)
