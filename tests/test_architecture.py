@@ -77,7 +77,7 @@ LAYERS = {
     ),
     "experiments": (
         ("splits", "config"),
-        ("preflight", "dataset", "statistics"),
+        ("preflight", "dataset", "statistics", "simulation"),
         ("evaluation",),
         ("tracking",),
         ("pipelines",),

@@ -67,6 +67,10 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
         {"--bundle": None, "--metric": None, "--bundles": Path("bundles")},
     ),
     "experiment reproduce": (["name"], {"--bundles": Path("bundles"), "--json": False}),
+    "experiment ope": (
+        ["outcomes"],
+        {"--event": None, "--bundle": [], "--bundles": Path("bundles"), "--log": None, "--json": False},
+    ),
     "experiment run": (["file"], {"--out": None, "--jobs": None, "--track/--no-track": True, "--json": False}),
     "experiment ui": ([], {"--port": 5000}),
     "doctor": ([], {"--json": False}),
@@ -207,6 +211,7 @@ def test_arguments_as_the_help_shows_them() -> None:
         "experiment guard": "",
         "experiment promote": "RESULT VARIANT",
         "experiment reproduce": "RUN",
+        "experiment ope": "outcomes",
         "experiment run": "file",
         "experiment ui": "",
         "doctor": "",
@@ -252,7 +257,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 52
+    assert len(EMPTY) == 55
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

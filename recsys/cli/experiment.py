@@ -215,6 +215,51 @@ def experiment_analyse(
         show(found.render(), 170)
 
 
+@experiment_app.command("ope")
+def experiment_ope(
+    outcomes: Path = typer.Argument(..., help="A file of `recsys log outcomes`.", parser=given_path),
+    event: str = typer.Option(..., metavar="TYPE", help="Event type that is the reward.", parser=given_text),
+    bundle: list[str] = typer.Option(
+        [], metavar="BUNDLE", help="A bundle to judge: its fingerprint, a prefix, or its folder. May be repeated."
+    ),
+    root: Path = typer.Option(Path("bundles"), "--bundles", help="Folder of the bundles.", parser=given_path),
+    log: Path | None = typer.Option(
+        None,
+        help="Folder of the event log that the outcomes are of. [setting LOG of the service, else state/log]",
+        parser=given_path,
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+) -> None:
+    """Estimate from the explored slots of a log what other bundles would have earned there, with intervals.
+
+    Example: recsys experiment ope outcomes.parquet --event click --bundle 3f2a
+    """
+    import os
+
+    from experiments.evaluation.off_policy.judgement import judge
+    from experiments.evaluation.off_policy.policies import of_bundle
+    from experiments.evaluation.off_policy.slots import read_slots
+    from experiments.pipelines.batch_slates import load_served
+    from recsys.bundle.formats import MANIFEST
+    from recsys.bundle.io import load_bundle
+    from recsys.bundle.registry import find_bundle
+    from serving.settings import load_settings
+
+    folder = log_folder(load_settings(os.environ, log=log).log)
+    slots = read_slots(outcomes, folder, event)
+    policies = []
+    for name in bundle:
+        path = Path(name) if (Path(name) / MANIFEST).is_file() else find_bundle(bundles_folder(root), name)
+        loaded = load_bundle(path)
+        with progress_bars() as reporter:
+            policies.append(of_bundle(loaded.fingerprint, loaded, load_served(loaded, reporter.steps, folder), slots))
+    found = judge(slots, event, policies)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show(found.render(), 150)
+
+
 def _shares(given: list[str]) -> dict[str, float] | None:
     """Arm -> share of ARM=SHARE texts. Raises ConfigError."""
     from features.errors import ConfigError
