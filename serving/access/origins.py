@@ -39,8 +39,8 @@ class Origins:
                 raise ApiError(400, "bad_host", f"the request has {len(hosts)} headers Host; send one", "header")
         elif not self._is_allowed(hosts[0]):
             message = (
-                "the service does not answer to the name in the header Host: the operator can allow it by the setting "
-                "HOSTS"
+                "the service does not answer to the name in the header Host: the operator can allow it by the "
+                "setting HOSTS"
             )
             raise ApiError(421, "wrong_host", message, "header")
 
