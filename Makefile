@@ -1,7 +1,7 @@
 # Everything runs in .venv, made from the lock. Needs make and Python 3.11, 3.12 or 3.13: the newest that runs is taken.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11; do $$p -c 'import venv, ensurepip' 2> /dev/null && echo $$p && break; done)
 BIN := .venv/bin
-EXTRAS := cpu,serve,train,track,demo,encoders,multilingual,native,dev
+EXTRAS := cpu,serve,trace,train,track,demo,encoders,multilingual,native,dev
 # `make demo` takes a GroupLens folder at $RECSYS_DATA (or movies/ in it), else MovieLens from a package
 ORIGIN := $(firstword $(dir $(wildcard $(RECSYS_DATA)/ratings.csv $(RECSYS_DATA)/movies/ratings.csv)))
 DEMO := $(if $(ORIGIN),demo-posters,demo)

@@ -33,10 +33,13 @@ from serving.servable import ServableBundle
 from serving.settings import ServeSettings
 from serving.state.catalog_updater import Upsert
 from serving.state.encoder_pool import EncoderPool, OpenEncoders
+from serving.state.gauges import Gauges
 from serving.state.item_vectors import DescribedItems, SharedVectors
 from serving.state.service import ServiceState
 from serving.state.store.filler import Filler
 from serving.state.thread_pool import thread_pool
+from serving.telemetry.middleware import Observe
+from serving.telemetry.traces import of_application
 
 logger = logging.getLogger("recsys.serving")
 
@@ -94,7 +97,7 @@ def _merge_indexes(bundle: ServableBundle) -> None:
 
 
 def _lifespan(
-    service: ServiceState, encoder_pool: EncoderPool
+    service: ServiceState, encoder_pool: EncoderPool, gauges: Gauges
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Starts the service and its background tasks with the application, and stops them with it."""
 
@@ -105,6 +108,7 @@ def _lifespan(
         background_tasks = [
             asyncio.create_task(updates.run(vectors.embed)) for updates in (service.catalog_updater, service.variants)
         ]
+        background_tasks.append(asyncio.create_task(gauges.run()))
         if service.settings.preload:
             background_tasks.append(asyncio.create_task(encoder_pool.keep_ready(service)))
         try:
@@ -129,8 +133,9 @@ def _add_guard(app: FastAPI, service: ServiceState) -> None:
             allow_origins=settings.origins,
             allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
             allow_headers=("Authorization", "X-API-Key", "Content-Type"),
-            expose_headers=("Retry-After",),
+            expose_headers=("Retry-After", "X-Request-Id"),
         )
+    app.add_middleware(Observe)
 
 
 def create_app(
@@ -164,12 +169,14 @@ def create_app(
         now=now,
     )
     encoder_pool = EncoderPool(settings, encoders)
+    gauges = Gauges(service, encoder_pool)
 
     app = FastAPI(
         title="recsys",
         version="1",
         description="Recommendations, similar items, search and events. An accepted event affects the next response.",
-        lifespan=_lifespan(service, encoder_pool),
+        lifespan=_lifespan(service, encoder_pool, gauges),
+        telemetry=of_application(),
         docs_url=None,  # FastAPI's page loads a script from another host; static/docs.html replaces it
         redoc_url=None,
         redirect_slashes=False,  # a redirect has an empty body, and names the host that the client wrote
@@ -186,6 +193,6 @@ def create_app(
     add_search(app, service, encoder_pool, in_thread)
     add_events(app, service, in_thread)
     add_corrections(app, service, in_thread)
-    add_health(app, service)
+    add_health(app, service, gauges, in_thread)
     add_page(app)
     return app

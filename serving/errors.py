@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from features.errors import BundleError, LogError, RecsysError, StoreError, describe_invalid
+from serving.telemetry.metrics import REFUSED
+from serving.telemetry.request_id import HEADER, SCOPE
 
 
 class ApiError(Exception):
@@ -25,7 +27,8 @@ class ApiError(Exception):
         self.headers = headers or {}
 
     def response(self) -> Response:
-        """The HTTP response of this error."""
+        """The HTTP response of this error, which is counted."""
+        REFUSED.labels(self.status, self.code).inc()
         response = json_response(
             {"error": {"code": self.code, "message": self.message, "place": self.place}}, self.status
         )
@@ -90,4 +93,6 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected_error(request: Request, error: Exception) -> Response:
-        return ApiError(500, "internal", "internal error; the service's log has the details", "").response()
+        response = ApiError(500, "internal", "internal error; the service's log has the details", "").response()
+        response.raw_headers.append((HEADER, request.scope[SCOPE].encode()))  # it is sent outside of all middleware
+        return response

@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.errors import ApiError
+from serving.telemetry.metrics import CONNECTIONS
+from serving.telemetry.request_id import HEADER, new_id
 
 MAX_URL_BYTES = 65_535
 """Largest URL (path and query) in bytes: httptools keeps the places of its parts as 16-bit numbers."""
@@ -181,7 +183,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if not (busy and self.cycle.response_started):
             response = error.response()
-            headers = [*response.raw_headers, (b"connection", b"close")]
+            headers = [*response.raw_headers, (HEADER, new_id().encode()), (b"connection", b"close")]
             head = b"".join(b"%s: %s\r\n" % header for header in headers)
             self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (error.status, head, bytes(response.body)))
         if busy:  # the application is told that nobody waits
@@ -206,6 +208,7 @@ class HttpServer(uvicorn.Server):
         """Look after the connections once a second; uvicorn calls this ten times a second."""
         if counter % 10 == 0:
             now = asyncio.get_running_loop().time()
+            CONNECTIONS.set(len(self.server_state.connections))
             for connection in list(self.server_state.connections):
                 connection.check(now)  # type: ignore[union-attr]  # all are HttpProtocol
         return await super().on_tick(counter)
@@ -219,8 +222,8 @@ class HttpServer(uvicorn.Server):
 def http_server(app: FastAPI, **options: Any) -> uvicorn.Server:
     """A server of the application, not started.
 
-    options: of `uvicorn.Config`, such as host and port; `limit_concurrency` is the largest number of connections.
+    options: of `uvicorn.Config`, such as host and port; `limit_concurrency` is the largest number of connections. Its
+    log lines are written as those of the process.
     """
-    return HttpServer(
-        uvicorn.Config(app, http=HttpProtocol, ws="none", access_log=False, server_header=False, **options)
-    )
+    fixed: dict[str, Any] = {"ws": "none", "access_log": False, "server_header": False, "log_config": None}
+    return HttpServer(uvicorn.Config(app, http=HttpProtocol, **fixed, **options))

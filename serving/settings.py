@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -84,6 +84,9 @@ class ServeSettings(BaseSettings):
 
     request_log: bool = False
     """Log each request to standard error, as JSON without ids of users."""
+
+    log_format: Literal["text", "json"] = "text"
+    """Form of the lines on standard error."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""

@@ -67,7 +67,7 @@ LAYERS = {
     "serving": (
         (
             *("settings", "servable", "errors", "schemas", "event_validation", "event_consumer", "http"),
-            *("products", "cursor"),
+            *("products", "cursor", "telemetry"),
         ),
         ("shop",),
         ("access",),
@@ -121,6 +121,8 @@ ONE_FILE = {
     "rectools": "experiments/bench/peers/_sasrec_worker.py",
     "matplotlib": "experiments/tracking/plots.py",
     "uvicorn": "serving/http.py",
+    "prometheus_client": "serving/telemetry/metrics.py",
+    "opentelemetry": "serving/telemetry/traces.py",
 }
 """Outside system -> the one file that may import it. typer is imported by the files of recsys/cli alone."""
 

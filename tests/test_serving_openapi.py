@@ -30,6 +30,7 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("post", "/v1/events"): ("events", "202", "EventsResponse", {"413", "415"}),
     ("get", "/healthz"): ("state", "200", None, set()),
     ("get", "/readyz"): ("state", "200", None, set()),
+    ("get", "/metrics"): ("state", "200", None, set()),
     ("get", "/v1/about"): ("state", "200", None, set()),
 }
 """Method and path -> tag, status of success, its schema, further errors."""
@@ -68,7 +69,10 @@ def test_responses(api: dict[str, Any], method: str, path: str) -> None:
     for status, response in route["responses"].items():
         name = schema if status == success else "ErrorResponse"
         expected = {} if name is None else {"$ref": f"#/components/schemas/{name}"}
-        assert response["content"]["application/json"]["schema"] == expected, status
+        media = "application/json"
+        if (path, status) == ("/metrics", "200"):
+            media, expected = "text/plain", {"type": "string"}
+        assert response["content"][media]["schema"] == expected, status
 
 
 @pytest.mark.parametrize("path", NUMBERS)

@@ -181,6 +181,11 @@ class EventLog:
         with suppress(LogError):
             wait([self.submit([])], PROBE_SECONDS)
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Appends that wait for the writer, and their bytes."""
+        return len(self._queue), self._queued
+
     def ends(self, stream: Stream) -> dict[str, int]:
         """The segments of a stream that this log has begun, the newest last -> bytes written to them."""
         return dict(self._writers[stream].ends)

@@ -116,8 +116,13 @@ def _time(lines: list[Line]) -> int | None:
 
 
 def _reader(folder: Path, reader: Reader) -> ReaderStatus:
-    paths = [*segment_paths(folder), *segment_paths(folder / reader.stream)]
-    behind = sum(max(0, path.stat().st_size - reader.position.get(segment_key(folder, path), 0)) for path in paths)
+    behind = bytes_after(folder, reader.stream, reader.position)
     return ReaderStatus(
         reader.name, reader.stream, behind, round(time.time() - reader.advanced / 1e6, 1), reader.exports
     )
+
+
+def bytes_after(folder: Path, stream: Stream, position: Mapping[str, int]) -> int:
+    """Bytes of a stream that a reader at a position has not read. Raises OSError."""
+    paths = [*segment_paths(folder), *segment_paths(folder / stream)]
+    return sum(max(0, path.stat().st_size - position.get(segment_key(folder, path), 0)) for path in paths)

@@ -58,7 +58,8 @@ def _options(
 
 
 EXTRAS = {
-    **dict.fromkeys(("fastapi", "uvicorn", "pydantic_settings", "python_multipart", "redis"), "serve"),
+    **dict.fromkeys(("fastapi", "uvicorn", "pydantic_settings", "python_multipart"), "serve"),
+    **dict.fromkeys(("redis", "prometheus_client"), "serve"),
     **dict.fromkeys(("implicit", "optuna"), "train"),
     **dict.fromkeys(("mlflow", "matplotlib"), "track"),
 }

@@ -152,10 +152,13 @@ def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
     from features.errors import ConfigError
     from serving.app import create_app
     from serving.http import http_server
+    from serving.telemetry.logs import set_up_logs
+    from serving.telemetry.traces import ENDPOINT, start_traces, stop_traces
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logs(settings.log_format)
     logger = logging.getLogger("recsys")
-    logger.setLevel(logging.INFO)
+    if start_traces(os.environ):
+        logger.info("traces go to %s", os.environ[ENDPOINT])
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
     app = create_app(settings)
@@ -177,6 +180,8 @@ def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
         if error.errno != errno.EADDRINUSE:
             raise
         raise ConfigError(f"port {settings.port} was taken during the start: choose another with --port") from None
+    finally:
+        stop_traces()
     if app.state.encoder_pool.encodes:  # e.g. a large model is being loaded; everything else is closed
         logging.shutdown()
         os._exit(0)

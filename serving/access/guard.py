@@ -12,9 +12,13 @@ from serving.access.origins import Origins
 from serving.access.roles import READING, Role, role_needed
 from serving.errors import ApiError
 from serving.settings import ServeSettings
+from serving.telemetry.request_id import SCOPE as REQUEST_ID
 
 FORMS = frozenset({"/v1/search"})
 """Paths that take a form (multipart/form-data), too."""
+
+UNLOGGED = frozenset({"/metrics"})
+"""Paths that the log of requests leaves out: they are asked for all the time."""
 
 KEY = "recsys.key"
 """Entry of a call's scope: the name of its key, None without one."""
@@ -38,7 +42,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         needed = role_needed(scope["method"], scope["path"])
-        if needed != "admin" and not self._logs_all:
+        logged = self._logs_all and scope["path"] not in UNLOGGED
+        if needed != "admin" and not logged:
             await self._answer(scope, receive, send, needed)
             return
         status, begun = 500, time.perf_counter()  # 500: the answer to an exception that nothing else catches
@@ -53,9 +58,10 @@ class Guard:
             await self._answer(scope, receive, noting, needed)
         finally:
             facts = {"key": scope[KEY], "method": scope["method"], "path": scope["path"], "status": status}
+            facts["request_id"] = scope[REQUEST_ID]
             if needed == "admin" and (scope[KEY] is not None or not self._keys.needed):
                 self._journal.audit(self._now(), facts)
-            if self._logs_all:
+            if logged:
                 ms = round((time.perf_counter() - begun) * 1000, 1)
                 self._journal.log_request(self._now(), {**facts, "ms": ms})
 

@@ -32,7 +32,8 @@ class Journal:
 
     def log_request(self, at: int, facts: dict[str, Any]) -> None:
         """Log a request to the logger `recsys.access`. at: time (µs); facts: `path` among them."""
-        access.info("%s", self._line(at, facts).decode().rstrip())
+        line = self._line(at, facts)
+        access.info("%s", line.decode().rstrip(), extra={"facts": orjson.loads(line)})
 
     def audit(self, at: int, facts: dict[str, Any]) -> None:
         """Append a call of an administrator to the file `audit.jsonl`. Where that fails, the service's log has it.

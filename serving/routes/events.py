@@ -10,6 +10,7 @@ from serving.schemas import EventIn, EventResult, EventsResponse, bounded_body
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
 from serving.state.thread_pool import InThread
+from serving.telemetry.metrics import EVENTS, count_degraded
 
 
 def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
@@ -34,6 +35,9 @@ def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None
         if accepted:
             await service.log.append(accepted)
             degraded = await in_thread(service.push, accepted)
+        EVENTS.labels("accepted").inc(n_accepted)
+        EVENTS.labels("rejected").inc(len(validated) - n_accepted)
+        count_degraded("events", degraded)
         results = [_result(e, service.snapshot) if isinstance(e, Event) else e for e in validated]
         response = EventsResponse(
             accepted=n_accepted, rejected=len(validated) - n_accepted, degraded=degraded, results=results

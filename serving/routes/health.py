@@ -1,4 +1,4 @@
-"""Routes for liveness, readiness and a description of what is served."""
+"""Routes for liveness, readiness, metrics and a description of what is served."""
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -7,10 +7,13 @@ from serving.access.guard import KEY
 from serving.errors import json_response
 from serving.routes.responses import snapshot_of
 from serving.state.encoder_pool import query_modalities
+from serving.state.gauges import Gauges
 from serving.state.service import ServiceState
+from serving.state.thread_pool import InThread
+from serving.telemetry.metrics import CONTENT_TYPE, exposition
 
 
-def add_health(app: FastAPI, service: ServiceState) -> None:
+def add_health(app: FastAPI, service: ServiceState, gauges: Gauges, in_thread: InThread) -> None:
     """Add the routes."""
 
     @app.get("/healthz", tags=["state"])
@@ -26,17 +29,24 @@ def add_health(app: FastAPI, service: ServiceState) -> None:
         """
         snapshot, log = service.snapshot, service.log
         ready = snapshot is not None and not log.fault
-        notes = dict(service.notes)
-        if problems := [text for text in (log.fault, log.loss) if text]:
-            notes["log"] = "; ".join(problems)
-        if service.keys.fault:
-            notes["keys"] = service.keys.fault
+        notes = service.problems
         degraded = notes or service.keeper.behind or service.keeper.evicted
         status = "unready" if not ready else "degraded" if degraded else "ready"
         bundle = snapshot.bundle.fingerprint if snapshot else None
         if service.keys.needed and request.scope[KEY] is None:
             notes = dict.fromkeys(notes, "ask with a key to be told")
         return json_response({"status": status, "bundle": bundle, "notes": notes}, 200 if ready else 503)
+
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        tags=["state"],
+    )
+    async def metrics() -> Response:
+        """Figures of the service for Prometheus, in its text format; of all processes that share them."""
+        await in_thread(gauges.update)
+        return Response(await in_thread(exposition), media_type=CONTENT_TYPE)
 
     @app.get("/v1/about", tags=["state"])
     async def about() -> Response:

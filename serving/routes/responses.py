@@ -4,11 +4,11 @@ import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any
-from uuid import uuid4
 
 import numpy as np
 import orjson
@@ -34,6 +34,9 @@ from serving.schemas import checked_id, first_error
 from serving.state.arms import Arm
 from serving.state.service import ServiceState
 from serving.state.snapshot import Recommended, ServingSnapshot
+from serving.telemetry.metrics import UNLOGGED, count_answer, count_candidates, count_shown
+from serving.telemetry.request_id import id_of_answer
+from serving.telemetry.traces import stage
 
 logger = logging.getLogger("recsys.serving")
 
@@ -143,14 +146,10 @@ def timed(trace: dict[str, float], name: str) -> Iterator[None]:
     """Context manager that stores the duration of its body as trace[name], in milliseconds."""
     started = time.perf_counter()
     try:
-        yield
+        with stage(name):
+            yield
     finally:
         trace[name] = round((time.perf_counter() - started) * 1e3, 3)
-
-
-def new_request_id() -> str:
-    """The id of an answer."""
-    return str(uuid4())
 
 
 def number_of(request_id: str, purpose: str) -> int:
@@ -171,6 +170,8 @@ def sample_of(snapshot: ServingSnapshot, recommended: Recommended) -> Sample | N
         return None
     usable = (candidates.rows[0] >= 0) & np.isfinite(candidates.scores[0])
     rows, scores = (values[0][usable][:CANDIDATES] for values in (candidates.rows, candidates.scores))
+    names = zip(candidates.source_names(0), usable.tolist(), strict=True)
+    count_candidates(Counter(name or "unknown" for name, is_usable in names if is_usable))
     try:
         features = recommended.features()
     except Exception:  # as in `recommend`: what explains an answer must not fail it
@@ -235,7 +236,7 @@ async def log_exposure(
     "log" in `degraded`.
     """
     exposure = Exposure(
-        request_id=request_id or new_request_id(),
+        request_id=request_id or id_of_answer(request.scope),
         user_id=user_id,
         placement=placement,
         timestamp=service.now(),
@@ -259,6 +260,7 @@ async def log_exposure(
             await service.log.append([exposure])
         except LogError:
             service.unlogged += 1
+            UNLOGGED.inc()
             exposure = replace(exposure, degraded=(*exposure.degraded, "log"))
     if remember is not None:
         with timed(slate.trace, "remember"):
@@ -282,6 +284,7 @@ def slate_response(
     cursor: of the next page, None for none; near: for each item its cosines by channel (the wire field `near`);
     why: for each item why it is shown (`why`); probabilities: of each item; more: further fields of the response.
     """
+    _count(slate, snapshot, exposure, probabilities)
     items = [
         {
             **snapshot.cards[row],
@@ -322,3 +325,14 @@ def slate_response(
             **more,
         }
     )
+
+
+def _count(
+    slate: Slate, snapshot: ServingSnapshot, exposure: Exposure, probabilities: Sequence[float | None] | None
+) -> None:
+    """Count an answer for the metrics."""
+    count_answer(exposure.placement, exposure.source, exposure.degraded, slate.trace)
+    cold = int((snapshot.bundle.popularity[slate.rows] == 0).sum())
+    known = [value for value in probabilities or () if value is not None]
+    mean = sum(known) / len(known) if known else None
+    count_shown(exposure.placement, Counter(slate.reasons), cold, slate.fingerprint, mean)

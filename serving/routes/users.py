@@ -28,7 +28,6 @@ from serving.routes.responses import (
     is_sampled,
     list_of,
     log_exposure,
-    new_request_id,
     number_of,
     sample_of,
     slate_response,
@@ -51,6 +50,8 @@ from serving.state.item_vectors import DescribedItems
 from serving.state.service import ServiceState
 from serving.state.snapshot import Recommended, ServingSnapshot, card
 from serving.state.thread_pool import InThread
+from serving.telemetry.metrics import count_answer
+from serving.telemetry.request_id import id_of_answer
 
 logger = logging.getLogger("recsys.serving")
 
@@ -169,7 +170,9 @@ async def rank(
         for place, (item, score, probability) in enumerate([*columns, *last], 1)
     ]
     facts = {"user_id": given.user_id, "bundle": bundle.fingerprint, "source": source}
-    return {**facts, "degraded": [*degraded, *failed], "items": items, "trace": trace}
+    degraded = [*degraded, *failed]
+    count_answer("rank", source, degraded, trace)
+    return {**facts, "degraded": degraded, "items": items, "trace": trace}
 
 
 def _ranked(
@@ -270,7 +273,7 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
         of = {"path": "recommendations", "user_id": user_id, "placement": name}
         args = partial(list_of, exclude=exclude, request=request)
         arm, page = await in_thread(args, service, snapshot, name, user_id, filter, cursor, of)
-        snapshot, request_id = arm.snapshot, new_request_id()
+        snapshot, request_id = arm.snapshot, id_of_answer(request.scope)
         answer = await in_thread(recommend, service, arm, user_id, k, name, page, request_id)
         why = await in_thread(why_shown, service, snapshot, answer) if explain else None
         exposure = await log_exposure(

@@ -72,6 +72,8 @@ class EncoderPool:
         self._remote = asyncio.Semaphore(MAX_REMOTE)
         self._large_bodies = asyncio.Semaphore(MAX_LARGE_BODIES)
         self.encodes = False
+        self.waiting = 0
+        """Queries and bodies that wait for their turn."""
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
@@ -168,11 +170,14 @@ class EncoderPool:
 
     async def _acquire(self, semaphore: asyncio.Semaphore) -> None:
         """Acquire the semaphore. Raises ApiError 503 after `search_wait` seconds."""
+        self.waiting += 1
         try:
             async with asyncio.timeout(self._settings.search_wait):
                 await semaphore.acquire()
         except TimeoutError:
             raise ApiError(503, "busy", "too many searches at once; try again in a moment", "") from None
+        finally:
+            self.waiting -= 1
 
     def _encoders(self, encoding: EncoderSetup) -> Mapping[str, Encoder]:
         with self._opening:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from anyio import CapacityLimiter
+
 from features.errors import LogError, RecsysError, StoreError
 from features.instants import now_micros
 from features.log.corrections import CorrectionFeed
@@ -71,6 +73,8 @@ class ServiceState:
         self.keys = ApiKeys(settings.keys, now)
         self.unlogged = 0
         """Exposures since the start that the log could not take."""
+        self.threads: CapacityLimiter | None = None
+        """Limits the threads that compute requests, see `thread_pool`; None before the first one."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
         self.rules = ShopRules(settings.rules)
         self.experiments = ShopExperiments(settings.experiments, self.rules)
@@ -101,6 +105,13 @@ class ServiceState:
         if self._log is None:
             raise LogError("the event log is not open: the service is not running")
         return self._log
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """`notes` with those of the log and of the keys."""
+        log = "; ".join(text for text in (self.log.fault, self.log.loss) if text)
+        more = {"log": log, "keys": self.keys.fault}
+        return {**self.notes, **{component: problem for component, problem in more.items() if problem}}
 
     async def start(self) -> None:
         """Open the log, connect to the store (or start one), load the bundle, and start the loop.

@@ -15,11 +15,10 @@ InThread = Callable[..., Any]
 
 def thread_pool(service: ServiceState) -> InThread:
     """Returns an async function that runs work in a thread, at most `settings.threads` at once over all routes."""
-    limiter: list[anyio.CapacityLimiter] = []  # created inside the event loop
 
     async def run(work: Callable[..., T], *args: Any) -> T:
-        if not limiter:
-            limiter.append(anyio.CapacityLimiter(service.settings.threads))
-        return await anyio.to_thread.run_sync(work, *args, limiter=limiter[0])
+        if service.threads is None:  # created inside the event loop
+            service.threads = anyio.CapacityLimiter(service.settings.threads)
+        return await anyio.to_thread.run_sync(work, *args, limiter=service.threads)
 
     return run

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ class StoreKeeper:
         """Whether the log holds events that the store lacks, because it did not respond."""
         self.evicted = False
         """Whether the store's server has deleted keys to make room: some users lack their history."""
+        self.away = False
+        """Whether the last call of the store failed."""
+        self.caught_up: float | None = None
+        """When the store last had every event of the log (monotonic s); None before the first time."""
+        self.position: Mapping[str, int] = {}
+        """The log position of its watermark."""
         self.filler = filler
         self._due = False
         self._log, self._corrections, self._notes = log, corrections, notes
@@ -70,6 +76,7 @@ class StoreKeeper:
         """Look at the store; begin to fill it, or let it catch up with the log, where that is needed."""
         try:
             mark, server = store.watermark(), store.facts()
+            self.away, self.position = False, mark.log if mark else {}
             if server.run != self._run:  # a server that has restarted may hold what it held some time ago
                 self.behind |= bool(self._run)
                 self._run = server.run
@@ -86,7 +93,8 @@ class StoreKeeper:
                 self._missed = False
                 catch_up(store, self._log, self._corrections)
                 self.behind = self._missed
-                self._catch_up_at = time.monotonic() + CATCH_UP_SECONDS
+                self.caught_up = time.monotonic()
+                self._catch_up_at = self.caught_up + CATCH_UP_SECONDS
             self._note("store", server.warning or ("" if filled else self.filler.fault or UNFILLED))
         except StoreMovedError as error:  # the next step sees why
             self._notes["store"] = str(error)
@@ -135,13 +143,17 @@ class StoreKeeper:
         try:
             store.add_shown(user_id, Shown.of(items, time), days)
         except StoreError as error:  # nothing to catch up with: the next answer does not know of this one
-            self._notes["store"] = str(error)
+            self._note_away(error)
             return ["store"]
         return []
 
     def mark_behind(self, error: RecsysError) -> None:
         """Note that the store has missed events."""
         self._missed = self.behind = True
+        self._note_away(error)
+
+    def _note_away(self, error: RecsysError) -> None:
+        self.away = True
         self._notes["store"] = str(error)
 
     def read_user(self, store: FeatureStore, user_id: str, *, shown: bool = False) -> tuple[UserState, list[str]]:
@@ -152,7 +164,8 @@ class StoreKeeper:
         try:
             state = store.read_users([user_id], shown=shown)[0]
         except StoreError as error:
-            self._notes["store"] = str(error)
+            self._note_away(error)
             return UserState(), ["store"]
+        self.away = False
         stale = self.behind or self.evicted or state.status is UserStateStatus.STALE
         return state, ["stale"] if stale else []
