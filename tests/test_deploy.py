@@ -61,7 +61,11 @@ def test_services_of_compose():
         check_settings(list(service.get("environment", {})))
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         assert {*service.get("depends_on", {})} <= {*services}
-        assert {volume.partition(":")[0] for volume in service.get("volumes", [])} <= {*COMPOSE["volumes"]}
+        sources = {volume.partition(":")[0] for volume in service.get("volumes", [])}
+        mounted = {source for source in sources if source.startswith("./")}
+        assert sources - mounted <= {*COMPOSE["volumes"]}
+        assert all((ROOT / "deploy" / path).exists() for path in mounted)
+        assert {*service.get("secrets", [])} <= {*COMPOSE["secrets"]}
     assert services["store"]["command"][3:5] == ["--maxmemory-policy", "noeviction"]
     hosts = services["api-1"]["environment"][f"{PREFIX}HOSTS"].split(",")
     assert hosts == [name for name in services if name.startswith("api-")]
