@@ -1,5 +1,8 @@
 """Simulated people: position bias, fatigue, drift and delays by hand; the truth is the mean of many draws."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,7 +14,7 @@ from experiments.simulation.behaviour import (
     click_probabilities,
     respond,
 )
-from experiments.simulation.people import People, people_near
+from experiments.simulation.people import People, bundle_vectors, people_near
 from experiments.simulation.truth import Truth
 from features.errors import DataError
 
@@ -129,3 +132,10 @@ def test_unaided_people_take_what_they_like():
     expected = (likings / likings.sum(1, keepdims=True)).mean(0)
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected.max() / len(rows))
     assert (chosen_unaided(people, np.arange(50.0), seed=7)[1] == rows).all()
+
+
+def test_tastes_are_in_contents_where_a_bundle_has_any():
+    behaviour, content = np.eye(2, dtype=np.float32), np.ones((2, 3), np.float32)
+    for has, expected in ((np.array([False, True]), content), (np.zeros(2, np.bool_), behaviour)):
+        bundle: Any = SimpleNamespace(vectors=behaviour, catalog=SimpleNamespace(content=content, has_content=has))
+        assert bundle_vectors(bundle) is expected
