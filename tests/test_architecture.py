@@ -81,6 +81,7 @@ LAYERS = {
         ("evaluation",),
         ("tracking",),
         ("pipelines",),
+        ("notebook",),
         ("bench",),
     ),
 }

@@ -45,7 +45,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     base = load_config(toy_config(folder, **settings), {})
     file = folder / "x.yaml"
     file.write_text(yaml.safe_dump({"name": "x", "config": "toy.yaml", "seeds": [0, 1], "variants": VARIANTS}))
-    experiment = load_experiment(file, Path, {})
+    experiment = load_experiment(file, {})
     train(base, NullTracker(), Lines())
     small = experiment.configs["small"].model_copy(update={"seed": 1, "name": "of the variant"})
     path, _ = train(small, NullTracker(), Lines(), publish=False)

@@ -25,7 +25,6 @@ from experiments.pipelines.fit import FittedOnce
 from experiments.tracking.mlflow import NullTracker
 from features.errors import ConfigError, DataError, RecsysError
 from recsys.cli.main import app
-from recsys.cli.options import config_path
 from recsys.evaluation.bootstrap import Interval
 
 DATA: Any = SimpleNamespace(hash="data")
@@ -51,7 +50,7 @@ def write(folder, **sections):
 
 
 def read(path):
-    return load_experiment(path, config_path, {})
+    return load_experiment(path, {})
 
 
 def test_settings_of_a_variant_override_the_configuration(tmp_path):

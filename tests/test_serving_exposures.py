@@ -37,7 +37,8 @@ from features.schema import EventRules
 from features.store.memory import MemoryStore
 from recsys.ranking.pair_features import FEATURES
 from serving.app import create_app
-from serving.routes.responses import is_sampled, new_request_id, number_of
+from serving.routes.responses import is_sampled, number_of
+from serving.telemetry.request_id import new_id
 
 
 def exposures(log: Path) -> list[Exposure]:
@@ -117,7 +118,7 @@ def test_features_that_fail_do_not_fail_the_answer(tmp_path: Path) -> None:
 
 
 def test_the_sample_is_the_share_that_is_asked_for_and_follows_from_the_id() -> None:
-    ids = [new_request_id() for _ in range(20_000)]
+    ids = [new_id() for _ in range(20_000)]
     for share in (0.0, 0.01, 0.5, 1.0):
         n = sum(is_sampled(name, share) for name in ids)
         spread = 5 * (20_000 * share * (1 - share)) ** 0.5

@@ -72,21 +72,16 @@ def experiment_run(
 
     What was computed before is not computed again. Example: recsys experiment run rankers.yaml
     """
-    from experiments.pipelines.experiment.definition import load_experiment
+    from experiments import notebook
     from experiments.pipelines.experiment.report import RESULT_FILES, table
-    from experiments.pipelines.experiment.run import run_experiment
-    from experiments.tracking.mlflow import MlflowTracker, NullTracker
 
-    experiment = load_experiment(file, config_path)
-    folder = out or Path("data/experiments") / experiment.definition.name
     with progress_bars() as reporter:
-        tracker = MlflowTracker() if track else NullTracker()
-        result = run_experiment(experiment, folder, tracker, reporter, jobs=jobs)
+        result = notebook.run(file, out=out, jobs=jobs, track=track, reporter=reporter)
     if as_json:
         print_json(result.to_dict())
     else:
         show(table(result), 170)
-        typer.echo(f"the page: {folder / RESULT_FILES[-1]}")
+        typer.echo(f"the page: {(out or notebook.folder_of(result.name)) / RESULT_FILES[-1]}")
 
 
 @experiment_app.command("compare")
@@ -108,12 +103,9 @@ def experiment_compare(
     A run of `recsys train` or `recsys evaluate` has recorded the ranks of its events, and that of a bundle is the one
     that trained it. Example: recsys experiment compare current 3f2a --model "two towers + reranker"
     """
-    from experiments.evaluation.outcomes import compare_outcomes
-    from experiments.tracking.recorded import RunArchive, outcomes_of
+    from experiments.notebook import compare
 
-    archive = RunArchive()
-    files = (outcomes_of(archive, str(name), root) for name in (first, second))
-    compared = compare_outcomes(*files, model=model)
+    compared = compare(first, second, model=model, bundles=root)
     if as_json:
         print_json(compared.to_dict())
     else:
@@ -236,24 +228,14 @@ def experiment_ope(
     """
     import os
 
-    from experiments.evaluation.off_policy.judgement import judge
-    from experiments.evaluation.off_policy.policies import of_bundle
-    from experiments.evaluation.off_policy.slots import read_slots
-    from experiments.pipelines.batch_slates import load_served
-    from recsys.bundle.formats import MANIFEST
-    from recsys.bundle.io import load_bundle
-    from recsys.bundle.registry import find_bundle
+    from experiments.notebook import ope
     from serving.settings import load_settings
 
     folder = log_folder(load_settings(os.environ, log=log).log)
-    slots = read_slots(outcomes, folder, event)
-    policies = []
-    for name in bundle:
-        path = Path(name) if (Path(name) / MANIFEST).is_file() else find_bundle(bundles_folder(root), name)
-        loaded = load_bundle(path)
-        with progress_bars() as reporter:
-            policies.append(of_bundle(loaded.fingerprint, loaded, load_served(loaded, reporter.steps, folder), slots))
-    found = judge(slots, event, policies)
+    if any(not (Path(name) / "manifest.json").is_file() for name in bundle):
+        bundles_folder(root)
+    with progress_bars() as reporter:
+        found = ope(outcomes, event, bundle, bundles=root, log=folder, reporter=reporter)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from experiments.config import PREFIX, RunConfig, load_config
+from experiments.config import PREFIX, RunConfig, find_config, load_config
 from experiments.evaluation.verdict import Rule
 from experiments.pipelines.fit import RERANKED, TOWERS
 from features.errors import ConfigError, describe_invalid
@@ -107,11 +107,11 @@ class Experiment:
         return self.definition.control or next(iter(self.definition.variants))
 
 
-def load_experiment(path: Path, find_config: Any, environ: Mapping[str, str] = os.environ) -> Experiment:
+def load_experiment(path: Path, environ: Mapping[str, str] = os.environ) -> Experiment:
     """Read the file of an experiment and the configurations of its variants.
 
-    find_config: name or path -> the file of a configuration. All variants must read the same data and split them in
-    the same way, because they are compared event by event. Raises ConfigError with the key, and BundleError.
+    All variants must read the same data and split them in the same way, because they are compared event by event.
+    Raises ConfigError with the key, and BundleError.
     """
     if wrong := not_a_file(path):
         raise ConfigError(f"{path}: {wrong}")
