@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from sysconfig import get_path
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -303,3 +304,26 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def find_config(name: str) -> Path:
+    """The file of a configuration, which is given as a path or as the name of a configuration in configs/.
+
+    Raises ConfigError that lists the shipped configurations.
+    """
+    checkout = Path(__file__).resolve().parents[1] / "configs"
+    shipped = checkout if checkout.is_dir() else Path(get_path("data")) / "share" / "onespace-recsys" / "configs"
+    candidates = (Path(name), Path("configs") / f"{name}.yaml", shipped / f"{name}.yaml")
+    if found := next((path for path in candidates if path.is_file()), None):
+        return found
+    if name and os.path.lexists(name):
+        raise ConfigError(f"{name}: {not_a_file(Path(name))}")
+    names = {path.stem: path for path in sorted(shipped.glob("*.yaml"))}
+    nearby = [str(path) for path in (Path(name).parent.glob("*.y*ml"))]
+    using = [stem for stem, path in names.items() if f"\n  source: {name}\n" in path.read_text(encoding="utf-8")]
+    similar = difflib.get_close_matches(name, [*names, *nearby], n=1, cutoff=0.6)
+    hint = f"; did you mean {similar[0]}?" if similar else ""
+    if using:
+        hint = f"; {name} is the source of {', '.join(using)}"
+    known = ", ".join(names) or "none"
+    raise ConfigError(f"no configuration {name!r}: not a file, and not among the shipped ones: {known}{hint}")

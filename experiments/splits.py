@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -137,28 +137,56 @@ def _history_arrays(states: UserStates) -> Iterator[np.ndarray]:
             yield array[used]
 
 
-class Fitted(Protocol):
-    """Anything that was fitted on events."""
+def check_split(events: Interactions, split: Split) -> None:
+    """Raise LeakError unless a split has for training exactly what lies before its cuts. events: all events.
 
-    @property
-    def fitted_until(self) -> int:
-        """Time (µs) of the latest event that it was fitted on."""
-        ...
-
-
-def check_no_leak(cut: int | None, **fitted: Fitted) -> None:
-    """Raise LeakError that names every part that was fitted on an event at or after the cut (µs).
-
-    A leave-last-out split has no cut, and nothing is checked.
+    Strict leave-last-out trains on the positive events but the last two of each user who has three.
     """
-    if cut is None:
-        return
-    leaks = {name: part.fitted_until for name, part in fitted.items() if part.fitted_until >= cut}
-    if leaks:
-        parts = "; ".join(f"{name} has seen {np.datetime64(at, 'us')}" for name, at in leaks.items())
-        raise LeakError(
-            f"leak: the cut is {np.datetime64(cut, 'us')} UTC, but {parts}; fit on split.train or split.fit"
-        )
+    if split.cut is None:
+        log = events.positives()
+        ends, lengths = log.offsets[1:][log.users], np.diff(log.offsets)[log.users]  # (n,): of the event's user
+        earlier = log.where((lengths < 3) | (ends - np.arange(len(log)) > 2))
+        parts = [("train", split.train, earlier, "last two of each user")]
+    else:
+        parts = [("train", split.train, events.before(split.cut), "cut")]
+        if split.validation_cut is not None:
+            parts.append(("fit", split.fit, events.before(split.validation_cut), "validation cut"))
+    refuse_leaks(split.cut, [text for part in parts if (text := _other_events(*part))])
+
+
+def check_histories(targets: Targets, cut: int | None) -> None:
+    """Raise LeakError when a history holds an event that is not earlier than the moment of its prediction.
+
+    Leave-last-out splits by the order of events, so that there an event of the same time may be an earlier one.
+    """
+    states = targets.states
+    begin, end = states.items.begin, states.items.end
+    descents = np.append(0, np.cumsum(np.diff(states.times) < 0))  # (n,): none within a slice, so its last is latest
+    filled = np.flatnonzero(end > begin)
+    last = end[filled] - 1
+    bound = states.as_of[filled] - (0 if cut is None else 1)
+    late = (states.times[last] > bound) | (descents[last] != descents[begin[filled]])
+    if late.any():
+        user = states.users[filled[late.argmax()]]
+        text = f"{int(late.sum()):,} histories hold events that are not earlier than what they predict"
+        refuse_leaks(cut, [f"{text}, the first that of user row {user}"])
+
+
+def refuse_leaks(cut: int | None, wrong: list[str], remedy: str = "fit on split.train or split.fit") -> None:
+    """Raise LeakError with everything that is wrong. cut: µs, None for leave-last-out."""
+    if wrong:
+        at = "the split is leave-last-out" if cut is None else f"the cut is {np.datetime64(cut, 'us')} UTC"
+        raise LeakError(f"leak: {at}, but {'; '.join(wrong)}; {remedy}")
+
+
+def _other_events(name: str, given: Interactions, past: Interactions, bound: str) -> str:
+    """How given events differ from those before a bound, as a clause; "" when they are the same."""
+    fields = ("users", "items", "times", "positive", "seen")
+    if len(given) == len(past) and all(np.array_equal(getattr(given, f), getattr(past, f)) for f in fields):
+        return ""
+    later = int((given.times > past.latest).sum())
+    late = f", {later:,} of them later, up to {np.datetime64(given.latest, 'us')}" if later else ""
+    return f"{name} has {len(given):,} events that are not the {len(past):,} before the {bound}{late}"
 
 
 def window_cuts(events: Interactions, config: SplitConfig) -> list[tuple[int, int, int]]:

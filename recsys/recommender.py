@@ -109,16 +109,30 @@ class TwoStageRecommender:
 
     def rank(self, states: UserStates, rows: Ints) -> Candidates:
         """See `Explainable`. An item has the features that it would have among the candidates."""
-        if not states.positives().lengths[0]:
-            return sort_candidates(rows[None], self.fallback.popularity[rows][None], len(rows))
-        scores = self.retrieval_scores(states)[rows][None]  # (1, m)
-        given = sort_candidates(rows[None], scores, len(rows))
+        return self.rank_each(states, rows[None])
+
+    def rank_each(self, states: UserStates, rows: Ints) -> Candidates:
+        """`rank` of a list for each of b states: (b, m) of rows (b, m), where -1 is no item."""
+        cold = states.positives().lengths == 0  # (b,)
+        if cold.all():
+            return sort_candidates(rows, self.fallback.popularity[rows], rows.shape[1])
+        if cold.any():
+            found = Candidates.empty(*rows.shape)
+            for mask in (cold, ~cold):
+                at = np.flatnonzero(mask)
+                found.put(at, self.rank_each(states[at], rows[at]))
+            return found
+        users = self.user_vectors(states)  # (b, d)
+        scores = (self.vectors[np.maximum(rows, 0)] @ users[:, :, None])[:, :, 0]  # (b, m)
+        given = sort_candidates(rows, scores, rows.shape[1])
         if self.reranker is None:
             return given
         everything = np.ones(len(self.vectors), dtype=np.bool_)  # the index may have got further rows meanwhile
         candidates = self.retrieve(states, self.candidates, allow=everything)
-        ranks = np.searchsorted(-candidates.scores[0], -given.scores[0])[None]  # (1, m)
-        return given.sorted(self.reranker.score(states, given, ranks), len(rows))
+        is_it = candidates.rows[:, :, None] == given.rows[:, None, :]  # (b, c, m)
+        above = (candidates.scores[:, :, None] > given.scores[:, None, :]).sum(1)  # (b, m)
+        ranks = np.where(is_it.any(1), is_it.argmax(1), above)  # products of two shapes may differ in the last bit
+        return given.sorted(self.reranker.score(states, given, ranks), rows.shape[1])
 
     def probabilities(self, rows: Ints, scores: Floats) -> Doubles | None:
         """See `Explainable`."""

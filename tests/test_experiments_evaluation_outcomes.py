@@ -144,3 +144,13 @@ def test_the_cells_of_a_comparison(files):
     ]
     assert "left out" not in str(compare_outcomes(files[0], files[0]).render().caption)
     assert compare_outcomes(*files, model="m").to_dict() == compared.to_dict()
+
+
+def test_files_of_one_model_each_are_compared_whatever_its_name(tmp_path):
+    paths = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    for path, model, rank in zip(paths, ("base", "variant"), (20, 1), strict=True):
+        write_outcomes(path, [outcome_table([(model, f"u{u}", "x", rank) for u in range(3)])], {})
+    (row,) = compare_outcomes(*paths).rows
+    assert (row["model"], row["hr_at_10_change"]["mean"]) == ("variant against base", 1)
+    with pytest.raises(DataError, match=r"no model 'base' is in both files: .*: base; .*: variant$"):
+        compare_outcomes(*paths, model="base")

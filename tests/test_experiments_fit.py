@@ -1,7 +1,7 @@
 """Parts of a training run: popular items, samples of states, titles and notes of tables, and what a run records."""
 
+import json
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +20,7 @@ from experiments.pipelines import fit, train
 from experiments.pipelines.fit import build_two_stage
 from experiments.splits import time_split
 from experiments.tracking import mlflow
+from experiments.tracking.record import record_tables
 from features.errors import ConfigError
 from features.ids import IdMap
 from features.tables.report import Report
@@ -204,19 +205,23 @@ def test_the_metrics_that_are_tracked(catalog):
     tracker: Any = SimpleNamespace(
         metrics=lambda values: recorded.append(values),
         tags=lambda values: recorded.append(values),
+        headline=lambda metric: recorded.append(metric),
+        text=lambda name, content: recorded.append((name, content)),
         figure=lambda name, figure: recorded.append((name, figure)),
-        artifact=lambda path, folder: recorded.append((path, folder)),
     )
-    train.record_run(tracker, [table], {"curve": "figure"}, Path("folder"))
-    (metrics, *rest) = recorded
+    record_tables(tracker, [table], {"curve": "figure"})
+    metrics, how, headline, (text, shown), (data, values), plot = recorded
     assert metrics == pytest.approx(
         {
             "home_ease___recency.hr_at_10": 0.625,
             "home_ease___recency.ndcg_at_10": table.rows[0]["ndcg_at_10"]["mean"],
         }
     )
-    how = {"settings.home_ease___recency": "fixed in the configuration: decay 0.5"}
-    assert rest == [how, ("curve", "figure"), (Path("folder"), "bundle")]
+    assert how == {"settings.home_ease___recency": "fixed in the configuration: decay 0.5"}
+    assert (headline, plot) == ("home_ease___recency.ndcg_at_10", ("curve", "figure"))
+    assert (text, data) == ("tables.txt", "tables.json")
+    assert "ease + recency" in shown
+    assert json.loads(values) == json.loads(json.dumps([table.to_dict()]))
 
 
 def test_the_stages_of_a_run():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_experiments_splits import CONFIG, event
+from test_experiments_leaks import CONFIG
+from test_experiments_splits import event
 from toy_data import rows_of, toy_catalog, toy_log
 
 from experiments.config import RunConfig

@@ -9,6 +9,7 @@ from experiments.statistics.off_policy import (
     checked_estimates,
     empirical_bernstein,
     estimates,
+    gains,
     overlap,
     point_estimates,
 )
@@ -122,3 +123,19 @@ def test_empirical_bernstein_by_hand():
     assert interval.mean == 1
     with pytest.raises(DataError, match="outside of the bounds"):
         empirical_bernstein(np.array([0.0, 3]), 2.0)
+
+
+def test_a_gain_is_the_mean_of_differences_and_nothing_where_policies_agree():
+    # ours shows the second row's item alone, theirs the first one's; of the third row neither or both show the item
+    rewards, logged, users = np.array([1.0, 2.0, 4.0]), np.array([0.5, 0.5, 0.5]), np.arange(3)
+    model = np.array([0.5, 1.0, 2.0])
+    ours = LoggedRows(rewards, logged, np.array([0.0, 1.0, 1.0]), users, model, np.array([3.0, 1.0, 2.0]))
+    theirs = LoggedRows(rewards, logged, np.array([1.0, 0.0, 1.0]), users, model, np.array([0.5, 0.0, 2.0]))
+    found = gains(ours, theirs)
+    assert list(found) == ["DM", "IPS", "clipped IPS", "DR", "Switch-DR"]
+    # DR: ours 3, 1 + 2, 6; theirs .5 + 1, 0, 6
+    means = {name: interval.mean for name, interval in found.items()}
+    assert means == pytest.approx(
+        {"DM": 3.5 / 3, "IPS": 2 / 3, "clipped IPS": 2 / 3, "DR": 4.5 / 3, "Switch-DR": 4.5 / 3}
+    )
+    assert {(interval.low, interval.high) for interval in gains(ours, ours).values()} == {(0.0, 0.0)}

@@ -1,38 +1,31 @@
-"""Offline experiments: the file, the groups of cells, what is computed again, the result, and the decision."""
+"""Offline experiments: the file, the groups of cells, what is computed again, and bundles."""
 
 import json
 import os
-import re
 from concurrent.futures.process import BrokenProcessPool
 from datetime import date
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
-import scipy.stats
 import yaml
-from toy_data import Lines, outcome_table, toy_config, write_tables
+from toy_data import Lines, toy_config, write_tables
 from typer.testing import CliRunner
 
 from experiments.config import load_config
 from experiments.dataset import load_dataset
-from experiments.evaluation.outcomes import read_outcomes, write_outcomes
+from experiments.evaluation.outcomes import read_outcomes
 from experiments.evaluation.verdict import DO_NOT, INCONCLUSIVE, SHIP, Rule, verdict
 from experiments.pipelines.experiment import cells as cells_module
 from experiments.pipelines.experiment.cells import cells_of, groups_of, run_group
 from experiments.pipelines.experiment.definition import load_experiment
-from experiments.pipelines.experiment.report import markdown, page, table
-from experiments.pipelines.experiment.result import result_of
 from experiments.pipelines.experiment.run import failed, run_experiment, run_groups
 from experiments.pipelines.fit import FittedOnce
-from experiments.statistics.significance import permutation_test
 from experiments.tracking.mlflow import NullTracker
 from features.errors import ConfigError, DataError, RecsysError
 from recsys.cli.main import app
-from recsys.cli.options import config_path
-from recsys.evaluation.bootstrap import Interval, bootstrap
+from recsys.evaluation.bootstrap import Interval
 
 DATA: Any = SimpleNamespace(hash="data")
 OTHER_DATA: Any = SimpleNamespace(hash="other data")
@@ -57,7 +50,7 @@ def write(folder, **sections):
 
 
 def read(path):
-    return load_experiment(path, config_path, {})
+    return load_experiment(path, {})
 
 
 def test_settings_of_a_variant_override_the_configuration(tmp_path):
@@ -213,122 +206,71 @@ def test_a_run_is_recorded_with_a_run_for_each_variant(tmp_path):
     result = run_experiment(experiment, tmp_path / "out", Recorder(runs), Lines(), jobs=2)
     whole, base, other = runs
     assert {run["experiment"] for run in runs} == {"toy"}
-    assert [run["tags"]["mlflow.runName"] for run in runs] == ["toy", "base", "b"]
+    titles = [run["tags"]["mlflow.runName"] for run in runs]
+    assert titles[0].startswith("toy 20")
+    assert titles[1:] == ["base", "b"]
     assert whole["artifacts"] == ["result.json", "result.md", "result.html"]
+    written = json.loads((tmp_path / "out" / "result.json").read_text())["variants"]
+    assert {name: facts["model"] for name, facts in written.items()} == {"base": "popular", "b": "item-knn"}
+    assert written["b"]["config"]["baselines"]["item-knn"]["k"] == 10
     assert whole["tags"]["decision.b"] == result.decisions[0]["decision"] == other["tags"]["decision"]
     assert base["tags"]["decision"] == "control"
     assert base["artifacts"] == other["artifacts"] == ["outcomes/seed-0"]
     names = {f"{at}.{metric}_at_10" for at in ("home", "again") for metric in ("hr", "ndcg")}
-    assert set(base["metrics"]) == names
-    assert set(other["metrics"]) == names | {
+    of_lists = {
+        f"{at}.{of}" for at in ("home", "again") for of in ("coverage", "novelty", "popularity", "cold_share")
+    }
+    assert set(base["metrics"]) == names | of_lists
+    assert set(other["metrics"]) == names | of_lists | {
         f"{name}.change.{of}" for name in names for of in ("mean", "low", "high")
     }
 
 
-def outcomes_of(tmp_path, ranks, **sections):
-    """The result of outcomes that are given: variant -> ranks of users u0, u1, … by seed."""
-    experiment = read(
-        write(
-            tmp_path, variants={name: {"set": {"reranker.trees": 2 + i}} for i, name in enumerate(ranks)}, **sections
-        )
+def test_a_bundle_is_a_variant(tmp_path):
+    """It is evaluated as it is, once for all seeds, and refused where it knows an event of the test window."""
+    write_tables(tmp_path / "data")
+    path = write(tmp_path, seeds=[0, 1], variants={"a": {"bundle": "current"}, "b": VARIANTS["popular"]})
+    trained = ["train", str(tmp_path / "toy.yaml"), "--no-track"]
+    assert CliRunner().invoke(app, trained, catch_exceptions=False).exit_code == 0
+    cells = cells_of(read(path), load_dataset(load_config(tmp_path / "toy.yaml", {})), tmp_path, Lines())
+    assert [(cell.variant, cell.seed) for cell in cells] == [("a", 0), ("a", 0), ("b", 0), ("b", 1)]
+    assert cells[0].path == cells[1].path
+    assert [len(group) for group in groups_of(cells)] == [1, 1, 1]
+    command = ["experiment", "run", str(path), "--out", str(tmp_path / "out"), "--jobs", "1", "--no-track"]
+    refused = CliRunner().invoke(app, command)
+    assert "was trained on" in str(refused.exception)
+    assert "events of the test window, up to " in str(refused.exception)
+    events = pl.read_csv(tmp_path / "data" / "events.csv")
+    later = events.with_columns(
+        pl.concat_str(pl.lit("n"), "user_id").alias("user_id"), pl.col("timestamp").str.replace("2024", "2025")
     )
-    cells = cells_of(experiment, DATA, tmp_path / "out", Lines())
-    for cell in cells:
-        rows = [(cell.variant, f"u{u}", "x", rank) for u, rank in enumerate(ranks[cell.variant][cell.seed])]
-        write_outcomes(cell.path, [outcome_table(rows)], {})
-    return result_of(experiment, cells, {"data_hash": "d", "code_version": "c", "seeds": [0, 1]})
+    pl.concat([events, later]).write_csv(tmp_path / "data" / "events.csv")
+    judged = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
+    assert {row["variant"] for row in json.loads(judged.stdout)["rows"]} == {"a", "b"}
 
 
-def test_the_result_by_hand(tmp_path):
-    # hits of 4 users: control 1 0 0 0 in both seeds; other 1 1 0 0 and 1 1 1 0
-    result = outcomes_of(tmp_path, {"a": [[1, 60, 60, 60]] * 2, "b": [[1, 1, 60, 60], [1, 1, 1, 60]]})
-    control, other = (row for row in result.rows if row["metric"] == "hr")
-    assert (control["mean"], control["change"]) == (0.25, None)
-    assert other["mean"] == pytest.approx(0.625)
-    assert other["change"]["mean"] == pytest.approx(0.375)
-    assert other["between_seeds"] == pytest.approx(np.std([0.25, 0.5], ddof=1))
-    assert other["p_adjusted"] >= other["p"]
-    # differences 0, 1, .5, 0 have a deviation of .4787; 2.801585 * .4787 / 2
-    assert other["detectable"] == pytest.approx(2.801585 * np.std([0, 1, 0.5, 0], ddof=1) / 2)
-    assert table(result).row_count == 4
-    assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
+@pytest.mark.parametrize("other", [{"set": {"towers.dimension": 8}}, {"model": "popular"}, {"rules": "rules.yaml"}])
+def test_a_bundle_is_evaluated_as_it_is(tmp_path, other):
+    with pytest.raises(ConfigError, match=r"variants.a: a bundle is evaluated as it is: remove"):
+        read(write(tmp_path, variants={"a": {"bundle": "current", **other}, "b": {}}))
 
 
-def test_segments_are_judged_on_their_own_events(tmp_path):
-    # 60 users with two events each, one of a cold item; the variant finds the cold items alone
-    experiment = read(write(tmp_path, seeds=[0], variants={"a": {}, "b": {"set": {"reranker.trees": 2}}}))
-    cells = cells_of(experiment, DATA, tmp_path / "out", Lines())
-    for cell in cells:
-        rows = [(cell.variant, f"u{u}", item, 60) for u in range(60) for item in "xy"]
-        is_cold = pl.col("item") == "y"
-        outcomes = outcome_table(rows).with_columns(
-            warm_item=~is_cold, warm_user=pl.lit(True), history=pl.when(pl.col("user") < "u2").then(3).otherwise(70)
-        )
-        hit = pl.when(is_cold).then(1.0).otherwise(60.0) if cell.variant == "b" else pl.lit(60.0)
-        write_outcomes(cell.path, [outcomes.with_columns(rank=hit).cast({"history": pl.Int32})], {})
-    result = result_of(experiment, cells, {"seeds": [0]})
-    means = {row["segment"]: row["mean"] for row in result.rows if (row["variant"], row["metric"]) == ("b", "hr")}
-    # 11 users before u2, too few; all users are known, which says no more than all
-    assert means == {"all": 0.5, "known items": 0, "cold items": 1, "50 events and more": 0.5}
-    p = {row["segment"]: (row["p"], row["p_adjusted"]) for row in result.rows if row["variant"] == "b"}
-    assert p["known items"] == (1, 1)
-    assert p["cold items"][1] == pytest.approx(6 / 4 * p["cold items"][0])  # 4 of 6 tests of segments are as small
+def test_the_cells_of_a_group_are_kept_as_they_are_done(tmp_path, monkeypatch):
+    write_tables(tmp_path / "data")
+    experiment = read(write(tmp_path, seeds=[0], variants={n: VARIANTS[n] for n in ("base", "small ranker")}))
+    dataset = load_dataset(next(iter(experiment.configs.values())))
+    (group,) = groups_of(cells_of(experiment, dataset, tmp_path, Lines()))
+    evaluate = cells_module._evaluate
 
+    def killed(cell, *others):
+        if cell.variant == "small ranker":
+            raise KeyboardInterrupt
+        return evaluate(cell, *others)
 
-def test_the_page_asks_no_other_host_and_escapes_names(tmp_path):
-    result = outcomes_of(tmp_path, {"a": [[40] * 30] * 2, "<b>": [[1] * 30] * 2})
-    text = page(result)
-    assert "<b>" not in text
-    assert "&lt;b&gt;: SHIP." in text
-    assert not re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!#)[^\"'>)]+", text)
-    assert text.count("<svg") == 2
-    assert text.count("<tr") == 1 + len(result.rows)
-    assert page(result) == text
-    assert "SHIP" in markdown(result)
-
-
-def test_the_page_in_a_browser(tmp_path, browser):
-    result = outcomes_of(tmp_path, {"a": [[40] * 30] * 2, "b": [[1] * 30] * 2})
-    (tmp_path / "result.html").write_text(page(result), encoding="utf-8")
-    grounds = []
-    for scheme in ("light", "dark"):
-        context = browser.new_context(color_scheme=scheme)
-        shown = context.new_page()
-        asked: list[str] = []
-        shown.on("request", lambda request, asked=asked: asked.append(request.url))
-        shown.goto((tmp_path / "result.html").as_uri())
-        grounds.append(shown.evaluate("getComputedStyle(document.body).backgroundColor"))
-        shown.get_by_role("button", name="mean").click()
-        means = [float(text) for text in shown.locator("td:nth-child(6)").all_inner_texts()]
-        assert means == sorted(means)
-        shown.get_by_role("button", name="mean").click()
-        assert [float(text) for text in shown.locator("td:nth-child(6)").all_inner_texts()] == means[::-1]
-        assert all(url.startswith("file:") for url in asked)
-        context.close()
-    assert grounds[0] != grounds[1]
-
-
-def test_seeds_that_differ_make_the_interval_wider(tmp_path):
-    rng = np.random.default_rng(0)
-    control = [[60] * 50] * 2
-    same = [list(rng.choice([1, 60], 50))] * 2
-    flipped = [same[0], [1] * 40 + [60] * 10]
-    narrow = outcomes_of(tmp_path / "n", {"a": control, "b": same}).rows[1]["change"]
-    wide = outcomes_of(tmp_path / "w", {"a": control, "b": flipped}).rows[1]["change"]
-    assert wide["high"] - wide["low"] > 1.5 * (narrow["high"] - narrow["low"])
-
-
-def test_outcomes_of_other_events_are_refused(tmp_path):
-    with pytest.raises(DataError, match="b, seed 1, was evaluated on other events than a"):
-        outcomes_of(tmp_path, {"a": [[1, 2]] * 2, "b": [[1, 2], [1, 2, 3]]})
-
-
-def test_the_decision_of_a_file(tmp_path):
-    better = {"a": [[40] * 30] * 2, "b": [[1] * 30] * 2}
-    (decision,) = outcomes_of(tmp_path / "1", better).decisions
-    assert (decision["variant"], decision["decision"]) == ("b", SHIP)
-    worse = {"a": better["b"], "b": better["a"]}
-    assert outcomes_of(tmp_path / "2", worse).decisions[0]["decision"] == DO_NOT
+    monkeypatch.setattr(cells_module, "_evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_group(group, dataset.hash, tmp_path / "lines")
+    assert [cell.path.exists() for cell in group] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -392,21 +334,6 @@ def test_after_a_failure_no_other_group_is_started(tmp_path):
         run_groups(groups_of(cells), "data", tmp_path / "out", Lines(), 1)
     assert len(list((tmp_path / "out").glob("*.log"))) < 8
     assert os.environ.get("POLARS_MAX_THREADS") == before
-
-
-def test_the_interval_of_few_seeds_by_hand(tmp_path):
-    # differences of ten users, the mean of two seeds: their means are .2 and .4
-    ranks = {"a": [[60] * 10] * 2, "b": [[1] * 2 + [60] * 8, [1] * 4 + [60] * 6]}
-    row = next(row for row in outcomes_of(tmp_path, ranks).rows if row["change"] and row["metric"] == "hr")
-    by_user = np.array([1, 1, 0.5, 0.5, 0, 0, 0, 0, 0, 0])
-    seeds, users = 0.02 / 2, by_user.var(ddof=1) / 10
-    error = (seeds + users) ** 0.5
-    freedom = error**4 / (seeds**2 / 1 + users**2 / 9)
-    by_seeds, over_users = 2 * scipy.stats.t.sf(0.3 / error, freedom), permutation_test(by_user, seed=0)
-    assert row["p"] == pytest.approx(max(by_seeds, over_users))
-    plain = bootstrap(by_user, seed=0)
-    wider = scipy.stats.t.ppf(0.975, freedom) * error / (scipy.stats.norm.ppf(0.975) * users**0.5)
-    assert row["change"]["low"] == pytest.approx(0.3 - wider * (0.3 - plain.low))
 
 
 def test_rules_that_are_wrong_are_refused_before_the_run(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from toy_data import START, Lines, toy_config, write_tables
 
 from experiments.config import load_config
 from experiments.dataset import load_dataset
+from experiments.evaluation.outcomes import read_outcomes
 from experiments.pipelines import train as train_module
 from experiments.pipelines.train import evaluate_run, train
 from experiments.splits import SplitConfig, window_cuts
-from experiments.tracking import plots
+from experiments.tracking import plots, versions
 from experiments.tracking.mlflow import NullTracker
 from features.errors import DataError
 from features.log.event_log import EventLog
@@ -33,7 +35,8 @@ class Recorder(NullTracker):
     """Keeps every call of the tracker."""
 
     def __init__(self):
-        self.started, self.figures, self.artifacts, self.values, self.finished = None, {}, [], [], []
+        self.started, self.figures, self.values, self.finished = None, {}, [], []
+        self.outcomes, self.texts, self.bundles = None, {}, []
 
     def start(self, experiment, parameters, tags):
         self.started = (experiment, parameters, tags)
@@ -42,7 +45,14 @@ class Recorder(NullTracker):
         self.values.append((dict(values), step))
 
     def artifact(self, path, folder=None):
-        self.artifacts.append((path, folder))
+        assert folder == "outcomes"
+        self.outcomes = read_outcomes(path)
+
+    def text(self, name, content):
+        self.texts[name] = content
+
+    def bundle(self, folder, *, current):
+        self.bundles.append((folder, current))
 
     def figure(self, name, figure):
         self.figures[name] = figure
@@ -117,7 +127,8 @@ def test_the_run_is_tracked(done):
     manifest = load_bundle(path).manifest
     assert experiment == "toy"
     assert parameters["training"]["epochs"] == 2
-    assert tags == {
+    assert re.fullmatch(r"train \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", tags["mlflow.runName"])
+    assert {key: tag for key, tag in tags.items() if key != "mlflow.runName"} == {
         "data_hash": manifest["data_hash"],
         "split_hash": manifest["split_hash"],
         "code_version": manifest["code_version"],
@@ -131,7 +142,12 @@ def test_the_run_is_tracked(done):
     assert {f"importance.{name}" for name in FEATURES} <= names
     drawn = {"learning_curve", "ndcg_by_history_length", "popularity_bias", "cold_items", "reliability"}
     assert set(tracker.figures) == drawn
-    assert tracker.artifacts == [(path, "bundle")]
+    assert tracker.bundles == [(path, True)]
+    assert json.loads(tracker.texts["tables.json"]) == manifest["metrics"]
+    assert "toy · again: repeats allowed" in tracker.texts["tables.txt"]
+    assert tracker.outcomes is not None
+    counts = dict(tracker.outcomes.group_by("placement").len().iter_rows())
+    assert counts == {table["placement"]: 4 * table["events"] for table in manifest["metrics"]}
     assert tracker.finished == [False]
 
 
@@ -297,15 +313,15 @@ def test_a_killed_training_leaves_the_old_bundle(done, moment):
 
 def test_changes_since_the_commit_are_another_version(monkeypatch):
     printed = {"describe": b"1a2b3c4\n", "diff": b""}
-    monkeypatch.setattr(train_module, "_git", lambda command, *_: printed[command])
-    versions = []
+    monkeypatch.setattr(versions, "_git", lambda command, *_: printed[command])
+    found = []
     for printed["diff"] in (b"", b"one change", b"another change"):
-        versions.append(train_module.code_version())
-    assert versions[0].endswith("+1a2b3c4")
-    assert len(set(versions)) == 3
-    assert all("+1a2b3c4-dirty." in version for version in versions[1:])
+        found.append(versions.code_version())
+    assert found[0].endswith("+1a2b3c4")
+    assert len(set(found)) == 3
+    assert all("+1a2b3c4-dirty." in version for version in found[1:])
 
 
 def test_a_run_needs_no_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert train_module.code_version().endswith("+unknown")
+    assert versions.code_version().endswith("+unknown")

@@ -171,6 +171,6 @@ def test_a_shard(tmp_path: Path, written: Written) -> None:
 
 def test_the_bundle_that_is_published(tmp_path: Path, written: Written) -> None:
     publish_bundle(tmp_path / "abc")
-    assert written() == ["."]
+    assert written() == ["published.jsonl", "."]
     assert os.readlink(tmp_path / "current") == "abc"
-    assert [path.name for path in tmp_path.iterdir()] == ["current"]
+    assert {path.name for path in tmp_path.iterdir()} == {"current", "published.jsonl"}

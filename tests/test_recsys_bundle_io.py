@@ -21,7 +21,7 @@ from features.interactions import Ragged
 from recsys.bundle import io as module
 from recsys.bundle.formats import checksum_of, fingerprint_of
 from recsys.bundle.io import load_bundle, save_bundle, trained_events
-from recsys.bundle.registry import current_bundle, publish_bundle
+from recsys.bundle.registry import HISTORY, current_bundle, publish_bundle
 from recsys.config import SourceQuotas
 from recsys.ranking.reranker import Reranker
 from recsys.towers.model import TwoTowers
@@ -333,7 +333,7 @@ def test_publish_switches_current(parts, tmp_path):
     assert current_bundle(tmp_path) == second
     assert load_bundle(current_bundle(tmp_path)).fingerprint == second.name
     assert (tmp_path / "current").readlink() == Path(second.name)  # relative, so that the folder can be moved
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["current", first.name, second.name])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["current", HISTORY, first.name, second.name])
 
 
 def test_without_a_published_bundle_the_error_says_what_to_do(tmp_path):
@@ -380,14 +380,17 @@ def test_a_kill_at_any_time_leaves_no_invalid_bundle(tmp_path, parts):
         [sys.executable, "-c", WRITER, str(tmp_path), "10", "4"], env=env, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    complete = [p for p in tmp_path.iterdir() if not p.name.startswith(".writing-") and p.name != "current"]
+    complete = [
+        p for p in tmp_path.iterdir() if not p.name.startswith(".writing-") and p.name not in (HISTORY, "current")
+    ]
     assert len(complete) >= 10
     for folder in complete:
         assert load_bundle(folder).fingerprint == folder.name
     assert load_bundle(current_bundle(tmp_path)).path in complete
     stage, catalog, statistics = parts
     fresh = save_bundle(tmp_path, catalog, stage, statistics, FACTS)
-    assert sorted(tmp_path.iterdir()) == sorted([*complete, fresh, tmp_path / "current"])  # the rest has been removed
+    there = sorted(path for path in tmp_path.iterdir() if path.name != HISTORY)
+    assert there == sorted([*complete, fresh, tmp_path / "current"])  # the rest has been removed
 
 
 STEPPER = """
@@ -436,7 +439,9 @@ def test_a_kill_before_any_line_leaves_no_invalid_bundle(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 30
-    complete = [p for p in tmp_path.iterdir() if not p.name.startswith(".writing-") and p.name != "current"]
+    complete = [
+        p for p in tmp_path.iterdir() if not p.name.startswith(".writing-") and p.name not in (HISTORY, "current")
+    ]
     assert len(complete) > 3  # those killed between rename and publication, and the last one
     for folder in complete:
         assert load_bundle(folder).fingerprint == folder.name

@@ -77,8 +77,8 @@ def test_train_succeeds_when_mlflow_is_down(folder, monkeypatch, caplog):
 
 
 def test_evaluate_prints_the_table_with_its_split_users_and_events(folder):
-    facts = json.loads(call("evaluate", folder / "toy.yaml", "--json").stdout)["tables"][0]
-    output = call("evaluate", folder / "toy.yaml").stdout
+    facts = json.loads(call("evaluate", folder / "toy.yaml", "--no-track", "--json").stdout)["tables"][0]
+    output = call("evaluate", folder / "toy.yaml", "--no-track").stdout
     assert f"split {facts['split_hashes'][0]}" in output
     assert f"{facts['users']} users" in output
     assert f"{facts['events']} test events" in output

@@ -112,7 +112,10 @@ def test_mistakes(log: Path, tmp_path: Path) -> None:
         run("prune")
 
 
-NO_LOG = "is no event log: it has none of events, exposures, items, corrections, media, vectors, readers, erased.json"
+NO_LOG = (
+    "is no event log: it has none of events, exposures, items, corrections, media, vectors, readers, erased.json, "
+    "audit.jsonl"
+)
 
 
 @pytest.mark.parametrize("arguments", [("status",), ("export", "--out", "exports"), ("prune",)])

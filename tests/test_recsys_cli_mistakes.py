@@ -134,7 +134,7 @@ CONFIGURATIONS = {
 """Configuration -> parts of the error of every command that takes one."""
 
 COMMANDS = (
-    *(("train", "--no-track"), ("evaluate",), ("tune", "--no-track"), ("embed",)),
+    *(("train", "--no-track"), ("evaluate", "--no-track"), ("tune", "--no-track"), ("embed",)),
     *(("data", "check"), ("data", "get")),
 )
 
@@ -159,7 +159,9 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-@pytest.mark.parametrize("command", [("train", "--no-track"), ("evaluate",), ("data", "check")], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [("train", "--no-track"), ("evaluate", "--no-track"), ("data", "check")], ids=" ".join
+)
 def test_faulty_tables_are_told_by_every_command(command: tuple[str, ...], name: str, tool: Tool) -> None:
     assert_told(tool(*command, name), *TABLES[name])
 

@@ -18,7 +18,10 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "data check": (["name"], {"--json": False}),
     "data get": (["name"], {"--force": False, "--json": False}),
     "embed": (["name"], {"--retry": False, "--refetch": False, "--json": False}),
-    "evaluate": (["name"], {"--outcomes": None, "--rules": None, "--json": False}),
+    "evaluate": (
+        ["name"],
+        {"--outcomes": None, "--rules": None, "--track/--no-track": True, "--json": False},
+    ),
     "events consume": (
         ["stream"],
         {
@@ -45,9 +48,32 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "--json": False,
         },
     ),
-    "experiment compare": (["first", "second"], {"--model": None, "--json": False}),
+    "experiment compare": (["first", "second"], {"--model": None, "--bundles": Path("bundles"), "--json": False}),
+    "experiment guard": (
+        [],
+        {
+            "--event": None,
+            "--within": "1h",
+            "--tolerated": 0.02,
+            "--every": None,
+            "--roll-back": False,
+            "--log": Path("state/log"),
+            "--bundles": Path("bundles"),
+            "--json": False,
+        },
+    ),
+    "experiment promote": (
+        ["result", "variant"],
+        {"--bundle": None, "--metric": None, "--bundles": Path("bundles")},
+    ),
+    "experiment reproduce": (["name"], {"--bundles": Path("bundles"), "--json": False}),
+    "experiment ope": (
+        ["outcomes"],
+        {"--event": None, "--bundle": [], "--bundles": Path("bundles"), "--log": None, "--json": False},
+    ),
     "experiment run": (["file"], {"--out": None, "--jobs": None, "--track/--no-track": True, "--json": False}),
     "experiment ui": ([], {"--port": 5000}),
+    "doctor": ([], {"--json": False}),
     "features backfill": (
         ["name"],
         {"--from": None, "--to": None, "--log": None, "--memory": "4G", "--json": False},
@@ -182,8 +208,13 @@ def test_arguments_as_the_help_shows_them() -> None:
         "experiment assignments": "FILE [USERS]",
         "experiment check": "FILE",
         "experiment compare": "A B",
+        "experiment guard": "",
+        "experiment promote": "RESULT VARIANT",
+        "experiment reproduce": "RUN",
+        "experiment ope": "outcomes",
         "experiment run": "file",
         "experiment ui": "",
+        "doctor": "",
         "features backfill": "CONFIG",
         "features refresh": "CONFIG",
         "features status": "CONFIG",
@@ -226,7 +257,7 @@ def test_every_path_is_found() -> None:
     assert sum("--bundles" in call for call in EMPTY) == sum(
         "--bundles" in options for _, options in COMMANDS.values()
     )
-    assert len(EMPTY) == 46
+    assert len(EMPTY) == 55
 
 
 @pytest.mark.parametrize("call", EMPTY, ids=" ".join)

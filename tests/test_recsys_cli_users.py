@@ -75,6 +75,17 @@ def test_erase(config: Path, tmp_path: Path, server: RedisServer) -> None:
     assert "u2" not in {str(value) for value in report.values()}
 
 
+def test_outcomes_of_runs_and_experiments_are_erased(config: Path) -> None:
+    files = (Path("mlruns/1/abc/artifacts/outcomes/outcomes.parquet"), Path("data/experiments/x/abc.parquet"))
+    for file in files:
+        file.parent.mkdir(parents=True)
+        pl.DataFrame({"user": ["u1", "u2"], "rank": [1.0, 2.0]}).write_parquet(file, metadata={"seed": "0"})
+    assert run("erase", "u1", "--config", str(config)).endswith("found nowhere\n")
+    for file in files:
+        assert pl.read_parquet(file).rows() == [("u2", 2.0)]
+        assert pl.read_parquet_metadata(file)["seed"] == "0"
+
+
 def test_what_is_left_ends_with_status_1(config: Path, tmp_path: Path) -> None:
     (tmp_path / "mlruns").mkdir()
     (tmp_path / "mlruns" / "note.txt").write_text("customer-17 complained")

@@ -15,6 +15,7 @@ from toy_service import NOW
 from typer.testing import CliRunner
 
 from features.errors import ConfigError
+from features.log.segments import is_log
 from recsys.cli.main import app as cli
 from serving.access.key_file import create_key
 from serving.access.origins import check_exposure
@@ -66,7 +67,7 @@ def test_names_in_the_header_host(steady: ServiceHarness, host: str, status: int
     assert response.status_code == status
     if status == 421:
         assert response.json()["error"]["code"] == "wrong_host"
-        assert "its setting HOSTS names the hosts" in response.json()["error"]["message"]
+        assert "can allow it by the setting HOSTS" in response.json()["error"]["message"]
         assert steady.client.get("/", headers={"Host": host}).status_code == 421  # the page, too
 
 
@@ -107,6 +108,7 @@ def test_pages_that_may_change_something(steady: ServiceHarness, origin: str, st
     assert response.status_code == status, response.text
     if status == 403:
         assert response.json()["error"]["code"] == "wrong_origin"
+        assert response.json()["error"]["message"].endswith("can allow them by the setting ORIGINS")
     assert steady.client.get("/v1/about", headers={"Origin": origin}).status_code == 200  # without leave to read it
 
 
@@ -324,6 +326,7 @@ def test_calls_of_administrators_are_kept(tmp_path: Path) -> None:
         assert re.fullmatch(r"/v1/users/[0-9a-f]{16}", path)
         assert b"example.org" not in audit.read_bytes()
         assert stat.S_IMODE(audit.stat().st_mode) == 0o600
+        assert is_log(audit.parent)
         audit.rename(audit.with_suffix(".1"))
         assert delete("/v1/items/never", admin) == 404
         assert len(lines_of(audit)) == 1

@@ -148,3 +148,10 @@ def test_a_method_that_a_path_does_not_take_is_told_with_those_it_takes(address:
         "message": "this path does not take POST; it takes GET",
         "place": "path",
     }
+
+
+def test_http_1_1_demands_a_host_and_1_0_does_not(address: tuple[str, int]) -> None:
+    status, _, response = send(address, b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
+    assert (status, response["error"]["code"]) == (400, "bad_host")
+    status, _, response = send(address, b"GET /healthz HTTP/1.0\r\n\r\n")
+    assert (status, response) == (200, {"status": "up"})

@@ -43,20 +43,20 @@ def test_the_page_asks_for_a_key_and_says_what_it_may_not(tmp_path: Path, browse
             page.click("#unlock button")
 
         page.goto(f"{url}/?user=eve")
-        page.wait_for_function("document.getElementById('hint').textContent.includes('the call needs an API key')")
+        page.wait_for_selector("#hint:has-text('the call needs an API key')")
         use("rk_wrong")
-        page.wait_for_function("document.getElementById('hint').textContent.includes('the API key is not known')")
+        page.wait_for_selector("#hint:has-text('the API key is not known')")
         use(f" {reader}\n")
         page.wait_for_selector("#picks .card")
         assert page.is_hidden("#unlock")
-        page.wait_for_function(
-            "document.querySelector('#picks [data-item=i0] img').naturalWidth === 8"
-        )  # with the key
+        page.wait_for_selector('#picks [data-item="i0"] img[src^="blob:"]')  # fetched with the key
+        assert (
+            page.eval_on_selector('#picks [data-item="i0"] img', "img => img.decode().then(() => img.naturalWidth)")
+            == 8
+        )
         page.wait_for_selector('#picks [data-item="i2"] .tile')  # a picture that there is not
         page.click('#picks [data-item="i20"] .hit')
-        page.wait_for_function(
-            "document.getElementById('toast').textContent.includes('needs a key of the role write')"
-        )
+        page.wait_for_selector("#toast:has-text('needs a key of the role write')")
         page.evaluate("sessionStorage.clear()")
         page.reload()
         use(writer)

@@ -194,3 +194,12 @@ def outcome_table(rows):
         },
         schema=SCHEMA,
     )
+
+
+def rows_of_targets(targets):
+    """Every target as (user, as_of, seen items, items of positive events, item), sorted."""
+    seen, positives = rows_of(targets.states.seen_items()), rows_of(targets.states.positives())
+    return sorted(
+        (int(targets.states.users[s]), int(targets.states.as_of[s]), tuple(seen[s]), tuple(positives[s]), int(i))
+        for s, i in zip(targets.state, targets.item, strict=True)
+    )

@@ -38,6 +38,7 @@ BENCHES: dict[str, str] = {
     "log": "experiments.bench.storage.log:run",
     "rerank": "experiments.bench.rerank:run",
     "statistics": "experiments.bench.statistics:run",
+    "loop": "experiments.bench.loop.benchmark:run",
 }
 """Name -> "module:function", imported when it is run; function(short: bool, **options) -> Result."""
 

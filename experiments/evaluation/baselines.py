@@ -13,8 +13,9 @@ import numpy as np
 from experiments.config import RunConfig
 from experiments.dataset import Dataset
 from experiments.evaluation.choice import Choice
+from experiments.evaluation.leaks import check_no_leak
 from experiments.evaluation.ranking import headline_metrics
-from experiments.splits import Split, check_no_leak
+from experiments.splits import Split, check_split
 from features.catalog import item_texts
 from features.errors import ConfigError, FileError, describe_os_error
 from features.files import put_file
@@ -76,6 +77,8 @@ def fit_chosen(
     Raises LeakError, see `check_no_leak`; DependencyError and DataError where the baseline cannot be fitted on such
     data; FileError.
     """
+    for split in splits.values():
+        check_split(dataset.events, split)
     fixed = config.baselines[name]
     grid = _grid(name, fixed, dataset)
     rules = {placement.repeats: splits[at] for at, placement in config.data.placements.items() if at in splits}
@@ -95,7 +98,7 @@ def fit_chosen(
         started = time.perf_counter()
         if (known := json.dumps(arguments)) not in models:
             model = fit_baseline(name, arguments, dataset, split.train)
-            check_no_leak(split.cut, **{name: model})
+            check_no_leak(split.train, split.cut, **{name: model})
             models[known] = model, time.perf_counter() - started
         model, fit_seconds = models[known]
         applied = {key: value for key, value in choice.chosen.items() if key in grid.applied}
@@ -125,7 +128,7 @@ def _try_all(name: str, config: RunConfig, grid: Grid, dataset: Dataset, rules: 
     first = next(iter(rules.values()))
     for fitted, applied in grid.combinations():
         model = fit_baseline(name, config.baselines[name] | fitted, dataset, first.fit)
-        check_no_leak(first.validation_cut, vocabulary=dataset, **{name: model})
+        check_no_leak(first.fit, first.validation_cut, vocabulary=dataset, **{name: model})
         for settings in applied:
             tried.append(fitted | settings)
             for repeats, sample in targets.items():

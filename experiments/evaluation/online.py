@@ -60,11 +60,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Analysis:
-    """users: of each arm; sample_ratio_p: p-value of these numbers by the planned shares. Left out: in_several: users
-    whom several arms answered; anonymous, open_rows: rows without a user, and rows whose window is still open."""
+    """users: of each arm; bundles: fingerprints of the answers of each arm; sample_ratio_p: p-value of the numbers of
+    users by the planned shares. Left out: in_several: users whom several arms answered; anonymous, open_rows: rows
+    without a user, and rows whose window is still open."""
 
     control: str
     users: Mapping[str, int]
+    bundles: Mapping[str, list[str]]
     sample_ratio_p: float
     in_several: int
     anonymous: int
@@ -157,6 +159,7 @@ def analyse(
     return Analysis(
         control,
         assigned,
+        dict(known.group_by("arm").agg(pl.col("fingerprint").unique().sort()).sort("arm").iter_rows()),
         sample_ratio_mismatch(*_as_planned(assigned, shares or dict.fromkeys(counts, 1.0), path)),
         len(several),
         int(complete.get_column(USER).null_count()),

@@ -166,7 +166,8 @@ class PairedComparison:
 
 
 def compare_outcomes(a: Path, b: Path, *, model: str | None = None, seed: int = 0) -> PairedComparison:
-    """B against A for each model that both files have, or for one of them.
+    """B against A for each model that both files have, or for one of them; files of one model each are compared
+    whatever its name.
 
     The figure of a user is the mean over the events of that user that both files have. Intervals are over users.
     p-values are adjusted for all models, placements and metrics that are compared: with many, some differ by chance.
@@ -174,6 +175,9 @@ def compare_outcomes(a: Path, b: Path, *, model: str | None = None, seed: int = 
     """
     tables = [read_outcomes(path) for path in (a, b)]
     names = [list(table.get_column("model").unique(maintain_order=True)) for table in tables]
+    if model is None and names[0] != names[1] and len(names[0]) == len(names[1]) == 1:
+        names = [[f"{names[1][0]} against {names[0][0]}"]] * 2
+        tables = [table.with_columns(pl.lit(names[0][0]).alias("model")) for table in tables]
     common = [name for name in names[0] if name in names[1] and model in (None, name)]
     if not common:
         available = "; ".join(f"{path}: {', '.join(models)}" for path, models in zip((a, b), names, strict=True))

@@ -9,9 +9,10 @@ import numpy as np
 from rich.table import Table
 
 from experiments.evaluation.choice import Choice, describe_choices
-from experiments.splits import Split, Targets
+from experiments.splits import Split, Targets, check_histories
 from features.arrays import Bools, Doubles, Ints
 from features.catalog import Catalog
+from features.errors import LeakError
 from features.ids import mix_keys
 from features.instants import DAY
 from features.interactions import UserStates
@@ -46,7 +47,8 @@ class Outcome:
     warm_user, warm_item (m,) bool: the user or the item has a positive event before the cut;
     history (m,): number of positive events of the user before the target; seconds: time of fitting;
     coverage, novelty (bits), diversity, popularity (percentile): means over windows or lists.
-    choices: of a baseline, how its settings were chosen in each window.
+    choices: of a baseline, how its settings were chosen in each window; cold_share: share of cold items among the
+    first K of the lists.
     """
 
     name: str
@@ -63,6 +65,13 @@ class Outcome:
     diversity: float
     popularity: float
     choices: tuple[Choice, ...] = ()
+    cold_share: float = float("nan")
+
+    @property
+    def of_lists(self) -> dict[str, float]:
+        """The figures of the lists, by name."""
+        names = ("coverage", "novelty", "diversity", "popularity", "cold_share")
+        return {name: getattr(self, name) for name in names}
 
     def per_user(self, metric: str, keep: Bools | None = None) -> Doubles:
         """hr, ndcg or mrr at K of each user, in the order of the user rows: (u,). keep (m,): targets that count."""
@@ -91,8 +100,10 @@ def evaluate(
     """Rank all items for every state of `targets`; seen items are excluded unless repeats are allowed.
 
     All items are those published at the time of the state, see `published_batches`; allow (n,) restricts them
-    further. rules: see `rank_targets`.
+    further. rules: see `rank_targets`. Raises LeakError when a history holds what comes later, or a list an item that
+    is published later.
     """
+    check_histories(targets, split.cut)
     ranks, rows = rank_targets(recommender, targets, catalog, repeats=repeats, allow=allow, rules=rules)
     counts = np.bincount(split.train.positives().items, minlength=len(catalog))
     active = np.bincount(split.train.positives().users, minlength=split.train.n_users) > 0
@@ -110,6 +121,7 @@ def evaluate(
         novelty=_mean(metrics.novelty(rows, counts)),
         diversity=_mean(metrics.diversity(rows, catalog.content)) if catalog.has_content.any() else float("nan"),
         popularity=_mean(metrics.popularity_percentile(rows, counts)),
+        cold_share=_mean((counts[rows[rows >= 0]] == 0).astype(np.float64)),
     )
 
 
@@ -151,12 +163,26 @@ def rank_targets(
             recommender, batch, DEPTH, groups, ruling, allow=allowed, exclude=seen, draws=draws
         )
         candidates = candidates if rules is None else _by_place(candidates)
+        _check_listed(recommender, candidates.rows, allowed, int(batch.as_of[0]), catalog)
         row_in_batch[rows] = np.arange(len(rows))
         chosen = np.flatnonzero(row_in_batch[targets.state] >= 0)
         ranks[chosen] = metrics.target_ranks(candidates, row_in_batch[targets.state[chosen]], targets.item[chosen])
         lists[rows] = candidates.rows[:, :K]
         row_in_batch[rows] = -1
     return ranks, lists
+
+
+def _check_listed(recommender: Recommender, rows: Ints, allowed: Bools, as_of: int, catalog: Catalog) -> None:
+    """Raise LeakError when lists (b, k) have an item that could not be recommended on the day of `as_of` (µs)."""
+    listed = rows[rows >= 0]
+    if (wrong := listed[~allowed[listed]]).size:
+        row, day = int(wrong[0]), as_of // DAY
+        published = int(catalog.published[row]) // DAY
+        reason = f"was published on {np.datetime64(published, 'D')}" if published > day else "was not allowed"
+        name, item, listed_on = type(recommender).__name__, catalog.ids.ids[row], np.datetime64(day, "D")
+        raise LeakError(
+            f"leak: {name} lists the item {item!r}, which {reason}, on {listed_on}: return only items of `allow`"
+        )
 
 
 def _by_place(slates: Candidates) -> Candidates:
@@ -216,6 +242,7 @@ def join_windows(windows: Sequence[Outcome]) -> Outcome:
         mean(lambda w: w.diversity),
         mean(lambda w: w.popularity),
         tuple(choice for w in windows for choice in w.choices),
+        mean(lambda w: w.cold_share),
     )
 
 

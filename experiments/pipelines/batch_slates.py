@@ -132,8 +132,11 @@ def _no_rows(dataset: Dataset, until: int, placement: str) -> str:
     return f"the users have seen all items, and placement {placement} has no repeats: set `repeats` or choose another"
 
 
-def load_served(bundle: Bundle, progress: StartProgress) -> Dataset:
-    """The current tables and log, in the rows of the bundle's catalogue, without items that the bundle lacks."""
+def load_served(bundle: Bundle, progress: StartProgress, log: Path | None = None) -> Dataset:
+    """The current tables and log, in the rows of the bundle's catalogue, without items that the bundle lacks.
+
+    log: folder of the event log, None for that of the bundle's configuration.
+    """
     try:
         config = RunConfig.model_validate(bundle.manifest["config"])
     except ValidationError as error:
@@ -141,6 +144,8 @@ def load_served(bundle: Bundle, progress: StartProgress) -> Dataset:
         place = ".".join(map(str, first.place))
         where = f"{place} in its configuration" if place else "its configuration"
         raise BundleError(f"{bundle.path}: {where}: {first.reason}; train again") from None
+    if log is not None:
+        config = config.changed({"data.log": str(log)})
     check_log(config.data.log)
     dataset = extend_dataset(bundle.catalog, load_dataset(config, progress), int(np.iinfo(np.int64).max))
     if len(dataset.catalog) != len(bundle.catalog):

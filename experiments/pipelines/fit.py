@@ -6,10 +6,11 @@ from typing import Any
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset
+from experiments.evaluation.leaks import check_no_leak, check_vocabulary
 from experiments.evaluation.lifts import Judgement
 from experiments.evaluation.ranking import headline_metrics
 from experiments.pipelines.reranking import train_reranker
-from experiments.splits import Split, check_no_leak
+from experiments.splits import Split, check_split
 from features.arrays import Floats
 from features.catalog import Catalog
 from features.interactions import Interactions
@@ -123,7 +124,8 @@ def select_model(
         report=report,
         progress=progress,
     )
-    check_no_leak(split.validation_cut, vocabulary=dataset, selection=selection)
+    past = split.fit if split.validation_cut is None else dataset.events.before(split.validation_cut)
+    check_no_leak(past, split.validation_cut, vocabulary=dataset, selection=selection)
     if config.reranker is None:
         return SelectedModel(selection, None)
     placement = place_cold_items(selection.model, dataset.catalog, split.fit, price=0, seed=config.seed)
@@ -184,15 +186,20 @@ def train_two_stage(
     fit: `fit_towers`, or one that shares towers (`FittedOnce`). Raises LeakError, see `check_no_leak`.
     """
     split = next(iter(splits.values()))
+    for other in splits.values():
+        check_split(dataset.events, other)
+    check_vocabulary(dataset, split.validation_cut, config.data.min_train_events)
     selected = select_model(config, dataset, splits, report, progress, fit)
     refit = split.cut is not None
     trained = fit_selected(config, dataset, split.train, selected, report, progress, refit=refit, fit=fit)
     check_no_leak(
+        split.train if split.cut is None else dataset.events.before(split.cut),
         split.cut,
         vocabulary=dataset,
         towers=trained.towers,  # covers their negatives, which are drawn from the vocabulary
         popularity=trained.retrieval.fallback,
         features=trained.statistics,
+        recommender=trained.recommender,
     )
     return selected, trained
 

@@ -14,13 +14,14 @@ import numpy as np
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, encode_contents, extend_dataset, with_catalog
 from experiments.evaluation.decision import MIN_USERS
+from experiments.evaluation.leaks import check_no_leak
 from experiments.evaluation.other_catalog import InCatalog
 from experiments.evaluation.ranking import Comparison, evaluate
 from experiments.pipelines.fit import RERANKED, TOWERS, FittedRecommender, select_model
 from experiments.pipelines.rolling_windows import evaluation_windows
 from experiments.pipelines.train import comparison, format_line, refit_on_all_events
 from experiments.pipelines.warm_start import check_compatible, continue_training, new_to, report_reranker
-from experiments.splits import Split, check_no_leak, targets
+from experiments.splits import Split, targets
 from experiments.tracking.progress import Reporter
 from features.arrays import Bools
 from features.catalog import Catalog
@@ -138,7 +139,9 @@ def compare_with_served(
     held-back event.
     """
     data, fitted = candidate.dataset, candidate.fitted
+    whole = with_catalog(dataset, data.catalog)
     check_no_leak(
+        whole.events.before(held_back.cut),
         held_back.cut,
         vocabulary=data,
         towers=fitted.towers,
@@ -146,7 +149,6 @@ def compare_with_served(
         features=fitted.statistics,
         recommender=fitted.recommender,
     )
-    whole = with_catalog(dataset, data.catalog)
     events = whole.events
     other = InCatalog(served.recommender, served.catalog.ids, data.catalog.ids)
     only = new_to(served, whole) & other.common[events.items]

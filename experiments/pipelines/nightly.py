@@ -31,8 +31,6 @@ from experiments.pipelines.train import (
     comparison,
     fit_and_evaluate,
     manifest_facts,
-    metric_name,
-    record_run,
     refit_on_all_events,
     report_dataset,
     run_tags,
@@ -42,6 +40,7 @@ from experiments.pipelines.warm_start import check_comparable, continued_from, n
 from experiments.preflight import preflight, publishing
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
+from experiments.tracking.record import metric_name, record_tables, run_name
 from features.errors import ConfigError, describe_os_error
 from features.progress import StartProgress
 from recsys.bundle.io import load_bundle
@@ -66,7 +65,7 @@ def nightly(
     with publishing(config):
         served = _served(config)
         night = Night(config.name, served, served)
-        tracker.start(config.name, config.recorded(), {"nightly": "running"})
+        tracker.start(config.name, config.recorded(), {"nightly": "running"} | run_name("nightly"))
         try:
             _Loop(config, tracker, reporter, redis_url, full_every, night).run()
         except BaseException as error:
@@ -220,14 +219,16 @@ class _Loop:
             facts = manifest_facts(config, dataset, tables) | facts
             path = write_bundle(config, data, trained, facts)
             night.tables = [table.to_dict() for table in tables]
-            record_run(self.tracker, tables, {}, path)
+            record_tables(self.tracker, tables, {})
             night.current = _served(config)
             if night.current != night.served:
                 night.status = REFUSED
                 night.reason = f"{night.current} was published meanwhile; {path.name} was not judged against it"
                 step |= {"status": SKIPPED, "note": night.reason}
+                self.tracker.bundle(path, current=False)
                 return
-            publish_bundle(path)
+            publish_bundle(path, "recsys nightly")
+            self.tracker.bundle(path, current=True)
             night.status, night.current = PUBLISHED, path.name
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experiments.config import RunConfig
+from experiments.evaluation.leaks import check_no_leak
 from experiments.evaluation.lifts import Judgement, choose_lift, lift_results
 from experiments.evaluation.ranking import published_batches
-from experiments.splits import Split, Targets, check_no_leak
+from experiments.splits import Split, Targets
 from features.arrays import Doubles, Floats, Ints
 from features.catalog import Catalog
 from recsys.config import RerankerConfig
@@ -31,7 +32,7 @@ def train_reranker(
     assert config.reranker is not None
     split = next(iter(splits.values()))
     features = PairFeatures.of(catalog, retrieval.vectors, split.fit)
-    check_no_leak(split.validation_cut, features=features)
+    check_no_leak(split.fit, split.validation_cut, features=features)
     queries = [
         _queries(config, config.reranker, features, placement_split, name, retrieval, share=len(splits))
         for name, placement_split in splits.items()

@@ -1,23 +1,21 @@
 """A training run: read the data, fit and evaluate the models, refit on all events, write a bundle."""
 
-import hashlib
 import itertools
-import subprocess
 import time
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from pydantic_core import to_json, to_jsonable_python
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset, encode_contents, keep_frequent, load_dataset
 from experiments.evaluation.baselines import FittedBaseline, fit_chosen
 from experiments.evaluation.choice import Choice, describe_choices
-from experiments.evaluation.outcomes import check_replaceable, outcome_rows, write_outcomes
+from experiments.evaluation.outcomes import check_replaceable, outcome_rows
 from experiments.evaluation.ranking import Comparison, Outcome, RulesAt, evaluate, join_windows
 from experiments.pipelines.fit import (
     RERANKED,
@@ -32,8 +30,10 @@ from experiments.pipelines.rolling_windows import evaluation_windows
 from experiments.preflight import preflight, publishing
 from experiments.splits import Split
 from experiments.tracking import plots
-from experiments.tracking.mlflow import Tracker
+from experiments.tracking.mlflow import NullTracker, Tracker
 from experiments.tracking.progress import Reporter, Stages
+from experiments.tracking.record import record_outcomes, record_tables, run_name
+from experiments.tracking.versions import code_version, environment
 from features.errors import DataError, DependencyError
 from recsys.bundle.io import save_bundle
 from recsys.bundle.registry import publish_bundle
@@ -68,13 +68,15 @@ def _train(config: RunConfig, tracker: Tracker, reporter: Reporter, publish: boo
     kept = encode_contents(kept, config, reporter.steps)
     report_window(config, kept, reporter)
     first = next(iter(splits.values()))
-    tracker.start(config.name, config.recorded(), run_tags(config, dataset) | {"split_hash": first.hash})
+    tags = run_tags(config, dataset) | {"split_hash": first.hash}
+    tracker.start(config.name, config.recorded(), tags | run_name("train"))
     try:
         stages.next()
         outcomes, selected, trained = fit_and_evaluate(config, kept, splits, reporter, tracker)
         tables = [
             comparison(config, name, [split], outcomes[name], config.baselines) for name, split in splits.items()
         ]
+        record_outcomes(tracker, window_rows(kept, outcomes), outcome_facts(config, dataset))
         if first.cut is not None:
             stages.next()
             kept, trained = refit_on_all_events(config, dataset, kept, selected, reporter)
@@ -82,9 +84,10 @@ def _train(config: RunConfig, tracker: Tracker, reporter: Reporter, publish: boo
         facts = manifest_facts(config, dataset, tables)
         path = write_bundle(config, kept, trained, facts, continues=first.cut is not None)
         if publish:
-            publish_bundle(path)
+            publish_bundle(path, "recsys train")
         figures = plots.draw(selected.selection.history, tables[0].outcomes, selected.judgement)
-        record_run(tracker, tables, figures, path)
+        record_tables(tracker, tables, figures)
+        tracker.bundle(path, current=publish)
         if selected.reranker is not None:
             tracker.metrics({f"importance.{name}": share for name, share in selected.reranker.importance.items()})
     except BaseException:
@@ -123,13 +126,19 @@ def refit_on_all_events(
 
 
 def evaluate_run(
-    config: RunConfig, reporter: Reporter, *, outcomes_file: Path | None = None, rules_file: Path | None = None
+    config: RunConfig,
+    reporter: Reporter,
+    *,
+    tracker: Tracker | None = None,
+    outcomes_file: Path | None = None,
+    rules_file: Path | None = None,
 ) -> list[Comparison]:
     """Fit the baselines and the recommender separately in every window; returns one table for each placement.
 
-    outcomes_file: where the rank of every event is written to, see `write_outcomes`. rules_file: a shop's rules; the
-    recommender is evaluated with them as well.
+    tracker: None records nothing. outcomes_file: where the rank of every event is written to, see `write_outcomes`.
+    rules_file: a shop's rules; the recommender is evaluated with them as well.
     """
+    tracker = tracker or NullTracker()
     preflight(config, cache=True, outcomes=outcomes_file)
     rules = None if rules_file is None else load_rules(rules_file)
     if outcomes_file is not None:
@@ -137,30 +146,52 @@ def evaluate_run(
     dataset = load_dataset(config, reporter.steps)
     report_dataset(dataset, reporter)
     windows = evaluation_windows(config, dataset)
-    outcomes_by_placement: dict[str, list[list[Outcome]]] = {name: [] for name in config.data.placements}
-    rows = []
-    for number, (kept, splits) in enumerate(windows, 1):
-        reporter.say(
-            f"window {number} of {len(windows)}: {len(kept.catalog):,} items, {kept.left_out:,} events left out"
-        )
-        kept = encode_contents(kept, config, reporter.steps)
-        for name, outcomes in fit_and_evaluate(config, kept, splits, reporter, None, rules)[0].items():
-            outcomes_by_placement[name].append(outcomes)
-            rows += [outcome_rows(outcome, name, number, kept.users, kept.catalog.ids) for outcome in outcomes]
-    if outcomes_file is not None:
-        write_outcomes(
-            outcomes_file, rows, {"config": to_json(config.recorded()).decode()} | run_tags(config, dataset)
-        )
+    hashes = ", ".join(split.hash for _, splits in windows for split in splits.values())
+    tags = run_tags(config, dataset) | {"split_hash": hashes} | ({"rules": str(rules_file)} if rules_file else {})
+    tracker.start(config.name, config.recorded(), tags | run_name("evaluate"))
+    try:
+        outcomes_by_placement: dict[str, list[list[Outcome]]] = {name: [] for name in config.data.placements}
+        rows = []
+        for number, (kept, splits) in enumerate(windows, 1):
+            reporter.say(
+                f"window {number} of {len(windows)}: {len(kept.catalog):,} items, {kept.left_out:,} events left out"
+            )
+            kept = encode_contents(kept, config, reporter.steps)
+            outcomes = fit_and_evaluate(config, kept, splits, reporter, None, rules)[0]
+            rows += window_rows(kept, outcomes, number)
+            for name, outcomes_of_window in outcomes.items():
+                outcomes_by_placement[name].append(outcomes_of_window)
+        record_outcomes(tracker, rows, outcome_facts(config, dataset), outcomes_file)
+        tables = [
+            comparison(
+                config,
+                name,
+                [splits[name] for _, splits in windows],
+                _in_all_windows(outcomes_of_windows),
+                config.baselines,
+            )
+            for name, outcomes_of_windows in outcomes_by_placement.items()
+        ]
+        record_tables(tracker, tables, plots.draw([], tables[0].outcomes))
+    except BaseException:
+        tracker.finish(failed=True)
+        raise
+    tracker.finish()
+    return tables
+
+
+def window_rows(dataset: Dataset, outcomes: dict[str, list[Outcome]], window: int = 1) -> list[pl.DataFrame]:
+    """The rows for `write_outcomes` of one window; outcomes: by placement."""
     return [
-        comparison(
-            config,
-            name,
-            [splits[name] for _, splits in windows],
-            _in_all_windows(outcomes_of_windows),
-            config.baselines,
-        )
-        for name, outcomes_of_windows in outcomes_by_placement.items()
+        outcome_rows(outcome, placement, window, dataset.users, dataset.catalog.ids)
+        for placement, of in outcomes.items()
+        for outcome in of
     ]
+
+
+def outcome_facts(config: RunConfig, dataset: Dataset) -> dict[str, str]:
+    """What a file of outcomes says of itself."""
+    return {"config": to_json(config.recorded()).decode()} | run_tags(config, dataset)
 
 
 def _in_all_windows(windows: list[list[Outcome]]) -> list[Outcome]:
@@ -292,6 +323,7 @@ def manifest_facts(config: RunConfig, dataset: Dataset, tables: list[Comparison]
         "data_hash": dataset.hash,
         "split_hash": tables[0].hashes[0] if tables else None,
         "code_version": code_version(),
+        "environment": environment(),
         "seed": config.seed,
         "metrics": [table.to_dict() for table in tables],
     }
@@ -314,24 +346,6 @@ def write_bundle(
         dataset.space,
         dataset.event_keys() if continues else None,
     )
-
-
-def record_run(tracker: Tracker, tables: list[Comparison], figures: dict[str, Any], bundle: Path) -> None:
-    """Record the final metrics, the plots and the bundle in the tracker."""
-    for table in tables:
-        for row in table.rows:
-            name = metric_name(f"{table.placement}.{row['name']}")
-            tracker.metrics({f"{name}.{key}": row[key]["mean"] for key in ("hr_at_10", "ndcg_at_10")})
-        settings = {metric_name(f"{table.placement}.{name}"): text for name, text in table.settings.items()}
-        tracker.tags({f"settings.{name}": text for name, text in settings.items()})
-    for plot, figure in figures.items():
-        tracker.figure(plot, figure)
-    tracker.artifact(bundle, "bundle")
-
-
-def metric_name(text: str) -> str:
-    """A text with the characters alone that a name of a metric may have."""
-    return "".join(c if c.isalnum() else "_" for c in text)
 
 
 def run_tags(config: RunConfig, dataset: Dataset) -> dict[str, str]:
@@ -359,24 +373,3 @@ def report_dataset(dataset: Dataset, reporter: Reporter) -> None:
         f"{events.n_users:,} users, {events.n_items:,} items, {len(events):,} events, "
         f"{int(events.positive.sum()):,} positive; data {dataset.hash}"
     )
-
-
-def code_version() -> str:
-    """Version of the package and git commit, e.g. 0.1.0+1a2b3c4; "unknown" in place of the commit without git.
-
-    Where tracked files have been changed since, "-dirty" and a digest of the changes follow.
-    """
-    try:
-        commit = _git("describe", "--always", "--exclude", "*").decode().strip()
-        changes = _git("diff", "HEAD")
-    except OSError:  # git is not installed
-        commit, changes = "", b""
-    if changes:
-        commit += f"-dirty.{hashlib.sha256(changes).hexdigest()[:8]}"
-    return f"{metadata.version('onespace-recsys')}+{commit or 'unknown'}"
-
-
-def _git(*arguments: str) -> bytes:
-    """What git prints about the checkout that this file is in; nothing where it is in none."""
-    folder = Path(__file__).resolve().parent
-    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=False).stdout

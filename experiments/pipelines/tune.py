@@ -32,6 +32,7 @@ from experiments.preflight import preflight
 from experiments.splits import Split
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
+from experiments.tracking.record import run_name
 from features.errors import ConfigError, FileError, describe_sqlite_error
 from recsys.towers import distributed
 
@@ -116,7 +117,7 @@ def tune(
     step = reporter.steps("trials", trials)
     step(n_before := len(study.get_trials(states=ENDED)))
     started = time.monotonic()
-    tracker.start(f"{config.name} tune", config.recorded(), facts)
+    tracker.start(f"{config.name} tune", config.recorded(), facts | run_name("tune"))
     try:
         for _ in range(n_before, trials):
             late = minutes is not None and time.monotonic() - started > 60 * minutes
@@ -217,7 +218,8 @@ def _run_trial(
     settings = {key: _rounded(value, _configured(config, key)) for key, value in trial.params.items()}
     trial_config = config.changed(settings).model_copy(update={"reranker": None})
     trial.set_user_attr("settings", settings)
-    tracker.start(f"{config.name} tune", settings, {"trial": str(trial.number)})
+    tags = {"trial": str(trial.number), "mlflow.runName": f"trial {trial.number}"}
+    tracker.start(f"{config.name} tune", settings, tags)
     lines: list[dict[str, float]] = []
 
     def report(line: dict[str, float]) -> None:

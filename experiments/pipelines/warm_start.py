@@ -20,7 +20,6 @@ from experiments.pipelines.train import (
     comparison,
     format_line,
     manifest_facts,
-    record_run,
     report_dataset,
     run_tags,
     write_bundle,
@@ -29,6 +28,7 @@ from experiments.preflight import preflight, publishing
 from experiments.splits import Split, targets
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
+from experiments.tracking.record import record_tables, run_name
 from features.arrays import Bools
 from features.catalog import Catalog
 from features.errors import BundleError, ConfigError, DataError, SpaceError
@@ -77,7 +77,8 @@ def _train_from(
     check_comparable(config, bundle)
     check_compatible(config, bundle)
     dataset, new = load_extended(config, bundle, reporter)
-    tracker.start(config.name, config.recorded(), run_tags(config, dataset) | {"from": bundle.fingerprint})
+    tags = run_tags(config, dataset) | {"from": bundle.fingerprint} | run_name(f"train from {bundle.fingerprint}")
+    tracker.start(config.name, config.recorded(), tags)
     try:
         tables = evaluate_previous(config, bundle, dataset, reporter)
         report_reranker(config, bundle, reporter)
@@ -85,8 +86,9 @@ def _train_from(
         facts = manifest_facts(config, dataset, tables) | continued_from(bundle)
         path = write_bundle(config, dataset, trained, facts)
         if publish:
-            publish_bundle(path)
-        record_run(tracker, tables, {}, path)
+            publish_bundle(path, "recsys train --from")
+        record_tables(tracker, tables, {})
+        tracker.bundle(path, current=publish)
     except BaseException:
         tracker.finish(failed=True)
         raise

@@ -141,6 +141,21 @@ def point_estimates(rows: LoggedRows) -> dict[str, float]:
     return {name: float(a.sum() / b.sum()) for name, (a, b) in _sums(rows).items()}
 
 
+def gains(
+    ours: LoggedRows, theirs: LoggedRows, *, samples: int = 2000, seed: int = 0, level: float = 0.95
+) -> dict[str, Interval]:
+    """The mean reward of a row under one judged policy minus that under another, of the same rows.
+
+    A row counts with the difference of what it adds to either estimate, so that what both policies show alike cancels
+    out. SNIPS is left out: its two sums of weights differ. Where `theirs` is the logged policy itself, its target
+    probabilities are the logged ones, and its model of the target that of the shown item.
+    """
+    our, their, ones = _sums(ours), _sums(theirs), np.ones(len(ours.rewards))
+    names = [name for name in our if name in their and name != "SNIPS"]
+    pairs = [(our[name][0] - their[name][0], ones) for name in names]
+    return dict(zip(names, _intervals(pairs, ours.users, samples, seed, level), strict=True))
+
+
 def _sums(rows: LoggedRows) -> dict[str, tuple[Doubles, Doubles]]:
     """Estimator -> what each row adds to the two sums (n,) whose ratio is the estimate."""
     ones = np.ones(len(rows.rewards))

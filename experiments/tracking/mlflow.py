@@ -11,13 +11,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments.tracking.database import opened, reason
+from experiments.tracking.database import opened, reason, sqlite_file
+from experiments.tracking.registry import move_champion, register
 from features.child_process import child_command
 from features.errors import ConfigError, FileError, RecsysError, describe_url, missing_package
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+
+HEADLINE = "mlflow.experiment.primaryMetric.name"
+"""Tag of an experiment with the metric that MLflow's page draws first."""
 
 
 class Tracker(Protocol):
@@ -41,6 +45,18 @@ class Tracker(Protocol):
 
     def figure(self, name: str, figure: Any) -> None:
         """Store a matplotlib figure as `name`.png."""
+        ...
+
+    def text(self, name: str, content: str) -> None:
+        """Store a text as a file."""
+        ...
+
+    def headline(self, metric: str) -> None:
+        """Name the metric that pages show first for the runs of this experiment."""
+        ...
+
+    def bundle(self, folder: Path, *, current: bool) -> None:
+        """Register a bundle that this run has written; current: whether it is published."""
         ...
 
     def nested(self) -> "Tracker":
@@ -70,6 +86,15 @@ class NullTracker:
     def figure(self, name: str, figure: Any) -> None:
         """Does nothing."""
 
+    def text(self, name: str, content: str) -> None:
+        """Does nothing."""
+
+    def headline(self, metric: str) -> None:
+        """Does nothing."""
+
+    def bundle(self, folder: Path, *, current: bool) -> None:
+        """Does nothing."""
+
     def nested(self) -> Tracker:
         """This tracker."""
         return self
@@ -89,9 +114,9 @@ class MlflowTracker:
 
     def __init__(self, uri: str | None = None, parent: str = "") -> None:
         """parent: id of the run that this one is nested in. No connection is opened before `start`."""
-        self._uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+        self._uri = tracking_uri(uri)
         self._client: Any = None
-        self._run = ""
+        self._run = self._name = self._experiment = ""
         self._parent_tags = {"mlflow.parentRunId": parent} if parent else {}
 
     def _attempt(self, action: str, call: Callable[[], Any]) -> Any:
@@ -113,10 +138,11 @@ class MlflowTracker:
                 raise missing_package("tracking", "mlflow", "track")
             from mlflow.entities import Param
 
-            with opened(self._uri, _connect) as client:
+            with opened(self._uri, connect) as client:
                 existing = client.get_experiment_by_name(experiment)
-                experiment_id = existing.experiment_id if existing else client.create_experiment(experiment)
-                self._run = client.create_run(experiment_id, tags={**tags, **self._parent_tags}).info.run_id
+                found = existing.experiment_id if existing else client.create_experiment(experiment)
+                self._name, self._experiment = experiment, found
+                self._run = client.create_run(found, tags={**tags, **self._parent_tags}).info.run_id
             flat = [Param(key, str(value)[:6000]) for key, value in _flatten(parameters).items()]
             for start in range(0, len(flat), 100):  # MLflow accepts at most 100 parameters a call
                 client.log_batch(self._run, params=flat[start : start + 100])
@@ -165,6 +191,27 @@ class MlflowTracker:
             client = self._client
             self._attempt("figure", lambda: client.log_figure(self._run, figure, f"{name}.png"))
 
+    def text(self, name: str, content: str) -> None:
+        """Store a text as a file."""
+        if self._client is not None:
+            client = self._client
+            self._attempt("text", lambda: client.log_text(self._run, content, name))
+
+    def headline(self, metric: str) -> None:
+        """Name the metric of the experiment whose chart MLflow's page draws first."""
+        if self._client is not None:
+            client = self._client
+            self._attempt("headline", lambda: client.set_experiment_tag(self._experiment, HEADLINE, metric))
+
+    def bundle(self, folder: Path, *, current: bool) -> None:
+        """Store the manifest of a bundle, and register it as a version of the model that has the experiment's name.
+
+        The files of the bundle are not copied: the tags `bundle` and `bundles` say where it is.
+        """
+        if self._client is not None:
+            client = self._client
+            self._attempt("bundle", lambda: register(client, self._run, self._name, folder, current=current))
+
     def nested(self) -> Tracker:
         """A tracker for a run nested in this one; it records nothing when this run is not recorded."""
         return NullTracker() if self._client is None else MlflowTracker(self._uri, parent=self._run)
@@ -176,7 +223,36 @@ class MlflowTracker:
             self._attempt("finish", lambda: client.set_terminated(self._run, status))
 
 
-def _connect(uri: str) -> Any:
+def tracking_uri(uri: str | None = None) -> str:
+    """Where runs are recorded: the given address, that of the environment, or the file of the working folder."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def champion(bundle: Path, facts: Mapping[str, str] | None = None) -> None:
+    """Move the alias `champion` to a bundle that was published by another command than a training.
+
+    facts: tags of its version: who did it and why. Nothing happens where no run was ever tracked. A failure is
+    logged as a warning: what is served does not depend on MLflow.
+    """
+    uri = tracking_uri()
+    if nothing_tracked(uri):
+        return
+    try:
+        with opened(uri, connect) as client:
+            move_champion(client, bundle, facts)
+    except Exception as error:  # of MLflow, SQLAlchemy or the network: the bundle is published all the same
+        place = describe_url(uri)
+        cause = reason(error).replace(uri, place)
+        logger.warning("the alias champion was not moved at %s (%s)", place, cause)
+
+
+def nothing_tracked(uri: str) -> bool:
+    """Whether no run can be there: MLflow is not installed, or its file does not exist."""
+    file = sqlite_file(uri)
+    return find_spec("mlflow") is None or (file is not None and not file.exists())
+
+
+def connect(uri: str) -> Any:
     """A client of MLflow. In a database it creates the tables where they are missing."""
     # with MLflow's defaults, a dead server is retried for minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -207,12 +283,12 @@ def open_ui(port: int, uri: str | None = None) -> int:
     """
     if find_spec("mlflow") is None:
         raise missing_package("the page of tracked runs", "mlflow", "track")
-    backend = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    backend = tracking_uri(uri)
     place = describe_url(backend)
     if backend.lower().startswith(("http://", "https://")):
         raise ConfigError(f"MLFLOW_TRACKING_URI: a tracking server has its own page: open {place}")
     try:
-        with opened(backend, _connect):  # creates the database: MLflow's workers would do it side by side
+        with opened(backend, connect):  # creates the database: MLflow's workers would do it side by side
             pass
     except (RecsysError, OSError):
         raise

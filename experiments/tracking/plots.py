@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,14 +28,14 @@ def draw(
 ) -> dict[str, Any]:
     """All plots of a run by name; none where matplotlib is not installed, which is logged.
 
-    history: figures of each epoch; outcomes: of all models in one placement; judgement: of the
-    reranker.
+    history: figures of each epoch, empty for no learning curve; outcomes: of all models in one placement;
+    judgement: of the reranker.
     """
     if find_spec("matplotlib") is None:
         logger.warning("no plots are drawn: %s", missing_package("a plot", "matplotlib", "track"))
         return {}
-    figures = {
-        "learning_curve": learning_curve(history),
+    figures = {"learning_curve": learning_curve(history)} if history else {}
+    figures |= {
         "ndcg_by_history_length": ndcg_by_history(outcomes),
         "popularity_bias": popularity_bias(outcomes),
     }
@@ -118,20 +118,12 @@ def popularity_bias(outcomes: Sequence[Outcome]) -> Any:
 def differences_by_segment(rows: Sequence[Mapping[str, Any]]) -> str:
     """Differences to the control with their intervals: a line of each segment, a colour of each variant; as SVG.
 
-    rows: of an `ExperimentResult`, of one placement and metric. Texts and axes have the colour of the page that the
-    SVG stands in. "" where matplotlib is not installed, which is logged.
+    rows: of an `ExperimentResult`, of one placement and metric. See `_svg`.
     """
-    if find_spec("matplotlib") is None:
-        logger.warning("no plots are drawn: %s", missing_package("a plot", "matplotlib", "track"))
-        return ""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     changed = [row for row in rows if row["change"] is not None]
     segments, variants = (list(dict.fromkeys(row[name] for row in changed)) for name in ("segment", "variant"))
-    ink = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "recsys", "font.family": "sans-serif", **ink}):
-        figure = Figure(figsize=(8, 1.2 + 0.28 * len(segments) * len(variants)), layout="constrained")
+
+    def draw(figure: Any) -> None:
         axes = figure.subplots()
         axes.axvline(0, color=INK, linewidth=0.8)
         for number, variant in enumerate(variants):
@@ -145,6 +137,69 @@ def differences_by_segment(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.invert_yaxis()
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+    return _svg((8, 1.2 + 0.28 * len(segments) * len(variants)), draw)
+
+
+def figures_by_segment(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The figure of each variant by segment, segments in their order from left to right; as SVG.
+
+    rows: of an `ExperimentResult`, of one placement and metric. See `_svg`.
+    """
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for number, variant in enumerate(dict.fromkeys(row["variant"] for row in rows)):
+            own = [row for row in rows if row["variant"] == variant]
+            points = [row["segment"] for row in own], [row["mean"] for row in own]
+            axes.plot(*points, "o-", color=COLOURS[number % len(COLOURS)], label=variant)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+    return _svg((8, 3), draw)
+
+
+def accuracy_against_lists(
+    points: Mapping[str, tuple[float, Mapping[str, float]]], figures: Mapping[str, str]
+) -> str:
+    """The accuracy of each variant against figures of its lists, one panel for each figure; as SVG.
+
+    points: variant -> its accuracy, and the figures of its lists by name; figures: name -> label. A figure that no
+    variant has is left out. See `_svg`.
+    """
+    known = {
+        name: label for name, label in figures.items() if any(np.isfinite(of[name]) for _, of in points.values())
+    }
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
+        for panel, (name, label) in zip(panels, known.items(), strict=True):
+            for number, (variant, (accuracy, of)) in enumerate(points.items()):
+                panel.plot(of[name], accuracy, "o", color=COLOURS[number % len(COLOURS)], label=variant)
+            panel.set_xlabel(label)
+            panel.spines[["top", "right"]].set_visible(False)
+        panels[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+    return _svg((2 + 2.4 * len(known), 2.6), draw) if known else ""
+
+
+def _svg(size: tuple[float, float], draw: Callable[[Any], None]) -> str:
+    """A figure as SVG. size: inches; draw: draws on the figure.
+
+    Texts and axes have the colour of the page that the SVG stands in. "" where matplotlib is not installed, which is
+    logged.
+    """
+    if find_spec("matplotlib") is None:
+        logger.warning("no plots are drawn: %s", missing_package("a plot", "matplotlib", "track"))
+        return ""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    ink = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "recsys", "font.family": "sans-serif", **ink}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
         text = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)

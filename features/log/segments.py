@@ -40,7 +40,7 @@ CLOCK_TICK = 20_000_000
 
 SNAPSHOT_SUFFIX = ".snapshot"
 
-LOG_PARTS = (*STREAMS, "media", "vectors", "readers", "erased.json")
+LOG_PARTS = (*STREAMS, "media", "vectors", "readers", "erased.json", "audit.jsonl")
 """Names of what stands in the folder of a log, besides segments of earlier versions."""
 
 NO_LOG = f"is no event log: it has none of {', '.join(LOG_PARTS)}"

@@ -83,7 +83,7 @@ class ServerFacts:
 
     run: changes when it restarts, "" when it does not tell; evicted: keys that it has deleted to make room in this
     run; used, limit: bytes of its memory, limit 0 for none; warning: why it may lose what it holds, and the remedy,
-    "" when nothing is known to be wrong.
+    "" when nothing is known to be wrong; time: its clock (µs), 0 when it does not tell.
     """
 
     run: str = ""
@@ -91,6 +91,7 @@ class ServerFacts:
     used: int = 0
     limit: int = 0
     warning: str = ""
+    time: int = 0
 
 
 Change = Callable[[str, bytes | None], bytes | None]

@@ -367,7 +367,8 @@ class RedisStore:
                 f"are gone until they are written again: its maxmemory-policy is {policy}; set it to noeviction"
             )
         used = int(info.get("used_memory", 0))
-        return ServerFacts(str(info.get("run_id", "")), int(info.get("evicted_keys", 0)), used, limit, warning)
+        evicted, now = (int(info.get(name, 0)) for name in ("evicted_keys", "server_time_usec"))
+        return ServerFacts(str(info.get("run_id", "")), evicted, used, limit, warning, now)
 
     def close(self) -> None:
         """Close the connections."""

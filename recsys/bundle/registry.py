@@ -1,8 +1,12 @@
-"""The bundles in a folder: list, find, and publish one as `current`."""
+"""The bundles in a folder: list, find, and publish one as `current`, with a history of what was current."""
 
+import getpass
+import json
 import os
 import re
 from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from features.errors import BundleError
@@ -12,15 +16,38 @@ from recsys.bundle.formats import MANIFEST
 CURRENT = "current"
 """Name of the link to the published bundle."""
 
+HISTORY = "published.jsonl"
+"""File beside the bundles with a line for each time that `current` has changed."""
+
 _NAME = re.compile("[0-9a-f]{16}").fullmatch
 
 
-def publish_bundle(bundle: Path) -> None:
-    """Point the link `current`, in the folder of bundles, at a bundle: one atomic rename.
+@dataclass(frozen=True)
+class Publication:
+    """One change of `current`. bundle, previous: fingerprints, previous None for the first one; at: ISO 8601, UTC;
+    by: the user of the system; why: in one line."""
 
-    Raises BundleError where something else than a link has this name, and OSError.
+    bundle: str
+    previous: str | None
+    at: str
+    by: str
+    why: str
+
+    @property
+    def time(self) -> int:
+        """The time in µs since 1970."""
+        return round(datetime.fromisoformat(self.at).timestamp() * 1e6)
+
+
+def publish_bundle(bundle: Path, why: str = "") -> None:
+    """Point the link `current`, in the folder of bundles, at a bundle: one atomic rename. Then note it in HISTORY.
+
+    why: in one line. A bundle that is current already is not noted again. Raises BundleError where something else
+    than a link has this name, and OSError.
     """
     _check_link(bundle.parent / CURRENT)
+    current = bundle.parent / CURRENT
+    previous = current.readlink().name if current.is_symlink() else None
     link = bundle.parent / f".writing-{os.getpid()}-current"
     try:
         link.unlink(missing_ok=True)
@@ -30,7 +57,33 @@ def publish_bundle(bundle: Path) -> None:
         with suppress(OSError):
             link.unlink()
         raise OSError(error.errno, error.strerror, str(bundle.parent / CURRENT)) from error
+    if previous != bundle.name:
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        entry = json.dumps(asdict(Publication(bundle.name, previous, now, _user(), why)))
+        with (bundle.parent / HISTORY).open("a", encoding="utf-8") as history:
+            history.write(f"{entry}\n")
+        sync(bundle.parent / HISTORY)
     sync(bundle.parent)
+
+
+def publications(root: Path) -> list[Publication]:
+    """What HISTORY notes, the oldest first; a line that was cut off by a crash is left out. Raises OSError."""
+    try:
+        lines = (root / HISTORY).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    out = []
+    for line in lines:
+        with suppress(ValueError, TypeError):
+            out.append(Publication(**json.loads(line)))
+    return out
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container without an entry for its user
+        return str(os.getuid())
 
 
 def current_bundle(root: Path) -> Path:

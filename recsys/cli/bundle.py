@@ -111,12 +111,14 @@ def bundle_compare(
 @bundle_app.command("publish")
 def bundle_publish(name: str = typer.Argument(..., help=BUNDLE), root: Path = ROOT) -> None:
     """Verify the files of a bundle and make it current: the service loads it. The previous bundle is kept."""
+    from experiments.tracking.mlflow import champion
     from recsys.bundle.io import load_bundle
     from recsys.bundle.registry import find_bundle, publish_bundle
 
     path = find_bundle(bundles_folder(root), name)
     load_bundle(path)
-    publish_bundle(path)
+    publish_bundle(path, "recsys bundle publish")
+    champion(path)
     typer.echo(f"bundle {path} is current")
 
 

@@ -4,16 +4,21 @@ from pathlib import Path
 
 import typer
 
+from recsys.cli.bundle import BUNDLE, ROOT
 from recsys.cli.options import (
     CONFIG,
     RULES,
     bind,
+    bundles_folder,
     config_path,
     given_path,
     given_text,
+    log_folder,
     print_json,
     print_tables,
     progress_bars,
+    repeat,
+    seconds_of,
     show,
 )
 
@@ -29,6 +34,7 @@ def evaluate(
     rules: Path | None = typer.Option(
         None, help=f"{RULES} The recommender is evaluated with them as well.", parser=given_path
     ),
+    track: bool = typer.Option(True, "--track/--no-track", help="Record the run in MLflow."),
     as_json: bool = typer.Option(False, "--json", help="Print the tables as one JSON object."),
 ) -> None:
     """Evaluate offline: fit the baselines and the two towers in every window, and print a table for each placement.
@@ -37,10 +43,12 @@ def evaluate(
     """
     from experiments.config import load_config
     from experiments.pipelines.train import evaluate_run
+    from experiments.tracking.mlflow import MlflowTracker, NullTracker
 
     config = load_config(config_path(name))
     with progress_bars() as reporter:
-        tables = evaluate_run(config, reporter, outcomes_file=outcomes, rules_file=rules)
+        tracker = MlflowTracker() if track else NullTracker()
+        tables = evaluate_run(config, reporter, tracker=tracker, outcomes_file=outcomes, rules_file=rules)
     if as_json:
         print_json({"tables": [table.to_dict() for table in tables]})
     else:
@@ -64,39 +72,40 @@ def experiment_run(
 
     What was computed before is not computed again. Example: recsys experiment run rankers.yaml
     """
-    from experiments.pipelines.experiment.definition import load_experiment
+    from experiments import notebook
     from experiments.pipelines.experiment.report import RESULT_FILES, table
-    from experiments.pipelines.experiment.run import run_experiment
-    from experiments.tracking.mlflow import MlflowTracker, NullTracker
 
-    experiment = load_experiment(file, config_path)
-    folder = out or Path("data/experiments") / experiment.definition.name
     with progress_bars() as reporter:
-        tracker = MlflowTracker() if track else NullTracker()
-        result = run_experiment(experiment, folder, tracker, reporter, jobs=jobs)
+        result = notebook.run(file, out=out, jobs=jobs, track=track, reporter=reporter)
     if as_json:
         print_json(result.to_dict())
     else:
         show(table(result), 170)
-        typer.echo(f"the page: {folder / RESULT_FILES[-1]}")
+        typer.echo(f"the page: {(out or notebook.folder_of(result.name)) / RESULT_FILES[-1]}")
 
 
 @experiment_app.command("compare")
 def experiment_compare(
     first: Path = typer.Argument(
-        ..., metavar="A", help="A file that `recsys evaluate --outcomes FILE` wrote.", parser=given_path
+        ...,
+        metavar="A",
+        help="A run in MLflow (id or name), a bundle (fingerprint or `current`), or a file of `recsys evaluate "
+        "--outcomes FILE`.",
+        parser=given_path,
     ),
     second: Path = typer.Argument(..., metavar="B", help="Another one, of the same split.", parser=given_path),
-    model: str | None = typer.Option(None, help="Compare this model only. [every model in both files]"),
+    model: str | None = typer.Option(None, help="Compare this model only. [every model in both]"),
+    root: Path = ROOT,
     as_json: bool = typer.Option(False, "--json", help="Print the comparison as one JSON object."),
 ) -> None:
     """Compare two evaluations on the events that both have: B minus A, with a 95 % interval over users.
 
-    Example: recsys experiment compare before.parquet after.parquet --model "two towers"
+    A run of `recsys train` or `recsys evaluate` has recorded the ranks of its events, and that of a bundle is the one
+    that trained it. Example: recsys experiment compare current 3f2a --model "two towers + reranker"
     """
-    from experiments.evaluation.outcomes import compare_outcomes
+    from experiments.notebook import compare
 
-    compared = compare_outcomes(first, second, model=model)
+    compared = compare(first, second, model=model, bundles=root)
     if as_json:
         print_json(compared.to_dict())
     else:
@@ -198,6 +207,41 @@ def experiment_analyse(
         show(found.render(), 170)
 
 
+@experiment_app.command("ope")
+def experiment_ope(
+    outcomes: Path = typer.Argument(..., help="A file of `recsys log outcomes`.", parser=given_path),
+    event: str = typer.Option(..., metavar="TYPE", help="Event type that is the reward.", parser=given_text),
+    bundle: list[str] = typer.Option(
+        [], metavar="BUNDLE", help="A bundle to judge: its fingerprint, a prefix, or its folder. May be repeated."
+    ),
+    root: Path = typer.Option(Path("bundles"), "--bundles", help="Folder of the bundles.", parser=given_path),
+    log: Path | None = typer.Option(
+        None,
+        help="Folder of the event log that the outcomes are of. [setting LOG of the service, else state/log]",
+        parser=given_path,
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+) -> None:
+    """Estimate from the explored slots of a log what other bundles would have earned there, with intervals.
+
+    Example: recsys experiment ope outcomes.parquet --event click --bundle 3f2a
+    """
+    import os
+
+    from experiments.notebook import ope
+    from serving.settings import load_settings
+
+    folder = log_folder(load_settings(os.environ, log=log).log)
+    if any(not (Path(name) / "manifest.json").is_file() for name in bundle):
+        bundles_folder(root)
+    with progress_bars() as reporter:
+        found = ope(outcomes, event, bundle, bundles=root, log=folder, reporter=reporter)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show(found.render(), 150)
+
+
 def _shares(given: list[str]) -> dict[str, float] | None:
     """Arm -> share of ARM=SHARE texts. Raises ConfigError."""
     from features.errors import ConfigError
@@ -212,6 +256,107 @@ def _shares(given: list[str]) -> dict[str, float] | None:
         if not arm or not 0 < shares[arm] < float("inf"):
             raise ConfigError(f"--share {text}: ARM=SHARE is needed, SHARE a number above 0, such as --share old=.5")
     return shares or None
+
+
+@experiment_app.command("promote")
+def experiment_promote(
+    result: Path = typer.Argument(
+        ...,
+        metavar="RESULT",
+        help="Folder of `recsys experiment run`, or a file with what `recsys experiment analyse --json` printed.",
+        parser=given_path,
+    ),
+    variant: str = typer.Argument(..., metavar="VARIANT", help="Variant, or arm of the test.", parser=given_text),
+    bundle: str | None = typer.Option(
+        None, metavar="BUNDLE", help=f"{BUNDLE} [after a test: the one that answered in the arm]", parser=given_text
+    ),
+    metric: str | None = typer.Option(
+        None, help="After a test: the metric that decides, e.g. 'click per user'. [offline: that of the file]"
+    ),
+    root: Path = ROOT,
+) -> None:
+    """Make the bundle of a variant current, if the decision is to ship it and the bundle is that variant.
+
+    Example: recsys experiment promote data/experiments/rankers "more trees" --bundle 3f2a
+    """
+    from experiments.pipelines.release.promote import promote
+
+    typer.echo(promote(result, variant, bundles_folder(root), name=bundle, metric=metric))
+
+
+BREACH = 3
+"""Exit status of `guard` when a metric is breached, and of `reproduce` when a part differs."""
+
+
+@experiment_app.command("guard")
+def experiment_guard(
+    event: list[str] = typer.Option(..., metavar="TYPE", help="Event type that must not fall. May be repeated."),
+    within: str = typer.Option("1h", help="Length of the window after an answer in which events count."),
+    tolerated: float = typer.Option(0.02, min=0.0, max=1.0, help="Share of the value before that may be lost."),
+    every: str | None = typer.Option(None, help="Do it again and again: the time from start to start, e.g. 5m."),
+    roll_back: bool = typer.Option(False, "--roll-back", help="After a breach, publish the bundle before."),
+    log: Path = typer.Option(Path("state/log"), help="Folder of the event log.", parser=given_path),
+    root: Path = ROOT,
+    as_json: bool = typer.Option(False, "--json", help="Print the report of each look as one line."),
+) -> None:
+    """Compare what users do since the last publication with the time of the bundle before it.
+
+    Exit status: 0 nothing is breached; 3 a metric is; 1 an error. A breach ends --every.
+    Example: recsys experiment guard --event click --every 5m --roll-back
+    """
+    from experiments.pipelines.release.guard import guard, roll_back_command, rolled_back
+
+    seconds, pause = seconds_of("--within", within), seconds_of("--every", every)
+    assert seconds is not None
+    micros = int(seconds * 1e6)
+
+    def once() -> None:
+        report = guard(log_folder(log), bundles_folder(root), event, within=micros, tolerated=tolerated)
+        if as_json:
+            print_json(report.to_dict())
+        else:
+            show(report.render(), 150)
+        if report.breaches:
+            for breach in report.breaches:
+                typer.echo(f"breach: {breach}", err=True)
+            done = rolled_back(report, root) if roll_back else f"to roll back: {roll_back_command(report, root)}"
+            typer.echo(done, err=True)
+            raise typer.Exit(BREACH)
+
+    if pause is None:
+        once()
+    else:
+        repeat(once, pause)
+
+
+@experiment_app.command("reproduce")
+def experiment_reproduce(
+    name: str = typer.Argument(
+        ...,
+        metavar="RUN",
+        help="A run in MLflow (id or name), or a bundle (fingerprint or `current`).",
+        parser=given_text,
+    ),
+    root: Path = ROOT,
+    as_json: bool = typer.Option(False, "--json", help="Print the report as one JSON object."),
+) -> None:
+    """Repeat a training or an evaluation from its record, and compare the result bit by bit. Nothing is published.
+
+    Exit status: 0 all parts are equal; 3 one differs; 1 data, code or libraries are others, or an error.
+    Example: recsys experiment reproduce current
+    """
+    from experiments.pipelines.release.reproduce import reproduce
+    from experiments.tracking.recorded import RunArchive
+
+    with progress_bars() as reporter:
+        found = reproduce(name, root, RunArchive(), reporter)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        typer.echo(f"equal: {', '.join(found.equal) or 'nothing'}")
+        typer.echo(f"different: {', '.join(found.different) or 'nothing'}")
+    if found.different:
+        raise typer.Exit(BREACH)
 
 
 @experiment_app.command("ui")

@@ -1,6 +1,6 @@
 """`recsys features`: the feature store."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from recsys.cli.options import (
     log_folder,
     print_json,
     progress_bars,
+    repeat,
     seconds_of,
 )
 
@@ -104,27 +105,7 @@ def features_refresh(
         if pause is None:
             once()
         else:
-            _repeat(once, pause)
-
-
-def _repeat(work: Callable[[], None], pause: float) -> None:
-    """Do something every `pause` seconds until Ctrl-C or SIGTERM. An error is printed, and the next time comes."""
-    import signal
-    from threading import Event
-    from time import monotonic
-
-    from features.errors import RecsysError
-
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    while not stop.is_set():
-        due = monotonic() + pause
-        try:
-            work()
-        except (RecsysError, OSError) as error:
-            typer.echo(f"error: {error}; the next try is in {max(0.0, due - monotonic()):.0f} s", err=True)
-        stop.wait(max(0.0, due - monotonic()))
+            repeat(once, pause)
 
 
 def _print(report: "RefreshReport", as_json: bool) -> None:

@@ -24,6 +24,7 @@ app.command("tune")(train.tune)
 app.command("evaluate")(experiment.evaluate)
 app.command("serve")(serve.serve)
 app.command("search")(serve.search)
+app.command("doctor")(serve.doctor)
 app.command("slates")(train.slates)
 app.command(
     "bench", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}

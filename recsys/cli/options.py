@@ -2,9 +2,9 @@
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from sysconfig import get_path
 from typing import TYPE_CHECKING
 
 import typer
@@ -64,31 +64,10 @@ def log_folder(folder: Path) -> Path:
 
 
 def config_path(name: str) -> Path:
-    """The file of a configuration, which is given as a path or as the name of a configuration in configs/.
+    """See `experiments.config.find_config`."""
+    from experiments.config import find_config
 
-    Raises ConfigError that lists the shipped configurations.
-    """
-    import difflib
-
-    from features.errors import ConfigError
-    from features.files import not_a_file
-
-    checkout = Path(__file__).resolve().parents[2] / "configs"
-    shipped = checkout if checkout.is_dir() else Path(get_path("data")) / "share" / "onespace-recsys" / "configs"
-    candidates = (Path(name), Path("configs") / f"{name}.yaml", shipped / f"{name}.yaml")
-    if found := next((path for path in candidates if path.is_file()), None):
-        return found
-    if name and os.path.lexists(name):
-        raise ConfigError(f"{name}: {not_a_file(Path(name))}")
-    names = {path.stem: path for path in sorted(shipped.glob("*.yaml"))}
-    nearby = [str(path) for path in (Path(name).parent.glob("*.y*ml"))]
-    using = [stem for stem, path in names.items() if f"\n  source: {name}\n" in path.read_text(encoding="utf-8")]
-    similar = difflib.get_close_matches(name, [*names, *nearby], n=1, cutoff=0.6)
-    hint = f"; did you mean {similar[0]}?" if similar else ""
-    if using:
-        hint = f"; {name} is the source of {', '.join(using)}"
-    known = ", ".join(names) or "none"
-    raise ConfigError(f"no configuration {name!r}: not a file, and not among the shipped ones: {known}{hint}")
+    return find_config(name)
 
 
 def bundles_folder(root: Path) -> Path:
@@ -204,3 +183,23 @@ def micros_of(option: str, text: str) -> int:
         ) from None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return round(at.timestamp() * 1e6)
+
+
+def repeat(work: Callable[[], None], pause: float) -> None:
+    """Do something every `pause` seconds until Ctrl-C or SIGTERM. An error is printed, and the next time comes."""
+    import signal
+    from threading import Event
+    from time import monotonic
+
+    from features.errors import RecsysError
+
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    while not stop.is_set():
+        due = monotonic() + pause
+        try:
+            work()
+        except (RecsysError, OSError) as error:
+            typer.echo(f"error: {error}; the next try is in {max(0.0, due - monotonic()):.0f} s", err=True)
+        stop.wait(max(0.0, due - monotonic()))

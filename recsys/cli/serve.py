@@ -1,4 +1,4 @@
-"""`recsys serve`, `recsys keys` and `recsys search`: the service, its API keys, and a search without the service."""
+"""`recsys serve`, `keys`, `doctor` and `search`: the service, its API keys, what it needs, a search without it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -186,6 +186,36 @@ def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
         logging.shutdown()
         os._exit(0)
     if not server.started:
+        raise typer.Exit(1)
+
+
+_MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red]failed[/]"}
+
+
+def doctor(as_json: bool = typer.Option(False, "--json", help="Print the checks as one JSON object.")) -> None:
+    """Check what `recsys serve` would use: bundle, index, encoders, store, clock, log, disk, keys, rules and so on.
+
+    It reads the settings of the service, RECSYS_SERVE__NAME and REDIS_URL, and changes nothing. The exit status is 1
+    when a check failed. Example: REDIS_URL=redis://localhost:6379 recsys doctor
+    """
+    import os
+    from dataclasses import asdict
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from serving.doctor import Doctor
+    from serving.settings import load_settings
+
+    checks = list(Doctor(load_settings(os.environ)).run())
+    if as_json:
+        print_json({"checks": [asdict(check) for check in checks]})
+    else:
+        table = Table("", "", "", show_header=False)
+        for check in checks:
+            table.add_row(check.name, _MARKS[check.status], Text(check.text))
+        show(table, 120)
+    if any(check.status == "failed" for check in checks):
         raise typer.Exit(1)
 
 

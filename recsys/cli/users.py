@@ -26,8 +26,11 @@ OTHERS = typer.Option(
 )
 BUNDLES = typer.Option(None, help="Folder of the bundles. [setting BUNDLES of the service]", parser=given_path)
 
-TRACKED = ("mlruns", "mlflow.db")
-"""Where tracked runs are, in the working folder."""
+TRACKED = "mlflow.db"
+"""File of tracked runs, in the working folder."""
+
+OUTCOMES = ("mlruns", "data/experiments")
+"""Where runs and experiments keep the ranks of each user's events, in the working folder."""
 
 
 @users_app.command("erase")
@@ -112,13 +115,13 @@ def _scope(
     log_folder(settings.log)
     if bundles is not None:
         bundles_folder(bundles)
-    searched = (settings.bundles, *map(Path, TRACKED))
+    searched = (settings.bundles, Path(TRACKED))
     return Scope(
         settings.log,
         _data(config, settings.bundles),
         tuple(exports),
         tuple(slates),
-        tuple(others),
+        (*others, *(path for path in map(Path, OUTCOMES) if path.exists())),
         tuple(path for path in searched if path.exists()),
         settings.redis_url,
     )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -81,12 +82,11 @@ class Guard:
         if origin and not reading:
             self._origins.check_origin(origin, hosts)
         if self._keys.needed:
-            if needed is not None:
+            with suppress(ApiError) if needed is None else nullcontext():
                 key = self._keys.authenticate(presented)
                 scope[KEY] = key.name
-                self._keys.admit(key, needed)
-            elif (known := self._keys.find(presented)) is not None:
-                scope[KEY] = known.name
+                if needed is not None:
+                    self._keys.admit(key, needed)
         if has_body and not reading and scope["method"] != "DELETE":
             _check_type(kind, scope["path"])
 

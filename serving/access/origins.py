@@ -38,7 +38,10 @@ class Origins:
             if hosts or version != "1.0":
                 raise ApiError(400, "bad_host", f"the request has {len(hosts)} headers Host; send one", "header")
         elif not self._is_allowed(hosts[0]):
-            message = "this service does not answer to the name in the header Host: its setting HOSTS names the hosts"
+            message = (
+                "the service does not answer to the name in the header Host: the operator can allow it by the "
+                "setting HOSTS"
+            )
             raise ApiError(421, "wrong_host", message, "header")
 
     def check_origin(self, origin: bytes, hosts: list[bytes]) -> None:
@@ -46,7 +49,9 @@ class Origins:
         sent = origin.decode("latin-1").lower()
         same = hosts and sent.partition("://")[2] == hosts[0].decode("latin-1").lower()
         if not same and sent not in self._origins:
-            message = "pages of this origin may not call the service: its setting ORIGINS names those that may"
+            message = (
+                "pages of this origin may not call the service: the operator can allow them by the setting ORIGINS"
+            )
             raise ApiError(403, "wrong_origin", message, "header")
 
     def _allows(self, host: bytes) -> bool:

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from experiments.config import PREFIX, RunConfig, load_config
+from experiments.config import PREFIX, RunConfig, find_config, load_config
 from experiments.evaluation.verdict import Rule
 from experiments.pipelines.fit import RERANKED, TOWERS
 from features.errors import ConfigError, describe_invalid
 from features.files import not_a_file
 from features.schema import StrictModel
 from recsys import baselines
+from recsys.bundle.registry import find_bundle
 from recsys.ranking.rules import load_rules
 from recsys.yaml_text import parse_yaml
 
@@ -35,6 +36,10 @@ class Variant(StrictModel):
     rules: str | None = None
     """File of a shop's rules that the slates follow, relative to the file of the experiment."""
 
+    bundle: Annotated[str, Field(min_length=1)] | None = None
+    """A bundle that is evaluated as it is: its fingerprint or the beginning of it, or `current`. It may not have seen
+    an event of the test windows."""
+
     @field_validator("model")
     @classmethod
     def _check_model(cls, model: str) -> str:
@@ -42,6 +47,12 @@ class Variant(StrictModel):
         if model not in known:
             raise ValueError(f"one of {', '.join(known)} is needed")
         return model
+
+    @model_validator(mode="after")
+    def _check_bundle(self) -> "Variant":
+        if self.bundle is not None and (self.set or self.rules or self.model != RERANKED):
+            raise ValueError("a bundle is evaluated as it is: remove `model`, `set` and `rules`, or `bundle`")
+        return self
 
     @model_validator(mode="after")
     def _check_rules(self) -> "Variant":
@@ -80,11 +91,15 @@ class ExperimentFile(StrictModel):
 
 @dataclass(frozen=True)
 class Experiment:
-    """A file of an experiment, read. configs: of each variant, without a seed of its own; rules: files of rules."""
+    """A file of an experiment, read.
+
+    configs: of each variant, without a seed of its own; rules: files of rules; bundles: folders of bundles.
+    """
 
     definition: ExperimentFile
     configs: dict[str, RunConfig]
     rules: dict[str, Path]
+    bundles: dict[str, Path]
 
     @property
     def control(self) -> str:
@@ -92,11 +107,11 @@ class Experiment:
         return self.definition.control or next(iter(self.definition.variants))
 
 
-def load_experiment(path: Path, find_config: Any, environ: Mapping[str, str] = os.environ) -> Experiment:
+def load_experiment(path: Path, environ: Mapping[str, str] = os.environ) -> Experiment:
     """Read the file of an experiment and the configurations of its variants.
 
-    find_config: name or path -> the file of a configuration. All variants must read the same data and split them in
-    the same way, because they are compared event by event. Raises ConfigError with the key.
+    All variants must read the same data and split them in the same way, because they are compared event by event.
+    Raises ConfigError with the key, and BundleError.
     """
     if wrong := not_a_file(path):
         raise ConfigError(f"{path}: {wrong}")
@@ -131,7 +146,12 @@ def load_experiment(path: Path, find_config: Any, environ: Mapping[str, str] = o
     }
     for file in rules.values():
         load_rules(file)  # hours before it is needed
-    return Experiment(definition, configs, rules)
+    bundles = {
+        name: find_bundle(Path(first.bundles), variant.bundle)
+        for name, variant in definition.variants.items()
+        if variant.bundle is not None
+    }
+    return Experiment(definition, configs, rules, bundles)
 
 
 def _config(path: Path, base: Path, name: str, variant: Variant, environ: Mapping[str, str]) -> RunConfig:
@@ -148,7 +168,7 @@ def _config(path: Path, base: Path, name: str, variant: Variant, environ: Mappin
         for variable, key in given.items():
             text = text.replace(f"environment variable {variable}", f"{path}: variants.{name}.set.{key}")
         raise ConfigError(text) from None
-    if variant.model == RERANKED and config.reranker is None:
+    if variant.bundle is None and variant.model == RERANKED and config.reranker is None:
         raise ConfigError(f"{path}: variants.{name}: {base} has no reranker: write `model: {TOWERS}`")
     if variant.model in baselines.KINDS:
         fixed = config.baselines.get(variant.model, {})

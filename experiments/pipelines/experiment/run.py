@@ -8,17 +8,21 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
+import polars as pl
+
 from experiments.dataset import load_dataset
 from experiments.pipelines.experiment.cells import Cell, cells_of, groups_of, run_group
 from experiments.pipelines.experiment.definition import Experiment
 from experiments.pipelines.experiment.report import RESULT_FILES, write_result
 from experiments.pipelines.experiment.result import ExperimentResult, result_of
-from experiments.pipelines.train import code_version, metric_name
 from experiments.preflight import preflight
 from experiments.tracking.mlflow import Tracker
 from experiments.tracking.progress import Reporter
+from experiments.tracking.record import OUTCOMES, metric_name, run_name
+from experiments.tracking.versions import code_version
 from features.errors import FileError, RecsysError, describe_os_error
 from features.files import check_writable
+from features.schema import CATEGORIES, ITEM
 
 THREADS = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS")
 """Variables that libraries read their number of threads from when they are loaded."""
@@ -43,7 +47,8 @@ def run_experiment(
     reporter.say(f"{len(cells)} cells: {done} are there, {sum(map(len, groups))} in {len(groups)} groups are missing")
     run_groups(groups, dataset.hash, folder, reporter, jobs or len(os.sched_getaffinity(0)))
     facts = {"data_hash": dataset.hash, "code_version": code_version(), "seeds": experiment.definition.seeds}
-    result = result_of(experiment, cells, facts)
+    frame = dataset.catalog.frame.select(ITEM, pl.col(CATEGORIES).list.first()).drop_nulls()
+    result = result_of(experiment, cells, facts, dict(frame.iter_rows()))
     try:
         write_result(folder, result)
     except OSError as error:
@@ -58,7 +63,7 @@ def _record(
     """Record a run of the experiment with its result, and in it a run of each variant with its outcomes."""
     facts = {key: str(value) for key, value in result.facts.items()}
     name, decisions = result.name, {row["variant"]: row["decision"] for row in result.decisions}
-    tracker.start(name, experiment.definition.model_dump(), facts | {"mlflow.runName": name})
+    tracker.start(name, experiment.definition.model_dump(), facts | run_name(name))
     tracker.tags({f"decision.{metric_name(variant)}": decision for variant, decision in decisions.items()})
     for variant, config in experiment.configs.items():
         run = tracker.nested()
@@ -67,7 +72,7 @@ def _record(
         run.metrics(result.figures(variant))
         for cell in cells:
             if cell.variant == variant:
-                run.artifact(cell.path, f"outcomes/seed-{cell.seed}")
+                run.artifact(cell.path, f"{OUTCOMES}/seed-{cell.seed}")
         run.finish()
     for file in RESULT_FILES:
         tracker.artifact(folder / file)
