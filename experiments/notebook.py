@@ -78,12 +78,15 @@ def ope(
     """What other bundles would have earned on the explored slots of a log.
 
     outcomes: a file of `recsys log outcomes`; event: the type that is the reward; names: of the bundles, each a
-    fingerprint, the beginning of one, or a folder; log: the folder that the outcomes are of. Raises DataError,
+    fingerprint, the beginning of one, or a folder; log: the folder that the outcomes are of. Answers until the newest
+    event that a bundle was trained on are left out. Raises DataError,
     BundleError and LogError.
     """
-    slots, policies = read_slots(Path(outcomes), Path(log), event), []
-    for name in names:
-        bundle = load_bundle(Path(name) if (Path(name) / MANIFEST).is_file() else find_bundle(Path(bundles), name))
+    paths = [Path(name) if (Path(name) / MANIFEST).is_file() else find_bundle(Path(bundles), name) for name in names]
+    judged = [load_bundle(path) for path in paths]
+    until = max((bundle.recommender.fitted_until for bundle in judged), default=None)
+    slots, policies = read_slots(Path(outcomes), Path(log), event, until), []
+    for bundle in judged:
         served = load_served(bundle, silent if reporter is None else reporter.steps, Path(log))
         policies.append(of_bundle(bundle.fingerprint, bundle, served, slots))
     return judge(slots, event, policies)

@@ -140,7 +140,8 @@ def _history_arrays(states: UserStates) -> Iterator[np.ndarray]:
 def check_split(events: Interactions, split: Split) -> None:
     """Raise LeakError unless a split has for training exactly what lies before its cuts. events: all events.
 
-    Strict leave-last-out trains on the positive events but the last two of each user who has three.
+    Strict leave-last-out trains on the positive events but the last two of each user who has three. The histories of
+    the validation window are looked through, too.
     """
     if split.cut is None:
         log = events.positives()
@@ -152,12 +153,14 @@ def check_split(events: Interactions, split: Split) -> None:
         if split.validation_cut is not None:
             parts.append(("fit", split.fit, events.before(split.validation_cut), "validation cut"))
     refuse_leaks(split.cut, [text for part in parts if (text := _other_events(*part))])
+    check_histories(split.validation, split.cut)
 
 
 def check_histories(targets: Targets, cut: int | None) -> None:
     """Raise LeakError when a history holds an event that is not earlier than the moment of its prediction.
 
-    Leave-last-out splits by the order of events, so that there an event of the same time may be an earlier one.
+    Leave-last-out splits by the order of events, where an event of the same time may be an earlier one: there each
+    history must end just before its target.
     """
     states = targets.states
     begin, end = states.items.begin, states.items.end
@@ -165,9 +168,14 @@ def check_histories(targets: Targets, cut: int | None) -> None:
     filled = np.flatnonzero(end > begin)
     last = end[filled] - 1
     bound = states.as_of[filled] - (0 if cut is None else 1)
-    late = (states.times[last] > bound) | (descents[last] != descents[begin[filled]])
+    late = np.zeros(len(states), dtype=np.bool_)
+    late[filled] = (states.times[last] > bound) | (descents[last] != descents[begin[filled]])
+    if cut is None and len(states.items.flat):
+        following = np.minimum(end, len(states.items.flat) - 1)  # (b,)
+        is_target = ((states.times[following] == states.as_of) & (end == following))[targets.state]
+        late[targets.state] |= ~is_target | (states.items.flat[following][targets.state] != targets.item)
     if late.any():
-        user = states.users[filled[late.argmax()]]
+        user = states.users[late.argmax()]
         text = f"{int(late.sum()):,} histories hold events that are not earlier than what they predict"
         refuse_leaks(cut, [f"{text}, the first that of user row {user}"])
 

@@ -36,7 +36,7 @@ BODY_SECONDS, BODY_RATE = 10.0, 4096
 SEND_SECONDS = 60.0
 """Seconds for a client to take an answer."""
 
-REST_BYTES, REST_SECONDS = 1 << 20, 5.0
+REST_BYTES, REST_SECONDS = 2 << 20, 5.0
 """What is still read, and dropped, of a request that was answered or refused before its end."""
 
 

@@ -26,6 +26,8 @@ from recsys.interfaces import Candidates
 from recsys.item_statistics import ItemStatistics
 from recsys.ranking.pair_features import PairFeatures
 from recsys.ranking.rules import Rules
+from recsys.retrieval.popular import fit_popular
+from recsys.towers.model import TwoTowers
 from recsys.towers.training import fit_towers
 
 
@@ -193,6 +195,21 @@ def test_a_vocabulary_that_was_chosen_by_later_events_is_refused(dataset):
         check_vocabulary(lying(keep_frequent(dataset, cut + 30 * DAY, 4)), cut, 4)
 
 
+def test_the_popularity_of_an_item_with_thousands_of_events_is_no_leak():
+    """Its tie-break comes near to 1."""
+    past = toy_log([(u % 4, u % 3 // 2, 5 + u) for u in range(6000)])
+    for days in (None, 7, 30):
+        check_no_leak(past, None, popular=fit_popular(past, days=days))
+    one_less, leaky = past.where(np.arange(len(past)) > 0), lying(fit_popular(past, days=7))
+    with pytest.raises(LeakError, match=r"popular holds other values .* counts of 7 days"):
+        check_no_leak(one_less, None, popular=leaky)
+
+
+def test_towers_on_items_of_equal_counts_are_no_leak(dataset):
+    past = toy_log([(u, i, 5) for u in range(4) for i in range(6)])
+    check_no_leak(past, None, towers=TwoTowers(toy_catalog(6), ItemStatistics.of(past), SMALL))
+
+
 @pytest.mark.parametrize("name", ["popular", "popular 7 days", *(kind for kind in KINDS if kind != "popular")])
 def test_a_leak_into_any_baseline_is_caught(dataset, split, name):
     arguments = {"popular 7 days": {"days": 7}}.get(name, {})
@@ -263,6 +280,25 @@ def test_later_events_in_the_middle_of_a_history_are_refused(split):
     times[at] = split.cut + 100 * DAY
     with pytest.raises(LeakError, match="histories hold events that are not earlier"):
         check_histories(replace(split.test, states=replace(states, times=times)), split.cut)
+
+
+def test_a_history_of_leave_last_out_that_holds_its_target_is_refused():
+    events = chain(n_users=5)
+    split = leave_last_out(events, repeats=True)
+    for targets in (split.validation, split.test):
+        check_histories(targets, None)
+        states = targets.states
+        inclusive = Ragged(states.items.flat, states.items.begin, states.items.end + 1)
+        with pytest.raises(LeakError, match="leave-last-out, but 5 histories hold events that are not earlier"):
+            check_histories(replace(targets, states=replace(states, items=inclusive)), None)
+
+
+def test_the_histories_of_the_validation_window_are_looked_through(dataset, split):
+    states = split.validation.states
+    inclusive = Ragged(states.items.flat, states.items.begin, states.items.end + 1)
+    leaky = replace(split.validation, states=replace(states, items=inclusive))
+    with pytest.raises(LeakError, match="histories hold events that are not earlier"):
+        check_split(dataset.events, replace(split, validation=leaky))
 
 
 class Careless:

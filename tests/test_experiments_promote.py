@@ -112,6 +112,7 @@ def changed(manifest: dict[str, Any], **values: Any) -> dict[str, Any]:
             {"from": "abc"},
             ["its training continued that of abc, and the variant is trained from scratch"],
         ),
+        ("small", {"decision": {}}, ["a night trained it, and chose its settings without the newest events"]),
         ("base", {}, ["towers.dimension is 16, that of the variant 8"]),
         ("towers", {"config__towers__dimension": 8, "config__reranker": None}, []),
         ("knn", {}, ["the variant is the baseline item-knn, which no bundle holds"]),
@@ -207,8 +208,22 @@ def analysis(tmp_path: Path, bundles: dict[str, str], clicks: dict[str, int]) ->
     path = write_exposed(tmp_path / "o.parquet", rows)
     frame = pl.read_parquet(path).with_columns(pl.col("variant").replace(bundles).alias("fingerprint"))
     frame.write_parquet(path)
-    (tmp_path / "a.json").write_text(json.dumps(analyse(path, ["click"]).to_dict()))
+    (tmp_path / "a.json").write_text(json.dumps(analyse(path, ["click"], planned=600).to_dict()))
     return tmp_path / "a.json"
+
+
+def test_a_test_without_a_planned_number_of_users_decides_nothing(
+    bundles: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    root, old, new = bundles
+    file = analysis(tmp_path, {"a": old, "b": new}, {"a": 1, "b": 9})
+    facts = json.loads(file.read_text()) | {"planned": None}
+    file.write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="the intervals hold for one number of users only: analyse with --planned"):
+        promote(file, "b", root, metric="click per user")
+    file.write_text(json.dumps({name: value for name, value in facts.items() if name != "bundles"}))  # of 0.2
+    with pytest.raises(DataError, match="is no result"):
+        promote(file, "b", root, metric="click per user")
 
 
 def test_the_bundle_of_an_arm_becomes_current(

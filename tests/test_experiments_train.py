@@ -306,7 +306,7 @@ def test_a_killed_training_leaves_the_old_bundle(done, moment):
     assert child.returncode == -signal.SIGKILL
     assert current_bundle(folder / "bundles") == path
     assert load_bundle(path).fingerprint == path.name
-    for entry in (folder / "bundles").iterdir():
+    for entry in (path for path in (folder / "bundles").iterdir() if path.is_dir()):
         if not entry.name.startswith(".") and entry.name != "current":
             load_bundle(entry)
 

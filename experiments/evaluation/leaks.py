@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.dataset import Dataset
 from experiments.splits import refuse_leaks
-from features.arrays import Doubles, Ints
+from features.arrays import Ints
 from features.instants import DAY
 from features.interactions import Interactions
 from recsys.dense_recommender import DenseRecommender
@@ -81,14 +81,15 @@ def _held(part: object, past: Interactions) -> Iterator[tuple[str, Any, Any]]:
         yield from _held(part.statistics, past)
         yield "neighbours", _unknown_neighbours(part, past), 0
     elif isinstance(part, Popular) and part.days is not None:
-        yield f"counts of {part.days:g} days", np.floor(part.popularity + 1e-3), count(part.days)
+        total = count()  # which breaks ties
+        yield f"counts of {part.days:g} days", part.popularity, count(part.days) + total / (total.max(initial=0) + 1)
     elif isinstance(part, DenseRecommender):
         yield "all counts", part.popularity, count()
     elif isinstance(part, FittedTowers):
         yield from _held(part.model, past)
     elif isinstance(part, TwoTowers):
         yield "known items", part.items.known.cpu().numpy(), count() > 0
-        yield "counts of items", part.items.counts.cpu().numpy(), _logs(past)
+        yield "counts of items", part.items.counts.cpu().numpy(), ItemStatistics.of(past).logs()
     elif isinstance(part, TwoStageRecommender):
         for inner in (part.towers, part.fallback, *([part.reranker] if isinstance(part.reranker, Reranker) else [])):
             yield from _held(inner.features if isinstance(inner, Reranker) else inner, past)
@@ -98,11 +99,6 @@ def _latest(events: Interactions) -> Ints:
     latest = np.full(events.n_items, np.iinfo(np.int64).min)
     np.maximum.at(latest, events.items[events.positive], events.times[events.positive])
     return latest
-
-
-def _logs(events: Interactions) -> Doubles:
-    logs = np.log1p(np.stack([_counts(events, days) for days in (None, 30, 7)], axis=1))
-    return np.asarray((logs - logs.mean(0)) / logs.std(0).clip(min=1e-6))
 
 
 def _unknown_neighbours(features: PairFeatures, past: Interactions) -> int:
@@ -117,8 +113,8 @@ def _unknown_neighbours(features: PairFeatures, past: Interactions) -> int:
 
 
 def _equal(held: Any, counted: Any) -> bool:
-    """Whether both are equal; up to rounding where one is not of integers."""
+    """Whether both are equal; up to the rounding of float32 where one is not of integers."""
     held, counted = np.asarray(held), np.asarray(counted)
     if held.dtype.kind == counted.dtype.kind == "i":
         return np.array_equal(held, counted)
-    return bool(np.allclose(held.astype(np.float64), counted.astype(np.float64), rtol=1e-4, atol=1e-4))
+    return bool(np.allclose(held.astype(np.float64), counted.astype(np.float64), rtol=1e-6, atol=1e-5))

@@ -61,13 +61,15 @@ class Change:
 @dataclass(frozen=True)
 class Analysis:
     """users: of each arm; bundles: fingerprints of the answers of each arm; sample_ratio_p: p-value of the numbers of
-    users by the planned shares. Left out: in_several: users whom several arms answered; anonymous, open_rows: rows
-    without a user, and rows whose window is still open."""
+    users by the planned shares; planned: users of the whole test, None where it was not given. Left out: in_several:
+    users whom several arms answered; anonymous, open_rows: rows without a user, and rows whose window is still open.
+    """
 
     control: str
     users: Mapping[str, int]
     bundles: Mapping[str, list[str]]
     sample_ratio_p: float
+    planned: int | None
     in_several: int
     anonymous: int
     open_rows: int
@@ -159,8 +161,9 @@ def analyse(
     return Analysis(
         control,
         assigned,
-        dict(known.group_by("arm").agg(pl.col("fingerprint").unique().sort()).sort("arm").iter_rows()),
+        dict(known.group_by("arm").agg(pl.col("fingerprint").drop_nulls().unique().sort()).sort("arm").iter_rows()),
         sample_ratio_mismatch(*_as_planned(assigned, shares or dict.fromkeys(counts, 1.0), path)),
+        planned,
         len(several),
         int(complete.get_column(USER).null_count()),
         len(rows) - len(complete),

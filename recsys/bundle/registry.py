@@ -61,9 +61,14 @@ def publish_bundle(bundle: Path, why: str = "") -> None:
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         entry = json.dumps(asdict(Publication(bundle.name, previous, now, _user(), why)))
         with (bundle.parent / HISTORY).open("a", encoding="utf-8") as history:
-            history.write(f"{entry}\n")
+            history.write(f"{entry}\n" if _is_whole(bundle.parent / HISTORY) else f"\n{entry}\n")
         sync(bundle.parent / HISTORY)
     sync(bundle.parent)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file is empty or ends with a line break; after a crash it may not."""
+    return not file.stat().st_size or file.read_bytes().endswith(b"\n")
 
 
 def publications(root: Path) -> list[Publication]:

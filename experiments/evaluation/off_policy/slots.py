@@ -53,10 +53,11 @@ class Slots:
         return len(self.users)
 
 
-def read_slots(outcomes: Path, log: Path, event: str) -> Slots:
+def read_slots(outcomes: Path, log: Path, event: str, since: int | None = None) -> Slots:
     """The slots of a file of `recsys log outcomes` whose choices the exposures of the log name.
 
-    event: type of the events that are the reward. Raises DataError where the file is none of outcomes or has no such
+    event: type of the events that are the reward; since: µs, answers until then are left out: what was trained on
+    their events cannot be judged by them. Raises DataError where the file is none of outcomes or has no such
     type, and where it has no explored slot that can be used; LogError where the log cannot be read.
     """
     rows = _outcomes(outcomes, event)
@@ -66,6 +67,14 @@ def read_slots(outcomes: Path, log: Path, event: str) -> Slots:
             f"{outcomes}: no item of its {len(rows):,} rows was drawn: the answers were made without exploration; "
             "serve with a rule `explore` (docs/rules.md)"
         )
+    if since is not None:
+        later = explored.filter(pl.col(TIME).to_physical() > since)
+        if not len(later):
+            raise DataError(
+                f"{outcomes}: all {len(explored):,} explored rows are of answers until {np.datetime64(since, 'us')}, "
+                "the newest event that a bundle was trained on: it has learned from them; judge it by later ones"
+            )
+        explored = later
     complete = explored.filter("complete")
     slots = complete.join(_explorations(log), on=_KEYS, how="inner").sort(TIME, *_KEYS)
     slots = slots.filter(pl.concat_list("own", "pool").list.contains(pl.col(ITEM)))

@@ -150,8 +150,13 @@ def roll_back_command(report: GuardReport, root: Path) -> str:
 
 
 def rolled_back(report: GuardReport, root: Path) -> str:
-    """Publish the bundle before, and return what was done, in one line. Raises BundleError and OSError."""
+    """Publish the bundle before, and return what was done, in one line.
+
+    Raises BundleError, also where another bundle was published while the log was read; and OSError.
+    """
     assert report.publication.previous is not None
+    if watched(root) != report.publication:
+        raise BundleError(f"{root}: another bundle was published meanwhile; nothing was rolled back: guard it anew")
     bundle = find_bundle(root, report.publication.previous)
     load_bundle(bundle)
     why = f"recsys experiment guard: {'; '.join(report.breaches)}"
@@ -165,7 +170,8 @@ def watched(root: Path) -> Publication:
     current, known = current_bundle(root).name, publications(root)
     if not known or known[-1].bundle != current:
         raise BundleError(
-            f"{root / HISTORY} does not say when {current} was published: publish by a command of this version"
+            f"{root / HISTORY} does not say when {current} was published: an earlier version did it; guard the next "
+            "publication"
         )
     if known[-1].previous is None:
         raise BundleError(f"{current} is the first bundle that was published in {root}: there is none before it")
@@ -198,7 +204,8 @@ def _arm(users: pl.DataFrame, name: str) -> Arm:
 def _row(metric: str, before: Arm, after: Arm, tolerated: float, level: float) -> Guarded:
     """The time before is over: it has one interval. The time since has one that holds at all looks."""
     half = float(ndtri((1 + level) / 2)) * before.variance**0.5
-    deviation = float(np.sqrt(after.variance * after.users))
+    # of rare events there may be none so far: then the deviation since is that of before
+    deviation = float(np.sqrt(max(after.variance * after.users, before.variance * before.users)))
     always = confidence_sequence(after.estimate, deviation, after.users, planned=before.users, level=level)
     mean = after.estimate - before.estimate
     change = Interval(mean, always.low - before.estimate - half, always.high - before.estimate + half)

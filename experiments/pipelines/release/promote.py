@@ -65,7 +65,8 @@ def _read(result: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read: {describe_os_error(error)}") from error
     except ValueError:
         facts = None
-    if isinstance(facts, dict) and ({"decisions", "variants", "facts"} <= facts.keys() or "changes" in facts):
+    offline, online = {"decisions", "variants", "facts"}, {"changes", "bundles", "planned"}
+    if isinstance(facts, dict) and (offline <= facts.keys() or online <= facts.keys()):
         return facts
     raise DataError(
         f"{path} is no result: give the folder of `recsys experiment run`, run by this version, or a file with what "
@@ -97,6 +98,8 @@ def differences(facts: Mapping[str, Any], variant: str, manifest: Mapping[str, A
             "the variant differs from the control in rules, which no bundle holds: give the file to "
             "`recsys serve --rules`, and publish the bundle by `recsys bundle publish`"
         )
+    if "decision" in manifest:
+        out.append("a night trained it, and chose its settings without the newest events")
     if "from" in manifest:
         out.append(f"its training continued that of {manifest['from']}, and the variant is trained from scratch")
     theirs = dict(expected["config"]) | ({} if expected["model"] == RERANKED else {"reranker": None})
@@ -135,6 +138,10 @@ def online_reason(facts: Mapping[str, Any], arm: str, metric: str | None) -> str
         raise DataError(f"{arm!r} was not compared: arms are {', '.join(arms)}, against {facts['control']}")
     if metric not in rows:
         raise ConfigError(f"--metric: by which metric is it decided? One of {', '.join(map(repr, rows))} is needed")
+    if facts["planned"] is None:
+        raise DataError(
+            "the intervals hold for one number of users only: analyse with --planned, the users of the whole test"
+        )
     if facts["warning"]:
         raise DataError(f"{facts['warning']}; nothing was published")
     shown = {
