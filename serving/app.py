@@ -110,6 +110,8 @@ def _lifespan(
         ]
         background_tasks.append(asyncio.create_task(gauges.run()))
         if service.settings.preload:
+            if service.settings.workers > 1 and service.snapshot is not None:  # the other workers answer until then
+                await encoder_pool.prepare(service.snapshot)
             background_tasks.append(asyncio.create_task(encoder_pool.keep_ready(service)))
         try:
             yield
@@ -148,6 +150,7 @@ def create_app(
     place: Upsert = _place_items,
     merge: Callable[[ServableBundle], None] = _merge_indexes,
     connect: Callable[[EventRules], FeatureStore] | None = None,
+    private_url: str | None = None,
     filler: Filler | None = None,
     now: Callable[[], int] = now_micros,
     encoders: OpenEncoders = open_encoders,
@@ -165,6 +168,7 @@ def create_app(
         upsert=upsert,
         merge=merge,
         connect=connect,
+        private_url=private_url,
         filler=filler,
         now=now,
     )

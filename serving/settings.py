@@ -94,6 +94,9 @@ class ServeSettings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on."""
 
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes that answer requests. With more than one, a parent process starts, watches and restarts them."""
+
     redis_url: str | None = Field(
         default=None,
         validation_alias=AliasChoices("RECSYS_SERVE__REDIS_URL", "REDIS_URL"),  # the first that is set
