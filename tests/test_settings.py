@@ -134,7 +134,7 @@ LEAST: dict[type[BaseModel], dict[str, int]] = {
     GeminiConfig: {"dimension": 128, "spend_at_most": 0},
     HubConfig: {"dimension": 1},
     OpenAICompatibleConfig: {"dimension": 1},
-    ServeSettings: {"port": 0, "store_pause": 0, "threads": 1, "search_bytes": 1, "connections": 1},
+    ServeSettings: {"port": 0, "store_pause": 0, "threads": 1, "search_bytes": 1, "connections": 1, "workers": 1},
 }
 """Section -> setting -> its smallest value."""
 
@@ -151,6 +151,7 @@ GREATEST: dict[type[BaseModel], dict[str, int]] = {
         "port": 65_535,
         "connections": 100_000,
         "threads": 1024,
+        "workers": 64,
         "store_timeout": 3600,
         "store_pause": 3600,
         "follow_seconds": 3600,
