@@ -37,7 +37,7 @@ from serving.state.gauges import Gauges
 from serving.state.item_vectors import DescribedItems, SharedVectors
 from serving.state.service import ServiceState
 from serving.state.store.filler import Filler
-from serving.state.thread_pool import thread_pool
+from serving.state.thread_pool import KnowCall, thread_pool
 from serving.telemetry.middleware import Observe
 from serving.telemetry.traces import of_application
 
@@ -59,7 +59,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         "model": ErrorResponse,
         "description": f"more than {MAX_HEADERS} headers, or {MAX_HEAD_BYTES} bytes of them",
     },
-    503: {"model": ErrorResponse, "description": "no bundle is served, or the event log cannot be written"},
+    503: {
+        "model": ErrorResponse,
+        "description": "overload, no bundle is served, or the event log cannot be written",
+    },
 }
 
 
@@ -127,6 +130,7 @@ def _lifespan(
 def _add_guard(app: FastAPI, service: ServiceState) -> None:
     """Add the middleware. The last that is added sees a call first."""
     settings = service.settings
+    app.add_middleware(KnowCall)
     app.add_middleware(Guard, settings=settings, keys=service.keys, now=service.now)
     app.add_middleware(CanonicalUrl)
     if settings.origins:
@@ -190,13 +194,13 @@ def create_app(
     app.openapi = describe_keys(app.openapi)  # type: ignore[method-assign]
     _add_guard(app, service)
     add_errors(app)
-    in_thread = thread_pool(service)
+    in_thread = thread_pool(service.turns, settings.threads)
     described = DescribedItems(settings.log, encoder_pool.embed_items, place, settings.search_seconds)
     add_users(app, service, described, in_thread)
     add_items(app, service, encoder_pool, in_thread)
     add_search(app, service, encoder_pool, in_thread)
     add_events(app, service, in_thread)
     add_corrections(app, service, in_thread)
-    add_health(app, service, gauges, in_thread)
+    add_health(app, service, gauges, asyncio.to_thread)  # an overload must be seen
     add_page(app)
     return app

@@ -56,6 +56,10 @@ HEAD_TOO_LARGE = ApiError(
 )
 
 
+GONE = "recsys.gone"
+"""Key in the scope of a call: a function that says whether its client has disconnected."""
+
+
 class HttpState(ServerState):
     """What the connections of a server share. ending: whether each answer is the last one of its connection."""
 
@@ -123,6 +127,8 @@ class HttpProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_WAITING:
             raise ValueError
         super().on_headers_complete()
+        cycle = self.cycle
+        self.scope[GONE] = lambda: cycle.disconnected  # type: ignore[literal-required]
         if self.server_state.ending:
             self.cycle.keep_alive = False
         self._body_bytes = self._rest_bytes = 0

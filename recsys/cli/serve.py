@@ -105,14 +105,13 @@ def serve(
     ),
     host: str | None = typer.Option(None, help="Address to listen on. [127.0.0.1]"),
     port: int | None = typer.Option(None, help="Port to listen on. [8000]"),
-    workers: int | None = typer.Option(None, help="Processes that answer requests. [1]"),
+    workers: int | None = typer.Option(None, help="Processes that answer requests; SIGUSR1 restarts them. [1]"),
 ) -> None:
     """Serve the current bundle: a demo page at /, the API at /v1, and its documentation at /docs.
 
     Without keys, only this machine is served. Every option can be set by an environment variable
     RECSYS_SERVE__NAME. The feature store is the Redis server at REDIS_URL. Without REDIS_URL, the command starts a
-    Redis server of its own. Ctrl-C stops the service when the running requests are finished. With --workers above 1,
-    SIGUSR1 restarts the workers one by one.
+    Redis server of its own. Ctrl-C stops the service when the running requests are finished.
     Example: recsys serve --bundles bundles --port 8000
     """
     import os
@@ -136,12 +135,12 @@ def serve(
             from serving.workers.supervisor import run_workers
 
             run_workers(settings, sockets)
-            return
-        from serving.app import create_app
-        from serving.workers.run import run_service
+        else:
+            from serving.app import create_app
+            from serving.workers.run import run_service
 
-        if not run_service(settings, sockets, create_app):
-            raise typer.Exit(1)
+            if not run_service(settings, sockets, create_app):
+                raise typer.Exit(1)
     finally:
         for listener in sockets:
             listener.close()

@@ -175,7 +175,8 @@ class EncoderPool:
             async with asyncio.timeout(self._settings.search_wait):
                 await semaphore.acquire()
         except TimeoutError:
-            raise ApiError(503, "busy", "too many searches at once; try again in a moment", "") from None
+            message = "too many searches at once; try again in a moment"
+            raise ApiError(503, "busy", message, "", {"Retry-After": "1"}) from None
         finally:
             self.waiting -= 1
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from anyio import CapacityLimiter
-
 from features.errors import LogError, RecsysError, StoreError
 from features.instants import now_micros
 from features.log.corrections import CorrectionFeed
@@ -36,6 +34,7 @@ from serving.state.log_keeper import LogKeeper
 from serving.state.snapshot import ServingSnapshot
 from serving.state.store.filler import Filler, FillProcess
 from serving.state.store.keeper import StoreKeeper, log_filling
+from serving.state.thread_pool import Turns
 
 logger = logging.getLogger("recsys.serving")
 
@@ -74,8 +73,8 @@ class ServiceState:
         self.keys = ApiKeys(settings.keys, now)
         self.unlogged = 0
         """Exposures since the start that the log could not take."""
-        self.threads: CapacityLimiter | None = None
-        """Limits the threads that compute requests, see `thread_pool`; None before the first one."""
+        self.turns = Turns(settings.threads, settings.queue, settings.deadline)
+        """Which requests compute."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
         self.rules = ShopRules(settings.rules)
         self.experiments = ShopExperiments(settings.experiments, self.rules)
@@ -87,7 +86,6 @@ class ServiceState:
         self.variants = VariantBundles(settings, load=load, find=find, upsert=upsert, merge=merge, now=now)
         self._loader = BundleLoader(load, now)
         self._current, self._connect, self._private_url = current, connect, private_url
-        self._private = connect is None and settings.redis_url is None  # nobody else fills the store
         self._server: RedisServer | None = None
         self._claim = -1
         self._log: EventLog | None = None
@@ -100,6 +98,11 @@ class ServiceState:
     def snapshot(self) -> ServingSnapshot | None:
         """The snapshot that is served; None until a bundle is loaded."""
         return self.catalog_updater.snapshot
+
+    @property
+    def _private(self) -> bool:
+        """Whether the store is of this service alone: nobody else fills it."""
+        return self._server is not None or self._private_url is not None
 
     @property
     def log(self) -> EventLog:
@@ -151,9 +154,9 @@ class ServiceState:
         self.corrections.read()
         if self._connect is None:
             if self._private_url is None:  # else the parent has claimed the log
-                self._claim = claim(self.settings.log, private=self._private)
-            if self._private and self._private_url is None:
-                self._server = RedisServer()
+                self._claim = claim(self.settings.log, private=self.settings.redis_url is None)
+                if self.settings.redis_url is None:
+                    self._server = RedisServer()
             url = self._server.url if self._server else self._private_url or str(self.settings.redis_url)
             self._connect = lambda rules: RedisStore(
                 url, rules, timeout=self.settings.store_timeout, pause=self.settings.store_pause
