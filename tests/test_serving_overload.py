@@ -18,7 +18,7 @@ from toy_service import RULES, Nearest, ToyFiller, ToyShelf, toy_bundle, toy_set
 from features.log.reader import read
 from features.log.records import EXPOSURES
 from serving.app import create_app
-from serving.state.thread_pool import Turns, thread_pool
+from serving.state.thread_pool import Turns, _Call, _call, thread_pool
 from serving.telemetry.metrics import SHED
 
 PATH = "/v1/users/ann/recommendations?k=2"
@@ -169,15 +169,16 @@ def test_work_of_a_request_that_has_started_goes_before_that_of_a_new_one() -> N
     turns, done = Turns(1, 10, 60), list[str]()
 
     async def scenario() -> None:
-        from serving.state import thread_pool as module
-
         run, gate = thread_pool(turns, 1), threading.Event()
 
         async def call(name: str, *, started: bool) -> None:
-            module._call.set(module._Call(lambda: False, started))
+            _call.set(_Call(lambda: False, started))
             await run(done.append, name)
 
-        first = asyncio.create_task(run(gate.wait, 60))
+        async def hold() -> None:
+            await run(gate.wait, 60)
+
+        first = asyncio.create_task(hold())
         await asyncio.sleep(0)
         calls = [asyncio.create_task(call("new", started=False)), asyncio.create_task(call("started", started=True))]
         while turns.waiting < 2:
