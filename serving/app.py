@@ -37,7 +37,7 @@ from serving.state.gauges import Gauges
 from serving.state.item_vectors import DescribedItems, SharedVectors
 from serving.state.service import ServiceState
 from serving.state.store.filler import Filler
-from serving.state.thread_pool import thread_pool
+from serving.state.thread_pool import KnowCall, thread_pool
 from serving.telemetry.middleware import Observe
 from serving.telemetry.traces import of_application
 
@@ -59,7 +59,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         "model": ErrorResponse,
         "description": f"more than {MAX_HEADERS} headers, or {MAX_HEAD_BYTES} bytes of them",
     },
-    503: {"model": ErrorResponse, "description": "no bundle is served, or the event log cannot be written"},
+    503: {
+        "model": ErrorResponse,
+        "description": "overload, no bundle is served, or the event log cannot be written",
+    },
 }
 
 
@@ -110,6 +113,8 @@ def _lifespan(
         ]
         background_tasks.append(asyncio.create_task(gauges.run()))
         if service.settings.preload:
+            if service.settings.workers > 1 and service.snapshot is not None:  # the other workers answer until then
+                await encoder_pool.prepare(service.snapshot)
             background_tasks.append(asyncio.create_task(encoder_pool.keep_ready(service)))
         try:
             yield
@@ -125,6 +130,7 @@ def _lifespan(
 def _add_guard(app: FastAPI, service: ServiceState) -> None:
     """Add the middleware. The last that is added sees a call first."""
     settings = service.settings
+    app.add_middleware(KnowCall)
     app.add_middleware(Guard, settings=settings, keys=service.keys, now=service.now)
     app.add_middleware(CanonicalUrl)
     if settings.origins:
@@ -148,6 +154,7 @@ def create_app(
     place: Upsert = _place_items,
     merge: Callable[[ServableBundle], None] = _merge_indexes,
     connect: Callable[[EventRules], FeatureStore] | None = None,
+    private_url: str | None = None,
     filler: Filler | None = None,
     now: Callable[[], int] = now_micros,
     encoders: OpenEncoders = open_encoders,
@@ -165,6 +172,7 @@ def create_app(
         upsert=upsert,
         merge=merge,
         connect=connect,
+        private_url=private_url,
         filler=filler,
         now=now,
     )
@@ -186,7 +194,7 @@ def create_app(
     app.openapi = describe_keys(app.openapi)  # type: ignore[method-assign]
     _add_guard(app, service)
     add_errors(app)
-    in_thread = thread_pool(service)
+    in_thread = thread_pool(service.turns, settings.threads)
     described = DescribedItems(settings.log, encoder_pool.embed_items, place, settings.search_seconds)
     add_users(app, service, described, in_thread)
     add_items(app, service, encoder_pool, in_thread)

@@ -4,12 +4,14 @@ uvicorn bounds neither the head of a request nor its time. Refusals have the sha
 """
 
 import asyncio
+from socket import socket
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from serving.errors import ApiError
 from serving.telemetry.metrics import CONNECTIONS
@@ -36,6 +38,12 @@ BODY_SECONDS, BODY_RATE = 10.0, 4096
 SEND_SECONDS = 60.0
 """Seconds for a client to take an answer."""
 
+GRACE_SECONDS = 10
+"""Seconds that running requests have when the server ends."""
+
+DRAIN_SECONDS = 1.0
+"""Seconds before them in which idle connections stay open: a request that is on its way is answered."""
+
 REST_BYTES, REST_SECONDS = 2 << 20, 5.0
 """What is still read, and dropped, of a request that was answered or refused before its end."""
 
@@ -48,10 +56,21 @@ HEAD_TOO_LARGE = ApiError(
 )
 
 
+GONE = "recsys.gone"
+"""Key in the scope of a call: a function that says whether its client has disconnected."""
+
+
+class HttpState(ServerState):
+    """What the connections of a server share. ending: whether each answer is the last one of its connection."""
+
+    ending = False
+
+
 class HttpProtocol(HttpToolsProtocol):
     """One connection. A request that cannot be parsed is answered before any route sees it."""
 
     url = b""
+    server_state: HttpState
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -108,6 +127,10 @@ class HttpProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_WAITING:
             raise ValueError
         super().on_headers_complete()
+        cycle = self.cycle
+        self.scope[GONE] = lambda: cycle.disconnected  # type: ignore[literal-required]
+        if self.server_state.ending:
+            self.cycle.keep_alive = False
         self._body_bytes = self._rest_bytes = 0
         self._expect("body")
 
@@ -204,6 +227,10 @@ class HttpProtocol(HttpToolsProtocol):
 class HttpServer(uvicorn.Server):
     """The server. A second Ctrl-C does not end it before log and store are closed."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.server_state: HttpState = HttpState()
+
     async def on_tick(self, counter: int) -> bool:
         """Look after the connections once a second; uvicorn calls this ten times a second."""
         if counter % 10 == 0:
@@ -212,6 +239,19 @@ class HttpServer(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 connection.check(now)  # type: ignore[union-attr]  # all are HttpProtocol
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Accept no more connections, and end each with an answer; after DRAIN_SECONDS, those that are idle."""
+        for server in self.servers:
+            server.close()
+        self.server_state.ending = True
+        until = asyncio.get_running_loop().time() + DRAIN_SECONDS
+        for connection in self.server_state.connections:
+            if (cycle := connection.cycle) is not None:  # type: ignore[union-attr]  # all are HttpProtocol
+                cycle.keep_alive = False
+        while self.server_state.connections and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the end, once: a terminal sends Ctrl-C to every process of a pipeline, and people press it again."""

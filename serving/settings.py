@@ -94,6 +94,9 @@ class ServeSettings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on."""
 
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes that answer requests. With more than one, a parent process starts, watches and restarts them."""
+
     redis_url: str | None = Field(
         default=None,
         validation_alias=AliasChoices("RECSYS_SERVE__REDIS_URL", "REDIS_URL"),  # the first that is set
@@ -143,6 +146,12 @@ class ServeSettings(BaseSettings):
 
     threads: int = Field(default=4, ge=1, le=1024)
     """Largest number of requests computed at once."""
+
+    queue: int = Field(default=64, ge=1, le=100_000)
+    """Largest number of requests that wait for a thread; a further one gets 503 busy at once."""
+
+    deadline: float = Field(default=1.0, gt=0, le=3600)
+    """Seconds that a request waits for a thread before it starts; after that the response is 503 busy."""
 
     search_bytes: int = Field(default=32 << 20, ge=1, le=1 << 40)
     """Largest body of a search or an item, in bytes, including its images, sounds and videos."""

@@ -74,6 +74,7 @@ LAYERS = {
         ("state",),
         ("routes",),
         ("app", "doctor"),
+        ("workers",),
     ),
     "experiments": (
         ("splits", "config"),

@@ -206,6 +206,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "experiment ui --port x": ("--port", "must be a whole number"),
     "serve --port 65536": ("port", "65536"),
     "serve --port -1": ("port", "-1"),
+    "serve --workers 0": ("--workers", "0"),
     "serve --port http": ("--port", "must be a whole number"),
     "serve --host nosuchhost.invalid": ("nosuchhost.invalid", "--host"),
     "serve --host 203.0.113.7": ("203.0.113.7 is not an address of this machine", "--host"),

@@ -111,6 +111,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "--unprotected": None,
             "--host": None,
             "--port": None,
+            "--workers": None,
         },
     ),
     "slates": (

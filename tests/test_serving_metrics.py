@@ -188,12 +188,8 @@ def test_queues_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with service_harness(tmp_path) as harness:
         harness.get("ann")
 
-        class Crowded:
-            def statistics(self) -> Any:
-                return type("Statistics", (), {"tasks_waiting": 7})
-
         with monkeypatch.context() as patch:
-            patch.setattr(harness.service, "threads", Crowded())
+            patch.setattr(type(harness.service.turns), "waiting", 7)
             patch.setattr(harness.client.app.state.encoder_pool, "waiting", 3)  # type: ignore[attr-defined]
             patch.setattr(type(harness.service.log), "waiting", (2, 800))
             Gauges(harness.service, harness.client.app.state.encoder_pool).update()  # type: ignore[attr-defined]

@@ -133,7 +133,7 @@ def test_bodies(api: dict[str, Any]) -> None:
         "429": "the limit of the key is reached; Retry-After says for how long",
         "431": "more than 100 headers, or 65536 bytes of them",
         "422": "the request is invalid",
-        "503": "no bundle is served, or the event log cannot be written",
+        "503": "overload, no bundle is served, or the event log cannot be written",
     }
 
 

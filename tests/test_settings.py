@@ -134,7 +134,15 @@ LEAST: dict[type[BaseModel], dict[str, int]] = {
     GeminiConfig: {"dimension": 128, "spend_at_most": 0},
     HubConfig: {"dimension": 1},
     OpenAICompatibleConfig: {"dimension": 1},
-    ServeSettings: {"port": 0, "store_pause": 0, "threads": 1, "search_bytes": 1, "connections": 1},
+    ServeSettings: {
+        "port": 0,
+        "store_pause": 0,
+        "threads": 1,
+        "search_bytes": 1,
+        "connections": 1,
+        "workers": 1,
+        "queue": 1,
+    },
 }
 """Section -> setting -> its smallest value."""
 
@@ -151,6 +159,9 @@ GREATEST: dict[type[BaseModel], dict[str, int]] = {
         "port": 65_535,
         "connections": 100_000,
         "threads": 1024,
+        "workers": 64,
+        "queue": 100_000,
+        "deadline": 3600,
         "store_timeout": 3600,
         "store_pause": 3600,
         "follow_seconds": 3600,
@@ -171,6 +182,7 @@ OUTSIDE: dict[type[BaseModel], dict[str, tuple[float, ...]]] = {
     ServeSettings: {
         "store_timeout": (0, float("inf"), float("nan")),
         "follow_seconds": (0,),
+        "deadline": (0,),
         "search_wait": (0,),
         "search_seconds": (0,),
         "events_days": (0,),
@@ -192,6 +204,7 @@ INSIDE: dict[type[BaseModel], dict[str, tuple[float, ...]]] = {
     ServeSettings: {
         "store_timeout": (1e-9,),
         "follow_seconds": (1e-9,),
+        "deadline": (1e-9,),
         "search_wait": (1e-9,),
         "search_seconds": (1e-9,),
         "events_days": (0.5,),

@@ -354,7 +354,14 @@ class ToyFiller:
 def toy_settings(folder: Path, **options: object) -> ServeSettings:
     """Settings with all paths in one folder."""
     return ServeSettings.model_validate(
-        {"bundles": folder / "bundles", "log": folder / "log", "preload": False, "exposure_sample": 0.0, **options}
+        {
+            "bundles": folder / "bundles",
+            "log": folder / "log",
+            "preload": False,
+            "deadline": 60,
+            "exposure_sample": 0.0,
+            **options,
+        }
     )
 
 

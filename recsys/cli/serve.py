@@ -2,16 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from recsys.cli.options import bind, bundles_folder, given_path, given_text, print_json, show
-
-if TYPE_CHECKING:
-    import socket
-
-    from serving.settings import ServeSettings
 
 keys_app = typer.Typer(
     help="API keys of the service: create, list and revoke them while it runs.", no_args_is_help=True
@@ -110,6 +105,7 @@ def serve(
     ),
     host: str | None = typer.Option(None, help="Address to listen on. [127.0.0.1]"),
     port: int | None = typer.Option(None, help="Port to listen on. [8000]"),
+    workers: int | None = typer.Option(None, help="Processes that answer requests; SIGUSR1 restarts them. [1]"),
 ) -> None:
     """Serve the current bundle: a demo page at /, the API at /v1, and its documentation at /docs.
 
@@ -128,65 +124,26 @@ def serve(
     from serving.settings import load_settings
 
     given = {"bundles": bundles, "log": log, "rules": rules, "experiments": experiments, "host": host, "port": port}
-    settings = load_settings(os.environ, **given, keys=keys, unprotected=unprotected)
+    settings = load_settings(os.environ, **given, keys=keys, unprotected=unprotected, workers=workers)
     if settings.bundles.exists() and not settings.bundles.is_dir():
         raise ConfigError(f"{settings.bundles}: a file; --bundles takes a folder")
     sockets = bind(settings.host, settings.port)
     try:
         addresses = [listener.getsockname()[0] for listener in sockets]
         check_exposure(addresses, keys=settings.keys is not None, unprotected=settings.unprotected)
-        _serve(settings, sockets)
+        if settings.workers > 1:
+            from serving.workers.supervisor import run_workers
+
+            run_workers(settings, sockets)
+        else:
+            from serving.app import create_app
+            from serving.workers.run import run_service
+
+            if not run_service(settings, sockets, create_app):
+                raise typer.Exit(1)
     finally:
         for listener in sockets:
             listener.close()
-
-
-def _serve(settings: "ServeSettings", sockets: "list[socket.socket]") -> None:
-    """Run the service on bound sockets until Ctrl-C, SIGTERM, or SIGHUP, which a terminal sends when it is closed."""
-    import errno
-    import logging
-    import os
-    import signal
-    from contextlib import suppress
-
-    from features.errors import ConfigError
-    from serving.app import create_app
-    from serving.http import http_server
-    from serving.telemetry.logs import set_up_logs
-    from serving.telemetry.traces import ENDPOINT, start_traces, stop_traces
-
-    set_up_logs(settings.log_format)
-    logger = logging.getLogger("recsys")
-    if start_traces(os.environ):
-        logger.info("traces go to %s", os.environ[ENDPOINT])
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
-        signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
-    app = create_app(settings)
-    app.state.service.open()  # a log or store that cannot be opened is an error before anything is announced
-    for listener in sockets:
-        host, port = listener.getsockname()[:2]
-        logger.info("serving at http://%s:%d", f"[{host}]" if ":" in host else host, port)
-    if settings.keys is not None:
-        logger.info("calls need a key of %s", settings.keys)
-    elif settings.unprotected:
-        logger.warning("calls need no key: whoever reaches the port may read, change and delete")
-    else:
-        logger.info("calls need no key: only this machine is served; `recsys keys create` makes keys for others")
-    server = http_server(app, loop="uvloop", timeout_graceful_shutdown=10, limit_concurrency=settings.connections)
-    try:
-        with suppress(KeyboardInterrupt):  # Ctrl-C is how the service is stopped
-            server.run(sockets=sockets)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        raise ConfigError(f"port {settings.port} was taken during the start: choose another with --port") from None
-    finally:
-        stop_traces()
-    if app.state.encoder_pool.encodes:  # e.g. a large model is being loaded; everything else is closed
-        logging.shutdown()
-        os._exit(0)
-    if not server.started:
-        raise typer.Exit(1)
 
 
 _MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red]failed[/]"}

@@ -132,7 +132,7 @@ class EncoderPool:
         while True:
             if (snapshot := service.snapshot) is not None and snapshot.bundle.fingerprint != ready:
                 ready = snapshot.bundle.fingerprint
-                await self._prepare(snapshot)
+                await self.prepare(snapshot)
             await asyncio.sleep(self._settings.follow_seconds)
 
     async def close(self) -> None:
@@ -148,7 +148,7 @@ class EncoderPool:
         except TimeoutError:
             self.encodes = True
 
-    async def _prepare(self, snapshot: ServingSnapshot) -> None:
+    async def prepare(self, snapshot: ServingSnapshot) -> None:
         """Load the text encoder of a snapshot's bundle and encode one word with it. Logs errors."""
         if snapshot.bundle.content is None:
             return
@@ -175,7 +175,8 @@ class EncoderPool:
             async with asyncio.timeout(self._settings.search_wait):
                 await semaphore.acquire()
         except TimeoutError:
-            raise ApiError(503, "busy", "too many searches at once; try again in a moment", "") from None
+            message = "too many searches at once; try again in a moment"
+            raise ApiError(503, "busy", message, "", {"Retry-After": "1"}) from None
         finally:
             self.waiting -= 1
 

@@ -58,8 +58,7 @@ class Gauges:
         metrics.STORE_AWAY.set(service.keeper.away)
         since = self._started if service.keeper.caught_up is None else service.keeper.caught_up
         metrics.STORE_LAG.set(time.monotonic() - since)
-        threads = service.threads
-        metrics.WAITING.labels("threads").set(0 if threads is None else threads.statistics().tasks_waiting)
+        metrics.WAITING.labels("threads").set(service.turns.waiting)
         metrics.WAITING.labels("encoder").set(self._encoder_pool.waiting)
         metrics.measure_process()
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from anyio import CapacityLimiter
-
 from features.errors import LogError, RecsysError, StoreError
 from features.instants import now_micros
 from features.log.corrections import CorrectionFeed
@@ -36,6 +34,7 @@ from serving.state.log_keeper import LogKeeper
 from serving.state.snapshot import ServingSnapshot
 from serving.state.store.filler import Filler, FillProcess
 from serving.state.store.keeper import StoreKeeper, log_filling
+from serving.state.thread_pool import Turns
 
 logger = logging.getLogger("recsys.serving")
 
@@ -48,8 +47,8 @@ class ServiceState:
 
     load: folder of a bundle -> the bundle, raises BundleError; current: folder of bundles -> the folder of the bundle
     to serve; find: the same of a bundle by its name; upsert: adds items to a bundle; merge: rebuilds the indexes of a
-    bundle to which many items were added; connect: event rules -> the store; filler: fills the store; now: returns
-    the time (µs).
+    bundle to which many items were added; connect: event rules -> the store; private_url: of a private store that
+    the parent process has started for all its workers; filler: fills the store; now: returns the time (µs).
     """
 
     def __init__(
@@ -62,6 +61,7 @@ class ServiceState:
         upsert: Upsert,
         merge: Callable[[ServableBundle], None],
         connect: Callable[[EventRules], FeatureStore] | None = None,
+        private_url: str | None = None,
         filler: Filler | None = None,
         now: Callable[[], int] = now_micros,
     ) -> None:
@@ -73,8 +73,8 @@ class ServiceState:
         self.keys = ApiKeys(settings.keys, now)
         self.unlogged = 0
         """Exposures since the start that the log could not take."""
-        self.threads: CapacityLimiter | None = None
-        """Limits the threads that compute requests, see `thread_pool`; None before the first one."""
+        self.turns = Turns(settings.threads, settings.queue, settings.deadline)
+        """Which requests compute."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
         self.rules = ShopRules(settings.rules)
         self.experiments = ShopExperiments(settings.experiments, self.rules)
@@ -85,7 +85,7 @@ class ServiceState:
         )
         self.variants = VariantBundles(settings, load=load, find=find, upsert=upsert, merge=merge, now=now)
         self._loader = BundleLoader(load, now)
-        self._current, self._connect = current, connect
+        self._current, self._connect, self._private_url = current, connect, private_url
         self._server: RedisServer | None = None
         self._claim = -1
         self._log: EventLog | None = None
@@ -98,6 +98,11 @@ class ServiceState:
     def snapshot(self) -> ServingSnapshot | None:
         """The snapshot that is served; None until a bundle is loaded."""
         return self.catalog_updater.snapshot
+
+    @property
+    def _private(self) -> bool:
+        """Whether the store is of this service alone: nobody else fills it."""
+        return self._server is not None or self._private_url is not None
 
     @property
     def log(self) -> EventLog:
@@ -122,7 +127,7 @@ class ServiceState:
             await asyncio.to_thread(self.open)
         await asyncio.to_thread(self.step)
         until = time.monotonic() + FILL_SECONDS
-        while self._server and self.keeper.filler.running and time.monotonic() < until:
+        while self._private and self.keeper.filler.running and time.monotonic() < until:
             await asyncio.sleep(0.02)
         await asyncio.to_thread(self.step)
         self._loop = asyncio.create_task(self._poll_loop())
@@ -148,14 +153,15 @@ class ServiceState:
         self.catalog_updater.replay(self.now())
         self.corrections.read()
         if self._connect is None:
-            self._claim = claim(self.settings.log, private=self.settings.redis_url is None)
-            if self.settings.redis_url is None:
-                self._server = RedisServer()
-            url = self._server.url if self._server else str(self.settings.redis_url)
+            if self._private_url is None:  # else the parent has claimed the log
+                self._claim = claim(self.settings.log, private=self.settings.redis_url is None)
+                if self.settings.redis_url is None:
+                    self._server = RedisServer()
+            url = self._server.url if self._server else self._private_url or str(self.settings.redis_url)
             self._connect = lambda rules: RedisStore(
                 url, rules, timeout=self.settings.store_timeout, pause=self.settings.store_pause
             )
-            if self._server is None:
+            if not self._private:
                 with suppress(StoreError):  # a server that is away now may answer later
                     check_server(url)
 
@@ -245,7 +251,7 @@ class ServiceState:
         if snapshot is None:
             return
         bundle = snapshot.bundle
-        self.keeper.expect_new_tables(private=self._server is not None)
+        self.keeper.expect_new_tables(private=self._private)
         self.catalog_updater.swap_bundle(snapshot)
         self._path, self._manifest_bytes = path, _size(path / MANIFEST)
         self.notes.pop("bundle", None)

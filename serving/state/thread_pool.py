@@ -1,24 +1,149 @@
-"""Threads that compute requests; all routes share one limit."""
+"""Threads that compute requests. All routes share them, and a bounded number of requests waits for one.
 
-from collections.abc import Callable
+A request is refused before its first work starts, or it is answered as a whole: work of a request that has started
+goes before that of one that has not.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import anyio
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.state.service import ServiceState
+from serving.errors import ApiError
+from serving.http import GONE
+from serving.telemetry.metrics import SHED
 
 T = TypeVar("T")
 
-InThread = Callable[..., Any]
+InThread = Callable[..., Awaitable[Any]]
 """Function and its arguments -> an awaitable of its result, computed in a thread."""
 
 
-def thread_pool(service: ServiceState) -> InThread:
-    """Returns an async function that runs work in a thread, at most `settings.threads` at once over all routes."""
+@dataclass
+class _Call:
+    """A request. gone: whether its client has disconnected; started: whether work of it has begun."""
+
+    gone: Callable[[], bool]
+    started: bool = False
+
+
+@dataclass(frozen=True)
+class _Waiter:
+    """Work that waits for its turn."""
+
+    call: _Call
+    turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+_call: ContextVar[_Call | None] = ContextVar("call", default=None)
+
+
+class Turns:
+    """Who computes: at most `threads` at once; at most `queue` requests wait to start, each for `deadline` seconds.
+
+    Work outside of a request counts as started.
+    """
+
+    def __init__(self, threads: int, queue: int, deadline: float) -> None:
+        self._free, self._queue, self._deadline = threads, queue, deadline
+        self._new, self._started = deque[_Waiter](), deque[_Waiter]()
+
+    @property
+    def waiting(self) -> int:
+        """Work that waits for its turn."""
+        return len(self._new) + len(self._started)
+
+    async def take(self) -> None:
+        """Wait for a turn. Raises ApiError 503 when the request cannot start, 499 when its client has gone."""
+        call = _call.get() or _Call(lambda: False, started=True)
+        if self._free:
+            self._free -= 1
+        elif call.started:
+            await self._wait(_Waiter(call), self._started, None)
+        else:
+            if len(self._new) >= self._queue:
+                self._forget_gone()
+            if len(self._new) >= self._queue:
+                raise _refused("queue", "too many requests wait")
+            try:
+                await self._wait(_Waiter(call), self._new, self._deadline)
+            except TimeoutError:
+                raise _refused("deadline", f"the request did not start within {self._deadline:g} s") from None
+        call.started = True
+
+    def give_back(self) -> None:
+        """End a turn: the next work has it."""
+        for waiters in (self._started, self._new):
+            while waiters:
+                waiter = waiters.popleft()
+                if not waiter.call.started and waiter.call.gone():
+                    _drop(waiter)
+                elif not waiter.turn.done():
+                    waiter.turn.set_result(None)
+                    return
+        self._free += 1
+
+    async def _wait(self, waiter: _Waiter, waiters: deque[_Waiter], seconds: float | None) -> None:
+        """Wait in a queue. Raises TimeoutError."""
+        waiters.append(waiter)
+        try:
+            async with asyncio.timeout(seconds):
+                await waiter.turn
+        except (TimeoutError, asyncio.CancelledError):
+            if waiter in waiters:
+                waiters.remove(waiter)
+            elif not waiter.turn.cancelled() and waiter.turn.exception() is None:  # the turn came at this moment
+                self.give_back()
+            raise
+
+    def _forget_gone(self) -> None:
+        """Make room in the queue."""
+        for waiter in [waiter for waiter in self._new if waiter.call.gone()]:
+            self._new.remove(waiter)
+            _drop(waiter)
+
+
+def _drop(waiter: _Waiter) -> None:
+    """End the wait of a request whose client has gone; nobody reads the error."""
+    if not waiter.turn.done():
+        SHED.labels("gone").inc()
+        waiter.turn.set_exception(ApiError(499, "client_gone", "the client has disconnected"))
+
+
+def _refused(reason: str, why: str) -> ApiError:
+    SHED.labels(reason).inc()
+    return ApiError(503, "busy", f"{why}: the service is overloaded; try again in a moment", "", {"Retry-After": "1"})
+
+
+class KnowCall:
+    """Middleware that lets `Turns` know the request, whose client may go."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the call on."""
+        if scope["type"] == "http":
+            _call.set(_Call(scope.get(GONE, lambda: False)))
+        await self._app(scope, receive, send)
+
+
+def thread_pool(turns: Turns, threads: int) -> InThread:
+    """Returns an async function that runs work in one of the threads when it has a turn; see `Turns.take`."""
+    limiter: anyio.CapacityLimiter | None = None
 
     async def run(work: Callable[..., T], *args: Any) -> T:
-        if service.threads is None:  # created inside the event loop
-            service.threads = anyio.CapacityLimiter(service.settings.threads)
-        return await anyio.to_thread.run_sync(work, *args, limiter=service.threads)
+        nonlocal limiter
+        limiter = limiter or anyio.CapacityLimiter(threads)  # created inside the event loop
+        await turns.take()
+        try:
+            return await anyio.to_thread.run_sync(work, *args, limiter=limiter)
+        finally:
+            turns.give_back()
 
     return run

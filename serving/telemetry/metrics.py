@@ -67,6 +67,7 @@ def _largest(name: str, text: str) -> Gauge:
 REQUESTS = _counter("requests_total", "Requests, by route and status", "method", "route", "status")
 REQUEST_SECONDS = _histogram("request_seconds", "Seconds to answer a request", SECONDS, "method", "route")
 REFUSED = _counter("refused_requests_total", "Error responses, by status and code", "status", "code")
+SHED = _counter("shed_requests_total", "Requests that were not begun, by reason: queue, deadline, gone", "reason")
 CONNECTIONS = _sum("open_connections", "Open connections")
 
 ANSWERS = _counter("answers_total", "Lists that were answered", "placement", "source", "degraded")
