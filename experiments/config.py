@@ -88,6 +88,15 @@ class RunConfig(StrictModel):
         return baselines
 
     @model_validator(mode="after")
+    def _check_objectives(self) -> "RunConfig":
+        named = {} if self.reranker is None else self.reranker.objectives
+        if unknown := sorted({*named} - {*self.data.placements}):
+            raise ValueError(
+                f"reranker.objectives names {', '.join(unknown)}: the placements are {', '.join(self.data.placements)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_history(self) -> "RunConfig":
         kept = self.data.events.history // 2
         if self.towers.history > kept:

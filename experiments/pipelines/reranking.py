@@ -8,6 +8,7 @@ import numpy as np
 from experiments.config import RunConfig
 from experiments.evaluation.lifts import Judgement, choose_lift, lift_results
 from experiments.evaluation.ranking import published_batches
+from experiments.pipelines.exposures.answers import Answers, examples_of
 from experiments.splits import Split, Targets, check_no_leak
 from features.arrays import Doubles, Floats, Ints
 from features.catalog import Catalog
@@ -20,13 +21,18 @@ from recsys.recommender import TwoStageRecommender
 
 
 def train_reranker(
-    config: RunConfig, catalog: Catalog, splits: Mapping[str, Split], retrieval: TwoStageRecommender
+    config: RunConfig,
+    catalog: Catalog,
+    splits: Mapping[str, Split],
+    retrieval: TwoStageRecommender,
+    answers: Mapping[str, Answers] | None = None,
 ) -> tuple[Reranker | None, Judgement | None]:
     """Fit one reranker for all placements on the validation windows; None when there is nothing to learn.
 
     A query is a state of the window, its candidates are those of the first stage, and its targets are the relevant
     ones. Each placement contributes an equal share of the queries, with its own rule on repeats. Lift and calibration
-    are of the first placement, by trees that were fitted on other users.
+    are of the first placement, by trees that were fitted on other users. answers: placement -> what the log shows of
+    it, see `read_answers`: each response is a further query, among what was shown.
     """
     assert config.reranker is not None
     split = next(iter(splits.values()))
@@ -36,7 +42,12 @@ def train_reranker(
         _queries(config, config.reranker, features, placement_split, name, retrieval, share=len(splits))
         for name, placement_split in splits.items()
     ]
-    rows = RankingRows.of(features, [query.examples for query in queries], seed=config.seed)
+    shown = [
+        _shown(config, config.reranker, features, splits[name], name, retrieval, of, share=len(splits))
+        for name, of in (answers or {}).items()
+    ]
+    examples = [*(query.examples for query in queries), *(each for each in shown if each is not None)]
+    rows = RankingRows.of(features, examples, seed=config.seed)
     if rows is None:
         return None, None
     reranker = fit_trees(features, rows, config.reranker, seed=config.seed)
@@ -90,6 +101,30 @@ def _queries(
     pairs = np.arange(len(candidates))[:, None] * n + candidates.rows  # (state, item) as one number: (b, candidates)
     relevant = np.isin(pairs, targets.state * n + targets.item) & (candidates.rows >= 0)
     return _Queries(targets, RankingExamples(targets.states, candidates, relevant))
+
+
+def _shown(
+    config: RunConfig,
+    reranker: RerankerConfig,
+    features: PairFeatures,
+    split: Split,
+    placement: str,
+    retrieval: TwoStageRecommender,
+    answers: Answers,
+    *,
+    share: int,
+) -> RankingExamples | None:
+    """The queries of one placement by its exposures, at most a `share`-th of as many as there are of states."""
+    return examples_of(
+        answers,
+        split,
+        features,
+        retrieval,
+        repeats=config.data.placements[placement].repeats,
+        candidates=reranker.candidates,
+        groups=max(1, reranker.groups // share),
+        seed=config.seed,
+    )
 
 
 def _held_out_scores(

@@ -215,6 +215,8 @@ def fit_and_evaluate(
     started = time.perf_counter()
     selected, trained = train_two_stage(config, dataset, splits, report, reporter.steps)
     seconds = time.perf_counter() - started
+    for note in selected.notes:
+        reporter.say(note)
     report_cold_items(selected, trained, reporter)
     models = {TOWERS: trained.retrieval}
     if config.reranker is not None:  # when no reranker could be fitted, this row repeats the retrieval
