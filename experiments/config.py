@@ -89,10 +89,10 @@ class RunConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_objectives(self) -> "RunConfig":
-        named = {} if self.reranker is None else self.reranker.objectives
-        if unknown := sorted({*named} - {*self.data.placements}):
+        named, known = {} if self.reranker is None else self.reranker.objectives, self.data.placements
+        if unknown := sorted({*named} - {*known}):
             raise ValueError(
-                f"reranker.objectives names {', '.join(unknown)}: the placements are {', '.join(self.data.placements)}"
+                f"reranker.objectives names {', '.join(unknown)}: data.placements has {', '.join(known)}"
             )
         return self
 

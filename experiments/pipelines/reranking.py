@@ -43,11 +43,14 @@ def train_reranker(
         for name, placement_split in splits.items()
     ]
     shown = [
-        _shown(config, config.reranker, features, splits[name], name, retrieval, of, share=len(splits))
-        for name, of in (answers or {}).items()
+        examples_of(own, config, name, splits[name], features, retrieval, share=len(splits))
+        for name, own in (answers or {}).items()
     ]
-    examples = [*(query.examples for query in queries), *(each for each in shown if each is not None)]
-    rows = RankingRows.of(features, examples, seed=config.seed)
+    rows = RankingRows.of(
+        features,
+        [*(query.examples for query in queries), *(each for each in shown if each is not None)],
+        seed=config.seed,
+    )
     if rows is None:
         return None, None
     reranker = fit_trees(features, rows, config.reranker, seed=config.seed)
@@ -101,30 +104,6 @@ def _queries(
     pairs = np.arange(len(candidates))[:, None] * n + candidates.rows  # (state, item) as one number: (b, candidates)
     relevant = np.isin(pairs, targets.state * n + targets.item) & (candidates.rows >= 0)
     return _Queries(targets, RankingExamples(targets.states, candidates, relevant))
-
-
-def _shown(
-    config: RunConfig,
-    reranker: RerankerConfig,
-    features: PairFeatures,
-    split: Split,
-    placement: str,
-    retrieval: TwoStageRecommender,
-    answers: Answers,
-    *,
-    share: int,
-) -> RankingExamples | None:
-    """The queries of one placement by its exposures, at most a `share`-th of as many as there are of states."""
-    return examples_of(
-        answers,
-        split,
-        features,
-        retrieval,
-        repeats=config.data.placements[placement].repeats,
-        candidates=reranker.candidates,
-        groups=max(1, reranker.groups // share),
-        seed=config.seed,
-    )
 
 
 def _held_out_scores(

@@ -32,7 +32,8 @@ PLACEMENT = "home"
 BEGIN = 1_767_225_600_000_000
 """Day 0 of the visits: 2026-01-01 UTC, µs."""
 
-MINUTE = 60_000_000
+MINUTE, HOUR = 60_000_000, 3_600_000_000
+UNAIDED = 0.3
 Texts = npt.NDArray[np.str_]
 
 K, AMONG, RATE = 10, 30, 0.3
@@ -44,16 +45,20 @@ class Size:
     """items: of the catalogue; people: with a past of `past` events each, and as many visits as `rounds`."""
 
     items: int = 400
-    people: int = 1500
+    people: int = 800
     past: int = 10
     rounds: int = 4
 
 
 @dataclass(frozen=True)
 class World:
-    """The log is written. film (n,): of each row of the catalogue the row in `people.items`; person (u,): of each row
-    of the users the row in `people.tastes`; cut: end of the visits, µs."""
+    """The log is written.
 
+    dataset: of tables and log; film (n,): of each row of the catalogue the row in `people.items`; person (u,): of
+    each row of the users the row in `people.tastes`; cut: end of the visits, µs.
+    """
+
+    size: Size
     config: RunConfig
     people: People
     behaviour: Behaviour
@@ -78,7 +83,7 @@ def build(folder: Path, size: Size, seed: int) -> World:
     retrieval = build_two_stage(towers.model, dataset.events, config)
     film = IdMap(item_ids).rows(dataset.catalog.ids.ids)
     person = IdMap(user_ids).rows(dataset.users.ids)
-    world = World(config, people, behaviour, dataset, retrieval, film, person, BEGIN + size.rounds * DAY)
+    world = World(size, config, people, behaviour, dataset, retrieval, film, person, BEGIN + size.rounds * DAY)
     rng, showings = np.random.default_rng([seed, 3]), Showings.none(people)
     with closing(EventLog(folder / "log")) as log:
         for day in range(size.rounds):
@@ -99,7 +104,7 @@ def _config(folder: Path, seed: int) -> RunConfig:
             "encoder": None,
             "towers": {"dimension": 32, "layers": 1, "history": 20},
             "training": {"epochs": 4},
-            "reranker": {"candidates": 100},
+            "reranker": {"candidates": 200, "groups": 1500},
             "seed": seed,
         }
     )
@@ -119,16 +124,22 @@ def _visit(world: World, dataset: Dataset, showings: Showings, day: int, rng: np
     did = respond(world.people, world.behaviour, slates, moment, rng)
     showings.add(world.person, slates)
     users, items = np.array(dataset.users.ids), np.array(dataset.catalog.ids.ids)
+    rows_of_films = np.argsort(world.film)
     records: list[Record] = []
     for line, user in enumerate(users.tolist()):
         request = f"{user}-{day}"
-        records.append(_exposure(request, user, at, items[rows[line]], items[own[line]], items[pools[line]], drawn[line]))
+        shown, stood, possible = items[rows[line]], items[own[line]], items[pools[line]]
+        records.append(_exposure(request, user, at, shown, stood, possible, drawn[line]))
         for p in np.flatnonzero(did.clicked[line]).tolist():
             clicked = at + (p + 1) * MINUTE
             records.append(_event(request, user, str(items[rows[line, p]]), CLICK, clicked, p + 1))
             if np.isfinite(did.bought_after[line, p]):
                 bought = clicked + int(did.bought_after[line, p] * DAY)
                 records.append(_event(request, user, str(items[rows[line, p]]), PURCHASE, bought, p + 1))
+    unaided = chosen_unaided(world.people, np.array([float(day)]), seed=day)[1]
+    for line in np.flatnonzero(rng.random(len(users)) < UNAIDED).tolist():
+        item = dataset.catalog.ids.ids[rows_of_films[unaided[world.person[line]]]]
+        records.append(Event(str(users[line]), item, CLICK, at + HOUR, event_id=f"{users[line]}-{day}-unaided"))
     return records
 
 

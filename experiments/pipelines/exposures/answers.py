@@ -13,21 +13,26 @@ import polars as pl
 
 from experiments.config import RunConfig
 from experiments.dataset import Dataset
+from experiments.evaluation.off_policy.slots import explorations
 from experiments.evaluation.ranking import published_batches
 from experiments.pipelines.exposures.examination import MIN_RESPONSES, Examination, estimate
 from experiments.splits import Split
-from features.arrays import Bools, Doubles, Ints
+from features.arrays import Doubles, Ints
 from features.files import working_folder
 from features.instants import DAY
+from features.interactions import UserStates
 from features.log.outcomes.table import FOLDER, write_outcomes
 from features.log.records import EXPOSURES
 from features.log.segments import stream_paths
-from features.interactions import UserStates
 from features.schema import ITEM, POSITION, PROPENSITY, REQUEST_ID, TIME, USER, EventRules
 from recsys.interfaces import Candidates
 from recsys.ranking.pair_features import PairFeatures
 from recsys.ranking.reranker import RankingExamples
 from recsys.recommender import TwoStageRecommender
+
+SHOWN_WEIGHT = 10.0
+"""Weight of a response to an answer relative to a query over retrieved candidates. That has about ten times as many
+items: each item counts about alike. `experiments/LOG.md` has what other weights give."""
 
 WITHIN_DAYS = 7
 """An event counts for an exposure at most so many days earlier."""
@@ -37,8 +42,8 @@ WITHIN_DAYS = 7
 class Answers:
     """m items at explored positions of answers in one placement, by answer and position.
 
-    answers (m,): number of the answer; users, items, positions (m,): rows, and the place, from 1; times (m,): of the
-    answer (µs); drawn (m,): whether the item was drawn; gains (m,): what followed is worth, 0 for nothing.
+    answers (m,): number of the answer; users, items (m,): rows; positions (m,): from 1; times (m,): of the answer,
+    µs; gains (m,): what followed is worth, 0 for nothing; examination: of the positions.
     """
 
     answers: Ints
@@ -46,14 +51,8 @@ class Answers:
     items: Ints
     positions: Ints
     times: Ints
-    drawn: Bools
     gains: Doubles
     examination: Examination
-
-    def where(self, keep: Bools) -> "Answers":
-        """The items where keep (m,) is True."""
-        arrays = (self.answers, self.users, self.items, self.positions, self.times, self.drawn, self.gains)
-        return Answers(*(array[keep] for array in arrays), self.examination)
 
 
 def read_answers(
@@ -71,15 +70,18 @@ def read_answers(
         return {}, ()
     with working_folder(Path(tempfile.gettempdir()), FOLDER) as folder:
         write_outcomes(log, folder / "outcomes.parquet", WITHIN_DAYS * DAY, before=cut)
-        begin = pl.lit(start).cast(pl.Datetime("us", "UTC"))
-        rows = pl.scan_parquet(folder / "outcomes.parquet").filter(pl.col(TIME) >= begin).collect()
+        begin, end = (pl.lit(at).cast(pl.Datetime("us", "UTC")) for at in (start, cut))
+        inside = pl.col(TIME).is_between(begin, end, closed="left")
+        rows = pl.scan_parquet(folder / "outcomes.parquet").filter(inside).collect()
+    places = _places(explorations(log, inside))
     found, notes = dict[str, Answers](), list[str]()
     for name in splits:
         worth = objectives(config, name)
         own = rows.filter(pl.col("placement") == name)
         if not len(own) or not worth:
             continue
-        answers = _of_rows(own.filter(pl.col(PROPENSITY) < 1), dataset, worth, config.data.events)
+        explored = own.filter(pl.col(PROPENSITY) < 1).join(places, on=[REQUEST_ID, POSITION, ITEM], how="left")
+        answers = _of_rows(explored, dataset, worth, config.data.events)
         if isinstance(answers, Answers):
             found[name] = answers
         notes.append(f"{name}: {_note(answers)}")
@@ -102,13 +104,31 @@ def _of_rows(
     usable = (users >= 0) & (items >= 0)
     rows = rows.filter(pl.Series(usable, dtype=pl.Boolean))
     positions = rows.get_column(POSITION).to_numpy().astype(np.int64)
-    drawn, gains = rows.get_column("explored").to_numpy(), rows.get_column("gain").to_numpy()
-    examination = estimate(positions, drawn, gains > 0)
+    drawn, gains = rows.get_column("place").is_not_null().to_numpy(), rows.get_column("gain").to_numpy()
+    places = rows.get_column("place").fill_null(-1).to_numpy().astype(np.int64)
+    examination = estimate(positions[drawn], places[drawn], gains[drawn] > 0)
     if examination is None:
         return int(drawn.sum()), int((gains[drawn] > 0).sum())
     times = rows.get_column(TIME).to_physical().to_numpy()
     answers = rows.get_column(REQUEST_ID).rle_id().to_numpy().astype(np.int64)
-    return Answers(answers, users[usable], items[usable], positions, times, drawn, gains, examination)
+    return Answers(answers, users[usable], items[usable], positions, times, gains, examination)
+
+
+def _places(explored: pl.DataFrame) -> pl.DataFrame:
+    """Of each item that could be drawn: request, position, ITEM, and `place`, among those that follow the slate.
+
+    The turns of the pools are in the order of their positions.
+    """
+    turn, turns = pl.col(POSITION).rank("ordinal").over(REQUEST_ID) - 1, pl.len().over(REQUEST_ID)
+    return (
+        explored.with_columns(
+            turn.alias("turn"), turns.alias("turns"), round=pl.int_ranges(pl.col("pool").list.len())
+        )
+        .explode("pool", "round")
+        .select(
+            REQUEST_ID, POSITION, pl.col("pool").alias(ITEM), place=pl.col("round") * pl.col("turns") + pl.col("turn")
+        )
+    )
 
 
 def _gain(rows: pl.DataFrame, worth: Mapping[str, float], rules: EventRules) -> pl.Expr:
@@ -134,33 +154,34 @@ def _note(answers: "Answers | tuple[int, int]") -> str:
         )
     drawn, responses = answers
     return (
-        f"exposures are not learned from: {responses:,} responses to {drawn:,} drawn items do not tell how often each "
-        f"position is looked at ({MIN_RESPONSES} are needed); serve with a rule `explore` (docs/rules.md)"
+        f"exposures are not learned from: {responses:,} responses to {drawn:,} drawn items do not tell how often "
+        f"each position is examined ({MIN_RESPONSES} are needed); serve with a rule `explore` (docs/rules.md)"
     )
 
 
 def examples_of(
     answers: Answers,
+    config: RunConfig,
+    placement: str,
     split: Split,
     features: PairFeatures,
     retrieval: TwoStageRecommender,
     *,
-    repeats: bool,
-    candidates: int,
-    groups: int,
-    seed: int,
+    share: int,
 ) -> RankingExamples | None:
     """A ranking example for each response: its item, against the other items of the answer. None without any.
 
     The loss of a response is weighted by gain / examination, so that its expectation is that of a list whose every
-    item is examined (Joachims et al. 2017); the mean weight is 1. Features are as of the answer, with the rank that
-    each item had among that many candidates. At most `groups` examples, drawn by the seed.
+    item is examined (Joachims et al. 2017); the mean weight is SHOWN_WEIGHT. Features are as of the answer, with the
+    rank that each item had among the candidates. At most a `share`-th of `reranker.groups`, drawn by the seed.
     """
+    assert config.reranker is not None
+    repeats, groups = config.data.placements[placement].repeats, max(1, config.reranker.groups // share)
     states, rows, positions, gains = _slates(answers, split)
     at, place = np.nonzero((gains > 0) & ((rows >= 0).sum(1) > 1)[:, None])
     if not len(at):
         return None
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(at))[:groups])
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(at))[:groups])
     at, place = at[chosen], place[chosen]
     weights = gains[at, place] / answers.examination.of(positions[at, place])
     asked, of = np.unique(at, return_inverse=True)
@@ -169,12 +190,13 @@ def examples_of(
     for batch, published in published_batches(states.as_of[asked], features.catalog):
         own = states[asked[batch]].compact()
         seen = None if repeats else own.seen_items()
-        retrieved = retrieval.retrieve(own, candidates, allow=published, exclude=seen, features=features)
+        k = config.reranker.candidates
+        retrieved = retrieval.retrieve(own, k, allow=published, exclude=seen, features=features)
         placed, ranks[batch] = retrieval.places(own, rows[asked[batch]], retrieved)
         found.put(batch, placed)
     shown = Candidates(found.rows[of], found.scores[of])
     relevant = shown.rows == rows[at, place][:, None]
-    return RankingExamples(states[at], shown, relevant, ranks[of], weights / weights.mean())
+    return RankingExamples(states[at], shown, relevant, ranks[of], SHOWN_WEIGHT * weights / weights.mean())
 
 
 def _slates(answers: Answers, split: Split) -> tuple[UserStates, Ints, Ints, Doubles]:

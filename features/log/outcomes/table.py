@@ -64,7 +64,8 @@ def write_outcomes(
 ) -> OutcomesReport:
     """Write the outcomes of the exposures in a log, whose window is `within` µs long, to a parquet file.
 
-    now: µs. before: exposures and events of this time (µs) or later are left out; None: none is. Users are those that events and exposures belong to after merges; undone events do not count. Raises
+    now: µs. before: exposures and events of this time (µs) or later are left out; None: none is. Users are those that
+    events and exposures belong to after merges; undone events do not count. Raises
     LogError when the log cannot be read or the file cannot be written.
     """
     until = time.time_ns() // 1000 if now is None else now
