@@ -28,7 +28,7 @@ from recsys.recommender import TwoStageRecommender
 RETRIEVAL, NEGATIVES = "retrieval", "retrieved negatives"
 EXPOSURES, NAIVE = "exposures", "exposures without debiasing"
 
-SHORT = Size(items=120, people=300, past=8, rounds=3)
+SHORT = Size(items=300, people=400, rounds=3)
 
 
 def run(*, short: bool = False, seed: int = 0) -> Result:
