@@ -112,27 +112,31 @@ def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Da
         rules,
         column_keys(events.get_column(ITEM).cast(pl.String)),
     )
-    digest = hashlib.sha256()
-    for frame in (items, events):
-        digest.update(str(frame.schema).encode())
-        digest.update(np.ascontiguousarray(frame.hash_rows(seed=0).to_numpy()).tobytes())
-    if config.data.log is not None:  # the reranker learns from exposures
-        for path in stream_paths(Path(config.data.log), EXPOSURES):
-            with suppress(FileNotFoundError):  # pruned since it was listed
-                digest.update(f"{path.name} {path.stat().st_size}".encode())
     catalog = Catalog.of(items, ids, np.zeros((len(ids), 1), np.float32), np.zeros(len(ids), np.bool_))
     problems = tuple(p for p in tables.report.problems if p.reason != NO_POSITIVE or not labels.positive.any())
     dataset = Dataset(
         catalog,
         users,
         log,
-        digest.hexdigest()[:16],
+        _digest(config, items, events),
         replace(tables.report, problems=(*problems, *damaged)),
         unknown_items=int((rows[len(rows) - n_logged :] < 0).sum()),
         duplicates=duplicates,
     )
     notes += _dataset_notes(dataset, config.split.test)
     return replace(dataset, report=replace(dataset.report, notes=tuple(notes)))
+
+
+def _digest(config: RunConfig, *frames: pl.DataFrame) -> str:
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(str(frame.schema).encode())
+        digest.update(np.ascontiguousarray(frame.hash_rows(seed=0).to_numpy()).tobytes())
+    if config.data.log is not None:  # the reranker learns from exposures
+        for path in stream_paths(Path(config.data.log), EXPOSURES):
+            with suppress(FileNotFoundError):  # pruned since it was listed
+                digest.update(f"{path.name} {path.stat().st_size}".encode())
+    return digest.hexdigest()[:16]
 
 
 def _dataset_notes(dataset: Dataset, newest: float) -> list[str]:

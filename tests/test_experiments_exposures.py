@@ -11,6 +11,7 @@ from toy_data import START, Lines, toy_config, toy_log, toy_stage, write_tables
 
 from experiments.bench.exposures import benchmark
 from experiments.config import RunConfig, load_config
+from experiments.dataset import load_dataset
 from experiments.pipelines.exposures.answers import SHOWN_WEIGHT, Answers, examples_of, objectives, read_answers
 from experiments.pipelines.exposures.examination import Examination, estimate
 from experiments.pipelines.reranking import train_reranker
@@ -19,7 +20,6 @@ from experiments.splits import Split, targets
 from experiments.tracking.mlflow import NullTracker
 from features.ids import IdMap
 from features.instants import DAY
-from features.interactions import Interactions
 from features.log.event_log import EventLog
 from features.log.records import Event, Exploration, Exposure
 from recsys.ranking.exploration import LAW
@@ -225,15 +225,8 @@ def test_a_placement_without_objectives_is_not_learned_from(few, tmp_path):
 
 def window():
     """Users 0 and 1 of four have events before the window, days 20 to 40; user 3 has none."""
-    events = toy_log([(user, item, (item + 1) * DAY) for user in (0, 1) for item in range(12)], 4, 30)
-    extra = toy_log([(0, 3, 25 * DAY), (1, 4, 30 * DAY), (0, 5, 50 * DAY)], 4, 30)
-    joined = Interactions.sort(
-        *(np.concatenate((getattr(events, n), getattr(extra, n))) for n in ("users", "items", "times")),  # type: ignore[arg-type]
-        np.ones(27, np.bool_),
-        np.ones(27, np.bool_),
-        4,
-        30,
-    )
+    past = [(user, item, (item + 1) * DAY) for user in (0, 1) for item in range(12)]
+    joined = toy_log([*past, (0, 3, 25 * DAY), (1, 4, 30 * DAY), (0, 5, 50 * DAY)], 4, 30)
     valid = targets(joined, 20 * DAY, 40 * DAY, "prequential", repeats=True)
     split = Split("toy", 40 * DAY, 20 * DAY, joined.before(20 * DAY), joined.before(40 * DAY), valid, valid)
     recommender, catalog, _ = toy_stage(split.fit, reranked=False)
@@ -266,6 +259,7 @@ def test_each_response_is_an_example_weighted_by_gain_and_examination():
     taken = [found.candidates.rows[line][found.relevant[line]].tolist() for line in range(3)]
     assert taken == [[21], [22], [23]]
     worth = np.array([1 / 0.5, 6 / 0.25, 2 / 1])
+    assert found.weights is not None
     np.testing.assert_allclose(found.weights, SHOWN_WEIGHT * worth / worth.mean())
     states = found.states.compact()
     all_items = retrieval.retrieve(states, 20)
@@ -299,7 +293,12 @@ def test_the_reranker_learns_from_the_answers_beside_its_queries(monkeypatch):
     split, retrieval, catalog = window()
     kept: list[RankingRows | None] = []
     of = RankingRows.of
-    monkeypatch.setattr(RankingRows, "of", lambda *a, **k: kept.append(of(*a, **k)) or kept[-1])
+
+    def recorded(*arguments, seed):
+        kept.append(of(*arguments, seed=seed))
+        return kept[-1]
+
+    monkeypatch.setattr(RankingRows, "of", recorded)
     train_reranker(config_of(), catalog, {"home": split}, retrieval)
     train_reranker(config_of(), catalog, {"home": split}, retrieval, {"home": shown()})
     before, after = kept
@@ -339,6 +338,20 @@ def test_without_explored_exposures_the_bundle_is_the_same_bit_by_bit(tmp_path):
     assert any("reranker" in name for name in plain)
     assert plain == empty == exposed
     assert any(line.startswith("home: exposures are not learned from: 0 responses") for line in reporter.lines)
+
+
+def test_the_data_hash_covers_the_exposures(tmp_path):
+    """What is fitted on other exposures is not taken from a cache."""
+    write_tables(tmp_path / "data")
+    config = load_config(toy_config(tmp_path))
+    hashes = [load_dataset(config).hash]
+    for number in range(2):
+        writer = EventLog(tmp_path / "log")
+        writer.append_now([answer(f"r{number}", "u1", ["i1", "i2"], {})])
+        writer.close()
+        hashes.append(load_dataset(config).hash)
+    assert len({*hashes}) == 3
+    assert load_dataset(config).hash == hashes[-1]
 
 
 def test_the_benchmark_has_its_figures(monkeypatch):
