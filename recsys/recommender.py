@@ -136,9 +136,8 @@ class TwoStageRecommender:
         given = self._by_towers(states, rows)
         is_it = candidates.rows[:, :, None] == given.rows[:, None, :]  # (b, c, m)
         above = (candidates.scores[:, :, None] > given.scores[:, None, :]).sum(1)  # (b, m)
-        return given, np.where(
-            is_it.any(1), is_it.argmax(1), above
-        )  # products of two shapes may differ in a last bit
+        # products of two shapes may differ in the last bit
+        return given, np.where(is_it.any(1), is_it.argmax(1), above)
 
     def _by_towers(self, states: UserStates, rows: Ints) -> Candidates:
         """Items rows (b, m), -1 for none, by the inner product with the user vector."""

@@ -202,6 +202,10 @@ def test_a_minimum_value_counts(few, tmp_path):
     given = [did(f"r{n}", "ann", "x", "rating", at=n + 1, value=value) for n, value in enumerate((3.5, 4, 5))]
     found, _ = read(tmp_path, *records, *given, config=config)
     assert found["home"].gains[::2].tolist() == [0, 1, 1]
+    unrated = tmp_path / "unrated"
+    config = config_of(unrated / "log", rules={"positive": {"rating": 4}})
+    found, _ = read(unrated, records[0], did("r0", "ann", "x", "rating"), config=config)
+    assert found == {}
 
 
 def test_without_exploration_a_line_says_so(tmp_path):

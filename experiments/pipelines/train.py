@@ -253,7 +253,7 @@ def chosen_baseline(
 
 
 def report_selection(selected: SelectedModel, trained: FittedRecommender, reporter: Reporter) -> None:
-    """Print what exposures taught, how cold items were placed and lifted, and how far probabilities can be believed."""
+    """Print what exposures taught, how cold items were placed and lifted, and how good probabilities are."""
     for note in selected.notes:
         reporter.say(note)
     for part in (trained.placement, selected.judgement):

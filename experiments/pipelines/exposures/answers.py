@@ -121,13 +121,10 @@ def _places(explored: pl.DataFrame) -> pl.DataFrame:
     """
     turn, turns = pl.col(POSITION).rank("ordinal").over(REQUEST_ID) - 1, pl.len().over(REQUEST_ID)
     return (
-        explored.with_columns(
-            turn.alias("turn"), turns.alias("turns"), round=pl.int_ranges(pl.col("pool").list.len())
-        )
+        explored.with_columns(turn=turn, turns=turns, round=pl.int_ranges(pl.col("pool").list.len()))
         .explode("pool", "round")
-        .select(
-            REQUEST_ID, POSITION, pl.col("pool").alias(ITEM), place=pl.col("round") * pl.col("turns") + pl.col("turn")
-        )
+        .with_columns(place=pl.col("round") * pl.col("turns") + pl.col("turn"))
+        .select(REQUEST_ID, POSITION, pl.col("pool").alias(ITEM), "place")
     )
 
 
@@ -135,11 +132,10 @@ def _gain(rows: pl.DataFrame, worth: Mapping[str, float], rules: EventRules) -> 
     """The sum of what the event types are worth that followed; below the minimum value of `positive`, none did."""
     total = pl.lit(0.0)
     for name, value in worth.items():
-        if f"{name}_count" in rows.columns:
-            least = rules.positive.get(name)
-            followed = pl.col(f"{name}_count") > 0
-            if least is not None and f"{name}_value" in rows.columns:
-                followed = (pl.col(f"{name}_value") >= least).fill_null(False)
+        least = rules.positive.get(name)
+        column = f"{name}_count" if least is None else f"{name}_value"  # no column: no event has one
+        if column in rows.columns:
+            followed = pl.col(column) > 0 if least is None else pl.col(column) >= least
             total = total + pl.when(followed).then(value).otherwise(0.0)
     return total
 
