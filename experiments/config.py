@@ -89,6 +89,15 @@ class RunConfig(StrictModel):
         return baselines
 
     @model_validator(mode="after")
+    def _check_objectives(self) -> "RunConfig":
+        named, known = {} if self.reranker is None else self.reranker.objectives, self.data.placements
+        if unknown := sorted({*named} - {*known}):
+            raise ValueError(
+                f"reranker.objectives names {', '.join(unknown)}: data.placements has {', '.join(known)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_history(self) -> "RunConfig":
         kept = self.data.events.history // 2
         if self.towers.history > kept:

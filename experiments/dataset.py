@@ -1,6 +1,7 @@
 """The data set of a run: the catalogue and the interactions as arrays, read from tables and the event log."""
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,8 @@ from features.instants import DAY
 from features.interactions import SAME_TIME, Interactions
 from features.log.corrections import corrections_of
 from features.log.reader import ORDER, damaged_lines, read_events
-from features.log.records import CORRECTIONS
+from features.log.records import CORRECTIONS, EXPOSURES
+from features.log.segments import stream_paths
 from features.progress import StartProgress
 from features.schema import ITEM, TIME, USER
 from features.tables.findings import NO_POSITIVE, damaged_log, unnamed_types
@@ -43,7 +45,8 @@ MANY = 50
 class Dataset:
     """The input of a run.
 
-    hash: 16 hex digits, a digest of the tables' content; report: counts and problems of reading the tables;
+    hash: 16 hex digits, a digest of the tables' content, and of the names and sizes of the log's exposures;
+    report: counts and problems of reading the tables;
     left_out: number of events whose items are not in this catalogue;
     unknown_items: number of logged events whose items are not in the tables;
     duplicates: number of logged events that the tables contain already;
@@ -109,23 +112,31 @@ def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Da
         rules,
         column_keys(events.get_column(ITEM).cast(pl.String)),
     )
-    digest = hashlib.sha256()
-    for frame in (items, events):
-        digest.update(str(frame.schema).encode())
-        digest.update(np.ascontiguousarray(frame.hash_rows(seed=0).to_numpy()).tobytes())
     catalog = Catalog.of(items, ids, np.zeros((len(ids), 1), np.float32), np.zeros(len(ids), np.bool_))
     problems = tuple(p for p in tables.report.problems if p.reason != NO_POSITIVE or not labels.positive.any())
     dataset = Dataset(
         catalog,
         users,
         log,
-        digest.hexdigest()[:16],
+        _digest(config, items, events),
         replace(tables.report, problems=(*problems, *damaged)),
         unknown_items=int((rows[len(rows) - n_logged :] < 0).sum()),
         duplicates=duplicates,
     )
     notes += _dataset_notes(dataset, config.split.test)
     return replace(dataset, report=replace(dataset.report, notes=tuple(notes)))
+
+
+def _digest(config: RunConfig, *frames: pl.DataFrame) -> str:
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(str(frame.schema).encode())
+        digest.update(np.ascontiguousarray(frame.hash_rows(seed=0).to_numpy()).tobytes())
+    if config.data.log is not None:  # the reranker learns from exposures
+        for path in stream_paths(Path(config.data.log), EXPOSURES):
+            with suppress(FileNotFoundError):  # pruned since it was listed
+                digest.update(f"{path.name} {path.stat().st_size}".encode())
+    return digest.hexdigest()[:16]
 
 
 def _dataset_notes(dataset: Dataset, newest: float) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from features.schema import StrictModel
+from features.schema import PlacementName, StrictModel
 
 
 class TowerConfig(StrictModel):
@@ -166,6 +166,12 @@ class RerankerConfig(StrictModel):
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.03
     groups: Annotated[int, Field(ge=1, le=1_000_000_000)] = 5000
     """Maximum number of states of the validation window that the reranker is trained on; the seed draws them."""
+
+    objectives: dict[PlacementName, dict[str, Annotated[float, Field(gt=0, le=1e6)]]] = Field(default={})
+    """Placement -> event type -> what it is worth that an event of this type follows an exposure there, relative to
+    the others; `{}` for a placement: its exposures are not learned from. A placement that is not named: each positive
+    type is worth its weight in `data.events.weights`, or 1. Without explored positions in the log, this is not
+    used."""
 
     cold_share: Annotated[float, Field(ge=0, le=1)] | None = None
     """Maximum share of the first ten places that cold items, those without a positive event, are lifted to by a

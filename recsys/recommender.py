@@ -122,17 +122,27 @@ class TwoStageRecommender:
                 at = np.flatnonzero(mask)
                 found.put(at, self.rank_each(states[at], rows[at]))
             return found
-        users = self.user_vectors(states)  # (b, d)
-        scores = (self.vectors[np.maximum(rows, 0)] @ users[:, :, None])[:, :, 0]  # (b, m)
-        given = sort_candidates(rows, scores, rows.shape[1])
         if self.reranker is None:
-            return given
+            return self._by_towers(states, rows)
         everything = np.ones(len(self.vectors), dtype=np.bool_)  # the index may have got further rows meanwhile
-        candidates = self.retrieve(states, self.candidates, allow=everything)
+        given, ranks = self.places(states, rows, self.retrieve(states, self.candidates, allow=everything))
+        return given.sorted(self.reranker.score(states, given, ranks), rows.shape[1])
+
+    def places(self, states: UserStates, rows: Ints, candidates: Candidates) -> tuple[Candidates, Ints]:
+        """Items rows (b, m), best first by the towers, and the rank (b, m) of each among candidates (b, c).
+
+        The rank of an item that is no candidate is the one that it would have.
+        """
+        given = self._by_towers(states, rows)
         is_it = candidates.rows[:, :, None] == given.rows[:, None, :]  # (b, c, m)
         above = (candidates.scores[:, :, None] > given.scores[:, None, :]).sum(1)  # (b, m)
-        ranks = np.where(is_it.any(1), is_it.argmax(1), above)  # products of two shapes may differ in the last bit
-        return given.sorted(self.reranker.score(states, given, ranks), rows.shape[1])
+        # products of two shapes may differ in the last bit
+        return given, np.where(is_it.any(1), is_it.argmax(1), above)
+
+    def _by_towers(self, states: UserStates, rows: Ints) -> Candidates:
+        """Items rows (b, m), -1 for none, by the inner product with the user vector."""
+        scores = (self.vectors[np.maximum(rows, 0)] @ self.user_vectors(states)[:, :, None])[:, :, 0]
+        return sort_candidates(rows, scores, rows.shape[1])
 
     def probabilities(self, rows: Ints, scores: Floats) -> Doubles | None:
         """See `Explainable`."""

@@ -15,7 +15,7 @@ from recsys.evaluation.calibration import Calibration
 from recsys.interfaces import Candidates, Scorer
 from recsys.ranking import reranker as module
 from recsys.ranking.pair_features import FEATURES, PairFeatures, repeat_consumption_features
-from recsys.ranking.reranker import RankingExamples, Reranker, fit_reranker
+from recsys.ranking.reranker import RankingExamples, RankingRows, Reranker, fit_reranker
 
 R2 = 2**-0.5
 
@@ -214,6 +214,31 @@ def test_the_order_of_one_feature_is_learned(decides):
     assert sum(fitted.importance.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("heavier", [0, 1])
+def test_the_heavier_states_decide(heavier):
+    """The first half of the states takes the items that one feature says, the others the last of them."""
+    features, states, found, relevant, values = toy(decides="item_log_count")
+    n = len(states)
+    opposite = np.zeros_like(relevant)
+    opposite[np.arange(n), values.argmin(1)] = True
+    weights = (np.full(n, 10.0), np.ones(n)) if heavier == 0 else (np.ones(n), np.full(n, 10.0))
+    examples = [
+        RankingExamples(states, found, labels, weights=each)
+        for labels, each in zip((relevant, opposite), weights, strict=True)
+    ]
+    scores = fit(features, examples, RerankerConfig(trees=40, learning_rate=0.2)).score(states, found)
+    highest, lowest = (scores[np.arange(n), best] for best in (values.argmax(1), values.argmin(1)))
+    assert ((highest > lowest) == (heavier == 0)).mean() > 0.95
+
+
+def test_given_ranks_are_read_instead_of_places():
+    features, states, found, relevant, _ = toy(decides="item_log_count")
+    ranks = np.full(found.rows.shape, 7)
+    rows = RankingRows.of(features, [RankingExamples(states, found, relevant, ranks)], seed=0)
+    assert rows is not None
+    assert set(rows.matrix[:, FEATURES.index("retrieval_rank")].tolist()) == {7.0}
+
+
 def test_more_states_than_one_chunk_holds_score_as_each_does_alone():
     features, states, found, relevant, _ = toy(260, decides="item_log_count")
     reranker = fit(features, [RankingExamples(states, found, relevant)], RerankerConfig(trees=5))
@@ -273,7 +298,8 @@ def test_every_state_is_trained_on_with_its_own_features(monkeypatch):
     class Stop(Exception):
         pass
 
-    def dataset(data, *, label, group, feature_name):
+    def dataset(data, *, label, group, weight, feature_name):
+        assert weight is None  # all are alike
         np.testing.assert_array_equal(data, features.matrix(states, found).reshape(6000, -1))
         np.testing.assert_array_equal(label, relevant.ravel())
         assert group.tolist() == [10] * 600
@@ -294,7 +320,8 @@ def test_all_relevant_candidates_and_a_sample_of_the_others_are_trained_on(monke
     class Stop(Exception):
         pass
 
-    def dataset(data, *, label, group, feature_name):
+    def dataset(data, *, label, group, weight, feature_name):
+        assert weight is None  # all are alike
         assert label.sum() == relevant.sum()
         negatives = group.sum() - relevant.sum()
         assert negatives == pytest.approx(50 * 100 * 0.95, rel=0.05)
@@ -410,7 +437,7 @@ class Blank:
 
     users = np.zeros(100_000, np.int64)
 
-    def matrix(self, states, candidates):
+    def matrix(self, states, candidates, ranks):
         return np.zeros((*candidates.rows.shape, 1), np.float32)
 
     def __getitem__(self, part):

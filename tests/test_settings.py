@@ -101,6 +101,7 @@ DEFAULTS: dict[str, Any] = {
         "leaves": 7,
         "learning_rate": 0.03,
         "groups": 5000,
+        "objectives": {},
         "cold_share": None,
     },
     "discovery": None,

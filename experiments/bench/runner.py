@@ -39,6 +39,7 @@ BENCHES: dict[str, str] = {
     "rerank": "experiments.bench.rerank:run",
     "statistics": "experiments.bench.statistics:run",
     "loop": "experiments.bench.loop.benchmark:run",
+    "exposures": "experiments.bench.exposures.benchmark:run",
 }
 """Name -> "module:function", imported when it is run; function(short: bool, **options) -> Result."""
 

@@ -9,6 +9,7 @@ from experiments.dataset import Dataset
 from experiments.evaluation.leaks import check_no_leak, check_vocabulary
 from experiments.evaluation.lifts import Judgement
 from experiments.evaluation.ranking import headline_metrics
+from experiments.pipelines.exposures.answers import read_answers
 from experiments.pipelines.reranking import train_reranker
 from experiments.splits import Split, check_split
 from features.arrays import Floats
@@ -57,12 +58,13 @@ class SelectedModel:
     """What was selected on the validation window: the number of epochs of the towers, and the reranker.
 
     selection: the towers that were validated, fitted on the events before the window; judgement: how
-    the reranker was judged there.
+    the reranker was judged there; notes: what it learned from exposures, for people to read.
     """
 
     selection: FittedTowers
     reranker: Reranker | None
     judgement: Judgement | None = None
+    notes: tuple[str, ...] = ()
 
 
 class FittedOnce:
@@ -130,7 +132,8 @@ def select_model(
         return SelectedModel(selection, None)
     placement = place_cold_items(selection.model, dataset.catalog, split.fit, price=0, seed=config.seed)
     retrieval = build_two_stage(selection.model, split.fit, config, placement.vectors)
-    return SelectedModel(selection, *train_reranker(config, dataset.catalog, splits, retrieval))
+    answers, notes = read_answers(config, dataset, splits)
+    return SelectedModel(selection, *train_reranker(config, dataset.catalog, splits, retrieval, answers), notes)
 
 
 def fit_selected(

@@ -9,6 +9,7 @@ from experiments.config import RunConfig
 from experiments.evaluation.leaks import check_no_leak
 from experiments.evaluation.lifts import Judgement, choose_lift, lift_results
 from experiments.evaluation.ranking import published_batches
+from experiments.pipelines.exposures.answers import Answers, examples_of
 from experiments.splits import Split, Targets
 from features.arrays import Doubles, Floats, Ints
 from features.catalog import Catalog
@@ -21,13 +22,18 @@ from recsys.recommender import TwoStageRecommender
 
 
 def train_reranker(
-    config: RunConfig, catalog: Catalog, splits: Mapping[str, Split], retrieval: TwoStageRecommender
+    config: RunConfig,
+    catalog: Catalog,
+    splits: Mapping[str, Split],
+    retrieval: TwoStageRecommender,
+    answers: Mapping[str, Answers] | None = None,
 ) -> tuple[Reranker | None, Judgement | None]:
     """Fit one reranker for all placements on the validation windows; None when there is nothing to learn.
 
     A query is a state of the window, its candidates are those of the first stage, and its targets are the relevant
     ones. Each placement contributes an equal share of the queries, with its own rule on repeats. Lift and calibration
-    are of the first placement, by trees that were fitted on other users.
+    are of the first placement, by trees that were fitted on other users. answers: placement -> what the log shows of
+    it, see `read_answers`: each response is a further query, among what was shown.
     """
     assert config.reranker is not None
     split = next(iter(splits.values()))
@@ -37,7 +43,15 @@ def train_reranker(
         _queries(config, config.reranker, features, placement_split, name, retrieval, share=len(splits))
         for name, placement_split in splits.items()
     ]
-    rows = RankingRows.of(features, [query.examples for query in queries], seed=config.seed)
+    shown = [
+        examples_of(own, config, name, splits[name], features, retrieval, share=len(splits))
+        for name, own in (answers or {}).items()
+    ]
+    rows = RankingRows.of(
+        features,
+        [*(query.examples for query in queries), *(each for each in shown if each is not None)],
+        seed=config.seed,
+    )
     if rows is None:
         return None, None
     reranker = fit_trees(features, rows, config.reranker, seed=config.seed)

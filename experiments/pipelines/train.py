@@ -246,7 +246,7 @@ def fit_and_evaluate(
     started = time.perf_counter()
     selected, trained = train_two_stage(config, dataset, splits, report, reporter.steps)
     seconds = time.perf_counter() - started
-    report_cold_items(selected, trained, reporter)
+    report_selection(selected, trained, reporter)
     models = {TOWERS: trained.retrieval}
     if config.reranker is not None:  # when no reranker could be fitted, this row repeats the retrieval
         models[RERANKED] = trained.recommender
@@ -283,8 +283,10 @@ def chosen_baseline(
     return fitted
 
 
-def report_cold_items(selected: SelectedModel, trained: FittedRecommender, reporter: Reporter) -> None:
-    """Print how cold items were placed and lifted, and how far probabilities can be believed."""
+def report_selection(selected: SelectedModel, trained: FittedRecommender, reporter: Reporter) -> None:
+    """Print what exposures taught, how cold items were placed and lifted, and how good probabilities are."""
+    for note in selected.notes:
+        reporter.say(note)
     for part in (trained.placement, selected.judgement):
         for line in part.lines() if part is not None else ():
             reporter.say(line)

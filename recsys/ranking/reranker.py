@@ -165,30 +165,36 @@ def _lines(text: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class RankingExamples:
-    """Candidates (b, k) of b states, and whether the user took each of them next: relevant (b, k) bool."""
+    """Candidates (b, k) of b states, and whether the user took each of them next: relevant (b, k) bool.
+
+    ranks (b, k): of the candidates, see `PairFeatures.matrix`; weights (b,): of the states in the loss, None: all 1.
+    """
 
     states: UserStates
     candidates: Candidates
     relevant: Bools
+    ranks: Ints | None = None
+    weights: Doubles | None = None
 
 
 @dataclass(frozen=True)
 class RankingRows:
     """The rows that trees are fitted on: features (r, len(FEATURES)) float32, relevant (r,) bool, in g groups.
 
-    sizes (g,): rows of each group, one after another; users (g,): user of each.
+    sizes (g,): rows of each group, one after another; users (g,): user of each; weights (g,): of each in the loss.
     """
 
     matrix: Floats
     relevant: Bools
     sizes: Ints
     users: Ints
+    weights: Doubles
 
     @classmethod
     def of(cls, features: PairFeatures, examples: Sequence[RankingExamples], *, seed: int) -> "RankingRows | None":
         """Of the states with a relevant candidate: a sample of their candidates. None when there is no such state."""
         rng = np.random.default_rng(seed)
-        parts, labels, sizes, users = [], [], [], []
+        parts, labels, sizes, users, weights = [], [], [], [], []
         for example in examples:
             rows, scores, relevant = example.candidates.rows, example.candidates.scores, example.relevant
             useful = np.flatnonzero((relevant & (rows >= 0)).any(1))
@@ -197,18 +203,22 @@ class RankingRows:
                 sampled = rng.random(rows[part].shape) < NEGATIVES / rows.shape[1]
                 used = (rows[part] >= 0) & (relevant[part] | sampled)  # (c, k)
                 chunk = Candidates(rows[part], scores[part])
-                parts.append(features.matrix(example.states[part].compact(), chunk)[used])
+                ranks = None if example.ranks is None else example.ranks[part]
+                parts.append(features.matrix(example.states[part].compact(), chunk, ranks)[used])
                 labels.append(relevant[part][used])
                 sizes.append(used.sum(1))
                 users.append(example.states.users[part])
+                weights.append(np.ones(len(part)) if example.weights is None else example.weights[part])
         if not parts:
             return None
-        return cls(*(np.concatenate(arrays) for arrays in (parts, labels, sizes, users)))
+        return cls(*(np.concatenate(arrays) for arrays in (parts, labels, sizes, users, weights)))
 
     def where(self, keep: Bools) -> "RankingRows":
         """The groups where keep (g,) is True."""
         rows = np.repeat(keep, self.sizes)
-        return RankingRows(self.matrix[rows], self.relevant[rows], self.sizes[keep], self.users[keep])
+        return RankingRows(
+            self.matrix[rows], self.relevant[rows], self.sizes[keep], self.users[keep], self.weights[keep]
+        )
 
 
 def fit_reranker(
@@ -225,7 +235,11 @@ def fit_reranker(
 def fit_trees(features: PairFeatures, rows: RankingRows, config: RerankerConfig, *, seed: int) -> Reranker:
     """Fit on ranking rows. Raises DataError when LightGBM refuses the rows or the settings."""
     data = lightgbm.Dataset(
-        rows.matrix, label=rows.relevant.astype(np.float32), group=rows.sizes, feature_name=list(FEATURES)
+        rows.matrix,
+        label=rows.relevant.astype(np.float32),
+        group=rows.sizes,
+        weight=None if (rows.weights == 1).all() else np.repeat(rows.weights, rows.sizes),
+        feature_name=list(FEATURES),
     )
     try:
         booster = lightgbm.train(

@@ -69,11 +69,11 @@ class World:
 
 def build(folder: Path, size: Size, seed: int, today: int, reporter: Reporter) -> World:
     """Write tables and train both bundles below `folder`. today: µs, the end of the past."""
-    films, vectors = _catalogue(folder / "movielens", size.items)
+    films, vectors = catalogue(folder / "movielens", size.items)
     people = people_near(vectors, size.people, seed=seed, drift=0.005, liked=0.04)
     item_ids = tuple(films.get_column(ITEM))
     user_ids = tuple(f"p{person:05d}" for person in range(size.people))
-    _write_past(folder / "data", films, people, user_ids, size.past, seed, today)
+    write_past(folder / "data", films, people, user_ids, size.past, seed, today)
     first, second = (
         train(_config(folder, name, settings, seed), NullTracker(), reporter, publish=False)[0]
         for name, settings in (("a", A), ("b", B))
@@ -81,7 +81,7 @@ def build(folder: Path, size: Size, seed: int, today: int, reporter: Reporter) -
     return World(people, Behaviour(), item_ids, user_ids, size, first, second)
 
 
-def _catalogue(folder: Path, n: int) -> tuple[pl.DataFrame, Doubles]:
+def catalogue(folder: Path, n: int) -> tuple[pl.DataFrame, Doubles]:
     """The n films of MovieLens with most good ratings, and their right singular vectors (n, DIMENSION)."""
     data = {"source": "movielens", "path": str(folder), "events": {"positive": {"rating": 3.5}}}
     config = RunConfig.model_validate({"name": "catalogue", "data": data, "encoder": None})
@@ -94,7 +94,7 @@ def _catalogue(folder: Path, n: int) -> tuple[pl.DataFrame, Doubles]:
     return dataset.catalog.frame[most].select(ITEM, TITLE, CATEGORIES), right.T * values
 
 
-def _write_past(
+def write_past(
     folder: Path, films: pl.DataFrame, people: People, user_ids: tuple[str, ...], events: int, seed: int, today: int
 ) -> None:
     """The tables of the shop: items, and what people took without recommendations in the last days."""

@@ -76,7 +76,7 @@ def read_slots(outcomes: Path, log: Path, event: str, since: int | None = None) 
             )
         explored = later
     complete = explored.filter("complete")
-    slots = complete.join(_explorations(log), on=_KEYS, how="inner").sort(TIME, *_KEYS)
+    slots = complete.join(explorations(log), on=_KEYS, how="inner").sort(TIME, *_KEYS)
     slots = slots.filter(pl.concat_list("own", "pool").list.contains(pl.col(ITEM)))
     open_rows, unknown = len(explored) - len(complete), len(complete) - len(slots)
     if not len(slots):
@@ -101,13 +101,16 @@ def _outcomes(path: Path, event: str) -> pl.DataFrame:
     return frame
 
 
-def _explorations(log: Path) -> pl.DataFrame:
-    """Request, position, own item and pool of the explored positions of a log, where the pool is not empty."""
+def explorations(log: Path, which: pl.Expr | None = None) -> pl.DataFrame:
+    """Request, position, own item and pool of the explored positions of a log, where the pool is not empty.
+
+    which: of the exposures, by TIME; None: all.
+    """
     columns = (REQUEST_ID, "exploration")
     frames, position = [frame_of_exposures([], (*columns, TIME))], dict[str, int]()
     while (part := read_lines(log, position, stream=EXPOSURES)).position != position:
         position = part.position
-        frames.append(frame_of_exposures(part.lines, (*columns, TIME)))
+        frames.append(frame_of_exposures(part.lines, (*columns, TIME)).filter(True if which is None else which))
     drawn = pl.concat(frames).select(REQUEST_ID, pl.col("exploration").struct.unnest()).filter(pl.col("law") == LAW)
     return (
         drawn.unique(REQUEST_ID, keep="first", maintain_order=True)

@@ -59,19 +59,23 @@ class OutcomesReport:
     damaged: int
 
 
-def write_outcomes(folder: Path, out: Path, within: int, *, now: int | None = None) -> OutcomesReport:
+def write_outcomes(
+    folder: Path, out: Path, within: int, *, now: int | None = None, before: int | None = None
+) -> OutcomesReport:
     """Write the outcomes of the exposures in a log, whose window is `within` µs long, to a parquet file.
 
-    now: µs. Users are those that events and exposures belong to after merges; undone events do not count. Raises
+    now: µs. before: exposures and events of this time (µs) or later are left out; None: none is. Users are those that
+    events and exposures belong to after merges; undone events do not count. Raises
     LogError when the log cannot be read or the file cannot be written.
     """
     until = time.time_ns() // 1000 if now is None else now
     corrections = corrections_of(folder)
+    earlier = pl.lit(True) if before is None else pl.col(TIME) < pl.lit(before).cast(pl.Datetime("us", "UTC"))
     try:
         with working_folder(Path(tempfile.gettempdir()), FOLDER) as parts:
             shards = 1 + sum(path.stat().st_size for path in stream_paths(folder, EXPOSURES)) // SHARD_BYTES
-            answers, damaged = _spread(folder, parts, corrections, shards)
-            events = events_frame(folder, corrections.corrected_frame)
+            answers, damaged = _spread(folder, parts, corrections, shards, earlier)
+            events = events_frame(folder, corrections.corrected_frame).filter(earlier)
             share = (pl.col(ITEM).hash() % shards).alias(_SHARD)
             events = events.select(USER, ITEM, EVENT, TIME, VALUE, REQUEST_ID, share)
             types, left_out = _types(events)
@@ -89,15 +93,18 @@ def write_outcomes(folder: Path, out: Path, within: int, *, now: int | None = No
     )
 
 
-def _spread(folder: Path, parts: Path, corrections: Corrections, shards: int) -> tuple[int, int]:
-    """Write the exposed items to PARTS/SHARD/NUMBER; the numbers of answers and of damaged lines."""
+def _spread(folder: Path, parts: Path, corrections: Corrections, shards: int, which: pl.Expr) -> tuple[int, int]:
+    """Write the exposed items to PARTS/SHARD/NUMBER; the numbers of answers and of damaged lines.
+
+    which: of the exposures.
+    """
     for shard in range(shards):  # also for a log without exposures, so that the file has its columns
         (parts / f"{shard:05d}").mkdir()
         _items(frame_of_exposures([], _READ)).write_parquet(parts / f"{shard:05d}" / f"{0:08d}")
     answers, damaged, number, position = 0, 0, 0, dict[str, int]()
     while (part := read_lines(folder, position, stream=EXPOSURES)).position != position:
         position, damaged, number = part.position, damaged + len(part.damaged), number + 1
-        frame = frame_of_exposures(part.lines, _READ)
+        frame = frame_of_exposures(part.lines, _READ).filter(which)
         answers += len(frame)
         frame = frame.with_columns(corrections.owners(frame).alias(USER))
         items = _items(frame).with_columns((pl.col(ITEM).hash() % shards).alias(_SHARD))

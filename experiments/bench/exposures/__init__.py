@@ -1,0 +1,1 @@
+"""Learning from exposures, judged by simulated people."""

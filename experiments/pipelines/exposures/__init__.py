@@ -1,0 +1,1 @@
+"""Learning from exposures: what was shown, what followed, and how often each position is looked at."""
