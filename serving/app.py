@@ -24,7 +24,9 @@ from serving.http import MAX_HEAD_BYTES, MAX_HEADERS, MAX_URL_BYTES
 from serving.routes.corrections import add_corrections
 from serving.routes.events import add_events
 from serving.routes.health import add_health
-from serving.routes.items import add_items
+from serving.routes.items.change import add_item_changes
+from serving.routes.items.read import add_items
+from serving.routes.items.similar import add_similar
 from serving.routes.page import add_page
 from serving.routes.paths import CanonicalUrl
 from serving.routes.search import add_search
@@ -189,7 +191,9 @@ def create_app(
     in_thread = thread_pool(service)
     described = DescribedItems(settings.log, encoder_pool.embed_items, place, settings.search_seconds)
     add_users(app, service, described, in_thread)
-    add_items(app, service, encoder_pool, in_thread)
+    add_similar(app, service, in_thread)
+    add_items(app, service, in_thread)
+    add_item_changes(app, service, encoder_pool, in_thread)
     add_search(app, service, encoder_pool, in_thread)
     add_events(app, service, in_thread)
     add_corrections(app, service, in_thread)
