@@ -72,7 +72,7 @@ def test_every_response_has_the_id_of_its_request(tmp_path: Path) -> None:
 def test_an_id_of_the_client_is_taken_when_it_is_a_short_safe_text(tmp_path: Path, sent: str, taken: bool) -> None:
     with service_harness(tmp_path) as harness:
         path = "/v1/users/ann/recommendations"
-        answers = [harness.client.get(path, headers={"X-Request-ID": sent.encode()}) for _ in range(2)]
+        answers = [harness.client.get(path, headers={b"X-Request-ID": sent.encode()}) for _ in range(2)]
     assert [answer.headers["x-request-id"] == sent for answer in answers] == [taken] * 2
     ids = [answer.json()["request_id"] for answer in answers]  # events name them: no two answers share one
     assert len({UUID(each) for each in ids}) == 2
