@@ -107,6 +107,19 @@ def type_name(kind: pl.DataType) -> str:
     return "a time" if isinstance(kind, pl.Datetime) else "a date" if isinstance(kind, pl.Date) else "a text"
 
 
+def as_type(frame: pl.DataFrame, name: str, kind: pl.DataType) -> pl.Expr:
+    """A column of a frame as another type. Null where the frame lacks it, or a value cannot be cast; times and dates
+    are read from ISO 8601 text."""
+    column = pl.col(name) if name in frame.columns else pl.lit(None)
+    if frame.schema.get(name) == pl.String and isinstance(kind, pl.Datetime):
+        read = column.str.to_datetime(time_unit=kind.time_unit, time_zone=kind.time_zone, strict=False)
+    elif frame.schema.get(name) == pl.String and isinstance(kind, pl.Date):
+        read = column.str.to_date(strict=False)
+    else:
+        read = column.cast(kind, strict=False)
+    return read.alias(name)
+
+
 def item_texts(frame: pl.DataFrame) -> list[str]:
     """The text that an encoder reads of each item: title, categories, description; "" when it has none of them."""
     fields = [

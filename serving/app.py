@@ -24,10 +24,13 @@ from serving.http import MAX_HEAD_BYTES, MAX_HEADERS, MAX_URL_BYTES
 from serving.routes.corrections import add_corrections
 from serving.routes.events import add_events
 from serving.routes.health import add_health
-from serving.routes.items import add_items
+from serving.routes.items.change import add_item_changes
+from serving.routes.items.read import add_items
+from serving.routes.items.similar import add_similar
 from serving.routes.page import add_page
 from serving.routes.paths import CanonicalUrl
 from serving.routes.search import add_search
+from serving.routes.strict import StrictRoute, add_heads
 from serving.routes.users import add_users
 from serving.servable import ServableBundle
 from serving.settings import ServeSettings
@@ -144,6 +147,26 @@ def _add_guard(app: FastAPI, service: ServiceState) -> None:
     app.add_middleware(Observe)
 
 
+def _add_routes(
+    app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, gauges: Gauges, place: Upsert
+) -> None:
+    """Add the routes. place: see `create_app`."""
+    settings = service.settings
+    app.router.route_class = StrictRoute
+    in_thread = thread_pool(service.turns, service.settings.threads)
+    described = DescribedItems(settings.log, encoder_pool.embed_items, place, settings.search_seconds)
+    add_users(app, service, described, in_thread)
+    add_similar(app, service, in_thread)
+    add_items(app, service, in_thread)
+    add_item_changes(app, service, encoder_pool, in_thread)
+    add_search(app, service, encoder_pool, in_thread)
+    add_events(app, service, in_thread)
+    add_corrections(app, service, in_thread)
+    add_health(app, service, gauges)
+    add_page(app)
+    add_heads(app)
+
+
 def create_app(
     settings: ServeSettings,
     *,
@@ -194,13 +217,5 @@ def create_app(
     app.openapi = describe_keys(app.openapi)  # type: ignore[method-assign]
     _add_guard(app, service)
     add_errors(app)
-    in_thread = thread_pool(service.turns, settings.threads)
-    described = DescribedItems(settings.log, encoder_pool.embed_items, place, settings.search_seconds)
-    add_users(app, service, described, in_thread)
-    add_items(app, service, encoder_pool, in_thread)
-    add_search(app, service, encoder_pool, in_thread)
-    add_events(app, service, in_thread)
-    add_corrections(app, service, in_thread)
-    add_health(app, service, gauges)
-    add_page(app)
+    _add_routes(app, service, encoder_pool, gauges, place)
     return app

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from features.errors import BundleError, LogError, RecsysError, StoreError, describe_invalid
 from serving.telemetry.metrics import REFUSED
@@ -62,6 +63,15 @@ PLACES: dict[type[RecsysError], str] = {LogError: "log", StoreError: "store", Bu
 """Place of an error that a request met in a part of the service."""
 
 
+def allowed_methods(request: Request) -> list[str]:
+    """The methods that the path of a request takes."""
+    methods = {"OPTIONS"}
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return sorted(methods)
+
+
 def add_errors(app: FastAPI) -> None:
     """Add handlers that turn every exception into an `ErrorResponse`."""
 
@@ -83,12 +93,16 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ""
+        if error.status_code == 405:
+            allowed = ", ".join(allowed_methods(request))
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers={"Allow": allowed})
         message = {404: NOT_FOUND, 405: f"this path does not take {request.method}; it takes {allowed}"}.get(
             error.status_code, str(error.detail)
         )
         response = ApiError(error.status_code, code, message, "path").response()
-        response.headers.update(error.headers or {})
+        response.headers.update({**(error.headers or {}), **({"Allow": allowed} if allowed else {})})
         return response
 
     @app.exception_handler(Exception)

@@ -14,7 +14,7 @@ from toy_service import NOW, ToyBundle, toy_bundle, with_contents
 from features.content.parts import Audio, Image, Text, Video
 from features.log.item_changes import MEDIA_FOLDER
 from serving.errors import ApiError
-from serving.routes.items import parse_item
+from serving.routes.items.fields import new_state, parse_fields
 from serving.routes.search_query import parse_query, query_schema
 from serving.schemas import parse_json
 
@@ -215,7 +215,7 @@ def bundle(tmp_path: Path) -> ToyBundle:
 
 
 def parsed(bundle: ToyBundle, folder: Path, **fields: Any) -> dict[str, Any]:
-    record = parse_item("sky", orjson.dumps(fields), bundle, folder, NOW)
+    record = new_state("sky", parse_fields(orjson.dumps(fields), bundle, folder), {}, NOW)
     assert (record.item_id, record.timestamp) == ("sky", NOW)
     return dict(record.fields)
 

@@ -21,7 +21,7 @@ from features.store.base import StoreMovedError
 from features.store.memory import MemoryStore
 from features.store.redis import RedisStore
 from serving.errors import ApiError
-from serving.routes.items import ItemIn
+from serving.routes.items.fields import ItemIn
 from serving.schemas import EventIn, bounded_body
 from serving.state import encoder_pool
 from serving.state.catalog_updater import CatalogUpdater, _ItemStatus

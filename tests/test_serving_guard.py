@@ -370,7 +370,7 @@ def test_requests_are_logged_without_users(tmp_path: Path, caplog: pytest.LogCap
         ("GET", f"/v1/users/{eve}/recommendations", 200),
         ("GET", f"/v1/users/{eve}/history", 200),
         ("GET", f"/v1/users/{bob}/why-not", 200),
-        ("GET", "/v1/items/i4", 200),
+        ("GET", "/v1/items/i4", 422),
         ("GET", "/v1/users/", 404),
         ("GET", "/v1/users", 200),
         ("DELETE", f"/v1/users/{eve}/events/{event}", 202),

@@ -5,6 +5,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,17 @@ def test_services_share_the_work_and_have_the_same_vectors(tmp_path: Path) -> No
     assert embedded(again, puts).channels["text"].space == COLOURS
 
 
-def test_an_item_that_is_put_again_is_embedded_again(tmp_path: Path) -> None:
+def test_an_item_is_embedded_again_when_its_content_changes(tmp_path: Path) -> None:
     encoding = Encoding()
     vectors = SharedVectors(tmp_path, encoding.embed)
     embedded(vectors, puts_of("a"))
     embedded(vectors, puts_of("a", "b", at=6))
-    embedded(vectors, puts_of("a", "b", at=6))
-    assert encoding.items == {"a": 2, "b": 1}
+    priced = [replace(put, fields={**put.fields, "price": 7.0, "available": False}) for put in puts_of("a", "b")]
+    embedded(vectors, priced)
+    assert encoding.items == {"a": 1, "b": 1}
+    for name, value in (("description", "d"), ("categories", ["c"]), ("image", "https://x.example.org/i.png")):
+        embedded(vectors, [replace(priced[0], fields={**priced[0].fields, name: value})])
+    assert encoding.items == {"a": 4, "b": 1}
 
 
 def test_what_could_not_be_read_is_tried_again(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from features.store.memory import MemoryStore
 from features.store.stream import Entry
 from serving.errors import ApiError
 from serving.event_consumer import event_of
-from serving.routes.items import parse_item
+from serving.routes.items.fields import parse_fields
 from serving.routes.search_query import json_object
 from serving.schemas import EventIn, first_error
 from serving.state import log_keeper
@@ -49,10 +49,9 @@ def test_a_field_of_an_item(tmp_path: Path, field: str, fits: Any, exceeds: Any)
     bundle = replace(bundle, data=data, catalog=replace(bundle.catalog, frame=frame))
 
     def parse(value: Any) -> Any:
-        return parse_item("sky", orjson.dumps({field: value}), bundle, tmp_path, 7)
+        return parse_fields(orjson.dumps({field: value}), bundle, tmp_path)
 
-    record = parse(fits)
-    assert (record.item_id, record.timestamp, record.fields[field]) == ("sky", 7, fits)
+    assert parse(fits) == {field: fits}
     with pytest.raises(ApiError) as caught:
         parse(exceeds)
     assert (caught.value.status, caught.value.place.partition(".")[0]) == (422, field)
@@ -71,7 +70,7 @@ def test_an_error_names_64_characters_of_a_field() -> None:
         EventIn.model_validate({"user_id": "u", "item_id": "i", "event": "e", "x" * 70: 1})
     assert first_error(caught.value)[0] == "x" * 64
     with pytest.raises(ApiError) as refused:
-        parse_item("sky", orjson.dumps({"y" * 70: 1}), toy_bundle(Path("x")), Path("x"), 7)
+        parse_fields(orjson.dumps({"y" * 70: 1}), toy_bundle(Path("x")), Path("x"))
     assert refused.value.place == "y" * 64
 
 

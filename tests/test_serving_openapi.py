@@ -24,6 +24,7 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("get", "/v1/items/{item_id}/similar"): ("items", "200", "SimilarResponse", {"410"}),
     ("get", "/v1/items/{item_id}"): ("items", "200", "ItemResponse", {"404"}),
     ("put", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"408", "413", "415"}),
+    ("patch", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"404", "408", "413", "415"}),
     ("delete", "/v1/items/{item_id}"): ("items", "200", None, {"404"}),
     ("get", "/media/{item_id}"): ("items", "200", None, set()),
     ("post", "/v1/search"): ("search", "200", "SearchResponse", {"408", "410", "413", "415", "504"}),
@@ -97,6 +98,7 @@ def test_bodies(api: dict[str, Any]) -> None:
     }
     assert bodies == {
         ("put", "/v1/items/{item_id}"): (True, ["application/json"]),
+        ("patch", "/v1/items/{item_id}"): (True, ["application/json"]),
         ("post", "/v1/search"): (True, ["application/json", "multipart/form-data"]),
         ("post", "/v1/events"): (True, ["application/json"]),
         ("post", "/v1/rank"): (True, ["application/json"]),
@@ -157,6 +159,7 @@ def test_keys(api: dict[str, Any]) -> None:
     assert {call for call, role in roles.items() if role == "write"} == {
         ("post", "/v1/events"),
         ("put", "/v1/items/{item_id}"),
+        ("patch", "/v1/items/{item_id}"),
         ("post", "/v1/users/{user_id}/merge"),
         ("delete", "/v1/users/{user_id}/events/{event_id}"),
     }

@@ -16,7 +16,7 @@ from experiments.config import RunConfig, load_config
 from features.errors import ConfigError, describe_invalid
 from features.schema import DataConfig, EventRules
 from recsys.retrieval.filters import Filter
-from serving.routes.items import ItemIn
+from serving.routes.items.fields import ItemIn
 from serving.routes.search_query import SearchIn
 from serving.schemas import EventIn
 
@@ -149,7 +149,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceHarness
         ("POST", "/v1/events/", 404, "not_found"),
         ("GET", "/v1/users/", 404, "not_found"),
         ("GET", "/v1/users/u/recommendations/", 404, "not_found"),
-        ("PATCH", "/v1/items/a", 405, "method_not_allowed"),
+        ("POST", "/v1/items/a", 405, "method_not_allowed"),
         ("GET", "/docs/", 404, "not_found"),
         ("GET", "/v1/items/", 422, "bad_id"),
         ("DELETE", "/healthz/", 404, "not_found"),

@@ -21,9 +21,12 @@ from features.content.spaces import Embedded, Encoder, Failure, SpaceKey
 from features.content.vector_cache import VectorCache, cache_folder
 from features.errors import StoreError, describe_os_error
 from features.progress import StartProgress, Step
-from features.schema import AUDIO, IMAGE, TITLE, VIDEO
+from features.schema import AUDIO, CATEGORIES, DESCRIPTION, IMAGE, TITLE, VIDEO
 
 FILES, FAILED = "files.sqlite", "failed.parquet"
+
+CONTENT_COLUMNS = (TITLE, CATEGORIES, DESCRIPTION, IMAGE, AUDIO, VIDEO)
+"""Columns of the items that encoders read."""
 
 CONTENTS_AT_ONCE = 1024
 """Contents in one block of digests; the index of files is written after each block."""

@@ -10,7 +10,7 @@ import polars as pl
 import scipy.sparse as sp
 
 from features.arrays import Bools, Floats, Ints
-from features.catalog import Catalog, Categories, item_texts
+from features.catalog import Catalog, Categories, as_type, item_texts
 from features.content.spaces import Embedded, absent, unit
 from features.ids import IdMap
 from features.schema import ITEM
@@ -186,10 +186,7 @@ def with_rows(values: npt.NDArray[T], total: int, rows: Ints, new: npt.NDArray[T
 
 def _in_columns_of(frame: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     """The items with the columns and types of a frame; null where a column is missing or a value cannot be cast."""
-    return items.select(
-        (pl.col(name) if name in items.columns else pl.lit(None)).cast(kind, strict=False).alias(name)
-        for name, kind in frame.schema.items()
-    )
+    return items.select(as_type(items, name, kind) for name, kind in frame.schema.items())
 
 
 def _upsert_categories(old: Catalog, new: Catalog, rows: Ints, total: int) -> tuple[tuple[str, ...], Categories]:

@@ -81,13 +81,17 @@ class Alignment:
     def channel(self, embedded: Embedded) -> Embedded:
         """One channel in the shared space: (n, D). Contents that map to zero are absent there.
 
-        Raises SpaceError when the alignment has no map from the channel's space.
+        A channel of the shared space stays as it is. Raises SpaceError when the alignment has no map from the
+        channel's space.
         """
+        space = self.space
+        if embedded.space == space:
+            return embedded
         if embedded.space not in self.maps:
             known = "\n  ".join(map(str, self.maps))
             raise SpaceError(f"the alignment has no map from\n  {embedded.space}\nit has maps from\n  {known}")
         vectors = self.maps[embedded.space](embedded.vectors) * embedded.present[:, None]
-        return Embedded(self.space, vectors, np.asarray(vectors.any(axis=1)), embedded.failures)
+        return Embedded(space, vectors, np.asarray(vectors.any(axis=1)), embedded.failures)
 
 
 def fuse(channels: Mapping[str, Embedded]) -> Embedded:

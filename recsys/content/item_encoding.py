@@ -52,13 +52,15 @@ class ItemVectors:
         ]
 
 
-def embed_items(space: ContentSpace, encoders: Mapping[str, Encoder], items: pl.DataFrame) -> ItemVectors:
-    """Embed m validated items, whose media are absolute paths or URLs, with the encoders of a bundle.
+def embed_items(
+    space: ContentSpace, encoders: Mapping[str, Encoder], items: pl.DataFrame, root: Path = Path()
+) -> ItemVectors:
+    """Embed m validated items, whose media are URLs or paths, relative ones to `root`, with the encoders of a bundle.
 
     Only encoders whose channel the space accepts are used, and only where an item has a part that they read: no other
     model is loaded.
     """
-    contents = item_contents(items, Path())
+    contents = item_contents(items, root)
     channels = {
         name: _encode(encoder, contents) for name, encoder in encoders.items() if space.accepts(name, encoder.space())
     }

@@ -230,10 +230,10 @@ async def log_exposure(
 
     remember: called with the exposure of an answer that goes out; returns the components that failed.
 
-    A client that has closed its connection by then was shown nothing: nothing is logged. The log comes before the
-    answer, so that an answer can say that its exposure is missing, and that no event can name an exposure that the
-    log lacks. When the log cannot be written, the slate is answered all the same: the exposure is counted, and says
-    "log" in `degraded`.
+    A client that has closed its connection by then, or asks with HEAD, is shown nothing: nothing is logged. The log
+    comes before the answer, so that an answer can say that its exposure is missing, and that no event can name an
+    exposure that the log lacks. When the log cannot be written, the slate is answered all the same: the exposure is
+    counted, and says "log" in `degraded`.
     """
     exposure = Exposure(
         request_id=request_id or id_of_answer(request.scope),
@@ -253,7 +253,7 @@ async def log_exposure(
         exploration=exploration,
         sample=sample,
     )
-    if await request.is_disconnected():
+    if request.method == "HEAD" or await request.is_disconnected():
         return exposure
     with timed(slate.trace, "log"):
         try:

@@ -17,11 +17,9 @@ from threading import Lock, Thread
 from typing import Literal
 from weakref import ref
 
-import numpy as np
 import polars as pl
 
 from features.arrays import Bools
-from features.content.encoder_config import TEXT_CHANNEL, TITLE_CHANNEL
 from features.content.spaces import Embedded
 from features.errors import LogError, RecsysError, detail
 from features.ids import IdMap
@@ -29,10 +27,11 @@ from features.instants import parse_instant
 from features.log.event_log import EventLog
 from features.log.item_changes import ItemChanges, delete_unused_media, media_in_use
 from features.log.records import ITEMS, ItemDeleted, ItemPut
-from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, PUBLISHED, VIDEO
+from features.schema import AVAILABLE, ITEM, PUBLISHED
 from features.tables.read import check_item_puts
 from recsys.content.item_encoding import ItemVectors
 from serving.servable import ServableBundle
+from serving.state.bundles.changes import channels_of, has_changed, has_same_content
 from serving.state.item_follower import ItemFollower
 from serving.state.snapshot import ServingSnapshot
 
@@ -61,7 +60,7 @@ class _ItemStatus:
 
     order: of its newest change among those that this process knows; put: that change, None when the item is deleted;
     waiting: not added to the snapshot yet; paused: skipped until the next retry; alone: added in an update of its
-    own; failed: (kind of part, reason) of each part that could not be read.
+    own; failed: (kind of part, reason) of each part that could not be read; again: so it was with the change before.
     """
 
     order: int
@@ -70,6 +69,7 @@ class _ItemStatus:
     paused: bool = False
     alone: bool = False
     failed: list[tuple[str, str]] = field(default_factory=list)
+    again: bool = False
 
 
 class CatalogUpdater:
@@ -171,7 +171,8 @@ class CatalogUpdater:
         if previous is not None and previous.order > order:
             return
         put = change if isinstance(change, ItemPut) else None
-        self._statuses[change.item_id] = status = _ItemStatus(order, put, waiting=put is not None)
+        again = previous is not None and (previous.again if previous.waiting else bool(previous.failed))
+        self._statuses[change.item_id] = status = _ItemStatus(order, put, waiting=put is not None, again=again)
         if self.snapshot is not None and _is_hidden(status, self.snapshot.now()):
             self._hide(change.item_id)
         self._set_error(change.item_id)
@@ -228,16 +229,24 @@ class CatalogUpdater:
                 self._requeue(puts, str(error) if known else f"{NOT_ADDED}{detail(error)}")
 
     async def _upsert_puts(self, snapshot: ServingSnapshot, puts: Sequence[ItemPut], embed: Embed) -> None:
-        """Embed the items that differ from the bundle, add them to it, and serve the result."""
+        """Add the items that differ from the bundle to it, and serve the result. Those with other content are
+        embedded; the others keep their vectors, unless a part of them could not be read before."""
         checked = await asyncio.to_thread(check_item_puts, puts, self._folder, snapshot.bundle.data)
-        changed = await asyncio.to_thread(_changed, snapshot.bundle, checked.kept)
+        changed = await asyncio.to_thread(has_changed, snapshot.bundle, checked.kept)
         items = checked.kept.filter(changed)
         failed, bundle = dict[str, list[tuple[str, str]]](), snapshot.bundle
         if len(items):
-            put_of = {put.item_id: put for put in puts}
-            vectors = await embed(bundle, items, [put_of[name] for name in items.get_column(ITEM)])
-            failed = dict(zip(items.get_column(ITEM), vectors.failed, strict=True))
-            bundle = await asyncio.to_thread(self._upsert, bundle, items, vectors.channels)
+            with self._lock:
+                again = [put.item_id for put in puts if self._statuses[put.item_id].again]
+            known = await asyncio.to_thread(has_same_content, bundle, items)
+            known &= ~items.get_column(ITEM).is_in(again).to_numpy()
+            if len(kept := items.filter(known)):
+                bundle = await asyncio.to_thread(self._upsert, bundle, kept, channels_of(bundle, kept))
+            if len(new := items.filter(~known)):
+                put_of = {put.item_id: put for put in puts}
+                vectors = await embed(bundle, new, [put_of[name] for name in new.get_column(ITEM)])
+                failed = dict(zip(new.get_column(ITEM), vectors.failed, strict=True))
+                bundle = await asyncio.to_thread(self._upsert, bundle, new, vectors.channels)
         upserted = await asyncio.to_thread(snapshot.with_upserts, bundle, items.get_column(ITEM).to_list())
         self._replace(snapshot, upserted, puts, failed)
         self._merge(bundle)
@@ -357,30 +366,6 @@ def _is_hidden(status: _ItemStatus, now: int) -> bool:
         return True
     published = status.put.fields.get(PUBLISHED)
     return published is not None and parse_instant(published) > now
-
-
-def _changed(bundle: ServableBundle, items: pl.DataFrame) -> Bools:
-    """(m,) bool: items that differ from the bundle.
-
-    An item also differs when it has media and the bundle has media channels but no media vector of the item: it was
-    not embedded yet when the bundle was trained.
-    """
-    catalog, rows = bundle.catalog, bundle.catalog.ids.rows(items.get_column(ITEM).to_list())
-    known = np.flatnonzero(rows >= 0)
-    changed = np.ones(len(items), dtype=np.bool_)
-    if not len(known):
-        return changed
-    old = catalog.frame[rows[known]].select(name for name in catalog.frame.columns if name in items.columns)
-    new = items[known].select(pl.col(name).cast(kind, strict=False) for name, kind in old.schema.items())
-    same = pl.select(pl.all_horizontal(old[name].eq_missing(new[name]) for name in old.columns)).to_series()
-    changed[known] = ~same.to_numpy()
-    has_media = items.select(pl.any_horizontal(pl.col(IMAGE, AUDIO, VIDEO).is_not_null())).to_series().to_numpy()
-    channels = {} if bundle.content is None else bundle.content.channels
-    if media_channels := [channel for name, channel in channels.items() if name not in (TEXT_CHANNEL, TITLE_CHANNEL)]:
-        changed[known] |= has_media[known] & ~np.any(
-            [channel.present[rows[known]] for channel in media_channels], axis=0
-        )
-    return changed
 
 
 def _run_sweep(sweep: Callable[[], int]) -> None:

@@ -122,7 +122,7 @@ class EncoderPool:
         turn, parts = self._remote if encoding.remote else self._local, []
         for batch in items.iter_slices(ITEMS_PER_TURN):
             await turn.acquire()
-            work = partial(self._embed_items, encoding, space, batch)
+            work = partial(self._embed_items, encoding, space, batch, Path(bundle.data.path))
             parts.append(await asyncio.shield(run_in_thread(work, turn)))
         return ItemVectors.together(parts)
 
@@ -187,8 +187,10 @@ class EncoderPool:
                 self._opened = encoding, encoders
             return self._opened[1]
 
-    def _embed_items(self, encoding: EncoderSetup, space: ContentSpace, items: pl.DataFrame) -> ItemVectors:
-        return embed_items(space, self._encoders(encoding), items)
+    def _embed_items(
+        self, encoding: EncoderSetup, space: ContentSpace, items: pl.DataFrame, root: Path
+    ) -> ItemVectors:
+        return embed_items(space, self._encoders(encoding), items, root)
 
     def _warm(self, encoding: EncoderSetup) -> None:
         if (encoder := self._encoders(encoding).get(TEXT_CHANNEL)) is not None:

@@ -1,9 +1,9 @@
 """Vectors of items that a bundle lacks: of those that are put, and of those that a request describes.
 
-The vectors of puts are shared by the services on one log: each put is embedded by one of them.
+The vectors of puts are shared by the services on one log: each content is embedded by one of them, once.
 
-<log>/vectors/<SHA-256>.npz    the vectors of one put by one encoder setup; written by the service that embedded it,
-                               read by the others and after a restart
+<log>/vectors/<SHA-256>.npz    the vectors of one content by one encoder setup; written by the service that embedded
+                               it, read by the others and after a restart
 <log>/vectors/lock             held by the service that is embedding
 
 The files are a cache: whichever is missing is computed again. Those of a put of which a part could not be read are
@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import polars as pl
 
+from features.content.embed import CONTENT_COLUMNS
 from features.content.spaces import Embedded, SpaceKey
 from features.errors import describe_os_error
 from features.files import put_file
-from features.log.records import ItemPut, line
+from features.log.records import ItemPut
 from features.tables.read import check_item_puts
 from recsys.content.item_encoding import ItemVectors
 from serving.servable import ServableBundle
@@ -111,7 +113,7 @@ class SharedVectors:
         self, bundle: ServableBundle, items: pl.DataFrame, puts: Sequence[ItemPut], setup: bytes
     ) -> ItemVectors:
         """The vectors of a few items: those that are there, then the others."""
-        names = [hashlib.sha256(setup + line(put)).hexdigest() for put in puts]
+        names = [hashlib.sha256(setup + _content(put)).hexdigest() for put in puts]
         found = await asyncio.to_thread(self._read, names, bundle)
         if None in found:
             async with self._lock():
@@ -191,6 +193,11 @@ def _setup(bundle: ServableBundle) -> bytes:
     """What the vectors of an item depend on besides its put: the encoders of a bundle, and the channels they fill."""
     encoding, space = encoding_of(bundle)
     return f"{encoding.config!r} {encoding.limits!r} {sorted(space.channels)}".encode()
+
+
+def _content(put: ItemPut) -> bytes:
+    """What the encoders read of a put."""
+    return orjson.dumps([put.fields.get(name) for name in CONTENT_COLUMNS])
 
 
 def _save(channels: str, arrays: Mapping[str, Any], path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Routes of items: read, similar items, and changes while the service runs."""

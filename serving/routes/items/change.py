@@ -1,0 +1,92 @@
+"""Routes that change items while the service runs: put, patch and delete."""
+
+import asyncio
+from typing import Any
+from weakref import WeakValueDictionary
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from features.log.records import ItemDeleted
+from serving.errors import ErrorResponse, json_response
+from serving.routes.items.fields import ItemIn, new_state, parse_fields
+from serving.routes.items.read import stored_fields
+from serving.routes.responses import require_item, snapshot_of
+from serving.schemas import checked_id
+from serving.state.encoder_pool import EncoderPool
+from serving.state.service import ServiceState
+from serving.state.thread_pool import InThread
+
+ERROR: dict[str, Any] = {"model": ErrorResponse}
+BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": ItemIn.model_json_schema()}}}
+}
+
+
+class ItemAcceptedResponse(BaseModel):
+    """The item is on disk and searchable within seconds. new: the item was not in the catalogue before."""
+
+    item_id: str
+    status: str
+    new: bool
+
+
+def add_item_changes(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in_thread: InThread) -> None:
+    """Add the routes."""
+    turns = WeakValueDictionary[str, asyncio.Lock]()  # item -> held while its state is read and changed
+
+    @app.put(
+        "/v1/items/{item_id:id}",
+        status_code=202,
+        responses={202: {"model": ItemAcceptedResponse}, **dict.fromkeys((400, 408, 413, 415), ERROR)},
+        openapi_extra=BODY,
+        tags=["items"],
+    )
+    async def put(item_id: str, request: Request) -> Response:
+        """Add an item, or replace all of its fields; its events stay.
+
+        An accepted item is on disk. Search finds it by its text, images and sounds within seconds, and the next
+        training uses it. A URL that cannot be fetched is not tried again: put the item again.
+        """
+        snapshot = snapshot_of(service)
+        checked_id(item_id, "item_id")
+        async with encoder_pool.body(request) as body:
+            sent = await in_thread(parse_fields, body, snapshot.bundle, service.settings.log)
+        async with turns.setdefault(item_id, asyncio.Lock()):
+            stored = stored_fields(service, snapshot.bundle, item_id)
+            # stamped when it is appended: items that arrived later may have been parsed first
+            is_new = await service.accept_item(new_state(item_id, sent, stored, service.now()))
+        return json_response({"item_id": item_id, "status": "accepted", "new": is_new}, 202)
+
+    @app.patch(
+        "/v1/items/{item_id:id}",
+        status_code=202,
+        responses={202: {"model": ItemAcceptedResponse}, **dict.fromkeys((404, 408, 413, 415), ERROR)},
+        openapi_extra=BODY,
+        tags=["items"],
+    )
+    async def patch(item_id: str, request: Request) -> Response:
+        """Change the fields that the body names; null deletes a field. All others stay.
+
+        The item is embedded again only if its title, description, categories or media change. Calls for one item
+        follow one another in a process. Of calls to several processes at once, the last one wins, with all fields.
+        """
+        snapshot = snapshot_of(service)
+        require_item(service, item_id)
+        async with encoder_pool.body(request) as body:
+            sent = await in_thread(parse_fields, body, snapshot.bundle, service.settings.log)
+        async with turns.setdefault(item_id, asyncio.Lock()):
+            require_item(service, item_id)
+            stored = stored_fields(service, snapshot.bundle, item_id)
+            await service.accept_item(new_state(item_id, sent, stored, service.now(), keep=True))
+        return json_response({"item_id": item_id, "status": "accepted", "new": False}, 202)
+
+    @app.delete("/v1/items/{item_id:id}", responses={404: {"model": ErrorResponse}}, tags=["items"])
+    async def delete(item_id: str) -> Response:
+        """Hide an item from the next response on, until it is put again."""
+        snapshot_of(service)
+        async with turns.setdefault(item_id, asyncio.Lock()):
+            require_item(service, item_id)
+            await service.accept_item(ItemDeleted(item_id=item_id, timestamp=service.now()))
+        return json_response({"item_id": item_id, "status": "deleted"})
