@@ -290,7 +290,7 @@ def test_the_text_encoder_is_loaded_once_for_each_bundle(tmp_path: Path, monkeyp
         if len(sleeps) == 7:
             raise asyncio.CancelledError
 
-    monkeypatch.setattr(pool, "_prepare", prepare)
+    monkeypatch.setattr(pool, "prepare", prepare)
     monkeypatch.setattr(encoder_pool.asyncio, "sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(pool.keep_ready(Service()))  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """One process of the service: application and HTTP server on sockets that are bound already."""
 
 import errno
+import json
 import logging
 import os
 import signal
@@ -29,6 +30,18 @@ class Start:
     private_url: str | None
     listening: tuple[int, ...]
     beats: int
+
+    def to_json(self) -> bytes:
+        """The text that a worker reads, of a newer version of this program too."""
+        fields = {**vars(self), "settings": self.settings.model_dump()}
+        return json.dumps(fields, default=str).encode()  # default: for paths
+
+    @classmethod
+    def of_json(cls, text: bytes) -> "Start":
+        """See `to_json`. Raises ValueError for settings that this version does not know."""
+        fields = json.loads(text)
+        settings = ServeSettings.model_validate(fields["settings"])
+        return cls(settings, fields["private_url"], tuple(fields["listening"]), fields["beats"])
 
 
 def run_service(

@@ -8,7 +8,6 @@ does not survive a fork.
 import logging
 import math
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -83,7 +82,7 @@ class Worker:
         finally:
             os.close(writing)
         # by standard input, because others can read the arguments of a process: the URL may hold a password
-        given = pickle.dumps(Start(settings, private_url, listening, writing))
+        given = Start(settings, private_url, listening, writing).to_json()
         assert self.process.stdin is not None
         with suppress(BrokenPipeError), self.process.stdin as pipe:
             pipe.write(given)
@@ -103,6 +102,7 @@ class Worker:
         if now - self._since > limit:
             logger.error("worker %d is killed: it did not answer for %g s", self.process.pid, limit)
             self.process.kill()
+            self._since = math.inf
         return False
 
     def end(self) -> None:

@@ -5,7 +5,6 @@ that it answers requests, or the reason why it cannot start.
 """
 
 import os
-import pickle
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +25,7 @@ def run_worker(make_app: Callable[[ServeSettings, str | None], FastAPI]) -> int:
 
     make_app: settings and `Start.private_url` -> the application.
     """
-    start: Start = pickle.load(sys.stdin.buffer)
+    start = Start.of_json(sys.stdin.buffer.read())
     os.set_blocking(start.beats, False)  # a parent that does not read must not stop the service
 
     async def beat() -> None:
