@@ -21,6 +21,7 @@ from serving.access.describe import describe_keys
 from serving.access.guard import Guard
 from serving.errors import ErrorResponse, add_errors
 from serving.http import MAX_HEAD_BYTES, MAX_HEADERS, MAX_URL_BYTES
+from serving.routes.bodies.recommendations import add_recommendations_by_body
 from serving.routes.corrections import add_corrections
 from serving.routes.events import add_events
 from serving.routes.health import add_health
@@ -156,6 +157,7 @@ def _add_routes(
     in_thread = thread_pool(service.turns, service.settings.threads)
     described = DescribedItems(settings.log, encoder_pool.embed_items, place, settings.search_seconds)
     add_users(app, service, described, in_thread)
+    add_recommendations_by_body(app, service, in_thread)
     add_similar(app, service, in_thread)
     add_items(app, service, in_thread)
     add_item_changes(app, service, encoder_pool, in_thread)

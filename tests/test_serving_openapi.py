@@ -16,6 +16,7 @@ ERRORS = {"400", "401", "403", "408", "414", "421", "422", "429", "431", "503"}
 ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("get", "/v1/users/{user_id}/recommendations"): ("users", "200", "RecommendationsResponse", {"410"}),
     ("get", "/v1/users/{user_id}/why-not"): ("users", "200", "WhyNotResponse", {"404"}),
+    ("post", "/v1/recommendations"): ("users", "200", "RecommendationsResponse", {"410", "413", "415"}),
     ("post", "/v1/rank"): ("users", "200", "RankResponse", {"413", "415"}),
     ("get", "/v1/users/{user_id}/history"): ("users", "200", None, set()),
     ("post", "/v1/users/{user_id}/merge"): ("users", "202", "MergeResponse", {"413", "415", "409"}),
@@ -101,6 +102,7 @@ def test_bodies(api: dict[str, Any]) -> None:
         ("patch", "/v1/items/{item_id}"): (True, ["application/json"]),
         ("post", "/v1/search"): (True, ["application/json", "multipart/form-data"]),
         ("post", "/v1/events"): (True, ["application/json"]),
+        ("post", "/v1/recommendations"): (True, ["application/json"]),
         ("post", "/v1/rank"): (True, ["application/json"]),
         ("post", "/v1/users/{user_id}/merge"): (True, ["application/json"]),
     }

@@ -11,7 +11,7 @@ seen entries; names of types, then of items, as text.
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import blake2b
 from itertools import pairwise
@@ -135,6 +135,14 @@ class UserState:
         """The state of a user with these accepted events."""
         data = next((data for _, data in states_of_log(events, rules)), None)
         return cls() if data is None else cls.from_bytes(data)
+
+    def with_events(self, events: Sequence[Event], rules: EventRules) -> "UserState":
+        """The state with accepted events of this user added."""
+        added = [data for _, data in states_of_log(events, rules)]
+        if not added:
+            return self
+        (data,) = joined([self.to_bytes()], added, rules)
+        return replace(UserState.from_bytes(data, self.status), shown=self.shown)
 
     @property
     def events(self) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Routes of users: recommendations and their explanation, history, and the users who were active last."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -14,9 +14,11 @@ from pydantic import ValidationError
 from features.arrays import Ints
 from features.errors import StoreError
 from features.interactions import UserStates
-from features.log.records import Exposure
+from features.log.records import Event, Exposure
+from features.store.user_state import UserState
 from recsys.interfaces import sort_candidates
 from recsys.ranking.slate_rules import SlateRules
+from recsys.retrieval.filters import Filter
 from serving.cursor import MAX_SHOWN, Page
 from serving.errors import ApiError, ErrorResponse, json_response
 from serving.routes.explain import Answer, why_not, why_shown
@@ -69,15 +71,21 @@ def recommend(
     placement: str,
     page: Page,
     request_id: str = "",
+    session: Sequence[Event] = (),
 ) -> Answer:
     """What one user is recommended in a placement, at most k items: a page of the list.
 
-    request_id: decides what is explored, and whether the candidates are kept; without it neither is done.
+    user_id: "" for a visitor who is in no store; session: further events, which are not stored; request_id: decides
+    what is explored, and whether the candidates are kept; without it neither is done.
     """
     trace, snapshot = dict[str, float](), arm.snapshot
     with timed(trace, "store"):
         shown = arm.rules.ask_for_shown(placement)
-        state, degraded = service.keeper.read_user(snapshot.store, user_id, shown=shown)
+        state, degraded = UserState(), list[str]()
+        if user_id:
+            state, degraded = service.keeper.read_user(snapshot.store, user_id, shown=shown)
+        if session:
+            state = state.with_events(session, snapshot.bundle.data.events)
     degraded = [*degraded, *arm.failed]
     with timed(trace, "rank"):
         repeats = snapshot.bundle.data.placements[placement].repeats
@@ -205,6 +213,54 @@ def placement_of(snapshot: ServingSnapshot, placement: str | None) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A call for recommendations.
+
+    user_id: "" for none; of: what the list depends on besides the other fields, the kind first; in_url: the request
+    whose URL holds the cursor, None for a body; session: see `recommend`.
+    """
+
+    user_id: str
+    k: int
+    placement: str | None
+    item_filter: Filter | str | None
+    cursor: str | None
+    explain: bool
+    of: Mapping[str, str]
+    exclude: Sequence[str] | None = None
+    in_url: Request | None = None
+    session: Sequence[Event] = ()
+
+
+async def answer_list(request: Request, service: ServiceState, asked: Asked, in_thread: InThread) -> Response:
+    """The answer to a call for recommendations, whose exposure is logged."""
+    snapshot, user_id = snapshot_of(service), asked.user_id
+    name = placement_of(snapshot, asked.placement)
+    of = {**asked.of, "user_id": user_id, "placement": name}
+    args = partial(list_of, exclude=asked.exclude, request=asked.in_url)
+    arm, page = await in_thread(args, service, snapshot, name, user_id, asked.item_filter, asked.cursor, of)
+    snapshot, request_id = arm.snapshot, id_of_answer(request.scope)
+    answer = await in_thread(recommend, service, arm, user_id, asked.k, name, page, request_id, asked.session)
+    why = await in_thread(why_shown, service, snapshot, answer) if asked.explain else None
+    exposure = await log_exposure(
+        request,
+        service,
+        answer.slate,
+        name,
+        request_id=request_id,
+        source=answer.source,
+        degraded=answer.degraded,
+        user_id=user_id,
+        variant=arm.variant,
+        exploration=exploration_of(snapshot, answer.slate),
+        sample=await in_thread(sample_of, snapshot, answer.recommended),
+        remember=partial(in_thread, _remember, service, snapshot) if user_id and arm.rules.shown_days else None,
+    )
+    known = answer.recommended.probabilities
+    return slate_response(answer.slate, snapshot, exposure, answer.cursor, why=why, probabilities=known)
+
+
 def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in_thread: InThread) -> None:
     """Add the routes. described: places items that the bundle lacks."""
     _add_recommendations(app, service, in_thread)
@@ -268,30 +324,8 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
         it is null at the end of the list.
         """
         checked_id(user_id, "user_id")
-        snapshot = snapshot_of(service)
-        name = placement_of(snapshot, placement)
-        of = {"path": "recommendations", "user_id": user_id, "placement": name}
-        args = partial(list_of, exclude=exclude, request=request)
-        arm, page = await in_thread(args, service, snapshot, name, user_id, filter, cursor, of)
-        snapshot, request_id = arm.snapshot, id_of_answer(request.scope)
-        answer = await in_thread(recommend, service, arm, user_id, k, name, page, request_id)
-        why = await in_thread(why_shown, service, snapshot, answer) if explain else None
-        exposure = await log_exposure(
-            request,
-            service,
-            answer.slate,
-            name,
-            request_id=request_id,
-            source=answer.source,
-            degraded=answer.degraded,
-            user_id=user_id,
-            variant=arm.variant,
-            exploration=exploration_of(snapshot, answer.slate),
-            sample=await in_thread(sample_of, snapshot, answer.recommended),
-            remember=partial(in_thread, _remember, service, snapshot) if arm.rules.shown_days else None,
-        )
-        known = answer.recommended.probabilities
-        return slate_response(answer.slate, snapshot, exposure, answer.cursor, why=why, probabilities=known)
+        asked = Asked(user_id, k, placement, filter, cursor, explain, {"path": "recommendations"}, exclude, request)
+        return await answer_list(request, service, asked, in_thread)
 
 
 def _add_rank(app: FastAPI, service: ServiceState, described: DescribedItems, in_thread: InThread) -> None:

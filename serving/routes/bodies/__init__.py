@@ -1,0 +1,1 @@
+"""Routes whose calls are too large for a URL."""
