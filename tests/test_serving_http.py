@@ -142,7 +142,7 @@ def test_a_method_that_a_path_does_not_take_is_told_with_those_it_takes(address:
     status, headers, response = send(
         address, b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     )
-    assert (status, headers["allow"]) == (405, "get")
+    assert (status, headers["allow"]) == (405, "get, head, options")
     assert response["error"] == {
         "code": "method_not_allowed",
         "message": "this path does not take POST; it takes GET",
