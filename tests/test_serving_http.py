@@ -145,7 +145,7 @@ def test_a_method_that_a_path_does_not_take_is_told_with_those_it_takes(address:
     assert (status, headers["allow"]) == (405, "get, head, options")
     assert response["error"] == {
         "code": "method_not_allowed",
-        "message": "this path does not take POST; it takes GET",
+        "message": "this path does not take POST; it takes GET, HEAD, OPTIONS",
         "place": "path",
     }
 
