@@ -12,7 +12,7 @@ from toy_data import FACTS, noise, toy_stage
 from typer.testing import CliRunner
 
 from experiments.pipelines.release import guard as module
-from experiments.pipelines.release.guard import GuardReport, guard
+from experiments.pipelines.release.guard import GuardReport, guard, rolled_back
 from experiments.statistics.arms import Arm
 from features.errors import BundleError, DataError, RecsysError
 from recsys.bundle.io import save_bundle
@@ -135,6 +135,33 @@ def test_a_publication_that_is_not_known_is_refused(
         (root / "current").symlink_to("moved")  # by hand
     with pytest.raises(BundleError, match=message):
         guard(tmp_path / "log", root, ["click"], within=HOUR, tolerated=0.02)
+
+
+def test_in_the_first_day_the_same_hours_count(tmp_path: Path) -> None:
+    """Six hours after the publication: of the day before, the first six hours count; people click by night only."""
+    night, evening = (answers(AT - 1 + at, "old", 200, clicks) for at, clicks in ((0.1, 100), (0.6, 0)))
+    report = look(tmp_path, *night, *evening, *answers(AT + 0.1, "new", 200, 100), now=AT + 0.25)
+    row = report.rows[0]
+    assert (report.users, row.before, row.after) == ((200, 200), 0.5, 0.5)
+    later = look(tmp_path / "later", *night, *evening, *answers(AT + 0.1, "new", 200, 100), now=AT + 1.5)
+    assert later.rows[0].before == 0.25
+
+
+def test_rare_events_that_have_not_come_yet_are_no_breach(tmp_path: Path) -> None:
+    """Three of 1,000 users clicked before, and none of the first 150 since."""
+    records = [*answers(AT - 1, "old", 1000, 3), *answers(AT + 1, "new", 150, 0)]
+    report = look(tmp_path, *records)
+    assert report.rows[0].after == 0
+    assert report.breaches == []
+
+
+def test_a_bundle_that_was_published_meanwhile_is_not_rolled_back(tmp_path: Path) -> None:
+    report = look(tmp_path, *answers(AT - 1, "old", 1000, 900), *answers(AT + 1, "new", 1000, 10))
+    assert report.breaches
+    published(tmp_path / "bundles", "newest", "new")
+    with pytest.raises(BundleError, match="another bundle was published meanwhile; nothing was rolled back"):
+        rolled_back(report, tmp_path / "bundles")
+    assert current_bundle(tmp_path / "bundles").name == "newest"
 
 
 def test_false_alarms_of_many_looks_are_seldom() -> None:

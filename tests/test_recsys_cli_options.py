@@ -57,7 +57,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "--tolerated": 0.02,
             "--every": None,
             "--roll-back": False,
-            "--log": Path("state/log"),
+            "--log": None,
             "--bundles": Path("bundles"),
             "--json": False,
         },

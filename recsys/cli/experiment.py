@@ -295,7 +295,9 @@ def experiment_guard(
     tolerated: float = typer.Option(0.02, min=0.0, max=1.0, help="Share of the value before that may be lost."),
     every: str | None = typer.Option(None, help="Do it again and again: the time from start to start, e.g. 5m."),
     roll_back: bool = typer.Option(False, "--roll-back", help="After a breach, publish the bundle before."),
-    log: Path = typer.Option(Path("state/log"), help="Folder of the event log.", parser=given_path),
+    log: Path | None = typer.Option(
+        None, help="Folder of the event log. [setting LOG of the service, else state/log]", parser=given_path
+    ),
     root: Path = ROOT,
     as_json: bool = typer.Option(False, "--json", help="Print the report of each look as one line."),
 ) -> None:
@@ -304,14 +306,18 @@ def experiment_guard(
     Exit status: 0 nothing is breached; 3 a metric is; 1 an error. A breach ends --every.
     Example: recsys experiment guard --event click --every 5m --roll-back
     """
-    from experiments.pipelines.release.guard import guard, roll_back_command, rolled_back
+    import os
 
+    from experiments.pipelines.release.guard import guard, roll_back_command, rolled_back
+    from serving.settings import load_settings
+
+    folder = log_folder(load_settings(os.environ, log=log).log)
     seconds, pause = seconds_of("--within", within), seconds_of("--every", every)
     assert seconds is not None
     micros = int(seconds * 1e6)
 
     def once() -> None:
-        report = guard(log_folder(log), bundles_folder(root), event, within=micros, tolerated=tolerated)
+        report = guard(folder, bundles_folder(root), event, within=micros, tolerated=tolerated)
         if as_json:
             print_json(report.to_dict())
         else:

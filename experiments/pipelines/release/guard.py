@@ -179,7 +179,10 @@ def watched(root: Path) -> Publication:
 
 
 def _answers(log: Path, publication: Publication, until: int) -> pl.DataFrame:
-    """REQUEST_ID, USER (or the request), `since` and WHOLE of the answers of both bundles, until a time (µs)."""
+    """REQUEST_ID, USER (or the request), `since` and WHOLE of the answers of both bundles, until a time (µs).
+
+    Within a day of the publication, answers before it count at the hours that have passed since.
+    """
     corrections, frames, position = corrections_of(log), [], dict[str, int]()
     at, empty = publication.time, frame_of_exposures([], _ANSWERS)
     while (part := read_lines(log, position, stream=EXPOSURES)).position != position:
@@ -188,7 +191,9 @@ def _answers(log: Path, publication: Publication, until: int) -> pl.DataFrame:
         moment = pl.col(TIME).to_physical()
         after = (pl.col("fingerprint") == publication.bundle) & moment.is_between(at, until, closed="left")
         earlier = moment.is_between(at - SPAN, min(at, until), closed="left")
-        before = (pl.col("fingerprint") == publication.previous) & earlier
+        # in a first day, of the days before only the hours that it has had: nights are not compared with days
+        same_hours = (moment - at + SPAN) % DAY < max(until - at, 0)
+        before = (pl.col("fingerprint") == publication.previous) & earlier & (same_hours | (until - at >= DAY))
         frame = frame.with_columns(after.alias("since")).filter(before | after)
         frames.append(frame.with_columns(corrections.owners(frame).alias(USER)))
     frame = pl.concat(frames) if frames else empty.with_columns(since=pl.lit(False))
