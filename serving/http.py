@@ -60,7 +60,7 @@ GONE = "recsys.gone"
 """Key in the scope of a call: a function that says whether its client has disconnected."""
 
 
-class HttpState(ServerState):
+class _HttpState(ServerState):
     """What the connections of a server share. ending: whether each answer is the last one of its connection."""
 
     ending = False
@@ -70,7 +70,7 @@ class HttpProtocol(HttpToolsProtocol):
     """One connection. A request that cannot be parsed is answered before any route sees it."""
 
     url = b""
-    server_state: HttpState
+    server_state: _HttpState
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -229,7 +229,7 @@ class HttpServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.server_state: HttpState = HttpState()
+        self.server_state: _HttpState = _HttpState()
 
     async def on_tick(self, counter: int) -> bool:
         """Look after the connections once a second; uvicorn calls this ten times a second."""
