@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from experiments.tracking.database import opened, reason
 from experiments.tracking.mlflow import connect, nothing_tracked, tracking_uri
 from experiments.tracking.record import OUTCOMES
-from features.errors import BundleError, DataError, FileError, RecsysError, describe_url
+from features.errors import BundleError, DataError, FileError, RecsysError, describe_os_error, describe_url
 from recsys.bundle.registry import find_bundle
 
 
@@ -110,10 +110,11 @@ def find_run(archive: RunArchive, name: str, root: Path) -> RecordedRun:
             return found[0]
     try:
         bundle = find_bundle(root, name)
-    except (BundleError, OSError):
+    except (BundleError, OSError) as error:
+        why = str(error) if isinstance(error, BundleError) else describe_os_error(error)
         raise DataError(
             f"{name!r} is no run in MLflow, by id or name (`recsys experiment ui` shows them), and no bundle in "
-            f"{root} (`recsys bundle list` shows them)"
+            f"{root} (`recsys bundle list` shows them): {why}"
         ) from None
     found = archive.find("tags.bundle", bundle.name)
     if not found:
