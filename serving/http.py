@@ -6,12 +6,11 @@ uvicorn bounds neither the head of a request nor its time. Refusals have the sha
 import asyncio
 from socket import socket
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
 from serving.errors import ApiError
 from serving.telemetry.metrics import CONNECTIONS
@@ -56,21 +55,17 @@ HEAD_TOO_LARGE = ApiError(
 )
 
 
+ENDING: Final = "ending"
+"""Attribute of the state that the connections of a server share: whether each answer ends its connection."""
+
 GONE = "recsys.gone"
 """Key in the scope of a call: a function that says whether its client has disconnected."""
-
-
-class _HttpState(ServerState):
-    """What the connections of a server share. ending: whether each answer is the last one of its connection."""
-
-    ending = False
 
 
 class HttpProtocol(HttpToolsProtocol):
     """One connection. A request that cannot be parsed is answered before any route sees it."""
 
     url = b""
-    server_state: _HttpState
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -129,7 +124,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         cycle = self.cycle
         self.scope[GONE] = lambda: cycle.disconnected  # type: ignore[literal-required]
-        if self.server_state.ending:
+        if getattr(self.server_state, ENDING, False):
             self.cycle.keep_alive = False
         self._body_bytes = self._rest_bytes = 0
         self._expect("body")
@@ -227,10 +222,6 @@ class HttpProtocol(HttpToolsProtocol):
 class HttpServer(uvicorn.Server):
     """The server. A second Ctrl-C does not end it before log and store are closed."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.server_state: _HttpState = _HttpState()
-
     async def on_tick(self, counter: int) -> bool:
         """Look after the connections once a second; uvicorn calls this ten times a second."""
         if counter % 10 == 0:
@@ -244,7 +235,7 @@ class HttpServer(uvicorn.Server):
         """Accept no more connections, and end each with an answer; after DRAIN_SECONDS, those that are idle."""
         for server in self.servers:
             server.close()
-        self.server_state.ending = True
+        setattr(self.server_state, ENDING, True)
         until = asyncio.get_running_loop().time() + DRAIN_SECONDS
         for connection in self.server_state.connections:
             if (cycle := connection.cycle) is not None:  # type: ignore[union-attr]  # all are HttpProtocol
