@@ -402,6 +402,7 @@ def test_no_number_may_be_infinite_or_not_a_number(load, place, number):
         ("alignment", "shrinkage"): [value],
         ("alignment", "power"): [value],
         ("alignment", "within"): [value],
+        ("reranker", "objectives"): {"home": {"take": value}},
     }
     variable, setting = "__".join(place), shapes.get(place, value)
     if place[0] == "encoder":  # its class is chosen by `kind`
