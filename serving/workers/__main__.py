@@ -5,4 +5,5 @@ import sys
 from serving.app import create_app
 from serving.workers.worker import run_worker
 
-sys.exit(run_worker(lambda settings, private_url: create_app(settings, private_url=private_url)))
+if __name__ == "__main__":
+    sys.exit(run_worker(lambda settings, private_url: create_app(settings, private_url=private_url)))
