@@ -204,7 +204,7 @@ class HttpProtocol(HttpToolsProtocol):
             headers = [*response.raw_headers, (HEADER, new_id().encode()), (b"connection", b"close")]
             head = b"".join(b"%s: %s\r\n" % header for header in headers)
             self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (error.status, head, bytes(response.body)))
-        if busy:  # the application is told that nobody waits
+        if busy:  # the application learns that nobody waits
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self._expect("rest")

@@ -298,11 +298,11 @@ def test_readiness_gives_reasons_to_calls_with_a_key(steady: tuple[ServiceHarnes
     harness, secrets = steady
     harness.service.notes["store"] = "redis://10.0.0.7 is away"
     try:
-        assert harness.client.get("/readyz").json()["notes"] == {"store": "ask with a key to be told"}
+        assert harness.client.get("/readyz").json()["notes"] == {"store": "call with a key to see it"}
         told = harness.client.get("/readyz", headers=as_key(secrets["read"])).json()["notes"]
         assert told == {"store": "redis://10.0.0.7 is away"}
         unknown = harness.client.get("/readyz", headers=as_key("rk_x"))
-        assert (unknown.status_code, unknown.json()["notes"]) == (200, {"store": "ask with a key to be told"})
+        assert (unknown.status_code, unknown.json()["notes"]) == (200, {"store": "call with a key to see it"})
     finally:
         harness.service.notes.clear()
 

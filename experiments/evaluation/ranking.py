@@ -32,6 +32,9 @@ DEPTH = 100
 SLATE = 20
 """How many first items of a list a rule of exploration takes for the slate: what the service shows by default."""
 
+LISTS = ("coverage", "novelty", "diversity", "popularity", "cold_share")
+"""Figures of the lists among the fields of `Outcome`."""
+
 RulesAt = Callable[[int], Callable[[bool], SlateRules]]
 """Time (µs) -> whether a user is without positive events -> the rules."""
 
@@ -70,8 +73,7 @@ class Outcome:
     @property
     def of_lists(self) -> dict[str, float]:
         """The figures of the lists, by name."""
-        names = ("coverage", "novelty", "diversity", "popularity", "cold_share")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in LISTS}
 
     def per_user(self, metric: str, keep: Bools | None = None) -> Doubles:
         """hr, ndcg or mrr at K of each user, in the order of the user rows: (u,). keep (m,): targets that count."""

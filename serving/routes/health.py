@@ -35,7 +35,7 @@ def add_health(app: FastAPI, service: ServiceState, gauges: Gauges) -> None:
         status = "unready" if not ready else "degraded" if degraded else "ready"
         bundle = snapshot.bundle.fingerprint if snapshot else None
         if service.keys.needed and request.scope[KEY] is None:
-            notes = dict.fromkeys(notes, "ask with a key to be told")
+            notes = dict.fromkeys(notes, "call with a key to see it")
         return json_response({"status": status, "bundle": bundle, "notes": notes}, 200 if ready else 503)
 
     @app.get(

@@ -78,7 +78,7 @@ class Gauges:
         writes, waiting = log.waiting
         metrics.LOG_WAITING.set(writes)
         metrics.LOG_WAITING_BYTES.set(waiting)
-        with suppress(OSError):  # a log that is gone is a problem that is told already
+        with suppress(OSError):  # a note of /readyz says already that the log is gone
             disk = os.statvfs(folder)
             metrics.LOG_DISK.set(1 - disk.f_bavail / max(disk.f_blocks, 1))
             metrics.STORE_LAG_BYTES.set(bytes_after(folder, EVENTS, self._service.keeper.position))

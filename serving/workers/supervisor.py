@@ -63,7 +63,7 @@ class Worker:
         self.reason = ""
         """Why it could not start, in its own words."""
         self._told = False  # to end
-        self._since = time.monotonic()  # its start, its last sign of life, or when it was told to end
+        self._since = time.monotonic()  # its start, its last sign of life, or when it got the signal to end
         listening = tuple(listener.fileno() for listener in sockets)
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)  # it finds what this process has
         self._beats, writing = os.pipe()
@@ -134,7 +134,7 @@ class Supervisor:
         self._stopping = True
 
     def restart(self) -> None:
-        """Replace all workers one by one, soon: the next one is ready before the former one is told to end."""
+        """Replace all workers one by one, soon: the next one is ready before the former one must end."""
         self._turn = list(range(len(self._slots)))
 
     def run(self) -> None:
@@ -164,7 +164,7 @@ class Supervisor:
             self._announced = True
 
     def _start(self) -> None:
-        """Start the workers that are missing. The first one starts alone: what is wrong is told once."""
+        """Start the workers that are missing. The first one starts alone: what is wrong is printed once."""
         slots = range(len(self._slots)) if self._announced else range(1)
         for slot in slots:
             taken = self._slots[slot] is not None or (self._successor is not None and self._turn[0] == slot)

@@ -21,7 +21,7 @@ CANNOT_START = 3
 
 
 def run_worker(make_app: Callable[[ServeSettings, str | None], FastAPI]) -> int:
-    """Run the worker until it is told to end. Returns its exit status.
+    """Run the worker until it gets the signal to end. Returns its exit status.
 
     make_app: settings and `Start.private_url` -> the application.
     """

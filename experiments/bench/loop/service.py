@@ -83,7 +83,7 @@ class Shop:
                 raise RecsysError(f"{report['rejected']} events were rejected: {report['results'][:3]}")
 
     def wait(self, what: str, is_so: Callable[[dict[str, Any]], bool], user: str) -> None:
-        """Wait until /v1/about is as told and the answer to a user is whole: the store follows a bundle, too.
+        """Wait until /v1/about is as expected and the answer to a user is whole: the store follows a bundle, too.
 
         Raises RecsysError after START_SECONDS.
         """

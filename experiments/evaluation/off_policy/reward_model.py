@@ -19,22 +19,16 @@ def predicted_rewards(slots: Slots, policy: Policy, *, seed: int) -> Doubles | N
     """(c,): the predicted reward of each choice of the slots; None with fewer users than FOLDS.
 
     The model reads the position, the place among the choices (0: the own item, then the pool, best first), how often
-    the item was shown in these slots, and the judged policy's score of it.
+    the item was shown to the users whom it is fitted on, and the judged policy's score of it.
     """
     from sklearn.ensemble import HistGradientBoostingRegressor  # slow to import
 
     if len(slots.user_ids) < FOLDS:
         return None
     slot, places = slots.choices.places()
-    times_shown = np.bincount(slots.choices.flat[slots.shown], minlength=len(slots.item_ids))
-    features = np.column_stack(
-        (
-            slots.positions[slot],
-            places - slots.choices.begin[slot],
-            np.log1p(times_shown[slots.choices.flat]),
-            policy.scores,
-        )
-    )  # (c, 4)
+    known = [slots.positions[slot], places - slots.choices.begin[slot], policy.scores]  # (c,) each
+    known = known if not np.isnan(policy.scores).all() else known[:2]  # a policy may have no scores
+    items, shown_items = slots.choices.flat, slots.choices.flat[slots.shown]
     fold = np.random.default_rng(seed).permutation(len(slots.user_ids))[slots.users] % FOLDS  # (m,)
     out = np.empty(len(slot))
     for number in range(FOLDS):
@@ -42,8 +36,9 @@ def predicted_rewards(slots: Slots, policy: Policy, *, seed: int) -> Doubles | N
         model = HistGradientBoostingRegressor(
             max_iter=50, min_samples_leaf=50, early_stopping=False, random_state=seed
         )
-        examples, own = features[slots.shown[fitted]], fold[slot] == number
-        known = ~np.isnan(examples).all(0)  # (4,): a policy without scores has NaN alone
-        model.fit(examples[:, known], slots.rewards[fitted])
-        out[own] = model.predict(features[own][:, known])
+        times_shown = np.bincount(shown_items[fitted], minlength=len(slots.item_ids))
+        features = np.column_stack((*known, np.log1p(times_shown[items])))  # (c, 3) or (c, 4)
+        own = fold[slot] == number
+        model.fit(features[slots.shown[fitted]], slots.rewards[fitted])
+        out[own] = model.predict(features[own])
     return out

@@ -13,7 +13,7 @@ from scipy.special import ndtri
 from scipy.stats import t
 
 from experiments.evaluation.outcomes import EVENT, METRICS, SEGMENTS, read_outcomes
-from experiments.evaluation.ranking import DEPTH, K, finite, interval_dict
+from experiments.evaluation.ranking import DEPTH, LISTS, K, finite, interval_dict
 from experiments.evaluation.verdict import Rule, verdict
 from experiments.pipelines.experiment.cells import Cell
 from experiments.pipelines.experiment.definition import Experiment
@@ -36,9 +36,6 @@ QUARTERS = ("first quarter", "second quarter", "third quarter", "last quarter")
 
 CATEGORIES = 8
 """Categories that are segments, those with most events."""
-
-LISTS = ("coverage", "novelty", "diversity", "popularity", "cold_share")
-"""Figures of the lists, see `Outcome.of_lists`."""
 
 
 @dataclass(frozen=True)
