@@ -152,7 +152,7 @@ def event_of(entry: Entry, now: int, rules: EventRules | None = None) -> Event |
     except UnicodeDecodeError:
         return "is not UTF-8: send text in UTF-8"
     except ApiError as error:
-        return f"{JSON}: {error.message}"
+        return f"{JSON}: {error.detail}"
     if isinstance(sent, str):
         return sent
     if sent.get("event_id") is None:

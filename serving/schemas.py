@@ -35,7 +35,7 @@ MAX_PLACE = 64
 def checked_id(text: str, place: str) -> str:
     """The id, checked by the rule of `features.ids`. Raises ApiError 422 when it is invalid."""
     if reason := id_error(text):
-        raise ApiError(422, "bad_id", f"{place} {reason}", place)
+        raise ApiError("bad_id", f"{place} {reason}", place)
     return text
 
 
@@ -341,8 +341,8 @@ async def bounded_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         message = "the body has a Content-Encoding; send it uncompressed, without this header"
-        raise ApiError(415, "bad_encoding", message, "body")
-    too_large = ApiError(413, "body_too_large", f"the body exceeds {limit} bytes; send less", "body")
+        raise ApiError("bad_encoding", message, "body")
+    too_large = ApiError("body_too_large", f"the body exceeds {limit} bytes; send less", "body")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise too_large
@@ -353,7 +353,7 @@ async def bounded_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
             if len(body) > limit:
                 raise too_large
     except ClientDisconnect:
-        raise ApiError(400, "disconnected", "the body ended before its declared length", "body") from None
+        raise ApiError("disconnected", "the body ended before its declared length", "body") from None
     return bytes(body)
 
 
@@ -371,7 +371,7 @@ def parse_json(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise ApiError(400, "bad_json", _not_json(body, error), "body") from None
+        raise ApiError("bad_json", _not_json(body, error), "body") from None
 
 
 def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:

@@ -70,7 +70,7 @@ def test_a_body_comes_in_chunks_up_to_the_limit() -> None:
             body(*messages, **headers)
         error = caught.value
         assert (error.status, error.code, error.place) == (413, "body_too_large", "body")
-        assert error.message == "the body exceeds 10 bytes; send less"
+        assert error.detail == "the body exceeds 10 bytes; send less"
     with pytest.raises(ApiError) as caught:
         body(chunk(b"1", True), {"type": "http.disconnect"})
     error = caught.value

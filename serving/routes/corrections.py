@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from features.ids import id_keys
 from features.log.records import EventUndone, UsersMerged
-from serving.errors import ApiError, ErrorResponse, json_response
+from serving.errors import ApiError, Problem, json_response
 from serving.schemas import Id, bounded_body, checked_id, first_error, parse_json
 from serving.state.service import ServiceState
 from serving.state.thread_pool import InThread
@@ -49,7 +49,7 @@ def add_corrections(app: FastAPI, service: ServiceState, in_thread: InThread) ->
         status_code=202,
         responses={
             202: {"model": MergeResponse},
-            **{code: {"model": ErrorResponse} for code in (409, 413, 415)},
+            **{code: {"model": Problem} for code in (409, 413, 415)},
         },
         openapi_extra={
             "requestBody": {
@@ -99,14 +99,14 @@ def _parse_merge(service: ServiceState, user_id: str, body: bytes) -> UsersMerge
     except ValidationError as error:
         place, reason = first_error(error)
         place = place or "body"
-        raise ApiError(422, "bad_merge", f"{place}: {reason}", place) from None
+        raise ApiError("bad_merge", f"{place}: {reason}", place) from None
     if from_id == user_id:
-        raise ApiError(422, "bad_merge", "from: is the user of the path; give the id that it had before", "from")
+        raise ApiError("bad_merge", "from: is the user of the path; give the id that it had before", "from")
     service.corrections.read()
     corrections = service.corrections.corrections
     if corrections.closes_circle(from_id, user_id):
         message = f"from: user {user_id!r} was merged into {from_id!r} before; merges are not taken back"
-        raise ApiError(409, "merged_before", message, "from")
+        raise ApiError("merged_before", message, "from")
     snapshot, until = service.snapshot, service.now()
     if snapshot is not None:
         times = service.keeper.read_user(snapshot.store, from_id)[0].times

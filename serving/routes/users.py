@@ -20,7 +20,7 @@ from recsys.interfaces import sort_candidates
 from recsys.ranking.slate_rules import SlateRules
 from recsys.retrieval.filters import Filter
 from serving.cursor import MAX_SHOWN, Page
-from serving.errors import ApiError, ErrorResponse, json_response
+from serving.errors import ApiError, Problem, json_response
 from serving.routes.explain import Answer, why_not, why_shown
 from serving.routes.responses import (
     CursorParameter,
@@ -207,9 +207,7 @@ def placement_of(snapshot: ServingSnapshot, placement: str | None) -> str:
     placements = snapshot.bundle.data.placements
     name = next(iter(placements)) if placement is None else placement
     if name not in placements:
-        raise ApiError(
-            422, "unknown_placement", f"unknown placement; available: {', '.join(placements)}", "placement"
-        )
+        raise ApiError("unknown_placement", f"unknown placement; available: {', '.join(placements)}", "placement")
     return name
 
 
@@ -222,7 +220,7 @@ class Asked:
     """
 
     user_id: str
-    k: int
+    limit: int
     placement: str | None
     item_filter: Filter | str | None
     cursor: str | None
@@ -241,7 +239,7 @@ async def answer_list(request: Request, service: ServiceState, asked: Asked, in_
     args = partial(list_of, exclude=asked.exclude, request=asked.in_url)
     arm, page = await in_thread(args, service, snapshot, name, user_id, asked.item_filter, asked.cursor, of)
     snapshot, request_id = arm.snapshot, id_of_answer(request.scope)
-    answer = await in_thread(recommend, service, arm, user_id, asked.k, name, page, request_id, asked.session)
+    answer = await in_thread(recommend, service, arm, user_id, asked.limit, name, page, request_id, asked.session)
     why = await in_thread(why_shown, service, snapshot, answer) if asked.explain else None
     exposure = await log_exposure(
         request,
@@ -304,13 +302,13 @@ def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in
 def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     @app.get(
         "/v1/users/{user_id:id}/recommendations",
-        responses={200: {"model": RecommendationsResponse}, 410: {"model": ErrorResponse}},
+        responses={200: {"model": RecommendationsResponse}, 410: {"model": Problem}},
         tags=["users"],
     )
     async def recommendations(
         request: Request,
         user_id: str,
-        k: Count = 20,
+        limit: Count = 20,
         placement: str | None = None,
         filter: FilterParameter = None,
         exclude: ExcludeParameter = None,
@@ -324,7 +322,9 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
         it is null at the end of the list.
         """
         checked_id(user_id, "user_id")
-        asked = Asked(user_id, k, placement, filter, cursor, explain, {"path": "recommendations"}, exclude, request)
+        asked = Asked(
+            user_id, limit, placement, filter, cursor, explain, {"path": "recommendations"}, exclude, request
+        )
         return await answer_list(request, service, asked, in_thread)
 
 
@@ -333,7 +333,7 @@ def _add_rank(app: FastAPI, service: ServiceState, described: DescribedItems, in
 
     @app.post(
         "/v1/rank",
-        responses={200: {"model": RankResponse}, **{code: {"model": ErrorResponse} for code in (413, 415)}},
+        responses={200: {"model": RankResponse}, **{code: {"model": Problem} for code in (413, 415)}},
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
         tags=["users"],
     )
@@ -348,17 +348,17 @@ def _add_rank(app: FastAPI, service: ServiceState, described: DescribedItems, in
             given = RankIn.model_validate(parse_json(body))
         except ValidationError as error:
             place, reason = first_error(error)
-            raise ApiError(422, "bad_list", f"{place or 'body'}: {reason}", place or "body") from None
+            raise ApiError("bad_list", f"{place or 'body'}: {reason}", place or "body") from None
         return json_response(await rank(service, snapshot, given, described, in_thread))
 
 
 def _add_why_not(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     @app.get(
         "/v1/users/{user_id:id}/why-not",
-        responses={200: {"model": WhyNotResponse}, 404: {"model": ErrorResponse}},
+        responses={200: {"model": WhyNotResponse}, 404: {"model": Problem}},
         tags=["users"],
     )
-    async def not_shown(user_id: str, item_id: str, k: Count = 20, placement: str | None = None) -> Response:
+    async def not_shown(user_id: str, item_id: str, limit: Count = 20, placement: str | None = None) -> Response:
         """The stage at which an item leaves the way into the recommendations of a user. Nothing counts as shown."""
         snapshot = snapshot_of(service)
         checked_id(user_id, "user_id")
@@ -367,7 +367,7 @@ def _add_why_not(app: FastAPI, service: ServiceState, in_thread: InThread) -> No
 
         def explain() -> dict[str, Any]:
             arm = service.arm(snapshot, user_id, name)
-            answer = recommend(service, arm, user_id, k, name, Page(service.now()))
+            answer = recommend(service, arm, user_id, limit, name, Page(service.now()))
             return {**why_not(service, arm.snapshot, answer, item_id), "degraded": answer.degraded}
 
         return json_response({"item_id": item_id, **await in_thread(explain)})

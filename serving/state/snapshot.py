@@ -324,7 +324,7 @@ class ServingSnapshot:
         Raises ApiError 404 unless the catalogue names a regular file of a known image type, of at most
         MAX_IMAGE_BYTES. A relative path must stay within the folder of the tables.
         """
-        missing = ApiError(404, "no_picture", "this item has no image file", "item_id")
+        missing = ApiError("no_picture", "this item has no image file", "item_id")
         row = self.bundle.catalog.ids.row(item_id)
         frame = self.bundle.catalog.frame
         image = frame.get_column(IMAGE)[row] if row >= 0 and frame.schema.get(IMAGE) == pl.String else None

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from features.schema import EventRules
 from recsys.retrieval.filters import Filter
-from serving.errors import ApiError, ErrorResponse
+from serving.errors import ApiError, Problem
 from serving.event_validation import validate_event
 from serving.routes.responses import snapshot_of
 from serving.routes.users import Asked, answer_list
@@ -70,7 +70,7 @@ def parse_asked(body: bytes, rules: EventRules, now: int) -> Asked:
         given = RecommendationsIn.model_validate(parse_json(body))
     except ValidationError as error:
         place, reason = first_error(error)
-        raise ApiError(422, "bad_recommendations", f"{place or 'body'}: {reason}", place or "body") from None
+        raise ApiError("bad_recommendations", f"{place or 'body'}: {reason}", place or "body") from None
     user, (kind, least) = given.user_id or VISITOR, next(iter(rules.positive.items()), ("click", None))
     examples = [{"item_id": item, "event": kind, "value": least} for item in given.items]
     sent = [*examples, *(event.model_dump() for event in given.session)]
@@ -80,7 +80,7 @@ def parse_asked(body: bytes, rules: EventRules, now: int) -> Asked:
         event = validate_event({"user_id": user, **fields}, at, first, rules)
         if isinstance(event, EventResult):
             place = (event.place or "").replace(f"events[{at}]", f"session[{at - len(examples)}]")
-            raise ApiError(422, "bad_recommendations", f"{place}: {event.reason}", place)
+            raise ApiError("bad_recommendations", f"{place}: {event.reason}", place)
         session.append(event)
     allowed = given.filter or Filter()
     allowed = allowed.model_copy(update={"exclude": (*allowed.exclude, *given.exclude)})
@@ -97,7 +97,7 @@ def add_recommendations_by_body(app: FastAPI, service: ServiceState, in_thread: 
         "/v1/recommendations",
         responses={
             200: {"model": RecommendationsResponse},
-            **{code: {"model": ErrorResponse} for code in (410, 413, 415)},
+            **{code: {"model": Problem} for code in (410, 413, 415)},
         },
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body_schema()}}}},
         tags=["users"],

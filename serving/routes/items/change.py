@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from features.log.records import ItemDeleted
-from serving.errors import ErrorResponse, json_response
+from serving.errors import Problem, json_response
 from serving.routes.items.fields import ItemIn, new_state, parse_fields
 from serving.routes.items.read import stored_fields
 from serving.routes.responses import require_item, snapshot_of
@@ -18,7 +18,7 @@ from serving.state.encoder_pool import EncoderPool
 from serving.state.service import ServiceState
 from serving.state.thread_pool import InThread
 
-ERROR: dict[str, Any] = {"model": ErrorResponse}
+ERROR: dict[str, Any] = {"model": Problem}
 BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": ItemIn.model_json_schema()}}}
 }
@@ -82,7 +82,7 @@ def add_item_changes(app: FastAPI, service: ServiceState, encoder_pool: EncoderP
             await service.accept_item(new_state(item_id, sent, stored, service.now(), keep=True))
         return json_response({"item_id": item_id, "status": "accepted", "new": False}, 202)
 
-    @app.delete("/v1/items/{item_id:id}", responses={404: {"model": ErrorResponse}}, tags=["items"])
+    @app.delete("/v1/items/{item_id:id}", responses={404: {"model": Problem}}, tags=["items"])
     async def delete(item_id: str) -> Response:
         """Hide an item from the next response on, until it is put again."""
         snapshot_of(service)

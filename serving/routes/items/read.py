@@ -7,7 +7,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from features.schema import AVAILABLE, CATEGORIES, IMAGE, TITLE
-from serving.errors import ApiError, ErrorResponse, json_response
+from serving.errors import ApiError, Problem, json_response
 from serving.routes.items.fields import MEDIA, STORED, ItemIn, extra_fields, fields_of_row, is_file
 from serving.routes.responses import require_item, snapshot_of
 from serving.schemas import FailedPart, checked_id
@@ -48,7 +48,7 @@ def add_items(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
 
     @app.get(
         "/v1/items/{item_id:id}",
-        responses={200: {"model": ItemResponse}, 404: {"model": ErrorResponse}},
+        responses={200: {"model": ItemResponse}, 404: {"model": Problem}},
         tags=["items"],
     )
     async def item(item_id: str) -> Response:
@@ -77,7 +77,7 @@ def add_items(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
         snapshot = snapshot_of(service)
         checked_id(item_id, "item_id")
         if not service.catalog_updater.has_item(item_id):
-            raise ApiError(404, "no_picture", "this item has no image file", "item_id")
+            raise ApiError("no_picture", "this item has no image file", "item_id")
         content, kind = await in_thread(snapshot.picture, item_id)
         headers = {
             "Cache-Control": "public, max-age=60",
