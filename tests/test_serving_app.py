@@ -25,7 +25,7 @@ from features.log.records import EXPOSURES, Event, Exposure
 from features.store.memory import MemoryStore
 from features.store.user_state import UserState
 from recsys.retrieval.filters import Filter
-from serving.schemas import media_url
+from serving.schemas.fields import media_url
 from serving.state.snapshot import ServingSnapshot
 
 

@@ -16,7 +16,7 @@ from features.log.item_changes import MEDIA_FOLDER
 from serving.errors import ApiError
 from serving.routes.items.fields import new_state, parse_fields
 from serving.routes.search_query import parse_query, query_schema
-from serving.schemas import parse_json
+from serving.schemas.body import parse_json
 
 JSON = "application/json"
 FORM = "multipart/form-data; boundary=edge"

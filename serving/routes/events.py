@@ -6,7 +6,8 @@ from fastapi.responses import Response
 from features.log.records import Event
 from serving.errors import ApiError, Problem, json_response
 from serving.event_validation import unnamed_type, validate_events
-from serving.schemas import EventIn, EventResult, EventsResponse, bounded_body
+from serving.schemas.body import bounded_body
+from serving.schemas.events import EventIn, EventResult, EventsResponse
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
 from serving.state.thread_pool import InThread

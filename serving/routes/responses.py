@@ -30,7 +30,8 @@ from recsys.retrieval.filters import Filter
 from serving.cursor import Page, room_in_url
 from serving.errors import ApiError, json_response
 from serving.http import MAX_URL_BYTES
-from serving.schemas import checked_id, first_error
+from serving.schemas.body import first_error
+from serving.schemas.fields import checked_id
 from serving.state.arms import Arm
 from serving.state.service import ServiceState
 from serving.state.snapshot import Recommended, ServingSnapshot

@@ -17,7 +17,7 @@ from serving.cursor import MAX_SHOWN, Page
 from serving.errors import ApiError, Problem
 from serving.routes.responses import list_of, log_exposure, slate_response, snapshot_of, timed
 from serving.routes.search_query import SearchIn, parse_query, query_schema
-from serving.schemas import SearchResponse
+from serving.schemas.slates import SearchResponse
 from serving.state.arms import Arm
 from serving.state.encoder_pool import EncoderPool, encoding_of
 from serving.state.service import ServiceState
@@ -48,7 +48,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
         },
         tags=["search"],
     )
-    async def search(request: Request) -> Response:
+    async def search_items(request: Request) -> Response:
         """Items whose content is nearest to a text, an image, a sound, a video or a combination of them, best first.
 
         In JSON, media are base64 or https URLs of hosts that the bundle allows; in a form, they are files.

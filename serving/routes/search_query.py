@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from features.content.parts import Audio, Content, Image, Part, Source, Text, Video
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
-from serving.schemas import Id, first_error, parse_json
+from serving.schemas.body import first_error, parse_json
+from serving.schemas.fields import Id
 
 MAX_VALUES = 100_000
 """Largest number of commas and opening brackets in a JSON body: a bound on its values.

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
-from pydantic import ValidationError
 
 from features.arrays import Ints
 from features.errors import StoreError
@@ -36,16 +35,10 @@ from serving.routes.responses import (
     snapshot_of,
     timed,
 )
-from serving.schemas import (
-    RankIn,
-    RankResponse,
-    RecommendationsResponse,
-    WhyNotResponse,
-    bounded_body,
-    checked_id,
-    first_error,
-    parse_json,
-)
+from serving.schemas.body import bounded_body, parse_model
+from serving.schemas.fields import checked_id
+from serving.schemas.rank import RankIn, RankResponse
+from serving.schemas.slates import RecommendationsResponse, WhyNotResponse
 from serving.servable import ServableBundle
 from serving.state.arms import Arm
 from serving.state.item_vectors import DescribedItems
@@ -266,7 +259,7 @@ def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in
     _add_rank(app, service, described, in_thread)
 
     @app.get("/v1/users/{user_id:id}/history", tags=["users"])
-    async def history(user_id: str, limit: Annotated[int, Query(ge=1, le=100_000)] = 50) -> Response:
+    async def get_history(user_id: str, limit: Annotated[int, Query(ge=1, le=100_000)] = 50) -> Response:
         """A user's events in the feature store, newest first. Items that are not in the catalogue have no title."""
         snapshot = snapshot_of(service)
         checked_id(user_id, "user_id")
@@ -290,7 +283,7 @@ def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in
         return json_response({"user_id": user_id, "degraded": degraded, "total": len(events), "events": newest})
 
     @app.get("/v1/users", tags=["users"])
-    async def users(limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> Response:
+    async def list_users(limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> Response:
         """Ids of the users who were active last, most recent first."""
         snapshot = snapshot_of(service)
         try:
@@ -305,7 +298,7 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
         responses={200: {"model": RecommendationsResponse}, 410: {"model": Problem}},
         tags=["users"],
     )
-    async def recommendations(
+    async def get_recommendations(
         request: Request,
         user_id: str,
         limit: Count = 20,
@@ -337,18 +330,14 @@ def _add_rank(app: FastAPI, service: ServiceState, described: DescribedItems, in
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
         tags=["users"],
     )
-    async def rank_list(request: Request) -> Response:
+    async def rank_items(request: Request) -> Response:
         """Items of the caller's choice in order for a user, best first. Nothing counts as shown.
 
         An item that the bundle lacks is placed by its content, where the list says what it is; else it comes last.
         """
         snapshot = snapshot_of(service)
         body = await bounded_body(request)
-        try:
-            given = RankIn.model_validate(parse_json(body))
-        except ValidationError as error:
-            place, reason = first_error(error)
-            raise ApiError("bad_list", f"{place or 'body'}: {reason}", place or "body") from None
+        given = parse_model(RankIn, body, "bad_list")
         return json_response(await rank(service, snapshot, given, described, in_thread))
 
 
@@ -358,7 +347,7 @@ def _add_why_not(app: FastAPI, service: ServiceState, in_thread: InThread) -> No
         responses={200: {"model": WhyNotResponse}, 404: {"model": Problem}},
         tags=["users"],
     )
-    async def not_shown(user_id: str, item_id: str, limit: Count = 20, placement: str | None = None) -> Response:
+    async def get_why_not(user_id: str, item_id: str, limit: Count = 20, placement: str | None = None) -> Response:
         """The stage at which an item leaves the way into the recommendations of a user. Nothing counts as shown."""
         snapshot = snapshot_of(service)
         checked_id(user_id, "user_id")

@@ -22,7 +22,7 @@ from recsys.ranking.slate_rules import Losses, SlateRules
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
 from serving.products import Products
-from serving.schemas import media_url
+from serving.schemas.fields import media_url
 from serving.servable import ServableBundle
 
 MAX_IMAGE_BYTES = 16 << 20

@@ -22,7 +22,7 @@ from serving.routes.responses import (
     snapshot_of,
     timed,
 )
-from serving.schemas import SimilarResponse
+from serving.schemas.slates import SimilarResponse
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
 from serving.state.thread_pool import InThread
@@ -38,7 +38,7 @@ def add_similar(app: FastAPI, service: ServiceState, in_thread: InThread) -> Non
         responses={200: {"model": SimilarResponse}, 410: {"model": Problem}},
         tags=["items"],
     )
-    async def similar(
+    async def get_similar_items(
         request: Request,
         item_id: str,
         limit: Annotated[int, Query(ge=1, le=100, description="number of items")] = 20,
