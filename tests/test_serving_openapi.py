@@ -25,7 +25,7 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("post", "/v1/users/{user_id}/merge"): ("users", "202", "MergeResponse", {"413", "415", "409"}),
     ("delete", "/v1/users/{user_id}/events/{event_id}"): ("users", "202", "UndoResponse", set()),
     ("get", "/v1/users"): ("users", "200", "UsersResponse", set()),
-    ("get", "/v1/items/{item_id}/similar"): ("items", "200", "SimilarResponse", {"410"}),
+    ("get", "/v1/items/{item_id}/similar"): ("items", "200", "SimilarResponse", {"404", "410"}),
     ("get", "/v1/items/{item_id}"): ("items", "200", "ItemResponse", {"404"}),
     ("put", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"408", "413", "415"}),
     ("patch", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"404", "408", "413", "415"}),
@@ -77,7 +77,8 @@ def test_responses(api: dict[str, Any], method: str, path: str) -> None:
         if (path, status) == ("/metrics", "200"):
             media, expected = "text/plain", {"type": "string"}
         if (path, status) == ("/media/{item_id}", "200"):
-            media, expected = "image/*", {"type": "string", "format": "binary"}
+            assert sorted(response["content"]) == ["image/gif", "image/jpeg", "image/png", "image/webp"]
+            continue
         if (path, status) == ("/readyz", "503"):  # as at 200
             media, expected = "application/json", {"$ref": "#/components/schemas/ReadinessResponse"}
         assert [*response["content"]] == [media], status

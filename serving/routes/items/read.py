@@ -32,7 +32,12 @@ class ItemResponse(BaseModel):
     failed: list[FailedPart]
 
 
-PICTURE: dict[str, Any] = {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
+PICTURE: dict[str, Any] = {
+    "content": {
+        f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in ("jpeg", "png", "webp", "gif")
+    }
+}
+"""The answer of a route that returns a picture."""
 
 
 def stored_fields(service: ServiceState, bundle: ServableBundle, item_id: str) -> dict[str, Any]:
