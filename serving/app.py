@@ -25,6 +25,7 @@ from serving.routes.bodies.recommendations import add_recommendations_by_body
 from serving.routes.corrections import add_corrections
 from serving.routes.events import add_events
 from serving.routes.health import add_health
+from serving.routes.items.audience import add_audience
 from serving.routes.items.change import add_item_changes
 from serving.routes.items.read import add_items
 from serving.routes.items.similar import add_similar
@@ -159,6 +160,7 @@ def _add_routes(
     add_users(app, service, described, in_thread)
     add_recommendations_by_body(app, service, in_thread)
     add_similar(app, service, in_thread)
+    add_audience(app, service, in_thread)
     add_items(app, service, in_thread)
     add_item_changes(app, service, encoder_pool, in_thread)
     add_search(app, service, encoder_pool, in_thread)

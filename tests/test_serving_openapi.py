@@ -26,6 +26,7 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("delete", "/v1/users/{user_id}/events/{event_id}"): ("users", "202", "UndoResponse", set()),
     ("get", "/v1/users"): ("users", "200", "UsersResponse", set()),
     ("get", "/v1/items/{item_id}/similar"): ("items", "200", "SimilarResponse", {"404", "410"}),
+    ("get", "/v1/items/{item_id}/users"): ("items", "200", "AudienceResponse", {"404"}),
     ("get", "/v1/items/{item_id}"): ("items", "200", "ItemResponse", {"404"}),
     ("put", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"408", "413", "415"}),
     ("patch", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"404", "408", "413", "415"}),
@@ -44,6 +45,7 @@ NUMBERS = {
     "/v1/users/{user_id}/recommendations": ("limit", 1, 100, 20),
     "/v1/users/{user_id}/why-not": ("limit", 1, 100, 20),
     "/v1/items/{item_id}/similar": ("limit", 1, 100, 20),
+    "/v1/items/{item_id}/users": ("limit", 1, 1000, 20),
     "/v1/users/{user_id}/history": ("limit", 1, 100_000, 50),
     "/v1/users": ("limit", 1, 1000, 20),
 }

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from features.schema import AVAILABLE, CATEGORIES, IMAGE, TITLE
 from serving.errors import ApiError, Problem, json_response
 from serving.routes.items.fields import MEDIA, STORED, ItemIn, extra_fields, fields_of_row, is_file
+from serving.routes.items.pictures import picture
 from serving.routes.responses import require_item, snapshot_of
 from serving.schemas.fields import checked_id
 from serving.schemas.slates import FailedPart
@@ -92,7 +93,7 @@ def add_items(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
         checked_id(item_id, "item_id")
         if not service.catalog_updater.has_item(item_id):
             raise ApiError("no_picture", "this item has no image file", "item_id")
-        content, kind = await in_thread(snapshot.picture, item_id)
+        content, kind = await in_thread(picture, snapshot.bundle, item_id)
         headers = {
             "Cache-Control": "public, max-age=60",
             "X-Content-Type-Options": "nosniff",
