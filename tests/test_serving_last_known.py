@@ -22,7 +22,7 @@ from serving.state.store.last_known import KEPT_SECONDS, LastKnown
 AWAY = ["store", "last_known"]
 
 
-def click(user: str, item: str, time: int = NOW, event_id: str | None = None) -> Event:
+def click(user: str, item: str, time: int = NOW, event_id: str = "") -> Event:
     return Event(user_id=user, item_id=item, event="click", timestamp=time, event_id=event_id)
 
 
