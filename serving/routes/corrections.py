@@ -9,7 +9,7 @@ from features.log.records import EventUndone, UsersMerged
 from serving.errors import ApiError, ErrorResponse, json_response
 from serving.schemas import Id, bounded_body, checked_id, first_error, parse_json
 from serving.state.service import ServiceState
-from serving.state.thread_pool import InThread
+from serving.state.thread_pool import InThread, budget
 
 
 class MergeIn(BaseModel):
@@ -66,7 +66,7 @@ def add_corrections(app: FastAPI, service: ServiceState, in_thread: InThread) ->
         """
         checked_id(user_id, "user_id")
         record = await in_thread(_parse_merge, service, user_id, await bounded_body(request))
-        await service.log.append([record])
+        await service.log.append([record], budget().left())
         degraded = await in_thread(service.correct, record)
         response = MergeResponse.model_validate({"user_id": user_id, "from": record.from_id, "degraded": degraded})
         return json_response(response.model_dump(by_alias=True), 202)
@@ -83,7 +83,7 @@ def add_corrections(app: FastAPI, service: ServiceState, in_thread: InThread) ->
         checked_id(event_id, "event_id")
         known = await in_thread(_is_known, service, user_id, event_id)
         record = EventUndone(user_id=user_id, event_id=event_id, timestamp=service.now())
-        await service.log.append([record])
+        await service.log.append([record], budget().left())
         degraded = await in_thread(service.correct, record)
         response = UndoResponse(user_id=user_id, event_id=event_id, known=known, degraded=degraded)
         return json_response(response.model_dump(), 202)

@@ -9,7 +9,7 @@ from serving.event_validation import unnamed_type, validate_events
 from serving.schemas import EventIn, EventResult, EventsResponse, bounded_body
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
-from serving.state.thread_pool import InThread
+from serving.state.thread_pool import InThread, budget
 from serving.telemetry.metrics import EVENTS, count_degraded
 
 
@@ -33,7 +33,7 @@ def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None
         accepted = [e for e in validated if isinstance(e, Event)]
         degraded: list[str] = []
         if accepted:
-            await service.log.append(accepted)
+            await service.log.append(accepted, budget().left())
             degraded = await in_thread(service.push, accepted)
         EVENTS.labels("accepted").inc(n_accepted)
         EVENTS.labels("rejected").inc(len(validated) - n_accepted)

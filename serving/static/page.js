@@ -118,6 +118,7 @@ function fill(list, cards, items, empty) {
 const reasons = {
   store: "the feature store does not respond",
   last_known: "the history is the last known one",
+  deadline: "no time was left",
   stale: "the history may be incomplete",
   recommender: "the model failed",
   bundle: "no bundle is served",
@@ -126,6 +127,7 @@ const reasons = {
 };
 
 const hints = { // by what failed, the first that is there; the history itself is not lost
+  deadline: "No time was left for the model: these are the most popular items.",
   last_known: "The feature store does not respond: the items fit the history of some minutes ago.",
   store: "The feature store does not respond, so the history is not known: these are the most popular items.",
   stale: "The history is being loaded: the items may not fit it yet.",

@@ -33,7 +33,7 @@ UNREADABLE_TABLES = (
 """What is noted and logged of it. The error itself may quote a row."""
 
 LAST_KNOWN = "last_known"
-"""The value of `degraded` beside "store": the state of the user is the last one that this process knew."""
+"""The value of `degraded` that says that the state of the user is the last one that this process knew."""
 
 UNFILLED = "the feature store is being filled: histories are missing until then"
 
@@ -170,19 +170,23 @@ class StoreKeeper:
         self.away = True
         self._notes["store"] = str(error)
 
-    def read_user(self, store: FeatureStore, user_id: str, *, shown: bool = False) -> tuple[UserState, list[str]]:
+    def read_user(
+        self, store: FeatureStore, user_id: str, *, shown: bool = False, ask: bool = True
+    ) -> tuple[UserState, list[str]]:
         """The state of a user in the store, and why it may be incomplete (values of `degraded`).
 
         Where the store does not answer, it is the last known one, without what was shown.
-        shown: with what the user was shown, too.
+        shown: with what the user was shown, too; ask: whether the store is asked.
         """
         era = self.last_known.era
         try:
-            state = store.read_users([user_id], shown=shown)[0]
+            state = store.read_users([user_id], shown=shown)[0] if ask else None
         except StoreError as error:
             self._note_away(error)
-            known = self.last_known.state(user_id, store.rules)
-            return (UserState(), ["store"]) if known is None else (known, ["store", LAST_KNOWN])
+            state = None
+        if state is None:
+            known, failed = self.last_known.state(user_id, store.rules), ["store"] if ask else []
+            return (UserState(), failed) if known is None else (known, [*failed, LAST_KNOWN])
         self.away = False
         self.last_known.keep(user_id, state, era)
         stale = self.behind or self.evicted or state.status is UserStateStatus.STALE
