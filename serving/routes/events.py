@@ -1,12 +1,17 @@
 """Route that accepts events."""
 
+from typing import Annotated
+
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from pydantic import Field
 
 from features.log.records import Event
-from serving.errors import ErrorResponse, json_response
+from serving.errors import ApiError, Problem, json_response
 from serving.event_validation import unnamed_type, validate_events
-from serving.schemas import EventIn, EventResult, EventsResponse, bounded_body
+from serving.openapi.bodies import request_body
+from serving.schemas.body import bounded_body
+from serving.schemas.events import MAX_EVENTS, EventIn, EventResult, EventsResponse
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
 from serving.state.thread_pool import InThread, budget
@@ -15,14 +20,12 @@ from serving.telemetry.metrics import EVENTS, count_degraded
 
 def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     """Add the route."""
-    event_schema = EventIn.model_json_schema()
-    body = {"oneOf": [event_schema, {"type": "array", "items": event_schema, "minItems": 1, "maxItems": 1000}]}
 
     @app.post(
         "/v1/events",
         status_code=202,
-        responses={202: {"model": EventsResponse}, **{code: {"model": ErrorResponse} for code in (400, 413, 415)}},
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}},
+        responses={202: {"model": EventsResponse}, **{code: {"model": Problem} for code in (400, 413, 415)}},
+        openapi_extra=request_body(EventIn | Annotated[list[EventIn], Field(min_length=1, max_length=MAX_EVENTS)]),
         tags=["events"],
     )
     async def post_events(request: Request) -> Response:
@@ -45,8 +48,7 @@ def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None
         if accepted:
             return json_response(response, 202)
         first = results[0]
-        error = {"code": "no_event_accepted", "message": f"{first.place} {first.reason}", "place": first.place}
-        return json_response({"error": error, **response}, 422)
+        raise ApiError("no_event_accepted", f"{first.place} {first.reason}", first.place or "", more=response)
 
 
 def _result(event: Event, snapshot: ServingSnapshot | None) -> EventResult:
