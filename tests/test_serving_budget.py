@@ -97,6 +97,11 @@ def test_encoding_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         threading.Timer(2 * BUDGET, slow.opened.set).start()
         body = harness.post(text="red", user_id="ann").json()
         assert (body["degraded"], len(body["items"]) > 0) == ([], True)
+        slow.opened.clear()
+        threading.Timer(2 * BUDGET, slow.opened.set).start()
+        described = {"user_id": "ann", "items": [{"item_id": "draft", "title": "red"}, {"item_id": "i7"}]}
+        body = harness.client.post("/v1/rank", content=orjson.dumps(described)).json()
+        assert (body["degraded"], len(body["items"])) == ([], 2)
 
 
 def test_an_answer_does_not_wait_for_a_slow_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

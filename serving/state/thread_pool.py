@@ -193,8 +193,9 @@ async def in_time(in_thread: InThread, work: Callable[..., T], *args: Any) -> T:
 
     Raises TimeUpError. The thread is not interrupted: work that has begun keeps its turn until it ends.
     """
+    result: T
     if (left := budget().left()) is None:
-        result: T = await in_thread(work, *args)
+        result = await in_thread(work, *args)
         return result
     is_cut = False
 
@@ -208,7 +209,8 @@ async def in_time(in_thread: InThread, work: Callable[..., T], *args: Any) -> T:
     task.add_done_callback(_end)
     await asyncio.wait({task}, timeout=left)
     if task.done():
-        return task.result()
+        result = task.result()
+        return result
     is_cut = True
     raise TimeUpError
 
