@@ -11,7 +11,7 @@ from serving.openapi.bodies import request_body
 from serving.schemas.body import bounded_body, parse_model
 from serving.schemas.fields import Id, checked_id
 from serving.state.service import ServiceState
-from serving.state.thread_pool import InThread
+from serving.state.thread_pool import InThread, budget
 
 
 class MergeIn(BaseModel):
@@ -63,7 +63,7 @@ def add_corrections(app: FastAPI, service: ServiceState, in_thread: InThread) ->
         """
         checked_id(user_id, "user_id")
         record = await in_thread(_parse_merge, service, user_id, await bounded_body(request))
-        await service.log.append([record])
+        await service.log.append([record], budget().left())
         degraded = await in_thread(service.correct, record)
         response = MergeResponse.model_validate({"user_id": user_id, "from": record.from_id, "degraded": degraded})
         return json_response(response.model_dump(by_alias=True), 202)
@@ -80,7 +80,7 @@ def add_corrections(app: FastAPI, service: ServiceState, in_thread: InThread) ->
         checked_id(event_id, "event_id")
         known = await in_thread(_is_known, service, user_id, event_id)
         record = EventUndone(user_id=user_id, event_id=event_id, timestamp=service.now())
-        await service.log.append([record])
+        await service.log.append([record], budget().left())
         degraded = await in_thread(service.correct, record)
         response = UndoResponse(user_id=user_id, event_id=event_id, known=known, degraded=degraded)
         return json_response(response.model_dump(), 202)

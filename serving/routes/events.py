@@ -14,7 +14,7 @@ from serving.schemas.body import bounded_body
 from serving.schemas.events import MAX_EVENTS, EventIn, EventResult, EventsResponse
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
-from serving.state.thread_pool import InThread
+from serving.state.thread_pool import InThread, budget
 from serving.telemetry.metrics import EVENTS, count_degraded
 
 
@@ -36,7 +36,7 @@ def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None
         accepted = [e for e in validated if isinstance(e, Event)]
         degraded: list[str] = []
         if accepted:
-            await service.log.append(accepted)
+            await service.log.append(accepted, budget().left())
             degraded = await in_thread(service.push, accepted)
         EVENTS.labels("accepted").inc(n_accepted)
         EVENTS.labels("rejected").inc(len(validated) - n_accepted)

@@ -23,6 +23,7 @@ from serving.state.arms import Arm
 from serving.state.encoder_pool import EncoderPool, encoding_of
 from serving.state.service import ServiceState
 from serving.state.snapshot import rows_by_item
+from serving.state.thread_pool import budget, in_time
 
 logger = logging.getLogger("recsys.serving")
 
@@ -63,6 +64,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
             snapshot = arm.snapshot
             with timed(trace, "encode"):
                 embedded = await encoder_pool.embed(snapshot, content)
+        budget().begin(service.settings.deadline)  # encoding has limits of its own
         failed = [
             {"part": content.parts[failure.part].modality, "reason": failure.reason[:500]}
             for failure in embedded.failures
@@ -76,7 +78,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
                 state, degraded = await in_thread(service.keeper.read_user, snapshot.store, options.user_id)
             user = snapshot.states(state, service.now())
         with timed(trace, "rank"):
-            found = await in_thread(_search_page, service, arm, embedded.vectors, options, user, trace, page)
+            found = await in_time(in_thread, _search_page, service, arm, embedded.vectors, options, user, trace, page)
         slate, cursor, failing = found
         degraded = [*degraded, *failing]
         exposure = await log_exposure(

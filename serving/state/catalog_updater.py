@@ -34,6 +34,7 @@ from serving.servable import ServableBundle
 from serving.state.bundles.changes import channels_of, has_changed, has_same_content
 from serving.state.item_follower import ItemFollower
 from serving.state.snapshot import ServingSnapshot
+from serving.state.thread_pool import budget
 
 logger = logging.getLogger("recsys.serving")
 
@@ -154,7 +155,7 @@ class CatalogUpdater:
         order = next(self._sequence)  # the order of the log: no await separates this line from the log's queue
         end = None
         try:
-            await log.append([change])
+            await log.append([change], budget().left())
             end = next(reversed(log.ends(ITEMS).items()), None)
         finally:
             with self._lock:
