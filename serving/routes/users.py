@@ -10,6 +10,7 @@ import numpy as np
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
+from starlette.types import Scope
 
 from features.arrays import Ints
 from features.errors import StoreError
@@ -17,6 +18,7 @@ from features.interactions import UserStates
 from features.log.records import Event, Exposure
 from features.store.user_state import UserState
 from recsys.interfaces import sort_candidates
+from recsys.ranking.explain import Why
 from recsys.ranking.slate_rules import SlateRules
 from recsys.retrieval.filters import Filter
 from serving.cursor import MAX_SHOWN, Page
@@ -233,32 +235,40 @@ class Asked:
     session: Sequence[Event] = ()
 
 
-async def answer_list(request: Request, service: ServiceState, asked: Asked, in_thread: InThread) -> Response:
-    """The answer to a call for recommendations, whose exposure is logged."""
-    snapshot, user_id = snapshot_of(service), asked.user_id
-    name = placement_of(snapshot, asked.placement)
+def _listed(
+    service: ServiceState, ask: Callable[[], Asked], scope: Scope
+) -> tuple[Arm, Answer, list[Why] | None, dict[str, Any]]:
+    """What a call is answered from, the answer, why each item is shown, and what else its exposure holds."""
+    snapshot, asked = snapshot_of(service), ask()
+    user_id, name = asked.user_id, placement_of(snapshot, asked.placement)
     of = {**asked.of, "user_id": user_id, "placement": name}
     args = partial(list_of, exclude=asked.exclude, request=asked.in_url)
-    arm, page = await in_thread(args, service, snapshot, name, user_id, asked.item_filter, asked.cursor, of)
-    snapshot, request_id = arm.snapshot, id_of_answer(request.scope)
-    answer = await in_thread(recommend, service, arm, user_id, asked.k, name, page, request_id, asked.session)
-    why = await in_thread(why_shown, service, snapshot, answer) if asked.explain else None
-    exposure = await log_exposure(
-        request,
-        service,
-        answer.slate,
-        name,
-        request_id=request_id,
-        source=answer.source,
-        degraded=answer.degraded,
-        user_id=user_id,
-        variant=arm.variant,
-        exploration=exploration_of(snapshot, answer.slate),
-        sample=await in_thread(sample_of, snapshot, answer.recommended),
-        remember=partial(in_thread, _remember, service, snapshot) if user_id and arm.rules.shown_days else None,
-    )
+    arm, page = args(service, snapshot, name, user_id, asked.item_filter, asked.cursor, of)
+    snapshot, request_id = arm.snapshot, id_of_answer(scope)
+    answer = recommend(service, arm, user_id, asked.k, name, page, request_id, asked.session)
+    why = why_shown(service, snapshot, answer) if asked.explain else None
+    shown = {"placement": name, "request_id": request_id, "user_id": user_id, "variant": arm.variant}
+    shown |= {"source": answer.source, "degraded": answer.degraded}
+    shown |= {
+        "exploration": exploration_of(snapshot, answer.slate),
+        "sample": sample_of(snapshot, answer.recommended),
+    }
+    return arm, answer, why, shown
+
+
+async def answer_list(
+    request: Request, service: ServiceState, ask: Callable[[], Asked], in_thread: InThread
+) -> Response:
+    """The answer to a call for recommendations, whose exposure is logged.
+
+    ask: reads the call. All is computed in one go: each change between threads costs CPU time.
+    """
+    arm, answer, why, shown = await in_thread(_listed, service, ask, request.scope)
+    is_noted = shown["user_id"] and arm.rules.shown_days
+    remember = partial(in_thread, _remember, service, arm.snapshot) if is_noted else None
+    exposure = await log_exposure(request, service, answer.slate, remember=remember, **shown)
     known = answer.recommended.probabilities
-    return slate_response(answer.slate, snapshot, exposure, answer.cursor, why=why, probabilities=known)
+    return slate_response(answer.slate, arm.snapshot, exposure, answer.cursor, why=why, probabilities=known)
 
 
 def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in_thread: InThread) -> None:
@@ -325,7 +335,7 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
         """
         checked_id(user_id, "user_id")
         asked = Asked(user_id, k, placement, filter, cursor, explain, {"path": "recommendations"}, exclude, request)
-        return await answer_list(request, service, asked, in_thread)
+        return await answer_list(request, service, lambda: asked, in_thread)
 
 
 def _add_rank(app: FastAPI, service: ServiceState, described: DescribedItems, in_thread: InThread) -> None:

@@ -123,9 +123,7 @@ def serving(paths: Paths) -> Iterator[Shop]:
 
 
 @contextmanager
-def started(
-    options: Mapping[str, str], output: Path, environment: Mapping[str, str]
-) -> Iterator[tuple[int, str]]:
+def started(options: Mapping[str, str], output: Path, environment: Mapping[str, str]) -> Iterator[tuple[int, str]]:
     """`recsys serve` as a process, with options by name: its process id and its address, when it is ready.
 
     output: file of what it prints; environment: variables, besides those of this process that are not settings of a

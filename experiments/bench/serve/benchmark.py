@@ -38,19 +38,17 @@ OVERLOAD = 3.0
 """Requests of the overload, as a multiple of those that saturate the service."""
 
 NORMAL, WINDOW = 1.5, 0.5
-"""After an overload the service is as before when the median of half a second is at most so many times one client's."""
+"""An overload has ended when the median of WINDOW seconds is at most NORMAL times one client's of before."""
 
 TARGET = 2.5 * 89
 """Requests for each second of CPU: 2.5 times what version 0.2 answered."""
 
 
-def run(
-    *, short: bool = False, seed: int = 0, items: int = 100_000, seconds: float = 8.0, runs: int = 3
-) -> Result:
+def run(*, short: bool = False, seed: int = 0, items: int = 100_000, seconds: float = 8.0, runs: int = 3) -> Result:
     """The service with keys, a real Redis or Valkey server and the reranker, under load from another process.
 
-    One worker has a core of its own, where the machine has several; two workers have all cores. Figures are medians of
-    the runs. items: of the catalogue; seconds: of each load. short: 1,000 items, one run, no bars.
+    One worker has a core of its own, where the machine has several; two workers have all cores. Figures are medians
+    of the runs. items: of the catalogue; seconds: of each load. short: 1,000 items, one run, no bars.
     """
     if seconds <= 0 or runs < 1 or items < 1000:
         raise ConfigError(f"--seconds {seconds:g} --runs {runs} --items {items}: above 0, from 1 and from 1,000 on")
@@ -104,32 +102,37 @@ def _measure(
 
 
 def _one_client(service: Service, parts: Parts, users: list[str], seconds: float) -> dict[str, float]:
-    """One client and the bare parts, in turn. Raises RecsysError when an answer is not whole."""
-    empty, asked = list[Answers](), list[Answers]()
+    """One client and the bare parts, in turn. Raises RecsysError when most of its answers are not whole."""
+    empty, asked, cpu = list[Answers](), list[Answers](), dict.fromkeys((EMPTY, RECOMMEND), 0.0)
     for turn in range(ROUNDS):
         parts.measure(users[turn::ROUNDS][:50])
-        empty.append(_warm(service.load(EMPTY, users, clients=1, seconds=seconds / 8)))
-        asked.append(_warm(service.load(RECOMMEND, users, clients=1, seconds=seconds / 2)))
-    if not all(answers.whole.all() for answers in (*empty, *asked)):
-        raise RecsysError("bench serve: answers to one client are not whole: the store or the model failed")
-    bare = {"empty route": _ms(empty, 0.5), **parts.medians()}
-    p50 = _ms(asked, 0.5)
+        for path, answers, length in ((EMPTY, empty, seconds / 8), (RECOMMEND, asked, seconds / 2)):
+            before = service.cpu_seconds()
+            answers.append(service.load(path, users, clients=1, seconds=length))
+            cpu[path] += service.cpu_seconds() - before
+    whole = np.concatenate([answers.whole for answers in asked])
+    if whole.mean() < 0.5:
+        raise RecsysError("bench serve: most answers to one client are not whole: the store or the model failed")
+    bare = {"empty route": {"ms": _ms(empty, 0.5), "CPU ms": 1e3 * cpu[EMPTY] / sum(map(len, empty))}}
+    bare |= parts.medians()
+    one = {"ms": _ms(asked, 0.5), "CPU ms": 1e3 * cpu[RECOMMEND] / len(whole)}
+    sums = {unit: sum(part[unit] for part in bare.values()) for unit in one}
     return {
-        **{f"part: {name} ms": value for name, value in bare.items()},
-        "parts: sum ms": sum(bare.values()),
-        "one client: p50 ms": p50,
+        **{f"part: {name} {unit}": value for name, part in bare.items() for unit, value in part.items()},
+        **{f"parts: sum {unit}": value for unit, value in sums.items()},
+        "one client: p50 ms": one["ms"],
         "one client: p99 ms": _ms(asked, 0.99),
-        "one client / parts": p50 / sum(bare.values()),
+        "one client: CPU ms": one["CPU ms"],
+        "one client: degraded": float((~whole).sum()),
+        "one client / parts": one["ms"] / sums["ms"],
+        "one client / parts, CPU": one["CPU ms"] / sums["CPU ms"],
     }
 
 
 def _ms(answers: list[Answers], q: float) -> float:
-    return float(np.quantile(np.concatenate([each.seconds for each in answers]), q) * 1e3)
-
-
-def _warm(answers: Answers) -> Answers:
-    """Those after the beginning."""
-    return answers[answers.at > WARM_SHARE * answers.at.max()]
+    """A quantile of the answers of several loads, without their beginnings."""
+    warm = [each.seconds[each.at > WARM_SHARE * each.at.max()] for each in answers]
+    return float(np.quantile(np.concatenate(warm), q) * 1e3)
 
 
 def _saturated(service: Service, users: list[str], seconds: float) -> tuple[float, float]:
@@ -164,7 +167,7 @@ def _overload(answers: Answers, seconds: float) -> dict[str, float]:
     refusals = answers.seconds[answers.refused]
     return {
         "overload: asked a second": answers.asked / seconds,
-        "overload: accepted a second": float(answers.accepted.sum()) / seconds,
+        "overload: accepted a second": float(answers.accepted.sum() / (answers.at + answers.seconds).max()),
         "overload: accepted p99 ms": answers.ms(0.99),
         "overload: refused": float(len(refusals)),
         "overload: refusals p95 ms": float(np.quantile(refusals, 0.95) * 1e3) if len(refusals) else float("nan"),

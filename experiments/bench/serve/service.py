@@ -77,9 +77,7 @@ class Answers:
     def __getitem__(self, rows: Bools) -> "Answers":
         """The answers of a mask (n,), and no others."""
         n = int(rows.sum())
-        return Answers(
-            n, self.at[rows], self.late[rows], self.seconds[rows], self.status[rows], self.whole[rows]
-        )
+        return Answers(n, self.at[rows], self.late[rows], self.seconds[rows], self.status[rows], self.whole[rows])
 
     @property
     def accepted(self) -> Bools:

@@ -109,5 +109,8 @@ def add_recommendations_by_body(app: FastAPI, service: ServiceState, in_thread: 
         stored, but for the exposure.
         """
         body = await bounded_body(request)
-        asked = await in_thread(parse_asked, body, snapshot_of(service).bundle.data.events, service.now())
-        return await answer_list(request, service, asked, in_thread)
+
+        def ask() -> Asked:
+            return parse_asked(body, snapshot_of(service).bundle.data.events, service.now())
+
+        return await answer_list(request, service, ask, in_thread)
