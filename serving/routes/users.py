@@ -89,7 +89,7 @@ def recommend(
         if session:
             state = state.with_events(session, snapshot.bundle.data.events)
     degraded = [*degraded, *arm.failed]
-    with timed(trace, "rank"):
+    with service.ranking, timed(trace, "rank"):
         repeats = snapshot.bundle.data.placements[placement].repeats
         seen = snapshot.rows(()) if repeats else snapshot.seen_rows(state)
         states = snapshot.states(state, service.now())

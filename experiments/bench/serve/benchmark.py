@@ -53,7 +53,7 @@ def run(*, short: bool = False, seed: int = 0, items: int = 100_000, seconds: fl
     if seconds <= 0 or runs < 1 or items < 1000:
         raise ConfigError(f"--seconds {seconds:g} --runs {runs} --items {items}: above 0, from 1 and from 1,000 on")
     if short:
-        items, seconds, runs = 1000, 1.0, 1
+        items, seconds, runs = 1000, 0.5, 1
     found, cores = list[dict[str, float]](), Cores.of_machine()
     with tempfile.TemporaryDirectory(prefix="recsys-serve-") as name:
         folder = Path(name)
@@ -96,7 +96,7 @@ def _measure(
     half = one.load(RECOMMEND, users, arrivals=_arrivals(rate / 2, 2 * seconds, rng))
     found |= _half(half, normal)
     over = one.load(RECOMMEND, users, arrivals=_arrivals(OVERLOAD * rate, seconds, rng))
-    after = one.load(RECOMMEND, users, clients=1, seconds=4.0)
+    after = one.load(RECOMMEND, users, clients=1, seconds=seconds / 2)
     found |= _overload(over, seconds) | {"overload: seconds until normal": until_normal(over, after, normal)}
     return found | {"load average": os.getloadavg()[0]}
 
