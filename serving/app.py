@@ -19,7 +19,7 @@ from features.store.base import FeatureStore
 from recsys.bundle.registry import current_bundle, find_bundle
 from serving.access.describe import describe_keys
 from serving.access.guard import Guard
-from serving.errors import ErrorResponse, add_errors
+from serving.errors import Problem, add_errors
 from serving.http import MAX_HEAD_BYTES, MAX_HEADERS, MAX_URL_BYTES
 from serving.routes.bodies.recommendations import add_recommendations_by_body
 from serving.routes.corrections import add_corrections
@@ -48,23 +48,23 @@ from serving.telemetry.traces import of_application
 logger = logging.getLogger("recsys.serving")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorResponse, "description": "the URL or the body cannot be read"},
-    401: {"model": ErrorResponse, "description": "the call needs a key, or its key is unknown or expired"},
+    400: {"model": Problem, "description": "the URL or the body cannot be read"},
+    401: {"model": Problem, "description": "the call needs a key, or its key is unknown or expired"},
     403: {
-        "model": ErrorResponse,
+        "model": Problem,
         "description": "the role of the key is too small, or the page's origin not allowed",
     },
-    408: {"model": ErrorResponse, "description": "the request arrives too slowly"},
-    414: {"model": ErrorResponse, "description": f"the URL exceeds {MAX_URL_BYTES} bytes"},
-    421: {"model": ErrorResponse, "description": "the service does not answer to the name in the header Host"},
-    422: {"model": ErrorResponse, "description": "the request is invalid"},
-    429: {"model": ErrorResponse, "description": "the limit of the key is reached; Retry-After says for how long"},
+    408: {"model": Problem, "description": "the request arrives too slowly"},
+    414: {"model": Problem, "description": f"the URL exceeds {MAX_URL_BYTES} bytes"},
+    421: {"model": Problem, "description": "the service does not answer to the name in the header Host"},
+    422: {"model": Problem, "description": "the request is invalid"},
+    429: {"model": Problem, "description": "the limit of the key is reached; Retry-After says for how long"},
     431: {
-        "model": ErrorResponse,
+        "model": Problem,
         "description": f"more than {MAX_HEADERS} headers, or {MAX_HEAD_BYTES} bytes of them",
     },
     503: {
-        "model": ErrorResponse,
+        "model": Problem,
         "description": "overload, no bundle is served, or the event log cannot be written",
     },
 }

@@ -89,7 +89,7 @@ class Page:
             raise _refused(f"it belongs to a list with another {what}: send what the first page was asked with")
         if abs(now - begun) > LIFETIME_MINUTES * MINUTE:
             age = f"its first page is {(now - begun) // MINUTE} minutes old; it lives {LIFETIME_MINUTES} minutes"
-            raise ApiError(410, "cursor_expired", f"cursor: {age}: begin again without a cursor", "cursor")
+            raise ApiError("cursor_expired", f"cursor: {age}: begin again without a cursor", "cursor")
         rest = data[_HEAD.size + len(own) : -_CRC]
         length = 0
         if data[0] == WITH_VARIANTS:
@@ -143,7 +143,7 @@ def _encoded(data: bytes) -> str:
 
 
 def _refused(why: str) -> ApiError:
-    return ApiError(422, "bad_cursor", f"cursor: {why}, {_AGAIN}", "cursor")
+    return ApiError("bad_cursor", f"cursor: {why}, {_AGAIN}", "cursor")
 
 
 def _no_cursor(cursor: str) -> ApiError:

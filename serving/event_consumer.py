@@ -20,7 +20,7 @@ from features.schema import EventRules
 from features.store.stream import Entry, StreamGroup
 from serving.errors import ApiError
 from serving.event_validation import validate_event
-from serving.schemas import parse_json
+from serving.schemas.body import parse_json
 
 logger = logging.getLogger("recsys.events")
 
@@ -152,7 +152,7 @@ def event_of(entry: Entry, now: int, rules: EventRules | None = None) -> Event |
     except UnicodeDecodeError:
         return "is not UTF-8: send text in UTF-8"
     except ApiError as error:
-        return f"{JSON}: {error.message}"
+        return f"{JSON}: {error.detail}"
     if isinstance(sent, str):
         return sent
     if sent.get("event_id") is None:

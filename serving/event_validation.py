@@ -9,7 +9,8 @@ from features.instants import EARLIEST_EVENT, MAX_CLOCK_SKEW, parse_instant
 from features.log.records import Event
 from features.schema import EventRules
 from serving.errors import ApiError
-from serving.schemas import MAX_EVENTS, EventIn, EventResult, first_error, parse_json
+from serving.schemas.body import first_error, parse_json
+from serving.schemas.events import MAX_EVENTS, EventIn, EventResult
 
 
 def validate_events(body: bytes, now: int, rules: EventRules | None = None) -> tuple[list[Event | EventResult], int]:
@@ -22,7 +23,7 @@ def validate_events(body: bytes, now: int, rules: EventRules | None = None) -> t
     if isinstance(sent, dict):
         sent = [sent]
     if not isinstance(sent, list) or not 1 <= len(sent) <= MAX_EVENTS:
-        raise ApiError(422, "bad_events", f"the body must be one event or a list of 1 to {MAX_EVENTS} events", "body")
+        raise ApiError("bad_events", f"the body must be one event or a list of 1 to {MAX_EVENTS} events", "body")
     validated = [validate_event(raw, i, now, rules) for i, raw in enumerate(sent)]
     return validated, sum(isinstance(x, Event) for x in validated)
 

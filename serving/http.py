@@ -1,6 +1,6 @@
 """The HTTP server of the service: uvicorn, with limits on what a connection may send and how slowly.
 
-uvicorn bounds neither the head of a request nor its time. Refusals have the shape of an `ErrorResponse`.
+uvicorn bounds neither the head of a request nor its time. Refusals have the shape of an `Problem`.
 """
 
 import asyncio
@@ -48,7 +48,6 @@ REST_BYTES, REST_SECONDS = 2 << 20, 5.0
 
 
 HEAD_TOO_LARGE = ApiError(
-    431,
     "head_too_large",
     f"the request has over {MAX_HEADERS} headers, or {MAX_HEAD_BYTES} bytes of them: send fewer, or shorter ones",
     "header",
@@ -81,7 +80,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         if self._most is not None and len(self.connections) > self._most:
             message = f"there are more than {self._most} open connections; try again in a moment"
-            self.refuse(ApiError(503, "too_many_connections", message, "", {"Retry-After": "1"}))
+            self.refuse(ApiError("too_many_connections", message, "", {"Retry-After": "1"}))
             if len(self.connections) > 2 * self._most:  # too many that are refused
                 transport.abort()
 
@@ -174,22 +173,22 @@ class HttpProtocol(HttpToolsProtocol):
             if not self._idle_bytes:  # a connection that was opened and not used
                 self.transport.close()
                 return
-            self.refuse(ApiError(408, "slow_head", f"the request did not arrive within {HEAD_SECONDS:g} s", ""))
+            self.refuse(ApiError("slow_head", f"the request did not arrive within {HEAD_SECONDS:g} s", ""))
         elif self._reading == "rest" or (self._reading != "head" and answered):
             if waited > (REST_SECONDS if self._reading else self.timeout_keep_alive):
                 self.transport.close()
         elif self._reading == "body" and waited > BODY_SECONDS + self._body_bytes / BODY_RATE:
             message = f"the body arrives more slowly than {BODY_RATE} bytes a second; send it faster"
-            self.refuse(ApiError(408, "slow_body", message, "body"))
+            self.refuse(ApiError("slow_body", message, "body"))
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be parsed."""
-        error = self._fault or ApiError(400, "bad_request", "the request is not valid HTTP/1.1", "")
+        error = self._fault or ApiError("bad_request", "the request is not valid HTTP/1.1", "")
         if len(self.url) > MAX_URL_BYTES:
             place = next((name for name in ("filter", "exclude") if f"{name}=".encode() in self.url), "path")
             named = "exclude" if place == "exclude" else "the filter"
             message = f"the URL exceeds {MAX_URL_BYTES} bytes: send fewer ids in {named}, or shorter ones"
-            error = ApiError(414, "url_too_long", message, place)
+            error = ApiError("url_too_long", message, place)
         self.refuse(error)
 
     def refuse(self, error: ApiError) -> None:

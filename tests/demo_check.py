@@ -62,7 +62,7 @@ def check(site: str) -> None:
     """Check the page, a known user, the effect of an event, a cold user, similar items, text search and an image."""
     assert "<html" in call(f"{site}/")
     user = call(f"{site}/v1/users?limit=1")["users"][0]
-    first = call(f"{site}/v1/users/{user}/recommendations?k=10")
+    first = call(f"{site}/v1/users/{user}/recommendations?limit=10")
     shown = [item["item_id"] for item in first["items"]]
     assert len(set(shown)) == 10, shown
     assert first["source"] == "model", first["source"]
@@ -70,13 +70,13 @@ def check(site: str) -> None:
     event = {"user_id": user, "item_id": shown[0], "event": "rating", "value": 5.0, "request_id": first["request_id"]}
     result = call(f"{site}/v1/events", event)
     assert result["accepted"] == 1, result
-    second = [item["item_id"] for item in call(f"{site}/v1/users/{user}/recommendations?k=10")["items"]]
+    second = [item["item_id"] for item in call(f"{site}/v1/users/{user}/recommendations?limit=10")["items"]]
     assert shown[0] not in second, "the response holds an item that the user has seen"
-    cold = call(f"{site}/v1/users/nobody-has-this-name/recommendations?k=10")
+    cold = call(f"{site}/v1/users/nobody-has-this-name/recommendations?limit=10")
     assert cold["source"] == "popular", cold["source"]
-    near = call(f"{site}/v1/items/{shown[0]}/similar?k=5")["items"]
+    near = call(f"{site}/v1/items/{shown[0]}/similar?limit=5")["items"]
     assert shown[0] not in [item["item_id"] for item in near]
-    found = call(f"{site}/v1/search", {"text": "a journey into space", "k": 5})["items"]
+    found = call(f"{site}/v1/search", {"text": "a journey into space", "limit": 5})["items"]
     assert len(found) == 5, found
     pictures = [item["image"] for item in first["items"] if item["image"]]
     if pictures:

@@ -51,7 +51,7 @@ def serve() -> list[str]:
                 if server.poll() is not None or time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
-        url = f"http://127.0.0.1:{port}/v1/users/{user}/recommendations?k=3"
+        url = f"http://127.0.0.1:{port}/v1/users/{user}/recommendations?limit=3"
         with urllib.request.urlopen(url, timeout=10) as response:
             answer = json.load(response)
         assert answer["source"] == "model", answer

@@ -100,7 +100,7 @@ def test_a_running_service_serves_images_once_they_are_embedded(config: Path, cl
         return client.post("/v1/search", files={"image": stripes(row)}).json()
 
     first = client.get("/v1/about").json()["bundle"]
-    assert "cannot be searched by image" in search(0)["error"]["message"]
+    assert "cannot be searched by image" in search(0)["detail"]
     recsys("embed", config)
     recsys("train", config, "--no-track")
     deadline = time.monotonic() + 20

@@ -25,7 +25,7 @@ from features.log.records import EXPOSURES, Event, Exposure
 from features.store.memory import MemoryStore
 from features.store.user_state import UserState
 from recsys.retrieval.filters import Filter
-from serving.schemas import media_url
+from serving.schemas.fields import media_url
 from serving.state.snapshot import ServingSnapshot
 
 
@@ -112,7 +112,7 @@ def test_events_survive_a_restart(tmp_path: Path) -> None:
 
 def test_similar(tmp_path: Path) -> None:
     with service_harness(tmp_path) as harness:
-        response = harness.client.get("/v1/items/i4/similar?k=3").json()
+        response = harness.client.get("/v1/items/i4/similar?limit=3").json()
         assert [i["item_id"] for i in response["items"]] == ["i2", "i6", "i1"]  # neither i5, its variant, nor i3
         assert response["placement"] == "similar"
         shown = read(tmp_path / "log", stream=EXPOSURES).records[-1]
@@ -122,14 +122,14 @@ def test_similar(tmp_path: Path) -> None:
 
 
 def test_similar_items_have_a_similarity_by_channel(steady: ServiceHarness) -> None:
-    response = steady.client.get("/v1/items/i0/similar?k=4").json()
+    response = steady.client.get("/v1/items/i0/similar?limit=4").json()
     assert [item["item_id"] for item in response["items"]] == ["i1", "i2", "i4", "i6"]
     near = [item["near"] for item in response["items"]]
     assert [similarity["behaviour"] for similarity in near] == [item["score"] for item in response["items"]]
     cosines = [np.cos(np.radians(8 * row)) for row in (1, 2, 4, 6)]
     assert [similarity["text"] for similarity in near] == [pytest.approx(c, abs=1e-6) for c in cosines]
     assert [similarity["image"] for similarity in near] == [None, 0.0, 1.0, 0.0]  # i0 and i4 have green pictures
-    of_i9 = steady.client.get("/v1/items/i9/similar?k=1").json()["items"][0]["near"]
+    of_i9 = steady.client.get("/v1/items/i9/similar?limit=1").json()["items"][0]["near"]
     assert (of_i9["text"], of_i9["image"]) == (None, None)
 
 
@@ -146,7 +146,7 @@ def test_a_log_that_cannot_be_written_accepts_nothing(tmp_path: Path) -> None:
         harness.service.log.close()
         response = harness.client.post("/v1/events", json={"user_id": "eve", "item_id": "i10", "event": "click"})
         assert response.status_code == 503
-        assert (response.json()["error"]["code"], response.json()["error"]["place"]) == ("unavailable", "log")
+        assert (response.json()["code"], response.json()["place"]) == ("unavailable", "log")
         assert harness.store.read_users(["eve"])[0].items == ()
 
 
@@ -210,7 +210,7 @@ def test_the_api_is_described(steady: ServiceHarness) -> None:
     body = api["paths"]["/v1/search"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}
     fields = body["application/json"]["schema"]["properties"]
-    assert set(fields) == {"text", "image", "audio", "video", "k", "filter", "user_id", "weight", "cursor"}
+    assert set(fields) == {"text", "image", "audio", "video", "limit", "filter", "user_id", "weight", "cursor"}
     assert set(fields["filter"]["anyOf"][0]["properties"]) >= {"categories", "price", "published", "columns"}
     assert "$ref" not in str(body)
 

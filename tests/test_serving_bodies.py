@@ -16,7 +16,7 @@ from features.log.item_changes import MEDIA_FOLDER
 from serving.errors import ApiError
 from serving.routes.items.fields import new_state, parse_fields
 from serving.routes.search_query import parse_query, query_schema
-from serving.schemas import parse_json
+from serving.schemas.body import parse_json
 
 JSON = "application/json"
 FORM = "multipart/form-data; boundary=edge"
@@ -82,7 +82,7 @@ def test_why_a_body_is_not_json(body: bytes, message: str) -> None:
     with pytest.raises(ApiError) as error:
         parse_json(body)
     assert (error.value.status, error.value.code, error.value.place) == (400, "bad_json", "body")
-    assert error.value.message == message
+    assert error.value.detail == message
 
 
 # --- searches
@@ -90,25 +90,25 @@ def test_why_a_body_is_not_json(body: bytes, message: str) -> None:
 
 def test_each_field_of_a_search() -> None:
     sent = {"text": " red ", "image": b64(b"i"), "audio": b64(b"a"), "video": "https://h/x.mp4"}
-    more = {"k": 100, "user_id": "ann", "weight": 1, "filter": {"items": ["i1"]}}
+    more = {"limit": 100, "user_id": "ann", "weight": 1, "filter": {"items": ["i1"]}}
     parsed = parse_query(orjson.dumps(sent | more), JSON)
     assert parsed.content.parts == (Text(" red "), Image(b"i"), Audio(b"a"), Video("https://h/x.mp4"))
-    assert (parsed.options.k, parsed.options.user_id, parsed.options.weight) == (100, "ann", 1)
+    assert (parsed.options.limit, parsed.options.user_id, parsed.options.weight) == (100, "ann", 1)
     assert parsed.options.filter is not None
     assert parsed.options.filter.items == ("i1",)
 
 
 def test_the_defaults_of_a_search() -> None:
     options = parse_query(b'{"text": "red"}', JSON).options
-    assert (options.k, options.weight, options.user_id, options.filter) == (20, 0.3, None, None)
+    assert (options.limit, options.weight, options.user_id, options.filter) == (20, 0.3, None, None)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "valid"),
     [
-        ("k", 1, True),
-        ("k", 0, False),
-        ("k", 101, False),
+        ("limit", 1, True),
+        ("limit", 0, False),
+        ("limit", 101, False),
         ("weight", 0, True),
         ("weight", -0.01, False),
         ("weight", 1.01, False),
@@ -125,7 +125,7 @@ def test_bounds_of_a_search(field: str, value: Any, valid: bool) -> None:
         refused(lambda: parse_query(body, JSON), 422, "bad_query", field)
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"text": ""}', b'{"text": " \\n"}', b'{"image": ""}', b'{"k": 3}'])
+@pytest.mark.parametrize("body", [b"{}", b'{"text": ""}', b'{"text": " \\n"}', b'{"image": ""}', b'{"limit": 3}'])
 def test_a_search_for_nothing(body: bytes) -> None:
     refused(lambda: parse_query(body, JSON), 422, "nothing_asked", "body")
 
@@ -153,7 +153,7 @@ def test_a_form() -> None:
     body = form(
         ("text", None, b"red"),
         ("image", "x.png", GREEN_PNG),
-        ("k", None, b"7"),
+        ("limit", None, b"7"),
         ("weight", None, b"0.5"),
         ("filter", None, b'{"items": ["i1"]}'),
         ("audio", "", b""),  # a file field that was left empty
@@ -161,7 +161,7 @@ def test_a_form() -> None:
     for content_type in (FORM, FORM.replace("multipart", "Multipart"), FORM.replace(";", " ;")):
         parsed = parse_query(body, content_type)
         assert parsed.content.parts == (Text("red"), Image(GREEN_PNG))
-        assert (parsed.options.k, parsed.options.weight) == (7, 0.5)
+        assert (parsed.options.limit, parsed.options.weight) == (7, 0.5)
         assert parsed.options.filter is not None
         assert parsed.options.filter.items == ("i1",)
 
@@ -179,8 +179,10 @@ def test_invalid_forms() -> None:
     twice = form(("text", None, b"a"), ("text", None, b"b"))
     refused(lambda: parse_query(twice, FORM), 422, "bad_query", "text")
     refused(lambda: parse_query(form(("text", None, b"\xff")), FORM), 422, "bad_query", "text")
-    refused(lambda: parse_query(form(("text", None, b"a"), ("k", None, b"x")), FORM), 422, "bad_query", "k")
-    refused(lambda: parse_query(form(("text", None, b"a"), ("k", None, b"1" * 10)), FORM), 422, "bad_query", "k")
+    refused(lambda: parse_query(form(("text", None, b"a"), ("limit", None, b"x")), FORM), 422, "bad_query", "limit")
+    refused(
+        lambda: parse_query(form(("text", None, b"a"), ("limit", None, b"1" * 10)), FORM), 422, "bad_query", "limit"
+    )
     refused(lambda: parse_query(form(("text", None, b"a"), ("filter", None, b"{")), FORM), 422, "bad_query", "filter")
     refused(lambda: parse_query(form(("colour", None, b"a")), FORM), 422, "bad_query", "colour")
     refused(lambda: parse_query(form(("text", None, b"a")), "multipart/form-data"), 400, "bad_form", "body")
@@ -188,7 +190,7 @@ def test_invalid_forms() -> None:
     refused(lambda: parse_query(b"no form", FORM), 400, "bad_form", "body")
     many = form(*((f"f{n}", None, b"") for n in range(10)))
     refused(lambda: parse_query(many, FORM), 422, "bad_query", "body")
-    all_nine = form(("k", None, b"7"), *((f"f{n}", None, b"") for n in range(8)))
+    all_nine = form(("limit", None, b"7"), *((f"f{n}", None, b"") for n in range(8)))
     refused(lambda: parse_query(all_nine, FORM), 422, "bad_query", "f0")  # nine fields are read
 
 
@@ -197,7 +199,7 @@ def test_the_schema_of_a_search_has_no_references() -> None:
     assert "$ref" not in str(schema)
     assert "$defs" not in schema
     assert schema["properties"]["filter"]["anyOf"][1] == {"type": "null"}
-    assert (schema["properties"]["k"]["minimum"], schema["properties"]["k"]["maximum"]) == (1, 100)
+    assert (schema["properties"]["limit"]["minimum"], schema["properties"]["limit"]["maximum"]) == (1, 100)
 
 
 # --- items
@@ -325,6 +327,6 @@ def test_without_allowed_hosts_no_url_is_accepted(tmp_path: Path) -> None:
 def test_a_form_of_another_boundary_is_told_in_our_words() -> None:
     with pytest.raises(ApiError) as caught:
         parse_query(b"no form", FORM)
-    assert caught.value.message == (
+    assert caught.value.detail == (
         "the body is not a form of the boundary in its Content-Type at byte 0: correct it there"
     )

@@ -51,11 +51,11 @@ def settled(harness: ServiceHarness, item: str) -> Any:
 def everywhere(harness: ServiceHarness) -> set[str]:
     """Item ids in the responses of all routes."""
     slates = [
-        harness.found(text="red green blue", k=100),
+        harness.found(text="red green blue", limit=100),
         harness.items("nobody", 100),
         harness.items("ann", 100, "again"),
     ]
-    near = harness.client.get("/v1/items/i6/similar?k=100").json()["items"]
+    near = harness.client.get("/v1/items/i6/similar?limit=100").json()["items"]
     return {item for items in slates for item in items} | {item["item_id"] for item in near}
 
 
@@ -75,13 +75,13 @@ def test_an_item_put_is_found_by_its_text_and_image_and_recommended(tmp_path: Pa
             "status": "live",
             "failed": [],
         }
-        found = harness.post(text="blue", k=1).json()["items"][0]
+        found = harness.post(text="blue", limit=1).json()["items"][0]
         assert (found["item_id"], found["title"], found["near"]) == ("sky", "blue", {"text": 1.0, "image": None})
         assert put(harness, "leaf", image=b64(GREEN_PNG), title="of no colour")["new"]
         assert settled(harness, "leaf")["image"] == "/media/leaf"
-        assert harness.found(image=b64(GREEN_PNG), k=2)[0] == "leaf"
+        assert harness.found(image=b64(GREEN_PNG), limit=2)[0] == "leaf"
         assert harness.client.get("/media/leaf").content == GREEN_PNG
-        near = harness.client.get("/v1/items/leaf/similar?k=2").json()["items"]
+        near = harness.client.get("/v1/items/leaf/similar?limit=2").json()["items"]
         assert [item["item_id"] for item in near] == ["sky", "i11"]  # toy similarity is by row: sky is 12, leaf is 13
         assert {"sky", "leaf"} <= set(harness.items("nobody", 100))
         harness.click("eve", "leaf")
@@ -94,8 +94,8 @@ def test_a_put_replaces_all_fields_of_an_item(tmp_path: Path) -> None:
     with service_harness(tmp_path) as harness:
         assert not put(harness, "i0", title="blue")["new"]
         assert settled(harness, "i0") | {"image": None} == {**state(harness, "i0"), "title": "blue", "categories": []}
-        assert (harness.found(text="blue", k=1), harness.found(text="red", k=1)) == (["i0"], ["i1"])
-        response = harness.post(text="blue", k=1).json()["items"][0]
+        assert (harness.found(text="blue", limit=1), harness.found(text="red", limit=1)) == (["i0"], ["i1"])
+        response = harness.post(text="blue", limit=1).json()["items"][0]
         assert (response["title"], response["near"]) == (
             "blue",
             {"text": 1.0, "image": None},
@@ -128,17 +128,17 @@ def test_a_deleted_item_is_hidden_from_the_next_response_on(tmp_path: Path) -> N
         harness.click("eve", "i1")
         delete(harness, "i1")
         assert "i1" not in everywhere(harness)
-        assert state(harness, "i1")["error"]["code"] == "unknown_item"
+        assert state(harness, "i1")["code"] == "unknown_item"
         for path in ("/v1/items/i1/similar", "/media/i1"):
             assert harness.client.get(path).status_code == 404
         assert harness.client.delete("/v1/items/i1").status_code == 404
-        assert harness.client.delete("/v1/items/never").json()["error"]["code"] == "unknown_item"
+        assert harness.client.delete("/v1/items/never").json()["code"] == "unknown_item"
         assert harness.client.get("/v1/users/eve/history").json()["events"][0]["title"] is None
         records = read(tmp_path / "log", stream=ITEMS).records
         assert records == [ItemDeleted(item_id="i1", timestamp=NOW)]
         assert put(harness, "i1", title="blue")["new"]
         assert settled(harness, "i1")["status"] == "live"
-        assert harness.found(text="blue", k=1) == ["i1"]
+        assert harness.found(text="blue", limit=1) == ["i1"]
         assert "i1" in everywhere(harness)
 
 
@@ -169,17 +169,17 @@ def test_changes_during_embedding_apply_in_the_order_of_the_log(tmp_path: Path) 
         put(harness, "back", title="blue")
         put(harness, "turned", title="blue")
         assert (state(harness, "gone")["status"], state(harness, "gone")["title"]) == ("embedding", "blue")
-        assert harness.client.get("/v1/items/gone/similar").json()["error"]["code"] == "not_live_yet"
+        assert harness.client.get("/v1/items/gone/similar").json()["code"] == "not_live_yet"
         delete(harness, "gone")
-        assert state(harness, "gone")["error"]["code"] == "unknown_item"
+        assert state(harness, "gone")["code"] == "unknown_item"
         delete(harness, "back")
         assert put(harness, "back", title="red")["new"]
         assert not put(harness, "turned", title="green")["new"]
         gate.set()
         assert settled(harness, "back")["title"] == "red"
         assert settled(harness, "turned")["title"] == "green"
-        assert "back" in harness.found(text="red", k=2)
-        assert harness.found(text="green", k=1) == ["turned"]
+        assert "back" in harness.found(text="red", limit=2)
+        assert harness.found(text="green", limit=1) == ["turned"]
         assert "gone" not in everywhere(harness)
 
 
@@ -220,7 +220,7 @@ def test_a_new_bundle_gets_an_item_that_is_being_embedded(tmp_path: Path) -> Non
         harness.service.step()
         gate.set()
         assert settled(harness, "sky")["status"] == "live"
-        response = harness.post(text="blue", k=1).json()
+        response = harness.post(text="blue", limit=1).json()
         assert (response["bundle"], response["items"][0]["item_id"]) == ("toy-2", "sky")
         assert harness.client.get("/v1/about").json()["items"] == 21
 
@@ -234,14 +234,14 @@ def test_puts_and_deletes_survive_a_restart_and_a_new_bundle(tmp_path: Path) -> 
     with service_harness(tmp_path) as harness:
         assert "i0" not in everywhere(harness)
         assert settled(harness, "sky")["status"] == "live"
-        assert harness.found(text="blue", k=1) == ["sky"]
+        assert harness.found(text="blue", limit=1) == ["sky"]
         assert not {"late", "i0"} & everywhere(harness)
         harness.shelf.put("second", with_contents(toy_bundle(tmp_path, 20, fingerprint="toy-2")))
         harness.service.step()
         assert "i0" not in everywhere(harness)
         assert settled(harness, "sky")["status"] == "live"
-        assert harness.post(text="blue", k=1).json()["bundle"] == "toy-2"
-        assert harness.found(text="blue", k=1) == ["sky"]
+        assert harness.post(text="blue", limit=1).json()["bundle"] == "toy-2"
+        assert harness.found(text="blue", limit=1) == ["sky"]
 
 
 def test_an_item_that_the_bundle_holds_unchanged_is_not_embedded_again(tmp_path: Path) -> None:
@@ -260,12 +260,12 @@ def test_an_item_that_the_bundle_holds_unchanged_is_not_embedded_again(tmp_path:
     trained = replace(trained, fingerprint="toy-2")
     with service_harness(tmp_path, shelf=ToyShelf(trained), encoders=encoders) as harness:
         assert settled(harness, "sky")["status"] == "live"
-        assert harness.found(text="blue", k=1) == ["sky"]
+        assert harness.found(text="blue", limit=1) == ["sky"]
         assert texts.count("blue. even") == 1
         delete(harness, "sky")
         put(harness, "sky", title="blue", categories=["even"], price=2)
         assert settled(harness, "sky")["status"] == "live"
-        assert harness.found(text="blue", k=1) == ["sky"]
+        assert harness.found(text="blue", limit=1) == ["sky"]
         assert texts.count("blue. even") == 1
 
 
@@ -370,11 +370,11 @@ def test_a_log_that_cannot_be_written_changes_nothing(tmp_path: Path, monkeypatc
     with service_harness(tmp_path) as harness:
         delete(harness, "i11")
         monkeypatch.setattr("os.write", lambda fd, data: (_ for _ in ()).throw(OSError("no space left")))
-        assert harness.client.delete("/v1/items/i0").json()["error"]["code"] == "unavailable"
+        assert harness.client.delete("/v1/items/i0").json()["code"] == "unavailable"
         assert harness.client.put("/v1/items/sky", content=b"{}").status_code == 503
         monkeypatch.undo()
         assert state(harness, "i0")["status"] == "live"
-        assert state(harness, "sky")["error"]["code"] == "unknown_item"
+        assert state(harness, "sky")["code"] == "unknown_item"
         assert "i0" in everywhere(harness)
 
 

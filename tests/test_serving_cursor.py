@@ -39,7 +39,7 @@ def harness(tmp_path: Path) -> Iterator[ServiceHarness]:
 def page(harness: ServiceHarness, path: str, cursor: str | None = None, k: int = 3) -> Any:
     """The ids of a page, and the cursor of the next one."""
     mark = "&" if "?" in path else "?"
-    response = harness.client.get(f"{path}{mark}k={k}" + ("" if cursor is None else f"&cursor={cursor}"))
+    response = harness.client.get(f"{path}{mark}limit={k}" + ("" if cursor is None else f"&cursor={cursor}"))
     assert response.status_code == 200, response.text
     return [item["item_id"] for item in response.json()["items"]], response.json()["cursor"]
 
@@ -56,9 +56,9 @@ def pages(harness: ServiceHarness, path: str, k: int = 3) -> list[list[str]]:
 def refusal(harness: ServiceHarness, path: str, cursor: str) -> tuple[int, str, str, str]:
     mark = "&" if "?" in path else "?"
     response = harness.client.get(f"{path}{mark}cursor={quote(cursor)}")
-    error = response.json()["error"]
+    error = response.json()
     assert cursor == "" or cursor not in response.text, "the message does not repeat the cursor"
-    return response.status_code, error["code"], error["place"], error["message"]
+    return response.status_code, error["code"], error["place"], error["detail"]
 
 
 def some_page(begun: int = NOW, shown: int = 7, n_keys: int = 9) -> Page:
@@ -92,7 +92,7 @@ def test_pages_of_every_list(harness: ServiceHarness) -> None:
     ]
     found, cursor = list[list[str]](), None
     while not found or cursor:
-        answer = harness.post(text="red", user_id="ann", weight=0, k=4, cursor=cursor).json()
+        answer = harness.post(text="red", user_id="ann", weight=0, limit=4, cursor=cursor).json()
         found.append([item["item_id"] for item in answer["items"]])
         cursor = answer["cursor"]
     assert found == [["i0", "i1", "i2", "i4"], ["i6", "i7", "i8", "i10"], ["i11"]]  # i9 has no content
@@ -100,10 +100,10 @@ def test_pages_of_every_list(harness: ServiceHarness) -> None:
 
 def test_positions_go_on_counting_in_answers_and_in_the_log(harness: ServiceHarness) -> None:
     _, cursor = page(harness, NOBODY, k=2)
-    answer = harness.client.get(f"{NOBODY}?k=3&explain=true&cursor={cursor}").json()
+    answer = harness.client.get(f"{NOBODY}?limit=3&explain=true&cursor={cursor}").json()
     assert [(item["item_id"], item["position"]) for item in answer["items"]] == [("i2", 3), ("i4", 4), ("i6", 5)]
     assert (
-        harness.client.get(f"/v1/items/i8/similar?k=2&cursor={page(harness, '/v1/items/i8/similar')[1]}").json()[
+        harness.client.get(f"/v1/items/i8/similar?limit=2&cursor={page(harness, '/v1/items/i8/similar')[1]}").json()[
             "items"
         ][0]["position"]
         == 4
@@ -197,7 +197,7 @@ def test_an_id_with_a_comma_is_an_id(harness: ServiceHarness) -> None:
 @pytest.mark.parametrize("query", ["exclude=", "exclude=i1&exclude=%00", "exclude=a%0A,b", "exclude=" + "x" * 600])
 def test_what_is_no_id_is_refused(harness: ServiceHarness, query: str) -> None:
     response = harness.client.get(f"{NOBODY}?{query}")
-    error = response.json()["error"]
+    error = response.json()
     assert (response.status_code, error["code"], error["place"]) == (422, "bad_id", "exclude")
 
 
@@ -238,11 +238,11 @@ def test_a_cursor_belongs_to_one_list(harness: ServiceHarness) -> None:
             f"cursor: it belongs to a list with another {other}: send what the first page was asked with, or begin "
             "again without a cursor"
         )
-    cursor = harness.post(text="red", k=3).json()["cursor"]
+    cursor = harness.post(text="red", limit=3).json()["cursor"]
     for query, other in (({"text": "blue"}, "text"), ({"text": "red", "user_id": "ann"}, "user_id")):
         response = harness.post(cursor=cursor, **query)
-        assert (response.status_code, response.json()["error"]["code"]) == (422, "bad_cursor")
-        assert f"another {other}:" in response.json()["error"]["message"]
+        assert (response.status_code, response.json()["code"]) == (422, "bad_cursor")
+        assert f"another {other}:" in response.json()["detail"]
 
 
 def test_a_cursor_that_is_damaged_anywhere_is_refused(harness: ServiceHarness) -> None:
@@ -257,7 +257,7 @@ def test_a_cursor_that_is_damaged_anywhere_is_refused(harness: ServiceHarness) -
     for sent in ("null", "x" * 60_000, "AAAA" * 100):
         assert refusal(harness, NOBODY, sent)[:3] == (422, "bad_cursor", "cursor")
     response = harness.post(text="red", cursor=7)
-    assert (response.status_code, response.json()["error"]["place"]) == (422, "cursor")
+    assert (response.status_code, response.json()["place"]) == (422, "cursor")
 
 
 @given(st.binary(max_size=120), st.booleans())
@@ -276,7 +276,7 @@ def test_a_newer_version_is_named() -> None:
     with pytest.raises(ApiError) as caught:
         Page.of(encoded(bytes([3]) + b"anything"), LIST, NOW)
     assert (caught.value.status, caught.value.code) == (422, "bad_cursor")
-    assert caught.value.message == (
+    assert caught.value.detail == (
         "cursor: it has version 3, and this service reads versions 1 and 2: update the service, or begin again "
         "without a cursor"
     )
@@ -313,21 +313,21 @@ def test_the_bound_of_positions_ends_a_list(tmp_path: Path) -> None:
         path = f"{NOBODY}?placement=home"
         data = base64.urlsafe_b64decode(page(harness, path)[1] + "==")[:-4]
         near_end = encoded(data[:9] + (MAX_SHOWN - 2).to_bytes(2, "big") + data[11:])
-        answer = harness.client.get(f"{path}&k=5&cursor={near_end}").json()
+        answer = harness.client.get(f"{path}&limit=5&cursor={near_end}").json()
     assert [(item["item_id"], item["position"]) for item in answer["items"]] == [("i4", 9_999), ("i6", 10_000)]
     assert answer["cursor"] is None
 
 
 def test_a_cursor_that_the_next_url_cannot_hold_is_not_given(harness: ServiceHarness) -> None:
-    assert room_in_url(b"/path", b"k=3&cursor=abc&filter={}") == 65_535 - 100 - 5 - len("k=3&filter={}")
+    assert room_in_url(b"/path", b"limit=3&cursor=abc&filter={}") == 65_535 - 100 - 5 - len("limit=3&filter={}")
     padding = "exclude=" + "x" * 500 + "&"
     fits = padding * 120
     assert page(harness, f"{NOBODY}?{fits}")[1] is not None
-    room = room_in_url(NOBODY.encode(), f"{fits}k=3".encode())
+    room = room_in_url(NOBODY.encode(), f"{fits}limit=3".encode())
     filled = fits + padding * (room // len(padding))
     items, cursor = page(harness, f"{NOBODY}?{filled[:-1]}")
     assert items == ["i0", "i1", "i2"]
-    left = room_in_url(NOBODY.encode(), f"{filled}k=3".encode())
+    left = room_in_url(NOBODY.encode(), f"{filled}limit=3".encode())
     assert (cursor is None) == (left < 80)
 
 

@@ -23,11 +23,11 @@ from serving.state.encoder_pool import FILE_SECONDS, EncoderPool
 def test_a_bundle_without_a_content_space_has_no_search(tmp_path: Path) -> None:
     with service_harness(tmp_path, shelf=ToyShelf(toy_bundle(tmp_path))) as harness:
         response = harness.post(text="red")
-        assert (response.status_code, response.json()["error"]["code"]) == (503, "no_content")
-        assert "train with an encoder" in response.json()["error"]["message"]
+        assert (response.status_code, response.json()["code"]) == (503, "no_content")
+        assert "train with an encoder" in response.json()["detail"]
         about = harness.client.get("/v1/about").json()
         assert (about["search"], about["channels"], about["search_by"]) == (False, [], [])
-        assert harness.client.get("/v1/items/i4/similar?k=1").json()["items"][0]["near"] == {
+        assert harness.client.get("/v1/items/i4/similar?limit=1").json()["items"][0]["near"] == {
             "behaviour": pytest.approx(10 / 12)
         }
         harness.shelf.put("second", with_contents(toy_bundle(tmp_path, fingerprint="toy-2")))
@@ -35,7 +35,7 @@ def test_a_bundle_without_a_content_space_has_no_search(tmp_path: Path) -> None:
         about = harness.client.get("/v1/about").json()
         assert (about["search"], about["channels"]) == (True, ["text", "image"])
         assert about["search_by"] == ["text", "image", "video"]
-        assert harness.found(text="red", k=1) == ["i0"]
+        assert harness.found(text="red", limit=1) == ["i0"]
 
 
 @pytest.mark.parametrize("error", [DependencyError("pip install x"), SpaceError("two spaces"), ConfigError("no key")])
@@ -45,8 +45,8 @@ def test_encoders_that_cannot_be_opened(tmp_path: Path, error: Exception) -> Non
 
     with service_harness(tmp_path, encoders=fail) as harness:
         response = harness.post(text="red")
-        assert (response.status_code, response.json()["error"]["message"]) == (503, str(error))
-        assert harness.client.get("/v1/users/ann/recommendations?k=1").status_code == 200
+        assert (response.status_code, response.json()["detail"]) == (503, str(error))
+        assert harness.client.get("/v1/users/ann/recommendations?limit=1").status_code == 200
     with service_harness(tmp_path, encoders=fail, preload=True) as harness:
         assert harness.client.get("/readyz").status_code == 200
 
@@ -97,7 +97,7 @@ def test_the_text_encoder_is_loaded_for_each_new_bundle(tmp_path: Path) -> None:
         while not words.read:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert harness.found(text="red", k=1) == ["i0"]
+        assert harness.found(text="red", limit=1) == ["i0"]
     assert (words.read, len(harness.opened)) == (["ready", "red"], 1)
 
 
@@ -125,21 +125,21 @@ def test_recommendations_are_served_while_a_query_is_encoded(tmp_path: Path) -> 
         service_harness(tmp_path, encoders=lambda *_: {"text": words}, search_wait=0.1, threads=1) as harness,
         ThreadPoolExecutor(1) as pool,
     ):
-        slow = pool.submit(harness.post, text="slow red", k=1)
+        slow = pool.submit(harness.post, text="slow red", limit=1)
         assert words.started.wait(10)
         for _ in range(3):
-            assert harness.client.get("/v1/users/ann/recommendations?k=1").json()["items"][0]["item_id"] == "i7"
+            assert harness.client.get("/v1/users/ann/recommendations?limit=1").json()["items"][0]["item_id"] == "i7"
         response = harness.post(text="red")
-        assert (response.status_code, response.json()["error"]["code"]) == (503, "busy")
+        assert (response.status_code, response.json()["code"]) == (503, "busy")
         words.go.set()
         assert slow.result().json()["items"][0]["item_id"] == "i0"
-        assert harness.found(text="green", k=1) == ["i11"]
+        assert harness.found(text="green", limit=1) == ["i11"]
 
 
 def test_queries_are_encoded_one_at_a_time(tmp_path: Path) -> None:
     words = Slow()
     with service_harness(tmp_path, encoders=lambda *_: {"text": words}) as harness, ThreadPoolExecutor(5) as pool:
-        assert list(pool.map(lambda _: harness.found(text="red", k=1), range(5))) == [["i0"]] * 5
+        assert list(pool.map(lambda _: harness.found(text="red", limit=1), range(5))) == [["i0"]] * 5
     assert words.max_inside == 1
 
 
@@ -150,18 +150,18 @@ def with_remote_encoder(bundle: ToyBundle) -> ToyBundle:
 
 
 def code(response: Any) -> tuple[int, str]:
-    return response.status_code, response.json()["error"]["code"]
+    return response.status_code, response.json()["code"]
 
 
 def test_a_bundle_served_while_a_query_is_encoded_is_used_by_the_next_query(tmp_path: Path) -> None:
     words = Slow()
     with service_harness(tmp_path, encoders=lambda *_: {"text": words}) as harness, ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(harness.post, text="slow green", k=1)
+        pending = pool.submit(harness.post, text="slow green", limit=1)
         assert words.started.wait(10)
         harness.shelf.put("second", with_contents(toy_bundle(tmp_path, 30, fingerprint="toy-2")))
         harness.service.step()
         words.go.set()
-        first, second = pending.result().json(), harness.post(text="green", k=1).json()
+        first, second = pending.result().json(), harness.post(text="green", limit=1).json()
     assert [(response["bundle"], response["items"][0]["item_id"]) for response in (first, second)] == [
         ("toy-1", "i11"),
         ("toy-2", "i29"),
@@ -178,7 +178,7 @@ def test_a_slow_query_times_out_and_its_encoder_finishes_in_the_background(tmp_p
         assert harness.items("ann", 1) == ["i7"]
         words.go.set()
         deadline = time.monotonic() + 10
-        while (response := harness.post(text="red", k=1)).status_code != 200:
+        while (response := harness.post(text="red", limit=1)).status_code != 200:
             assert time.monotonic() < deadline
         assert response.json()["items"][0]["item_id"] == "i0"
     assert words.max_inside == 1
@@ -192,7 +192,7 @@ def test_a_slow_remote_encoder_does_not_block_other_queries(tmp_path: Path, monk
         tmp_path, shelf=shelf, encoders=lambda *_: {"text": words}, search_wait=0.1, search_seconds=0.1
     ) as harness:
         assert code(harness.post(text="slow red")) == (504, "slow")
-        assert harness.found(text="green", k=1) == ["i11"]
+        assert harness.found(text="green", limit=1) == ["i11"]
         assert code(harness.post(text="slow red")) == (504, "slow")
         assert code(harness.post(text="green")) == (503, "busy")  # MAX_REMOTE is 2
         assert harness.items("ann", 1) == ["i7"]
@@ -217,7 +217,7 @@ def test_a_thread_that_cannot_start_releases_its_turn(tmp_path: Path, monkeypatc
         with monkeypatch.context() as patched:
             patched.setattr("serving.state.encoder_pool.Thread.start", full)
             assert harness.post(text="red").status_code == 500
-        assert harness.found(text="red", k=1) == ["i0"]
+        assert harness.found(text="red", limit=1) == ["i0"]
 
 
 def test_the_number_of_large_bodies_in_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ def test_the_number_of_large_bodies_in_memory_is_limited(tmp_path: Path, monkeyp
         small, large = (orjson.dumps({"text": "red"}) + b" " * size for size in (900_000, 1_100_000))
         assert harness.client.post("/v1/search", content=small).status_code == 200
         response = harness.client.post("/v1/search", content=large)
-        assert (response.status_code, response.json()["error"]["code"]) == (503, "busy")
+        assert (response.status_code, response.json()["code"]) == (503, "busy")
 
 
 def test_a_body_that_does_not_arrive_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,8 +156,8 @@ experiments:
         assert harness.get("u1", place="again")["variant"] == "even:first"
         assert harness.items("u1", place="again") == BY_VARIANT["first"]
         assert harness.items("u1") == POPULAR
-        searches = [harness.post(text="red", k=2, **more).json() for more in ({}, {"user_id": "u1"})]
-        similar = harness.client.get("/v1/items/i5/similar?k=1").json()
+        searches = [harness.post(text="red", limit=2, **more).json() for more in ({}, {"user_id": "u1"})]
+        similar = harness.client.get("/v1/items/i5/similar?limit=1").json()
     assert [(answer["variant"], answer["items"][0]["item_id"]) for answer in searches] == [
         ("default", "i0"),
         ("found:hide", "i1"),
@@ -170,7 +170,7 @@ def test_pages_keep_to_the_variants_of_the_first_page(tmp_path: Path) -> None:
     def page(harness: ServiceHarness, user: str, cursor: str | None = None) -> Any:
         more = {"cursor": cursor} if cursor else {}
         answer = harness.client.get(
-            f"/v1/users/{user}/recommendations", params={"k": 3, "placement": "home", **more}
+            f"/v1/users/{user}/recommendations", params={"limit": 3, "placement": "home", **more}
         ).json()
         return answer["variant"], [item["item_id"] for item in answer["items"]], answer["cursor"]
 

@@ -41,7 +41,7 @@ def with_texts(bundle: ToyBundle, pairs: dict[tuple[int, int], float]) -> ToyBun
 
 def explained(harness: ServiceHarness, user: str, k: int = 4, place: str = "home") -> Any:
     response = harness.client.get(
-        f"/v1/users/{user}/recommendations", params={"k": k, "placement": place, "explain": "true"}
+        f"/v1/users/{user}/recommendations", params={"limit": k, "placement": place, "explain": "true"}
     )
     assert response.status_code == 200, response.text
     return response.json()
@@ -52,7 +52,9 @@ def sentences(harness: ServiceHarness, user: str, k: int = 4, place: str = "home
 
 
 def asked(harness: ServiceHarness, user: str, item: str, k: int = 4, place: str = "home") -> Any:
-    response = harness.client.get(f"/v1/users/{user}/why-not", params={"item_id": item, "k": k, "placement": place})
+    response = harness.client.get(
+        f"/v1/users/{user}/why-not", params={"item_id": item, "limit": k, "placement": place}
+    )
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -110,7 +112,7 @@ def test_who_does_not_ask_pays_nothing(tmp_path: Path) -> None:
     with service_harness(tmp_path, shelf=ToyShelf(bundle)) as harness:
         for user in ("ann", "nobody"):
             for more in ("", "&explain=false"):
-                response = harness.client.get(f"/v1/users/{user}/recommendations?k=3{more}").json()
+                response = harness.client.get(f"/v1/users/{user}/recommendations?limit=3{more}").json()
                 assert len(response["items"]) == 3
                 assert all("why" not in item for item in response["items"])
         assert harness.client.get("/v1/users/ann/recommendations?explain=perhaps").status_code == 422
@@ -194,18 +196,18 @@ def test_an_item_of_no_list_and_wrong_questions(tmp_path: Path) -> None:
             "": (422, "bad_parameter", "item_id"),
             "item_id=": (422, "bad_id", "item_id"),
             "item_id=i1&placement=nowhere": (422, "unknown_placement", "placement"),
-            "item_id=i1&k=0": (422, "bad_parameter", "k"),
+            "item_id=i1&limit=0": (422, "bad_parameter", "limit"),
         }
         for query, (status, code, place) in cases.items():
             response = harness.client.get(f"/v1/users/ann/why-not?{query}")
-            error = response.json()["error"]
+            error = response.json()
             assert (response.status_code, error["code"], error["place"]) == (status, code, place), query
-        assert harness.client.get("/v1/users/%00/why-not?item_id=i1").json()["error"]["code"] == "bad_id"
+        assert harness.client.get("/v1/users/%00/why-not?item_id=i1").json()["code"] == "bad_id"
         harness.service.catalog_updater._upsert = None  # the put stays waiting
         body = orjson.dumps({"title": "a red one"})
         assert harness.client.put("/v1/items/new", content=body).status_code == 202
         response = harness.client.get("/v1/users/ann/why-not?item_id=new").json()
-        assert response["error"]["code"] == "not_live_yet"
+        assert response["code"] == "not_live_yet"
 
 
 class Six(Nearest):
@@ -265,7 +267,7 @@ def test_pages_of_a_real_bundle_hold_every_product_once(real: ServiceHarness, k:
     for user, source in (("reader", "model"), ("nobody", "popular")):
         items, cursor = list[str](), ""
         while cursor is not None:
-            url = f"/v1/users/{user}/recommendations?k={k}&placement={place}&explain=true"
+            url = f"/v1/users/{user}/recommendations?limit={k}&placement={place}&explain=true"
             answer = real.client.get(url + (f"&cursor={cursor}" if cursor else "")).json()
             assert [item["position"] for item in answer["items"]] == [
                 *range(len(items) + 1, len(items) + len(answer["items"]) + 1)

@@ -67,7 +67,7 @@ def test_an_exposure_has_the_reasons_and_positions_of_the_answer(tmp_path: Path)
     rules = tmp_path / "rules.yaml"
     rules.write_text("rules: [{name: a, pin: {item: i6, position: 2}}]")
     with service_harness(tmp_path, rules=rules) as harness:
-        answers = [harness.get("nobody", 3), harness.client.get("/v1/items/i5/similar?k=2").json()]
+        answers = [harness.get("nobody", 3), harness.client.get("/v1/items/i5/similar?limit=2").json()]
     shown = exposures(tmp_path / "log")
     assert [exposure.request_id for exposure in shown] == [answer["request_id"] for answer in answers]
     assert [[*exposure.reasons] for exposure in shown] == [["popular", "pinned", "popular"], ["similar"] * 2]
@@ -77,7 +77,7 @@ def test_an_exposure_has_the_reasons_and_positions_of_the_answer(tmp_path: Path)
 def test_a_sampled_exposure_has_the_candidates_and_the_features(tmp_path: Path) -> None:
     with service_harness(tmp_path, exposure_sample=1.0) as harness:
         cold, known = harness.get("nobody", 3), harness.get("ann", 3)
-        harness.client.get("/v1/items/i5/similar?k=2")
+        harness.client.get("/v1/items/i5/similar?limit=2")
     of_cold, of_known, of_similar = exposures(tmp_path / "log")
     # i3 is not available; the popularity of 12 items is 1, 11/12, …
     rows = [0, 1, 2, *range(4, 12)]
@@ -144,8 +144,8 @@ def test_an_answer_says_what_is_explored_and_the_log_how(tmp_path: Path) -> None
     with service_harness(tmp_path, rules=rules) as harness:
         answers = [harness.get("nobody", 3) for _ in range(60)]
         known, elsewhere = harness.get("ann", 3), harness.get("nobody", 3, "again")
-        not_drawn = harness.client.get("/v1/users/nobody/why-not?item_id=i5&k=3").json()
-        shown = harness.client.get("/v1/users/nobody/why-not?item_id=i0&k=3").json()
+        not_drawn = harness.client.get("/v1/users/nobody/why-not?item_id=i5&limit=3").json()
+        shown = harness.client.get("/v1/users/nobody/why-not?item_id=i0&limit=3").json()
     logged = exposures(tmp_path / "log")
     assert len(logged) == 62  # why-not shows nothing
     ids = {answer["request_id"]: answer for answer in answers}
@@ -235,7 +235,7 @@ def slow(tmp_path: Path) -> Iterator[tuple[str, Slow]]:
 
 def test_a_client_that_has_gone_was_shown_nothing(tmp_path: Path, slow: tuple[str, Slow]) -> None:
     url, recommender = slow
-    path = "/v1/users/ann/recommendations?k=2"
+    path = "/v1/users/ann/recommendations?limit=2"
     assert answer_of(url + path)["items"][0]["item_id"] == "i7"
     assert len(exposures(tmp_path / "log")) == 1
     gates = {"begun": threading.Event(), "go on": threading.Event()}

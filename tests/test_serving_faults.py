@@ -22,7 +22,8 @@ from features.store.memory import MemoryStore
 from features.store.redis import RedisStore
 from serving.errors import ApiError
 from serving.routes.items.fields import ItemIn
-from serving.schemas import EventIn, bounded_body
+from serving.schemas.body import bounded_body
+from serving.schemas.events import EventIn
 from serving.state import encoder_pool
 from serving.state.catalog_updater import CatalogUpdater, _ItemStatus
 from serving.state.log_claim import claim
@@ -70,7 +71,7 @@ def test_a_body_comes_in_chunks_up_to_the_limit() -> None:
             body(*messages, **headers)
         error = caught.value
         assert (error.status, error.code, error.place) == (413, "body_too_large", "body")
-        assert error.message == "the body exceeds 10 bytes; send less"
+        assert error.detail == "the body exceeds 10 bytes; send less"
     with pytest.raises(ApiError) as caught:
         body(chunk(b"1", True), {"type": "http.disconnect"})
     error = caught.value

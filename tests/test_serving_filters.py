@@ -23,7 +23,7 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceHarness]
 
 
 def slate(harness: ServiceHarness, path: str, item_filter: object) -> list[str]:
-    response = harness.client.get(f"{path}?k=20&filter={quote(json.dumps(item_filter))}").json()
+    response = harness.client.get(f"{path}?limit=20&filter={quote(json.dumps(item_filter))}").json()
     return [item["item_id"] for item in response["items"]]
 
 
@@ -78,14 +78,14 @@ def test_an_invalid_filter_is_rejected_with_a_reason(steady: ServiceHarness, ite
     for path in (ANN, "/v1/items/i1/similar"):
         response = steady.client.get(f"{path}?filter={quote(item_filter)}")
         assert response.status_code == 422
-        assert response.json()["error"]["code"] == "bad_filter"
-        assert reason in response.json()["error"]["message"]
+        assert response.json()["code"] == "bad_filter"
+        assert reason in response.json()["detail"]
     files = {"filter": (None, item_filter), "text": (None, "red")}
     assert steady.client.post("/v1/search", files=files).status_code == 422
 
 
 def found(harness: ServiceHarness, **fields: Any) -> list[str]:
-    return [item["item_id"] for item in harness.post(text="red", k=4, **fields).json()["items"]]
+    return [item["item_id"] for item in harness.post(text="red", limit=4, **fields).json()["items"]]
 
 
 def test_the_user_of_a_search_counts_by_weight(steady: ServiceHarness) -> None:
@@ -102,7 +102,7 @@ def test_the_user_of_a_search_counts_by_weight(steady: ServiceHarness) -> None:
 def test_a_search_ignores_the_user_when_the_store_or_the_recommender_fails(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    query: dict[str, Any] = {"text": "red", "k": 4, "user_id": "ann", "weight": 1}
+    query: dict[str, Any] = {"text": "red", "limit": 4, "user_id": "ann", "weight": 1}
     with service_harness(tmp_path) as harness:
         object.__setattr__(harness.service.snapshot.bundle.recommender, "broken", True)
         response = harness.post(**query)
@@ -125,7 +125,7 @@ def test_a_search_ignores_the_user_when_the_store_or_the_recommender_fails(
 def test_user_and_weight_are_checked(steady: ServiceHarness, field: str, value: object) -> None:
     response = steady.post(text="red", **{field: value})
     assert response.status_code == 422
-    assert response.json()["error"]["place"] == field
+    assert response.json()["place"] == field
 
 
 def test_readyz_reports_a_retriever_that_differs_from_the_configured_one(tmp_path: Path) -> None:

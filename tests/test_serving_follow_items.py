@@ -43,7 +43,7 @@ def test_a_put_and_a_deletion_reach_the_other_service_at_its_next_step(tmp_path:
         second.service.step()
         assert "i0" not in everywhere(second)
         assert settled(second, "sky")["status"] == "live"
-        assert second.found(text="blue", k=1) == ["sky"]
+        assert second.found(text="blue", limit=1) == ["sky"]
         delete(second, "sky")
         first.service.step()
         assert first.client.get("/v1/items/sky").status_code == 404

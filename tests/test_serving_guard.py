@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from service_harness import ServiceHarness, service_harness
+from service_harness import ServiceHarness, service_harness, told
 from toy_service import NOW
 from typer.testing import CliRunner
 
@@ -66,14 +66,14 @@ def test_names_in_the_header_host(steady: ServiceHarness, host: str, status: int
     response = steady.client.get("/v1/about", headers={"Host": host})
     assert response.status_code == status
     if status == 421:
-        assert response.json()["error"]["code"] == "wrong_host"
-        assert "can allow it by the setting HOSTS" in response.json()["error"]["message"]
+        assert response.json()["code"] == "wrong_host"
+        assert "can allow it by the setting HOSTS" in response.json()["detail"]
         assert steady.client.get("/", headers={"Host": host}).status_code == 421  # the page, too
 
 
 def test_a_request_has_one_host(steady: ServiceHarness) -> None:
     response = steady.client.get("/healthz", headers=[("Host", "localhost"), ("Host", "localhost")])
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "bad_host")
+    assert (response.status_code, response.json()["code"]) == (400, "bad_host")
 
 
 def test_the_name_to_listen_on_is_a_host(tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_pages_that_may_change_something(steady: ServiceHarness, origin: str, st
     response = steady.client.post("/v1/events", content=EVENT, headers={"Origin": origin})
     assert response.status_code == status, response.text
     if status == 403:
-        assert response.json()["error"]["code"] == "wrong_origin"
-        assert response.json()["error"]["message"].endswith("can allow them by the setting ORIGINS")
+        assert response.json()["code"] == "wrong_origin"
+        assert response.json()["detail"].endswith("can allow them by the setting ORIGINS")
     assert steady.client.get("/v1/about", headers={"Origin": origin}).status_code == 200  # without leave to read it
 
 
@@ -147,9 +147,9 @@ def test_bodies_are_json(steady: ServiceHarness, kind: str, status: int) -> None
     response = steady.client.post("/v1/events", content=EVENT, headers={"Content-Type": kind})
     assert response.status_code == status
     if status == 415:
-        assert response.json()["error"] == {
+        assert told(response.json()) == {
             "code": "bad_type",
-            "message": "the body must be JSON: send the header Content-Type: application/json",
+            "detail": "the body must be JSON: send the header Content-Type: application/json",
             "place": "header",
         }
 
@@ -168,13 +168,13 @@ def test_bodies_are_json(steady: ServiceHarness, kind: str, status: int) -> None
 def test_every_writing_route_takes_json_alone(steady: ServiceHarness, method: str, path: str) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         response = steady.client.request(method, path, content=b"{}", headers={"Content-Type": kind})
-        assert (response.status_code, response.json()["error"]["code"]) == (415, "bad_type")
+        assert (response.status_code, response.json()["code"]) == (415, "bad_type")
     chunked = steady.client.request(method, path, content=iter([b"{}"]), headers={"Content-Type": "text/plain"})
     assert chunked.status_code == 415
     form = steady.client.request(method, path, content=b"x", headers={"Content-Type": "multipart/form-data"})
     assert form.status_code == (400 if path == "/v1/search" else 415)
     empty = steady.client.request(method, path)  # says what is missing, not how to name it
-    assert empty.json()["error"]["code"] in ("bad_json", "method_not_allowed")
+    assert empty.json()["code"] in ("bad_json", "method_not_allowed")
 
 
 # --- CORS
@@ -350,7 +350,7 @@ def test_requests_are_logged_without_users(tmp_path: Path, caplog: pytest.LogCap
     caplog.set_level(logging.INFO, "recsys.access")
     with service_harness(tmp_path, request_log=True) as harness:
         calls = [
-            "/v1/users/eve-4711/recommendations?k=1",
+            "/v1/users/eve-4711/recommendations?limit=1",
             "/v1/users/eve-4711/history",
             "/v1/users/bob/why-not?item_id=i1",
             "/v1/items/i4?user=eve-4711",
@@ -401,12 +401,18 @@ def test_an_unexpected_error_tells_nothing(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(harness.service.keeper, "read_user", fail)
         response = harness.client.get("/v1/users/eve/history")
     assert response.status_code == 500
+    assert response.headers["content-type"] == "application/problem+json"
     assert response.json() == {
-        "error": {"code": "internal", "message": "internal error; the service's log has the details", "place": ""}
+        "type": "/docs#internal",
+        "title": "The service has a defect",
+        "status": 500,
+        "detail": "internal error; the service's log has the details",
+        "code": "internal",
+        "place": "",
     }
     assert "s3cret" not in response.text + str(response.headers)
 
 
 def test_headers_of_an_error() -> None:
-    assert ApiError(503, "x", "y", "z", {"Retry-After": "1"}).response().headers["retry-after"] == "1"
+    assert ApiError("busy", "y", "z", {"Retry-After": "1"}).response().headers["retry-after"] == "1"
     assert NOW == 1_800_000_000_000_000  # 2027-01-15T08:00:00+00:00, as the lines above

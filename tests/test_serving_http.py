@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from fastapi import FastAPI
-from service_harness import serving
+from service_harness import serving, told
 from toy_service import ToyFiller, ToyShelf, toy_bundle, toy_encoders, toy_settings
 
 from features.store.memory import MemoryStore
@@ -56,20 +56,21 @@ def get(url: str, *more: str) -> bytes:
 
 
 def test_a_url_of_the_limit_is_served_and_a_longer_one_is_refused(address: tuple[str, int]) -> None:
-    path = "/v1/users/new/recommendations?k=1&filter="
+    path = "/v1/users/new/recommendations?limit=1&filter="
     body = quote(json.dumps({"exclude": ["i0"]}))
     longest = path + body + "%20" * ((MAX_URL_BYTES - len(path + body)) // 3)
     longest += "&" * (MAX_URL_BYTES - len(longest))
     status, _, response = send(address, get(longest))
     assert (status, [item["item_id"] for item in response["items"]]) == (200, ["i1"])
     status, headers, response = send(address, get(longest + "&"))
-    assert (status, headers["content-type"], headers["connection"]) == (414, "application/json", "close")
+    assert (status, headers["content-type"], headers["connection"]) == (414, "application/problem+json", "close")
     assert response == {
-        "error": {
-            "code": "url_too_long",
-            "message": "the URL exceeds 65535 bytes: send fewer ids in the filter, or shorter ones",
-            "place": "filter",
-        }
+        "type": "/docs#url_too_long",
+        "title": "The URL is too long",
+        "status": 414,
+        "detail": "the URL exceeds 65535 bytes: send fewer ids in the filter, or shorter ones",
+        "code": "url_too_long",
+        "place": "filter",
     }
 
 
@@ -81,18 +82,18 @@ def test_a_filter_of_many_ids_is_refused_with_the_limit(address: tuple[str, int]
     pieces = [request[at : at + 4000] for at in range(0, len(request), 4000)]
     for sent in ([request], pieces):
         status, _, response = send(address, *sent)
-        assert (status, response["error"]["code"]) == (414, "url_too_long")
+        assert (status, response["code"]) == (414, "url_too_long")
 
 
 def test_many_ids_to_leave_out_are_refused_with_the_limit(address: tuple[str, int]) -> None:
     status, _, response = send(address, get("/v1/users/new/recommendations?exclude=" + "x," * 32_760))
-    assert (status, response["error"]["place"]) == (414, "exclude")
-    assert response["error"]["message"].endswith("65535 bytes: send fewer ids in exclude, or shorter ones")
+    assert (status, response["place"]) == (414, "exclude")
+    assert response["detail"].endswith("65535 bytes: send fewer ids in exclude, or shorter ones")
 
 
 def test_1300_uuids_fit(address: tuple[str, int]) -> None:
     ids = [f"d3b07384-d9a0-4e9b-8c5d-{k:012d}" for k in range(1300)]
-    url = "/v1/users/new/recommendations?k=1&filter=" + quote(json.dumps({"exclude": ids}), safe="")
+    url = "/v1/users/new/recommendations?limit=1&filter=" + quote(json.dumps({"exclude": ids}), safe="")
     assert send(address, get(url))[0] == 200
 
 
@@ -113,14 +114,14 @@ def test_1300_uuids_fit(address: tuple[str, int]) -> None:
 )
 def test_what_is_not_http_gets_an_error_of_the_one_shape(address: tuple[str, int], request_: bytes) -> None:
     status, headers, response = send(address, request_)
-    assert (status, headers["content-type"]) == (400, "application/json")
-    assert response["error"]["code"] == "bad_request"
-    assert set(response["error"]) == {"code", "message", "place"}
+    assert (status, headers["content-type"]) == (400, "application/problem+json")
+    assert response["code"] == "bad_request"
+    assert set(response) == {"type", "title", "status", "detail", "code", "place"}
 
 
 def test_bytes_above_ascii_in_the_path_are_refused(address: tuple[str, int]) -> None:
     status, _, response = send(address, get("/v1/items/\xff"))
-    assert (status, response["error"]["code"] in ("bad_request", "bad_url")) == (400, True)
+    assert (status, response["code"] in ("bad_request", "bad_url")) == (400, True)
 
 
 def test_an_upgrade_to_another_protocol_is_not_followed(address: tuple[str, int]) -> None:
@@ -143,15 +144,15 @@ def test_a_method_that_a_path_does_not_take_is_told_with_those_it_takes(address:
         address, b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     )
     assert (status, headers["allow"]) == (405, "get, head, options")
-    assert response["error"] == {
+    assert told(response) == {
         "code": "method_not_allowed",
-        "message": "this path does not take POST; it takes GET, HEAD, OPTIONS",
+        "detail": "this path does not take POST; it takes GET, HEAD, OPTIONS",
         "place": "path",
     }
 
 
 def test_http_1_1_demands_a_host_and_1_0_does_not(address: tuple[str, int]) -> None:
     status, _, response = send(address, b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
-    assert (status, response["error"]["code"]) == (400, "bad_host")
+    assert (status, response["code"]) == (400, "bad_host")
     status, _, response = send(address, b"GET /healthz HTTP/1.0\r\n\r\n")
     assert (status, response) == (200, {"status": "up"})

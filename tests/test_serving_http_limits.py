@@ -70,7 +70,7 @@ def read(connection: socket.socket) -> bytes:
 def status_of(received: bytes) -> tuple[int, str]:
     """Status and code of the last answer in what was received."""
     head, _, body = received[received.rindex(b"HTTP/1.1 ") :].partition(b"\r\n\r\n")
-    return int(head.split(b" ")[1]), orjson.loads(body).get("error", {}).get("code", "")
+    return int(head.split(b" ")[1]), orjson.loads(body).get("code", "")
 
 
 def pour(address: tuple[str, int], start: bytes, part: bytes) -> tuple[int, bytes]:

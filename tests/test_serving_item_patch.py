@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import polars as pl
 import pytest
-from service_harness import GREEN_PNG, ServiceHarness, b64, service_harness
+from service_harness import GREEN_PNG, ServiceHarness, b64, service_harness, told
 from test_serving_catalog_updater import delete, put, settled
 from toy_service import NOW, ToyBundle, ToyShelf, ToyWords, toy_bundle, with_contents
 
@@ -116,7 +116,7 @@ def test_a_new_price_changes_nothing_else_and_embeds_nothing(harness: ServiceHar
     patch(harness, "i1", title="blue", description=None)  # its image, a file beside the tables, is read again
     assert fields_of(harness, "i1") == I1 | {"price": None, "stock": 0, "title": "blue", "description": None}
     assert settled(harness, "i1")["failed"] == []
-    assert harness.found(text="blue", k=1) == ["i1"]
+    assert harness.found(text="blue", limit=1) == ["i1"]
     assert len(harness.opened) == 1
 
 
@@ -180,7 +180,7 @@ def test_what_is_refused(harness: ServiceHarness, item: str, body: bytes, status
     put(harness, "gone", title="blue")
     delete(harness, "gone")
     response = harness.client.patch(f"/v1/items/{item}", content=body)
-    error = response.json()["error"]
+    error = response.json()
     assert (response.status_code, error["code"], error["place"]) == (status, code, place)
     assert set(ItemChanges.of(harness.folder / "log").puts) == {"gone"}
 
@@ -190,9 +190,9 @@ def test_nothing_can_stay_of_an_item_that_is_new_or_has_a_url(harness: ServiceHa
     for item in ("new", "web"):
         response = harness.client.put(f"/v1/items/{item}", content=b'{"image": "stored"}')
         assert response.status_code == 422
-        assert response.json()["error"] == {
+        assert told(response.json()) == {
             "code": "bad_media",
-            "message": "image: the item has no file; send base64 or an https URL",
+            "detail": "image: the item has no file; send base64 or an https URL",
             "place": "image",
         }
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import orjson
 import polars as pl
 import pytest
-from service_harness import GREEN_PNG, ServiceHarness, b64, endless, service_harness
+from service_harness import GREEN_PNG, ServiceHarness, b64, endless, service_harness, told
 from test_serving_catalog_updater import put, settled
 from toy_service import ToyShelf, toy_bundle, with_contents
 
@@ -51,7 +51,7 @@ def test_columns_that_the_bundle_declares(steady: ServiceHarness) -> None:
 )
 def test_a_value_of_another_type_than_its_column(steady: ServiceHarness, content: bytes, message: str) -> None:
     response = steady.client.put("/v1/items/sky", content=content)
-    assert (response.status_code, response.json()["error"]["message"]) == (422, message), response.text
+    assert (response.status_code, response.json()["detail"]) == (422, message), response.text
 
 
 def test_a_compressed_body_is_refused(steady: ServiceHarness) -> None:
@@ -62,13 +62,13 @@ def test_a_compressed_body_is_refused(steady: ServiceHarness) -> None:
     ):
         response = call(f"/v1/{path}", content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
         assert response.status_code == 415
-        assert response.json()["error"] == {
+        assert told(response.json()) == {
             "code": "bad_encoding",
-            "message": "the body has a Content-Encoding; send it uncompressed, without this header",
+            "detail": "the body has a Content-Encoding; send it uncompressed, without this header",
             "place": "body",
         }
     response = steady.client.post("/v1/search", content=b"", headers={"Content-Encoding": "identity"})
-    assert response.json()["error"]["message"] == "the body is empty: send JSON"
+    assert response.json()["detail"] == "the body is empty: send JSON"
 
 
 INVALID_ITEMS: list[tuple[bytes, int, str]] = [
@@ -122,7 +122,7 @@ INVALID_ITEMS: list[tuple[bytes, int, str]] = [
 @pytest.mark.parametrize(("body", "status", "place"), INVALID_ITEMS, ids=lambda x: repr(x)[:50])
 def test_invalid_items(steady: ServiceHarness, body: bytes, status: int, place: str) -> None:
     response = steady.client.put("/v1/items/odd", content=body)
-    assert (response.status_code, response.json()["error"]["place"]) == (status, place), response.text[:300]
+    assert (response.status_code, response.json()["place"]) == (status, place), response.text[:300]
     assert len(response.content) < 4000
     assert steady.client.get("/v1/items/odd").status_code == 404
 
@@ -134,7 +134,7 @@ def test_invalid_ids(steady: ServiceHarness, item: str) -> None:
         steady.client.delete(f"/v1/items/{item}"),
         steady.client.get(f"/v1/items/{item}"),
     ):
-        assert (response.status_code, response.json()["error"]["code"]) == (422, "bad_id")
+        assert (response.status_code, response.json()["code"]) == (422, "bad_id")
 
 
 def test_urls_of_allowed_hosts_are_accepted_and_fetched_later(steady: ServiceHarness) -> None:

@@ -152,5 +152,5 @@ def test_two_services_embed_a_new_item_once(tmp_path: Path, monkeypatch: pytest.
         assert settled(first, "sky")["status"] == "live"
         second.service.step()
         assert settled(second, "sky")["status"] == "live"
-        assert second.found(text="blue", k=1) == ["sky"]
+        assert second.found(text="blue", limit=1) == ["sky"]
     assert [n for text, n in read.items() if "blue sky" in text] == [1]

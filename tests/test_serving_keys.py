@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from service_harness import HOME, ServiceHarness, service_harness
+from service_harness import HOME, ServiceHarness, service_harness, told
 from toy_service import NOW
 from typer.testing import CliRunner
 
@@ -247,9 +247,9 @@ def test_each_call_needs_its_role(
         assert (response.status_code != 403) == (role in roles), response.text
         assert response.status_code != 401
     refused = harness.client.request(method, path, json=body)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "no_key")
+    assert (refused.status_code, refused.json()["code"]) == (401, "no_key")
     assert refused.headers["www-authenticate"] == "Bearer"
-    assert "send it as `Authorization: Bearer KEY`, or as `X-API-Key: KEY`" in refused.json()["error"]["message"]
+    assert "send it as `Authorization: Bearer KEY`, or as `X-API-Key: KEY`" in refused.json()["detail"]
 
 
 def test_every_route_is_closed_but_the_open_ones(steady: tuple[ServiceHarness, dict[str, str]]) -> None:
@@ -279,16 +279,16 @@ def test_how_a_key_is_sent(steady: tuple[ServiceHarness, dict[str, str]]) -> Non
     answers = [(headers, client.get("/v1/about", headers=headers).status_code) for headers, _ in sent]
     assert answers == sent
     assert client.get(f"/v1/about?key={key}").status_code == 401
-    unknown = client.get("/v1/about", headers={"X-API-Key": "rk_guess"}).json()["error"]
-    assert (unknown["code"], "rk_guess" in unknown["message"]) == ("unknown_key", False)
+    unknown = client.get("/v1/about", headers={"X-API-Key": "rk_guess"}).json()
+    assert (unknown["code"], "rk_guess" in unknown["detail"]) == ("unknown_key", False)
 
 
 def test_a_role_that_is_too_small_is_named(steady: tuple[ServiceHarness, dict[str, str]]) -> None:
     response = steady[0].client.post("/v1/events", json=EVENT, headers=as_key(steady[1]["read"]))
     assert response.status_code == 403
-    assert response.json()["error"] == {
+    assert told(response.json()) == {
         "code": "role_too_small",
-        "message": "the call needs a key of the role write; this key has the role read",
+        "detail": "the call needs a key of the role write; this key has the role read",
         "place": "header",
     }
     assert steady[0].client.get("/v1/users/eve/history", headers=as_key(steady[1]["read"])).json()["total"] <= 3
@@ -418,7 +418,7 @@ def test_a_key_expires(tmp_path: Path) -> None:
     with pytest.raises(ApiError) as caught:
         keys.authenticate(b"rk_x")
     assert (caught.value.status, caught.value.code) == (401, "expired_key")
-    assert "expired at 2027-01-15T08:00:01Z" in caught.value.message
+    assert "expired at 2027-01-15T08:00:01Z" in caught.value.detail
 
 
 def test_a_limit_of_a_running_service(tmp_path: Path) -> None:
@@ -428,9 +428,9 @@ def test_a_limit_of_a_running_service(tmp_path: Path) -> None:
         answers = [harness.client.get("/v1/about", headers=as_key(secret)) for _ in range(3)]
         assert [response.status_code for response in answers] == [200, 200, 429]
         assert answers[2].headers["retry-after"] == "1800"
-        assert answers[2].json()["error"] == {
+        assert told(answers[2].json()) == {
             "code": "too_many_requests",
-            "message": "the key is limited to 2/hour; try again in 1800 s",
+            "detail": "the key is limited to 2/hour; try again in 1800 s",
             "place": "header",
         }
         assert harness.client.get("/v1/about", headers=as_key(other)).status_code == 200

@@ -17,7 +17,8 @@ from serving.errors import ApiError
 from serving.event_consumer import event_of
 from serving.routes.items.fields import parse_fields
 from serving.routes.search_query import json_object
-from serving.schemas import EventIn, first_error
+from serving.schemas.body import first_error
+from serving.schemas.events import EventIn
 from serving.state import log_keeper
 from serving.state.log_keeper import LogKeeper
 from serving.state.store import keeper as store_keeper
@@ -62,7 +63,7 @@ def test_commas_and_brackets_of_a_body() -> None:
     assert len(json_object(body, "bad_query")["x"]) == 99_999
     with pytest.raises(ApiError) as caught:
         json_object(body.replace(b"0]}", b"0,0]}"), "bad_query")
-    assert caught.value.message == "the body has more than 100000 commas and brackets; send less"
+    assert caught.value.detail == "the body has more than 100000 commas and brackets; send less"
 
 
 def test_an_error_names_64_characters_of_a_field() -> None:

@@ -95,8 +95,8 @@ def test_answers_are_counted_by_placement_source_and_stage(tmp_path: Path) -> No
         before = scraped(harness)
         answer = harness.get("ann", k=3)
         harness.get("nobody", k=2)
-        harness.found(text="blue", k=2)
-        harness.client.get("/v1/items/i1/similar?k=2")
+        harness.found(text="blue", limit=2)
+        harness.client.get("/v1/items/i1/similar?limit=2")
         harness.client.post("/v1/rank", content=orjson.dumps({"user_id": "ann", "items": [{"item_id": "i1"}]}))
         harness.click("ann", "i1")
         harness.store.away = True

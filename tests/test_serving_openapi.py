@@ -38,9 +38,9 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
 """Method and path -> tag, status of success, its schema, further errors."""
 
 NUMBERS = {
-    "/v1/users/{user_id}/recommendations": ("k", 1, 100, 20),
-    "/v1/users/{user_id}/why-not": ("k", 1, 100, 20),
-    "/v1/items/{item_id}/similar": ("k", 1, 100, 20),
+    "/v1/users/{user_id}/recommendations": ("limit", 1, 100, 20),
+    "/v1/users/{user_id}/why-not": ("limit", 1, 100, 20),
+    "/v1/items/{item_id}/similar": ("limit", 1, 100, 20),
     "/v1/users/{user_id}/history": ("limit", 1, 100_000, 50),
     "/v1/users": ("limit", 1, 1000, 20),
 }
@@ -69,7 +69,7 @@ def test_responses(api: dict[str, Any], method: str, path: str) -> None:
     assert route["tags"] == [tag]
     assert set(route["responses"]) == {success} | ERRORS | errors
     for status, response in route["responses"].items():
-        name = schema if status == success else "ErrorResponse"
+        name = schema if status == success else "Problem"
         expected = {} if name is None else {"$ref": f"#/components/schemas/{name}"}
         media = "application/json"
         if (path, status) == ("/metrics", "200"):
@@ -110,7 +110,7 @@ def test_bodies(api: dict[str, Any]) -> None:
     assert search == form
     assert list(search) == ["schema"]
     assert sorted(search["schema"]["properties"]) == [
-        *("audio", "cursor", "filter", "image", "k", "text", "user_id", "video", "weight"),
+        *("audio", "cursor", "filter", "image", "limit", "text", "user_id", "video", "weight"),
     ]
     assert "categories" in search["schema"]["properties"]["filter"]["anyOf"][0]["properties"]
     assert "$defs" not in search["schema"]

@@ -78,7 +78,7 @@ class Reader:
     def next_page(self, k: int) -> None:
         """Ask for a page, and check it."""
         groups, allowed = self.groups(), self.may_show()
-        query = {**self.query, "k": k, **({"cursor": self.cursor} if self.cursor else {})}
+        query = {**self.query, "limit": k, **({"cursor": self.cursor} if self.cursor else {})}
         response = self.harness.client.get(f"/v1/users/eve/recommendations?{urlencode(query, doseq=True)}")
         assert response.status_code == 200, response.text
         answer = response.json()
@@ -192,7 +192,7 @@ def test_two_services_that_share_nothing_serve_one_list(tmp_path: Path) -> None:
             items, positions, cursor, n = list[str](), list[int](), "", 0
             while cursor is not None:
                 status, answer = started[n % 2].call(
-                    "GET", f"/v1/users/{user}/recommendations?k=3" + (f"&cursor={cursor}" if cursor else "")
+                    "GET", f"/v1/users/{user}/recommendations?limit=3" + (f"&cursor={cursor}" if cursor else "")
                 )
                 assert status == 200, answer
                 items += [item["item_id"] for item in answer["items"]]

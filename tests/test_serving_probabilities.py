@@ -51,7 +51,7 @@ def test_explored_positions_are_those_of_the_whole_list(tmp_path: Path) -> None:
     with service_harness(tmp_path, rules=rules) as harness:
         plain = harness.get("nobody", 8)
         assert [item["position"] for item in plain["items"] if item["explored"]] == [1, 5]
-        url = "/v1/users/nobody/recommendations?k=3"
+        url = "/v1/users/nobody/recommendations?limit=3"
         first = harness.client.get(url).json()
         second = harness.client.get(f"{url}&cursor={first['cursor']}").json()
         third = harness.client.get(f"{url}&cursor={second['cursor']}").json()

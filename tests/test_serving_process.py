@@ -86,7 +86,7 @@ class Running:
     def first(self, row: int) -> list[str]:
         """The first result of a search by the title, the image and the sound of an item."""
         queries = ({"text": f"Title {row}"}, {"image": b64(stripes(row))}, {"audio": b64(steps(row))})
-        return [self.search(query | {"k": 1}).json()["items"][0]["item_id"] for query in queries]
+        return [self.search(query | {"limit": 1}).json()["items"][0]["item_id"] for query in queries]
 
     def search(self, query: dict[str, Any]) -> httpx2.Response:
         """The response to a search, retried while the service is busy (503)."""
@@ -107,11 +107,11 @@ class Running:
     def all_items(self, row: int) -> set[str]:
         """Item ids in the responses of all routes."""
         slates = [
-            self.client.get("/v1/users/u1/recommendations?k=100&placement=again"),
-            self.client.get("/v1/users/nobody/recommendations?k=100"),
-            self.client.get("/v1/items/i0/similar?k=100"),
-            self.search({"text": f"Title {row}", "k": 100}),
-            self.search({"image": b64(stripes(row)), "audio": b64(steps(row)), "k": 100}),
+            self.client.get("/v1/users/u1/recommendations?limit=100&placement=again"),
+            self.client.get("/v1/users/nobody/recommendations?limit=100"),
+            self.client.get("/v1/items/i0/similar?limit=100"),
+            self.search({"text": f"Title {row}", "limit": 100}),
+            self.search({"image": b64(stripes(row)), "audio": b64(steps(row)), "limit": 100}),
         ]
         assert {slate.status_code for slate in slates} == {200}
         return {item["item_id"] for slate in slates for item in slate.json()["items"]}
@@ -133,9 +133,9 @@ def test_items_survive_kill_9_and_the_next_training_knows_them(config: Path, run
     running.wait_for("i3", NEW + 1)
     assert "new" in running.all_items(NEW)
     slates = [
-        running.client.get("/v1/users/u1/recommendations?k=100&placement=again"),
-        running.client.get("/v1/users/nobody/recommendations?k=100"),
-        running.client.get("/v1/items/i0/similar?k=100"),
+        running.client.get("/v1/users/u1/recommendations?limit=100&placement=again"),
+        running.client.get("/v1/users/nobody/recommendations?limit=100"),
+        running.client.get("/v1/items/i0/similar?limit=100"),
     ]
     assert all("new" in {item["item_id"] for item in slate.json()["items"]} for slate in slates)
     response = running.client.delete("/v1/items/new")

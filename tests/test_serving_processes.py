@@ -125,7 +125,7 @@ def delete_items(started: list[Service], until: float, delays: list[float]) -> N
 
 def shows(service: Service, item: str) -> bool:
     """Whether an item is among the popular ones that a new user gets."""
-    items = service.call("GET", "/v1/users/nobody/recommendations?k=12")[1]["items"]
+    items = service.call("GET", "/v1/users/nobody/recommendations?limit=12")[1]["items"]
     return item in [found["item_id"] for found in items]
 
 

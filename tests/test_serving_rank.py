@@ -141,5 +141,5 @@ def test_an_encoder_that_fails_costs_the_placement_and_the_answer_says_so(tmp_pa
 def test_bad_lists(body: Any, status: int, place: str, tmp_path: Path) -> None:
     with service_harness(tmp_path) as harness:
         response = harness.client.post("/v1/rank", content=orjson.dumps(body))
-    assert (response.status_code, response.json()["error"]["place"]) == (status, place)
-    assert response.json()["error"]["code"] == "bad_list"
+    assert (response.status_code, response.json()["place"]) == (status, place)
+    assert response.json()["code"] == "bad_list"

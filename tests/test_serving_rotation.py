@@ -149,18 +149,18 @@ def test_why_and_why_not_show_the_loss(tmp_path: Path) -> None:
     with rotating(tmp_path, text) as (harness, clock):
         harness.items("nobody", 2)
         clock[0] += 2 * DAY + DAY // 2
-        answer = page(harness, "nobody", k=10, placement="home", explain=True)
+        answer = page(harness, "nobody", limit=10, placement="home", explain=True)
         losses = {item["item_id"]: item["why"]["loss"] for item in answer["items"]}
         assert losses == {**dict.fromkeys(ids(answer), 0), "i0": 1.5, "i1": 1.5}  # 2 * (1 - 2.5/10)
         assert ids(answer) != ["i0", "i1", "i2", "i4", "i6", "i7", "i8", "i9", "i10", "i11"]
         clock[0] += 5 * DAY  # the second answer was 5 days ago: 2 * (1 - 5/10)
-        stage = harness.client.get("/v1/users/nobody/why-not?item_id=i2&k=1&placement=home").json()
+        stage = harness.client.get("/v1/users/nobody/why-not?item_id=i2&limit=1&placement=home").json()
         lost = "it was shown and not touched since: rule 'show others' lowers its score by 1 standard deviations"
         assert (stage["stage"], stage["rank"]) == ("rule", 3)
         assert stage["detail"] == f"candidate 3 of 11; the rules of the shop chose others; {lost}"
-        stage = harness.client.get("/v1/users/nobody/why-not?item_id=i0&k=10&placement=home").json()
+        stage = harness.client.get("/v1/users/nobody/why-not?item_id=i0&limit=10&placement=home").json()
         assert (stage["stage"], stage["detail"]) == ("shown", f"shown at position 1; {lost}")
-        plain = harness.client.get("/v1/users/nobody/why-not?item_id=i0&k=10&placement=again").json()
+        plain = harness.client.get("/v1/users/nobody/why-not?item_id=i0&limit=10&placement=again").json()
         assert plain["detail"] == "shown at position 1"
 
 
@@ -219,7 +219,7 @@ def test_pages_of_a_list_are_disjoint_and_stay_while_showings_are_logged(
         clock[0] += DAY
         pages, cursor = list[tuple[dict[str, Any], list[str]]](), None
         for k, actions in sizes:
-            query = {"k": k, "placement": "home"} | ({"cursor": cursor} if cursor else {})
+            query = {"limit": k, "placement": "home"} | ({"cursor": cursor} if cursor else {})
             answer = page(harness, user, **query)
             shown = {item for _, items in pages for item in items}
             assert not shown & {*ids(answer)}
@@ -229,12 +229,12 @@ def test_pages_of_a_list_are_disjoint_and_stay_while_showings_are_logged(
             for action in actions:
                 clock[0] += 1_000_000 if action == "time" else 1
                 if action == "other list":
-                    page(harness, user, k=5, placement="again")
+                    page(harness, user, limit=5, placement="again")
                 elif action == "page again":
                     if "cursor" in pages[-1][0]:
                         assert ids(page(harness, user, **pages[-1][0])) == pages[-1][1]
                 elif action == "first page again":  # another list: the first one has been shown
-                    again = page(harness, user, k=1, placement="home")
+                    again = page(harness, user, limit=1, placement="home")
                     assert by < 100 or again["items"][0]["item_id"] not in pages[0][1]
         for query, items in pages[1:]:
             assert ids(page(harness, user, **query)) == items

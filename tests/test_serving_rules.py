@@ -47,7 +47,7 @@ def test_a_pin_of_an_item_that_may_not_be_shown_is_left_out(tmp_path: Path) -> N
     with service_harness(tmp_path, rules=write(tmp_path, text)) as harness:
         assert harness.items("bob") == ["i0", "i1", "i4", "i6"]  # bob has seen i2
         assert harness.items("nobody") == ["i2", "i0", "i1", "i4"]
-        hidden = '?k=2&filter={"exclude": ["i2"]}'
+        hidden = '?limit=2&filter={"exclude": ["i2"]}'
         items = harness.client.get(f"/v1/users/nobody/recommendations{hidden}").json()["items"]
         assert [item["item_id"] for item in items] == ["i0", "i1"]
         assert harness.client.delete("/v1/items/i2").status_code == 200
@@ -118,17 +118,17 @@ def test_why_and_why_not_know_the_rules(tmp_path: Path) -> None:
             shown = harness.items(user)
             for row in range(12):
                 item = f"i{row}"
-                url = f"/v1/users/{user}/why-not?item_id={item}&k=4&placement=home"
+                url = f"/v1/users/{user}/why-not?item_id={item}&limit=4&placement=home"
                 answer = harness.client.get(url).json()
                 assert (answer["stage"] == "shown") == (item in shown), answer
                 if row % 2 and row != 3 and answer["stage"] != "seen":
                     assert answer["stage"] == "rule"
                     assert answer["detail"] == "a rule of the shop does not allow the item"
-        capped = harness.client.get("/v1/users/ann/why-not?item_id=i2&k=4&placement=home").json()
+        capped = harness.client.get("/v1/users/ann/why-not?item_id=i2&limit=4&placement=home").json()
         assert (capped["stage"], capped["detail"].split("; ")[1]) == ("rule", "the rules of the shop chose others")
-        pinned = harness.client.get("/v1/users/bob/recommendations?k=2&placement=home&explain=true").json()["items"][
-            0
-        ]
+        pinned = harness.client.get("/v1/users/bob/recommendations?limit=2&placement=home&explain=true").json()[
+            "items"
+        ][0]
     assert (pinned["item_id"], pinned["why"]["sentence"]) == ("i10", "Chosen by the shop")
     assert (pinned["why"]["nearest"], pinned["why"]["features"]) == (None, [])
 
@@ -137,7 +137,7 @@ def listed(harness: ServiceHarness, what: str, k: int = 20, **query: Any) -> tup
     """Items of all pages, of k items, of what is similar to i8 or of a search for red; and `degraded` of the last."""
     items, cursor, degraded = list[str](), None, list[str]()
     while cursor is not None or not items:
-        more = {"k": k, **query} | ({"cursor": cursor} if cursor else {})
+        more = {"limit": k, **query} | ({"cursor": cursor} if cursor else {})
         if what == "similar":
             answer = harness.client.get("/v1/items/i8/similar", params=more)
         else:
@@ -190,9 +190,9 @@ def test_only_caps_that_name_a_list_apply_to_it_and_pages_go_on(tmp_path: Path) 
         assert (listed(harness, "similar")[0], listed(harness, "search")[0]) == (SIMILAR, FOUND)
     named = "rules: [{name: a, cap: {column: categories, at_most: 1}, placements: [similar, search]}]"
     with service_harness(tmp_path, rules=write(tmp_path, named)) as harness:
-        answer = harness.client.get("/v1/items/i8/similar?k=3").json()
+        answer = harness.client.get("/v1/items/i8/similar?limit=3").json()
         assert [item["item_id"] for item in answer["items"]] == ["i7", "i6"]  # one odd, one even
-        assert harness.found(text="red", k=3) == ["i0", "i1"]
+        assert harness.found(text="red", limit=3) == ["i0", "i1"]
         assert sorted(listed(harness, "similar", 3)[0]) == sorted(SIMILAR)
         # i4 is above the cap on the page of i2, and its variant i5 is not
         assert listed(harness, "search", 3)[0] == ["i0", "i1", "i2", "i5", "i6", "i7", "i8", "i11", "i10"]

@@ -27,14 +27,14 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceHarness]
 
 def test_text_finds_the_nearest_items(steady: ServiceHarness) -> None:
     # item r is at 8 r degrees from red to green; i3 is hidden, i5 a variant of i4, i9 has no contents
-    assert steady.found(text="red", k=4) == ["i0", "i1", "i2", "i4"]
-    assert steady.found(text="green", k=4) == ["i11", "i10", "i8", "i7"]
-    assert steady.found(text="red green", k=5) == ["i6", "i5", "i7", "i8", "i2"]  # |8 r - 45|
-    assert steady.found(text="green", k=100) == ["i11", "i10", "i8", "i7", "i6", "i5", "i2", "i1", "i0"]
+    assert steady.found(text="red", limit=4) == ["i0", "i1", "i2", "i4"]
+    assert steady.found(text="green", limit=4) == ["i11", "i10", "i8", "i7"]
+    assert steady.found(text="red green", limit=5) == ["i6", "i5", "i7", "i8", "i2"]  # |8 r - 45|
+    assert steady.found(text="green", limit=100) == ["i11", "i10", "i8", "i7", "i6", "i5", "i2", "i1", "i0"]
 
 
 def test_a_response_is_a_slate_that_was_logged(steady: ServiceHarness) -> None:
-    response = steady.post(text="red", k=2).json()
+    response = steady.post(text="red", limit=2).json()
     assert response["items"][1] == {
         "item_id": "i1",
         "title": "Item <b>1</b>",
@@ -57,14 +57,14 @@ def test_a_response_is_a_slate_that_was_logged(steady: ServiceHarness) -> None:
 
 
 def test_images_and_combinations(steady: ServiceHarness) -> None:
-    assert steady.found(image=b64(GREEN_PNG), k=2) == ["i11", "i10"]
-    assert steady.found(text="red", image=b64(GREEN_PNG), k=3) == ["i6", "i5", "i7"]
+    assert steady.found(image=b64(GREEN_PNG), limit=2) == ["i11", "i10"]
+    assert steady.found(text="red", image=b64(GREEN_PNG), limit=3) == ["i6", "i5", "i7"]
     assert steady.post(text="red", image=b64(GREEN_PNG)).json()["query"]["read"] == ["text", "image"]
 
 
 def test_forms(steady: ServiceHarness) -> None:
     files = {"image": ("g.png", GREEN_PNG, "image/png")}
-    response = steady.client.post("/v1/search", files=files, data={"text": "red", "k": "3"}).json()
+    response = steady.client.post("/v1/search", files=files, data={"text": "red", "limit": "3"}).json()
     assert [item["item_id"] for item in response["items"]] == ["i6", "i5", "i7"]
     two = files | {"video": ("f.mp4", b"not a video")}
     response = steady.client.post("/v1/search", files=two).json()
@@ -98,10 +98,10 @@ def test_a_broken_image_with_a_valid_text(steady: ServiceHarness) -> None:
 def test_a_query_without_a_readable_part(steady: ServiceHarness) -> None:
     response = steady.post(image=b64(b"GIF89a?"), audio=b64(b"RIFF")).json()
     assert steady.post(image=b64(b"GIF89a?")).status_code == 422
-    assert response["error"]["code"] == "nothing_read"
-    assert "audio: the items cannot be searched by audio" in response["error"]["message"]
+    assert response["code"] == "nothing_read"
+    assert "audio: the items cannot be searched by audio" in response["detail"]
     assert [f["part"] for f in response["query"]["failed"]] == ["image", "audio"]
-    assert steady.post(text="nothing that has a colour").json()["error"]["code"] == "nothing_read"
+    assert steady.post(text="nothing that has a colour").json()["code"] == "nothing_read"
 
 
 @pytest.mark.parametrize("url", ["https://example.org/x.png", "https://127.0.0.1/x.png", "https://u:p@localhost/"])
@@ -134,7 +134,7 @@ INVALID_FORMS: list[tuple[bytes, int, str]] = [
     (HEAD % (b"image", b"") + b"/etc/passwd\r\n--b--\r\n", 422, "bad_media"),
     (HEAD % (b"text", b"") + b"\xff\r\n--b--\r\n", 422, "bad_query"),
     (HEAD % (b"text", b'; filename="x"') + b"red\r\n--b--\r\n", 422, "bad_query"),
-    (HEAD % (b"k", b"") + b"3x\r\n--b--\r\n", 422, "bad_query"),
+    (HEAD % (b"limit", b"") + b"3x\r\n--b--\r\n", 422, "bad_query"),
     (HEAD % (b"path", b"") + b"x\r\n--b--\r\n", 422, "bad_query"),
     (b"".join(HEAD % (b"f%d" % n, b"") + b"x\r\n" for n in range(1000)) + b"--b--\r\n", 422, "bad_query"),
     (b"--b\r\nContent-Disposition: " + b"x" * 100_000 + b"\r\n\r\n\r\n--b--\r\n", 400, "bad_form"),
@@ -146,7 +146,7 @@ INVALID_FORMS: list[tuple[bytes, int, str]] = [
 def test_invalid_forms(steady: ServiceHarness, body: bytes, status: int, code: str) -> None:
     headers = {"Content-Type": "Multipart/form-data; boundary=b"}
     response = steady.client.post("/v1/search", content=body, headers=headers)
-    assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text[:300]
+    assert (response.status_code, response.json()["code"]) == (status, code), response.text[:300]
 
 
 @pytest.mark.parametrize("boundary", ["", "; boundary=", "; boundary=" + "b" * 300])
@@ -154,7 +154,7 @@ def test_invalid_boundaries(steady: ServiceHarness, boundary: str) -> None:
     response = steady.client.post(
         "/v1/search", content=b"x", headers={"Content-Type": f"multipart/form-data{boundary}"}
     )
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "bad_form")
+    assert (response.status_code, response.json()["code"]) == (400, "bad_form")
 
 
 INVALID_BODIES: list[tuple[bytes, int, str]] = [
@@ -167,11 +167,11 @@ INVALID_BODIES: list[tuple[bytes, int, str]] = [
     (b'{"text": 5}', 422, "bad_query"),
     (b'{"text": ["red"]}', 422, "bad_query"),
     (b'{"text": "\\ud800"}', 400, "bad_json"),
-    (b'{"text": "red", "k": 0}', 422, "bad_query"),
-    (b'{"text": "red", "k": 101}', 422, "bad_query"),
-    (b'{"text": "red", "k": true}', 422, "bad_query"),
-    (b'{"text": "red", "k": "5"}', 422, "bad_query"),
-    (b'{"text": "red", "k": 123456789012345678901234567}', 422, "bad_query"),
+    (b'{"text": "red", "limit": 0}', 422, "bad_query"),
+    (b'{"text": "red", "limit": 101}', 422, "bad_query"),
+    (b'{"text": "red", "limit": true}', 422, "bad_query"),
+    (b'{"text": "red", "limit": "5"}', 422, "bad_query"),
+    (b'{"text": "red", "limit": 123456789012345678901234567}', 422, "bad_query"),
     (b'{"text": "red", "placement": "home"}', 422, "bad_query"),
     (orjson.dumps({"x" * 100_000: 1}), 422, "bad_query"),
     (b'{"x": [' + b"[]," * 200_000 + b"[]]}", 422, "bad_query"),
@@ -201,7 +201,7 @@ INVALID_BODIES: list[tuple[bytes, int, str]] = [
 @pytest.mark.parametrize(("body", "status", "code"), INVALID_BODIES, ids=lambda x: repr(x)[:50])
 def test_invalid_bodies(steady: ServiceHarness, body: bytes, status: int, code: str) -> None:
     response = steady.client.post("/v1/search", content=body, headers={"Content-Type": "application/json"})
-    assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text[:300]
+    assert (response.status_code, response.json()["code"]) == (status, code), response.text[:300]
     assert len(response.content) < 4000
 
 
@@ -220,7 +220,7 @@ QUERIES = st.fixed_dictionaries(
         "image": MEDIA,
         "audio": MEDIA,
         "video": MEDIA,
-        "k": ANYTHING,
+        "limit": ANYTHING,
         "other": ANYTHING,
     },
 )
@@ -237,7 +237,7 @@ def test_any_query_gets_results_or_an_error_message(steady: ServiceHarness, quer
         response = steady.client.post("/v1/search", content=sent[: len(sent) - cut // 20])
     assert response.status_code in (200, 400, 422), response.text[:300]
     if response.status_code != 200:
-        assert response.json()["error"]["message"]
+        assert response.json()["detail"]
         return
     body = response.json()
     assert 1 <= len(body["items"]) <= 100

@@ -109,7 +109,13 @@ def answers(client: httpx2.Client) -> dict[str, str]:
     client.post("/v1/events", json=[EVENT | {"event_id": f"e-secret-{n}"} for n in range(50)])
     client.post("/v1/events", json=EVENT | {"unknown": "field"})
     paths = ["/readyz", "/healthz", "/v1/about", "/v1/users/other/recommendations", "/v1/users/other/history"]
-    paths += ["/v1/items/i1/similar", "/v1/items/i1", "/v1/users/other/recommendations?k=x", "/nowhere", "/media/i1"]
+    paths += [
+        "/v1/items/i1/similar",
+        "/v1/items/i1",
+        "/v1/users/other/recommendations?limit=x",
+        "/nowhere",
+        "/media/i1",
+    ]
     texts = {path: client.get(path).text for path in paths}
     texts["search"] = client.post("/v1/search", json={"text": "x"}).text
     texts["put"] = client.put("/v1/items/other", json={"title": 5}).text

@@ -44,7 +44,7 @@ def test_the_item_of_the_first_row_counts_as_any_other(tmp_path: Path) -> None:
         assert response["source"] == "model"
         assert [item["item_id"] for item in response["items"]][:3] == ["i1", "i2", "i4"]  # nearest to i0, without it
         assert "i0" not in [item["item_id"] for item in response["items"]]
-        near = harness.client.get("/v1/items/i0/similar?k=2").json()["items"]
+        near = harness.client.get("/v1/items/i0/similar?limit=2").json()["items"]
         assert [item["item_id"] for item in near] == ["i1", "i2"]
 
 
@@ -186,7 +186,7 @@ def test_an_image_that_is_no_file_is_not_found(tmp_path: Path, image: str | None
     images = {} if image is None else {0: image}
     with service_harness(tmp_path, shelf=ToyShelf(toy_bundle(tmp_path, images=images))) as harness:
         response = harness.client.get("/media/i0")
-    assert (response.status_code, response.json()["error"]["code"]) == (404, "no_picture")
+    assert (response.status_code, response.json()["code"]) == (404, "no_picture")
 
 
 def test_the_largest_picture_that_is_served(tmp_path: Path) -> None:

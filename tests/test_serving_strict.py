@@ -38,7 +38,7 @@ def url(path: str) -> str:
 def test_an_unknown_parameter_is_refused_on_every_route(steady: ServiceHarness, method: str, path: str) -> None:
     for query in ("?nothing=1", "?nothing", "?%6Eothing=%20"):
         response = steady.client.request(method, url(path) + query, content=None if method == "get" else b"{}")
-        error = response.json()["error"]
+        error = response.json()
         assert (response.status_code, error["code"], error["place"]) == (422, "unknown_parameter", "nothing")
     assert "i1" in steady.items("nobody", 20)  # it was not deleted
 
@@ -66,12 +66,12 @@ def test_all_routes_of_the_application_are_in_the_table(steady: ServiceHarness) 
     ],
 )
 def test_what_the_error_says(steady: ServiceHarness, query: str, message: str) -> None:
-    assert steady.client.get(f"/v1/users?{query}").json()["error"]["message"] == message
+    assert steady.client.get(f"/v1/users?{query}").json()["detail"] == message
 
 
 def test_a_path_without_parameters_says_so_and_pages_take_any(steady: ServiceHarness) -> None:
-    error = steady.client.get("/v1/about?limit=3").json()["error"]
-    assert error["message"] == "'limit' is no parameter of this path: this path has no parameters"
+    error = steady.client.get("/v1/about?limit=3").json()
+    assert error["detail"] == "'limit' is no parameter of this path: this path has no parameters"
     for path in ("/", "/docs", "/healthz", "/readyz"):
         assert steady.client.get(f"{path}?utm_source=mail").status_code == 200
 
@@ -82,7 +82,7 @@ def test_what_a_path_takes(steady: ServiceHarness, path: str) -> None:
     assert (options.status_code, options.headers["allow"], options.content) == (204, ALLOW[path], b"")
     wrong = steady.client.request("TRACE", path)
     assert (wrong.status_code, wrong.headers["allow"]) == (405, ALLOW[path])
-    assert wrong.json()["error"]["message"] == f"this path does not take TRACE; it takes {ALLOW[path]}"
+    assert wrong.json()["detail"] == f"this path does not take TRACE; it takes {ALLOW[path]}"
 
 
 def test_options_of_an_unknown_path(steady: ServiceHarness) -> None:

@@ -107,7 +107,7 @@ def test_pages_go_from_one_bundle_to_the_other_without_showing_an_item_again(tmp
     with service_harness(tmp_path, shelf=shelf_of(tmp_path), **settings(tmp_path)) as harness:
         first = harness.get("eve", 3)
         assert [item["item_id"] for item in first["items"]] == ["i13", "i12", "i11"]
-        url = f"/v1/users/eve/recommendations?k=3&placement=home&cursor={first['cursor']}"
+        url = f"/v1/users/eve/recommendations?limit=3&placement=home&cursor={first['cursor']}"
         settings(tmp_path, BACKWARDS.replace("eve: backwards, ", ""))
         harness.service.step()
         assert harness.get("eve")["bundle"] == "toy-1"
@@ -246,7 +246,7 @@ def test_bundles_on_disk_by_their_fingerprints(tmp_path: Path, monkeypatch: pyte
     with JsonClient(app) as client:
 
         def answer(user: str) -> tuple[str, str, list[str]]:
-            given = client.get(f"/v1/users/{user}/recommendations?k=5").json()
+            given = client.get(f"/v1/users/{user}/recommendations?limit=5").json()
             return given["variant"], given["bundle"], [item["item_id"] for item in given["items"]]
 
         event, minimum = next(iter(rules.positive.items()))

@@ -18,7 +18,7 @@ from features.schema import DataConfig, EventRules
 from recsys.retrieval.filters import Filter
 from serving.routes.items.fields import ItemIn
 from serving.routes.search_query import SearchIn
-from serving.schemas import EventIn
+from serving.schemas.events import EventIn
 
 FOREIGN = re.compile(
     r"\b(Input|Field|Extra|Value error|dict|dictionary|tuple|NoneType|None|True|False|instance|str|int|bool|"
@@ -159,13 +159,13 @@ def test_a_wrong_path_or_method_is_an_error_and_no_redirect(
     harness: ServiceHarness, method: str, path: str, status: int, code: str
 ) -> None:
     response = harness.client.request(method, path, follow_redirects=False)
-    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert (response.status_code, response.json()["code"]) == (status, code)
     assert "location" not in response.headers
 
 
 def test_parameters_of_the_url(harness: ServiceHarness) -> None:
-    error = harness.client.get(HOME.format("u", "x", "home")).json()["error"]
-    assert error["message"] == "k: must be a whole number"
+    error = harness.client.get(HOME.format("u", "x", "home")).json()
+    assert error["detail"] == "limit: must be a whole number"
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "a\x00b", "\u2028", "x" * 101])

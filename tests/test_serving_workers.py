@@ -141,7 +141,7 @@ def test_an_event_that_one_worker_takes_counts_in_the_answer_of_the_other(runnin
     one, other = running.connections(2).values()
     event = {"user_id": "ben", "item_id": "i7", "event": "click"}
     assert one.call("POST", "/v1/events", event)[1] == 202
-    answer = orjson.loads(other.call("GET", "/v1/users/ben/recommendations?k=2")[2])
+    answer = orjson.loads(other.call("GET", "/v1/users/ben/recommendations?limit=2")[2])
     assert answer["degraded"] == []
     assert [item["item_id"] for item in answer["items"]] == ["i6", "i8"]  # the nearest to i7
 
@@ -164,7 +164,7 @@ def test_metrics_are_the_sums_over_the_workers(running: Service) -> None:
 
 def test_a_restart_one_by_one_fails_no_request(running: Service) -> None:
     former = frozenset(running.connections(2))
-    path = "/v1/users/ann/recommendations?k=4"
+    path = "/v1/users/ann/recommendations?limit=4"
     kept = [running.connect() for _ in range(3)]
     calls: list[Callable[[], int]] = [lambda c=c: c.call("GET", path)[1] for c in kept]  # type: ignore[misc]
 

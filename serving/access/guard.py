@@ -121,4 +121,4 @@ def _check_type(kind: bytes, path: str) -> None:
         return
     form = ", or a form as multipart/form-data" if path in FORMS else ""
     message = f"the body must be JSON{form}: send the header Content-Type: application/json"
-    raise ApiError(415, "bad_type", message, "header")
+    raise ApiError("bad_type", message, "header")

@@ -73,14 +73,14 @@ class ApiKeys:
         """
         challenge = {"WWW-Authenticate": "Bearer"}
         if not presented:
-            raise ApiError(401, "no_key", f"the call needs an API key: {HOW}", "header", challenge)
+            raise ApiError("no_key", f"the call needs an API key: {HOW}", "header", challenge)
         key = self.find(presented)
         if key is None:
             message = "the API key is not known: it was mistyped or revoked; ask the operator for one"
-            raise ApiError(401, "unknown_key", message, "header", challenge)
+            raise ApiError("unknown_key", message, "header", challenge)
         if (until := key.expires_at) is not None and until <= self._now():
             message = f"the API key expired at {key.expires}; ask the operator for a new one"
-            raise ApiError(401, "expired_key", message, "header", challenge)
+            raise ApiError("expired_key", message, "header", challenge)
         return key
 
     def admit(self, key: ApiKey, needed: Role) -> None:
@@ -90,10 +90,10 @@ class ApiKeys:
         """
         if not suffices(key.role, needed):
             message = f"the call needs a key of the role {needed}; this key has the role {key.role}"
-            raise ApiError(403, "role_too_small", message, "header")
+            raise ApiError("role_too_small", message, "header")
         if key.limit is not None and (wait := self._take(key.name, *rate(key.limit))):
             message = f"the key is limited to {key.limit}; try again in {wait} s"
-            raise ApiError(429, "too_many_requests", message, "header", {"Retry-After": str(wait)})
+            raise ApiError("too_many_requests", message, "header", {"Retry-After": str(wait)})
 
     def _take(self, name: str, calls: int, period: int) -> int:
         """Take one call of so many in a period (µs). Returns seconds to wait, 0 when the call was taken.

@@ -36,13 +36,13 @@ class Origins:
         """
         if len(hosts) != 1:
             if hosts or version != "1.0":
-                raise ApiError(400, "bad_host", f"the request has {len(hosts)} headers Host; send one", "header")
+                raise ApiError("bad_host", f"the request has {len(hosts)} headers Host; send one", "header")
         elif not self._is_allowed(hosts[0]):
             message = (
                 "the service does not answer to the name in the header Host: the operator can allow it by the "
                 "setting HOSTS"
             )
-            raise ApiError(421, "wrong_host", message, "header")
+            raise ApiError("wrong_host", message, "header")
 
     def check_origin(self, origin: bytes, hosts: list[bytes]) -> None:
         """Check the header `Origin` of a call that changes something. Raises ApiError 403 for another page's."""
@@ -52,7 +52,7 @@ class Origins:
             message = (
                 "pages of this origin may not call the service: the operator can allow them by the setting ORIGINS"
             )
-            raise ApiError(403, "wrong_origin", message, "header")
+            raise ApiError("wrong_origin", message, "header")
 
     def _allows(self, host: bytes) -> bool:
         """Whether the value of a header `Host` is allowed.

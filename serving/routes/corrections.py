@@ -2,12 +2,13 @@
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from features.ids import id_keys
 from features.log.records import EventUndone, UsersMerged
-from serving.errors import ApiError, ErrorResponse, json_response
-from serving.schemas import Id, bounded_body, checked_id, first_error, parse_json
+from serving.errors import ApiError, Problem, json_response
+from serving.schemas.body import bounded_body, parse_model
+from serving.schemas.fields import Id, checked_id
 from serving.state.service import ServiceState
 from serving.state.thread_pool import InThread
 
@@ -49,7 +50,7 @@ def add_corrections(app: FastAPI, service: ServiceState, in_thread: InThread) ->
         status_code=202,
         responses={
             202: {"model": MergeResponse},
-            **{code: {"model": ErrorResponse} for code in (409, 413, 415)},
+            **{code: {"model": Problem} for code in (409, 413, 415)},
         },
         openapi_extra={
             "requestBody": {
@@ -59,7 +60,7 @@ def add_corrections(app: FastAPI, service: ServiceState, in_thread: InThread) ->
         },
         tags=["users"],
     )
-    async def merge(user_id: str, request: Request) -> Response:
+    async def merge_users(user_id: str, request: Request) -> Response:
         """Give the events of another id to this user, e.g. those before a login. The next response counts them.
 
         Events of the other id that happen later stay its own.
@@ -77,7 +78,7 @@ def add_corrections(app: FastAPI, service: ServiceState, in_thread: InThread) ->
         responses={202: {"model": UndoResponse}},
         tags=["users"],
     )
-    async def undo(user_id: str, event_id: str) -> Response:
+    async def undo_event(user_id: str, event_id: str) -> Response:
         """Undo an event: it does not count any more, in no response and no training, whenever it was or is sent."""
         checked_id(user_id, "user_id")
         checked_id(event_id, "event_id")
@@ -94,19 +95,14 @@ def _parse_merge(service: ServiceState, user_id: str, body: bytes) -> UsersMerge
 
     It takes all events that the store has of the other id: those of a device whose clock is ahead are later than now.
     """
-    try:
-        from_id = MergeIn.model_validate(parse_json(body)).from_id
-    except ValidationError as error:
-        place, reason = first_error(error)
-        place = place or "body"
-        raise ApiError(422, "bad_merge", f"{place}: {reason}", place) from None
+    from_id = parse_model(MergeIn, body, "bad_merge").from_id
     if from_id == user_id:
-        raise ApiError(422, "bad_merge", "from: is the user of the path; give the id that it had before", "from")
+        raise ApiError("bad_merge", "from: is the user of the path; give the id that it had before", "from")
     service.corrections.read()
     corrections = service.corrections.corrections
     if corrections.closes_circle(from_id, user_id):
         message = f"from: user {user_id!r} was merged into {from_id!r} before; merges are not taken back"
-        raise ApiError(409, "merged_before", message, "from")
+        raise ApiError("merged_before", message, "from")
     snapshot, until = service.snapshot, service.now()
     if snapshot is not None:
         times = service.keeper.read_user(snapshot.store, from_id)[0].times

@@ -4,9 +4,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from features.log.records import Event
-from serving.errors import ErrorResponse, json_response
+from serving.errors import ApiError, Problem, json_response
 from serving.event_validation import unnamed_type, validate_events
-from serving.schemas import EventIn, EventResult, EventsResponse, bounded_body
+from serving.schemas.body import bounded_body
+from serving.schemas.events import EventIn, EventResult, EventsResponse
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
 from serving.state.thread_pool import InThread
@@ -21,7 +22,7 @@ def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None
     @app.post(
         "/v1/events",
         status_code=202,
-        responses={202: {"model": EventsResponse}, **{code: {"model": ErrorResponse} for code in (400, 413, 415)}},
+        responses={202: {"model": EventsResponse}, **{code: {"model": Problem} for code in (400, 413, 415)}},
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}},
         tags=["events"],
     )
@@ -45,8 +46,7 @@ def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None
         if accepted:
             return json_response(response, 202)
         first = results[0]
-        error = {"code": "no_event_accepted", "message": f"{first.place} {first.reason}", "place": first.place}
-        return json_response({"error": error, **response}, 422)
+        raise ApiError("no_event_accepted", f"{first.place} {first.reason}", first.place or "", more=response)
 
 
 def _result(event: Event, snapshot: ServingSnapshot | None) -> EventResult:

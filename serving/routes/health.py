@@ -18,12 +18,12 @@ def add_health(app: FastAPI, service: ServiceState, gauges: Gauges) -> None:
     """Add the routes."""
 
     @app.get("/healthz", tags=["state"])
-    async def healthz() -> Response:
+    async def get_liveness() -> Response:
         """200 while the process is up."""
         return json_response({"status": "up"})
 
     @app.get("/readyz", tags=["state"])
-    async def readyz(request: Request) -> Response:
+    async def get_readiness(request: Request) -> Response:
         """200 when the service answers requests (`status` ready or degraded); 503 without a bundle or event log.
 
         Where the service has keys, `notes` gives its reasons to calls with a key only.
@@ -44,13 +44,13 @@ def add_health(app: FastAPI, service: ServiceState, gauges: Gauges) -> None:
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
         tags=["state"],
     )
-    async def metrics() -> Response:
+    async def get_metrics() -> Response:
         """Figures of the service for Prometheus, in its text format; of all processes that share them."""
         await asyncio.to_thread(gauges.update)  # not among the threads of requests, which may all be busy
         return Response(await asyncio.to_thread(exposition), media_type=CONTENT_TYPE)
 
     @app.get("/v1/about", tags=["state"])
-    async def about() -> Response:
+    async def get_about() -> Response:
         """The served bundle, its number of items, the placements, the event that the page sends for a click, whether
         search is available, the content channels of the items, what a search can read, the experiments with their
         variants, and how many answers since the start the log could not take."""

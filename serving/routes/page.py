@@ -28,7 +28,7 @@ def add_page(app: FastAPI) -> None:
 
     def page(name: str) -> Response:
         if name not in static:
-            raise ApiError(404, "not_found", "there is no such page", "path")
+            raise ApiError("not_found", "there is no such page", "path")
         return Response(static[name], media_type=TYPES.get(name.rpartition(".")[2]), headers=PAGE_HEADERS)
 
     @app.get("/", include_in_schema=False)

@@ -49,7 +49,7 @@ class CanonicalUrl:
                 unquote_plus(scope["query_string"].decode("ascii"), errors="strict")
             except UnicodeDecodeError:
                 message = f"the {place} of the URL is not valid UTF-8: percent-encode the UTF-8 bytes of each id"
-                await ApiError(400, "bad_url", message, place).response()(scope, receive, send)
+                await ApiError("bad_url", message, place).response()(scope, receive, send)
                 return
             scope["path"] = path  # in place: the middleware around this one reads the route of the same scope
         await self._app(scope, receive, send)

@@ -30,7 +30,8 @@ from recsys.retrieval.filters import Filter
 from serving.cursor import Page, room_in_url
 from serving.errors import ApiError, json_response
 from serving.http import MAX_URL_BYTES
-from serving.schemas import checked_id, first_error
+from serving.schemas.body import first_error
+from serving.schemas.fields import checked_id
 from serving.state.arms import Arm
 from serving.state.service import ServiceState
 from serving.state.snapshot import Recommended, ServingSnapshot
@@ -56,7 +57,8 @@ ExcludeParameter = Annotated[
     Query(description="ids of items that are not returned, repeated or with commas; joins `exclude` of the filter"),
 ]
 CursorParameter = Annotated[
-    str | None, Query(description="`cursor` of the page before, with the other parameters as they were; k may differ")
+    str | None,
+    Query(description="`cursor` of the page before, with the other parameters as they were; limit may differ"),
 ]
 
 
@@ -64,7 +66,7 @@ def snapshot_of(service: ServiceState) -> ServingSnapshot:
     """The snapshot that is served now. Raises ApiError 503 when no bundle is served."""
     if service.snapshot is None:
         why = service.notes.get("bundle", "the service is starting")
-        raise ApiError(503, "no_bundle", f"there is no bundle to serve: {why}", str(service.settings.bundles))
+        raise ApiError("no_bundle", f"there is no bundle to serve: {why}", str(service.settings.bundles))
     return service.snapshot
 
 
@@ -73,7 +75,6 @@ def require_item(service: ServiceState, item_id: str) -> None:
     checked_id(item_id, "item_id")
     if not service.catalog_updater.has_item(item_id):
         raise ApiError(
-            404,
             "unknown_item",
             "unknown item: not in the bundle and not put since",
             "item_id",
@@ -82,7 +83,7 @@ def require_item(service: ServiceState, item_id: str) -> None:
 
 def not_live_yet() -> ApiError:
     """The error for an item that was put and is not in the snapshot yet."""
-    return ApiError(404, "not_live_yet", "the item is being embedded; try again in a moment", "item_id")
+    return ApiError("not_live_yet", "the item is being embedded; try again in a moment", "item_id")
 
 
 def list_of(
@@ -114,9 +115,9 @@ def list_of(
         return (arm if parsed == Filter() else arm.with_filter(parsed)), replace(page, variants=arm.variants)
     except ValidationError as error:
         place, reason = first_error(error)
-        raise ApiError(422, "bad_filter", f"filter {place}: {reason}".replace(" :", ":"), "filter") from None
+        raise ApiError("bad_filter", f"filter {place}: {reason}".replace(" :", ":"), "filter") from None
     except DataError as error:
-        raise ApiError(422, "bad_filter", str(error), "filter") from None
+        raise ApiError("bad_filter", str(error), "filter") from None
 
 
 def _ids(texts: Sequence[str]) -> set[str]:

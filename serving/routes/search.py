@@ -14,10 +14,10 @@ from features.content.spaces import Embedded
 from features.interactions import UserStates
 from recsys.ranking.slate import Slate
 from serving.cursor import MAX_SHOWN, Page
-from serving.errors import ErrorResponse, json_response
+from serving.errors import ApiError, Problem
 from serving.routes.responses import list_of, log_exposure, slate_response, snapshot_of, timed
 from serving.routes.search_query import SearchIn, parse_query, query_schema
-from serving.schemas import SearchResponse
+from serving.schemas.slates import SearchResponse
 from serving.state.arms import Arm
 from serving.state.encoder_pool import EncoderPool, encoding_of
 from serving.state.service import ServiceState
@@ -38,7 +38,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
         "/v1/search",
         responses={
             200: {"model": SearchResponse},
-            **{code: {"model": ErrorResponse} for code in (400, 408, 410, 413, 415, 504)},
+            **{code: {"model": Problem} for code in (400, 408, 410, 413, 415, 504)},
         },
         openapi_extra={
             "requestBody": {
@@ -48,7 +48,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
         },
         tags=["search"],
     )
-    async def search(request: Request) -> Response:
+    async def search_items(request: Request) -> Response:
         """Items whose content is nearest to a text, an image, a sound, a video or a combination of them, best first.
 
         In JSON, media are base64 or https URLs of hosts that the bundle allows; in a form, they are files.
@@ -74,7 +74,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
         ]
         query = {"read": _read_modalities(content, embedded), "failed": failed}
         if not embedded.present[0]:
-            return _nothing_read(query)
+            raise _nothing_read(query)
         user, degraded = None, []
         if options.user_id is not None:
             with timed(trace, "store"):
@@ -91,12 +91,10 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
         return slate_response(slate, snapshot, exposure, cursor, rows_by_item(columns, len(slate)), query=query)
 
 
-def _nothing_read(query: dict[str, Any]) -> Response:
-    """The answer to a query of which no part could be read."""
+def _nothing_read(query: dict[str, Any]) -> ApiError:
+    """The error for a query of which no part could be read."""
     reasons = "; ".join(f"{part['part']}: {part['reason']}" for part in query["failed"])
-    message = f"no part of the query could be read: {reasons}"
-    error = {"code": "nothing_read", "message": message, "place": "body"}
-    return json_response({"error": error, "query": query}, 422)
+    return ApiError("nothing_read", f"no part of the query could be read: {reasons}", "body", more={"query": query})
 
 
 def _text(value: Any) -> str | bytes | None:
@@ -121,7 +119,7 @@ def _search_page(
     snapshot, cold = arm.snapshot, user is None or not user.positive.any()
     rules = arm.rules.of_list(snapshot.bundle, SEARCH, cold=cold, now=service.now())
     failing = ["rules"] if rules is not None and rules.notes else []
-    k, left_out = min(options.k, MAX_SHOWN - page.shown), page.rows(snapshot.products)
+    k, left_out = min(options.limit, MAX_SHOWN - page.shown), page.rows(snapshot.products)
     find = partial(snapshot.search, vectors, k, trace, left_out, rules=rules)
     try:
         slate = find() if cold else find(user, options.weight)

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from features.content.parts import Audio, Content, Image, Part, Source, Text, Video
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
-from serving.schemas import Id, first_error, parse_json
+from serving.schemas.body import first_error, parse_json
+from serving.schemas.fields import Id
 
 MAX_VALUES = 100_000
 """Largest number of commas and opening brackets in a JSON body: a bound on its values.
@@ -33,12 +34,12 @@ class SearchIn(BaseModel):
     image: Media = None
     audio: Media = None
     video: Media = None
-    k: Annotated[int, Field(ge=1, le=100)] = Field(default=20, description="number of items")
+    limit: Annotated[int, Field(ge=1, le=100)] = Field(default=20, description="number of items")
     filter: Filter | None = Field(default=None, description="which items may be returned; JSON in a form")
     user_id: Id | None = Field(default=None, description="user who searches: items near both come first")
     weight: Annotated[float, Field(ge=0, le=1)] = Field(default=0.3, description="weight of the user in the score")
     cursor: str | None = Field(
-        default=None, description="of the page before; send the other fields but k as they were"
+        default=None, description="of the page before; send the other fields but limit as they were"
     )
 
 
@@ -63,12 +64,12 @@ def parse_query(body: bytes, content_type: str) -> SearchRequest:
     fields = _form(body, content_type) if is_form else json_object(body, "bad_query")
     if unknown := next((name for name in fields if name not in SearchIn.model_fields), None):
         available = ", ".join(SearchIn.model_fields)
-        raise ApiError(422, "bad_query", f"unknown field; available: {available}", unknown[:64])
+        raise ApiError("bad_query", f"unknown field; available: {available}", unknown[:64])
     try:
         query = SearchIn.model_validate(fields)
     except ValidationError as error:
         place, reason = first_error(error)
-        raise ApiError(422, "bad_query", f"{place}: {reason}", place) from None
+        raise ApiError("bad_query", f"{place}: {reason}", place) from None
     parts: list[Part] = [Text(query.text)] if query.text and query.text.strip() else []
     if query.image:
         parts.append(Image(media_source(query.image, "image")))
@@ -77,7 +78,7 @@ def parse_query(body: bytes, content_type: str) -> SearchRequest:
     if query.video:
         parts.append(Video(media_source(query.video, "video")))
     if not parts:
-        raise ApiError(422, "nothing_asked", "give text, image, audio or video to search by", "body")
+        raise ApiError("nothing_asked", "give text, image, audio or video to search by", "body")
     return SearchRequest(Content(tuple(parts)), query)
 
 
@@ -88,7 +89,7 @@ def media_source(value: str | bytes, place: str) -> Source:
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
-        raise ApiError(422, "bad_media", f"{place} is neither base64 nor an https URL", place) from None
+        raise ApiError("bad_media", f"{place} is neither base64 nor an https URL", place) from None
 
 
 def json_object(body: bytes, code: str) -> dict[str, Any]:
@@ -97,10 +98,10 @@ def json_object(body: bytes, code: str) -> dict[str, Any]:
     Raises ApiError 400 when the body is not JSON, 422 with `code` when it is not an object or exceeds MAX_VALUES.
     """
     if sum(body.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
-        raise ApiError(422, code, f"the body has more than {MAX_VALUES} commas and brackets; send less", "body")
+        raise ApiError(code, f"the body has more than {MAX_VALUES} commas and brackets; send less", "body")
     parsed = parse_json(body)
     if not isinstance(parsed, dict):
-        raise ApiError(422, code, "the body must be a JSON object", "body")
+        raise ApiError(code, "the body must be a JSON object", "body")
     return parsed
 
 
@@ -109,15 +110,15 @@ def _form(body: bytes, content_type: str) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, filename, content in _parts(body, content_type):
         if name in fields:
-            raise ApiError(422, "bad_query", "the field occurs more than once", name[:64])
+            raise ApiError("bad_query", "the field occurs more than once", name[:64])
         if filename == b"" and not content:
             continue  # browsers send an empty file field this way
         try:
             fields[name] = content.decode() if filename is None else content
         except UnicodeDecodeError:
-            raise ApiError(422, "bad_query", "the field is not valid UTF-8", name[:64]) from None
-    if (k := str(fields.get("k", ""))).isdecimal() and len(k) < 10:
-        fields["k"] = int(k)
+            raise ApiError("bad_query", "the field is not valid UTF-8", name[:64]) from None
+    if (limit := str(fields.get("limit", ""))).isdecimal() and len(limit) < 10:
+        fields["limit"] = int(limit)
     with suppress(ValueError, TypeError):  # `SearchIn` rejects what is not valid JSON
         fields |= {name: orjson.loads(fields[name]) for name in ("filter", "weight") if name in fields}
     return fields
@@ -133,7 +134,7 @@ def _parts(body: bytes, content_type: str) -> list[tuple[str, bytes | None, byte
 
     def begin_part() -> None:
         if len(parts) == len(SearchIn.model_fields):
-            raise ApiError(422, "bad_query", f"a form has at most {len(parts)} fields", "body")
+            raise ApiError("bad_query", f"a form has at most {len(parts)} fields", "body")
         disposition.clear()
         content.clear()
 
@@ -152,7 +153,7 @@ def _parts(body: bytes, content_type: str) -> list[tuple[str, bytes | None, byte
 
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
-        raise ApiError(400, "bad_form", "the Content-Type multipart/form-data has no boundary", "body")
+        raise ApiError("bad_form", "the Content-Type multipart/form-data has no boundary", "body")
     try:
         parser = MultipartParser(
             boundary,
@@ -171,7 +172,7 @@ def _parts(body: bytes, content_type: str) -> list[tuple[str, bytes | None, byte
         at = getattr(error, "offset", -1)
         where = f" at byte {at}" if at >= 0 else ""
         message = f"the body is not a form of the boundary in its Content-Type{where}: correct it there"
-        raise ApiError(400, "bad_form", message, "body") from None
+        raise ApiError("bad_form", message, "body") from None
     if not end_seen:
-        raise ApiError(400, "bad_form", "the form ends before its last boundary", "body")
+        raise ApiError("bad_form", "the form ends before its last boundary", "body")
     return parts

@@ -47,7 +47,7 @@ def check_parameters(request: Request, known: tuple[str, ...]) -> None:
             meant = next((f"did you mean {other}? " for other in near if other in known), "")
             has = f"this path has {', '.join(known)}" if known else "this path has no parameters"
             message = f"{name[:MAX_NAME]!r} is no parameter of this path: {meant}{has}"
-            raise ApiError(422, "unknown_parameter", message, name[:MAX_NAME])
+            raise ApiError("unknown_parameter", message, name[:MAX_NAME])
 
 
 def add_heads(app: FastAPI) -> None:

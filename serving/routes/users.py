@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
-from pydantic import ValidationError
 from starlette.types import Scope
 
 from features.arrays import Ints
@@ -22,7 +21,7 @@ from recsys.ranking.explain import Why
 from recsys.ranking.slate_rules import SlateRules
 from recsys.retrieval.filters import Filter
 from serving.cursor import MAX_SHOWN, Page
-from serving.errors import ApiError, ErrorResponse, json_response
+from serving.errors import ApiError, Problem, json_response
 from serving.routes.explain import Answer, why_not, why_shown
 from serving.routes.responses import (
     CursorParameter,
@@ -38,16 +37,10 @@ from serving.routes.responses import (
     snapshot_of,
     timed,
 )
-from serving.schemas import (
-    RankIn,
-    RankResponse,
-    RecommendationsResponse,
-    WhyNotResponse,
-    bounded_body,
-    checked_id,
-    first_error,
-    parse_json,
-)
+from serving.schemas.body import bounded_body, parse_model
+from serving.schemas.fields import checked_id
+from serving.schemas.rank import RankIn, RankResponse
+from serving.schemas.slates import RecommendationsResponse, WhyNotResponse
 from serving.servable import ServableBundle
 from serving.state.arms import Arm
 from serving.state.item_vectors import DescribedItems
@@ -209,9 +202,7 @@ def placement_of(snapshot: ServingSnapshot, placement: str | None) -> str:
     placements = snapshot.bundle.data.placements
     name = next(iter(placements)) if placement is None else placement
     if name not in placements:
-        raise ApiError(
-            422, "unknown_placement", f"unknown placement; available: {', '.join(placements)}", "placement"
-        )
+        raise ApiError("unknown_placement", f"unknown placement; available: {', '.join(placements)}", "placement")
     return name
 
 
@@ -224,7 +215,7 @@ class Asked:
     """
 
     user_id: str
-    k: int
+    limit: int
     placement: str | None
     item_filter: Filter | str | None
     cursor: str | None
@@ -245,7 +236,7 @@ def _listed(
     args = partial(list_of, exclude=asked.exclude, request=asked.in_url)
     arm, page = args(service, snapshot, name, user_id, asked.item_filter, asked.cursor, of)
     snapshot, request_id = arm.snapshot, id_of_answer(scope)
-    answer = recommend(service, arm, user_id, asked.k, name, page, request_id, asked.session)
+    answer = recommend(service, arm, user_id, asked.limit, name, page, request_id, asked.session)
     why = why_shown(service, snapshot, answer) if asked.explain else None
     shown = {"placement": name, "request_id": request_id, "user_id": user_id, "variant": arm.variant}
     shown |= {"source": answer.source, "degraded": answer.degraded}
@@ -278,7 +269,7 @@ def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in
     _add_rank(app, service, described, in_thread)
 
     @app.get("/v1/users/{user_id:id}/history", tags=["users"])
-    async def history(user_id: str, limit: Annotated[int, Query(ge=1, le=100_000)] = 50) -> Response:
+    async def get_history(user_id: str, limit: Annotated[int, Query(ge=1, le=100_000)] = 50) -> Response:
         """A user's events in the feature store, newest first. Items that are not in the catalogue have no title."""
         snapshot = snapshot_of(service)
         checked_id(user_id, "user_id")
@@ -302,7 +293,7 @@ def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in
         return json_response({"user_id": user_id, "degraded": degraded, "total": len(events), "events": newest})
 
     @app.get("/v1/users", tags=["users"])
-    async def users(limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> Response:
+    async def list_users(limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> Response:
         """Ids of the users who were active last, most recent first."""
         snapshot = snapshot_of(service)
         try:
@@ -314,13 +305,13 @@ def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in
 def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     @app.get(
         "/v1/users/{user_id:id}/recommendations",
-        responses={200: {"model": RecommendationsResponse}, 410: {"model": ErrorResponse}},
+        responses={200: {"model": RecommendationsResponse}, 410: {"model": Problem}},
         tags=["users"],
     )
-    async def recommendations(
+    async def get_recommendations(
         request: Request,
         user_id: str,
-        k: Count = 20,
+        limit: Count = 20,
         placement: str | None = None,
         filter: FilterParameter = None,
         exclude: ExcludeParameter = None,
@@ -334,7 +325,9 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
         it is null at the end of the list.
         """
         checked_id(user_id, "user_id")
-        asked = Asked(user_id, k, placement, filter, cursor, explain, {"path": "recommendations"}, exclude, request)
+        asked = Asked(
+            user_id, limit, placement, filter, cursor, explain, {"path": "recommendations"}, exclude, request
+        )
         return await answer_list(request, service, lambda: asked, in_thread)
 
 
@@ -343,32 +336,28 @@ def _add_rank(app: FastAPI, service: ServiceState, described: DescribedItems, in
 
     @app.post(
         "/v1/rank",
-        responses={200: {"model": RankResponse}, **{code: {"model": ErrorResponse} for code in (413, 415)}},
+        responses={200: {"model": RankResponse}, **{code: {"model": Problem} for code in (413, 415)}},
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
         tags=["users"],
     )
-    async def rank_list(request: Request) -> Response:
+    async def rank_items(request: Request) -> Response:
         """Items of the caller's choice in order for a user, best first. Nothing counts as shown.
 
         An item that the bundle lacks is placed by its content, where the list says what it is; else it comes last.
         """
         snapshot = snapshot_of(service)
         body = await bounded_body(request)
-        try:
-            given = RankIn.model_validate(parse_json(body))
-        except ValidationError as error:
-            place, reason = first_error(error)
-            raise ApiError(422, "bad_list", f"{place or 'body'}: {reason}", place or "body") from None
+        given = parse_model(RankIn, body, "bad_list")
         return json_response(await rank(service, snapshot, given, described, in_thread))
 
 
 def _add_why_not(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     @app.get(
         "/v1/users/{user_id:id}/why-not",
-        responses={200: {"model": WhyNotResponse}, 404: {"model": ErrorResponse}},
+        responses={200: {"model": WhyNotResponse}, 404: {"model": Problem}},
         tags=["users"],
     )
-    async def not_shown(user_id: str, item_id: str, k: Count = 20, placement: str | None = None) -> Response:
+    async def get_why_not(user_id: str, item_id: str, limit: Count = 20, placement: str | None = None) -> Response:
         """The stage at which an item leaves the way into the recommendations of a user. Nothing counts as shown."""
         snapshot = snapshot_of(service)
         checked_id(user_id, "user_id")
@@ -377,7 +366,7 @@ def _add_why_not(app: FastAPI, service: ServiceState, in_thread: InThread) -> No
 
         def explain() -> dict[str, Any]:
             arm = service.arm(snapshot, user_id, name)
-            answer = recommend(service, arm, user_id, k, name, Page(service.now()))
+            answer = recommend(service, arm, user_id, limit, name, Page(service.now()))
             return {**why_not(service, arm.snapshot, answer, item_id), "degraded": answer.degraded}
 
         return json_response({"item_id": item_id, **await in_thread(explain)})

@@ -25,7 +25,7 @@ from recsys.content.content_space import ContentSpace
 from recsys.content.item_encoding import ItemVectors, embed_items
 from recsys.content.query_encoding import EncoderSetup, QueryEncoder
 from serving.errors import ApiError
-from serving.schemas import MAX_BODY_BYTES, bounded_body
+from serving.schemas.body import MAX_BODY_BYTES, bounded_body
 from serving.servable import ServableBundle
 from serving.settings import ServeSettings
 from serving.state.service import ServiceState
@@ -105,7 +105,6 @@ class EncoderPool:
                 return await asyncio.shield(work)
         except TimeoutError:
             raise ApiError(
-                504,
                 "slow",
                 f"not encoded within {self._settings.search_seconds:g} s; try again in a moment",
                 "",
@@ -166,7 +165,7 @@ class EncoderPool:
             async with asyncio.timeout(BODY_SECONDS):
                 return await bounded_body(request, self._settings.search_bytes)
         except TimeoutError:
-            raise ApiError(408, "slow_body", f"the body did not arrive within {BODY_SECONDS:g} s", "body") from None
+            raise ApiError("slow_body", f"the body did not arrive within {BODY_SECONDS:g} s", "body") from None
 
     async def _acquire(self, semaphore: asyncio.Semaphore) -> None:
         """Acquire the semaphore. Raises ApiError 503 after `search_wait` seconds."""
@@ -176,7 +175,7 @@ class EncoderPool:
                 await semaphore.acquire()
         except TimeoutError:
             message = "too many searches at once; try again in a moment"
-            raise ApiError(503, "busy", message, "", {"Retry-After": "1"}) from None
+            raise ApiError("busy", message, "", {"Retry-After": "1"}) from None
         finally:
             self.waiting -= 1
 
@@ -225,7 +224,7 @@ def encoding_of(bundle: ServableBundle) -> tuple[EncoderSetup, ContentSpace]:
     """The encoder setup and the content space of a bundle. Raises ApiError 503 when it has none."""
     encoding = None if bundle.content is None else EncoderSetup.of(bundle.manifest)
     if encoding is None or bundle.content is None:
-        raise ApiError(503, "no_content", "the served bundle has no content space: train with an encoder", "bundle")
+        raise ApiError("no_content", "the served bundle has no content space: train with an encoder", "bundle")
     return encoding, bundle.content
 
 

@@ -22,7 +22,7 @@ from recsys.ranking.slate_rules import Losses, SlateRules
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
 from serving.products import Products
-from serving.schemas import media_url
+from serving.schemas.fields import media_url
 from serving.servable import ServableBundle
 
 MAX_IMAGE_BYTES = 16 << 20
@@ -324,7 +324,7 @@ class ServingSnapshot:
         Raises ApiError 404 unless the catalogue names a regular file of a known image type, of at most
         MAX_IMAGE_BYTES. A relative path must stay within the folder of the tables.
         """
-        missing = ApiError(404, "no_picture", "this item has no image file", "item_id")
+        missing = ApiError("no_picture", "this item has no image file", "item_id")
         row = self.bundle.catalog.ids.row(item_id)
         frame = self.bundle.catalog.frame
         image = frame.get_column(IMAGE)[row] if row >= 0 and frame.schema.get(IMAGE) == pl.String else None

@@ -114,12 +114,12 @@ def _drop(waiter: _Waiter) -> None:
     """End the wait of a request whose client has gone; nobody reads the error."""
     if not waiter.turn.done():
         SHED.labels("gone").inc()
-        waiter.turn.set_exception(ApiError(499, "client_gone", "the client has disconnected"))
+        waiter.turn.set_exception(ApiError("client_gone", "the client has disconnected"))
 
 
 def _refused(reason: str, why: str) -> ApiError:
     SHED.labels(reason).inc()
-    return ApiError(503, "busy", f"{why}: the service is overloaded; try again in a moment", "", {"Retry-After": "1"})
+    return ApiError("busy", f"{why}: the service is overloaded; try again in a moment", "", {"Retry-After": "1"})
 
 
 class KnowCall:

@@ -13,7 +13,7 @@ async function call(path, options = {}) {
   const response = await fetch(path, { ...options, headers: { ...options.headers, ...keyHeaders() } });
   const body = await response.json().catch(() => ({}));
   if (response.status === 401) $("unlock").hidden = false;
-  if (!response.ok) throw new Error(body.error ? body.error.message : `the service responded with status ${response.status}`);
+  if (!response.ok) throw new Error(body.detail ? body.detail : `the service responded with status ${response.status}`);
   return [body, performance.now() - started];
 }
 
@@ -155,7 +155,7 @@ async function show() {
   const user = encodeURIComponent(state.user);
   try {
     const [[slate, millis], [past]] = await Promise.all([
-      call(`/v1/users/${user}/recommendations?k=24&placement=${encodeURIComponent(state.placement)}`),
+      call(`/v1/users/${user}/recommendations?limit=24&placement=${encodeURIComponent(state.placement)}`),
       call(`/v1/users/${user}/history?limit=60`),
     ]);
     if (request !== state.lastList) return; // a later request is shown already
@@ -201,7 +201,7 @@ async function send(item, requestId, entry) {
 
 async function showSimilar(item) {
   try {
-    const [slate] = await call(`/v1/items/${encodeURIComponent(item.item_id)}/similar?k=12`);
+    const [slate] = await call(`/v1/items/${encodeURIComponent(item.item_id)}/similar?limit=12`);
     $("similar-title").textContent = `Similar to ${name(item)}`;
     fill($("alike"), slate.items.map((similar) => card(similar, slate.request_id)), slate.items, "No similar items.");
     if (!$("similar").open) $("similar").showModal();
@@ -249,7 +249,7 @@ async function ask() {
   if (!words && !file) return;
   const request = ++state.lastSearch;
   const form = new FormData();
-  form.append("k", "24");
+  form.append("limit", "24");
   if (words) form.append("text", words);
   if (file) form.append(file.type.split("/")[0], file);
   $("ask").classList.add("busy");

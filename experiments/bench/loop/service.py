@@ -68,7 +68,7 @@ class Shop:
         """The answers to one request of each user, in their order."""
 
         def ask(user: str) -> dict[str, Any]:
-            query: dict[str, str | int] = {"placement": placement, "k": k}
+            query: dict[str, str | int] = {"placement": placement, "limit": k}
             answer = self._whole(self._client.get(f"/v1/users/{user}/recommendations", params=query))
             if answer["source"] != "model":
                 raise RecsysError(f"user {user} was answered with what is popular: the store lacks the history")

@@ -16,7 +16,8 @@ from features.log.records import ItemPut
 from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, PUBLISHED, VIDEO
 from serving.errors import ApiError
 from serving.routes.search_query import json_object, media_source
-from serving.schemas import MAX_TEXT, Id, ItemText, first_error
+from serving.schemas.body import first_error
+from serving.schemas.fields import MAX_TEXT, Id, ItemText
 from serving.servable import ServableBundle
 
 MEDIA: Final = (IMAGE, AUDIO, VIDEO)
@@ -54,12 +55,12 @@ def parse_fields(body: bytes, bundle: ServableBundle, log: Path) -> dict[str, An
     extra = extra_fields(bundle)
     if unknown := next((name for name in sent if name not in ItemIn.model_fields and name not in extra), None):
         fields = ", ".join((*ItemIn.model_fields, *extra))
-        raise ApiError(422, "bad_item", f"unknown field; available: {fields}", unknown[:64])
+        raise ApiError("bad_item", f"unknown field; available: {fields}", unknown[:64])
     try:
         item = ItemIn.model_validate({name: sent[name] for name in sent if name not in extra})
     except ValidationError as error:
         place, reason = first_error(error)
-        raise ApiError(422, "bad_item", f"{place}: {reason}", place) from None
+        raise ApiError("bad_item", f"{place}: {reason}", place) from None
     frame, values = bundle.catalog.frame, item.model_dump(exclude_unset=True)
     for name in extra:
         if name in sent:
@@ -83,7 +84,7 @@ def new_state(
     for name in MEDIA:
         if sent.get(name) == STORED:
             if not is_file(stored.get(name)):
-                raise ApiError(422, "bad_media", f"{name}: the item has no file; send base64 or an https URL", name)
+                raise ApiError("bad_media", f"{name}: the item has no file; send base64 or an https URL", name)
             fields[name] = stored[name]
     values = {name: value for name, value in fields.items() if value is not None}
     return ItemPut(item_id=item_id, timestamp=now, fields={AVAILABLE: True} | values)
@@ -127,13 +128,13 @@ def _checked_media(value: str, place: str, hosts: Collection[str]) -> str | byte
         parts = urlsplit(value)
         host, port = parts.hostname or "", parts.port or 443
     except ValueError:
-        raise ApiError(422, "bad_media", f"{place} is not a valid URL", place) from None
+        raise ApiError("bad_media", f"{place} is not a valid URL", place) from None
     if len(value.encode()) > MAX_URL or not value.isprintable():
-        raise ApiError(422, "bad_media", f"{place} has more than {MAX_URL} bytes or unprintable characters", place)
+        raise ApiError("bad_media", f"{place} has more than {MAX_URL} bytes or unprintable characters", place)
     name, allowed = f"[{host}]" if ":" in host else host, {entry.lower() for entry in hosts}
     if parts.username is not None or not {f"{name}:{port}", *([name] if port == 443 else [])} & allowed:
         listed = ", ".join(hosts) or "none; send base64"
-        raise ApiError(422, "bad_media", f"{place}: {name}:{port} is not in limits.hosts: {listed}", place)
+        raise ApiError("bad_media", f"{place}: {name}:{port} is not in limits.hosts: {listed}", place)
     return value
 
 
@@ -154,7 +155,7 @@ def _checked_value(name: str, value: Any, frame: pl.DataFrame) -> Any:
         else:
             pl.Series(name, [value], dtype=kind, strict=True)
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
-        raise ApiError(422, "bad_item", f"{name}: must be {needed}, as in the bundle", name) from None
+        raise ApiError("bad_item", f"{name}: must be {needed}, as in the bundle", name) from None
     if len(str(value)) > MAX_TEXT:
-        raise ApiError(422, "bad_item", f"{name}: must be a text of at most {MAX_TEXT:,} characters", name)
+        raise ApiError("bad_item", f"{name}: must be a text of at most {MAX_TEXT:,} characters", name)
     return value

@@ -7,10 +7,11 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from features.schema import AVAILABLE, CATEGORIES, IMAGE, TITLE
-from serving.errors import ApiError, ErrorResponse, json_response
+from serving.errors import ApiError, Problem, json_response
 from serving.routes.items.fields import MEDIA, STORED, ItemIn, extra_fields, fields_of_row, is_file
 from serving.routes.responses import require_item, snapshot_of
-from serving.schemas import FailedPart, checked_id
+from serving.schemas.fields import checked_id
+from serving.schemas.slates import FailedPart
 from serving.servable import ServableBundle
 from serving.state.service import ServiceState
 from serving.state.snapshot import card
@@ -48,10 +49,10 @@ def add_items(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
 
     @app.get(
         "/v1/items/{item_id:id}",
-        responses={200: {"model": ItemResponse}, 404: {"model": ErrorResponse}},
+        responses={200: {"model": ItemResponse}, 404: {"model": Problem}},
         tags=["items"],
     )
-    async def item(item_id: str) -> Response:
+    async def get_item(item_id: str) -> Response:
         """An item with all its fields, and whether its last change is searchable yet.
 
         `fields` is a body for `PUT`: put as it came, it changes nothing. A file stands in it as `stored`.
@@ -72,12 +73,12 @@ def add_items(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
         )
 
     @app.get("/media/{item_id:id}", tags=["items"])
-    async def media(item_id: str) -> Response:
+    async def get_picture(item_id: str) -> Response:
         """The image file of an item. An item whose image is a URL has none here."""
         snapshot = snapshot_of(service)
         checked_id(item_id, "item_id")
         if not service.catalog_updater.has_item(item_id):
-            raise ApiError(404, "no_picture", "this item has no image file", "item_id")
+            raise ApiError("no_picture", "this item has no image file", "item_id")
         content, kind = await in_thread(snapshot.picture, item_id)
         headers = {
             "Cache-Control": "public, max-age=60",

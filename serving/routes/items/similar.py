@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from recsys.ranking.slate import Slate
 from serving.cursor import MAX_SHOWN, Page
-from serving.errors import ErrorResponse
+from serving.errors import Problem
 from serving.routes.responses import (
     CursorParameter,
     ExcludeParameter,
@@ -22,7 +22,7 @@ from serving.routes.responses import (
     snapshot_of,
     timed,
 )
-from serving.schemas import SimilarResponse
+from serving.schemas.slates import SimilarResponse
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
 from serving.state.thread_pool import InThread
@@ -35,13 +35,13 @@ def add_similar(app: FastAPI, service: ServiceState, in_thread: InThread) -> Non
 
     @app.get(
         "/v1/items/{item_id:id}/similar",
-        responses={200: {"model": SimilarResponse}, 410: {"model": ErrorResponse}},
+        responses={200: {"model": SimilarResponse}, 410: {"model": Problem}},
         tags=["items"],
     )
-    async def similar(
+    async def get_similar_items(
         request: Request,
         item_id: str,
-        k: Annotated[int, Query(ge=1, le=100, description="number of items")] = 20,
+        limit: Annotated[int, Query(ge=1, le=100, description="number of items")] = 20,
         filter: FilterParameter = None,
         exclude: ExcludeParameter = None,
         cursor: CursorParameter = None,
@@ -56,7 +56,7 @@ def add_similar(app: FastAPI, service: ServiceState, in_thread: InThread) -> Non
             raise not_live_yet()
         trace: dict[str, float] = {}
         with timed(trace, "rank"):
-            slate, following, degraded = await in_thread(_similar_page, service, snapshot, row, k, trace, page)
+            slate, following, degraded = await in_thread(_similar_page, service, snapshot, row, limit, trace, page)
         exposure = await log_exposure(request, service, slate, SIMILAR, item_id=item_id, degraded=degraded)
         return slate_response(slate, snapshot, exposure, following, snapshot.near(row, slate))
 
