@@ -238,9 +238,13 @@ def _listed(
     snapshot, request_id = arm.snapshot, id_of_answer(scope)
     answer = recommend(service, arm, user_id, asked.limit, name, page, request_id, asked.session)
     why = why_shown(service, snapshot, answer) if asked.explain else None
-    shown = {"placement": name, "request_id": request_id, "user_id": user_id, "variant": arm.variant}
-    shown |= {"source": answer.source, "degraded": answer.degraded}
-    shown |= {
+    shown: dict[str, Any] = {
+        "placement": name,
+        "request_id": request_id,
+        "user_id": user_id,
+        "variant": arm.variant,
+        "source": answer.source,
+        "degraded": answer.degraded,
         "exploration": exploration_of(snapshot, answer.slate),
         "sample": sample_of(snapshot, answer.recommended),
     }

@@ -73,7 +73,12 @@ def run(*, short: bool = False, seed: int = 0, items: int = 100_000, seconds: fl
                 parts.close()
             sizes = _sizes(one, world, items)
     figures = {name: statistics.median(each[name] for each in found) for name in found[0]}
-    described = {"items": items, "users": len(world.users), "events of a user": HISTORY, "clients": CLIENTS}
+    described: dict[str, Any] = {
+        "items": items,
+        "users": len(world.users),
+        "events of a user": HISTORY,
+        "clients": CLIENTS,
+    }
     described |= {"cores": {name: sorted(of) for name, of in vars(cores).items()}}
     return Result({**described, **figures, **sizes}, [] if short else _bars(figures))
 

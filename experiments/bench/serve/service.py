@@ -87,7 +87,8 @@ class Answers:
     @property
     def refused(self) -> Bools:
         """(n,) bool: those of a service that is busy."""
-        return np.isin(self.status, (429, 503))
+        refused: Bools = np.isin(self.status, (429, 503))
+        return refused
 
     def ms(self, q: float) -> float:
         """A quantile of the accepted ones, in milliseconds; NaN without any."""
@@ -122,13 +123,14 @@ class Service:
             )
         if done.returncode:
             raise RecsysError(f"bench serve: the load failed: {done.stderr.strip()[-2000:]}")
-        columns = json.loads(done.stdout)
-        arrivals = how.get("arrivals")
+        columns, arrivals = json.loads(done.stdout), how.get("arrivals")
         return Answers(
-            len(arrivals) if isinstance(arrivals, list) else len(columns["at"]),
-            *(np.array(columns[name], dtype=np.float64) for name in ("at", "late", "seconds")),
-            np.array(columns["status"], dtype=np.int64),
-            np.array(columns["whole"], dtype=np.bool_),
+            asked=len(arrivals) if isinstance(arrivals, list) else len(columns["at"]),
+            at=np.array(columns["at"], dtype=np.float64),
+            late=np.array(columns["late"], dtype=np.float64),
+            seconds=np.array(columns["seconds"], dtype=np.float64),
+            status=np.array(columns["status"], dtype=np.int64),
+            whole=np.array(columns["whole"], dtype=np.bool_),
         )
 
     def answer(self, user: str) -> dict[str, Any]:
