@@ -82,7 +82,7 @@ def recommend(
         if session:
             state = state.with_events(session, snapshot.bundle.data.events)
     degraded = [*degraded, *arm.failed]
-    with service.ranking, timed(trace, "rank"):
+    with timed(trace, "rank"):
         repeats = snapshot.bundle.data.placements[placement].repeats
         seen = snapshot.rows(()) if repeats else snapshot.seen_rows(state)
         states = snapshot.states(state, service.now())

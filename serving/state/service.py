@@ -34,7 +34,7 @@ from serving.state.log_keeper import LogKeeper
 from serving.state.snapshot import ServingSnapshot
 from serving.state.store.filler import Filler, FillProcess
 from serving.state.store.keeper import StoreKeeper, log_filling
-from serving.state.thread_pool import Turns, ranking_turns
+from serving.state.thread_pool import Turns
 
 logger = logging.getLogger("recsys.serving")
 
@@ -75,8 +75,6 @@ class ServiceState:
         """Exposures since the start that the log could not take."""
         self.turns = Turns(settings.threads, settings.queue, settings.deadline)
         """Which requests compute."""
-        self.ranking = ranking_turns(settings.workers)
-        """What a thread holds while it ranks."""
         self.catalog_updater = CatalogUpdater(settings.log, self.notes, upsert, merge)
         self.rules = ShopRules(settings.rules)
         self.experiments = ShopExperiments(settings.experiments, self.rules)

@@ -5,8 +5,6 @@ goes before that of one that has not.
 """
 
 import asyncio
-import os
-import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -133,14 +131,6 @@ class KnowCall:
         if scope["type"] == "http":
             _call.set(_Call(scope.get(GONE, lambda: False)))
         await self._app(scope, receive, send)
-
-
-def ranking_turns(workers: int) -> threading.Semaphore:
-    """What a thread holds while it ranks: as many at once as this process has cores; workers: that share them.
-
-    More at once would take turns on a core: none of them would be ready sooner, and most would be later.
-    """
-    return threading.Semaphore(max(1, len(os.sched_getaffinity(0)) // workers))
 
 
 def thread_pool(turns: Turns, threads: int) -> InThread:

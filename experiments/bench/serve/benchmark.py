@@ -44,14 +44,18 @@ TARGET = 2.5 * 89
 """Requests for each second of CPU: 2.5 times what version 0.2 answered."""
 
 
-def run(*, short: bool = False, seed: int = 0, items: int = 100_000, seconds: float = 8.0, runs: int = 3) -> Result:
+def run(
+    *, short: bool = False, seed: int = 0, items: int = 100_000, seconds: float = 8.0, runs: int = 3, threads: int = 4
+) -> Result:
     """The service with keys, a real Redis or Valkey server and the reranker, under load from another process.
 
     One worker has a core of its own, where the machine has several; two workers have all cores. Figures are medians
-    of the runs. items: of the catalogue; seconds: of each load. short: 1,000 items, one run, no bars.
+    of the runs. items: of the catalogue; seconds: of each load; threads: `THREADS` of the service. short: 1,000
+    items, one run, no bars.
     """
-    if seconds <= 0 or runs < 1 or items < 1000:
-        raise ConfigError(f"--seconds {seconds:g} --runs {runs} --items {items}: above 0, from 1 and from 1,000 on")
+    if seconds <= 0 or min(runs, threads) < 1 or items < 1000:
+        given = f"--seconds {seconds:g} --runs {runs} --threads {threads} --items {items}"
+        raise ConfigError(f"{given}: seconds above 0, runs and threads from 1, items from 1,000 on are needed")
     if short:
         items, seconds, runs = 1000, 0.5, 1
     found, cores = list[dict[str, float]](), Cores.of_machine()
@@ -59,8 +63,8 @@ def run(*, short: bool = False, seed: int = 0, items: int = 100_000, seconds: fl
         folder = Path(name)
         world = build(folder, items, SHORT_USERS if short else USERS, "exact" if short else "hnsw", seed)
         with (
-            serving(folder / "one", world, 1, cores) as one,
-            serving(folder / "two", world, 2, cores) as two,
+            serving(folder / "one", world, 1, threads, cores) as one,
+            serving(folder / "two", world, 2, threads, cores) as two,
             on_cores(cores.service),
         ):
             parts = Parts(world.bundle, one.store, folder / "parts", one.answer(world.users[0]))
@@ -78,6 +82,7 @@ def run(*, short: bool = False, seed: int = 0, items: int = 100_000, seconds: fl
         "users": len(world.users),
         "events of a user": HISTORY,
         "clients": CLIENTS,
+        "threads": threads,
     }
     described |= {"cores": {name: sorted(of) for name, of in vars(cores).items()}}
     return Result({**described, **figures, **sizes}, [] if short else _bars(figures))

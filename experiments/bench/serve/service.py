@@ -162,8 +162,11 @@ class Service:
 
 
 @contextmanager
-def serving(folder: Path, world: World, workers: int, cores: Cores) -> Iterator[Service]:
-    """A running service with a Redis server of its own, which has all users of the world; see `started`."""
+def serving(folder: Path, world: World, workers: int, threads: int, cores: Cores) -> Iterator[Service]:
+    """A running service with a Redis server of its own, which has all users of the world; see `started`.
+
+    threads: `THREADS` of the service.
+    """
     folder.mkdir()
     keys = folder / "keys.jsonl"
     program = [sys.executable, "-c", COMMAND, "keys", "create", "bench", "--role", "read", "--keys", str(keys)]
@@ -172,7 +175,8 @@ def serving(folder: Path, world: World, workers: int, cores: Cores) -> Iterator[
         server = RedisServer()
     try:
         places = {"bundles": world.bundle.parent, "log": folder / "log", "keys": keys}
-        environment = {"REDIS_URL": server.url, "RECSYS_SERVE__DEADLINE": str(DEADLINE), "OMP_NUM_THREADS": "1"}
+        settings = {"RECSYS_SERVE__DEADLINE": str(DEADLINE), "RECSYS_SERVE__THREADS": str(threads)}
+        environment = {"REDIS_URL": server.url, "OMP_NUM_THREADS": "1", **settings}
         options = {**{name: str(path) for name, path in places.items()}, "workers": str(workers)}
         with (
             on_cores(cores.service if workers == 1 else cores.all),
