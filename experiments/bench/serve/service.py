@@ -82,7 +82,8 @@ class Answers:
     @property
     def accepted(self) -> Bools:
         """(n,) bool: those with status 200."""
-        return self.status == 200
+        accepted: Bools = self.status == 200
+        return accepted
 
     @property
     def refused(self) -> Bools:
