@@ -17,10 +17,10 @@ from features.instants import now_micros
 from features.schema import EventRules
 from features.store.base import FeatureStore
 from recsys.bundle.registry import current_bundle, find_bundle
-from serving.access.describe import describe_keys
 from serving.access.guard import Guard
 from serving.errors import Problem, add_errors
 from serving.http import MAX_HEAD_BYTES, MAX_HEADERS, MAX_URL_BYTES
+from serving.openapi.document import describe
 from serving.routes.bodies.recommendations import add_recommendations_by_body
 from serving.routes.corrections import add_corrections
 from serving.routes.events import add_events
@@ -214,9 +214,10 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # a redirect has an empty body, and names the host that the client wrote
         responses=ERRORS,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.service, app.state.encoder_pool = service, encoder_pool
-    app.openapi = describe_keys(app.openapi)  # type: ignore[method-assign]
+    app.openapi = describe(app.openapi)  # type: ignore[method-assign]
     _add_guard(app, service)
     add_errors(app)
     _add_routes(app, service, encoder_pool, gauges, place)

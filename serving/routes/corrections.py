@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from features.ids import id_keys
 from features.log.records import EventUndone, UsersMerged
 from serving.errors import ApiError, Problem, json_response
+from serving.openapi.bodies import request_body
 from serving.schemas.body import bounded_body, parse_model
 from serving.schemas.fields import Id, checked_id
 from serving.state.service import ServiceState
@@ -52,12 +53,7 @@ def add_corrections(app: FastAPI, service: ServiceState, in_thread: InThread) ->
             202: {"model": MergeResponse},
             **{code: {"model": Problem} for code in (409, 413, 415)},
         },
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": MergeIn.model_json_schema()}},
-            }
-        },
+        openapi_extra=request_body(MergeIn),
         tags=["users"],
     )
     async def merge_users(user_id: str, request: Request) -> Response:

@@ -15,8 +15,9 @@ from features.interactions import UserStates
 from recsys.ranking.slate import Slate
 from serving.cursor import MAX_SHOWN, Page
 from serving.errors import ApiError, Problem
+from serving.openapi.bodies import JSON, request_body
 from serving.routes.responses import list_of, log_exposure, slate_response, snapshot_of, timed
-from serving.routes.search_query import SearchIn, parse_query, query_schema
+from serving.routes.search_query import SearchIn, parse_query
 from serving.schemas.slates import SearchResponse
 from serving.state.arms import Arm
 from serving.state.encoder_pool import EncoderPool, encoding_of
@@ -32,7 +33,6 @@ LISTED = ("text", "image", "audio", "video", "user_id", "weight")
 
 def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in_thread: Callable[..., Any]) -> None:
     """Add the route."""
-    schema = {"schema": query_schema()}
 
     @app.post(
         "/v1/search",
@@ -40,12 +40,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
             200: {"model": SearchResponse},
             **{code: {"model": Problem} for code in (400, 408, 410, 413, 415, 504)},
         },
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": schema, "multipart/form-data": schema},
-            }
-        },
+        openapi_extra=request_body(SearchIn, JSON, "multipart/form-data"),
         tags=["search"],
     )
     async def search_items(request: Request) -> Response:

@@ -43,13 +43,6 @@ class SearchIn(BaseModel):
     )
 
 
-def query_schema() -> dict[str, Any]:
-    """JSON schema of `SearchIn` without references: `$ref` would not resolve inside the OpenAPI document."""
-    schema = SearchIn.model_json_schema()
-    schema["properties"]["filter"]["anyOf"][0] = schema.pop("$defs")["Filter"]
-    return schema
-
-
 @dataclass(frozen=True)
 class SearchRequest:
     """A parsed search request: the content to search by, and all fields as they were sent."""

@@ -22,6 +22,7 @@ from recsys.ranking.slate_rules import SlateRules
 from recsys.retrieval.filters import Filter
 from serving.cursor import MAX_SHOWN, Page
 from serving.errors import ApiError, Problem, json_response
+from serving.openapi.bodies import request_body
 from serving.routes.explain import Answer, why_not, why_shown
 from serving.routes.responses import (
     CursorParameter,
@@ -41,6 +42,7 @@ from serving.schemas.body import bounded_body, parse_model
 from serving.schemas.fields import checked_id
 from serving.schemas.rank import RankIn, RankResponse
 from serving.schemas.slates import RecommendationsResponse, WhyNotResponse
+from serving.schemas.users import HistoryResponse, UsersResponse
 from serving.servable import ServableBundle
 from serving.state.arms import Arm
 from serving.state.item_vectors import DescribedItems
@@ -272,7 +274,7 @@ def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in
     _add_why_not(app, service, in_thread)
     _add_rank(app, service, described, in_thread)
 
-    @app.get("/v1/users/{user_id:id}/history", tags=["users"])
+    @app.get("/v1/users/{user_id:id}/history", responses={200: {"model": HistoryResponse}}, tags=["users"])
     async def get_history(user_id: str, limit: Annotated[int, Query(ge=1, le=100_000)] = 50) -> Response:
         """A user's events in the feature store, newest first. Items that are not in the catalogue have no title."""
         snapshot = snapshot_of(service)
@@ -296,7 +298,7 @@ def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in
         newest = events[::-1][:limit]
         return json_response({"user_id": user_id, "degraded": degraded, "total": len(events), "events": newest})
 
-    @app.get("/v1/users", tags=["users"])
+    @app.get("/v1/users", responses={200: {"model": UsersResponse}}, tags=["users"])
     async def list_users(limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> Response:
         """Ids of the users who were active last, most recent first."""
         snapshot = snapshot_of(service)
@@ -336,12 +338,10 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
 
 
 def _add_rank(app: FastAPI, service: ServiceState, described: DescribedItems, in_thread: InThread) -> None:
-    schema = RankIn.model_json_schema()
-
     @app.post(
         "/v1/rank",
         responses={200: {"model": RankResponse}, **{code: {"model": Problem} for code in (413, 415)}},
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        openapi_extra=request_body(RankIn),
         tags=["users"],
     )
     async def rank_items(request: Request) -> Response:

@@ -5,13 +5,18 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 
-class ItemOut(BaseModel):
-    """One recommended item."""
+class CardOut(BaseModel):
+    """An item as lists show it. image: a URL."""
 
     item_id: str
     title: str | None
     categories: list[str]
     image: str | None
+
+
+class ItemOut(CardOut):
+    """One recommended item."""
+
     score: float
     position: int
     propensity: float

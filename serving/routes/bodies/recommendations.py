@@ -1,6 +1,6 @@
 """Route of recommendations by a body: for a user, a session that is not stored, or items, with long lists of ids."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 from fastapi import FastAPI, Request
@@ -11,6 +11,7 @@ from features.schema import EventRules
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError, Problem
 from serving.event_validation import validate_event
+from serving.openapi.bodies import request_body
 from serving.routes.responses import snapshot_of
 from serving.routes.users import Asked, answer_list
 from serving.schemas.body import bounded_body, parse_model
@@ -58,15 +59,6 @@ class RecommendationsIn(BaseModel):
     cursor: str | None = Field(default=None, description="of the page before; send the other fields as they were")
 
 
-def body_schema() -> dict[str, Any]:
-    """JSON schema of `RecommendationsIn` without references, which would not resolve inside the OpenAPI document."""
-    schema = RecommendationsIn.model_json_schema()
-    parts = schema.pop("$defs")
-    schema["properties"]["filter"]["anyOf"][0] = parts["Filter"]
-    schema["properties"]["session"]["items"] = parts["SessionEvent"]
-    return schema
-
-
 def parse_asked(body: bytes, rules: EventRules, now: int) -> Asked:
     """What a body asks for. rules: of the served bundle; now: µs. Raises ApiError 400 or 422."""
     given = parse_model(RecommendationsIn, body, "bad_recommendations")
@@ -98,7 +90,7 @@ def add_recommendations_by_body(app: FastAPI, service: ServiceState, in_thread: 
             200: {"model": RecommendationsResponse},
             **{code: {"model": Problem} for code in (410, 413, 415)},
         },
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body_schema()}}}},
+        openapi_extra=request_body(RecommendationsIn),
         tags=["users"],
     )
     async def recommend(request: Request) -> Response:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from features.log.records import ItemDeleted
 from serving.errors import Problem, json_response
+from serving.openapi.bodies import request_body
 from serving.routes.items.fields import ItemIn, new_state, parse_fields
 from serving.routes.items.read import stored_fields
 from serving.routes.responses import require_item, snapshot_of
@@ -19,9 +20,7 @@ from serving.state.service import ServiceState
 from serving.state.thread_pool import InThread
 
 ERROR: dict[str, Any] = {"model": Problem}
-BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": ItemIn.model_json_schema()}}}
-}
+BODY = request_body(ItemIn)
 
 
 class ItemAcceptedResponse(BaseModel):
@@ -30,6 +29,13 @@ class ItemAcceptedResponse(BaseModel):
     item_id: str
     status: str
     new: bool
+
+
+class ItemDeletedResponse(BaseModel):
+    """The item is hidden."""
+
+    item_id: str
+    status: str
 
 
 def add_item_changes(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in_thread: InThread) -> None:
@@ -82,7 +88,7 @@ def add_item_changes(app: FastAPI, service: ServiceState, encoder_pool: EncoderP
             await service.accept_item(new_state(item_id, sent, stored, service.now(), keep=True))
         return json_response({"item_id": item_id, "status": "accepted", "new": False}, 202)
 
-    @app.delete("/v1/items/{item_id:id}", responses={404: {"model": Problem}}, tags=["items"])
+    @app.delete("/v1/items/{item_id:id}", responses={200: {"model": ItemDeletedResponse}, 404: ERROR}, tags=["items"])
     async def delete_item(item_id: str) -> Response:
         """Hide an item from the next response on, until it is put again."""
         snapshot_of(service)

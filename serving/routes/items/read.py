@@ -32,6 +32,14 @@ class ItemResponse(BaseModel):
     failed: list[FailedPart]
 
 
+PICTURE: dict[str, Any] = {
+    "content": {
+        f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in ("jpeg", "png", "webp", "gif")
+    }
+}
+"""The answer of a route that returns a picture."""
+
+
 def stored_fields(service: ServiceState, bundle: ServableBundle, item_id: str) -> dict[str, Any]:
     """The fields of an item as the log has them: of its last put, or else of the bundle; {} where there is none."""
     updater = service.catalog_updater
@@ -72,7 +80,12 @@ def add_items(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
             }
         )
 
-    @app.get("/media/{item_id:id}", tags=["items"])
+    @app.get(
+        "/media/{item_id:id}",
+        response_class=Response,
+        responses={200: PICTURE, 404: {"model": Problem}},
+        tags=["items"],
+    )
     async def get_picture(item_id: str) -> Response:
         """The image file of an item. An item whose image is a URL has none here."""
         snapshot = snapshot_of(service)

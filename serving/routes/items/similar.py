@@ -35,7 +35,7 @@ def add_similar(app: FastAPI, service: ServiceState, in_thread: InThread) -> Non
 
     @app.get(
         "/v1/items/{item_id:id}/similar",
-        responses={200: {"model": SimilarResponse}, 410: {"model": Problem}},
+        responses={200: {"model": SimilarResponse}, **{code: {"model": Problem} for code in (404, 410)}},
         tags=["items"],
     )
     async def get_similar_items(
