@@ -40,6 +40,13 @@ class ItemKeys:
         order = np.argsort(keys)
         return cls(keys[order], order)
 
+    @cached_property
+    def by_row(self) -> Keys:
+        """(n,) uint64: the short key of each row."""
+        keys = np.empty_like(self.keys)
+        keys[self.order] = self.keys
+        return keys
+
     def extended(self, ids: Sequence[str]) -> "ItemKeys":
         """With the items that follow those that are known."""
         if len(ids) == len(self.order):
@@ -95,7 +102,7 @@ class Products:
 
     def keys_of(self, rows: Ints) -> Keys:
         """(m,) uint64 below 2^KEY_BITS, ascending: the keys of items and of their groups."""
-        items = _product_keys([self.catalog.ids.ids[row] for row in rows.tolist()])
+        items = self.items.by_row[rows] >> np.uint64(SHORT_BITS - KEY_BITS)
         return np.union1d(items, self._group_keys(rows))
 
     def rows_of(self, keys: Keys) -> Ints:
@@ -114,7 +121,9 @@ class Products:
         """The keys of the groups of items; none of items that are products of their own."""
         groups, first = np.unique(self.groups[rows], return_index=True)
         grouped = rows[first[groups >= len(self.groups)]]
-        return _product_keys([_in_group(name) for name in self._names.gather(grouped)] if len(grouped) else [])
+        if not len(grouped):
+            return np.zeros(0, dtype=np.uint64)
+        return _product_keys([_in_group(name) for name in self._names.gather(grouped)])
 
     @property
     def _names(self) -> pl.Series:

@@ -20,6 +20,7 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("get", "/v1/users/{user_id}/recommendations"): ("users", "200", "RecommendationsResponse", {"410"}),
     ("get", "/v1/users/{user_id}/why-not"): ("users", "200", "WhyNotResponse", {"404"}),
     ("post", "/v1/recommendations"): ("users", "200", "RecommendationsResponse", {"410", "413", "415"}),
+    ("post", "/v1/recommendations/lists"): ("users", "200", "ListsResponse", {"413", "415"}),
     ("post", "/v1/rank"): ("users", "200", "RankResponse", {"413", "415"}),
     ("get", "/v1/users/{user_id}/history"): ("users", "200", "HistoryResponse", set()),
     ("post", "/v1/users/{user_id}/merge"): ("users", "202", "MergeResponse", {"413", "415", "409"}),
@@ -113,6 +114,7 @@ def test_bodies(api: dict[str, Any]) -> None:
         ("post", "/v1/search"): (True, ["application/json", "multipart/form-data"]),
         ("post", "/v1/events"): (True, ["application/json"]),
         ("post", "/v1/recommendations"): (True, ["application/json"]),
+        ("post", "/v1/recommendations/lists"): (True, ["application/json"]),
         ("post", "/v1/rank"): (True, ["application/json"]),
         ("post", "/v1/users/{user_id}/merge"): (True, ["application/json"]),
     }

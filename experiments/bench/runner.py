@@ -40,6 +40,7 @@ BENCHES: dict[str, str] = {
     "statistics": "experiments.bench.statistics:run",
     "loop": "experiments.bench.loop.benchmark:run",
     "exposures": "experiments.bench.exposures.benchmark:run",
+    "serve": "experiments.bench.serve.benchmark:run",
 }
 """Name -> "module:function", imported when it is run; function(short: bool, **options) -> Result."""
 

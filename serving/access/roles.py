@@ -14,7 +14,7 @@ READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN = re.compile(r"/(healthz|readyz|docs|openapi\.json|static/[^/]+)?")
 """Paths that are read without a key: the state of the process, and pages that hold nothing of the shop."""
 
-READING_POSTS: Final = frozenset({"/v1/rank", "/v1/recommendations", "/v1/search"})
+READING_POSTS: Final = frozenset({"/v1/rank", "/v1/recommendations", "/v1/recommendations/lists", "/v1/search"})
 """Paths whose POST changes nothing: the request is too large for a URL."""
 
 UNDO = re.compile(r"/v1/users/[^/]+/events/[^/]+")

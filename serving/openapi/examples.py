@@ -32,6 +32,7 @@ SLATE: Final[dict[str, Any]] = {
 
 REQUESTS: Final[dict[str, Any]] = {
     "recommend": {"session": [{"item_id": "296", "event": "rating", "value": 5}], "limit": 2, "exclude": ["1"]},
+    "recommend_lists": {"user_id": "1", "lists": [{"limit": 2}, {"limit": 2, "filter": {"categories": ["Drama"]}}]},
     "rank_items": {"user_id": "1", "items": ["296", "593", {"item_id": "draft-7", "title": "Toys in Space"}]},
     "search_items": {"text": "toys that come to life", "limit": 1},
     "post_events": [{"user_id": "1", "item_id": "296", "event": "rating", "value": 5, "event_id": "e-1"}],
@@ -44,6 +45,9 @@ REQUESTS: Final[dict[str, Any]] = {
 RESPONSES: Final[dict[str, Any]] = {
     "get_recommendations": SLATE,
     "recommend": SLATE,
+    "recommend_lists": {
+        "lists": [SLATE, {**SLATE, "request_id": "b5bdebf8-0d7c-4c53-a1a5-4c0b7d1ce6a3.2", "items": []}]
+    },
     "get_similar_items": {
         **SLATE,
         "user_id": None,

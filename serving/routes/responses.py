@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import numpy as np
 import orjson
 from fastapi import Query, Request
-from fastapi.responses import Response
 from pydantic import ValidationError
 
 from features.arrays import Floats
@@ -29,7 +28,7 @@ from recsys.ranking.slate import Slate
 from recsys.ranking.slate_rules import CANDIDATES
 from recsys.retrieval.filters import Filter
 from serving.cursor import Page, room_in_url
-from serving.errors import ApiError, json_response
+from serving.errors import ApiError
 from serving.http import MAX_URL_BYTES
 from serving.schemas.body import first_error
 from serving.schemas.fields import checked_id
@@ -280,7 +279,7 @@ async def log_exposure(
     return exposure
 
 
-def slate_response(
+def slate_content(
     slate: Slate,
     snapshot: ServingSnapshot,
     exposure: Exposure,
@@ -289,8 +288,8 @@ def slate_response(
     why: Sequence[Why] | None = None,
     probabilities: Sequence[float | None] | None = None,
     **more: Any,
-) -> Response:
-    """The response of a slate that was logged as `exposure`.
+) -> dict[str, Any]:
+    """The body of the response of a slate that was logged as `exposure`.
 
     cursor: of the next page, None for none; near: for each item its cosines by channel (the wire field `near`);
     why: for each item why it is shown (`why`); probabilities: of each item; more: further fields of the response.
@@ -321,21 +320,19 @@ def slate_response(
         items = [{**item, "probability": value} for item, value in zip(items, probabilities, strict=True)]
     if why is not None:
         items = [{**item, "why": reasons} for item, reasons in zip(items, why, strict=True)]
-    return json_response(
-        {
-            "request_id": exposure.request_id,
-            "user_id": exposure.user_id or None,
-            "placement": exposure.placement,
-            "bundle": slate.fingerprint,
-            "variant": exposure.variant,
-            "source": exposure.source,
-            "degraded": exposure.degraded,
-            "items": items,
-            "cursor": cursor,
-            "trace": slate.trace,
-            **more,
-        }
-    )
+    return {
+        "request_id": exposure.request_id,
+        "user_id": exposure.user_id or None,
+        "placement": exposure.placement,
+        "bundle": slate.fingerprint,
+        "variant": exposure.variant,
+        "source": exposure.source,
+        "degraded": exposure.degraded,
+        "items": items,
+        "cursor": cursor,
+        "trace": slate.trace,
+        **more,
+    }
 
 
 def _count(

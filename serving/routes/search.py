@@ -14,9 +14,9 @@ from features.content.spaces import Embedded
 from features.interactions import UserStates
 from recsys.ranking.slate import Slate
 from serving.cursor import MAX_SHOWN, Page
-from serving.errors import ApiError, Problem
+from serving.errors import ApiError, Problem, json_response
 from serving.openapi.bodies import JSON, request_body
-from serving.routes.responses import list_of, log_exposure, slate_response, snapshot_of, timed
+from serving.routes.responses import list_of, log_exposure, slate_content, snapshot_of, timed
 from serving.routes.search_query import SearchIn, parse_query
 from serving.schemas.slates import SearchResponse
 from serving.state.arms import Arm
@@ -85,7 +85,8 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
             request, service, slate, SEARCH, degraded=degraded, user_id=user_id, variant=arm.variant
         )
         columns = space.near_query(embedded.vectors[0], slate.rows)
-        return slate_response(slate, snapshot, exposure, cursor, rows_by_item(columns, len(slate)), query=query)
+        near = rows_by_item(columns, len(slate))
+        return json_response(slate_content(slate, snapshot, exposure, cursor, near, query=query))
 
 
 def _nothing_read(query: dict[str, Any]) -> ApiError:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +27,8 @@ AT_ONCE = 8
 EVENTS_AT_ONCE = 1000
 """Events in one request: the most that the service takes."""
 
-_COMMAND = "from recsys.cli.main import main; main()"
+COMMAND = "from recsys.cli.main import main; main()"
+"""The program `recsys`, of the code that runs."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Shop:
         """The answers to one request of each user, in their order."""
 
         def ask(user: str) -> dict[str, Any]:
-            query: dict[str, str | int] = {"placement": placement, "k": k}
+            query: dict[str, str | int] = {"placement": placement, "limit": k}
             answer = self._whole(self._client.get(f"/v1/users/{user}/recommendations", params=query))
             if answer["source"] != "model":
                 raise RecsysError(f"user {user} was answered with what is popular: the store lacks the history")
@@ -109,21 +110,35 @@ class Shop:
 
 @contextmanager
 def serving(paths: Paths) -> Iterator[Shop]:
-    """A running service; it is stopped at the end. Raises RecsysError where it does not start."""
-    foreign = ("RECSYS_SERVE__", "REDIS_URL")
-    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
+    """A running service; see `started`."""
     # the bench measures answers, not their speed: a store that is slow on a busy machine must not change them
-    environment |= {"RECSYS_SERVE__STORE_TIMEOUT": "30", "OMP_NUM_THREADS": "1"}
-    options = ("bundles", "log", "rules", "experiments")
-    arguments = [part for name in options for part in (f"--{name}", str(getattr(paths, name)))]
-    output = paths.folder / "service.log"
+    environment = {"RECSYS_SERVE__STORE_TIMEOUT": "30", "OMP_NUM_THREADS": "1"}
+    options = {name: str(getattr(paths, name)) for name in ("bundles", "log", "rules", "experiments")}
+    with (
+        started(options, paths.folder / "service.log", environment) as (_, address),
+        httpx2.Client(base_url=address, timeout=60) as client,
+        ThreadPoolExecutor(AT_ONCE) as pool,
+    ):
+        yield Shop(client, pool)
+
+
+@contextmanager
+def started(options: Mapping[str, str], output: Path, environment: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """`recsys serve` as a process, with options by name: its process id and its address, when it is ready.
+
+    output: file of what it prints; environment: variables, besides those of this process that are not settings of a
+    service. It is stopped at the end. Raises RecsysError where it does not start.
+    """
+    foreign = ("RECSYS_SERVE__", "REDIS_URL")
+    own = {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
     with output.open("wb") as log:
-        program = [sys.executable, "-c", _COMMAND, "serve", "--port", "0", *arguments]
-        process = subprocess.Popen(child_command(program, signal.SIGTERM), stdout=log, stderr=log, env=environment)
+        program = [sys.executable, "-c", COMMAND, "serve", "--port", "0", *arguments]
+        process = subprocess.Popen(
+            child_command(program, signal.SIGTERM), stdout=log, stderr=log, env={**own, **environment}
+        )
     try:
-        address = _address(process, output)
-        with httpx2.Client(base_url=address, timeout=60) as client, ThreadPoolExecutor(AT_ONCE) as pool:
-            yield Shop(client, pool)
+        yield process.pid, _address(process, output)
     finally:
         process.terminate()
         try:

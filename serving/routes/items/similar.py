@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from recsys.ranking.slate import Slate
 from serving.cursor import MAX_SHOWN, Page
-from serving.errors import Problem
+from serving.errors import Problem, json_response
 from serving.routes.responses import (
     CursorParameter,
     ExcludeParameter,
@@ -18,7 +18,7 @@ from serving.routes.responses import (
     log_exposure,
     not_live_yet,
     require_item,
-    slate_response,
+    slate_content,
     snapshot_of,
     timed,
 )
@@ -60,7 +60,8 @@ def add_similar(app: FastAPI, service: ServiceState, in_thread: InThread) -> Non
                 in_thread, _similar_page, service, snapshot, row, limit, trace, page
             )
         exposure = await log_exposure(request, service, slate, SIMILAR, item_id=item_id, degraded=degraded)
-        return slate_response(slate, snapshot, exposure, following, snapshot.near(row, slate))
+        near = snapshot.near(row, slate)
+        return json_response(slate_content(slate, snapshot, exposure, following, near))
 
 
 def _similar_page(

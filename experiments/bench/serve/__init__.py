@@ -1,0 +1,1 @@
+"""`recsys bench serve`: the service under load from another process."""

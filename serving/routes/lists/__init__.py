@@ -1,0 +1,1 @@
+"""Lists of recommended items: how they are made, and how they are answered."""
