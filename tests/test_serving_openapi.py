@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from service_harness import service_harness
 
+from serving.routes.items.bulk import EXAMPLE
 from serving.settings import ServeSettings
 from serving.state.encoder_pool import EncoderPool
 
@@ -22,6 +23,13 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("post", "/v1/users/{user_id}/merge"): ("users", "202", "MergeResponse", {"413", "415", "409"}),
     ("delete", "/v1/users/{user_id}/events/{event_id}"): ("users", "202", "UndoResponse", set()),
     ("get", "/v1/users"): ("users", "200", None, set()),
+    ("get", "/v1/users/{user_id}"): ("users", "200", "UserResponse", set()),
+    ("delete", "/v1/users/{user_id}"): ("users", "200", "ErasureResponse", set()),
+    ("get", "/v1/items"): ("items", "200", "ItemsResponse", set()),
+    ("post", "/v1/items"): ("items", "202", "ImportResponse", {"413", "415"}),
+    ("get", "/v1/items.ndjson"): ("items", "200", None, set()),
+    ("get", "/v1/rules"): ("rules", "200", "RulesResponse", set()),
+    ("put", "/v1/rules"): ("rules", "200", "RulesResponse", {"409", "412", "413", "415"}),
     ("get", "/v1/items/{item_id}/similar"): ("items", "200", "SimilarResponse", {"410"}),
     ("get", "/v1/items/{item_id}"): ("items", "200", "ItemResponse", {"404"}),
     ("put", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"408", "413", "415"}),
@@ -37,12 +45,15 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
 }
 """Method and path -> tag, status of success, its schema, further errors."""
 
+LINES: dict[str, Any] = {"type": "string", "examples": [EXAMPLE]}
+
 NUMBERS = {
     "/v1/users/{user_id}/recommendations": ("limit", 1, 100, 20),
     "/v1/users/{user_id}/why-not": ("limit", 1, 100, 20),
     "/v1/items/{item_id}/similar": ("limit", 1, 100, 20),
     "/v1/users/{user_id}/history": ("limit", 1, 100_000, 50),
     "/v1/users": ("limit", 1, 1000, 20),
+    "/v1/items": ("limit", 1, 1000, 100),
 }
 """Path -> its number, from, to, default."""
 
@@ -70,10 +81,13 @@ def test_responses(api: dict[str, Any], method: str, path: str) -> None:
     assert set(route["responses"]) == {success} | ERRORS | errors
     for status, response in route["responses"].items():
         name = schema if status == success else "Problem"
-        expected = {} if name is None else {"$ref": f"#/components/schemas/{name}"}
+        expected: dict[str, Any] = {} if name is None else {"$ref": f"#/components/schemas/{name}"}
         media = "application/json"
         if (path, status) == ("/metrics", "200"):
             media, expected = "text/plain", {"type": "string"}
+        if (path, status) == ("/v1/items.ndjson", "200"):
+            media, expected = "application/x-ndjson", LINES
+        assert list(response["content"]) == [media], status
         assert response["content"][media]["schema"] == expected, status
 
 
@@ -100,6 +114,8 @@ def test_bodies(api: dict[str, Any]) -> None:
     assert bodies == {
         ("put", "/v1/items/{item_id}"): (True, ["application/json"]),
         ("patch", "/v1/items/{item_id}"): (True, ["application/json"]),
+        ("post", "/v1/items"): (True, ["application/x-ndjson"]),
+        ("put", "/v1/rules"): (True, ["application/json"]),
         ("post", "/v1/search"): (True, ["application/json", "multipart/form-data"]),
         ("post", "/v1/events"): (True, ["application/json"]),
         ("post", "/v1/recommendations"): (True, ["application/json"]),
@@ -157,14 +173,40 @@ def test_keys(api: dict[str, Any]) -> None:
             roles[method, path] = found and found[1]
             assert route["security"] == ([] if found is None else either)
     assert {call for call, role in roles.items() if role is None} == {("get", "/healthz"), ("get", "/readyz")}
-    assert {call for call, role in roles.items() if role == "admin"} == {("delete", "/v1/items/{item_id}")}
+    assert {call for call, role in roles.items() if role == "admin"} == {
+        ("delete", "/v1/items/{item_id}"),
+        ("delete", "/v1/users/{user_id}"),
+        ("get", "/v1/rules"),
+        ("put", "/v1/rules"),
+    }
     assert {call for call, role in roles.items() if role == "write"} == {
         ("post", "/v1/events"),
+        ("post", "/v1/items"),
         ("put", "/v1/items/{item_id}"),
         ("patch", "/v1/items/{item_id}"),
         ("post", "/v1/users/{user_id}/merge"),
         ("delete", "/v1/users/{user_id}/events/{event_id}"),
     }
+
+
+def references(part: Any) -> set[str]:
+    """The names of the schemas that a part of the document refers to."""
+    if isinstance(part, dict):
+        own = {part["$ref"].removeprefix("#/components/schemas/")} if isinstance(part.get("$ref"), str) else set()
+        return own.union(*map(references, part.values()))
+    return set[str]().union(*map(references, part)) if isinstance(part, list) else set()
+
+
+def test_every_reference_resolves(api: dict[str, Any]) -> None:
+    assert references(api) <= set(api["components"]["schemas"])
+    rules = api["paths"]["/v1/rules"]["put"]["requestBody"]["content"]["application/json"]["schema"]
+    assert rules["properties"]["rules"]["items"] == {"$ref": "#/components/schemas/Rule"}
+
+
+def test_an_entry_of_the_list_is_typed(api: dict[str, Any]) -> None:
+    entry = api["components"]["schemas"]["ItemLine"]
+    assert (entry["required"], entry["additionalProperties"]) == (["item_id"], True)
+    assert {"title", "price", "image", "item_id"} < set(entry["properties"])
 
 
 def test_limits_of_what_is_encoded_at_once() -> None:

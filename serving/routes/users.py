@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from features.arrays import Ints
 from features.errors import StoreError
+from features.instants import format_instant
 from features.interactions import UserStates
 from features.log.records import Event, Exposure
 from features.store.user_state import UserState
@@ -281,7 +282,7 @@ def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in
                     else card(item, None, None, None)
                 ),
                 "event": event,
-                "timestamp": timestamp,
+                "timestamp": format_instant(timestamp),
                 "value": value,
             }
             for item, row, event, timestamp, value in columns

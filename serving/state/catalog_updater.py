@@ -142,28 +142,35 @@ class CatalogUpdater:
         self._wake_loop()
 
     async def accept(self, log: EventLog, change: ItemPut | ItemDeleted) -> bool:
-        """Log a change, then apply it. Returns whether the item was new.
+        """Log a change, then apply it. Returns whether the item was new. Raises LogError; see `accept_all`."""
+        return await self.accept_all(log, [change]) == 1
+
+    async def accept_all(self, log: EventLog, changes: Sequence[ItemPut | ItemDeleted]) -> int:
+        """Log changes of distinct items together, then apply them. Returns how many of the items were new.
 
         A change is not logged with a time before those of earlier changes, which a clock that has stepped back would
-        give it. Raises LogError when the change cannot be logged; nothing changes then.
+        give it. Raises LogError when they cannot be logged; nothing changes then.
         """
         with self._lock:
-            self._latest = max(self._latest, change.timestamp)
-            change = replace(change, timestamp=self._latest)
-            self._follower.begin(change.item_id)
-        order = next(self._sequence)  # the order of the log: no await separates this line from the log's queue
+            self._latest = max([self._latest, *(change.timestamp for change in changes)])
+            changes = [replace(change, timestamp=self._latest) for change in changes]
+            for change in changes:
+                self._follower.begin(change.item_id)
+        # the order of the log: no await separates this line from the log's queue
+        orders = [next(self._sequence) for _ in changes]
         end = None
         try:
-            await log.append([change])
+            await log.append(changes)
             end = next(reversed(log.ends(ITEMS).items()), None)
         finally:
             with self._lock:
-                self._follower.end(change.item_id, end)
-                is_new = not self._has_item(change.item_id)
-                if end is not None:
-                    self._apply(change, order)
+                n_new = sum(not self._has_item(change.item_id) for change in changes)
+                for change, order in zip(changes, orders, strict=True):
+                    self._follower.end(change.item_id, end)
+                    if end is not None:
+                        self._apply(change, order)
         self._wake.set()
-        return is_new
+        return n_new
 
     def _apply(self, change: ItemPut | ItemDeleted, order: int) -> None:
         """Take over a change, unless a newer one of the item is known."""
@@ -203,6 +210,13 @@ class CatalogUpdater:
             if item_id in self._errors:
                 return status.put, "failed", [("item", self._errors[item_id])]
             return status.put, "embedding" if status.waiting else self._settled_status(item_id, status), status.failed
+
+    def states(self) -> tuple[ServingSnapshot | None, dict[str, ItemPut | None]]:
+        """The snapshot, and the last put of each item that has changed since its bundle was trained; None when the
+        item was deleted."""
+        with self._lock:
+            snapshot, statuses = self.snapshot, self._statuses.copy()
+        return snapshot, {name: status.put for name, status in statuses.items()}  # a put is never replaced in place
 
     async def run(self, embed: Embed) -> None:
         """Add the items that are put to the snapshot, until cancelled."""
