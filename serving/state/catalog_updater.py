@@ -126,6 +126,7 @@ class CatalogUpdater:
             changes = self._follower.to_apply(placed, own)
             for change in changes:
                 self._apply(change.change, next(self._sequence))
+            self._update_note()
         if changes:
             self._wake_loop()
 
@@ -152,8 +153,8 @@ class CatalogUpdater:
         give it. Raises LogError when they cannot be logged; nothing changes then.
         """
         with self._lock:
-            self._latest = max([self._latest, *(change.timestamp for change in changes)])
-            changes = [replace(change, timestamp=self._latest) for change in changes]
+            self._latest = at = max([self._latest, *(change.timestamp for change in changes)])
+            changes = [change if change.timestamp == at else replace(change, timestamp=at) for change in changes]
             for change in changes:
                 self._follower.begin(change.item_id)
         # the order of the log: no await separates this line from the log's queue
@@ -169,11 +170,12 @@ class CatalogUpdater:
                     self._follower.end(change.item_id, end)
                     if end is not None:
                         self._apply(change, order)
+                self._update_note()
         self._wake.set()
         return n_new
 
     def _apply(self, change: ItemPut | ItemDeleted, order: int) -> None:
-        """Take over a change, unless a newer one of the item is known."""
+        """Take over a change, unless a newer one of the item is known. The caller updates the note."""
         previous = self._statuses.get(change.item_id)
         if previous is not None and previous.order > order:
             return
@@ -182,7 +184,7 @@ class CatalogUpdater:
         self._statuses[change.item_id] = status = _ItemStatus(order, put, waiting=put is not None, again=again)
         if self.snapshot is not None and _is_hidden(status, self.snapshot.now()):
             self._hide(change.item_id)
-        self._set_error(change.item_id)
+        self._errors.pop(change.item_id, None)
 
     def _publish(self, snapshot: ServingSnapshot) -> None:
         self.snapshot = snapshot
@@ -212,8 +214,7 @@ class CatalogUpdater:
             return status.put, "embedding" if status.waiting else self._settled_status(item_id, status), status.failed
 
     def states(self) -> tuple[ServingSnapshot | None, dict[str, ItemPut | None]]:
-        """The snapshot, and the last put of each item that has changed since its bundle was trained; None when the
-        item was deleted."""
+        """The snapshot, and the last put of each item that has changed since its training; None: it is deleted."""
         with self._lock:
             snapshot, statuses = self.snapshot, self._statuses.copy()
         return snapshot, {name: status.put for name, status in statuses.items()}  # a put is never replaced in place
