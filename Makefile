@@ -7,7 +7,7 @@ ORIGIN := $(firstword $(dir $(wildcard $(RECSYS_DATA)/ratings.csv $(RECSYS_DATA)
 DEMO := $(if $(ORIGIN),demo-posters,demo)
 WITH := $(if $(ORIGIN),RECSYS__DATA__ORIGIN=$(ORIGIN))
 
-.PHONY: demo demo-check test soak coverage mutants system lint docs examples smoke serve bench install clean
+.PHONY: demo demo-check test soak coverage mutants system tools lint docs examples smoke serve bench install clean
 
 install: .venv/installed
 
@@ -30,13 +30,13 @@ demo-check: install  ## train as `make demo` does, ask the service for a page, a
 	$(WITH) $(BIN)/recsys train $(DEMO)
 	$(BIN)/python tests/demo_check.py
 
-test: install system  ## every test but the long ones; two processes, each takes whole files
+test: install system tools  ## every test but the long ones; two processes, each takes whole files
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-soak: install system  ## the tests that last more than 20 seconds: chaos, long loads
+soak: install system tools  ## the tests that last more than 20 seconds: chaos, long loads
 	$(BIN)/python -m pytest -m soak -n 2 --dist loadfile
 
-coverage: install system  ## the tests once more, with the lines that they run; fails below the floor in pyproject.toml
+coverage: install system tools  ## the tests once more, with the lines that they run; fails below the floor in pyproject.toml
 	$(BIN)/python -m pytest --cov --cov-report term:skip-covered
 
 PACKAGE ?= features
@@ -48,6 +48,13 @@ mutants: install  ## small faults made in lines drawn at random: which ones do t
 
 system:  ## what tests need beyond pip, where it may be installed
 	sh tests/install_system.sh
+
+tools: build/tools/installed  ## programs that tests run, in an environment of their own
+
+build/tools/installed: tests/tools.txt
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/tools.txt
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

@@ -153,6 +153,11 @@ class TwoStageRecommender:
         scores: Floats = self.vectors @ self.user_vectors(states)[0]
         return scores
 
+    def item_scores(self, states: UserStates, row: int) -> Floats:
+        """See `Explainable`: the inner products with the user vectors."""
+        scores: Floats = self.user_vectors(states) @ self.vectors[row]
+        return scores
+
     def contributions(
         self, states: UserStates, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
     ) -> Doubles | None:

@@ -17,14 +17,15 @@ from features.instants import now_micros
 from features.schema import EventRules
 from features.store.base import FeatureStore
 from recsys.bundle.registry import current_bundle, find_bundle
-from serving.access.describe import describe_keys
 from serving.access.guard import Guard
 from serving.errors import Problem, add_errors
 from serving.http import MAX_HEAD_BYTES, MAX_HEADERS, MAX_URL_BYTES
+from serving.openapi.document import describe
 from serving.routes.bodies.recommendations import add_recommendations_by_body
 from serving.routes.corrections import add_corrections
 from serving.routes.events import add_events
 from serving.routes.health import add_health
+from serving.routes.items.audience import add_audience
 from serving.routes.items.bulk import add_bulk_items
 from serving.routes.items.change import add_item_changes
 from serving.routes.items.read import add_items
@@ -164,6 +165,7 @@ def _add_routes(
     add_users(app, service, described, in_thread)
     add_recommendations_by_body(app, service, in_thread)
     add_similar(app, service, in_thread)
+    add_audience(app, service, in_thread)
     add_items(app, service, in_thread)
     turns = ItemTurns()
     add_item_changes(app, service, encoder_pool, in_thread, turns)
@@ -224,9 +226,10 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # a redirect has an empty body, and names the host that the client wrote
         responses=ERRORS,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.service, app.state.encoder_pool = service, encoder_pool
-    app.openapi = describe_keys(app.openapi)  # type: ignore[method-assign]
+    app.openapi = describe(app.openapi)  # type: ignore[method-assign]
     _add_guard(app, service)
     add_errors(app)
     _add_routes(app, service, encoder_pool, gauges, place)

@@ -20,7 +20,7 @@ from features.schema import EventRules
 from features.store.stream import Entry, StreamGroup
 from serving.errors import ApiError
 from serving.event_validation import validate_event
-from serving.schemas import parse_json
+from serving.schemas.body import parse_json
 
 logger = logging.getLogger("recsys.events")
 

@@ -9,7 +9,8 @@ from features.instants import EARLIEST_EVENT, MAX_CLOCK_SKEW, parse_instant
 from features.log.records import Event
 from features.schema import EventRules
 from serving.errors import ApiError
-from serving.schemas import MAX_EVENTS, EventIn, EventResult, first_error, parse_json
+from serving.schemas.body import first_error, parse_json
+from serving.schemas.events import MAX_EVENTS, EventIn, EventResult
 
 
 def validate_events(body: bytes, now: int, rules: EventRules | None = None) -> tuple[list[Event | EventResult], int]:

@@ -151,7 +151,7 @@ class ServeSettings(BaseSettings):
     """Largest number of requests that wait for a thread; a further one gets 503 busy at once."""
 
     deadline: float = Field(default=1.0, gt=0, le=3600)
-    """Seconds that a request waits for a thread before it starts; after that the response is 503 busy."""
+    """Seconds that a request has when its body is there. What is not done then is left out, or it gets 503 busy."""
 
     search_bytes: int = Field(default=32 << 20, ge=1, le=1 << 40)
     """Largest body of a search or an item, in bytes, including its images, sounds and videos."""

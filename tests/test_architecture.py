@@ -71,6 +71,7 @@ LAYERS = {
         ),
         ("shop",),
         ("access",),
+        ("openapi",),
         ("state",),
         ("routes",),
         ("app", "doctor"),

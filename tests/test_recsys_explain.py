@@ -373,6 +373,7 @@ def test_contributions_add_up_to_the_scores(user: int, k: int, candidates: int) 
     np.testing.assert_array_equal(ranked.rows[0][:k], found.rows[0])
     assert (ranked.rows[0] >= 0).sum() == min(max(k, candidates), 30 - len(np.unique(exclude.pairs()[1])))
     scores = recommender.retrieval_scores(states)
+    assert [recommender.item_scores(states, row)[0] for row in (0, 3)] == pytest.approx(scores[[0, 3]], abs=1e-6)
     retrieved = recommender.retrieve(states, max(k, candidates), exclude=exclude)
     kept = retrieved.rows[0] >= 0
     np.testing.assert_allclose(scores[retrieved.rows[0][kept]], retrieved.scores[0][kept], rtol=1e-4, atol=1e-6)

@@ -15,8 +15,8 @@ from features.content.parts import Audio, Image, Text, Video
 from features.log.item_changes import MEDIA_FOLDER
 from serving.errors import ApiError
 from serving.routes.items.fields import new_state, parse_fields
-from serving.routes.search_query import parse_query, query_schema
-from serving.schemas import parse_json
+from serving.routes.search_query import parse_query
+from serving.schemas.body import parse_json
 
 JSON = "application/json"
 FORM = "multipart/form-data; boundary=edge"
@@ -192,14 +192,6 @@ def test_invalid_forms() -> None:
     refused(lambda: parse_query(many, FORM), 422, "bad_query", "body")
     all_nine = form(("limit", None, b"7"), *((f"f{n}", None, b"") for n in range(8)))
     refused(lambda: parse_query(all_nine, FORM), 422, "bad_query", "f0")  # nine fields are read
-
-
-def test_the_schema_of_a_search_has_no_references() -> None:
-    schema = query_schema()
-    assert "$ref" not in str(schema)
-    assert "$defs" not in schema
-    assert schema["properties"]["filter"]["anyOf"][1] == {"type": "null"}
-    assert (schema["properties"]["limit"]["minimum"], schema["properties"]["limit"]["maximum"]) == (1, 100)
 
 
 # --- items

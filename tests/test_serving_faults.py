@@ -22,7 +22,8 @@ from features.store.memory import MemoryStore
 from features.store.redis import RedisStore
 from serving.errors import ApiError
 from serving.routes.items.fields import ItemIn
-from serving.schemas import EventIn, bounded_body
+from serving.schemas.body import bounded_body
+from serving.schemas.events import EventIn
 from serving.state import encoder_pool
 from serving.state.catalog_updater import CatalogUpdater, _ItemStatus
 from serving.state.log_claim import claim

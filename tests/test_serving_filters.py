@@ -114,7 +114,7 @@ def test_a_search_ignores_the_user_when_the_store_or_the_recommender_fails(
         assert isinstance(shown, Exposure)
         assert (shown.placement, list(shown.degraded)) == ("search", ["recommender"])
         harness.store.away = True
-        response = harness.post(**query)
+        response = harness.post(**query | {"user_id": "eve"})  # of whom nothing was read before
         assert [item["item_id"] for item in response.json()["items"]] == found(harness)
         assert (response.status_code, response.json()["degraded"]) == (200, ["store"])
 

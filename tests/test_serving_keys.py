@@ -292,6 +292,17 @@ def test_how_a_key_is_sent(steady: tuple[ServiceHarness, dict[str, str]]) -> Non
     assert (unknown["code"], "rk_guess" in unknown["detail"]) == ("unknown_key", False)
 
 
+def test_two_keys_in_one_call(steady: tuple[ServiceHarness, dict[str, str]]) -> None:
+    read, write = steady[1]["read"], steady[1]["write"]
+    client = steady[0].client
+    both = {"Authorization": f"Bearer {read}", "X-API-Key": read}
+    assert client.get("/v1/about", headers=both).status_code == 200
+    response = client.get("/v1/about", headers=both | {"X-API-Key": write})
+    assert (response.status_code, response.json()["code"]) == (401, "unknown_key")
+    of_a_proxy = {"Authorization": "Basic Zm9vOmJhcg==", "X-API-Key": read}
+    assert client.get("/v1/about", headers=of_a_proxy).status_code == 200
+
+
 def test_a_role_that_is_too_small_is_named(steady: tuple[ServiceHarness, dict[str, str]]) -> None:
     response = steady[0].client.post("/v1/events", json=EVENT, headers=as_key(steady[1]["read"]))
     assert response.status_code == 403

@@ -17,7 +17,8 @@ from serving.errors import ApiError
 from serving.event_consumer import event_of
 from serving.routes.items.fields import parse_fields
 from serving.routes.search_query import json_object
-from serving.schemas import EventIn, first_error
+from serving.schemas.body import first_error
+from serving.schemas.events import EventIn
 from serving.state import log_keeper
 from serving.state.log_keeper import LogKeeper
 from serving.state.store import keeper as store_keeper

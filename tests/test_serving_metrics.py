@@ -100,7 +100,7 @@ def test_answers_are_counted_by_placement_source_and_stage(tmp_path: Path) -> No
         harness.client.post("/v1/rank", content=orjson.dumps({"user_id": "ann", "items": [{"item_id": "i1"}]}))
         harness.click("ann", "i1")
         harness.store.away = True
-        harness.get("ann", k=1)
+        harness.get("eve", k=1)
         after = scraped(harness)
         assert value(after, "store_away") == 1
     answers = {

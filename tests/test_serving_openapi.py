@@ -1,13 +1,15 @@
 """The description of the API at /openapi.json: paths, parameters with their bounds, responses and bodies."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
 import pytest
 from service_harness import service_harness
 
-from serving.routes.items.bulk import EXAMPLE
+from serving.openapi.examples import REQUESTS, RESPONSES
 from serving.settings import ServeSettings
 from serving.state.encoder_pool import EncoderPool
 
@@ -19,10 +21,12 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("get", "/v1/users/{user_id}/why-not"): ("users", "200", "WhyNotResponse", {"404"}),
     ("post", "/v1/recommendations"): ("users", "200", "RecommendationsResponse", {"410", "413", "415"}),
     ("post", "/v1/rank"): ("users", "200", "RankResponse", {"413", "415"}),
-    ("get", "/v1/users/{user_id}/history"): ("users", "200", None, set()),
+    ("get", "/v1/users/{user_id}/history"): ("users", "200", "HistoryResponse", set()),
     ("post", "/v1/users/{user_id}/merge"): ("users", "202", "MergeResponse", {"413", "415", "409"}),
     ("delete", "/v1/users/{user_id}/events/{event_id}"): ("users", "202", "UndoResponse", set()),
-    ("get", "/v1/users"): ("users", "200", None, set()),
+    ("get", "/v1/users"): ("users", "200", "UsersResponse", set()),
+    ("get", "/v1/items/{item_id}/similar"): ("items", "200", "SimilarResponse", {"404", "410"}),
+    ("get", "/v1/items/{item_id}/users"): ("items", "200", "AudienceResponse", {"404"}),
     ("get", "/v1/users/{user_id}"): ("users", "200", "UserResponse", set()),
     ("delete", "/v1/users/{user_id}"): ("users", "200", "ErasureResponse", set()),
     ("get", "/v1/items"): ("items", "200", "ItemsResponse", set()),
@@ -30,27 +34,25 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("get", "/v1/items.ndjson"): ("items", "200", None, set()),
     ("get", "/v1/rules"): ("rules", "200", "RulesResponse", set()),
     ("put", "/v1/rules"): ("rules", "200", "RulesResponse", {"409", "412", "413", "415"}),
-    ("get", "/v1/items/{item_id}/similar"): ("items", "200", "SimilarResponse", {"410"}),
     ("get", "/v1/items/{item_id}"): ("items", "200", "ItemResponse", {"404"}),
     ("put", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"408", "413", "415"}),
     ("patch", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"404", "408", "413", "415"}),
-    ("delete", "/v1/items/{item_id}"): ("items", "200", None, {"404"}),
-    ("get", "/media/{item_id}"): ("items", "200", None, set()),
+    ("delete", "/v1/items/{item_id}"): ("items", "200", "ItemDeletedResponse", {"404"}),
+    ("get", "/media/{item_id}"): ("items", "200", None, {"404"}),
     ("post", "/v1/search"): ("search", "200", "SearchResponse", {"408", "410", "413", "415", "504"}),
     ("post", "/v1/events"): ("events", "202", "EventsResponse", {"413", "415"}),
-    ("get", "/healthz"): ("state", "200", None, set()),
-    ("get", "/readyz"): ("state", "200", None, set()),
+    ("get", "/healthz"): ("state", "200", "LivenessResponse", set()),
+    ("get", "/readyz"): ("state", "200", "ReadinessResponse", set()),
     ("get", "/metrics"): ("state", "200", None, set()),
-    ("get", "/v1/about"): ("state", "200", None, set()),
+    ("get", "/v1/about"): ("state", "200", "AboutResponse", set()),
 }
 """Method and path -> tag, status of success, its schema, further errors."""
-
-LINES: dict[str, Any] = {"type": "string", "examples": [EXAMPLE]}
 
 NUMBERS = {
     "/v1/users/{user_id}/recommendations": ("limit", 1, 100, 20),
     "/v1/users/{user_id}/why-not": ("limit", 1, 100, 20),
     "/v1/items/{item_id}/similar": ("limit", 1, 100, 20),
+    "/v1/items/{item_id}/users": ("limit", 1, 1000, 20),
     "/v1/users/{user_id}/history": ("limit", 1, 100_000, 50),
     "/v1/users": ("limit", 1, 1000, 20),
     "/v1/items": ("limit", 1, 1000, 100),
@@ -80,14 +82,18 @@ def test_responses(api: dict[str, Any], method: str, path: str) -> None:
     assert route["tags"] == [tag]
     assert set(route["responses"]) == {success} | ERRORS | errors
     for status, response in route["responses"].items():
-        name = schema if status == success else "Problem"
-        expected: dict[str, Any] = {} if name is None else {"$ref": f"#/components/schemas/{name}"}
-        media = "application/json"
+        name, media = ("Problem", "application/problem+json") if status != success else (schema, "application/json")
+        expected: dict[str, str] = {"$ref": f"#/components/schemas/{name}"}
         if (path, status) == ("/metrics", "200"):
             media, expected = "text/plain", {"type": "string"}
         if (path, status) == ("/v1/items.ndjson", "200"):
-            media, expected = "application/x-ndjson", LINES
-        assert list(response["content"]) == [media], status
+            media, expected = "application/x-ndjson", {"type": "string"}
+        if (path, status) == ("/media/{item_id}", "200"):
+            assert sorted(response["content"]) == ["image/gif", "image/jpeg", "image/png", "image/webp"]
+            continue
+        if (path, status) == ("/readyz", "503"):  # as at 200
+            media, expected = "application/json", {"$ref": "#/components/schemas/ReadinessResponse"}
+        assert [*response["content"]] == [media], status
         assert response["content"][media]["schema"] == expected, status
 
 
@@ -122,26 +128,33 @@ def test_bodies(api: dict[str, Any]) -> None:
         ("post", "/v1/rank"): (True, ["application/json"]),
         ("post", "/v1/users/{user_id}/merge"): (True, ["application/json"]),
     }
-    search, form = api["paths"]["/v1/search"]["post"]["requestBody"]["content"].values()
-    assert search == form
-    assert list(search) == ["schema"]
-    assert sorted(search["schema"]["properties"]) == [
+    schemas = api["components"]["schemas"]
+
+    def body(method: str, path: str) -> Any:
+        return next(iter(api["paths"][path][method]["requestBody"]["content"].values()))["schema"]
+
+    search, form = (
+        content["schema"] for content in api["paths"]["/v1/search"]["post"]["requestBody"]["content"].values()
+    )
+    assert search == form == {"$ref": "#/components/schemas/SearchIn"}
+    assert sorted(schemas["SearchIn"]["properties"]) == [
         *("audio", "cursor", "filter", "image", "limit", "text", "user_id", "video", "weight"),
     ]
-    assert "categories" in search["schema"]["properties"]["filter"]["anyOf"][0]["properties"]
-    assert "$defs" not in search["schema"]
-    one, several = api["paths"]["/v1/events"]["post"]["requestBody"]["content"]["application/json"]["schema"]["oneOf"]
-    assert one["required"] == ["user_id", "item_id", "event"]
+    assert schemas["SearchIn"]["properties"]["filter"]["anyOf"][0] == {"$ref": "#/components/schemas/Filter"}
+    assert "categories" in schemas["Filter"]["properties"]
+    one, several = body("post", "/v1/events")["anyOf"]
+    assert one == {"$ref": "#/components/schemas/EventIn"}
     assert several == {"type": "array", "items": one, "minItems": 1, "maxItems": 1000}
-    merge = api["paths"]["/v1/users/{user_id}/merge"]["post"]["requestBody"]["content"]["application/json"]
-    assert (list(merge), merge["schema"]["required"]) == (["schema"], ["from"])
-    item = api["paths"]["/v1/items/{item_id}"]["put"]["requestBody"]["content"]["application/json"]["schema"]
-    assert sorted(item["properties"]) == [
+    assert schemas["EventIn"]["required"] == ["user_id", "item_id", "event"]
+    assert body("post", "/v1/users/{user_id}/merge") == {"$ref": "#/components/schemas/MergeIn"}
+    assert schemas["MergeIn"]["required"] == ["from"]
+    assert body("put", "/v1/items/{item_id}") == body("patch", "/v1/items/{item_id}")
+    assert sorted(schemas["ItemIn"]["properties"]) == [
         *("audio", "available", "categories", "description", "group_id"),
         *("image", "price", "published_at", "title", "video"),
     ]
-    assert item["properties"]["available"]["default"] is True
-    assert "required" not in item
+    assert schemas["ItemIn"]["properties"]["available"]["default"] is True
+    assert "required" not in schemas["ItemIn"]
     errors = api["paths"]["/healthz"]["get"]["responses"]
     assert {code: errors[code]["description"] for code in ERRORS} == {
         "400": "the URL or the body cannot be read",
@@ -155,6 +168,32 @@ def test_bodies(api: dict[str, Any]) -> None:
         "422": "the request is invalid",
         "503": "overload, no bundle is served, or the event log cannot be written",
     }
+
+
+def test_every_reference_leads_to_a_schema(api: dict[str, Any]) -> None:
+    names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(api)))
+    assert names == set(api["components"]["schemas"]) - {"HTTPValidationError", "ValidationError"}
+    assert "$defs" not in json.dumps(api)
+
+
+def test_operation_ids_are_names_and_unique(api: dict[str, Any]) -> None:
+    ids = [route["operationId"] for methods in api["paths"].values() for route in methods.values()]
+    assert len(set(ids)) == len(ids) == len(ROUTES)
+    assert all(re.fullmatch("[a-z_]+", name) for name in ids)
+    assert {"recommend", "get_recommendations", "post_events", "put_item"} <= set(ids)
+
+
+def test_examples_keep_their_schemas(api: dict[str, Any]) -> None:
+    seen = 0
+    for methods in api["paths"].values():
+        for route in methods.values():
+            parts = [route.get("requestBody", {}), *route["responses"].values()]
+            for content in (content for part in parts for content in part.get("content", {}).values()):
+                if "example" in content:
+                    schema = content["schema"] | {"components": api["components"]}
+                    jsonschema.validate(content["example"], schema, jsonschema.Draft202012Validator)
+                    seen += 1
+    assert seen == len(REQUESTS) + len(RESPONSES)
 
 
 def test_keys(api: dict[str, Any]) -> None:
@@ -187,20 +226,6 @@ def test_keys(api: dict[str, Any]) -> None:
         ("post", "/v1/users/{user_id}/merge"),
         ("delete", "/v1/users/{user_id}/events/{event_id}"),
     }
-
-
-def references(part: Any) -> set[str]:
-    """The names of the schemas that a part of the document refers to."""
-    if isinstance(part, dict):
-        own = {part["$ref"].removeprefix("#/components/schemas/")} if isinstance(part.get("$ref"), str) else set()
-        return own.union(*map(references, part.values()))
-    return set[str]().union(*map(references, part)) if isinstance(part, list) else set()
-
-
-def test_every_reference_resolves(api: dict[str, Any]) -> None:
-    assert references(api) <= set(api["components"]["schemas"])
-    rules = api["paths"]["/v1/rules"]["put"]["requestBody"]["content"]["application/json"]["schema"]
-    assert rules["properties"]["rules"]["items"] == {"$ref": "#/components/schemas/Rule"}
 
 
 def test_an_entry_of_the_list_is_typed(api: dict[str, Any]) -> None:

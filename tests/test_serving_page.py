@@ -225,7 +225,7 @@ def test_the_docs_list_the_api(page: Any, site: tuple[str, Flaky]) -> None:
 def test_the_page_shows_that_the_store_does_not_respond(page: Any, site: tuple[str, Flaky]) -> None:
     site[1].away = True
     try:
-        page.goto(f"{site[0]}/?user=ann")
+        page.goto(f"{site[0]}/?user=of%20whom%20nothing%20was%20read")
         page.wait_for_selector(".warn")
         assert "the feature store does not respond" in page.inner_text("#state")
         assert "so the history is not known" in page.inner_text("#hint")
@@ -233,9 +233,17 @@ def test_the_page_shows_that_the_store_does_not_respond(page: Any, site: tuple[s
     finally:
         site[1].away = False
     page.wait_for_timeout(200)
-    page.reload()
+    page.goto(f"{site[0]}/?user=ann")
     page.wait_for_selector(".model")
     assert "degraded" not in page.inner_text("#state")
+    site[1].away = True
+    try:
+        page.reload()
+        page.wait_for_selector(".warn")
+        assert "the items fit the history of some minutes ago" in page.inner_text("#hint")
+        assert page.locator("#past .card").count() > 0
+    finally:
+        site[1].away = False
 
 
 def test_every_page_has_one_main_heading(page: Any, site: tuple[str, Flaky]) -> None:

@@ -53,7 +53,11 @@ def test_what_the_store_knows_of_a_user(tmp_path: Path) -> None:
         }
         harness.store.away = True
         away = dict.fromkeys(("status", "events", "positives", "seen", "last_event"))
-        assert user("ann") == {"user_id": "ann", **away, "degraded": ["store"]}
+        assert user("never") == {"user_id": "never", **away, "degraded": ["store"]}
+        assert user("ann") == ann | {
+            "last_event": "2020-01-01T00:00:01+00:00",
+            "degraded": ["store", "last_known"],
+        }
         for path in ("/v1/users/a%0Ab", "/v1/users/"):
             response = harness.client.get(path)
             assert (response.status_code, response.json()["code"]) == (422, "bad_id")

@@ -9,12 +9,14 @@ import pytest
 from service_harness import service_harness
 from toy_service import NOW
 
+from features.ids import id_error
 from features.instants import DAY
 from features.log.records import Event
 from features.schema import MAX_ID_BYTES
 from serving.errors import ApiError
 from serving.event_validation import validate_events
-from serving.schemas import MAX_EVENTS, checked_id, id_error, media_url
+from serving.schemas.events import MAX_EVENTS
+from serving.schemas.fields import checked_id, media_url
 
 EVENT = {"user_id": "u", "item_id": "i", "event": "click"}
 

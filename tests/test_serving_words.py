@@ -18,7 +18,7 @@ from features.schema import DataConfig, EventRules
 from recsys.retrieval.filters import Filter
 from serving.routes.items.fields import ItemIn
 from serving.routes.search_query import SearchIn
-from serving.schemas import EventIn
+from serving.schemas.events import EventIn
 
 FOREIGN = re.compile(
     r"\b(Input|Field|Extra|Value error|dict|dictionary|tuple|NoneType|None|True|False|instance|str|int|bool|"

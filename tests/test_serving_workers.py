@@ -44,12 +44,13 @@ class Connection:
 class Service:
     """A parent process and its workers. temporary: the folder of their temporary files."""
 
-    def __init__(self, folder: Path, temporary: Path, workers: int) -> None:
+    def __init__(self, folder: Path, temporary: Path, workers: int, **settings: object) -> None:
         self.temporary = temporary
         self.opened: list[Connection] = []
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.address = "127.0.0.1", int(listener.getsockname()[1])
             command = [sys.executable, str(PARENT), str(folder), str(listener.fileno()), str(workers)]
+            command.append(orjson.dumps(settings, default=str).decode())
             environment = {"PYTHONPATH": ":".join(sys.path), "TMPDIR": str(temporary)}
             self.process = subprocess.Popen(command, pass_fds=[listener.fileno()], env=environment)
 
@@ -95,10 +96,10 @@ def runs(process: int) -> bool:
 
 
 @contextmanager
-def service(folder: Path, workers: int = 2) -> Iterator[Service]:
+def service(folder: Path, workers: int = 2, **settings: object) -> Iterator[Service]:
     toy_tables(folder, frame([row("ann", "i1", 0)]))
     with tempfile.TemporaryDirectory(prefix="workers-") as temporary:  # the path of a Unix socket must be short
-        started = Service(folder, Path(temporary), workers)
+        started = Service(folder, Path(temporary), workers, **settings)
         try:
             yield started
         finally:

@@ -15,7 +15,7 @@ from features.log.upkeep.retention import Limit
 from features.schema import DataConfig, EventRules
 from recsys.config import AlignmentConfig, RerankerConfig, RetrieverConfig, SourceQuotas, TowerConfig, TrainingConfig
 from serving.routes.search_query import SearchIn
-from serving.schemas import EventIn
+from serving.schemas.events import EventIn
 from serving.settings import ServeSettings
 
 DATA = {"source": "folder", "path": "tables", "events": {"positive": {"buy": None}}}
@@ -372,7 +372,7 @@ def test_the_largest_weight_and_names_of_placements() -> None:
 
 
 def test_the_defaults_of_searches_and_of_the_log() -> None:
-    assert (SearchIn().k, SearchIn().weight) == (20, 0.3)
+    assert (SearchIn().limit, SearchIn().weight) == (20, 0.3)
     assert ServeSettings().log_limits == {"events": Limit(None, None), "exposures": Limit(30, None)}
 
 

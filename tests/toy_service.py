@@ -82,6 +82,11 @@ class Nearest:
         positives = states.positives()
         return near(int(positives.flat[positives.end[0] - 1]), self.n)
 
+    def item_scores(self, states: UserStates, row: int) -> Floats:
+        return np.array(
+            [self.retrieval_scores(states[at : at + 1])[row] for at in range(len(states))], dtype=np.float32
+        )
+
     def contributions(
         self, states: UserStates, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
     ) -> Doubles | None:

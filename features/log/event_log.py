@@ -168,9 +168,19 @@ class EventLog:
             self._wake.notify()
         return future
 
-    async def append(self, records: Sequence[Record]) -> None:
-        """Return when the records are on disk. Raises LogError otherwise; then none of them is accepted."""
-        await asyncio.wrap_future(self.submit(records))
+    async def append(self, records: Sequence[Record], within: float | None = None) -> None:
+        """Return when the records are on disk. Raises LogError otherwise; then none of them is accepted.
+
+        within: seconds in which their write must begin; a write that has begun is awaited. None: no limit.
+        """
+        future = self.submit(records)
+        written = asyncio.wrap_future(future)
+        if within is not None:
+            await asyncio.wait({written}, timeout=within)
+            if future.cancel():
+                reason = f"did not take them within {within:.2g} s: nothing was accepted; try again later"
+                raise LogError(f"the event log in {self.folder} {reason}")
+        await written
 
     def append_now(self, records: Sequence[Record]) -> None:
         """`append` for callers without an event loop."""

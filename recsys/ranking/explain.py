@@ -78,6 +78,10 @@ class Explainable(Recommender, Protocol):
         """The score of the first stage of every item: (n,) float32."""
         ...
 
+    def item_scores(self, states: UserStates, row: int) -> Floats:
+        """The score of the first stage of one item for each of b states with a positive event: (b,) float32."""
+        ...
+
     def contributions(
         self, states: UserStates, rows: Ints, k: int, *, allow: Bools | None = None, exclude: Ragged | None = None
     ) -> Doubles | None:

@@ -79,14 +79,14 @@ class Guard:
 
     def _check(self, scope: Scope, needed: Role | None) -> None:
         """Raises ApiError for a call that is refused."""
-        hosts, origin, presented, kind, has_body = _headers(scope)
+        hosts, origin, sent, kind, has_body = _headers(scope)
         self._origins.check_host(hosts, scope["http_version"])
         reading = scope["method"] in READING
         if origin and not reading:
             self._origins.check_origin(origin, hosts)
         if self._keys.needed:
             with suppress(ApiError) if needed is None else nullcontext():
-                key = self._keys.authenticate(presented)
+                key = self._keys.authenticate(*sent)
                 scope[KEY] = key.name
                 if needed is not None:
                     self._keys.admit(key, needed)
@@ -94,8 +94,8 @@ class Guard:
             _check_type(kind, scope["path"])
 
 
-def _headers(scope: Scope) -> tuple[list[bytes], bytes, bytes, bytes, bool]:
-    """Of a call: all headers Host; Origin; the key that was sent; Content-Type; whether there is a body."""
+def _headers(scope: Scope) -> tuple[list[bytes], bytes, tuple[bytes, bytes], bytes, bool]:
+    """Of a call: all headers Host; Origin; the key in each of its headers; Content-Type; whether there is a body."""
     hosts, origin, bearer, own, kind, has_body = list[bytes](), b"", b"", b"", b"", False
     for name, value in scope["headers"]:
         if name == b"host":
@@ -111,7 +111,7 @@ def _headers(scope: Scope) -> tuple[list[bytes], bytes, bytes, bytes, bool]:
             kind = value
         elif name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0"):
             has_body = True
-    return hosts, origin, bearer or own, kind, has_body
+    return hosts, origin, (bearer, own), kind, has_body
 
 
 def _check_type(kind: bytes, path: str) -> None:

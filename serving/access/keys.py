@@ -66,12 +66,16 @@ class ApiKeys:
         key = self._by_digest.get(digest)
         return key if key is not None and hmac.compare_digest(key.sha256, digest) else None
 
-    def authenticate(self, presented: bytes) -> ApiKey:
-        """The key of a call. presented: what the call sent as its key, b"" for nothing.
+    def authenticate(self, bearer: bytes, own: bytes = b"") -> ApiKey:
+        """The key of a call. bearer, own: what it sent in Authorization and in X-API-Key, b"" for nothing.
 
-        Raises ApiError 401 for a key that is missing, unknown or expired.
+        Raises ApiError 401 for a key that is missing, unknown or expired, and for two different ones.
         """
         challenge = {"WWW-Authenticate": "Bearer"}
+        if bearer and own and bearer != own:
+            message = "the call has one key in Authorization and another one in X-API-Key; send one of them"
+            raise ApiError("unknown_key", message, "header", challenge)
+        presented = bearer or own
         if not presented:
             raise ApiError("no_key", f"the call needs an API key: {HOW}", "header", challenge)
         key = self.find(presented)

@@ -2,14 +2,16 @@
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from features.ids import id_keys
 from features.log.records import EventUndone, UsersMerged
 from serving.errors import ApiError, Problem, json_response
-from serving.schemas import Id, bounded_body, checked_id, first_error, parse_json
+from serving.openapi.bodies import request_body
+from serving.schemas.body import bounded_body, parse_model
+from serving.schemas.fields import Id, checked_id
 from serving.state.service import ServiceState
-from serving.state.thread_pool import InThread
+from serving.state.thread_pool import InThread, budget
 
 
 class MergeIn(BaseModel):
@@ -51,22 +53,17 @@ def add_corrections(app: FastAPI, service: ServiceState, in_thread: InThread) ->
             202: {"model": MergeResponse},
             **{code: {"model": Problem} for code in (409, 413, 415)},
         },
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": MergeIn.model_json_schema()}},
-            }
-        },
+        openapi_extra=request_body(MergeIn),
         tags=["users"],
     )
-    async def merge(user_id: str, request: Request) -> Response:
+    async def merge_users(user_id: str, request: Request) -> Response:
         """Give the events of another id to this user, e.g. those before a login. The next response counts them.
 
         Events of the other id that happen later stay its own.
         """
         checked_id(user_id, "user_id")
         record = await in_thread(_parse_merge, service, user_id, await bounded_body(request))
-        await service.log.append([record])
+        await service.log.append([record], budget().left())
         degraded = await in_thread(service.correct, record)
         response = MergeResponse.model_validate({"user_id": user_id, "from": record.from_id, "degraded": degraded})
         return json_response(response.model_dump(by_alias=True), 202)
@@ -77,13 +74,13 @@ def add_corrections(app: FastAPI, service: ServiceState, in_thread: InThread) ->
         responses={202: {"model": UndoResponse}},
         tags=["users"],
     )
-    async def undo(user_id: str, event_id: str) -> Response:
+    async def undo_event(user_id: str, event_id: str) -> Response:
         """Undo an event: it does not count any more, in no response and no training, whenever it was or is sent."""
         checked_id(user_id, "user_id")
         checked_id(event_id, "event_id")
         known = await in_thread(_is_known, service, user_id, event_id)
         record = EventUndone(user_id=user_id, event_id=event_id, timestamp=service.now())
-        await service.log.append([record])
+        await service.log.append([record], budget().left())
         degraded = await in_thread(service.correct, record)
         response = UndoResponse(user_id=user_id, event_id=event_id, known=known, degraded=degraded)
         return json_response(response.model_dump(), 202)
@@ -94,12 +91,7 @@ def _parse_merge(service: ServiceState, user_id: str, body: bytes) -> UsersMerge
 
     It takes all events that the store has of the other id: those of a device whose clock is ahead are later than now.
     """
-    try:
-        from_id = MergeIn.model_validate(parse_json(body)).from_id
-    except ValidationError as error:
-        place, reason = first_error(error)
-        place = place or "body"
-        raise ApiError("bad_merge", f"{place}: {reason}", place) from None
+    from_id = parse_model(MergeIn, body, "bad_merge").from_id
     if from_id == user_id:
         raise ApiError("bad_merge", "from: is the user of the path; give the id that it had before", "from")
     service.corrections.read()

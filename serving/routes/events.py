@@ -1,28 +1,31 @@
 """Route that accepts events."""
 
+from typing import Annotated
+
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from pydantic import Field
 
 from features.log.records import Event
 from serving.errors import ApiError, Problem, json_response
 from serving.event_validation import unnamed_type, validate_events
-from serving.schemas import EventIn, EventResult, EventsResponse, bounded_body
+from serving.openapi.bodies import request_body
+from serving.schemas.body import bounded_body
+from serving.schemas.events import MAX_EVENTS, EventIn, EventResult, EventsResponse
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
-from serving.state.thread_pool import InThread
+from serving.state.thread_pool import InThread, budget
 from serving.telemetry.metrics import EVENTS, count_degraded
 
 
 def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     """Add the route."""
-    event_schema = EventIn.model_json_schema()
-    body = {"oneOf": [event_schema, {"type": "array", "items": event_schema, "minItems": 1, "maxItems": 1000}]}
 
     @app.post(
         "/v1/events",
         status_code=202,
         responses={202: {"model": EventsResponse}, **{code: {"model": Problem} for code in (400, 413, 415)}},
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}},
+        openapi_extra=request_body(EventIn | Annotated[list[EventIn], Field(min_length=1, max_length=MAX_EVENTS)]),
         tags=["events"],
     )
     async def post_events(request: Request) -> Response:
@@ -33,7 +36,7 @@ def add_events(app: FastAPI, service: ServiceState, in_thread: InThread) -> None
         accepted = [e for e in validated if isinstance(e, Event)]
         degraded: list[str] = []
         if accepted:
-            await service.log.append(accepted)
+            await service.log.append(accepted, budget().left())
             degraded = await in_thread(service.push, accepted)
         EVENTS.labels("accepted").inc(n_accepted)
         EVENTS.labels("rejected").inc(len(validated) - n_accepted)

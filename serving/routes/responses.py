@@ -1,5 +1,6 @@
 """Helpers that routes share: the current snapshot, filters, stage timings, exposure logging and slate responses."""
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -30,10 +31,12 @@ from recsys.retrieval.filters import Filter
 from serving.cursor import Page, room_in_url
 from serving.errors import ApiError, json_response
 from serving.http import MAX_URL_BYTES
-from serving.schemas import checked_id, first_error
+from serving.schemas.body import first_error
+from serving.schemas.fields import checked_id
 from serving.state.arms import Arm
 from serving.state.service import ServiceState
 from serving.state.snapshot import Recommended, ServingSnapshot
+from serving.state.thread_pool import budget
 from serving.telemetry.metrics import UNLOGGED, count_answer, count_candidates, count_shown
 from serving.telemetry.request_id import id_of_answer
 from serving.telemetry.traces import stage
@@ -42,6 +45,13 @@ logger = logging.getLogger("recsys.serving")
 
 DRAW_BITS = 48
 """Bits of the number that a request id gives: any program reads it as JSON without rounding."""
+
+LOG_SECONDS = 0.25
+"""Seconds that an answer waits for the log although no time is left of its request: exposures must not be missing
+wherever there is much to do."""
+
+DEADLINE = "deadline"
+"""The value of `degraded` of an answer for a part of which no time was left."""
 
 FilterParameter = Annotated[
     str | None,
@@ -257,8 +267,9 @@ async def log_exposure(
         return exposure
     with timed(slate.trace, "log"):
         try:
-            await service.log.append([exposure])
-        except LogError:
+            async with asyncio.timeout(budget().left(least=LOG_SECONDS)):
+                await service.log.append([exposure])
+        except (LogError, TimeoutError):
             service.unlogged += 1
             UNLOGGED.inc()
             exposure = replace(exposure, degraded=(*exposure.degraded, "log"))

@@ -15,13 +15,15 @@ from features.interactions import UserStates
 from recsys.ranking.slate import Slate
 from serving.cursor import MAX_SHOWN, Page
 from serving.errors import ApiError, Problem
+from serving.openapi.bodies import JSON, request_body
 from serving.routes.responses import list_of, log_exposure, slate_response, snapshot_of, timed
-from serving.routes.search_query import SearchIn, parse_query, query_schema
-from serving.schemas import SearchResponse
+from serving.routes.search_query import SearchIn, parse_query
+from serving.schemas.slates import SearchResponse
 from serving.state.arms import Arm
 from serving.state.encoder_pool import EncoderPool, encoding_of
 from serving.state.service import ServiceState
 from serving.state.snapshot import rows_by_item
+from serving.state.thread_pool import budget, in_time
 
 logger = logging.getLogger("recsys.serving")
 
@@ -32,7 +34,6 @@ LISTED = ("text", "image", "audio", "video", "user_id", "weight")
 
 def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in_thread: Callable[..., Any]) -> None:
     """Add the route."""
-    schema = {"schema": query_schema()}
 
     @app.post(
         "/v1/search",
@@ -40,15 +41,10 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
             200: {"model": SearchResponse},
             **{code: {"model": Problem} for code in (400, 408, 410, 413, 415, 504)},
         },
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": schema, "multipart/form-data": schema},
-            }
-        },
+        openapi_extra=request_body(SearchIn, JSON, "multipart/form-data"),
         tags=["search"],
     )
-    async def search(request: Request) -> Response:
+    async def search_items(request: Request) -> Response:
         """Items whose content is nearest to a text, an image, a sound, a video or a combination of them, best first.
 
         In JSON, media are base64 or https URLs of hosts that the bundle allows; in a form, they are files.
@@ -68,6 +64,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
             snapshot = arm.snapshot
             with timed(trace, "encode"):
                 embedded = await encoder_pool.embed(snapshot, content)
+        budget().begin(service.settings.deadline)  # encoding has limits of its own
         failed = [
             {"part": content.parts[failure.part].modality, "reason": failure.reason[:500]}
             for failure in embedded.failures
@@ -81,7 +78,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
                 state, degraded = await in_thread(service.keeper.read_user, snapshot.store, options.user_id)
             user = snapshot.states(state, service.now())
         with timed(trace, "rank"):
-            found = await in_thread(_search_page, service, arm, embedded.vectors, options, user, trace, page)
+            found = await in_time(in_thread, _search_page, service, arm, embedded.vectors, options, user, trace, page)
         slate, cursor, failing = found
         degraded = [*degraded, *failing]
         exposure = await log_exposure(

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from features.content.parts import Audio, Content, Image, Part, Source, Text, Video
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
-from serving.schemas import Id, first_error, parse_json
+from serving.schemas.body import first_error, parse_json
+from serving.schemas.fields import Id
 
 MAX_VALUES = 100_000
 """Largest number of commas and opening brackets in a JSON body: a bound on its values.
@@ -40,13 +41,6 @@ class SearchIn(BaseModel):
     cursor: str | None = Field(
         default=None, description="of the page before; send the other fields but limit as they were"
     )
-
-
-def query_schema() -> dict[str, Any]:
-    """JSON schema of `SearchIn` without references: `$ref` would not resolve inside the OpenAPI document."""
-    schema = SearchIn.model_json_schema()
-    schema["properties"]["filter"]["anyOf"][0] = schema.pop("$defs")["Filter"]
-    return schema
 
 
 @dataclass(frozen=True)

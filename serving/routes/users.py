@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
-from pydantic import ValidationError
 
 from features.arrays import Ints
 from features.errors import StoreError
@@ -22,8 +21,10 @@ from recsys.ranking.slate_rules import SlateRules
 from recsys.retrieval.filters import Filter
 from serving.cursor import MAX_SHOWN, Page
 from serving.errors import ApiError, Problem, json_response
+from serving.openapi.bodies import request_body
 from serving.routes.explain import Answer, why_not, why_shown
 from serving.routes.responses import (
+    DEADLINE,
     CursorParameter,
     ExcludeParameter,
     FilterParameter,
@@ -37,22 +38,17 @@ from serving.routes.responses import (
     snapshot_of,
     timed,
 )
-from serving.schemas import (
-    RankIn,
-    RankResponse,
-    RecommendationsResponse,
-    WhyNotResponse,
-    bounded_body,
-    checked_id,
-    first_error,
-    parse_json,
-)
+from serving.schemas.body import bounded_body, parse_model
+from serving.schemas.fields import checked_id
+from serving.schemas.rank import RankIn, RankResponse
+from serving.schemas.slates import RecommendationsResponse, WhyNotResponse
+from serving.schemas.users import HistoryResponse, UsersResponse
 from serving.servable import ServableBundle
 from serving.state.arms import Arm
 from serving.state.item_vectors import DescribedItems
 from serving.state.service import ServiceState
 from serving.state.snapshot import Recommended, ServingSnapshot, card
-from serving.state.thread_pool import InThread
+from serving.state.thread_pool import InThread, TimeUpError, budget, in_time
 from serving.telemetry.metrics import count_answer
 from serving.telemetry.request_id import id_of_answer
 
@@ -73,21 +69,24 @@ def recommend(
     page: Page,
     request_id: str = "",
     session: Sequence[Event] = (),
+    *,
+    at_once: bool = False,
 ) -> Answer:
     """What one user is recommended in a placement, at most k items: a page of the list.
 
     user_id: "" for a visitor who is in no store; session: further events, which are not stored; request_id: decides
-    what is explored, and whether the candidates are kept; without it neither is done.
+    what is explored, and whether the candidates are kept; without it neither is done; at_once: no time is left, so
+    neither the store nor the model is asked.
     """
     trace, snapshot = dict[str, float](), arm.snapshot
     with timed(trace, "store"):
         shown = arm.rules.ask_for_shown(placement)
         state, degraded = UserState(), list[str]()
         if user_id:
-            state, degraded = service.keeper.read_user(snapshot.store, user_id, shown=shown)
+            state, degraded = service.keeper.read_user(snapshot.store, user_id, shown=shown, ask=not at_once)
         if session:
             state = state.with_events(session, snapshot.bundle.data.events)
-    degraded = [*degraded, *arm.failed]
+    degraded = [*([DEADLINE] if at_once else []), *degraded, *arm.failed]
     with timed(trace, "rank"):
         repeats = snapshot.bundle.data.placements[placement].repeats
         seen = snapshot.rows(()) if repeats else snapshot.seen_rows(state)
@@ -95,7 +94,7 @@ def recommend(
         cold = not states.positive.any()
         rules = arm.rules.of(snapshot.bundle, placement, cold=cold, now=service.now())
         if rules is not None:
-            unknown = rules.rotation is not None and "store" in degraded  # what the user was shown
+            unknown = rules.rotation is not None and (at_once or "store" in degraded)  # what the user was shown
             if rules.notes or unknown or not snapshot.available[[*rules.pins.values()]].all():
                 degraded = [*degraded, "rules"]
             rules = snapshot.rotated(rules.after(page.shown), state, page.begun)
@@ -104,7 +103,7 @@ def recommend(
         keep = bool(request_id) and is_sampled(request_id, service.settings.exposure_sample)
         popular = partial(snapshot.popular, seed=seed, keep=keep)
         personal = partial(snapshot.recommend, states, seed=seed, keep=keep)
-        source, choose = ("popular", popular) if cold else ("model", personal)
+        source, choose = ("popular", popular) if cold or at_once else ("model", personal)
         try:
             recommended, cursor = _paged(choose, snapshot, page, left_out, k, trace, rules)
         except Exception:  # a model that fails on one user must not fail the request
@@ -137,10 +136,15 @@ def _paged(
     return replace(recommended, slate=slate.after(page.shown)), cursor
 
 
-def _remember(service: ServiceState, snapshot: ServingSnapshot, exposure: Exposure) -> list[str]:
+async def _remember(
+    in_thread: InThread, service: ServiceState, snapshot: ServingSnapshot, exposure: Exposure
+) -> list[str]:
     """Note in the store what a user was shown, for the rules of rotation. Returns the components that failed."""
-    keeper, days = service.keeper, service.experiments.shown_days
-    return keeper.add_shown(snapshot.store, exposure.user_id, exposure.items, exposure.timestamp, days)
+    shown = exposure.user_id, exposure.items, exposure.timestamp, service.experiments.shown_days
+    try:
+        return await in_time(in_thread, service.keeper.add_shown, snapshot.store, *shown)
+    except TimeUpError:
+        return [DEADLINE]
 
 
 async def rank(
@@ -162,10 +166,12 @@ async def rank(
     if unknown and states.positive.any() and bundle.content is not None:
         with timed(trace, "encode"):
             bundle, placed, failed = await described.add(bundle, unknown, service.now())
+        budget().begin(service.settings.deadline)  # encoding has limits of its own
         degraded = [*degraded, *failed]
     ranked = [item for item in distinct if item in known or item in placed]
     with timed(trace, "rank"):
-        columns, source, failed = await in_thread(_ranked, bundle, states, bundle.catalog.ids.rows(ranked))
+        rows = bundle.catalog.ids.rows(ranked)
+        columns, source, failed = await in_time(in_thread, _ranked, bundle, states, rows)
     last = [(item, None, None) for item in distinct if item not in known and item not in placed]
     items = [
         {
@@ -240,8 +246,19 @@ async def answer_list(request: Request, service: ServiceState, asked: Asked, in_
     args = partial(list_of, exclude=asked.exclude, request=asked.in_url)
     arm, page = await in_thread(args, service, snapshot, name, user_id, asked.item_filter, asked.cursor, of)
     snapshot, request_id = arm.snapshot, id_of_answer(request.scope)
-    answer = await in_thread(recommend, service, arm, user_id, asked.limit, name, page, request_id, asked.session)
-    why = await in_thread(why_shown, service, snapshot, answer) if asked.explain else None
+    make = partial(recommend, service, arm, user_id, asked.limit, name, page, request_id, asked.session)
+    try:
+        answer = await in_time(in_thread, make)
+    except TimeUpError:
+        answer = await in_thread(partial(make, at_once=True))
+    recommended, degraded, sample, why = answer.recommended, answer.degraded, None, None
+    try:
+        if recommended.candidates is not None:  # of few answers
+            sample = await in_time(in_thread, sample_of, snapshot, recommended)
+        if asked.explain:
+            why = await in_time(in_thread, why_shown, service, snapshot, answer)
+    except TimeUpError:
+        degraded = [*dict.fromkeys([*degraded, *([DEADLINE] if asked.explain else [])])]
     exposure = await log_exposure(
         request,
         service,
@@ -249,14 +266,14 @@ async def answer_list(request: Request, service: ServiceState, asked: Asked, in_
         name,
         request_id=request_id,
         source=answer.source,
-        degraded=answer.degraded,
+        degraded=degraded,
         user_id=user_id,
         variant=arm.variant,
         exploration=exploration_of(snapshot, answer.slate),
-        sample=await in_thread(sample_of, snapshot, answer.recommended),
-        remember=partial(in_thread, _remember, service, snapshot) if user_id and arm.rules.shown_days else None,
+        sample=sample,
+        remember=partial(_remember, in_thread, service, snapshot) if user_id and arm.rules.shown_days else None,
     )
-    known = answer.recommended.probabilities
+    known = recommended.probabilities
     return slate_response(answer.slate, snapshot, exposure, answer.cursor, why=why, probabilities=known)
 
 
@@ -266,8 +283,8 @@ def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in
     _add_why_not(app, service, in_thread)
     _add_rank(app, service, described, in_thread)
 
-    @app.get("/v1/users/{user_id:id}/history", tags=["users"])
-    async def history(user_id: str, limit: Annotated[int, Query(ge=1, le=100_000)] = 50) -> Response:
+    @app.get("/v1/users/{user_id:id}/history", responses={200: {"model": HistoryResponse}}, tags=["users"])
+    async def get_history(user_id: str, limit: Annotated[int, Query(ge=1, le=100_000)] = 50) -> Response:
         """A user's events in the feature store, newest first. Items that are not in the catalogue have no title."""
         snapshot = snapshot_of(service)
         checked_id(user_id, "user_id")
@@ -290,8 +307,8 @@ def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in
         newest = events[::-1][:limit]
         return json_response({"user_id": user_id, "degraded": degraded, "total": len(events), "events": newest})
 
-    @app.get("/v1/users", tags=["users"])
-    async def users(limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> Response:
+    @app.get("/v1/users", responses={200: {"model": UsersResponse}}, tags=["users"])
+    async def list_users(limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> Response:
         """Ids of the users who were active last, most recent first."""
         snapshot = snapshot_of(service)
         try:
@@ -306,7 +323,7 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
         responses={200: {"model": RecommendationsResponse}, 410: {"model": Problem}},
         tags=["users"],
     )
-    async def recommendations(
+    async def get_recommendations(
         request: Request,
         user_id: str,
         limit: Count = 20,
@@ -330,26 +347,20 @@ def _add_recommendations(app: FastAPI, service: ServiceState, in_thread: InThrea
 
 
 def _add_rank(app: FastAPI, service: ServiceState, described: DescribedItems, in_thread: InThread) -> None:
-    schema = RankIn.model_json_schema()
-
     @app.post(
         "/v1/rank",
         responses={200: {"model": RankResponse}, **{code: {"model": Problem} for code in (413, 415)}},
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        openapi_extra=request_body(RankIn),
         tags=["users"],
     )
-    async def rank_list(request: Request) -> Response:
+    async def rank_items(request: Request) -> Response:
         """Items of the caller's choice in order for a user, best first. Nothing counts as shown.
 
         An item that the bundle lacks is placed by its content, where the list says what it is; else it comes last.
         """
         snapshot = snapshot_of(service)
         body = await bounded_body(request)
-        try:
-            given = RankIn.model_validate(parse_json(body))
-        except ValidationError as error:
-            place, reason = first_error(error)
-            raise ApiError("bad_list", f"{place or 'body'}: {reason}", place or "body") from None
+        given = parse_model(RankIn, body, "bad_list")
         return json_response(await rank(service, snapshot, given, described, in_thread))
 
 
@@ -359,7 +370,7 @@ def _add_why_not(app: FastAPI, service: ServiceState, in_thread: InThread) -> No
         responses={200: {"model": WhyNotResponse}, 404: {"model": Problem}},
         tags=["users"],
     )
-    async def not_shown(user_id: str, item_id: str, limit: Count = 20, placement: str | None = None) -> Response:
+    async def get_why_not(user_id: str, item_id: str, limit: Count = 20, placement: str | None = None) -> Response:
         """The stage at which an item leaves the way into the recommendations of a user. Nothing counts as shown."""
         snapshot = snapshot_of(service)
         checked_id(user_id, "user_id")

@@ -34,6 +34,7 @@ from serving.servable import ServableBundle
 from serving.state.bundles.changes import channels_of, has_changed, has_same_content
 from serving.state.item_follower import ItemFollower
 from serving.state.snapshot import ServingSnapshot
+from serving.state.thread_pool import budget
 
 logger = logging.getLogger("recsys.serving")
 
@@ -143,7 +144,7 @@ class CatalogUpdater:
         self._wake_loop()
 
     async def accept(self, log: EventLog, change: ItemPut | ItemDeleted) -> bool:
-        """Log a change, then apply it. Returns whether the item was new. Raises LogError; see `accept_all`."""
+        """Log a change, then apply it; see `accept_all`. Returns whether the item was new."""
         return await self.accept_all(log, [change]) == 1
 
     async def accept_all(self, log: EventLog, changes: Sequence[ItemPut | ItemDeleted]) -> int:
@@ -157,11 +158,10 @@ class CatalogUpdater:
             changes = [change if change.timestamp == at else replace(change, timestamp=at) for change in changes]
             for change in changes:
                 self._follower.begin(change.item_id)
-        # the order of the log: no await separates this line from the log's queue
-        orders = [next(self._sequence) for _ in changes]
+        orders = [next(self._sequence) for _ in changes]  # as in the log: no await separates this from its queue
         end = None
         try:
-            await log.append(changes)
+            await log.append(changes, budget().left())
             end = next(reversed(log.ends(ITEMS).items()), None)
         finally:
             with self._lock:

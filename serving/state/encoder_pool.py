@@ -25,7 +25,7 @@ from recsys.content.content_space import ContentSpace
 from recsys.content.item_encoding import ItemVectors, embed_items
 from recsys.content.query_encoding import EncoderSetup, QueryEncoder
 from serving.errors import ApiError
-from serving.schemas import MAX_BODY_BYTES, bounded_body
+from serving.schemas.body import MAX_BODY_BYTES, bounded_body
 from serving.servable import ServableBundle
 from serving.settings import ServeSettings
 from serving.state.service import ServiceState

@@ -234,6 +234,7 @@ class ServiceState:
         """Forget what was read of users whom any process has erased since the last call. Raises LogError."""
         if (version := file_version(self.settings.log / ERASED_FILE)) != self._erased:
             self.corrections.restart()
+            self.keeper.last_known.forget_all()
             self._erased = version
 
     def _follow_items(self) -> None:

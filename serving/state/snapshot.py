@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,12 +19,9 @@ from recsys.ranking.exploration import Draws
 from recsys.ranking.slate import Slate, fill_slates, slate_of
 from recsys.ranking.slate_rules import Losses, SlateRules
 from recsys.retrieval.filters import Filter
-from serving.errors import ApiError
 from serving.products import Products
-from serving.schemas import media_url
+from serving.schemas.fields import media_url
 from serving.servable import ServableBundle
-
-MAX_IMAGE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -123,18 +119,27 @@ class ServingSnapshot:
 
     def states(self, state: UserState, now: int) -> UserStates:
         """The state of one user (b = 1) with items as rows. Items that are not in the bundle are skipped."""
-        rows = self.bundle.catalog.ids.rows(state.items)
-        known = rows >= 0
-        known_rows, labels = rows[known], state.labels(self.bundle.data.events)
-        latest = int(state.times[-1]) + 1 if len(state.times) else now
+        return self.states_of([state], now)
+
+    def states_of(self, users: Sequence[UserState], now: int) -> UserStates:
+        """The states of b users with items as rows, as `states`."""
+        rules, found = self.bundle.data.events, [self.bundle.catalog.ids.rows(state.items) for state in users]
+        known, labels = [rows >= 0 for rows in found], [state.labels(rules) for state in users]
+        ends = np.cumsum([mask.sum() for mask in known], dtype=np.int64)  # (b,)
+        latest = [int(state.times[-1]) + 1 if len(state.times) else now for state in users]
+
+        def joined(columns: Iterable[np.ndarray], kind: type = np.bool_) -> np.ndarray:
+            kept = (column[mask] for column, mask in zip(columns, known, strict=True))
+            return np.concatenate([np.empty(0, kind), *kept])
+
         return UserStates(
-            users=np.array([-1], dtype=np.int64),
-            as_of=np.array([max(now, latest)], dtype=np.int64),
-            items=Ragged(known_rows, np.zeros(1, np.int64), np.array([len(known_rows)], dtype=np.int64)),
-            times=state.times[known],
-            positive=labels.positive[known],
-            seen=labels.seen[known],
-            types=labels.types[known],
+            users=np.full(len(users), -1, dtype=np.int64),
+            as_of=np.maximum(np.array(latest, dtype=np.int64), now),
+            items=Ragged(joined(found, np.int64), np.append(np.zeros(1, np.int64), ends)[:-1], ends),
+            times=joined((state.times for state in users), np.int64),
+            positive=joined(label.positive for label in labels),
+            seen=joined(label.seen for label in labels),
+            types=joined((label.types for label in labels), np.int64),
         )
 
     def seen_rows(self, state: UserState) -> Ints:
@@ -318,33 +323,6 @@ class ServingSnapshot:
         hidden = ~self.available[found.rows]
         return replace(found, scores=np.where(hidden, np.float32(-np.inf), found.scores)) if hidden.any() else found
 
-    def picture(self, item_id: str) -> tuple[bytes, str]:
-        """Bytes and content type of an item's image file.
-
-        Raises ApiError 404 unless the catalogue names a regular file of a known image type, of at most
-        MAX_IMAGE_BYTES. A relative path must stay within the folder of the tables.
-        """
-        missing = ApiError("no_picture", "this item has no image file", "item_id")
-        row = self.bundle.catalog.ids.row(item_id)
-        frame = self.bundle.catalog.frame
-        image = frame.get_column(IMAGE)[row] if row >= 0 and frame.schema.get(IMAGE) == pl.String else None
-        if not image or "://" in image or "\0" in image:
-            raise missing
-        root = Path(self.bundle.data.path).resolve()
-        path = (root / image).resolve()
-        if not Path(image).is_absolute() and not path.is_relative_to(root):
-            raise missing
-        try:
-            if not path.is_file() or path.stat().st_size > MAX_IMAGE_BYTES:
-                raise missing
-            content = path.read_bytes()
-        except OSError:
-            raise missing from None
-        kind = _picture_type(content[:16])
-        if not kind:
-            raise missing
-        return content, kind
-
 
 def _reordering(rules: SlateRules | None) -> SlateRules | None:
     """The rules where more than the best candidates are needed to apply them."""
@@ -385,16 +363,3 @@ class Finder(Protocol):
     def __call__(self, n: int, /) -> Candidates:
         """At most n candidates: rows and scores (1, n)."""
         ...
-
-
-def _picture_type(head: bytes) -> str:
-    """Content type by the first bytes, because a file name may lie; "" when it is not a known image type."""
-    if head.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "image/gif"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "image/webp"
-    return "image/avif" if head[4:12] == b"ftypavif" else ""

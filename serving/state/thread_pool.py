@@ -1,10 +1,11 @@
 """Threads that compute requests. All routes share them, and a bounded number of requests waits for one.
 
-A request is refused before its first work starts, or it is answered as a whole: work of a request that has started
-goes before that of one that has not.
+A request is refused before its first work starts, or it is answered: work of a request that has started goes before
+that of one that has not. From the first work on, a request has a budget of time, which its stages ask.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -24,12 +25,40 @@ InThread = Callable[..., Awaitable[Any]]
 """Function and its arguments -> an awaitable of its result, computed in a thread."""
 
 
+START_SHARE = 0.8
+"""Share of the time of a request in which it may wait for its first thread; the rest is for its work."""
+
+
+@dataclass
+class Budget:
+    """The time that a request has. until: its end (monotonic s); None before it begins, and outside of a request."""
+
+    until: float | None = None
+
+    def begin(self, seconds: float) -> None:
+        """Begin, or begin anew."""
+        self.until = time.monotonic() + seconds
+
+    def left(self, least: float = 0.0) -> float | None:
+        """Seconds that are left, `least` or more; None where there is no end."""
+        return None if self.until is None else max(least, self.until - time.monotonic())
+
+
+class TimeUpError(ApiError):
+    """No time is left for a stage of a request. A stage without a fallback ends the request with it."""
+
+    def __init__(self) -> None:
+        message = "the answer takes too long: the service is overloaded; try again in a moment"
+        super().__init__("busy", message, "", {"Retry-After": "1"})
+
+
 @dataclass
 class _Call:
     """A request. gone: whether its client has disconnected; started: whether work of it has begun."""
 
     gone: Callable[[], bool]
     started: bool = False
+    budget: Budget = field(default_factory=Budget)
 
 
 @dataclass(frozen=True)
@@ -43,9 +72,16 @@ class _Waiter:
 _call: ContextVar[_Call | None] = ContextVar("call", default=None)
 
 
-class Turns:
-    """Who computes: at most `threads` at once; at most `queue` requests wait to start, each for `deadline` seconds.
+def budget() -> Budget:
+    """The budget of the current request; one without an end outside of a request."""
+    call = _call.get()
+    return Budget() if call is None else call.budget
 
+
+class Turns:
+    """Who computes: at most `threads` at once; at most `queue` requests wait to start.
+
+    deadline: seconds that a request has, from when it asks for its first turn; it waits START_SHARE of them for that.
     Work outside of a request counts as started.
     """
 
@@ -61,6 +97,8 @@ class Turns:
     async def take(self) -> None:
         """Wait for a turn. Raises ApiError 503 when the request cannot start, 499 when its client has gone."""
         call = _call.get() or _Call(lambda: False, started=True)
+        if not call.started:
+            call.budget.begin(self._deadline)
         if self._free:
             self._free -= 1
         elif call.started:
@@ -71,9 +109,10 @@ class Turns:
             if len(self._new) >= self._queue:
                 raise _refused("queue", "too many requests wait")
             try:
-                await self._wait(_Waiter(call), self._new, self._deadline)
+                await self._wait(_Waiter(call), self._new, START_SHARE * self._deadline)
             except TimeoutError:
-                raise _refused("deadline", f"the request did not start within {self._deadline:g} s") from None
+                why = f"the request cannot be answered within {self._deadline:g} s"
+                raise _refused("deadline", why) from None
         call.started = True
 
     def give_back(self) -> None:
@@ -147,3 +186,41 @@ def thread_pool(turns: Turns, threads: int) -> InThread:
             turns.give_back()
 
     return run
+
+
+async def in_time(in_thread: InThread, work: Callable[..., T], *args: Any) -> T:
+    """Result of work in a thread, which is awaited no longer than the budget of the request.
+
+    Raises TimeUpError. The thread is not interrupted: work that has begun keeps its turn until it ends.
+    """
+    result: T
+    if (left := budget().left()) is None:
+        result = await in_thread(work, *args)
+        return result
+    is_cut = False
+
+    def unless_cut() -> T:
+        if is_cut:
+            raise TimeUpError
+        return work(*args)
+
+    task = asyncio.ensure_future(in_thread(unless_cut))
+    _tasks.add(task)
+    task.add_done_callback(_end)
+    await asyncio.wait({task}, timeout=left)
+    if task.done():
+        result = task.result()
+        return result
+    is_cut = True
+    raise TimeUpError
+
+
+_tasks: set[asyncio.Future[Any]] = set()
+"""Work that is awaited, or was: the event loop alone would not keep it."""
+
+
+def _end(task: asyncio.Future[Any]) -> None:
+    """Forget work that has ended; nobody may have waited for its error."""
+    _tasks.discard(task)
+    if not task.cancelled():
+        task.exception()

@@ -117,6 +117,8 @@ function fill(list, cards, items, empty) {
 
 const reasons = {
   store: "the feature store does not respond",
+  last_known: "the history is the last known one",
+  deadline: "no time was left",
   stale: "the history may be incomplete",
   recommender: "the model failed",
   bundle: "no bundle is served",
@@ -124,14 +126,16 @@ const reasons = {
   rules: "a rule of the shop does not fit what is served",
 };
 
-const hints = { // by what failed; the history itself is not lost
+const hints = { // by what failed, the first that is there; the history itself is not lost
+  deadline: "No time was left for the model: these are the most popular items.",
+  last_known: "The feature store does not respond: the items fit the history of some minutes ago.",
   store: "The feature store does not respond, so the history is not known: these are the most popular items.",
   stale: "The history is being loaded: the items may not fit it yet.",
   recommender: "The model failed: these are the most popular items.",
 };
 
 function hint(slate) {
-  const failed = slate.degraded.find((reason) => hints[reason]);
+  const failed = Object.keys(hints).find((reason) => slate.degraded.includes(reason));
   if (failed) return hints[failed];
   return slate.source === "popular"
     ? "No history yet: these are the most popular items. Choose one that you like."
@@ -172,7 +176,7 @@ async function show() {
       entry.append(face(item), texts(item, `${item.event}${value} · ${new Date(item.timestamp).toLocaleDateString()}`));
       return entry;
     });
-    fill($("past"), events, past.events, past.degraded.includes("store")
+    fill($("past"), events, past.events, past.degraded.includes("store") && !past.degraded.includes("last_known")
       ? "The feature store does not respond: the history cannot be shown."
       : "No events yet. The items that you choose appear here.");
   } catch (error) {

@@ -1,19 +1,23 @@
 """Route of recommendations by a body: for a user, a session that is not stored, or items, with long lists of ids."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from features.schema import EventRules
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError, Problem
 from serving.event_validation import validate_event
+from serving.openapi.bodies import request_body
 from serving.routes.responses import snapshot_of
 from serving.routes.users import Asked, answer_list
-from serving.schemas import EventResult, Id, RecommendationsResponse, bounded_body, first_error, parse_json
+from serving.schemas.body import bounded_body, parse_model
+from serving.schemas.events import EventResult
+from serving.schemas.fields import Id
+from serving.schemas.slates import RecommendationsResponse
 from serving.state.service import ServiceState
 from serving.state.thread_pool import InThread
 
@@ -55,22 +59,9 @@ class RecommendationsIn(BaseModel):
     cursor: str | None = Field(default=None, description="of the page before; send the other fields as they were")
 
 
-def body_schema() -> dict[str, Any]:
-    """JSON schema of `RecommendationsIn` without references, which would not resolve inside the OpenAPI document."""
-    schema = RecommendationsIn.model_json_schema()
-    parts = schema.pop("$defs")
-    schema["properties"]["filter"]["anyOf"][0] = parts["Filter"]
-    schema["properties"]["session"]["items"] = parts["SessionEvent"]
-    return schema
-
-
 def parse_asked(body: bytes, rules: EventRules, now: int) -> Asked:
     """What a body asks for. rules: of the served bundle; now: µs. Raises ApiError 400 or 422."""
-    try:
-        given = RecommendationsIn.model_validate(parse_json(body))
-    except ValidationError as error:
-        place, reason = first_error(error)
-        raise ApiError("bad_recommendations", f"{place or 'body'}: {reason}", place or "body") from None
+    given = parse_model(RecommendationsIn, body, "bad_recommendations")
     user, (kind, least) = given.user_id or VISITOR, next(iter(rules.positive.items()), ("click", None))
     examples = [{"item_id": item, "event": kind, "value": least} for item in given.items]
     sent = [*examples, *(event.model_dump() for event in given.session)]
@@ -99,10 +90,10 @@ def add_recommendations_by_body(app: FastAPI, service: ServiceState, in_thread: 
             200: {"model": RecommendationsResponse},
             **{code: {"model": Problem} for code in (410, 413, 415)},
         },
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body_schema()}}}},
+        openapi_extra=request_body(RecommendationsIn),
         tags=["users"],
     )
-    async def recommendations_by_body(request: Request) -> Response:
+    async def recommend(request: Request) -> Response:
         """Recommended items for a user, for a session that is not stored, or for example items, best first.
 
         The answer is that of `GET /v1/users/{user_id}/recommendations` after these events. Nothing of the body is

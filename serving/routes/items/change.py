@@ -8,19 +8,18 @@ from pydantic import BaseModel
 
 from features.log.records import ItemDeleted
 from serving.errors import Problem, json_response
+from serving.openapi.bodies import request_body
 from serving.routes.items.fields import ItemIn, new_state, parse_fields
 from serving.routes.items.read import stored_fields
 from serving.routes.items.turns import ItemTurns
 from serving.routes.responses import require_item, snapshot_of
-from serving.schemas import checked_id
+from serving.schemas.fields import checked_id
 from serving.state.encoder_pool import EncoderPool
 from serving.state.service import ServiceState
 from serving.state.thread_pool import InThread
 
 ERROR: dict[str, Any] = {"model": Problem}
-BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": ItemIn.model_json_schema()}}}
-}
+BODY = request_body(ItemIn)
 
 
 class ItemAcceptedResponse(BaseModel):
@@ -29,6 +28,13 @@ class ItemAcceptedResponse(BaseModel):
     item_id: str
     status: str
     new: bool
+
+
+class ItemDeletedResponse(BaseModel):
+    """The item is hidden."""
+
+    item_id: str
+    status: str
 
 
 def add_item_changes(
@@ -43,7 +49,7 @@ def add_item_changes(
         openapi_extra=BODY,
         tags=["items"],
     )
-    async def put(item_id: str, request: Request) -> Response:
+    async def put_item(item_id: str, request: Request) -> Response:
         """Add an item, or replace all of its fields; its events stay.
 
         An accepted item is on disk. Search finds it by its text, images and sounds within seconds, and the next
@@ -66,7 +72,7 @@ def add_item_changes(
         openapi_extra=BODY,
         tags=["items"],
     )
-    async def patch(item_id: str, request: Request) -> Response:
+    async def patch_item(item_id: str, request: Request) -> Response:
         """Change the fields that the body names; null deletes a field. All others stay.
 
         The item is embedded again only if its title, description, categories or media change. Calls for one item
@@ -82,8 +88,8 @@ def add_item_changes(
             await service.accept_item(new_state(item_id, sent, stored, service.now(), keep=True))
         return json_response({"item_id": item_id, "status": "accepted", "new": False}, 202)
 
-    @app.delete("/v1/items/{item_id:id}", responses={404: {"model": Problem}}, tags=["items"])
-    async def delete(item_id: str) -> Response:
+    @app.delete("/v1/items/{item_id:id}", responses={200: {"model": ItemDeletedResponse}, 404: ERROR}, tags=["items"])
+    async def delete_item(item_id: str) -> Response:
         """Hide an item from the next response on, until it is put again."""
         snapshot_of(service)
         async with turns.of([item_id]):

@@ -16,7 +16,8 @@ from features.log.records import ItemPut
 from features.schema import AUDIO, AVAILABLE, IMAGE, PUBLISHED, VIDEO
 from serving.errors import ApiError
 from serving.routes.search_query import json_object, media_source
-from serving.schemas import MAX_TEXT, Id, ItemText, first_error
+from serving.schemas.body import first_error
+from serving.schemas.fields import MAX_TEXT, Id, ItemText
 from serving.servable import ServableBundle
 
 MEDIA: Final = (IMAGE, AUDIO, VIDEO)

@@ -9,8 +9,10 @@ from pydantic import BaseModel
 from features.schema import AVAILABLE, CATEGORIES, IMAGE, TITLE
 from serving.errors import ApiError, Problem, json_response
 from serving.routes.items.fields import ItemIn, as_sent, extra_fields, fields_of_rows
+from serving.routes.items.pictures import picture
 from serving.routes.responses import require_item, snapshot_of
-from serving.schemas import FailedPart, checked_id
+from serving.schemas.fields import checked_id
+from serving.schemas.slates import FailedPart
 from serving.servable import ServableBundle
 from serving.state.service import ServiceState
 from serving.state.snapshot import card
@@ -29,6 +31,14 @@ class ItemResponse(BaseModel):
     fields: dict[str, Any]
     status: str
     failed: list[FailedPart]
+
+
+PICTURE: dict[str, Any] = {
+    "content": {
+        f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in ("jpeg", "png", "webp", "gif")
+    }
+}
+"""The answer of a route that returns a picture."""
 
 
 def stored_fields(service: ServiceState, bundle: ServableBundle, item_id: str) -> dict[str, Any]:
@@ -51,7 +61,7 @@ def add_items(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
         responses={200: {"model": ItemResponse}, 404: {"model": Problem}},
         tags=["items"],
     )
-    async def item(item_id: str) -> Response:
+    async def get_item(item_id: str) -> Response:
         """An item with all its fields, and whether its last change is searchable yet.
 
         `fields` is a body for `PUT`: put as it came, it changes nothing. A file stands in it as `stored`.
@@ -71,14 +81,19 @@ def add_items(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
             }
         )
 
-    @app.get("/media/{item_id:id}", tags=["items"])
-    async def media(item_id: str) -> Response:
+    @app.get(
+        "/media/{item_id:id}",
+        response_class=Response,
+        responses={200: PICTURE, 404: {"model": Problem}},
+        tags=["items"],
+    )
+    async def get_picture(item_id: str) -> Response:
         """The image file of an item. An item whose image is a URL has none here."""
         snapshot = snapshot_of(service)
         checked_id(item_id, "item_id")
         if not service.catalog_updater.has_item(item_id):
             raise ApiError("no_picture", "this item has no image file", "item_id")
-        content, kind = await in_thread(snapshot.picture, item_id)
+        content, kind = await in_thread(picture, snapshot.bundle, item_id)
         headers = {
             "Cache-Control": "public, max-age=60",
             "X-Content-Type-Options": "nosniff",

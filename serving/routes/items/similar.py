@@ -22,10 +22,10 @@ from serving.routes.responses import (
     snapshot_of,
     timed,
 )
-from serving.schemas import SimilarResponse
+from serving.schemas.slates import SimilarResponse
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
-from serving.state.thread_pool import InThread
+from serving.state.thread_pool import InThread, in_time
 
 SIMILAR: Final = "similar"
 
@@ -35,10 +35,10 @@ def add_similar(app: FastAPI, service: ServiceState, in_thread: InThread) -> Non
 
     @app.get(
         "/v1/items/{item_id:id}/similar",
-        responses={200: {"model": SimilarResponse}, 410: {"model": Problem}},
+        responses={200: {"model": SimilarResponse}, **{code: {"model": Problem} for code in (404, 410)}},
         tags=["items"],
     )
-    async def similar(
+    async def get_similar_items(
         request: Request,
         item_id: str,
         limit: Annotated[int, Query(ge=1, le=100, description="number of items")] = 20,
@@ -56,7 +56,9 @@ def add_similar(app: FastAPI, service: ServiceState, in_thread: InThread) -> Non
             raise not_live_yet()
         trace: dict[str, float] = {}
         with timed(trace, "rank"):
-            slate, following, degraded = await in_thread(_similar_page, service, snapshot, row, limit, trace, page)
+            slate, following, degraded = await in_time(
+                in_thread, _similar_page, service, snapshot, row, limit, trace, page
+            )
         exposure = await log_exposure(request, service, slate, SIMILAR, item_id=item_id, degraded=degraded)
         return slate_response(slate, snapshot, exposure, following, snapshot.near(row, slate))
 

@@ -14,7 +14,7 @@ from features.instants import format_instant
 from features.store.redis import RedisStore
 from serving.errors import ApiError, json_response
 from serving.routes.responses import snapshot_of
-from serving.schemas import checked_id
+from serving.schemas.fields import checked_id
 from serving.state.service import ServiceState
 
 ELSEWHERE: Final = (

@@ -9,14 +9,16 @@ from pydantic import BaseModel, Field
 from features.instants import format_instant
 from serving.errors import json_response
 from serving.routes.responses import snapshot_of
-from serving.schemas import checked_id
+from serving.schemas.fields import checked_id
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
+from serving.state.store.keeper import LAST_KNOWN
 from serving.state.thread_pool import InThread
 
 
 class UserResponse(BaseModel):
-    """What the feature store knows of a user. All but the id is null when it did not answer (`degraded`)."""
+    """What the feature store knows of a user. All but the id is null when it did not answer (`degraded`), and this
+    process has not read the user of late."""
 
     user_id: str
     status: str | None = Field(
@@ -45,7 +47,7 @@ def _numbers(service: ServiceState, snapshot: ServingSnapshot, user_id: str) -> 
     """The fields of `UserResponse`."""
     state, degraded = service.keeper.read_user(snapshot.store, user_id)
     facts = dict.fromkeys(UserResponse.model_fields) | {"user_id": user_id, "degraded": degraded}
-    if "store" in degraded:
+    if "store" in degraded and LAST_KNOWN not in degraded:
         return facts
     return facts | {
         "status": state.status,

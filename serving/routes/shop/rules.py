@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field
 
 from recsys.ranking.rules import Rule, Rules
 from serving.errors import ApiError, Problem, json_response
-from serving.schemas import bounded_body, parse_json
+from serving.openapi.bodies import request_body
+from serving.schemas.body import bounded_body, parse_json
 from serving.shop.rules import RulesChangedError, RulesError, check_rules
 from serving.state.service import ServiceState
 from serving.state.thread_pool import InThread
@@ -20,13 +21,6 @@ class RulesResponse(BaseModel):
 
     rules: list[Rule]
     fault: str | None = Field(description="why the file cannot be used as it is now; then the rules of before are")
-
-
-def body_schema() -> dict[str, Any]:
-    """JSON schema of `Rules`, whose parts are those of `RulesResponse` in the OpenAPI document."""
-    schema = Rules.model_json_schema(ref_template="#/components/schemas/{model}")
-    del schema["$defs"]
-    return schema
 
 
 def may_replace(header: str | None) -> Callable[[str], bool]:
@@ -59,7 +53,7 @@ def add_rules(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     @app.put(
         "/v1/rules",
         responses={200: {"model": RulesResponse}, **{code: {"model": Problem} for code in (409, 412, 413, 415)}},
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body_schema()}}}},
+        openapi_extra=request_body(Rules),
         tags=["rules"],
     )
     async def put_rules(

@@ -15,6 +15,7 @@ from features.store.corrections import apply_corrections, push_events
 from features.store.jobs.refresh import catch_up
 from features.store.user_state import Shown, UserState, UserStateStatus
 from serving.state.store.filler import Filler
+from serving.state.store.last_known import LastKnown
 
 logger = logging.getLogger("recsys.serving")
 
@@ -30,6 +31,9 @@ UNREADABLE_TABLES = (
     "the events table cannot be read (`recsys data check` says why): histories from before this service are missing"
 )
 """What is noted and logged of it. The error itself may quote a row."""
+
+LAST_KNOWN = "last_known"
+"""The value of `degraded` that says that the state of the user is the last one that this process knew."""
 
 UNFILLED = "the feature store is being filled: histories are missing until then"
 
@@ -60,7 +64,10 @@ class StoreKeeper:
         self.position: Mapping[str, int] = {}
         """The log position of its watermark."""
         self.filler = filler
+        self.last_known = LastKnown(log, corrections)
+        """What is answered from while the store does not answer."""
         self._due = False
+        self._served = ""  # the generation that was served at the last step
         self._log, self._corrections, self._notes = log, corrections, notes
         self._run = ""  # of the store's server
         self._catch_up_at = 0.0
@@ -70,13 +77,18 @@ class StoreKeeper:
     def expect_new_tables(self, *, private: bool) -> None:
         """Another bundle is served. private: nobody else refreshes the store."""
         self.behind = True  # events may have been pushed to the store of the previous rules meanwhile
+        self.last_known.forget_all()
         self._due, self._fill_at = private, 0.0
 
     def step(self, store: FeatureStore, data: DataConfig) -> None:
         """Look at the store; begin to fill it, or let it catch up with the log, where that is needed."""
+        self.last_known.sweep()
         try:
             mark, server = store.watermark(), store.facts()
             self.away, self.position = False, mark.log if mark else {}
+            if mark is not None and mark.fill != self._served:  # rows that a generation lacks do not count any more
+                self.last_known.forget_all()
+                self._served = mark.fill
             if server.run != self._run:  # a server that has restarted may hold what it held some time ago
                 self.behind |= bool(self._run)
                 self._run = server.run
@@ -121,7 +133,9 @@ class StoreKeeper:
 
     def push(self, store: FeatureStore, events: Sequence[Event]) -> list[str]:
         """Push logged events to the store. Returns the components that failed (values of `degraded`)."""
-        return self._write(lambda: push_events(store, events, self._corrections))
+        failed = self._write(lambda: push_events(store, events, self._corrections))
+        self.last_known.add(events, store.rules)
+        return failed
 
     def correct(self, store: FeatureStore, correction: Correction) -> list[str]:
         """Apply a logged correction to the store. Returns the components that failed (values of `degraded`)."""
@@ -156,16 +170,24 @@ class StoreKeeper:
         self.away = True
         self._notes["store"] = str(error)
 
-    def read_user(self, store: FeatureStore, user_id: str, *, shown: bool = False) -> tuple[UserState, list[str]]:
+    def read_user(
+        self, store: FeatureStore, user_id: str, *, shown: bool = False, ask: bool = True
+    ) -> tuple[UserState, list[str]]:
         """The state of a user in the store, and why it may be incomplete (values of `degraded`).
 
-        shown: with what the user was shown, too.
+        Where the store does not answer, it is the last known one, without what was shown.
+        shown: with what the user was shown, too; ask: whether the store is asked.
         """
+        era = self.last_known.era
         try:
-            state = store.read_users([user_id], shown=shown)[0]
+            state = store.read_users([user_id], shown=shown)[0] if ask else None
         except StoreError as error:
             self._note_away(error)
-            return UserState(), ["store"]
+            state = None
+        if state is None:
+            known, failed = self.last_known.state(user_id, store.rules), ["store"] if ask else []
+            return (UserState(), failed) if known is None else (known, [*failed, LAST_KNOWN])
         self.away = False
+        self.last_known.keep(user_id, state, era)
         stale = self.behind or self.evicted or state.status is UserStateStatus.STALE
         return state, ["stale"] if stale else []
