@@ -127,6 +127,24 @@ def put_file(path: Path, write: Callable[[Path], Any]) -> None:
         part.replace(path)
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace the contents of a file atomically; its owner, where this user may set it, and its rights stay.
+
+    A link stays, and the file that it points to is replaced. Raises OSError, also where there is no file.
+    """
+    path = path.resolve()
+    before = path.stat()
+
+    def write(part: Path) -> None:
+        part.touch(0o600)
+        part.write_bytes(data)
+        with suppress(PermissionError):
+            os.chown(part, before.st_uid, before.st_gid)
+        part.chmod(stat.S_IMODE(before.st_mode))
+
+    put_file(path, write)
+
+
 def put_new_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Create a file atomically; an existing file stays. Of concurrent writers the first succeeds. Raises OSError."""
     with _temporary(path, write) as part, suppress(FileExistsError):

@@ -92,6 +92,25 @@ def parse_yaml(text: str, place: str) -> Any:
         raise ConfigError(f"{place}: not a configuration: too many levels of nesting") from None
 
 
+class _Dumper(yaml.SafeDumper):
+    """YAML that is read as it was written, also texts with line breaks of other kinds, such as U+0085."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """A text, with escapes where a character is no letter, sign or blank."""
+        node: yaml.ScalarNode = self.represent_scalar(
+            "tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"'
+        )
+        return node
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def yaml_text(value: Any) -> str:
+    """YAML text of JSON's values, which `parse_yaml` reads as the same values."""
+    return str(yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=120))
+
+
 def _reason(error: yaml.MarkedYAMLError) -> str:
     """What is wrong, with the remedy."""
     said = str(error.problem or error.context)

@@ -26,12 +26,17 @@ from serving.routes.corrections import add_corrections
 from serving.routes.events import add_events
 from serving.routes.health import add_health
 from serving.routes.items.audience import add_audience
+from serving.routes.items.bulk import add_bulk_items
 from serving.routes.items.change import add_item_changes
 from serving.routes.items.read import add_items
 from serving.routes.items.similar import add_similar
+from serving.routes.items.turns import ItemTurns
 from serving.routes.page import add_page
 from serving.routes.paths import CanonicalUrl
+from serving.routes.people.erase import add_erasure
+from serving.routes.people.read import add_user
 from serving.routes.search import add_search
+from serving.routes.shop.rules import add_rules
 from serving.routes.strict import StrictRoute, add_heads
 from serving.routes.users import add_users
 from serving.servable import ServableBundle
@@ -143,8 +148,8 @@ def _add_guard(app: FastAPI, service: ServiceState) -> None:
             CORSMiddleware,
             allow_origins=settings.origins,
             allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
-            allow_headers=("Authorization", "X-API-Key", "Content-Type", "X-Request-Id"),
-            expose_headers=("Retry-After", "X-Request-Id"),
+            allow_headers=("Authorization", "X-API-Key", "Content-Type", "X-Request-Id", "If-Match"),
+            expose_headers=("Retry-After", "X-Request-Id", "ETag"),
         )
     app.add_middleware(Observe)
 
@@ -162,10 +167,15 @@ def _add_routes(
     add_similar(app, service, in_thread)
     add_audience(app, service, in_thread)
     add_items(app, service, in_thread)
-    add_item_changes(app, service, encoder_pool, in_thread)
+    turns = ItemTurns()
+    add_item_changes(app, service, encoder_pool, in_thread, turns)
+    add_bulk_items(app, service, encoder_pool, in_thread, turns)
     add_search(app, service, encoder_pool, in_thread)
     add_events(app, service, in_thread)
     add_corrections(app, service, in_thread)
+    add_user(app, service, in_thread)
+    add_erasure(app, service)
+    add_rules(app, service, in_thread)
     add_health(app, service, gauges)
     add_page(app)
     add_heads(app)

@@ -195,7 +195,7 @@ def test_appends_that_complete_out_of_order_apply_in_the_order_of_the_log(tmp_pa
         def ends(self, stream: str) -> dict[str, int]:
             return {"a": 1}
 
-        async def append(self, records: Any) -> None:
+        async def append(self, records: Any, within: Any = None) -> None:
             if isinstance(records[0], ItemPut):
                 await self.second.wait()
             else:

@@ -200,9 +200,9 @@ def test_nothing_can_stay_of_an_item_that_is_new_or_has_a_url(harness: ServiceHa
 def test_changes_of_one_item_at_once_are_all_kept(harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     append = EventLog.append
 
-    async def slow(self: EventLog, records: Any) -> Any:
+    async def slow(self: EventLog, records: Any, within: Any = None) -> Any:
         await anyio.sleep(0.02)
-        return await append(self, records)
+        return await append(self, records, within)
 
     monkeypatch.setattr(EventLog, "append", slow)
     changes: list[dict[str, Any]] = [{"price": 9.0}, {"stock": 8}, {"group_id": "g7"}, {"description": "six"}]

@@ -206,6 +206,10 @@ def test_a_role_that_there_is_not(tmp_path: Path) -> None:
         ("DELETE", "/v1/users/u/events/e/f", "admin"),
         ("DELETE", "/v1/users/u", "admin"),
         ("DELETE", "/v1/items/i1", "admin"),
+        ("GET", "/v1/items.ndjson", "read"),
+        ("POST", "/v1/items", "write"),
+        ("GET", "/v1/rules", "admin"),
+        ("PUT", "/v1/rules", "admin"),
         ("QUERY", "/v1/anything", "write"),
     ],
 )
@@ -234,6 +238,11 @@ CALLS: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("POST", "/v1/users/eve/merge", {"from": "anon"}, ("write", "admin")),
     ("DELETE", "/v1/users/eve/events/e1", None, ("write", "admin")),
     ("DELETE", "/v1/items/i4", None, ("admin",)),
+    ("POST", "/v1/items", None, ("write", "admin")),
+    ("GET", "/v1/items.ndjson", None, ("read", "write", "admin")),
+    ("DELETE", "/v1/users/gone", None, ("admin",)),
+    ("GET", "/v1/rules", None, ("admin",)),
+    ("PUT", "/v1/rules", {"rules": []}, ("admin",)),
 ]
 
 

@@ -28,6 +28,13 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("get", "/v1/users"): ("users", "200", "UsersResponse", set()),
     ("get", "/v1/items/{item_id}/similar"): ("items", "200", "SimilarResponse", {"404", "410"}),
     ("get", "/v1/items/{item_id}/users"): ("items", "200", "AudienceResponse", {"404"}),
+    ("get", "/v1/users/{user_id}"): ("users", "200", "UserResponse", set()),
+    ("delete", "/v1/users/{user_id}"): ("users", "200", "ErasureResponse", set()),
+    ("get", "/v1/items"): ("items", "200", "ItemsResponse", set()),
+    ("post", "/v1/items"): ("items", "202", "ImportResponse", {"413", "415"}),
+    ("get", "/v1/items.ndjson"): ("items", "200", None, set()),
+    ("get", "/v1/rules"): ("rules", "200", "RulesResponse", set()),
+    ("put", "/v1/rules"): ("rules", "200", "RulesResponse", {"409", "412", "413", "415"}),
     ("get", "/v1/items/{item_id}"): ("items", "200", "ItemResponse", {"404"}),
     ("put", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"408", "413", "415"}),
     ("patch", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"404", "408", "413", "415"}),
@@ -49,6 +56,7 @@ NUMBERS = {
     "/v1/items/{item_id}/users": ("limit", 1, 1000, 20),
     "/v1/users/{user_id}/history": ("limit", 1, 100_000, 50),
     "/v1/users": ("limit", 1, 1000, 20),
+    "/v1/items": ("limit", 1, 1000, 100),
 }
 """Path -> its number, from, to, default."""
 
@@ -79,6 +87,8 @@ def test_responses(api: dict[str, Any], method: str, path: str) -> None:
         expected: dict[str, str] = {"$ref": f"#/components/schemas/{name}"}
         if (path, status) == ("/metrics", "200"):
             media, expected = "text/plain", {"type": "string"}
+        if (path, status) == ("/v1/items.ndjson", "200"):
+            media, expected = "application/x-ndjson", {"type": "string"}
         if (path, status) == ("/media/{item_id}", "200"):
             assert sorted(response["content"]) == ["image/gif", "image/jpeg", "image/png", "image/webp"]
             continue
@@ -111,6 +121,8 @@ def test_bodies(api: dict[str, Any]) -> None:
     assert bodies == {
         ("put", "/v1/items/{item_id}"): (True, ["application/json"]),
         ("patch", "/v1/items/{item_id}"): (True, ["application/json"]),
+        ("post", "/v1/items"): (True, ["application/x-ndjson"]),
+        ("put", "/v1/rules"): (True, ["application/json"]),
         ("post", "/v1/search"): (True, ["application/json", "multipart/form-data"]),
         ("post", "/v1/events"): (True, ["application/json"]),
         ("post", "/v1/recommendations"): (True, ["application/json"]),
@@ -202,14 +214,26 @@ def test_keys(api: dict[str, Any]) -> None:
             roles[method, path] = found and found[1]
             assert route["security"] == ([] if found is None else either)
     assert {call for call, role in roles.items() if role is None} == {("get", "/healthz"), ("get", "/readyz")}
-    assert {call for call, role in roles.items() if role == "admin"} == {("delete", "/v1/items/{item_id}")}
+    assert {call for call, role in roles.items() if role == "admin"} == {
+        ("delete", "/v1/items/{item_id}"),
+        ("delete", "/v1/users/{user_id}"),
+        ("get", "/v1/rules"),
+        ("put", "/v1/rules"),
+    }
     assert {call for call, role in roles.items() if role == "write"} == {
         ("post", "/v1/events"),
+        ("post", "/v1/items"),
         ("put", "/v1/items/{item_id}"),
         ("patch", "/v1/items/{item_id}"),
         ("post", "/v1/users/{user_id}/merge"),
         ("delete", "/v1/users/{user_id}/events/{event_id}"),
     }
+
+
+def test_an_entry_of_the_list_is_typed(api: dict[str, Any]) -> None:
+    entry = api["components"]["schemas"]["ItemLine"]
+    assert (entry["required"], entry["additionalProperties"]) == (["item_id"], True)
+    assert {"title", "price", "image", "item_id"} < set(entry["properties"])
 
 
 def test_limits_of_what_is_encoded_at_once() -> None:

@@ -62,7 +62,7 @@ def test_the_history_of_a_user_is_newest_first(steady: ServiceHarness) -> None:
         "categories": ["odd"],
         "image": None,
         "event": "rating",
-        "timestamp": 1_577_836_899_000_000,  # 99 seconds after 2020-01-01
+        "timestamp": "2020-01-01T00:01:39+00:00",
         "value": 1.0,
     }
     nobody = get(steady, "/v1/users/nobody/history")

@@ -5,6 +5,7 @@ the person's rows of the tables any more; then the log, so that nothing is copie
 store; then the search. What is logged after the erasure has begun belongs to a new person who uses the same id.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from features.errors import ConfigError, LogError, describe_os_error
 from features.files import not_a_file
 from features.ids import id_error
 from features.instants import now_micros
-from features.log.erasure.erased_users import ErasedUsers
+from features.log.erasure.erased_users import ERASED_FILE, ErasedUsers
 from features.log.erasure.log_lines import find_lines, log_ends
 from features.log.erasure.overwrite import finish
 from features.log.erasure.person import DISTINCTIVE_BYTES, Person
@@ -25,6 +26,10 @@ from features.log.segments import exclusive, recover
 from features.log.upkeep.prune import LOCK, delete_unfinished
 from features.schema import DataConfig
 from features.store.redis_users import RedisUsers
+
+
+class UpkeepRunningError(LogError):
+    """Another process does the upkeep of the log, or erases from it."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,8 @@ class ErasureReport:
 def erase_user(scope: Scope, user: str, *, dry_run: bool = False) -> ErasureReport:
     """Erase a user. dry_run: only say what would be erased.
 
-    Raises ConfigError for a text that is no id, LogError while another process does the upkeep of the log, and any
-    RecsysError or OSError of a place: then the erasure is not complete, and is simply run again.
+    Raises ConfigError for a text that is no id, UpkeepRunningError, and any RecsysError or OSError of a place: then
+    the erasure is not complete, and is simply run again.
     """
     if reason := id_error(user):
         raise ConfigError(f"the user id: {reason}")
@@ -102,6 +107,11 @@ def erase_user(scope: Scope, user: str, *, dry_run: bool = False) -> ErasureRepo
         tables = {} if scope.data is None else {name: len(t) for name, t in table_rows(scope.data, user).items()}
         searched = [place.find(person) for place in places]
         arrived = sum(len(lines.records) for lines in find_lines(scope.log, person, log_ends(scope.log), until))
+        if not dry_run:
+            os.utime(scope.log / ERASED_FILE)  # services look again at what they have read of the log
+        for place in places:
+            if isinstance(place, StorePlace):
+                place.users.close()
     if unsearched := sum(finding.unsearched for finding in searched):
         notes.append(
             f"{unsearched:,} files of other kinds (bundles, media, positions) were not searched: the id has fewer "
@@ -124,11 +134,14 @@ def erase_user(scope: Scope, user: str, *, dry_run: bool = False) -> ErasureRepo
 
 @contextmanager
 def upkeep_lock(log: Path) -> Iterator[None]:
-    """Hold the lock of the upkeep: nothing compacts, takes over, deletes or overwrites meanwhile. Raises LogError."""
+    """Hold the lock of the upkeep: nothing compacts, takes over, deletes or overwrites meanwhile.
+
+    Raises UpkeepRunningError when another process holds it, and LogError.
+    """
     try:
         with exclusive(log / LOCK) as mine:
             if not mine:
-                raise LogError(f"another process prunes {log}, or erases from it: try again in a moment")
+                raise UpkeepRunningError(f"another process prunes {log}, or erases from it: try again in a moment")
             yield
     except OSError as error:
         raise LogError(f"the erasure is not complete: {describe_os_error(error)}; then run it again") from error

@@ -214,6 +214,14 @@ class CorrectionFeed:
                 raise LogError(f"{self._folder} cannot be read: {describe_os_error(error)}") from error
             return self.known
 
+    def restart(self) -> None:
+        """Read all corrections again, without those of users who were erased meanwhile. Raises LogError."""
+        fresh = CorrectionFeed(self._folder and self._folder.parent)
+        fresh.read()
+        with self._lock:
+            self.corrections, self.known = fresh.corrections, fresh.known
+            self._listed, self._offsets, self._open = fresh._listed, fresh._offsets, fresh._open
+
     def _list(self) -> None:
         """Look for new segments."""
         if self._folder is None or not self._folder.is_dir():

@@ -147,6 +147,12 @@ class Rules(StrictModel):
                     return number, f"{rule.name!r} contradicts {earlier.name!r}: {why}; remove one of them"
         return None
 
+    def fault(self, misfit: Callable[[Rule], str] | None = None) -> tuple[int, str] | None:
+        """The first rule that cannot be used: its number, from 0, and why. misfit: see `load_rules`."""
+        if (conflict := self.conflict()) or misfit is None:
+            return conflict
+        return next(((number, why) for number, rule in enumerate(self.rules) if (why := misfit(rule))), None)
+
     def of(self, placement: str, *, cold: bool) -> tuple[Rule, ...]:
         """The rules of a request: for a placement, and for a user with or without a positive event."""
         users = ("all", "cold" if cold else "known")
@@ -189,12 +195,13 @@ def load_rules(path: Path, misfit: Callable[[Rule], str] | None = None) -> Rules
 
     Raises ConfigError with the line, the reason and the remedy.
     """
-    file = YamlFile(path, "rules")
+    return rules_of(YamlFile(path, "rules"), misfit)
+
+
+def rules_of(file: YamlFile, misfit: Callable[[Rule], str] | None = None) -> Rules:
+    """The rules of a file that was read; see `load_rules`."""
     rules = file.checked(Rules)
-    if conflict := rules.conflict():
-        number, why = conflict
+    if fault := rules.fault(misfit):
+        number, why = fault
         raise file.fault(("rules", number), why)
-    for number, rule in enumerate(rules.rules):
-        if misfit is not None and (why := misfit(rule)):
-            raise file.fault(("rules", number), why)
     return rules

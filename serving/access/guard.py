@@ -14,8 +14,11 @@ from serving.errors import ApiError
 from serving.settings import ServeSettings
 from serving.telemetry.request_id import SCOPE as REQUEST_ID
 
-FORMS = frozenset({"/v1/search"})
-"""Paths that take a form (multipart/form-data), too."""
+JSON, FORM, LINES = "application/json", "multipart/form-data", "application/x-ndjson"
+
+BODIES = {"/v1/search": (JSON, FORM), "/v1/items": (LINES,)}
+"""Path -> the types of its bodies; all others take JSON. None is among those that a page may send without asking but
+the form, which changes nothing."""
 
 UNLOGGED = frozenset({"/metrics"})
 """Paths that the log of requests leaves out: they are asked for all the time."""
@@ -116,9 +119,9 @@ def _check_type(kind: bytes, path: str) -> None:
 
     Raises ApiError 415.
     """
-    name = kind.partition(b";")[0].strip().lower()
-    if name == b"application/json" or (name == b"multipart/form-data" and path in FORMS):
+    types = BODIES.get(path, (JSON,))
+    if kind.partition(b";")[0].strip().lower().decode("latin-1") in types:
         return
-    form = ", or a form as multipart/form-data" if path in FORMS else ""
-    message = f"the body must be JSON{form}: send the header Content-Type: application/json"
-    raise ApiError("bad_type", message, "header")
+    form = f", or a form as {FORM}" if FORM in types else ""
+    what = "lines of JSON" if LINES in types else "JSON"
+    raise ApiError("bad_type", f"the body must be {what}{form}: send the header Content-Type: {types[0]}", "header")

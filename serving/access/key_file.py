@@ -9,8 +9,6 @@ import hashlib
 import os
 import re
 import secrets
-import stat
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +16,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from features.errors import ConfigError, describe_invalid, describe_read_error
-from features.files import not_a_file, put_file
+from features.files import not_a_file, replace_file
 from features.instants import parse_instant
 from serving.access.roles import Role
 
@@ -154,13 +152,4 @@ def revoke_key(path: Path, name: str) -> None:
         raise ConfigError(f"{path}: there is no key {name!r}; keys: {names}")
     lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
     kept = [line for line, key in zip(lines, keys, strict=True) if key.name != name]
-    before = path.stat()
-
-    def write(part: Path) -> None:
-        part.touch(0o600)
-        part.write_bytes(b"".join(line + b"\n" for line in kept))
-        with suppress(PermissionError):
-            os.chown(part, before.st_uid, before.st_gid)
-        part.chmod(stat.S_IMODE(before.st_mode))
-
-    put_file(path, write)
+    replace_file(path, b"".join(line + b"\n" for line in kept))

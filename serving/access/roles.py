@@ -17,6 +17,9 @@ OPEN = re.compile(r"/(healthz|readyz|docs|openapi\.json|static/[^/]+)?")
 READING_POSTS: Final = frozenset({"/v1/rank", "/v1/recommendations", "/v1/recommendations/lists", "/v1/search"})
 """Paths whose POST changes nothing: the request is too large for a URL."""
 
+RULES: Final = "/v1/rules"
+"""Path of the rules: reading them tells what the shop does with its lists."""
+
 UNDO = re.compile(r"/v1/users/[^/]+/events/[^/]+")
 """Path of one event of a user."""
 
@@ -26,6 +29,8 @@ def role_needed(method: str, path: str) -> Role | None:
 
     A call that is named nowhere needs `admin` when it deletes and `write` when it changes something.
     """
+    if path == RULES:
+        return "admin"
     if method in READING:
         return None if OPEN.fullmatch(path) else "read"
     if method == "POST" and path in READING_POSTS:

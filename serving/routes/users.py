@@ -9,6 +9,7 @@ from fastapi.responses import Response
 
 from features.arrays import Ints
 from features.errors import StoreError
+from features.instants import format_instant
 from features.interactions import UserStates
 from recsys.interfaces import sort_candidates
 from serving.cursor import Page
@@ -125,7 +126,7 @@ def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in
                     else card(item, None, None, None)
                 ),
                 "event": event,
-                "timestamp": timestamp,
+                "timestamp": format_instant(timestamp),
                 "value": value,
             }
             for item, row, event, timestamp, value in columns

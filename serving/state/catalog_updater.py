@@ -127,6 +127,7 @@ class CatalogUpdater:
             changes = self._follower.to_apply(placed, own)
             for change in changes:
                 self._apply(change.change, next(self._sequence))
+            self._update_note()
         if changes:
             self._wake_loop()
 
@@ -143,31 +144,38 @@ class CatalogUpdater:
         self._wake_loop()
 
     async def accept(self, log: EventLog, change: ItemPut | ItemDeleted) -> bool:
-        """Log a change, then apply it. Returns whether the item was new.
+        """Log a change, then apply it; see `accept_all`. Returns whether the item was new."""
+        return await self.accept_all(log, [change]) == 1
+
+    async def accept_all(self, log: EventLog, changes: Sequence[ItemPut | ItemDeleted]) -> int:
+        """Log changes of distinct items together, then apply them. Returns how many of the items were new.
 
         A change is not logged with a time before those of earlier changes, which a clock that has stepped back would
-        give it. Raises LogError when the change cannot be logged; nothing changes then.
+        give it. Raises LogError when they cannot be logged; nothing changes then.
         """
         with self._lock:
-            self._latest = max(self._latest, change.timestamp)
-            change = replace(change, timestamp=self._latest)
-            self._follower.begin(change.item_id)
-        order = next(self._sequence)  # the order of the log: no await separates this line from the log's queue
+            self._latest = at = max([self._latest, *(change.timestamp for change in changes)])
+            changes = [change if change.timestamp == at else replace(change, timestamp=at) for change in changes]
+            for change in changes:
+                self._follower.begin(change.item_id)
+        orders = [next(self._sequence) for _ in changes]  # as in the log: no await separates this from its queue
         end = None
         try:
-            await log.append([change], budget().left())
+            await log.append(changes, budget().left())
             end = next(reversed(log.ends(ITEMS).items()), None)
         finally:
             with self._lock:
-                self._follower.end(change.item_id, end)
-                is_new = not self._has_item(change.item_id)
-                if end is not None:
-                    self._apply(change, order)
+                n_new = sum(not self._has_item(change.item_id) for change in changes)
+                for change, order in zip(changes, orders, strict=True):
+                    self._follower.end(change.item_id, end)
+                    if end is not None:
+                        self._apply(change, order)
+                self._update_note()
         self._wake.set()
-        return is_new
+        return n_new
 
     def _apply(self, change: ItemPut | ItemDeleted, order: int) -> None:
-        """Take over a change, unless a newer one of the item is known."""
+        """Take over a change, unless a newer one of the item is known. The caller updates the note."""
         previous = self._statuses.get(change.item_id)
         if previous is not None and previous.order > order:
             return
@@ -176,7 +184,7 @@ class CatalogUpdater:
         self._statuses[change.item_id] = status = _ItemStatus(order, put, waiting=put is not None, again=again)
         if self.snapshot is not None and _is_hidden(status, self.snapshot.now()):
             self._hide(change.item_id)
-        self._set_error(change.item_id)
+        self._errors.pop(change.item_id, None)
 
     def _publish(self, snapshot: ServingSnapshot) -> None:
         self.snapshot = snapshot
@@ -204,6 +212,12 @@ class CatalogUpdater:
             if item_id in self._errors:
                 return status.put, "failed", [("item", self._errors[item_id])]
             return status.put, "embedding" if status.waiting else self._settled_status(item_id, status), status.failed
+
+    def states(self) -> tuple[ServingSnapshot | None, dict[str, ItemPut | None]]:
+        """The snapshot, and the last put of each item that has changed since its training; None: it is deleted."""
+        with self._lock:
+            snapshot, statuses = self.snapshot, self._statuses.copy()
+        return snapshot, {name: status.put for name, status in statuses.items()}  # a put is never replaced in place
 
     async def run(self, embed: Embed) -> None:
         """Add the items that are put to the snapshot, until cancelled."""

@@ -4,13 +4,14 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from features.errors import LogError, RecsysError, StoreError
 from features.instants import now_micros
 from features.log.corrections import CorrectionFeed
+from features.log.erasure.erased_users import ERASED_FILE
 from features.log.event_log import EventLog
 from features.log.item_changes import media_fault
 from features.log.records import Correction, Event, ItemDeleted, ItemPut
@@ -24,7 +25,7 @@ from serving.access.keys import ApiKeys
 from serving.servable import ServableBundle
 from serving.settings import ServeSettings
 from serving.shop.experiments import ShopExperiments
-from serving.shop.rules import ShopRules
+from serving.shop.rules import ShopRules, file_version
 from serving.state.arms import MISSED, Arm
 from serving.state.bundles.beside import VariantBundles
 from serving.state.bundles.loader import BundleLoader, same_problem
@@ -91,6 +92,7 @@ class ServiceState:
         self._log: EventLog | None = None
         self._path: Path | None = None
         self._manifest_bytes = -1
+        self._erased: object = None
         self._stop = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
@@ -151,6 +153,7 @@ class ServiceState:
                 "event log: %d half-written bytes of %s were moved to a .torn file", torn.length, torn.segment
             )
         self.catalog_updater.replay(self.now())
+        self._erased = file_version(self.settings.log / ERASED_FILE)
         self.corrections.read()
         if self._connect is None:
             if self._private_url is None:  # else the parent has claimed the log
@@ -196,6 +199,7 @@ class ServiceState:
             self.log.probe()
             self._check_media()
             self._follow_items()
+            self.follow_erasures()
             self._swap_bundle()
             self._follow_shop()
             if self.snapshot is not None:
@@ -225,6 +229,13 @@ class ServiceState:
                 self.notes[component] = problem
             else:
                 self.notes.pop(component, None)
+
+    def follow_erasures(self) -> None:
+        """Forget what was read of users whom any process has erased since the last call. Raises LogError."""
+        if (version := file_version(self.settings.log / ERASED_FILE)) != self._erased:
+            self.corrections.restart()
+            self.keeper.last_known.forget_all()
+            self._erased = version
 
     def _follow_items(self) -> None:
         try:
@@ -304,11 +315,15 @@ class ServiceState:
         return Arm(snapshot, choice.rules, choice.variants, (MISSED,) if choice.missed else ())
 
     async def accept_item(self, change: ItemPut | ItemDeleted) -> bool:
-        """Log a change of an item and apply it to all bundles; see `CatalogUpdater.accept`."""
-        is_new = await self.catalog_updater.accept(self.log, change)
+        """Log a change of an item and apply it to all bundles. Returns whether the item was new."""
+        return await self.accept_items([change]) == 1
+
+    async def accept_items(self, changes: Sequence[ItemPut | ItemDeleted]) -> int:
+        """Log changes of distinct items and apply them to all bundles; see `CatalogUpdater.accept_all`."""
+        n_new = await self.catalog_updater.accept_all(self.log, changes)
         if self.variants.served:
             await asyncio.to_thread(self.variants.follow_items)
-        return is_new
+        return n_new
 
     def push(self, events: list[Event]) -> list[str]:
         """Push logged events to the store. Returns the components that failed (values of `degraded`)."""

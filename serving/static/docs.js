@@ -42,7 +42,7 @@ function operation(path, verb, spec, api) {
   const content = spec.requestBody && Object.values(spec.requestBody.content)[0];
   const body = content && model(content.schema, api);
   if (body) {
-    for (const [name, field] of Object.entries(body.properties)) {
+    for (const [name, field] of Object.entries(body.properties || {})) {
       parameters.push([name, kind(field) + ((body.required || []).includes(name) ? "" : ", optional"), field.description]);
     }
   }
@@ -50,7 +50,8 @@ function operation(path, verb, spec, api) {
   const given = Object.fromEntries((spec.parameters || []).map((p) => [p.name, p.example]));
   const url = `${location.origin}${path.replace(/\{(\w+)\}/g, (_, name) => given[name])}`;
   const send = verb === "get" ? "" : `-X ${verb.toUpperCase()} `;
-  const sample = content ? ` \\\n     -H 'Content-Type: ${Object.keys(spec.requestBody.content)[0]}' -d '${JSON.stringify(content.example)}'` : "";
+  const example = content && (typeof content.example === "string" ? content.example : JSON.stringify(content.example));
+  const sample = content ? ` \\\n     -H 'Content-Type: ${Object.keys(spec.requestBody.content)[0]}' --data-binary '${example}'` : "";
   article.append(make("pre", "", `curl ${send}'${url}'${sample}`));
   return article;
 }

@@ -173,7 +173,7 @@ async function show() {
       const entry = make("li", "card");
       entry.dataset.item = item.item_id;
       const value = item.value === null ? "" : ` ${item.value}`;
-      entry.append(face(item), texts(item, `${item.event}${value} · ${new Date(item.timestamp / 1000).toLocaleDateString()}`));
+      entry.append(face(item), texts(item, `${item.event}${value} · ${new Date(item.timestamp).toLocaleDateString()}`));
       return entry;
     });
     fill($("past"), events, past.events, past.degraded.includes("store") && !past.degraded.includes("last_known")

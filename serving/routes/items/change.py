@@ -1,8 +1,6 @@
 """Routes that change items while the service runs: put, patch and delete."""
 
-import asyncio
 from typing import Any
-from weakref import WeakValueDictionary
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -13,6 +11,7 @@ from serving.errors import Problem, json_response
 from serving.openapi.bodies import request_body
 from serving.routes.items.fields import ItemIn, new_state, parse_fields
 from serving.routes.items.read import stored_fields
+from serving.routes.items.turns import ItemTurns
 from serving.routes.responses import require_item, snapshot_of
 from serving.schemas.fields import checked_id
 from serving.state.encoder_pool import EncoderPool
@@ -38,9 +37,10 @@ class ItemDeletedResponse(BaseModel):
     status: str
 
 
-def add_item_changes(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in_thread: InThread) -> None:
+def add_item_changes(
+    app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, in_thread: InThread, turns: ItemTurns
+) -> None:
     """Add the routes."""
-    turns = WeakValueDictionary[str, asyncio.Lock]()  # item -> held while its state is read and changed
 
     @app.put(
         "/v1/items/{item_id:id}",
@@ -59,7 +59,7 @@ def add_item_changes(app: FastAPI, service: ServiceState, encoder_pool: EncoderP
         checked_id(item_id, "item_id")
         async with encoder_pool.body(request) as body:
             sent = await in_thread(parse_fields, body, snapshot.bundle, service.settings.log)
-        async with turns.setdefault(item_id, asyncio.Lock()):
+        async with turns.of([item_id]):
             stored = stored_fields(service, snapshot.bundle, item_id)
             # stamped when it is appended: items that arrived later may have been parsed first
             is_new = await service.accept_item(new_state(item_id, sent, stored, service.now()))
@@ -82,7 +82,7 @@ def add_item_changes(app: FastAPI, service: ServiceState, encoder_pool: EncoderP
         require_item(service, item_id)
         async with encoder_pool.body(request) as body:
             sent = await in_thread(parse_fields, body, snapshot.bundle, service.settings.log)
-        async with turns.setdefault(item_id, asyncio.Lock()):
+        async with turns.of([item_id]):
             require_item(service, item_id)
             stored = stored_fields(service, snapshot.bundle, item_id)
             await service.accept_item(new_state(item_id, sent, stored, service.now(), keep=True))
@@ -92,7 +92,7 @@ def add_item_changes(app: FastAPI, service: ServiceState, encoder_pool: EncoderP
     async def delete_item(item_id: str) -> Response:
         """Hide an item from the next response on, until it is put again."""
         snapshot_of(service)
-        async with turns.setdefault(item_id, asyncio.Lock()):
+        async with turns.of([item_id]):
             require_item(service, item_id)
             await service.accept_item(ItemDeleted(item_id=item_id, timestamp=service.now()))
         return json_response({"item_id": item_id, "status": "deleted"})

@@ -1,6 +1,6 @@
 """Fields of items: what a body says, what is stored, and the new state that they give together."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -13,7 +13,7 @@ from features.catalog import as_type, type_name
 from features.instants import format_instant
 from features.log.item_changes import MEDIA_FOLDER, store_media
 from features.log.records import ItemPut
-from features.schema import AUDIO, AVAILABLE, IMAGE, ITEM, PUBLISHED, VIDEO
+from features.schema import AUDIO, AVAILABLE, IMAGE, PUBLISHED, VIDEO
 from serving.errors import ApiError
 from serving.routes.search_query import json_object, media_source
 from serving.schemas.body import first_error
@@ -51,7 +51,11 @@ def parse_fields(body: bytes, bundle: ServableBundle, log: Path) -> dict[str, An
 
     Writes the media of the body to the log folder. Raises ApiError 400 or 422 that names the invalid field.
     """
-    sent = json_object(body, "bad_item")
+    return checked_fields(json_object(body, "bad_item"), bundle, log)
+
+
+def checked_fields(sent: Mapping[str, Any], bundle: ServableBundle, log: Path) -> dict[str, Any]:
+    """`parse_fields` of a parsed body."""
     extra = extra_fields(bundle)
     if unknown := next((name for name in sent if name not in ItemIn.model_fields and name not in extra), None):
         fields = ", ".join((*ItemIn.model_fields, *extra))
@@ -95,23 +99,27 @@ def extra_fields(bundle: ServableBundle) -> list[str]:
     return [name for name in bundle.data.extra_columns if name not in ItemIn.model_fields]
 
 
-def fields_of_row(bundle: ServableBundle, row: int, log: Path) -> dict[str, Any]:
-    """The fields of an item of the bundle, as the log has them."""
-    catalog = bundle.catalog
+def fields_of_rows(bundle: ServableBundle, rows: Sequence[int], log: Path) -> list[dict[str, Any]]:
+    """The fields of items of the bundle, as the log has them. rows: of the items."""
+    catalog, folder = bundle.catalog, f"{log.resolve() / MEDIA_FOLDER}/"
     names = [name for name in (*ItemIn.model_fields, *extra_fields(bundle)) if name in catalog.frame.columns]
-    values = catalog.frame.select(ITEM, *names).row(row, named=True)
-    fields = {name: values[name] for name in names if values[name] is not None}
-    if PUBLISHED in fields:
-        fields[PUBLISHED] = format_instant(int(catalog.published[row]))
-    for name, value in fields.items():
-        if isinstance(value, date):
-            fields[name] = value.isoformat()
-    folder = f"{log.resolve() / MEDIA_FOLDER}/"
-    return fields | {
-        name: f"{MEDIA_FOLDER}/{fields[name].removeprefix(folder)}"
-        for name in MEDIA
-        if fields.get(name, "").startswith(folder)
-    }
+    items = []
+    for row, values in zip(rows, catalog.frame[rows].select(names).to_dicts(), strict=True):
+        fields = {name: value for name, value in values.items() if value is not None}
+        if PUBLISHED in fields:
+            fields[PUBLISHED] = format_instant(int(catalog.published[row]))
+        for name, value in fields.items():
+            if isinstance(value, date):
+                fields[name] = value.isoformat()
+            elif name in MEDIA and value.startswith(folder):
+                fields[name] = f"{MEDIA_FOLDER}/{value.removeprefix(folder)}"
+        items.append(fields)
+    return items
+
+
+def as_sent(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored fields as a body of `PUT` that changes nothing: STORED stands for a file."""
+    return {AVAILABLE: True} | dict(stored) | {name: STORED for name in MEDIA if is_file(stored.get(name))}
 
 
 def is_file(value: str | None) -> bool:

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from features.schema import AVAILABLE, CATEGORIES, IMAGE, TITLE
 from serving.errors import ApiError, Problem, json_response
-from serving.routes.items.fields import MEDIA, STORED, ItemIn, extra_fields, fields_of_row, is_file
+from serving.routes.items.fields import ItemIn, as_sent, extra_fields, fields_of_rows
 from serving.routes.items.pictures import picture
 from serving.routes.responses import require_item, snapshot_of
 from serving.schemas.fields import checked_id
@@ -50,7 +50,7 @@ def stored_fields(service: ServiceState, bundle: ServableBundle, item_id: str) -
     if put is not None:
         return {name: value for name, value in put.fields.items() if value is not None}
     row = bundle.catalog.ids.row(item_id)
-    return {} if row < 0 else fields_of_row(bundle, row, service.settings.log)
+    return {} if row < 0 else fields_of_rows(bundle, [row], service.settings.log)[0]
 
 
 def add_items(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
@@ -70,12 +70,12 @@ def add_items(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
         require_item(service, item_id)
         stored = stored_fields(service, snapshot.bundle, item_id)
         _, status, failed = service.catalog_updater.state(item_id)
-        body = dict.fromkeys((*ItemIn.model_fields, *extra_fields(snapshot.bundle))) | {AVAILABLE: True} | stored
+        fields = dict.fromkeys((*ItemIn.model_fields, *extra_fields(snapshot.bundle)))
         return json_response(
             {
                 **card(item_id, stored.get(TITLE), stored.get(CATEGORIES), stored.get(IMAGE)),
                 "available": stored.get(AVAILABLE) is not False,
-                "fields": body | {name: STORED for name in MEDIA if is_file(stored.get(name))},
+                "fields": fields | as_sent(stored),
                 "status": status,
                 "failed": [{"part": part, "reason": reason[:500]} for part, reason in failed],
             }

@@ -1,0 +1,1 @@
+"""Routes of one person: what the store knows, and erasure."""

@@ -1,0 +1,58 @@
+"""Route of what the feature store knows of a user, in numbers."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+
+from features.instants import format_instant
+from serving.errors import json_response
+from serving.routes.responses import snapshot_of
+from serving.schemas.fields import checked_id
+from serving.state.service import ServiceState
+from serving.state.snapshot import ServingSnapshot
+from serving.state.store.keeper import LAST_KNOWN
+from serving.state.thread_pool import InThread
+
+
+class UserResponse(BaseModel):
+    """What the feature store knows of a user. All but the id is null when it did not answer (`degraded`), and this
+    process has not read the user of late."""
+
+    user_id: str
+    status: str | None = Field(
+        description="present; missing: the store has nothing of the user; stale: what it has is too old, or it was "
+        "emptied and is being filled"
+    )
+    events: int | None = Field(description="events that the store keeps, at most `data.events.history`")
+    positives: int | None = Field(description="of these, how many are positive")
+    seen: int | None = Field(description="items that count as seen")
+    last_event: str | None = Field(description="time of the latest event; null without events")
+    degraded: list[str]
+
+
+def add_user(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
+    """Add the route."""
+
+    @app.get("/v1/users/{user_id:id}", responses={200: {"model": UserResponse}}, tags=["users"])
+    async def get_user(user_id: str) -> Response:
+        """What the feature store knows of a user, in numbers. An unknown user is not an error."""
+        snapshot = snapshot_of(service)
+        checked_id(user_id, "user_id")
+        return json_response(await in_thread(_numbers, service, snapshot, user_id))
+
+
+def _numbers(service: ServiceState, snapshot: ServingSnapshot, user_id: str) -> dict[str, Any]:
+    """The fields of `UserResponse`."""
+    state, degraded = service.keeper.read_user(snapshot.store, user_id)
+    facts = dict.fromkeys(UserResponse.model_fields) | {"user_id": user_id, "degraded": degraded}
+    if "store" in degraded and LAST_KNOWN not in degraded:
+        return facts
+    return facts | {
+        "status": state.status,
+        "events": len(state.items),
+        "positives": int(state.labels(snapshot.bundle.data.events).positive.sum()),
+        "seen": len(state.seen),
+        "last_event": format_instant(int(state.times[-1])) if len(state.times) else None,
+    }

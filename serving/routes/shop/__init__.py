@@ -1,0 +1,1 @@
+"""Routes of a shop's files: its rules."""
