@@ -92,9 +92,10 @@ def _make(
 ) -> list[Listed]:
     """The lists of a call. None shows a product of those before it. at_once: see `recommend`."""
     current, asked, made, besides = snapshot_of(service), ask(), list[Listed](), NOTHING
+    answer_id = id_of_answer(scope)
     for number, one in enumerate(asked, 1):
         name = placement_of(current, one.placement)
-        request_id = id_of_answer(scope) if len(asked) == 1 else f"{id_of_answer(scope)}.{number}"
+        request_id = answer_id if len(asked) == 1 else f"{answer_id}.{number}"
         of = {**one.of, "user_id": one.user_id, "placement": name}
         args = partial(list_of, exclude=one.exclude, request=one.in_url)
         arm, page = args(service, current, name, one.user_id, one.item_filter, one.cursor, of)
