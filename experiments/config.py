@@ -17,6 +17,7 @@ from features.content.parts import Limits
 from features.errors import ConfigError, Invalid, describe_invalid, describe_read_error, describe_url
 from features.files import not_a_file
 from features.schema import DataConfig, StrictModel
+from features.tables.sources import source_fault
 from recsys.baselines import check_baseline
 from recsys.config import AlignmentConfig, RerankerConfig, RetrieverConfig, TowerConfig, TrainingConfig
 from recsys.yaml_text import parse_yaml
@@ -80,6 +81,13 @@ class RunConfig(StrictModel):
     def recorded(self) -> dict[str, Any]:
         """All settings, for bundles and trackers, which other people read: URLs are without password and query."""
         return {key: _without_secrets(value) for key, value in self.model_dump().items()}
+
+    @field_validator("data")
+    @classmethod
+    def _source_is_known(cls, data: DataConfig) -> DataConfig:
+        if fault := source_fault(data.source):
+            raise ValueError(fault.removeprefix("data."))
+        return data
 
     @field_validator("baselines")
     @classmethod

@@ -46,6 +46,11 @@ def test_a_problem_of_two_sections_has_no_empty_place(tmp_path: Path) -> None:
         ({"alignment": {"shrinkage": [1, False]}}, "alignment.shrinkage.1: must be a number (got false)"),
         ({"baselines": {"item-knn": {"k": True}}}, "baselines.item-knn.k: must be a number (got true)"),
         ({"seed": True}, "seed: must be a whole number (got true)"),
+        (
+            {"data": data() | {"source": "movielense"}},
+            "data: source 'movielense' is none of movielens, complete-journey, sequences, folder; "
+            "is 'movielens' meant?",
+        ),
         ({"limits": {"seconds": True}}, "limits.seconds: must be a number (got true)"),
     ],
 )

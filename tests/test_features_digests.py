@@ -7,9 +7,11 @@ import time
 from contextlib import closing
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import features.content.digests
 from features.content.digests import FileDigests, Reading, digests
 from features.content.parts import Audio, Content, Image, Limits, Text, Video
 from features.errors import StoreError
@@ -200,7 +202,9 @@ def test_digests_stay_those_of_earlier_versions(files, tmp_path):
 
 def test_an_index_that_another_process_writes_is_an_error_with_a_remedy(tmp_path, monkeypatch):
     connect = sqlite3.connect
-    monkeypatch.setattr("features.content.digests.sqlite3.connect", lambda path, timeout: connect(path, timeout=0))
+    # in this module alone: coverage uses SQLite, too
+    impatient = {**vars(sqlite3), "connect": lambda path, timeout: connect(path, timeout=0)}
+    monkeypatch.setattr(features.content.digests, "sqlite3", SimpleNamespace(**impatient))
     with (
         closing(FileDigests(tmp_path / "files.sqlite", Limits())),
         closing(connect(tmp_path / "files.sqlite")) as other,

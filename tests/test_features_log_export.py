@@ -309,6 +309,17 @@ def test_the_status_of_a_large_log_is_an_estimate_until_it_is_checked(
     assert (events.exact, events.records, events.damaged) == (True, 999, 1)
 
 
+def test_a_damaged_end_of_a_segment_counts_in_each_run(tmp_path: Path) -> None:
+    append(tmp_path, at(0, "a"), at(1, "b"))
+    segment = segments.segment_paths(tmp_path / "events")[0]
+    segment.chmod(0o600)
+    segment.write_bytes(segment.read_bytes().replace(b'"b"', b'"X"'))  # of the last line
+    report = export(tmp_path, EVENTS, tmp_path / "out")
+    assert (report.records, report.damaged) == (1, 1)
+    report = export(tmp_path, EVENTS, tmp_path / "out")
+    assert (report.records, report.damaged) == (0, 1)
+
+
 def bytes_read() -> int:
     """Bytes that this process has read so far."""
     return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])

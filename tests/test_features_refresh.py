@@ -10,6 +10,7 @@ from toy_service import NOW, RULES, has_seen, toy_events, toy_tables
 from features.errors import StoreError
 from features.log.event_log import EventLog
 from features.log.records import Event
+from features.log.segments import segment_paths
 from features.schema import EventRules
 from features.store.jobs.refresh import catch_up, refresh
 from features.store.memory import MemoryStore
@@ -85,6 +86,15 @@ def test_a_second_refresh_reads_and_writes_nothing(tmp_path: Path) -> None:
     report = refresh(store, tables(tmp_path), tmp_path / "log")
     assert (report.users, report.log_events) == (0, 1)
     assert known(store) != before
+
+
+def test_damaged_lines_are_counted_at_the_end_of_a_segment_too(tmp_path: Path) -> None:
+    append(tmp_path / "log", event("i1", "a"), event("i2", "b"), event("i3", "c"))
+    segment = segment_paths(tmp_path / "log" / "events")[0]
+    segment.chmod(0o600)
+    segment.write_bytes(segment.read_bytes().replace(b'"i1"', b'"iX"').replace(b'"i3"', b'"iX"'))
+    report = refresh(MemoryStore(RULES), tables(tmp_path, []), tmp_path / "log")
+    assert (report.log_events, report.damaged) == (1, 2)
 
 
 def test_changed_tables_are_read(tmp_path: Path) -> None:

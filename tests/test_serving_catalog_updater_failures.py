@@ -25,7 +25,7 @@ class Log:
     def ends(self, stream: str) -> dict[str, int]:
         return {"a": 1}
 
-    async def append(self, records: Any) -> None:
+    async def append(self, records: Any, within: Any = None) -> None:
         pass
 
 

@@ -123,7 +123,7 @@ def test_what_is_described_is_what_happens(
     service: tuple[str, str], tmp_path: Path, seed: int, options: tuple[str, ...]
 ) -> None:
     """All checks of schemathesis but one, which schemathesis.toml names. It makes no lines of JSON."""
-    fuzz = str(TOOLS / "schemathesis"), "--config-file", str(Path(__file__).parent / "schemathesis.toml"), "run"
-    fuzz += f"{service[0]}/openapi.json", "--checks", "all", "--exclude-checks", "positive_data_acceptance"
-    fuzz += "--exclude-operation-id", "import_items", "--header", f"Authorization: Bearer {service[1]}"
+    fuzz = [str(TOOLS / "schemathesis"), "--config-file", str(Path(__file__).parent / "schemathesis.toml"), "run"]
+    fuzz += [f"{service[0]}/openapi.json", "--checks", "all", "--exclude-checks", "positive_data_acceptance"]
+    fuzz += ["--exclude-operation-id", "import_items", "--header", f"Authorization: Bearer {service[1]}"]
     run(tmp_path, *fuzz, "--seed", str(seed), *options)

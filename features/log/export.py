@@ -21,7 +21,7 @@ import polars as pl
 from features.errors import LogError, describe_write_error
 from features.files import not_a_file, put_file, working_folder
 from features.log.corrections import corrections_of
-from features.log.reader import ORDER, LogLine, frame_of_events, frame_of_exposures, read_lines
+from features.log.reader import ORDER, LogLine, damaged_ends, frame_of_events, frame_of_exposures, read_lines
 from features.log.readers import FEATURE_STORE, READERS, advance, reader_of
 from features.log.records import CORRECTIONS, EVENTS, EXPOSURES, ITEMS, Stream
 from features.log.segments import exclusive
@@ -49,7 +49,8 @@ _ITEM_COLUMNS: dict[str, Any] = {ITEM: pl.String, "kind": pl.String, TIME: pl.In
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What a run exported. days: of the files that it wrote; damaged: lines that are no records, skipped."""
+    """What a run exported. days: of the files that it wrote; damaged: lines that are no records, skipped;
+    those at the end of a segment count in each run."""
 
     stream: Stream
     records: int
@@ -115,7 +116,7 @@ def _collect(folder: Path, stream: Stream, since: Mapping[str, int], parts: Path
         for (day,), records in frame.group_by(pl.col(TIME).dt.strftime("%Y-%m-%d"), maintain_order=True):
             (parts / str(day)).mkdir(exist_ok=True)
             records.write_parquet(parts / str(day) / f"{number:08d}.parquet")
-    return position, damaged
+    return position, damaged + len(damaged_ends(folder, position, stream))
 
 
 def _add(path: Path, parts: Path, stream: Stream, position: Mapping[str, int]) -> int:

@@ -18,9 +18,9 @@ import polars as pl
 
 from features.errors import StoreError
 from features.log.corrections import CorrectionFeed, corrections_since
-from features.log.reader import Position, read
+from features.log.reader import Position, damaged_ends, read
 from features.log.readers import register_store
-from features.log.records import Event
+from features.log.records import EVENTS, Event
 from features.progress import StartProgress, Step
 from features.schema import TIME
 from features.store.base import FeatureStore, StoreMovedError, Watermark
@@ -172,8 +172,14 @@ class _Refresh:
         elif mark.pending not in ("", change.digest):
             self.report.why = "the tables have changed since a refresh that was interrupted"
         else:
-            return self._update(mark, change)
-        return self._rebuild(change.of_all())
+            return self._counted_ends(self._update(mark, change))
+        return self._counted_ends(self._rebuild(change.of_all()))
+
+    def _counted_ends(self, position: Mapping[str, int]) -> Mapping[str, int]:
+        """Count the damaged lines at the end of segments, which no position ever passes."""
+        if self._log is not None and self._log.is_dir():
+            self.report.damaged += len(damaged_ends(self._log, position, EVENTS))
+        return position
 
     def _update(self, mark: Watermark, change: TableChange) -> Mapping[str, int]:
         """Join what is new to the generation that is served."""

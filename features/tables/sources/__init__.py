@@ -18,6 +18,15 @@ SOURCES: dict[str, str] = {
 """Name -> module with ``extract(config) -> Extract``, which is imported on use."""
 
 
+def source_fault(source: str) -> str:
+    """Why a name is not that of a source, "" for one that is."""
+    if source in SOURCES:
+        return ""
+    similar = difflib.get_close_matches(source, SOURCES, n=1)
+    meant = f"; is {similar[0]!r} meant?" if similar else ""
+    return f"data.source {source!r} is none of {', '.join(SOURCES)}{meant}"
+
+
 def get(config: DataConfig, *, force: bool = False) -> Path:
     """Write the tables of ``config.source`` into ``config.path`` and return that path. Existing tables stay.
 
@@ -25,10 +34,8 @@ def get(config: DataConfig, *, force: bool = False) -> Path:
     Raises ConfigError for an unknown source, DataError where config.path is no folder, and SourceError when the data
     cannot be obtained.
     """
-    if config.source not in SOURCES:
-        similar = difflib.get_close_matches(config.source, SOURCES, n=1)
-        meant = f"; is {similar[0]!r} meant?" if similar else ""
-        raise ConfigError(f"data.source {config.source!r} is none of {', '.join(SOURCES)}{meant}")
+    if fault := source_fault(config.source):
+        raise ConfigError(fault)
     folder = tables_folder(config.path)
     module = importlib.import_module(SOURCES[config.source])
     if config.source == "folder":
