@@ -143,11 +143,11 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceHarness
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("POST", "/v1/items", 404, "not_found"),
+        ("PUT", "/v1/items", 405, "method_not_allowed"),
         ("POST", "/v1/items/", 405, "method_not_allowed"),
         ("GET", "/v1/events", 405, "method_not_allowed"),
         ("POST", "/v1/events/", 404, "not_found"),
-        ("GET", "/v1/users/", 404, "not_found"),
+        ("GET", "/v1/users/", 422, "bad_id"),
         ("GET", "/v1/users/u/recommendations/", 404, "not_found"),
         ("POST", "/v1/items/a", 405, "method_not_allowed"),
         ("GET", "/docs/", 404, "not_found"),

@@ -115,7 +115,7 @@ LEAST: dict[type[BaseModel], dict[str, int]] = {
     RunConfig: {"seed": 0, "discovery": 0},
     EventRules: {"history": 2, "seen_items": 1, "history_days": 1},
     EventIn: {"position": 1},
-    SearchIn: {"k": 1, "weight": 0},
+    SearchIn: {"limit": 1, "weight": 0},
     DataConfig: {"min_train_events": 0},
     SplitConfig: {"windows": 1},
     Limits: {"parts": 1, "text_bytes": 1, "media_bytes": 1, "pixels": 1, "frames": 1},
@@ -153,7 +153,7 @@ GREATEST: dict[type[BaseModel], dict[str, int]] = {
     RerankerConfig: {"leaves": 131_072},
     SourceQuotas: dict.fromkeys(("recent", "long_term", "neighbours", "fresh", "trending", "popular"), 1),
     EventIn: {"position": 10_000},
-    SearchIn: {"k": 100, "weight": 1},
+    SearchIn: {"limit": 100, "weight": 1},
     TowerConfig: {"cold_share": 1},
     GeminiConfig: {"dimension": 3072},
     ServeSettings: {
