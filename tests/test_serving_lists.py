@@ -56,7 +56,7 @@ def test_each_list_has_its_placement_its_session_and_an_exposure(harness: Servic
     logged = [
         record for record in read(harness.folder / "log", stream=EXPOSURES).records if isinstance(record, Exposure)
     ]
-    assert {record.request_id: (record.placement, record.items) for record in logged} == {
+    assert {record.request_id: (record.placement, tuple(record.items)) for record in logged} == {
         f"{call}.1": ("home", ("i11", "i7")),
         f"{call}.2": ("again", ("i10", "i8")),
     }
