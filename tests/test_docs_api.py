@@ -20,7 +20,7 @@ import pytest
 from media import picture
 from service_harness import serving
 from toy_data import chain, toy_config
-from toy_service import COLOURS, ToyEyes, ToyFiller, ToyWords, toy_events, toy_settings
+from toy_service import ToyEyes, ToyFiller, ToyWords, toy_events, toy_settings
 from typer.testing import CliRunner
 
 from experiments import dataset
@@ -43,8 +43,8 @@ EVENTS = chain(len(USERS), len(ITEMS), 13)
 LATER = {("POST", "/v1/recommendations/lists")}
 """Calls whose section may be absent."""
 
-TRACED = """curl() { command curl --silent --show-error --write-out '%{stderr}\\n%{http_code} %{method} %{url_effective}' "$@"; }
-"""
+TRACE = "%{stderr}\\n%{http_code} %{method} %{url_effective}"
+TRACED = f"curl() {{ command curl --silent --show-error --write-out '{TRACE}' \"$@\"; }}\n"
 """Shell code that makes curl write status, method and URL to stderr."""
 
 
@@ -133,9 +133,8 @@ class Words(ToyWords):
 
     def words(self, texts: Any) -> Floats:
         self.read += texts
-        return unit(
-            np.stack([sum((direction(w) for w in re.findall(r"\w+", t)), np.zeros(8)) for t in texts])
-        ).astype(np.float32)
+        rows = [np.sum([direction(word) for word in re.findall(r"\w+", text)], axis=0) for text in texts]
+        return unit(np.stack(rows)).astype(np.float32)
 
 
 def direction(word: str) -> Any:
@@ -208,9 +207,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
 
 def run(url: str, folder: Path, command: str, before: list[Call]) -> Call:
     """Run one command. What the page shortens is the newest of the answers before: their cursor, their tag."""
-    cursors = [
-        call.body.rpartition('"cursor":"')[2].partition('"')[0] for call in before if '"cursor":"' in call.body
-    ]
+    cursors = re.findall(r'"cursor":"([^"]+)"', "".join(call.body for call in before))
     tags = [call.etag for call in before if call.etag]
     if cursors:
         command = re.sub(r"(?<=cursor=)[^\"]*…", cursors[-1], command)
