@@ -21,6 +21,7 @@ from media import picture
 from service_harness import serving
 from toy_data import chain, toy_config
 from toy_service import ToyEyes, ToyFiller, ToyWords, toy_events, toy_settings
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from experiments import dataset
@@ -320,3 +321,20 @@ def test_every_path_stands_on_the_page(calls: list[tuple[Example, list[Call]]], 
         )
     }
     assert missing - LATER == set()
+
+
+def test_the_calls_of_the_tables_exist(service: tuple[str, Path]) -> None:
+    page = (DOCS / "migration.md").read_text()
+    paths = httpx2.get(f"{service[0]}/openapi.json").json()["paths"]
+    called = set(re.findall(r"`(GET|POST|PUT|PATCH|DELETE) (/[^`]+)`", page))
+    assert called - {(method.upper(), path) for path, methods in paths.items() for method in methods} == set()
+    assert len(called) >= 20
+
+
+def test_the_commands_of_the_tables_exist() -> None:
+    for words in set(re.findall(r"`recsys ([^`]+)`", (DOCS / "migration.md").read_text())):
+        command: Any = get_command(cli.app)
+        for word in words.split(" -")[0].split():
+            if hasattr(command, "commands"):
+                assert word in command.commands, words
+                command = command.commands[word]
