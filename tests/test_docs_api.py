@@ -40,7 +40,6 @@ ITEMS = ("1", "2", "10", "296", "593", "1249", "2324", "2858", "4711", *(str(i) 
 USERS = ("1", "17", "251", "4711", *(str(u) for u in range(300, 336)))
 EVENTS = chain(len(USERS), len(ITEMS), 13)
 
-
 LATER = {("POST", "/v1/recommendations/lists")}
 """Calls whose section may be absent."""
 
@@ -81,17 +80,17 @@ def documents(text: str) -> tuple[Any, ...]:
 
 
 def commands(block: str) -> tuple[str, ...]:
-    """The command lines of a block that call curl, each after the variables that the block sets before it."""
-    variables, found, open_ = "", [], ""
+    """The command lines of a block that call curl, each after the other lines that stand before it, e.g. variables."""
+    setup, found, open_ = "", [], ""
     for line in block.splitlines():
         open_ += line
         if open_.endswith("\\"):
             open_ = f"{open_[:-1]} "
         elif open_.count("'") % 2 == 0:
-            if re.match(r"\w+=", open_):
-                variables += f"{open_}\n"
+            if re.search(r"\bcurl\b", open_):
+                found.append(setup + open_)
             else:
-                found.append(variables + open_)
+                setup += f"{open_}\n"
             open_ = ""
     return tuple(found)
 
@@ -223,7 +222,7 @@ def run(url: str, folder: Path, command: str, before: list[Call]) -> Call:
         timeout=60,
     )
     assert done.returncode == 0, (command, done.stderr)
-    status, method, address = done.stderr.splitlines()[-1].split(" ", 2)
+    status, method, address = done.stderr.rpartition("\n")[2].split(" ", 2)
     head, _, body = done.stdout.rpartition("\n\n")
     etag = re.search(r"^etag: (.+)$", head, re.M)
     return Call(command, int(status), method, urlsplit(address).path, body, etag[1] if etag else "")
