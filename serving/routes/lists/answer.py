@@ -97,10 +97,10 @@ def _make(
         name = placement_of(current, one.placement)
         request_id = answer_id if len(asked) == 1 else f"{answer_id}.{number}"
         of = {**one.of, "user_id": one.user_id, "placement": name}
-        args = partial(list_of, exclude=one.exclude, request=one.in_url)
-        arm, page = args(service, current, name, one.user_id, one.item_filter, one.cursor, of)
-        make = partial(recommend, service, arm, one.user_id, one.limit, name, page, request_id, one.session)
-        answer = make(besides=besides, at_once=at_once)
+        given = name, one.user_id, one.item_filter, one.cursor, of
+        arm, page = list_of(service, current, *given, exclude=one.exclude, request=one.in_url)
+        wanted = one.user_id, one.limit, name, page, request_id, one.session
+        answer = recommend(service, arm, *wanted, besides=besides, at_once=at_once)
         snapshot = arm.snapshot
         exposed = {
             "placement": name,
