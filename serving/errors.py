@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import orjson
 from fastapi import FastAPI, Request
@@ -124,7 +124,7 @@ class Problem(BaseModel):
     title: str = Field(description="what the code means", examples=["An id is invalid"])
     status: int = Field(description="the HTTP status", examples=[422])
     detail: str = Field(description="what is wrong in this request, and the remedy")
-    code: Literal[*PROBLEMS] = Field(description="for programs")  # type: ignore[valid-type]
+    code: str = Field(description="for programs", json_schema_extra={"enum": [*PROBLEMS]})
     place: str = Field(description="the field, parameter or part of the service; may be empty", examples=["user_id"])
 
 

@@ -39,7 +39,7 @@ HOME = "/v1/users/{}/recommendations?limit={}&placement={}"
 GREEN_PNG = picture(np.full((8, 8, 3), (0, 255, 0), np.uint8), "PNG")
 
 
-def told(problem: dict[str, Any]) -> dict[str, Any]:
+def facts_of(problem: dict[str, Any]) -> dict[str, Any]:
     """What a problem document says of one request, besides what its code says."""
     return {name: problem[name] for name in ("code", "detail", "place")}
 

@@ -52,6 +52,7 @@ LAYERS = {
             "interleaving",
             "item_statistics",
             "histories",
+            "stored_states",
             "dense_recommender",
         ),
         ("evaluation",),

@@ -337,7 +337,7 @@ def test_user_states_of_a_small_history(tmp_path: Path) -> None:
     names, items = ("rating", "share", "click", "rating"), ("i1", "i2", "gone", "i9")
     rows = zip(items, names, (3.0, None, None, 4.0), (1, 2, 3, 4), strict=True)
     events = [Event(user_id="ann", item_id=i, event=name, value=v, timestamp=at) for i, name, v, at in rows]
-    states = snapshot.states(UserState.of(events, RULES), now=9)
+    states = snapshot.states([UserState.of(events, RULES)], now=9)
     assert states.items.flat.tolist() == [1, 2, 9]  # the third is not in the bundle
     assert states.types is not None
     assert states.types.tolist() == [2, 0, 2]  # other event types than click and rating are unknown (0)

@@ -80,7 +80,7 @@ def run(folder: Path, *command: str) -> str:
 
 def test_a_generated_client(service: tuple[str, str], tmp_path: Path) -> None:
     generator = str(TOOLS / "openapi-python-client")
-    told = run(
+    printed = run(
         tmp_path,
         generator,
         "generate",
@@ -91,7 +91,7 @@ def test_a_generated_client(service: tuple[str, str], tmp_path: Path) -> None:
         "--output-path",
         "client",
     )
-    left_out = [line for line in told.splitlines() if line.startswith(("WARNING", "ERROR"))]
+    left_out = [line for line in printed.splitlines() if line.startswith(("WARNING", "ERROR"))]
     assert sorted(line.removeprefix("WARNING parsing ").partition(" within")[0] for line in left_out) == [
         *(
             "GET /media/{item_id}",

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from service_harness import ServiceHarness, service_harness, told
+from service_harness import ServiceHarness, facts_of, service_harness
 from toy_service import NOW
 from typer.testing import CliRunner
 
@@ -147,7 +147,7 @@ def test_bodies_are_json(steady: ServiceHarness, kind: str, status: int) -> None
     response = steady.client.post("/v1/events", content=EVENT, headers={"Content-Type": kind})
     assert response.status_code == status
     if status == 415:
-        assert told(response.json()) == {
+        assert facts_of(response.json()) == {
             "code": "bad_type",
             "detail": "the body must be JSON: send the header Content-Type: application/json",
             "place": "header",

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from fastapi import FastAPI
-from service_harness import serving, told
+from service_harness import facts_of, serving
 from toy_service import ToyFiller, ToyShelf, toy_bundle, toy_encoders, toy_settings
 
 from features.store.memory import MemoryStore
@@ -144,7 +144,7 @@ def test_a_method_that_a_path_does_not_take_is_told_with_those_it_takes(address:
         address, b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     )
     assert (status, headers["allow"]) == (405, "get, head, options")
-    assert told(response) == {
+    assert facts_of(response) == {
         "code": "method_not_allowed",
         "detail": "this path does not take POST; it takes GET, HEAD, OPTIONS",
         "place": "path",

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import polars as pl
 import pytest
-from service_harness import GREEN_PNG, ServiceHarness, b64, service_harness, told
+from service_harness import GREEN_PNG, ServiceHarness, b64, facts_of, service_harness
 from test_serving_catalog_updater import delete, put, settled
 from toy_service import NOW, ToyBundle, ToyShelf, ToyWords, toy_bundle, with_contents
 
@@ -190,7 +190,7 @@ def test_nothing_can_stay_of_an_item_that_is_new_or_has_a_url(harness: ServiceHa
     for item in ("new", "web"):
         response = harness.client.put(f"/v1/items/{item}", content=b'{"image": "stored"}')
         assert response.status_code == 422
-        assert told(response.json()) == {
+        assert facts_of(response.json()) == {
             "code": "bad_media",
             "detail": "image: the item has no file; send base64 or an https URL",
             "place": "image",

@@ -6,7 +6,7 @@ from dataclasses import replace
 import orjson
 import polars as pl
 import pytest
-from service_harness import GREEN_PNG, ServiceHarness, b64, endless, service_harness, told
+from service_harness import GREEN_PNG, ServiceHarness, b64, endless, facts_of, service_harness
 from test_serving_catalog_updater import put, settled
 from toy_service import ToyShelf, toy_bundle, with_contents
 
@@ -62,7 +62,7 @@ def test_a_compressed_body_is_refused(steady: ServiceHarness) -> None:
     ):
         response = call(f"/v1/{path}", content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
         assert response.status_code == 415
-        assert told(response.json()) == {
+        assert facts_of(response.json()) == {
             "code": "bad_encoding",
             "detail": "the body has a Content-Encoding; send it uncompressed, without this header",
             "place": "body",

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import orjson
 import pytest
-from service_harness import GREEN_PNG, ServiceHarness, b64, endless, service_harness, told
+from service_harness import GREEN_PNG, ServiceHarness, b64, endless, facts_of, service_harness
 from test_serving_catalog_updater import delete, put, settled
 from test_serving_follow_items import two
 from test_serving_item_patch import I1, rich_bundle
@@ -223,7 +223,7 @@ def test_types_and_sizes_of_bodies(tmp_path: Path) -> None:
         for kind in ("application/json", "multipart/form-data; boundary=x", "text/plain"):
             response = harness.client.post("/v1/items", content=line, headers={"Content-Type": kind})
             assert response.status_code == 415
-            assert told(response.json()) == {
+            assert facts_of(response.json()) == {
                 "code": "bad_type",
                 "detail": "the body must be lines of JSON: send the header Content-Type: application/x-ndjson",
                 "place": "header",

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from service_harness import HOME, ServiceHarness, service_harness, told
+from service_harness import HOME, ServiceHarness, facts_of, service_harness
 from toy_service import NOW
 from typer.testing import CliRunner
 
@@ -306,7 +306,7 @@ def test_two_keys_in_one_call(steady: tuple[ServiceHarness, dict[str, str]]) -> 
 def test_a_role_that_is_too_small_is_named(steady: tuple[ServiceHarness, dict[str, str]]) -> None:
     response = steady[0].client.post("/v1/events", json=EVENT, headers=as_key(steady[1]["read"]))
     assert response.status_code == 403
-    assert told(response.json()) == {
+    assert facts_of(response.json()) == {
         "code": "role_too_small",
         "detail": "the call needs a key of the role write; this key has the role read",
         "place": "header",
@@ -448,7 +448,7 @@ def test_a_limit_of_a_running_service(tmp_path: Path) -> None:
         answers = [harness.client.get("/v1/about", headers=as_key(secret)) for _ in range(3)]
         assert [response.status_code for response in answers] == [200, 200, 429]
         assert answers[2].headers["retry-after"] == "1800"
-        assert told(answers[2].json()) == {
+        assert facts_of(answers[2].json()) == {
             "code": "too_many_requests",
             "detail": "the key is limited to 2/hour; try again in 1800 s",
             "place": "header",

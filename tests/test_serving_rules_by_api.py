@@ -12,7 +12,7 @@ import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from service_harness import ServiceHarness, service_harness, told
+from service_harness import ServiceHarness, facts_of, service_harness
 from test_serving_keys import as_key
 
 from features.files import replace_file
@@ -102,7 +102,7 @@ def test_an_update_is_not_lost(tmp_path: Path) -> None:
         assert send(second, SECOND, tag).status_code == 200
         late = send(first, {"rules": []}, tag)
         assert late.status_code == 412
-        assert told(late.json()) == {
+        assert facts_of(late.json()) == {
             "code": "rules_changed",
             "detail": "the file is not the one that If-Match names: read the rules again, and change those",
             "place": "header",
@@ -196,7 +196,7 @@ def test_a_service_without_a_file(tmp_path: Path) -> None:
         for query in ({}, {"dry_run": "true"}):
             response = send(harness, SECOND, **query)
             assert response.status_code == 409
-            assert told(response.json()) == {
+            assert facts_of(response.json()) == {
                 "code": "no_rules_file",
                 "detail": "the service has no file of rules: start it with --rules FILE (setting RULES)",
                 "place": "",

@@ -52,7 +52,7 @@ def test_the_item_of_the_first_row_counts_as_any_other(tmp_path: Path) -> None:
 def test_rows_of_known_ids_only(tmp_path: Path) -> None:
     snapshot = snapshot_of(toy_bundle(tmp_path))
     assert snapshot.rows(["i0", "gone", "i2"]).tolist() == [0, 2]
-    assert snapshot.states(clicked("i0", "gone", "i2"), NOW).items.flat.tolist() == [0, 2]
+    assert snapshot.states([clicked("i0", "gone", "i2")], NOW).items.flat.tolist() == [0, 2]
 
 
 def test_a_hidden_item_is_the_named_one_and_no_other(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_a_hidden_item_is_the_named_one_and_no_other(tmp_path: Path) -> None:
 def test_a_state_is_read_after_its_latest_event(tmp_path: Path) -> None:
     snapshot = snapshot_of(toy_bundle(tmp_path))
     for now, as_of in ((999, 1_001), (1_000, 1_001), (1_001, 1_001), (5_000, 5_000)):
-        assert snapshot.states(clicked("i1", "i2"), now).as_of.tolist() == [as_of]
-    assert snapshot.states(UserState(), 7).as_of.tolist() == [7]
+        assert snapshot.states([clicked("i1", "i2")], now).as_of.tolist() == [as_of]
+    assert snapshot.states([UserState()], 7).as_of.tolist() == [7]
 
 
 def test_without_rules_of_seen_events_every_event_is_seen(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_without_rules_of_seen_events_every_event_is_seen(tmp_path: Path) -> Non
     data = bundle.data.model_copy(update={"events": RULES.model_copy(update={"seen": None})})
     for each, seen in ((bundle, [False, True]), (replace(bundle, data=data), [True, True])):
         state = clicked("i1", "i2", kinds=("look", "click"))
-        assert snapshot_of(each).states(state, NOW).seen.tolist() == seen
+        assert snapshot_of(each).states([state], NOW).seen.tolist() == seen
 
 
 # --- masks that the models are given
@@ -122,7 +122,7 @@ def test_the_models_are_given_the_allowed_items(tmp_path: Path) -> None:
     bundle = recording(tmp_path)
     snapshot = snapshot_of(bundle).with_filter(Filter(exclude=("i2", "i7")))
     allowed = [0, 1, 4, 5, 6, 8, 9, 10, 11]  # 3 is not available
-    states = snapshot.states(clicked("i10"), NOW)
+    states = snapshot.states([clicked("i10")], NOW)
     query = np.array([[1, 0, 0]], np.float32)
     snapshot.recommend(states, np.array([10]), 2, {})
     none = np.zeros(0, np.int64)

@@ -3,7 +3,8 @@
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
@@ -11,7 +12,7 @@ from test_serving_workers import Connection, Service, constant_requests, service
 from toy_workers import BROKEN, publish
 
 from features.log.reader import read
-from features.log.records import EVENTS
+from features.log.records import EVENTS, Event
 from features.store.redis_server import RedisServer
 
 PATH = "/v1/users/ann/recommendations"
@@ -73,56 +74,53 @@ def test_a_bundle_that_fails_its_first_request_is_refused_and_tried_again(tmp_pa
         assert set(statuses) == {200}
 
 
-def test_services_with_logs_of_their_own_share_a_store_and_bundles(tmp_path: Path) -> None:
-    server, bundles = RedisServer(), tmp_path / "bundles"
-    shared = {"redis_url": server.url, "bundles": bundles}
-    publish(bundles, "toy-1")
+@contextmanager
+def two_services(folder: Path) -> Iterator[tuple[Service, Service, RedisServer]]:
+    """Two services with logs of their own, `a` and `b`, that share a store and bundles, of which toy-1 is served."""
+    server = RedisServer()
+    shared = {"redis_url": server.url, "bundles": folder / "bundles"}
+    publish(folder / "bundles", "toy-1")
     try:
         with (
-            service(tmp_path, 1, log=tmp_path / "a", **shared) as one,
-            service(tmp_path, 1, log=tmp_path / "b", **shared) as other,
+            service(folder, 1, log=folder / "a", **shared) as one,
+            service(folder, 1, log=folder / "b", **shared) as other,
         ):
-            for number, (sender, reader) in enumerate(((one, other), (other, one))):
-                user, item = f"user-{number}", ("i7", "i9")[number]
-                event = {"user_id": user, "item_id": item, "event": "click"}
-                wait_until(lambda: not asked(sender, "nobody")["degraded"])  # noqa: B023
-                wait_until(lambda: not asked(reader, "nobody")["degraded"])  # noqa: B023
-                status, body = sender.connect().call("POST", "/v1/events", event)[1:]
-                assert (status, orjson.loads(body)["degraded"]) == (202, [])
-                answer = asked(reader, user)
-                assert (answer["degraded"], [found["item_id"] for found in answer["items"]]) == (
-                    [],
-                    [["i6", "i8"], ["i8", "i10"]][number],  # the nearest to the item
-                )
-            publish(bundles, "toy-2")
-            all_serve(one, 1, "toy-2")
-            all_serve(other, 1, "toy-2")
-            assert asked(one, "user-1")["items"][0]["item_id"] == "i8"
-        logged = [[event.item_id for event in read(tmp_path / log, stream=EVENTS).records] for log in ("a", "b")]  # type: ignore[union-attr]
-        assert logged == [["i7"], ["i9"]]
+            yield one, other, server
     finally:
         server.stop()
+
+
+def test_services_with_logs_of_their_own_share_a_store_and_bundles(tmp_path: Path) -> None:
+    with two_services(tmp_path) as (one, other, _):
+        wait_until(lambda: not any(asked(started, "nobody")["degraded"] for started in (one, other)))
+        for number, (sender, reader) in enumerate(((one, other), (other, one))):
+            user, item = f"user-{number}", ("i7", "i9")[number]
+            event = {"user_id": user, "item_id": item, "event": "click"}
+            status, body = sender.connect().call("POST", "/v1/events", event)[1:]
+            assert (status, orjson.loads(body)["degraded"]) == (202, [])
+            answer = asked(reader, user)
+            assert (answer["degraded"], [found["item_id"] for found in answer["items"]]) == (
+                [],
+                [["i6", "i8"], ["i8", "i10"]][number],  # the nearest to the item
+            )
+        publish(tmp_path / "bundles", "toy-2")
+        all_serve(one, 1, "toy-2")
+        all_serve(other, 1, "toy-2")
+        assert asked(one, "user-1")["items"][0]["item_id"] == "i8"
+    logged = [read(tmp_path / log, stream=EVENTS).records for log in ("a", "b")]
+    assert [[event.item_id for event in part if isinstance(event, Event)] for part in logged] == [["i7"], ["i9"]]
 
 
 def test_a_store_that_lost_its_data_gets_the_events_of_both_logs(tmp_path: Path) -> None:
-    server, bundles = RedisServer(), tmp_path / "bundles"
-    shared = {"redis_url": server.url, "bundles": bundles}
-    publish(bundles, "toy-1")
-    try:
-        with (
-            service(tmp_path, 1, log=tmp_path / "a", **shared) as one,
-            service(tmp_path, 1, log=tmp_path / "b", **shared) as other,
-        ):
-            for started, item in ((one, "i7"), (other, "i9")):
-                event = {"user_id": "eve", "item_id": item, "event": "click"}
-                assert started.connect().call("POST", "/v1/events", event)[1] == 202
-            wait_until(lambda: [history(started) for started in (one, other)] == [["i7", "i9"]] * 2)
-            os.kill(server.pid, signal.SIGKILL)  # it restarts, empty
-            wait_until(lambda: all(asked(started, "nobody")["degraded"] for started in (one, other)))
-            wait_until(lambda: not any(asked(started, "nobody")["degraded"] for started in (one, other)))
-            wait_until(lambda: [history(started) for started in (one, other)] == [["i7", "i9"]] * 2)
-    finally:
-        server.stop()
+    with two_services(tmp_path) as (one, other, server):
+        for started, item in ((one, "i7"), (other, "i9")):
+            event = {"user_id": "eve", "item_id": item, "event": "click"}
+            assert started.connect().call("POST", "/v1/events", event)[1] == 202
+        wait_until(lambda: [history(started) for started in (one, other)] == [["i7", "i9"]] * 2)
+        os.kill(server.pid, signal.SIGKILL)  # it restarts, empty
+        wait_until(lambda: all(asked(started, "nobody")["degraded"] for started in (one, other)))
+        wait_until(lambda: not any(asked(started, "nobody")["degraded"] for started in (one, other)))
+        wait_until(lambda: [history(started) for started in (one, other)] == [["i7", "i9"]] * 2)
 
 
 def history(started: Service) -> list[str]:

@@ -76,7 +76,7 @@ def add_search(app: FastAPI, service: ServiceState, encoder_pool: EncoderPool, i
         if options.user_id is not None:
             with timed(trace, "store"):
                 state, degraded = await in_thread(service.keeper.read_user, snapshot.store, options.user_id)
-            user = snapshot.states(state, service.now())
+            user = snapshot.states([state], service.now())
         with timed(trace, "rank"):
             found = await in_time(in_thread, _search_page, service, arm, embedded.vectors, options, user, trace, page)
         slate, cursor, failing = found

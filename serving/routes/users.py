@@ -54,7 +54,7 @@ async def rank(
     distinct = [*dict.fromkeys(item.item_id for item in given.items)]
     with timed(trace, "store"):
         state, degraded = await in_thread(service.keeper.read_user, snapshot.store, given.user_id)
-    states = snapshot.states(state, service.now())
+    states = snapshot.states([state], service.now())
     known = {item for item in distinct if item in ids and service.catalog_updater.has_item(item)}
     unknown = {item: fields[item] for item in distinct if item not in ids and fields[item]}
     placed = set[str]()

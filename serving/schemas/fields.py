@@ -66,7 +66,7 @@ def _labels(labels: list[str]) -> list[str]:
 
 
 def instant(text: str) -> str:
-    """The text of a time. Raises ValueError when it is none."""
+    """The text of a time. Raises ValueError when it is not one."""
     parse_instant(text)
     return text
 

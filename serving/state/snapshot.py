@@ -19,6 +19,7 @@ from recsys.ranking.exploration import Draws
 from recsys.ranking.slate import Slate, fill_slates, slate_of
 from recsys.ranking.slate_rules import Losses, SlateRules
 from recsys.retrieval.filters import Filter
+from recsys.stored_states import states_in_rows
 from serving.products import Products
 from serving.schemas.fields import media_url
 from serving.servable import ServableBundle
@@ -117,30 +118,9 @@ class ServingSnapshot:
         rows = self.bundle.catalog.ids.rows(list(ids))
         return rows[rows >= 0]
 
-    def states(self, state: UserState, now: int) -> UserStates:
-        """The state of one user (b = 1) with items as rows. Items that are not in the bundle are skipped."""
-        return self.states_of([state], now)
-
-    def states_of(self, users: Sequence[UserState], now: int) -> UserStates:
-        """The states of b users with items as rows, as `states`."""
-        rules, found = self.bundle.data.events, [self.bundle.catalog.ids.rows(state.items) for state in users]
-        known, labels = [rows >= 0 for rows in found], [state.labels(rules) for state in users]
-        ends = np.cumsum([mask.sum() for mask in known], dtype=np.int64)  # (b,)
-        latest = [int(state.times[-1]) + 1 if len(state.times) else now for state in users]
-
-        def joined(columns: Iterable[np.ndarray], kind: type = np.bool_) -> np.ndarray:
-            kept = (column[mask] for column, mask in zip(columns, known, strict=True))
-            return np.concatenate([np.empty(0, kind), *kept])
-
-        return UserStates(
-            users=np.full(len(users), -1, dtype=np.int64),
-            as_of=np.maximum(np.array(latest, dtype=np.int64), now),
-            items=Ragged(joined(found, np.int64), np.append(np.zeros(1, np.int64), ends)[:-1], ends),
-            times=joined((state.times for state in users), np.int64),
-            positive=joined(label.positive for label in labels),
-            seen=joined(label.seen for label in labels),
-            types=joined((label.types for label in labels), np.int64),
-        )
+    def states(self, users: Sequence[UserState], now: int) -> UserStates:
+        """The states of b users with items as rows of the bundle; see `states_in_rows`."""
+        return states_in_rows(users, self.bundle.catalog.ids, self.bundle.data.events, now)
 
     def seen_rows(self, state: UserState) -> Ints:
         """Rows of the items that the user has seen. Items that are not in the bundle are skipped."""

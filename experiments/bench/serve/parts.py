@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 from threadpoolctl import threadpool_limits
 
@@ -14,16 +13,14 @@ from experiments.bench.rerank import Clock
 from experiments.bench.serve.service import LIMIT
 from features.arrays import Ints
 from features.instants import now_micros
-from features.interactions import Ragged, UserStates
 from features.log.event_log import EventLog
 from features.log.records import Exposure
 from features.store.redis import RedisStore
-from features.store.user_state import UserState
 from recsys.bundle.io import load_bundle
-from recsys.bundle.model import Bundle
 from recsys.interfaces import Candidates
 from recsys.ranking.reranker import Reranker
 from recsys.ranking.slate import fill_slates, item_groups
+from recsys.stored_states import states_in_rows
 
 STAGES = (
     "read of the store",
@@ -74,7 +71,7 @@ class Parts:
         clock.start()
         state = self._store.read_users([user])[0]
         clock.mark(STAGES[0])
-        states = _states(state, self._bundle)
+        states = states_in_rows([state], self._bundle.catalog.ids, self._bundle.data.events, now_micros())
         seen, allow = states.seen_items(), self._bundle.catalog.available.copy()
         clock.start()
         recommender.user_vectors(states)
@@ -120,18 +117,3 @@ class Parts:
 def _median(clock: Clock, stage: str) -> float:
     """The median of a stage; a search is what retrieval takes beyond the tower."""
     return clock.median("tower and search") - clock.median("user tower") if stage == "search" else clock.median(stage)
-
-
-def _states(state: UserState, bundle: Bundle) -> UserStates:
-    """The state of one user with items as rows."""
-    rows, labels = bundle.catalog.ids.rows(state.items), state.labels(bundle.data.events)
-    at = np.flatnonzero(rows >= 0)
-    return UserStates(
-        users=np.array([-1]),
-        as_of=np.array([now_micros()]),
-        items=Ragged(rows[at], np.zeros(1, np.int64), np.array([len(at)])),
-        times=state.times[at],
-        positive=labels.positive[at],
-        seen=labels.seen[at],
-        types=labels.types[at],
-    )

@@ -75,7 +75,7 @@ def _audience(service: ServiceState, snapshot: ServingSnapshot, item_id: str, ro
         except StoreError:
             degraded = ["store"]
     with timed(trace, "rank"):
-        states = snapshot.states_of([state for _, state in found], service.now())
+        states = snapshot.states([state for _, state in found], service.now())
         warm = np.flatnonzero(states.positives().lengths > 0)  # (b,)
         scores = snapshot.bundle.recommender.item_scores(states[warm], row) if len(warm) else np.empty(0, np.float32)
         best = np.argsort(-scores, kind="stable")[:limit]

@@ -27,7 +27,7 @@ from serving.routes.responses import (
 from serving.state.arms import Arm
 from serving.state.service import ServiceState
 from serving.state.snapshot import ServingSnapshot
-from serving.state.thread_pool import InThread, TimeUpError, budget, in_time
+from serving.state.thread_pool import InThread, TimeUpError, in_time
 from serving.telemetry.request_id import id_of_answer
 
 
@@ -79,7 +79,6 @@ async def answer_lists(
     ask: reads the call. All is computed in one go: each change between threads costs CPU time.
     """
     make = partial(_make, service, ask, request.scope)
-    budget().begin(service.settings.deadline)
     try:
         made = await in_time(in_thread, make)
     except TimeUpError:

@@ -58,7 +58,7 @@ def recommend(
     with timed(trace, "rank"):
         repeats = snapshot.bundle.data.placements[placement].repeats
         seen = snapshot.rows(()) if repeats else snapshot.seen_rows(state)
-        states = snapshot.states(state, service.now())
+        states = snapshot.states([state], service.now())
         cold = not states.positive.any()
         rules = arm.rules.of(snapshot.bundle, placement, cold=cold, now=service.now())
         if rules is not None:

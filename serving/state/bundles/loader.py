@@ -58,7 +58,7 @@ class BundleLoader:
             bundle = self._load(path)
             snapshot = ServingSnapshot.of(bundle, store_of(bundle), self._now)
             snapshot.popular(snapshot.rows(()), 1, {})
-            example = snapshot.states(self._example(snapshot), self._now())
+            example = snapshot.states([self._example(snapshot)], self._now())
             snapshot.recommend(example, snapshot.rows(()), 20, {})  # warm up
         except RecsysError as error:
             raise self._refused(path, str(error)) from None

@@ -19,6 +19,7 @@ from features.log.records import Event
 from features.schema import EventRules
 from features.store.corrections import split
 from features.store.user_state import Shown, UserState
+from serving.shop.rules import file_version
 
 KEPT_SECONDS = 600.0
 """Seconds that a state is kept after it was read. Most outages (a restart, a failover) end within minutes, and what
@@ -115,7 +116,7 @@ class LastKnown:
             self._corrections.read()
             if self._is_erased(user):
                 return None
-        except LogError:  # what does not count any more cannot be told
+        except LogError:  # what does not count any more is not known
             return None
         state = state.with_events(pending, rules)
         if self._corrections.corrections:
@@ -158,12 +159,7 @@ class LastKnown:
 
     def _is_erased(self, user: str) -> bool:
         """Whether a user of this id was erased at any time. Raises LogError when the list cannot be read."""
-        try:
-            status = (self._log / ERASED_FILE).stat()
-        except OSError:
-            file: object = None
-        else:
-            file = status.st_ino, status.st_size, status.st_mtime_ns
+        file = file_version(self._log / ERASED_FILE)
         if file != self._erased[0]:
             self._erased = file, ErasedUsers.of(self._log)
         erased = self._erased[1]
