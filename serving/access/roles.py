@@ -11,7 +11,7 @@ ROLES: Final[tuple[Role, ...]] = ("read", "write", "admin")
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing."""
 
-OPEN = re.compile(r"/(healthz|readyz|docs|openapi\.json|static/[^/]+)?")
+OPEN = re.compile(r"/(healthz|readyz|docs|openapi\.json|static/.+|map|console)?")
 """Paths that are read without a key: the state of the process, and pages that hold nothing of the shop."""
 
 READING_POSTS: Final = frozenset({"/v1/rank", "/v1/recommendations", "/v1/recommendations/lists", "/v1/search"})

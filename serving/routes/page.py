@@ -1,6 +1,8 @@
-"""The demo page at / and the API documentation at /docs: static files that load nothing from other hosts."""
+"""The pages: static files that load nothing from other hosts."""
 
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 from fastapi import FastAPI
 from fastapi.responses import Response
@@ -15,30 +17,46 @@ TYPES = {
 }
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' http: https: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src 'self' http: https: blob:; media-src 'self' http: https: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
 
 
+PAGES = {"/": "index.html", "/map": "map.html", "/docs": "docs.html"}
+"""The path of each page, and its file."""
+
+
+def _files(folder: Traversable, prefix: str = "") -> dict[str, bytes]:
+    """The files of a folder and those below it, by their paths in it."""
+    found = dict[str, bytes]()
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            found |= _files(entry, f"{prefix}{entry.name}/")
+        elif entry.name.rpartition(".")[2] in TYPES:
+            found[prefix + entry.name] = entry.read_bytes()
+    return found
+
+
 def add_page(app: FastAPI) -> None:
     """Add the routes. The static files are read once, here."""
-    static = {p.name: p.read_bytes() for p in files("serving").joinpath("static").iterdir() if "." in p.name}
+    static = _files(files("serving").joinpath("static"))
 
-    def page(name: str) -> Response:
+    def file(name: str) -> Response:
         if name not in static:
             raise ApiError("not_found", "there is no such page", "path")
         return Response(static[name], media_type=TYPES.get(name.rpartition(".")[2]), headers=PAGE_HEADERS)
 
-    @app.get("/", include_in_schema=False)
-    async def index() -> Response:
-        return page("index.html")
+    def page(name: str) -> Callable[[], Awaitable[Response]]:
+        async def answer() -> Response:
+            return file(name)
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return page("docs.html")
+        return answer
 
-    @app.get("/static/{name}", include_in_schema=False)
+    for path, name in PAGES.items():
+        app.get(path, include_in_schema=False)(page(name))
+
+    @app.get("/static/{name:path}", include_in_schema=False)
     async def asset(name: str) -> Response:
-        return page(name)
+        return file(name)
