@@ -31,7 +31,8 @@ from serving.routes.items.change import add_item_changes
 from serving.routes.items.read import add_items
 from serving.routes.items.similar import add_similar
 from serving.routes.items.turns import ItemTurns
-from serving.routes.page import add_page
+from serving.routes.pages.about import add_about
+from serving.routes.pages.files import add_page
 from serving.routes.paths import CanonicalUrl
 from serving.routes.people.erase import add_erasure
 from serving.routes.people.read import add_user
@@ -177,6 +178,7 @@ def _add_routes(
     add_erasure(app, service)
     add_rules(app, service, in_thread)
     add_health(app, service, gauges)
+    add_about(app, service)
     add_page(app)
     add_heads(app)
 
