@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import json
 import logging
 import time
 from collections import Counter
@@ -56,7 +55,7 @@ FilterParameter = Annotated[
     str | None,
     Query(
         description=f"filter as JSON: which items may be returned. The whole URL has at most {MAX_URL_BYTES} bytes: "
-        f"room for some 1,300 UUIDs; else 414. {json.dumps(Filter.model_json_schema())}",
+        "room for some 1,300 UUIDs; else 414. Its fields are those of `filter` in the body of `POST /v1/search`",
     ),
 ]
 

@@ -132,4 +132,13 @@ export default {
   "compare.control": "control",
   "compare.only": "only here",
   "compare.place": "place {place} on the other side",
+
+  "docs.skip": "Skip to the calls",
+  "docs.heading": "API",
+  "docs.calls": "Calls",
+  "docs.body": "Body or media type",
+  "docs.errors": "Errors",
+  "docs.errorsHint": "An answer with an error is a document of RFC 9457. Its type leads to the code here; its detail says what is wrong in this call.",
+  "docs.code": "Code",
+  "docs.meaning": "Meaning",
 };
