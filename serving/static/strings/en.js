@@ -132,4 +132,16 @@ export default {
   "compare.control": "control",
   "compare.only": "only here",
   "compare.place": "place {place} on the other side",
+
+  "map.heading": "Map of the items",
+  "map.search": "Light up what words find",
+  "map.follow": "Follow",
+  "map.whole": "Whole map",
+  "map.plane": "Map of the items. Arrows move it, plus and minus zoom; what is marked is listed beside it.",
+  "map.categories": "Categories",
+  "map.pathOf": "Path of {user}",
+  "map.next": "comes next",
+  "map.past": "history",
+  "map.noWebGl": "This browser cannot draw the map: it has no WebGL.",
+  "map.hint": { one: "{count} item by {method}.", other: "{count} items by {method}: near points are liked by the same people. Drag, zoom, point at one; a double click opens it." },
 };
