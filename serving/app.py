@@ -35,6 +35,7 @@ from serving.routes.items.similar import add_similar
 from serving.routes.items.turns import ItemTurns
 from serving.routes.pages.about import add_about
 from serving.routes.pages.files import add_page
+from serving.routes.pages.map import add_map
 from serving.routes.paths import CanonicalUrl
 from serving.routes.people.erase import add_erasure
 from serving.routes.people.read import add_user
@@ -183,6 +184,7 @@ def _add_routes(
     add_state(app, service)
     add_health(app, service, gauges)
     add_about(app, service)
+    add_map(app, service, in_thread)
     add_page(app)
     add_heads(app)
 

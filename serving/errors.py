@@ -34,6 +34,7 @@ PROBLEMS: Final[Mapping[str, tuple[int, str]]] = MappingProxyType(
         "not_live_yet": (404, "The item is being embedded"),
         "no_picture": (404, "The item has no picture"),
         "no_media": (404, "The item has no such sound or video"),
+        "no_map": (404, "The bundle has no map"),
         "method_not_allowed": (405, "The path does not take this method"),
         "slow_head": (408, "The request arrives too slowly"),
         "slow_body": (408, "The body arrives too slowly"),

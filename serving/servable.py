@@ -9,6 +9,7 @@ from features.interactions import Ragged, UserStates
 from features.schema import DataConfig
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates
+from recsys.item_map import ItemMap
 from recsys.ranking.explain import Explainable, Explainer
 
 
@@ -38,6 +39,11 @@ class ServableBundle(Protocol):
     @property
     def data(self) -> DataConfig:
         """Its data configuration: event rules and placements."""
+        ...
+
+    @property
+    def item_map(self) -> ItemMap | None:
+        """The map of its first items, in row order; None where it has none."""
         ...
 
     @property

@@ -6,58 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service_harness import GREEN_PNG, Flaky, serving
-from toy_service import (
-    RULES,
-    ToyFiller,
-    ToyShelf,
-    toy_bundle,
-    toy_encoders,
-    toy_settings,
-    toy_upsert,
-    with_contents,
-)
-
-from serving.app import create_app
+from page_site import toy_site, watched_page
+from service_harness import GREEN_PNG, Flaky
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Flaky]]:
-    """URL of a service on a free port, and its store."""
-    folder = tmp_path_factory.mktemp("site")
-    shelf, store = ToyShelf(with_contents(toy_bundle(folder, 40, images={2: "absent.png"}))), Flaky(RULES)
-    app = create_app(
-        toy_settings(folder, follow_seconds=0.05),
-        load=shelf.load,
-        upsert=toy_upsert,
-        merge=lambda bundle: None,
-        current=shelf.current,
-        filler=ToyFiller(folder),
-        connect=lambda _: store,
-        encoders=toy_encoders,
-    )
-    with serving(app) as url:
-        yield url, store
+    with toy_site(tmp_path_factory.mktemp("site")) as made:
+        yield made
 
 
 @pytest.fixture
 def page(browser: Any, site: tuple[str, Flaky]) -> Iterator[Any]:
-    """A page. Its test fails on an error in the console or a request to another host."""
-    context = browser.new_context(viewport={"width": 390, "height": 800})
-    opened = context.new_page()
-    errors: list[str] = []
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    allowed = (site[0], f"blob:{site[0]}")
-    opened.on("request", lambda request: errors.append(request.url) if not request.url.startswith(allowed) else None)
-    opened.on(
-        "console",
-        lambda log: errors.append(log.text) if log.type == "error" and "/media/" not in log.location["url"] else None,
-    )
-    yield opened
-    context.close()
-    assert errors == []
+    with watched_page(browser, site[0]) as opened:
+        yield opened
 
 
 def picks(page: Any) -> list[str]:

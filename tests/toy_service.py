@@ -32,6 +32,7 @@ from features.tables.event_files import EventFiles
 from recsys.bundle.upsert import upsert_catalog, upsert_content_space
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates, sort_candidates, top_k
+from recsys.item_map import ItemMap
 from recsys.ranking.explain import Channel, Explainer
 from serving.servable import ServableBundle
 from serving.settings import ServeSettings
@@ -109,6 +110,7 @@ class ToyBundle:
     popular: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     vectors: Floats | None = None
     content: ContentSpace | None = None
+    item_map: ItemMap | None = None
     manifest: dict[str, Any] = field(default_factory=lambda: {"config": {"encoder": None}})
     note: str = ""
 

@@ -38,6 +38,7 @@ from features.errors import DataError, DependencyError
 from recsys.bundle.io import save_bundle
 from recsys.bundle.registry import publish_bundle
 from recsys.interfaces import Recommender
+from recsys.item_map import fit_map
 from recsys.ranking.rules import Rules, load_rules
 from recsys.ranking.slate_rules import compile_rules, rules_by_user
 
@@ -347,6 +348,7 @@ def write_bundle(
         facts,
         dataset.space,
         dataset.event_keys() if continues else None,
+        fit_map(trained.recommender.vectors, config.seed),
     )
 
 

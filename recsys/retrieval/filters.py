@@ -127,7 +127,7 @@ class Choices:
 
 
 def _frequent(frame: pl.DataFrame, name: str) -> tuple[Any, ...]:
-    """The values of a column of texts or truth values, or of lists of these, the most frequent first, ties by value."""
+    """The texts or truth values in a column, or in its lists, the most frequent first, ties by value."""
     column = frame.get_column(name)
     if isinstance(column.dtype, pl.List):
         column = column.explode()

@@ -23,7 +23,7 @@ def checked_id(text: str, place: str) -> str:
 
 
 def media_url(item_id: str, source: str | None, name: str = "") -> str | None:
-    """URL of an item's image, or of its sound or video by name: its own URL, or /media/ of this service for a file."""
+    """URL of an item's image, or of its sound or video by name; a file has one of this service."""
     if not source:
         return None
     path = f"/media/{quote(item_id, safe='')}"

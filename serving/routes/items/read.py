@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response
+
 from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, PRICE, TITLE, VIDEO
 from serving.errors import Problem, json_response
 from serving.routes.items.fields import ItemIn, as_sent, extra_fields, fields_of_rows
@@ -19,8 +20,8 @@ from serving.state.thread_pool import InThread
 
 
 class ItemResponse(CardOut):
-    """An item. audio, video: URLs, null where there is none; fields: all that is stored, as `PUT` takes it; status: live (searchable), embedding (accepted, not
-    searchable yet) or failed; failed: parts that could not be read."""
+    """An item. audio, video: URLs, null where there is none; fields: all that is stored, as `PUT` takes it; status:
+    live (searchable), embedding (accepted, not searchable yet) or failed; failed: parts that could not be read."""
 
     audio: str | None
     video: str | None
@@ -91,7 +92,8 @@ def add_items(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
         checked_id(item_id, "item_id")
         if not service.catalog_updater.has_item(item_id):
             raise no_media(name)
-        return await in_thread(media_file, snapshot.bundle, item_id, name)
+        found: tuple[Path, str] = await in_thread(media_file, snapshot.bundle, item_id, name)
+        return found
 
     @app.get(
         "/media/{item_id:id}",

@@ -85,8 +85,9 @@ def add_about(app: FastAPI, service: ServiceState) -> None:
     @app.get("/v1/about", responses={200: {"model": AboutResponse}}, tags=["state"])
     async def get_about() -> Response:
         """The served bundle, its number of items, the placements, the events that stand for reactions of a person,
-        whether search is available, the content channels of the items, what a search can read, what filters can choose
-        from, the experiments with their variants, and how many answers since the start the log could not take."""
+        whether search is available, the content channels of the items, what a search can read, what filters can
+        choose from, the experiments with their variants, and how many answers since the start the log could not
+        take."""
         snapshot = snapshot_of(service)
         data = snapshot.bundle.data
         return json_response(

@@ -18,7 +18,6 @@ from serving.state.snapshot import ServingSnapshot
 from serving.state.store.keeper import LAST_KNOWN
 from serving.state.thread_pool import InThread
 
-
 MAX_LIKES: Final = 3
 """Categories that a user is described by."""
 
@@ -73,7 +72,7 @@ def _numbers(service: ServiceState, snapshot: ServingSnapshot, user_id: str) -> 
 
 
 def likes(catalog: Catalog, rows: Ints) -> list[str]:
-    """The categories that tell rows (p,) apart from the catalogue: at most MAX_LIKES, each of two of the rows or more.
+    """The categories that tell rows (p,) apart from the catalogue: at most MAX_LIKES, each of two or more rows.
 
     A category weighs its number of rows times the logarithm of how much more frequent it is among them than among all
     items: its part of the log-likelihood ratio (Dunning, 1993).

@@ -8,6 +8,7 @@ import { replaceCards } from "../lib/moves.js";
 import { all, has, t } from "../lib/strings.js";
 import { card } from "./cards.js";
 import { compare, offerCompare } from "./compare.js";
+import { openDrawer } from "./drawer.js";
 import { offerFilters } from "./filters.js";
 import { meaning, postedId, undo } from "./reactions.js";
 import { ask, isSearching, offerSearch, offerTaste } from "./search.js";
@@ -147,7 +148,9 @@ start(async () => {
     state.placement = $("placement").value;
     $("placement").parentElement.hidden = Object.keys(about.placements).length < 2;
     $("users").replaceChildren(...users.map((user) => { const option = make("option"); option.value = user; return option; }));
-    await choose(new URL(location.href).searchParams.get("user") || users[0] || "guest");
+    const asked = new URL(location.href).searchParams;
+    await choose(asked.get("user") || users[0] || "guest");
+    if (asked.has("item")) openDrawer((await call(path("items", asked.get("item"))))[0]);
   } catch (error) {
     $("hint").textContent = error.message;
   }

@@ -1,0 +1,54 @@
+"""A toy service and a page of it in a real browser, whose errors fail the test."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from service_harness import Flaky, serving
+from toy_service import RULES, ToyFiller, ToyShelf, toy_bundle, toy_encoders, toy_settings, toy_upsert, with_contents
+
+from recsys.item_map import ItemMap
+from serving.app import create_app
+
+
+@contextmanager
+def toy_site(folder: Path, images: dict[int, str] | None = None, **settings: Any) -> Iterator[tuple[str, Flaky]]:
+    """URL of a service of 40 items on a free port, and its store. Item r stands on the map at (r / 40, r / 80)."""
+    places = np.arange(40, dtype=np.float32)[:, None] / np.array([40, 80], dtype=np.float32)  # (40, 2)
+    bundle = replace(
+        with_contents(toy_bundle(folder, 40, images=images or {2: "absent.png"})), item_map=ItemMap(places, "PCA")
+    )
+    shelf, store = ToyShelf(bundle), Flaky(RULES)
+    app = create_app(
+        toy_settings(folder, follow_seconds=0.05, **settings),
+        load=shelf.load,
+        upsert=toy_upsert,
+        merge=lambda bundle: None,
+        current=shelf.current,
+        filler=ToyFiller(folder),
+        connect=lambda _: store,
+        encoders=toy_encoders,
+    )
+    with serving(app) as url:
+        yield url, store
+
+
+@contextmanager
+def watched_page(browser: Any, url: str, **options: Any) -> Iterator[Any]:
+    """A page, on a phone by default. Fails on an error in the console and on a request to another host."""
+    context = browser.new_context(**{"viewport": {"width": 390, "height": 800}} | options)
+    opened = context.new_page()
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    allowed = (url, f"blob:{url}")
+    opened.on("request", lambda request: errors.append(request.url) if not request.url.startswith(allowed) else None)
+    opened.on(
+        "console",
+        lambda log: errors.append(log.text) if log.type == "error" and "/media/" not in log.location["url"] else None,
+    )
+    yield opened
+    context.close()
+    assert errors == []
