@@ -41,8 +41,7 @@ async function show() {
   end();
   end = () => {};
   $("refused").hidden = true;
-  const view = make("section", name);
-  view.setAttribute("aria-label", t(`views.${name}`));
+  const view = make("div", name);
   $("view").replaceChildren(view);
   try {
     const ended = await views[name](view);
