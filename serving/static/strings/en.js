@@ -142,6 +142,5 @@ export default {
   "map.pathOf": "Path of {user}",
   "map.next": "comes next",
   "map.past": "history",
-  "map.noWebGl": "This browser cannot draw the map: it has no WebGL.",
   "map.hint": { one: "{count} item by {method}.", other: "{count} items by {method}: near points are liked by the same people. Drag, zoom, point at one; a double click opens it." },
 };
