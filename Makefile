@@ -7,7 +7,7 @@ ORIGIN := $(firstword $(dir $(wildcard $(RECSYS_DATA)/ratings.csv $(RECSYS_DATA)
 DEMO := $(if $(ORIGIN),demo-posters,demo)
 WITH := $(if $(ORIGIN),RECSYS__DATA__ORIGIN=$(ORIGIN))
 
-.PHONY: demo demo-check test soak coverage mutants system tools lint docs examples smoke serve bench install clean
+.PHONY: demo demo-check test soak coverage mutants system tools lint docs vendor examples smoke serve bench install clean
 
 install: .venv/installed
 
@@ -64,6 +64,9 @@ lint: install
 
 docs: install  ## the API reference, from docstrings, into build/docs; a warning is an error
 	$(BIN)/python -W error::UserWarning -m pdoc -o build/docs features recsys serving experiments '!.*[.]_'
+
+vendor:  ## fetch the libraries of the pages again, at the versions in serving/static/vendor.sh
+	sh serving/static/vendor.sh
 
 examples: install  ## run the scripts in examples/
 	set -e; for script in examples/*.py; do echo "$$script"; $(BIN)/python "$$script"; done

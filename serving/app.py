@@ -22,6 +22,8 @@ from serving.errors import Problem, add_errors
 from serving.http import MAX_HEAD_BYTES, MAX_HEADERS, MAX_URL_BYTES
 from serving.openapi.document import describe
 from serving.routes.bodies.recommendations import add_recommendations_by_body
+from serving.routes.console.preview import add_preview
+from serving.routes.console.state import add_state
 from serving.routes.corrections import add_corrections
 from serving.routes.events import add_events
 from serving.routes.health import add_health
@@ -178,6 +180,8 @@ def _add_routes(
     add_user(app, service, in_thread)
     add_erasure(app, service)
     add_rules(app, service, in_thread)
+    add_preview(app, service, in_thread)
+    add_state(app, service)
     add_health(app, service, gauges)
     add_about(app, service)
     add_map(app, service, in_thread)

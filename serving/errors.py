@@ -51,6 +51,8 @@ PROBLEMS: Final[Mapping[str, tuple[int, str]]] = MappingProxyType(
         "bad_parameter": (422, "A parameter of the URL is invalid"),
         "unknown_parameter": (422, "The path has no such parameter"),
         "unknown_placement": (422, "The placement is unknown"),
+        "unknown_variant": (422, "No experiment has this variant"),
+        "bad_preview": (422, "The call for a preview is invalid"),
         "bad_filter": (422, "The filter is invalid"),
         "bad_cursor": (422, "The cursor is not of this list"),
         "bad_events": (422, "The body is neither an event nor a list of events"),

@@ -35,6 +35,8 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("get", "/v1/items.ndjson"): ("items", "200", None, set()),
     ("get", "/v1/rules"): ("rules", "200", "RulesResponse", set()),
     ("put", "/v1/rules"): ("rules", "200", "RulesResponse", {"409", "412", "413", "415"}),
+    ("post", "/v1/preview"): ("rules", "200", "RecommendationsResponse", {"413", "415"}),
+    ("get", "/v1/state"): ("state", "200", "StateResponse", set()),
     ("get", "/v1/items/{item_id}"): ("items", "200", "ItemResponse", {"404"}),
     ("put", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"408", "413", "415"}),
     ("patch", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"404", "408", "413", "415"}),
@@ -128,6 +130,7 @@ def test_bodies(api: dict[str, Any]) -> None:
         ("post", "/v1/recommendations"): (True, ["application/json"]),
         ("post", "/v1/recommendations/lists"): (True, ["application/json"]),
         ("post", "/v1/rank"): (True, ["application/json"]),
+        ("post", "/v1/preview"): (True, ["application/json"]),
         ("post", "/v1/users/{user_id}/merge"): (True, ["application/json"]),
     }
     schemas = api["components"]["schemas"]
@@ -219,6 +222,8 @@ def test_keys(api: dict[str, Any]) -> None:
         ("delete", "/v1/users/{user_id}"),
         ("get", "/v1/rules"),
         ("put", "/v1/rules"),
+        ("post", "/v1/preview"),
+        ("get", "/v1/state"),
     }
     assert {call for call, role in roles.items() if role == "write"} == {
         ("post", "/v1/events"),

@@ -24,8 +24,12 @@ PAGE_HEADERS = {
     "Cache-Control": "no-cache",
 }
 
+DOCS_HEADERS = PAGE_HEADERS | {
+    "Content-Security-Policy": PAGE_HEADERS["Content-Security-Policy"].replace("img-src ", "img-src data: ")
+}
+"""Of /docs: the style of Swagger UI has its drawings in `data:` URLs."""
 
-PAGES = {"/": "index.html", "/map": "map.html", "/docs": "docs.html"}
+PAGES = {"/": "index.html", "/map": "map.html", "/docs": "docs.html", "/console": "console.html"}
 """The path of each page, and its file."""
 
 
@@ -47,7 +51,8 @@ def add_page(app: FastAPI) -> None:
     def file(name: str) -> Response:
         if name not in static:
             raise ApiError("not_found", "there is no such page", "path")
-        return Response(static[name], media_type=TYPES.get(name.rpartition(".")[2]), headers=PAGE_HEADERS)
+        headers = DOCS_HEADERS if name == PAGES["/docs"] else PAGE_HEADERS
+        return Response(static[name], media_type=TYPES.get(name.rpartition(".")[2]), headers=headers)
 
     def page(name: str) -> Callable[[], Awaitable[Response]]:
         async def answer() -> Response:

@@ -11,6 +11,15 @@ export default {
   "key.use": "Use",
   "api.status": "the service responded with status {status}",
 
+  "docs.skip": "Skip to the calls",
+  "docs.heading": "API",
+  "docs.calls": "Calls",
+  "docs.body": "Body or media type",
+  "docs.errors": "Errors",
+  "docs.errorsHint": "An answer with an error is a document of RFC 9457. Its type leads to the code here; its detail says what is wrong in this call.",
+  "docs.code": "Code",
+  "docs.meaning": "Meaning",
+
   "shop.skip": "Skip to the recommendations",
   "shop.heading": "Recommendations",
   "shop.user": "User",
