@@ -130,6 +130,7 @@ def test_a_download_is_asked_for_by_its_name(tmp_path: Path, monkeypatch: pytest
     found = movielens.extract(config)
     assert asked == [("ml-20m", tmp_path / "out" / "download")]
     assert found.origin == "https://files.grouplens.org/datasets/movielens/ml-20m.zip"
+    assert found.events is not None
     user, item, event, time, value = found.events.collect().row(0)
     assert (user, item, event, value) == ("1", "10", "rating", 5.0)
     assert str(time) == "2000-12-31 22:12:40+00:00"

@@ -57,6 +57,7 @@ class AboutResponse(BaseModel):
     search_by: list[str]
     experiments: list[dict[str, Any]]
     unlogged: int
+    simulated: bool
 
 
 def add_health(app: FastAPI, service: ServiceState, gauges: Gauges) -> None:
@@ -108,7 +109,8 @@ def _add_about(app: FastAPI, service: ServiceState) -> None:
     async def get_about() -> Response:
         """The served bundle, its number of items, the placements, the event that the page sends for a click, whether
         search is available, the content channels of the items, what a search can read, the experiments with their
-        variants, and how many answers since the start the log could not take."""
+        variants, how many answers since the start the log could not take, and whether the events of the tables that
+        the bundle was trained on are of simulated people."""
         snapshot = snapshot_of(service)
         data = snapshot.bundle.data
         event, minimum = next(iter(data.events.positive.items()), ("click", None))
@@ -123,5 +125,6 @@ def _add_about(app: FastAPI, service: ServiceState) -> None:
                 "search_by": query_modalities(snapshot.bundle),
                 "experiments": service.experiments.describe(service.variants.served),
                 "unlogged": service.unlogged,
+                "simulated": bool(snapshot.bundle.manifest.get("simulated")),
             }
         )
