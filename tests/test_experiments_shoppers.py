@@ -1,6 +1,7 @@
 """Simulated shoppers: their names, times and tastes, and that a purchase follows its click."""
 
 from datetime import timedelta
+from typing import Any
 
 import polars as pl
 import pytest
@@ -13,7 +14,7 @@ KINDS = [["animals", "birds"], ["animals", "fish"], ["tools"], ["plants", "trees
 
 def catalogue(n: int = 200) -> pl.DataFrame:
     kinds = [KINDS[row % len(KINDS)] if row else None for row in range(n)]
-    schema = pl.Schema({"item_id": pl.String, "categories": pl.List(pl.String)})
+    schema: dict[str, Any] = {"item_id": pl.String, "categories": pl.List(pl.String)}
     return pl.DataFrame({"item_id": [f"i{row}" for row in range(n)], "categories": kinds}, schema)
 
 
