@@ -12,6 +12,7 @@ import polars as pl
 
 from experiments.config import RunConfig
 from experiments.preflight import preflight
+from experiments.simulation.people import SIMULATED
 from features.arrays import Ints, Keys
 from features.catalog import Catalog
 from features.content.embed import EmbedReport, cached_vectors, embed, item_contents, item_titles
@@ -31,6 +32,7 @@ from features.schema import ITEM, TIME, USER
 from features.tables.findings import NO_POSITIVE, damaged_log, unnamed_types
 from features.tables.read import event_weights, read_items, read_tables
 from features.tables.report import Problem, Report
+from features.tables.sources.extract import is_simulated
 from features.tables.validate import repeated_events
 from recsys.bundle.trained_events import event_keys
 
@@ -51,7 +53,8 @@ class Dataset:
     unknown_items: number of logged events whose items are not in the tables;
     duplicates: number of logged events that the tables contain already;
     space, content_note: content space of the items and a line on how it was fitted, set by `encode_contents`;
-    fitted_until: time (µs) of the latest event that the choice of items depends on.
+    fitted_until: time (µs) of the latest event that the choice of items depends on;
+    simulated: whether the events of the tables are of simulated people.
     """
 
     catalog: Catalog
@@ -65,6 +68,7 @@ class Dataset:
     space: "ContentSpace | None" = None
     content_note: str = ""
     fitted_until: int = int(np.iinfo(np.int64).min)
+    simulated: bool = False
 
     def event_keys(self) -> Keys:
         """(n,) uint64: a key of each event, the same in every run that reads the event."""
@@ -122,7 +126,9 @@ def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Da
         replace(tables.report, problems=(*problems, *damaged)),
         unknown_items=int((rows[len(rows) - n_logged :] < 0).sum()),
         duplicates=duplicates,
+        simulated=is_simulated(Path(config.data.path)),
     )
+    notes += [f"the events of the tables are {SIMULATED}"] if dataset.simulated else []
     notes += _dataset_notes(dataset, config.split.test)
     return replace(dataset, report=replace(dataset.report, notes=tuple(notes)))
 

@@ -228,7 +228,7 @@ class DataConfig(StrictModel):
     """Where the tables are and how they are read."""
 
     source: str
-    """Name for `recsys data get`: movielens, complete-journey, sequences, folder."""
+    """Name for `recsys data get`: movielens, complete-journey, sequences, stamps, folder."""
 
     path: str
     """Folder of the canonical tables: items.*, events.* and optionally users.* (parquet, csv or jsonl)."""

@@ -1,7 +1,6 @@
 """Every page for people who do not see well, or use the keyboard: the rules of axe, one main heading, no overflow."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest

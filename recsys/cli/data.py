@@ -22,13 +22,17 @@ def data_get(
     Example: recsys data get movielens
     """
     import json
+    from functools import partial
 
     from experiments.config import load_config
+    from experiments.simulation.people import SIMULATED
+    from experiments.simulation.shoppers import shopper_events
     from features.tables.sources import get
 
-    config = load_config(config_path(name)).data
+    run = load_config(config_path(name))
+    config = run.data
     typer.echo(f"getting {config.source} into {config.path}", err=True)  # a download shows its own progress bar
-    folder = get(config, force=force)
+    folder = get(config, force=force, simulate=partial(shopper_events, seed=run.seed))
     manifest = folder / "source.json"
     facts: dict[str, Any] = {"name": config.source}
     if manifest.is_file():
@@ -41,6 +45,8 @@ def data_get(
         typer.echo(f"  {file}: {table['rows']:,} rows")
     for note in facts.get("notes", []):
         typer.echo(f"  note: {note}")
+    if facts.get("simulated"):
+        typer.echo(f"  the events are {SIMULATED}")
     if "terms" in facts:
         typer.echo(f"  terms of use: {facts['terms']}")
     typer.echo(f"next: recsys data check {name}")

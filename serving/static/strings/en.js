@@ -32,6 +32,7 @@ export default {
   "shop.none": "There are no more items to show.",
   "shop.noneFiltered": "No item meets the filters.",
   "shop.noUrl": "A user id cannot be “.” or “..”: no URL can hold it.",
+  "shop.simulated": "The people of this shop are simulated. Its items are real.",
   "shop.state": "State of the service",
 
   "who.likes": "likes {categories}",
