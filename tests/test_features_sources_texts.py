@@ -144,7 +144,6 @@ def test_source_json_is_read_by_people(tmp_path: Path) -> None:
     assert text.startswith('{\n  "name": "movielens",\n  "configured_origin": "here",\n')
     assert (
         '  "terms": "© 2015",\n  "notes": [],\n  "simulated": false,\n'
-        '  "files": {\n    "items.parquet": {\n      "rows": 1,'
-        in text
+        '  "files": {\n    "items.parquet": {\n      "rows": 1,' in text
     )
     assert text.endswith("}\n")

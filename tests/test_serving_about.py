@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -43,13 +44,13 @@ def test_reactions_are_what_the_rules_can_tell_apart(
         assert found["dislike"]["value"] < minimum
 
 
-def catalog(categories: list[list[str]], **columns: list[object]) -> Catalog:
+def catalog(categories: list[list[str]], **columns: list[Any]) -> Catalog:
     n = len(categories)
     ids = IdMap(tuple(f"i{row}" for row in range(n)))
     frame = pl.DataFrame(
         {"item_id": ids.ids, "categories": categories, "title": [None] * n, "description": [None] * n}
     )
-    usual = {"price": [None] * n, "available": [True] * n, "published_at": [None] * n}
+    usual: dict[str, list[Any]] = {"price": [None] * n, "available": [True] * n, "published_at": [None] * n}
     frame = frame.with_columns(pl.Series(name, values) for name, values in (usual | columns).items())
     frame = frame.with_columns(
         pl.col("published_at").cast(pl.Datetime("us", "UTC")), pl.col("price").cast(pl.Float64)
