@@ -142,5 +142,6 @@ def test_source_json_is_read_by_people(tmp_path: Path) -> None:
     write(replace(found, terms="© 2015"), config)
     text = (tmp_path / "out" / "source.json").read_text(encoding="utf-8")
     assert text.startswith('{\n  "name": "movielens",\n  "configured_origin": "here",\n')
-    assert '  "terms": "© 2015",\n  "notes": [],\n  "simulated": false,\n  "files": {\n    "items.parquet": {\n      "rows": 1,' in text
+    assert '  "terms": "© 2015",\n  "notes": [],\n  "simulated": false,\n  "files": {\n' in text
+    assert '    "items.parquet": {\n      "rows": 1,' in text
     assert text.endswith("}\n")
