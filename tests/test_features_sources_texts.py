@@ -95,7 +95,15 @@ def test_posters_and_tags_are_told(tmp_path: Path) -> None:
 
 
 def test_names_of_sources_and_downloads(tmp_path: Path) -> None:
-    assert list(SOURCES) == ["movielens", "complete-journey", "sequences", "stamps", "folder"]
+    assert list(SOURCES) == [
+        "movielens",
+        "complete-journey",
+        "sequences",
+        "amazon-2023",
+        "microlens",
+        "stamps",
+        "folder",
+    ]
     assert movielens.DOWNLOADS == ("ml-1m", "ml-20m", "ml-32m")
     assert movielens.GROUPLENS == "https://files.grouplens.org/datasets/movielens"
     (tmp_path / "x.txt").touch()
