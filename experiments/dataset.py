@@ -18,6 +18,7 @@ from features.catalog import Catalog
 from features.content.embed import EmbedReport, cached_vectors, embed, item_contents, item_titles
 from features.content.encoder_config import TEXT_CHANNEL, TITLE_CHANNEL, open_encoders
 from features.content.media.decoder_pool import DecoderPool
+from features.content.spaces import Embedded
 from features.errors import ConfigError
 from features.history_rules import Labels, column_keys, in_request_order, without_ignored
 from features.ids import IdMap
@@ -212,6 +213,38 @@ def with_catalog(dataset: Dataset, catalog: Catalog) -> Dataset:
     return replace(dataset, catalog=catalog, events=kept, left_out=len(events) - len(kept))
 
 
+def content_channels(
+    catalog: Catalog, config: RunConfig, progress: StartProgress | None = None
+) -> dict[str, Embedded]:
+    """Channel -> vectors of the catalogue's items in the encoder's space; see `encode_contents`.
+
+    Raises ConfigError where there is no encoder, and where the configured ones have no vectors in the cache.
+    """
+    if config.encoder is None:
+        raise ConfigError("encoder is null: items have no content; set it to {kind: builtin}")
+    contents = item_contents(catalog.frame, Path(config.data.path))
+    cache, limits = Path(config.cache), config.limits
+    channels = {}
+    with DecoderPool() as decoders:
+        encoders = open_encoders(config.encoder, decoders, limits, cache / "models")
+        if TEXT_CHANNEL in encoders:
+            embed(contents, {TEXT_CHANNEL: encoders[TEXT_CHANNEL]}, cache, limits=limits, progress=progress)
+        for name, encoder in encoders.items():
+            channels[name] = cached_vectors(contents, encoder, cache, limits=limits)
+        # titles are needed only where texts are aligned with another channel
+        if TEXT_CHANNEL in encoders and any(
+            channel.present.any() for name, channel in channels.items() if name != TEXT_CHANNEL
+        ):
+            titles = item_titles(catalog.frame)
+            channels[TITLE_CHANNEL] = cached_vectors(titles, encoders[TEXT_CHANNEL], cache, limits=limits)
+    if TEXT_CHANNEL not in encoders and not any(channel.present.any() for channel in channels.values()):
+        names = ", ".join(encoders) or "no kind of content"
+        raise ConfigError(
+            f"{cache}: no item has a vector of the configured encoders ({names}); run `recsys embed` first"
+        )
+    return channels
+
+
 def encode_contents(
     dataset: Dataset, config: RunConfig, progress: StartProgress | None = None, *, space: "ContentSpace | None" = None
 ) -> Dataset:
@@ -225,26 +258,7 @@ def encode_contents(
 
     if config.encoder is None:
         return dataset
-    contents = item_contents(dataset.catalog.frame, Path(config.data.path))
-    cache, limits = Path(config.cache), config.limits
-    channels = {}
-    with DecoderPool() as decoders:
-        encoders = open_encoders(config.encoder, decoders, limits, cache / "models")
-        if TEXT_CHANNEL in encoders:
-            embed(contents, {TEXT_CHANNEL: encoders[TEXT_CHANNEL]}, cache, limits=limits, progress=progress)
-        for name, encoder in encoders.items():
-            channels[name] = cached_vectors(contents, encoder, cache, limits=limits)
-        # titles are needed only where texts are aligned with another channel
-        if TEXT_CHANNEL in encoders and any(
-            channel.present.any() for name, channel in channels.items() if name != TEXT_CHANNEL
-        ):
-            titles = item_titles(dataset.catalog.frame)
-            channels[TITLE_CHANNEL] = cached_vectors(titles, encoders[TEXT_CHANNEL], cache, limits=limits)
-    if TEXT_CHANNEL not in encoders and not any(channel.present.any() for channel in channels.values()):
-        names = ", ".join(encoders) or "no kind of content"
-        raise ConfigError(
-            f"{cache}: no item has a vector of the configured encoders ({names}); run `recsys embed` first"
-        )
+    channels = content_channels(dataset.catalog, config, progress)
     if space is None:
         space, content, note = fit_content_space(channels, config.alignment, seed=config.seed, progress=progress)
     else:

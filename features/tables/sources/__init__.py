@@ -13,6 +13,8 @@ SOURCES: dict[str, str] = {
     "movielens": "features.tables.sources.movielens",
     "complete-journey": "features.tables.sources.complete_journey",
     "sequences": "features.tables.sources.sequences",
+    "amazon-2023": "features.tables.sources.amazon_2023",
+    "microlens": "features.tables.sources.microlens",
     "stamps": "features.tables.sources.stamps",
     "folder": "features.tables.sources.folder",
 }

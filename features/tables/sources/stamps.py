@@ -21,7 +21,7 @@ PACKAGE = "tuxpaint-stamps-default"
 STAMPS = "usr/share/tuxpaint/stamps"
 EXPECTED = f"the package {PACKAGE} as a .deb file, or its folder {STAMPS}"
 TERMS = "Tux Paint stamps by Bill Kendrick and others: GPL-2; whoever passes them on passes on the licence"
-LANGUAGES = ("de", "fr", "es", "it", "pt", "pl", "ru", "ja", "zh_CN")
+LANGUAGES = ("de", "fr", "es", "ja", "zh_CN")
 """Languages of the description; the title is English."""
 
 SOUNDS = (".ogg", ".wav")
