@@ -7,7 +7,7 @@ ORIGIN := $(firstword $(dir $(wildcard $(RECSYS_DATA)/ratings.csv $(RECSYS_DATA)
 DEMO := $(if $(ORIGIN),demo-posters,demo)
 WITH := $(if $(ORIGIN),RECSYS__DATA__ORIGIN=$(ORIGIN))
 
-.PHONY: demo demo-check test soak coverage mutants system tools lint docs vendor examples smoke serve bench install clean
+.PHONY: demo demo-check demo-media demo-media-check media-bundle test soak coverage mutants system tools lint docs vendor examples smoke serve bench install clean
 
 install: .venv/installed
 
@@ -29,6 +29,17 @@ demo-check: install  ## train as `make demo` does, ask the service for a page, a
 	$(WITH) $(BIN)/recsys data get $(DEMO)
 	$(WITH) $(BIN)/recsys train $(DEMO)
 	$(BIN)/python tests/demo_check.py
+
+demo-media: media-bundle  ## pictures, texts and sounds of a Debian package, with simulated shoppers, served until Ctrl-C
+	$(BIN)/recsys serve --log state/demo-media
+
+demo-media-check: media-bundle  ## train as `make demo-media` does, check the service as `make demo-check` does, and end
+	$(BIN)/python tests/demo_check.py
+
+media-bundle: install
+	$(BIN)/recsys data get demo-media
+	$(BIN)/recsys embed demo-media
+	$(BIN)/recsys train demo-media
 
 test: install system tools  ## every test but the long ones; two processes, each takes whole files
 	$(BIN)/python -m pytest -n 2 --dist loadfile

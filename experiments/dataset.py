@@ -12,11 +12,13 @@ import polars as pl
 
 from experiments.config import RunConfig
 from experiments.preflight import preflight
+from experiments.simulation.people import SIMULATED
 from features.arrays import Ints, Keys
 from features.catalog import Catalog
 from features.content.embed import EmbedReport, cached_vectors, embed, item_contents, item_titles
 from features.content.encoder_config import TEXT_CHANNEL, TITLE_CHANNEL, open_encoders
 from features.content.media.decoder_pool import DecoderPool
+from features.content.spaces import Embedded
 from features.errors import ConfigError
 from features.history_rules import Labels, column_keys, in_request_order, without_ignored
 from features.ids import IdMap
@@ -31,6 +33,7 @@ from features.schema import ITEM, TIME, USER
 from features.tables.findings import NO_POSITIVE, damaged_log, unnamed_types
 from features.tables.read import event_weights, read_items, read_tables
 from features.tables.report import Problem, Report
+from features.tables.sources.extract import is_simulated
 from features.tables.validate import repeated_events
 from recsys.bundle.trained_events import event_keys
 
@@ -51,7 +54,8 @@ class Dataset:
     unknown_items: number of logged events whose items are not in the tables;
     duplicates: number of logged events that the tables contain already;
     space, content_note: content space of the items and a line on how it was fitted, set by `encode_contents`;
-    fitted_until: time (µs) of the latest event that the choice of items depends on.
+    fitted_until: time (µs) of the latest event that the choice of items depends on;
+    simulated: whether the events of the tables are of simulated people.
     """
 
     catalog: Catalog
@@ -65,6 +69,7 @@ class Dataset:
     space: "ContentSpace | None" = None
     content_note: str = ""
     fitted_until: int = int(np.iinfo(np.int64).min)
+    simulated: bool = False
 
     def event_keys(self) -> Keys:
         """(n,) uint64: a key of each event, the same in every run that reads the event."""
@@ -122,7 +127,9 @@ def load_dataset(config: RunConfig, progress: StartProgress | None = None) -> Da
         replace(tables.report, problems=(*problems, *damaged)),
         unknown_items=int((rows[len(rows) - n_logged :] < 0).sum()),
         duplicates=duplicates,
+        simulated=is_simulated(Path(config.data.path)),
     )
+    notes += [f"the events of the tables are {SIMULATED}"] if dataset.simulated else []
     notes += _dataset_notes(dataset, config.split.test)
     return replace(dataset, report=replace(dataset.report, notes=tuple(notes)))
 
@@ -206,6 +213,38 @@ def with_catalog(dataset: Dataset, catalog: Catalog) -> Dataset:
     return replace(dataset, catalog=catalog, events=kept, left_out=len(events) - len(kept))
 
 
+def content_channels(
+    catalog: Catalog, config: RunConfig, progress: StartProgress | None = None
+) -> dict[str, Embedded]:
+    """Channel -> vectors of the catalogue's items in the encoder's space; see `encode_contents`.
+
+    Raises ConfigError where there is no encoder, and where the configured ones have no vectors in the cache.
+    """
+    if config.encoder is None:
+        raise ConfigError("encoder is null: items have no content; set it to {kind: builtin}")
+    contents = item_contents(catalog.frame, Path(config.data.path))
+    cache, limits = Path(config.cache), config.limits
+    channels = {}
+    with DecoderPool() as decoders:
+        encoders = open_encoders(config.encoder, decoders, limits, cache / "models")
+        if TEXT_CHANNEL in encoders:
+            embed(contents, {TEXT_CHANNEL: encoders[TEXT_CHANNEL]}, cache, limits=limits, progress=progress)
+        for name, encoder in encoders.items():
+            channels[name] = cached_vectors(contents, encoder, cache, limits=limits)
+        # titles are needed only where texts are aligned with another channel
+        if TEXT_CHANNEL in encoders and any(
+            channel.present.any() for name, channel in channels.items() if name != TEXT_CHANNEL
+        ):
+            titles = item_titles(catalog.frame)
+            channels[TITLE_CHANNEL] = cached_vectors(titles, encoders[TEXT_CHANNEL], cache, limits=limits)
+    if TEXT_CHANNEL not in encoders and not any(channel.present.any() for channel in channels.values()):
+        names = ", ".join(encoders) or "no kind of content"
+        raise ConfigError(
+            f"{cache}: no item has a vector of the configured encoders ({names}); run `recsys embed` first"
+        )
+    return channels
+
+
 def encode_contents(
     dataset: Dataset, config: RunConfig, progress: StartProgress | None = None, *, space: "ContentSpace | None" = None
 ) -> Dataset:
@@ -219,26 +258,7 @@ def encode_contents(
 
     if config.encoder is None:
         return dataset
-    contents = item_contents(dataset.catalog.frame, Path(config.data.path))
-    cache, limits = Path(config.cache), config.limits
-    channels = {}
-    with DecoderPool() as decoders:
-        encoders = open_encoders(config.encoder, decoders, limits, cache / "models")
-        if TEXT_CHANNEL in encoders:
-            embed(contents, {TEXT_CHANNEL: encoders[TEXT_CHANNEL]}, cache, limits=limits, progress=progress)
-        for name, encoder in encoders.items():
-            channels[name] = cached_vectors(contents, encoder, cache, limits=limits)
-        # titles are needed only where texts are aligned with another channel
-        if TEXT_CHANNEL in encoders and any(
-            channel.present.any() for name, channel in channels.items() if name != TEXT_CHANNEL
-        ):
-            titles = item_titles(dataset.catalog.frame)
-            channels[TITLE_CHANNEL] = cached_vectors(titles, encoders[TEXT_CHANNEL], cache, limits=limits)
-    if TEXT_CHANNEL not in encoders and not any(channel.present.any() for channel in channels.values()):
-        names = ", ".join(encoders) or "no kind of content"
-        raise ConfigError(
-            f"{cache}: no item has a vector of the configured encoders ({names}); run `recsys embed` first"
-        )
+    channels = content_channels(dataset.catalog, config, progress)
     if space is None:
         space, content, note = fit_content_space(channels, config.alignment, seed=config.seed, progress=progress)
     else:

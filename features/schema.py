@@ -228,13 +228,15 @@ class DataConfig(StrictModel):
     """Where the tables are and how they are read."""
 
     source: str
-    """Name for `recsys data get`: movielens, complete-journey, sequences, folder."""
+    """Name for `recsys data get`: movielens, complete-journey, sequences, amazon-2023, microlens, stamps,
+    folder."""
 
     path: str
     """Folder of the canonical tables: items.*, events.* and optionally users.* (parquet, csv or jsonl)."""
 
     origin: str | None = None
-    """File or folder that the source is read from (a GroupLens folder, a sequences file); null: a package."""
+    """File or folder that the source is read from (a GroupLens folder, a sequences file), or a name that is
+    downloaded (a category of amazon-2023); null: a package."""
 
     events: EventRules
     placements: dict[PlacementName, Placement] = Field(default={"home": Placement()}, min_length=1)

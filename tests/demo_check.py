@@ -67,7 +67,8 @@ def check(site: str) -> None:
     assert len(set(shown)) == 10, shown
     assert first["source"] == "model", first["source"]
     assert first["degraded"] == [], first["degraded"]
-    event = {"user_id": user, "item_id": shown[0], "event": "rating", "value": 5.0, "request_id": first["request_id"]}
+    click = call(f"{site}/v1/about")["click"]
+    event = {"user_id": user, "item_id": shown[0], **click, "request_id": first["request_id"]}
     result = call(f"{site}/v1/events", event)
     assert result["accepted"] == 1, result
     second = [item["item_id"] for item in call(f"{site}/v1/users/{user}/recommendations?limit=10")["items"]]

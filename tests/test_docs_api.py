@@ -17,7 +17,7 @@ import httpx2
 import numpy as np
 import polars as pl
 import pytest
-from media import picture
+from media import picture, sound
 from service_harness import serving
 from toy_data import chain, toy_config
 from toy_service import ToyEyes, ToyFiller, ToyWords, toy_events, toy_settings
@@ -150,12 +150,14 @@ def write_shop(folder: Path) -> pl.DataFrame:
     for row in rows:
         colour = np.full((8, 8, 3), np.random.default_rng(row).integers(0, 256, 3), np.uint8)
         (folder / f"{ITEMS[row]}.png").write_bytes(picture(colour, "PNG"))
+    (folder / "1.wav").write_bytes(sound())
     pl.DataFrame(
         {
             "item_id": ITEMS,
             "title": [f"Title {row}" for row in rows],
             "categories": [["Animation" if row % 2 else "Drama"] for row in rows],
             "image": [f"{item}.png" for item in ITEMS],
+            "audio": [f"{item}.wav" if item == "1" else None for item in ITEMS],
             "published_at": [datetime(1995, 1, 1, tzinfo=UTC)] * len(ITEMS),
             "adult": [row % 7 == 0 for row in rows],
         }

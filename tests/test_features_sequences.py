@@ -22,6 +22,7 @@ def test_without_other_files_items_have_ids_alone(tmp_path: Path) -> None:
     items = found.items.collect()
     assert items.schema == {"item_id": pl.String, "title": pl.String, "categories": pl.List(pl.String)}
     assert items.rows() == [("7", None, None), ("8", None, None)]
+    assert found.events is not None
     events = found.events.collect()
     assert events.schema == {
         "user_id": pl.String,

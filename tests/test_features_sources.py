@@ -47,7 +47,15 @@ def grouplens(folder: Path) -> Path:
 
 
 def test_every_source_can_be_imported() -> None:
-    assert set(SOURCES) == {"movielens", "complete-journey", "sequences", "folder"}
+    assert set(SOURCES) == {
+        "movielens",
+        "complete-journey",
+        "sequences",
+        "amazon-2023",
+        "microlens",
+        "stamps",
+        "folder",
+    }
     with pytest.raises(ConfigError, match=r"'movielense' is none of .*'movielens' meant"):
         get(config("movielense", Path("x")))
 

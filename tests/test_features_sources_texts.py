@@ -95,7 +95,7 @@ def test_posters_and_tags_are_told(tmp_path: Path) -> None:
 
 
 def test_names_of_sources_and_downloads(tmp_path: Path) -> None:
-    assert list(SOURCES) == ["movielens", "complete-journey", "sequences", "folder"]
+    assert list(SOURCES) == ["movielens", "complete-journey", "sequences", "stamps", "folder"]
     assert movielens.DOWNLOADS == ("ml-1m", "ml-20m", "ml-32m")
     assert movielens.GROUPLENS == "https://files.grouplens.org/datasets/movielens"
     (tmp_path / "x.txt").touch()
@@ -130,6 +130,7 @@ def test_a_download_is_asked_for_by_its_name(tmp_path: Path, monkeypatch: pytest
     found = movielens.extract(config)
     assert asked == [("ml-20m", tmp_path / "out" / "download")]
     assert found.origin == "https://files.grouplens.org/datasets/movielens/ml-20m.zip"
+    assert found.events is not None
     user, item, event, time, value = found.events.collect().row(0)
     assert (user, item, event, value) == ("1", "10", "rating", 5.0)
     assert str(time) == "2000-12-31 22:12:40+00:00"
@@ -141,5 +142,8 @@ def test_source_json_is_read_by_people(tmp_path: Path) -> None:
     write(replace(found, terms="© 2015"), config)
     text = (tmp_path / "out" / "source.json").read_text(encoding="utf-8")
     assert text.startswith('{\n  "name": "movielens",\n  "configured_origin": "here",\n')
-    assert '  "terms": "© 2015",\n  "notes": [],\n  "files": {\n    "items.parquet": {\n      "rows": 1,' in text
+    assert (
+        '  "terms": "© 2015",\n  "notes": [],\n  "simulated": false,\n'
+        '  "files": {\n    "items.parquet": {\n      "rows": 1,' in text
+    )
     assert text.endswith("}\n")

@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "bundle list": ([], {"--bundles": Path("bundles")}),
     "bundle publish": (["name"], {"--bundles": Path("bundles")}),
     "data check": (["name"], {"--json": False}),
-    "data get": (["name"], {"--force": False, "--json": False}),
+    "data get": (["name"], {"--force": False, "--category": None, "--json": False}),
     "embed": (["name"], {"--retry": False, "--refetch": False, "--json": False}),
     "evaluate": (
         ["name"],

@@ -33,7 +33,7 @@ def config(tmp_path: Path) -> str:
 def test_data_get(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def get(data: Any, *, force: bool) -> Path:
+    def get(data: Any, *, force: bool, simulate: Any) -> Path:
         asked.append((data.source, force))
         return tmp_path
 

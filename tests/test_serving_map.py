@@ -44,20 +44,14 @@ def opened_map(page: Any, site: tuple[str, Flaky], query: str = "") -> None:
 
 
 COLOURS = """async () => {
-  const {pointPainter} = await import('/static/map/points.js');
+  const {pixelOf, pointPainter} = await import('/static/map/points.js');
   const canvas = document.createElement('canvas');
   [canvas.width, canvas.height] = [100, 50];
-  const painter = pointPainter(canvas);
-  painter.place(new Float32Array([0.25, 0.5, 0.75, 0.5]));
-  painter.colour(new Uint8Array([255, 0, 0, 255, 0, 0, 255, 255]));
-  painter.ground([0, 255, 0]);
-  painter.draw({x: 0.5, y: 0.5, zoom: 100, width: 100, height: 50, ratio: 1});
-  const gl = canvas.getContext('webgl');
-  return [25, 50, 75].map((x) => {
-    const pixel = new Uint8Array(4);
-    gl.readPixels(x, 25, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, pixel);
-    return [...pixel].slice(0, 3);
-  });
+  const colours = new Uint32Array([[255, 0, 0], [0, 0, 255], [9, 9, 9], [1, 2, 3]].map(pixelOf));
+  const points = new Float32Array([0.25, 0.5, 0.75, 0.5, 0.75, 0.5, 7, 0.5]); // the third lies under the second
+  const view = {x: 0.5, y: 0.5, zoom: 100, ratio: 1};
+  pointPainter(canvas)(points, colours, new Uint32Array([0, 2, 1, 3]), pixelOf([0, 255, 0]), view);
+  return [25, 50, 75].map((x) => [...canvas.getContext('2d').getImageData(x, 25, 1, 1).data].slice(0, 3));
 }"""
 
 

@@ -42,6 +42,8 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("patch", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"404", "408", "413", "415"}),
     ("delete", "/v1/items/{item_id}"): ("items", "200", "ItemDeletedResponse", {"404"}),
     ("get", "/media/{item_id}"): ("items", "200", None, {"404"}),
+    ("get", "/media/{item_id}/{name}"): ("items", "200", None, {"404", "206", "416"}),
+    ("get", "/v1/map"): ("state", "200", "MapResponse", {"404"}),
     ("post", "/v1/search"): ("search", "200", "SearchResponse", {"408", "410", "413", "415", "504"}),
     ("post", "/v1/events"): ("events", "202", "EventsResponse", {"413", "415"}),
     ("get", "/healthz"): ("state", "200", "LivenessResponse", set()),

@@ -333,7 +333,7 @@ def test_a_toast_is_in_front_of_the_drawer(page: Any, site: tuple[str, Flaky]) -
     assert page.evaluate(at)
     page.keyboard.press("Escape")
     page.wait_for_selector("#drawer", state="hidden")
-    page.wait_for_function(at)  # the page moves it when it hears that the drawer is closed
+    page.wait_for_function(f"() => {at}")  # the page moves it when it hears that the drawer is closed
 
 
 LUMINANCE = """([selector, pseudo]) => {

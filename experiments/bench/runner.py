@@ -28,6 +28,7 @@ BENCHES: dict[str, str] = {
     "metrics": "experiments.bench.metrics:run",
     "baselines": "experiments.bench.baselines:run",
     "alignment": "experiments.bench.alignment:run",
+    "media": "experiments.bench.media.benchmark:run",
     "encode": "experiments.bench.encode:run",
     "cold": "experiments.bench.quality.cold:run",
     "quality": "experiments.bench.quality.over_draws:run",

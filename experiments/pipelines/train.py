@@ -324,6 +324,7 @@ def manifest_facts(config: RunConfig, dataset: Dataset, tables: list[Comparison]
     return {
         "config": to_jsonable_python(config.recorded()),
         "data_hash": dataset.hash,
+        "simulated": dataset.simulated,
         "split_hash": tables[0].hashes[0] if tables else None,
         "code_version": code_version(),
         "environment": environment(),

@@ -6,13 +6,16 @@ catalogue by more than one half. A taste drifts: each day it turns by an angle t
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import expit
 
 from features.arrays import Doubles, Floats, Ints
 from features.errors import DataError
-from recsys.bundle.model import Bundle
+
+if TYPE_CHECKING:
+    from recsys.bundle.model import Bundle
 
 SIMULATED = "simulated: no person did any of this"
 """What every report of simulated people says of itself. JSON says `"simulated": true`."""
@@ -80,7 +83,7 @@ def people_near(
     return People(items, tastes, turns, drift, float(np.quantile(cosines, 1 - liked)), WIDTH * float(cosines.std()))
 
 
-def bundle_vectors(bundle: Bundle) -> Floats:
+def bundle_vectors(bundle: "Bundle") -> Floats:
     """(n, d): what people of a bundle's catalogue have tastes in: the contents' vectors, or those of behaviour."""
     return bundle.catalog.content if bundle.catalog.has_content.any() else bundle.vectors
 

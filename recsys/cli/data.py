@@ -15,6 +15,7 @@ data_app = typer.Typer(
 def data_get(
     name: str = typer.Argument(..., metavar="CONFIG_OR_NAME", help=CONFIG),
     force: bool = typer.Option(False, "--force", help="Overwrite existing tables."),
+    category: str | None = typer.Option(None, help="Source amazon-2023: the category, e.g. All_Beauty."),
     as_json: bool = typer.Option(False, "--json", help="Print source.json as one JSON object."),
 ) -> None:
     """Write the tables of a data set into its folder: items.parquet, events.parquet, source.json.
@@ -22,13 +23,18 @@ def data_get(
     Example: recsys data get movielens
     """
     import json
+    from functools import partial
 
     from experiments.config import load_config
+    from experiments.simulation.people import SIMULATED
+    from experiments.simulation.shoppers import shopper_events
     from features.tables.sources import get
+    from features.tables.sources.amazon_2023 import of_category
 
-    config = load_config(config_path(name)).data
+    run = load_config(config_path(name))
+    config = run.data if category is None else of_category(run.data, category)
     typer.echo(f"getting {config.source} into {config.path}", err=True)  # a download shows its own progress bar
-    folder = get(config, force=force)
+    folder = get(config, force=force, simulate=partial(shopper_events, seed=run.seed))
     manifest = folder / "source.json"
     facts: dict[str, Any] = {"name": config.source}
     if manifest.is_file():
@@ -41,6 +47,8 @@ def data_get(
         typer.echo(f"  {file}: {table['rows']:,} rows")
     for note in facts.get("notes", []):
         typer.echo(f"  note: {note}")
+    if facts.get("simulated"):
+        typer.echo(f"  the events are {SIMULATED}")
     if "terms" in facts:
         typer.echo(f"  terms of use: {facts['terms']}")
     typer.echo(f"next: recsys data check {name}")

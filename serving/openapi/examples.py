@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-IDS: Final = {"user_id": "1", "item_id": "296", "event_id": "e-1"}
+IDS: Final = {"user_id": "1", "item_id": "296", "event_id": "e-1", "name": "audio"}
 """Parameter -> its value in examples."""
 
 CARD: Final[dict[str, Any]] = {
@@ -10,6 +10,7 @@ CARD: Final[dict[str, Any]] = {
     "title": "Life Is Beautiful (La Vita è bella)",
     "categories": ["Comedy", "Drama", "Romance", "War"],
     "image": None,
+    "price": None,
 }
 """An item as lists show it."""
 
@@ -117,6 +118,7 @@ RESPONSES: Final[dict[str, Any]] = {
         "events": 21,
         "positives": 13,
         "seen": 21,
+        "likes": ["Crime", "Thriller"],
         "last_event": "2026-11-29T12:03:04.643622+00:00",
         "degraded": [],
     },
@@ -170,6 +172,15 @@ RESPONSES: Final[dict[str, Any]] = {
             "training": {"bundle": "bd3f5d64bffe102c", "at": "2026-11-30T02:10:11+00:00", "current": True},
             "nightly": None,
         },
+    },
+    "get_map": {
+        "bundle": "bd3f5d64bffe102c",
+        "method": "t-SNE",
+        "categories": ["Action", "Comedy"],
+        "items": ["296", "593"],
+        "x": [31034, 30110],
+        "y": [40211, 40902],
+        "category": [1, 0],
     },
     "delete_item": {"item_id": "296", "status": "deleted"},
     "merge_users": {"user_id": "1", "from": "anon-81c2", "status": "accepted", "degraded": []},

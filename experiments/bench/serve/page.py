@@ -17,8 +17,8 @@ from experiments.bench.serve.service import RECOMMEND, Cores, Service, serving
 from experiments.bench.serve.world import SHORT_USERS, USERS, build
 from features.errors import ConfigError, DependencyError
 
-FLAGS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
-"""Of Chromium: WebGL is drawn by the processor, whatever the machine has."""
+FLAGS = ("--no-sandbox", "--disable-gpu")
+"""Of Chromium: the processor draws, whatever the machine has."""
 
 WATCH = """
 sessionStorage.setItem("key", KEY);

@@ -7,12 +7,15 @@ from pathlib import Path
 from features.errors import ConfigError
 from features.schema import DataConfig
 from features.tables.scan import tables_folder
-from features.tables.sources.extract import check_foreign, is_complete, write
+from features.tables.sources.extract import Simulate, check_foreign, is_complete, write
 
 SOURCES: dict[str, str] = {
     "movielens": "features.tables.sources.movielens",
     "complete-journey": "features.tables.sources.complete_journey",
     "sequences": "features.tables.sources.sequences",
+    "amazon-2023": "features.tables.sources.amazon_2023",
+    "microlens": "features.tables.sources.microlens",
+    "stamps": "features.tables.sources.stamps",
     "folder": "features.tables.sources.folder",
 }
 """Name -> module with ``extract(config) -> Extract``, which is imported on use."""
@@ -27,10 +30,11 @@ def source_fault(source: str) -> str:
     return f"data.source {source!r} is none of {', '.join(SOURCES)}{meant}"
 
 
-def get(config: DataConfig, *, force: bool = False) -> Path:
+def get(config: DataConfig, *, force: bool = False, simulate: Simulate | None = None) -> Path:
     """Write the tables of ``config.source`` into ``config.path`` and return that path. Existing tables stay.
 
-    force: overwrite them, but never files that this function does not write.
+    force: overwrite them, but never files that this function does not write; simulate: makes the events of a source
+    that has none.
     Raises ConfigError for an unknown source, DataError where config.path is no folder, and SourceError when the data
     cannot be obtained.
     """
@@ -42,5 +46,5 @@ def get(config: DataConfig, *, force: bool = False) -> Path:
         return Path(module.verify(config))
     check_foreign(config)
     if force or not is_complete(config):
-        write(module.extract(config), config)
+        write(module.extract(config), config, simulate)
     return folder

@@ -24,13 +24,14 @@ class _CutOffError(ConnectionError):
     """An answer that is not the rest of the file. Its text is ours."""
 
 
-def download(url: str, path: Path, *, md5: str, attempts: int = 5, wait: float = 1.0) -> Path:
+def download(url: str, path: Path, *, md5: str | None, attempts: int = 5, wait: float = 1.0) -> Path:
     """Download `url` to `path` through `<path>.part`, which a later call continues.
 
-    attempts: maximum number of connections; wait: seconds before the second one, doubled before each further one.
+    md5: as published; None: none is, and a file that is there is taken as it is. attempts: maximum number of
+    connections; wait: seconds before the second one, doubled before each further one.
     Raises SourceError when the server refuses, the connection fails or the MD5 differs (then the part is deleted).
     """
-    if path.is_file() and _md5(path) == md5:
+    if path.is_file() and md5 in (None, _md5(path)):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
@@ -50,7 +51,7 @@ def download(url: str, path: Path, *, md5: str, attempts: int = 5, wait: float =
                     "and run again to resume, or put the file there by hand"
                 ) from error
             time.sleep(wait * 2**attempt)
-    if (actual := _md5(part)) != md5:
+    if md5 is not None and (actual := _md5(part)) != md5:
         part.unlink()
         raise SourceError(f"{url}: MD5 is {actual}, published is {md5}; the file was deleted, run again")
     os.replace(part, path)
@@ -76,7 +77,8 @@ def published_md5(url: str) -> str:
 def _continue(url: str, part: Path) -> None:
     """Append the missing bytes to the part. When the server ignores the Range header, the part is rewritten."""
     size = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={size}-"} if size else {})
+    headers = {"User-Agent": "recsys"} | ({"Range": f"bytes={size}-"} if size else {})  # some refuse urllib's
+    request = urllib.request.Request(url, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:

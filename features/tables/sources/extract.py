@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ from features.tables.scan import reading
 
 MANIFEST = "source.json"
 TABLES = ("items", "events")
+EVENTS = "events.parquet"
 
 
 @dataclass(frozen=True)
 class Extract:
-    """Lazy tables of the data contract. origin: description of the origin; terms: terms of use, one line."""
+    """Lazy tables of the data contract. events: None where the source has no behaviour, and people are simulated;
+    origin: description of the origin; terms: terms of use, one line."""
 
     items: pl.LazyFrame
-    events: pl.LazyFrame
+    events: pl.LazyFrame | None
     origin: str
     terms: str
     notes: tuple[str, ...] = ()
@@ -51,16 +54,27 @@ def _shown(origin: str) -> str:
     return describe_url(origin) if "://" in origin else origin
 
 
-def write(extract: Extract, config: DataConfig) -> Path:
+Simulate = Callable[[pl.DataFrame], pl.DataFrame]
+"""Items -> events of simulated people."""
+
+
+def write(extract: Extract, config: DataConfig, simulate: Simulate | None = None) -> Path:
     """Write items.parquet, events.parquet and, last, source.json into ``config.path``.
 
-    Each file is written under a temporary name, then renamed. Tables without a source.json count as incomplete.
+    simulate: makes the events where the extract has none; source.json then says `simulated`. Each file is written
+    under a temporary name, then renamed. Tables without a source.json count as incomplete. Raises SourceError where
+    there are no events and `simulate` is None.
     """
+    events = extract.events
+    if events is None:
+        if simulate is None:
+            raise SourceError(f"source {config.source!r} has no events; `recsys data get` simulates them")
+        events = simulate(extract.items.collect()).lazy()
     folder = Path(config.path)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     files: dict[str, dict[str, Any]] = {}
-    for name, frame in (("items", extract.items), ("events", extract.events)):
+    for name, frame in (("items", extract.items), ("events", events)):
         path = folder / f"{name}.parquet"
         part = path.with_suffix(".part")
         with reading(extract.origin):
@@ -74,12 +88,22 @@ def write(extract: Extract, config: DataConfig) -> Path:
         "origin": extract.origin,
         "terms": extract.terms,
         "notes": list(extract.notes),
+        "simulated": extract.events is None,
         "files": files,
     }
     part = folder / f"{MANIFEST}.part"
     part.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, folder / MANIFEST)
     return folder
+
+
+def is_simulated(folder: Path) -> bool:
+    """Whether the events of the tables in a folder are those that `write` had simulated."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return bool(manifest["simulated"]) and sha256(folder / EVENTS) == manifest["files"][EVENTS]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):  # no source wrote them, or none that could simulate
+        return False
 
 
 def check_foreign(config: DataConfig) -> None:

@@ -65,6 +65,7 @@ class AboutResponse(BaseModel):
     filters: ChoicesOut
     experiments: list[dict[str, Any]]
     unlogged: int
+    simulated: bool = Field(description="whether the events that the bundle was trained on are of simulated people")
 
 
 def reactions(rules: EventRules) -> dict[str, Any]:
@@ -86,8 +87,8 @@ def add_about(app: FastAPI, service: ServiceState) -> None:
     async def get_about() -> Response:
         """The served bundle, its number of items, the placements, the events that stand for reactions of a person,
         whether search is available, the content channels of the items, what a search can read, what filters can
-        choose from, the experiments with their variants, and how many answers since the start the log could not
-        take."""
+        choose from, the experiments with their variants, how many answers since the start the log could not take,
+        and whether the people of the training are simulated."""
         snapshot = snapshot_of(service)
         data = snapshot.bundle.data
         return json_response(
@@ -102,5 +103,6 @@ def add_about(app: FastAPI, service: ServiceState) -> None:
                 "filters": asdict(snapshot.choices),
                 "experiments": service.experiments.describe(service.variants.served),
                 "unlogged": service.unlogged,
+                "simulated": bool(snapshot.bundle.manifest.get("simulated")),
             }
         )

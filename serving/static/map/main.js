@@ -6,7 +6,7 @@ import { face, name } from "../lib/faces.js";
 import { header } from "../lib/header.js";
 import { t } from "../lib/strings.js";
 import { nearestPoint } from "./grid.js";
-import { pointPainter } from "./points.js";
+import { pixelOf, pointPainter } from "./points.js";
 
 const COLOURS = 12; // categories with a colour of their own: those with the most items
 const NEAR = 14; // pixels from which the pointer finds a point
@@ -14,7 +14,8 @@ const PATH = 30; // events of a user that are drawn
 
 const view = { x: 0.5, y: 0.5, zoom: 1, width: 1, height: 1, ratio: 1 }; // the middle of the screen; pixels for a unit
 const map = { items: [], points: new Float32Array(0), rows: new Map(), category: [], categories: [], nearest: () => -1 };
-let painter = null;
+const paintPoints = pointPainter($("points"));
+let painted = { colours: new Uint32Array(0), order: new Uint32Array(0), ground: 0 };
 let chosen = null; // the category that is lit
 let lit = { past: [], next: [], found: [] }; // rows of the items that are marked
 
@@ -37,19 +38,24 @@ function hslToRgb(hue, saturation, light) {
 const css = (rgb) => `rgb(${rgb.join(" ")})`;
 const token = (property) => getComputedStyle(document.documentElement).getPropertyValue(property);
 
+const mixed = (rgb, ground, share) => rgb.map((part, channel) => Math.round(part * share + ground[channel] * (1 - share)));
+
 // Colours of all points: faint but for the category that is chosen, and where marks are shown.
 function paint() {
   const marked = lit.past.length + lit.next.length + lit.found.length > 0;
-  const colours = Array.from({ length: COLOURS }, (_, place) => colourOf(place));
-  const other = colourOf(-1);
-  const rgba = new Uint8Array(4 * map.items.length);
-  for (let i = 0; i < map.items.length; i++) {
-    const place = map.place[map.category[i] + 1];
-    rgba.set(place < 0 ? other : colours[place], 4 * i);
-    rgba[4 * i + 3] = chosen !== null ? (map.category[i] === chosen ? 255 : 26) : marked ? 70 : 200;
+  const ground = getComputedStyle($("plane")).backgroundColor.match(/\d+/g).slice(0, 3).map(Number);
+  const shades = (share) => Array.from({ length: COLOURS + 1 }, (_, place) => pixelOf(mixed(colourOf(place - 1), ground, share)));
+  const usual = shades(marked ? 0.35 : 0.85);
+  const [bright, faint] = [shades(1), shades(0.12)];
+  const n = map.items.length;
+  painted = { colours: new Uint32Array(n), order: new Uint32Array(n), ground: pixelOf(ground) };
+  let [low, high] = [0, n]; // what is lit lies above
+  for (let i = 0; i < n; i++) {
+    const isLit = map.category[i] === chosen;
+    painted.colours[i] = (chosen === null ? usual : isLit ? bright : faint)[map.place[map.category[i] + 1] + 1];
+    if (isLit) painted.order[--high] = i;
+    else painted.order[low++] = i;
   }
-  painter.colour(rgba);
-  painter.ground(getComputedStyle($("plane")).backgroundColor.match(/\d+/g).slice(0, 3).map(Number));
   draw();
 }
 
@@ -59,7 +65,7 @@ function draw() { // at most once for each frame
   waiting = true;
   requestAnimationFrame(() => {
     waiting = false;
-    painter.draw(view);
+    paintPoints(map.points, painted.colours, painted.order, painted.ground, view);
     drawMarks();
   });
 }
@@ -102,7 +108,7 @@ function resize() {
     canvas.height = Math.round(box.height * view.ratio);
   }
   view.zoom *= Math.min(view.width, view.height) / before;
-  if (painter && map.items.length) draw();
+  if (map.items.length) draw();
 }
 
 // Zoom by a factor, so that the place under (px, py) stays.
@@ -301,15 +307,12 @@ header("map");
 start(async () => {
   try {
     const [[about], [given], [{ users }]] = await Promise.all([call("/v1/about"), call("/v1/map"), call("/v1/users?limit=50")]);
-    painter ??= pointPainter($("points"));
-    if (!painter) throw new Error(t("map.noWebGl"));
     const points = new Float32Array(2 * given.items.length);
     for (let i = 0; i < given.items.length; i++) {
       points[2 * i] = given.x[i] / 65535;
       points[2 * i + 1] = given.y[i] / 65535;
     }
     Object.assign(map, { ...given, points, rows: new Map(given.items.map((item, row) => [item, row])), nearest: nearestPoint(points) });
-    painter.place(points);
     legend();
     resize();
     view.zoom = Math.min(view.width, view.height) * 0.96;

@@ -141,6 +141,7 @@ start(async () => {
   try {
     const [[about], [{ users }]] = await Promise.all([call("/v1/about"), call("/v1/users?limit=50")]);
     state.about = about;
+    $("note").hidden = !about.simulated;
     offerSearch(about);
     offerFilters(about.filters);
     offerCompare(about.experiments);

@@ -263,6 +263,7 @@ export default {
   "shop.none": "There are no more items to show.",
   "shop.noneFiltered": "No item meets the filters.",
   "shop.noUrl": "A user id cannot be “.” or “..”: no URL can hold it.",
+  "shop.simulated": "The people of this shop are simulated. Its items are real.",
   "shop.state": "State of the service",
 
   "who.likes": "likes {categories}",
@@ -382,6 +383,5 @@ export default {
   "map.pathOf": "Path of {user}",
   "map.next": "comes next",
   "map.past": "history",
-  "map.noWebGl": "This browser cannot draw the map: it has no WebGL.",
   "map.hint": { one: "{count} item by {method}.", other: "{count} items by {method}: near points are liked by the same people. Drag, zoom, point at one; a double click opens it." },
 };
