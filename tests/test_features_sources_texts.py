@@ -95,7 +95,15 @@ def test_posters_and_tags_are_told(tmp_path: Path) -> None:
 
 
 def test_names_of_sources_and_downloads(tmp_path: Path) -> None:
-    assert list(SOURCES) == ["movielens", "complete-journey", "sequences", "stamps", "folder"]
+    assert list(SOURCES) == [
+        "movielens",
+        "complete-journey",
+        "sequences",
+        "amazon-2023",
+        "microlens",
+        "stamps",
+        "folder",
+    ]
     assert movielens.DOWNLOADS == ("ml-1m", "ml-20m", "ml-32m")
     assert movielens.GROUPLENS == "https://files.grouplens.org/datasets/movielens"
     (tmp_path / "x.txt").touch()
@@ -142,8 +150,6 @@ def test_source_json_is_read_by_people(tmp_path: Path) -> None:
     write(replace(found, terms="© 2015"), config)
     text = (tmp_path / "out" / "source.json").read_text(encoding="utf-8")
     assert text.startswith('{\n  "name": "movielens",\n  "configured_origin": "here",\n')
-    assert (
-        '  "terms": "© 2015",\n  "notes": [],\n  "simulated": false,\n'
-        '  "files": {\n    "items.parquet": {\n      "rows": 1,' in text
-    )
+    assert '  "terms": "© 2015",\n  "notes": [],\n  "simulated": false,\n  "files": {\n' in text
+    assert '    "items.parquet": {\n      "rows": 1,' in text
     assert text.endswith("}\n")
