@@ -17,7 +17,7 @@ const views = { now, freshness, bundle, experiments, items, rules, users };
 let end = () => {};
 let newest = 0;
 
-const chosen = () => (location.hash.slice(1) in views ? location.hash.slice(1) : "now");
+const chosen = () => (Object.hasOwn(views, location.hash.slice(1)) ? location.hash.slice(1) : "now");
 
 async function showStatus() {
   try {
