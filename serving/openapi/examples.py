@@ -156,7 +156,12 @@ RESPONSES: Final[dict[str, Any]] = {
                 "code_version": "0.2.0",
                 "trained_until": "2016-10-16T17:57:24+00:00",
                 "written_at": "2026-11-30T02:10:11+00:00",
-                "published": {"at": "2026-11-30T02:10:12.300000+00:00", "by": "recsys", "why": "accepted"},
+                "published": {
+                    "at": "2026-11-30T02:10:12.300000+00:00",
+                    "previous": None,
+                    "by": "recsys",
+                    "why": "accepted",
+                },
                 "tables": [
                     {
                         "placement": "home",

@@ -1,7 +1,7 @@
 """The served bundle, the one before it, and the last training and night, as the files of the bundles' folder say."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from features.errors import BundleError
 from features.instants import format_instant
 from recsys.bundle.formats import read_manifest
-from recsys.bundle.registry import CURRENT, list_bundles, publications, written_at
+from recsys.bundle.registry import CURRENT, Publication, list_bundles, publications, written_at
 from serving.servable import ServableBundle
 
 NIGHT: Final = "nightly.json"
@@ -46,9 +46,11 @@ class TableOut(BaseModel):
 
 
 class PublishedOut(BaseModel):
-    """When a bundle became the current one. by: the user of the system; why: in one line."""
+    """When a bundle became the current one. previous: the bundle that was; by: the user of the system; why: in one
+    line."""
 
     at: str
+    previous: str | None
     by: str
     why: str
 
@@ -97,25 +99,22 @@ class BundlesOut(BaseModel):
 def bundles_of(root: Path, bundle: ServableBundle | None) -> BundlesOut:
     """What the files below root say. bundle: that is served."""
     served, before = None, None
+    history = list[Publication]()
+    with suppress(OSError):
+        history = publications(root)[::-1]
     if bundle is not None:
-        served = _described(root, bundle.fingerprint, bundle.manifest)
-        previous = next((one.previous for one in _published(root) if one.bundle == bundle.fingerprint), None)
+        served = _described(root, bundle.fingerprint, bundle.manifest, history)
+        previous = None if served.published is None else served.published.previous
         if previous is not None:
             with suppress(BundleError):
-                before = _described(root, previous, read_manifest(root / previous))
+                before = _described(root, previous, read_manifest(root / previous), history)
     return BundlesOut(served=served, before=before, training=_training(root), nightly=_night(root))
 
 
-def _published(root: Path) -> list[Any]:
-    """The publications, the newest first; none where they cannot be read."""
-    with suppress(OSError):
-        return publications(root)[::-1]
-    return []
-
-
-def _described(root: Path, name: str, manifest: Mapping[str, Any]) -> BundleOut:
+def _described(root: Path, name: str, manifest: Mapping[str, Any], history: Sequence[Publication]) -> BundleOut:
+    """history: the publications, the newest first."""
     config = manifest.get("config") or {}
-    last = next((one for one in _published(root) if one.bundle == name), None)
+    last = next((one for one in history if one.bundle == name), None)
     written, until = written_at(root / name), manifest.get("fitted_until")
     tables = []
     with suppress(ValueError, KeyError, TypeError, AttributeError, StopIteration):  # of a version with other figures
@@ -126,7 +125,9 @@ def _described(root: Path, name: str, manifest: Mapping[str, Any]) -> BundleOut:
         code_version=manifest.get("code_version"),
         trained_until=None if until is None else format_instant(until),
         written_at=_time(written) if written else None,
-        published=None if last is None else PublishedOut(at=last.at, by=last.by, why=last.why),
+        published=None
+        if last is None
+        else PublishedOut(at=last.at, previous=last.previous, by=last.by, why=last.why),
         tables=tables,
     )
 

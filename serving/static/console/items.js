@@ -35,7 +35,7 @@ export async function items(view) {
       return;
     }
     const [byId, byWords] = await Promise.all([
-      call(path("items", asked)).then(([item]) => [item]).catch((error) => none(error, ["unknown_item", "bad_id"])),
+      call(path("items", asked)).then(([item]) => [item]).catch((error) => none(error, ["unknown_item", "bad_id", "not_found"])),
       send("POST", "/v1/search", { text: asked, limit: PAGE }).then(([found]) => found.items).catch((error) => none(error, ["no_content", "nothing_read"])),
     ]);
     const found = [...byId, ...byWords.filter((item) => item.item_id !== byId[0]?.item_id)];
@@ -75,7 +75,8 @@ function draw(element, item) {
   element.replaceChildren(face({ ...item, categories: item.categories || [], image: picture(item) }), text, does);
 }
 
-const picture = (item) => (item.image && !/^(https?:\/\/|\/media\/)/.test(item.image) ? null : item.image);
+// The list of all items says of a file that it is stored, and not where it is read.
+const picture = (item) => (item.image === "stored" ? `/media/${encodeURIComponent(item.item_id)}` : item.image);
 
 async function setAvailable(element, item, available) {
   try {
@@ -102,20 +103,23 @@ async function edit(id, element) {
   const stored = id === null ? { fields: newFields() } : (await call(path("items", id)))[0];
   const dialog = $("item");
   const key = input({ required: true, maxLength: 512, value: id ?? "", disabled: id !== null });
-  const controls = Object.entries(stored.fields).map(([field_, value]) => [field_, value, control(field_, value)]);
+  const controls = Object.entries(stored.fields).map(([column, value]) => {
+    const control = controlOf(column, value);
+    return { column, value, control, before: stateOf(control) };
+  });
 
   async function save() {
+    const changed = controls.filter(({ control, before }) => stateOf(control) !== before);
     const sent = {};
-    for (const [field_, value, element_] of controls) {
-      const given = await read(field_, value, element_);
-      if (JSON.stringify(given) !== JSON.stringify(value)) sent[field_] = given;
+    for (const { column, value, control } of changed) sent[column] = await valueOf(column, value, control);
+    if (id === null || changed.length) {
+      const [answer] = await send(id === null ? "PUT" : "PATCH", path("items", key.value.trim()), sent);
+      toast(t(answer.new ? "items.added" : "items.saved", { item: answer.item_id }));
+      const [item] = await call(path("items", answer.item_id));
+      if (element) draw(element, item);
+      else document.querySelector("#view ul.rows")?.prepend(row(item));
     }
-    const [answer] = await send(id === null ? "PUT" : "PATCH", path("items", key.value.trim()), sent);
     dialog.close();
-    toast(t(answer.new ? "items.added" : "items.saved", { item: answer.item_id }));
-    const [item] = await call(path("items", answer.item_id));
-    if (element) draw(element, item);
-    else document.querySelector("#view ul.rows")?.prepend(row(item));
   }
 
   const head = make("div", "head");
@@ -126,7 +130,7 @@ async function edit(id, element) {
   const failed = (stored.failed || []).map(({ part, reason }) => make("p", "problem", `${part}: ${reason}`));
   dialog.replaceChildren(head, ...status, ...failed, form([
     field(t("items.id"), key),
-    ...controls.map(([field_, , element_]) => field(label(field_), element_)),
+    ...controls.map(({ column, control }) => field(labels[column] ? t(labels[column]) : column, control)),
     submit(t(id === null ? "items.put" : "items.save")),
   ], save));
   dialog.showModal();
@@ -135,22 +139,24 @@ async function edit(id, element) {
 const newFields = () => ({ title: null, description: null, categories: null, price: null, published_at: null, available: true, group_id: null, image: null });
 const labels = { title: "items.title", description: "items.description", categories: "items.categories", price: "items.price",
   published_at: "items.published", available: "items.available", group_id: "items.group", image: "items.picture", audio: "items.sound", video: "items.video" };
-const label = (field_) => (labels[field_] ? t(labels[field_]) : field_);
 
-function control(field_, value) {
-  if (MEDIA.includes(field_)) return input({ type: "file", accept: `${field_}/*` });
-  if (typeof value === "boolean") return input({ type: "checkbox", checked: value });
-  if (field_ === "price" || typeof value === "number") return input({ type: "number", step: "any", value: value ?? "" });
-  if (field_ === "description") return Object.assign(make("textarea"), { rows: 4, value: value ?? "" });
+function controlOf(column, value) {
+  if (MEDIA.includes(column)) return input({ type: "file", accept: `${column}/*` });
+  if (column === "available" || typeof value === "boolean") return input({ type: "checkbox", checked: value !== false });
+  if (column === "price" || typeof value === "number") return input({ type: "number", step: "any", value: value ?? "" });
+  if (column === "description") return Object.assign(make("textarea"), { rows: 4, value: value ?? "" });
   return input({ value: Array.isArray(value) ? value.join(", ") : value ?? "" });
 }
 
-// The value of a control; the stored one where nothing was changed.
-async function read(field_, value, element) {
-  if (element.type === "file") return element.files.length ? base64(element.files[0]) : value;
-  if (element.type === "checkbox") return element.checked;
-  const text = element.value.trim();
+// Another text once a control is changed: a field that nobody touches is not sent.
+const stateOf = (control) => (control.type === "checkbox" ? `${control.checked}` : control.value);
+
+// The value of a changed control. value: the one before.
+async function valueOf(column, value, control) {
+  if (control.type === "file") return base64(control.files[0]);
+  if (control.type === "checkbox") return control.checked;
+  const text = control.value.trim();
   if (!text) return null;
-  if (element.type === "number") return Number(text);
-  return Array.isArray(value) || field_ === "categories" ? text.split(",").map((one) => one.trim()).filter(Boolean) : text;
+  if (control.type === "number") return Number(text);
+  return Array.isArray(value) || column === "categories" ? text.split(",").map((one) => one.trim()).filter(Boolean) : text;
 }

@@ -17,7 +17,7 @@ const views = { now, freshness, bundle, experiments, items, rules, users };
 let end = () => {};
 let newest = 0;
 
-const chosen = () => (location.hash.slice(1) in views ? location.hash.slice(1) : "now");
+const chosen = () => (Object.hasOwn(views, location.hash.slice(1)) ? location.hash.slice(1) : "now");
 
 async function showStatus() {
   try {
@@ -41,8 +41,7 @@ async function show() {
   end();
   end = () => {};
   $("refused").hidden = true;
-  const view = make("section", name);
-  view.setAttribute("aria-label", t(`views.${name}`));
+  const view = make("div", name);
   $("view").replaceChildren(view);
   try {
     const ended = await views[name](view);

@@ -17,7 +17,7 @@ export const share = (value) => new Intl.NumberFormat(language, { style: "percen
 export function seconds(value) {
   if (value === null || value === undefined) return nothing;
   const [unit, length] = units.find(([, size]) => value >= size) || ["second", 1];
-  return new Intl.NumberFormat(language, { style: "unit", unit, unitDisplay: "long", maximumFractionDigits: 1 }).format(value / length);
+  return new Intl.NumberFormat(language, { style: "unit", unit, unitDisplay: "long", maximumFractionDigits: value / length < 10 ? 1 : 0 }).format(value / length);
 }
 
 export function bytes(value) {

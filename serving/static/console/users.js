@@ -16,7 +16,7 @@ export async function users(view) {
   known.id = "recent-users";
   known.append(...recent.users.map((user) => Object.assign(make("option"), { value: user })));
   id.setAttribute("list", known.id);
-  const found = make("div");
+  const found = make("div", "stack");
   const asking = form([field(t("users.id"), id), known, submit(t("users.show"))], () => show(found, id.value, about));
   asking.className = "bar-form";
   view.replaceChildren(asking, found);
