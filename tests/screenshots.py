@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,10 @@ def wait_until_ready(url: str) -> None:
     raise SystemExit("the service is not ready: train first, e.g. make demo-media")
 
 
+def note(errors: list[str], error: object) -> None:
+    errors.append(str(error))
+
+
 def take_all(url: str) -> None:
     """Take the pictures. A page that is wider than its screen, or logs an error, ends the run."""
     with sync_playwright() as playwright:
@@ -123,7 +128,7 @@ def take_all(url: str) -> None:
                 )
                 page = context.new_page()
                 errors: list[str] = []
-                page.on("pageerror", lambda error, seen=errors: seen.append(str(error)))
+                page.on("pageerror", partial(note, errors))
                 come_to(page, url)
                 page.wait_for_load_state("networkidle")
                 too_wide = page.evaluate("document.documentElement.scrollWidth") > width
