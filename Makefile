@@ -7,7 +7,7 @@ ORIGIN := $(firstword $(dir $(wildcard $(RECSYS_DATA)/ratings.csv $(RECSYS_DATA)
 DEMO := $(if $(ORIGIN),demo-posters,demo)
 WITH := $(if $(ORIGIN),RECSYS__DATA__ORIGIN=$(ORIGIN))
 
-.PHONY: demo demo-check demo-media demo-media-check media-bundle test soak coverage mutants system tools lint docs vendor examples smoke serve bench install clean
+.PHONY: demo demo-check demo-media demo-media-check media-bundle test soak coverage mutants system tools lint docs vendor examples smoke screenshots serve bench install clean
 
 install: .venv/installed
 
@@ -84,6 +84,9 @@ examples: install  ## run the scripts in examples/
 
 smoke: install  ## build the wheel; install, import, train and serve it on this Python and on each other one that is there
 	sh tests/smoke.sh
+
+screenshots: install  ## pictures of every page, of what is trained (make demo-media), into docs/images
+	$(BIN)/python tests/screenshots.py
 
 serve: install
 	$(BIN)/recsys serve

@@ -30,7 +30,7 @@ from serving.routes.health import add_health
 from serving.routes.items.audience import add_audience
 from serving.routes.items.bulk import add_bulk_items
 from serving.routes.items.change import add_item_changes
-from serving.routes.items.read import add_items
+from serving.routes.items.read import add_items, add_media
 from serving.routes.items.similar import add_similar
 from serving.routes.items.turns import ItemTurns
 from serving.routes.pages.about import add_about
@@ -171,6 +171,7 @@ def _add_routes(
     add_similar(app, service, in_thread)
     add_audience(app, service, in_thread)
     add_items(app, service, in_thread)
+    add_media(app, service, in_thread)
     turns = ItemTurns()
     add_item_changes(app, service, encoder_pool, in_thread, turns)
     add_bulk_items(app, service, encoder_pool, in_thread, turns)

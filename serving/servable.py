@@ -7,9 +7,9 @@ from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog
 from features.interactions import Ragged, UserStates
 from features.schema import DataConfig
+from recsys.bundle.item_map import ItemMap
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates
-from recsys.item_map import ItemMap
 from recsys.ranking.explain import Explainable, Explainer
 
 

@@ -29,7 +29,7 @@ from features.content.media.decoder_pool import DecoderPool
 from features.content.parts import Content, Limits
 from features.content.spaces import Embedded, Encoder, Task
 from features.progress import Step
-from recsys.item_map import ItemMap
+from recsys.bundle.item_map import ItemMap
 from serving.app import create_app
 
 

@@ -29,10 +29,10 @@ from features.store.base import FeatureStore
 from features.store.jobs.fill import fill
 from features.store.user_state import UserState
 from features.tables.event_files import EventFiles
+from recsys.bundle.item_map import ItemMap
 from recsys.bundle.upsert import upsert_catalog, upsert_content_space
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates, sort_candidates, top_k
-from recsys.item_map import ItemMap
 from recsys.ranking.explain import Channel, Explainer
 from serving.servable import ServableBundle
 from serving.settings import ServeSettings

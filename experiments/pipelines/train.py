@@ -36,9 +36,9 @@ from experiments.tracking.record import record_outcomes, record_tables, run_name
 from experiments.tracking.versions import code_version, environment
 from features.errors import DataError, DependencyError
 from recsys.bundle.io import save_bundle
+from recsys.bundle.item_map import fit_map
 from recsys.bundle.registry import publish_bundle
 from recsys.interfaces import Recommender
-from recsys.item_map import fit_map
 from recsys.ranking.rules import Rules, load_rules
 from recsys.ranking.slate_rules import compile_rules, rules_by_user
 

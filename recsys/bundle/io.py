@@ -48,11 +48,11 @@ from recsys.bundle.formats import (
     fingerprint_of,
     read_manifest,
 )
+from recsys.bundle.item_map import ItemMap
 from recsys.bundle.model import Bundle
 from recsys.config import TowerConfig
 from recsys.content.alignment import AffineMap, Alignment
 from recsys.content.content_space import ContentSpace
-from recsys.item_map import ItemMap
 from recsys.item_statistics import ItemStatistics
 from recsys.ranking.pair_features import PairFeatures
 from recsys.ranking.reranker import Reranker

@@ -12,9 +12,9 @@ from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog
 from features.interactions import Ragged, UserStates
 from features.schema import DataConfig
+from recsys.bundle.item_map import ItemMap
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates
-from recsys.item_map import ItemMap
 from recsys.ranking.explain import BEHAVIOUR, Channel, Explainer
 from recsys.ranking.reranker import Reranker
 from recsys.recommender import TwoStageRecommender

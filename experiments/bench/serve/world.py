@@ -12,9 +12,9 @@ from experiments.config import RunConfig
 from features.instants import DAY, now_micros
 from features.schema import EVENT, ITEM, TIME, USER, DataConfig
 from recsys.bundle.io import save_bundle
+from recsys.bundle.item_map import ItemMap
 from recsys.bundle.registry import publish_bundle
 from recsys.config import RetrieverConfig
-from recsys.item_map import ItemMap
 from recsys.ranking.reranker import Reranker
 
 USERS, SHORT_USERS = 2_000, 50

@@ -87,6 +87,10 @@ def add_items(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
             }
         )
 
+
+def add_media(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
+    """Add the routes of files."""
+
     async def file_of(item_id: str, name: str) -> tuple[Path, str]:
         snapshot = snapshot_of(service)
         checked_id(item_id, "item_id")

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from recsys import item_map
-from recsys.item_map import fit_map
+from recsys.bundle import item_map
+from recsys.bundle.item_map import fit_map
 
 
 def clusters(n: int, groups: int, d: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
