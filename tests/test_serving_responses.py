@@ -61,6 +61,7 @@ def test_the_history_of_a_user_is_newest_first(steady: ServiceHarness) -> None:
         "title": "Item <b>59</b>",
         "categories": ["odd"],
         "image": None,
+        "price": 1.0,
         "event": "rating",
         "timestamp": "2020-01-01T00:01:39+00:00",
         "value": 1.0,
