@@ -14,15 +14,10 @@ export function offerCompare(experiments) {
   const variants = experiments.flatMap(({ name, variants: found }) => Object.keys(found).map((variant) => `${name}:${variant}`));
   $("compare").hidden = !variants.length;
   if (!variants.length) return;
-  const sides = [["", t("compare.control")], ...variants.map((variant) => [variant, variant])];
   $("sides").replaceChildren(...["left", "right"].map((side, at) => {
     const list = make("select");
     list.setAttribute("aria-label", t(`compare.${side}`));
-    for (const [value, text] of sides) {
-      const option = make("option", "", text);
-      option.value = value;
-      list.append(option);
-    }
+    list.append(...variants.map((variant) => make("option", "", variant)));
     list.selectedIndex = at;
     list.addEventListener("change", compare);
     return list;
@@ -35,7 +30,7 @@ export async function compare() {
   const wanted = [...$("sides").querySelectorAll("select")].map((list) => list.value);
   try {
     const slates = await Promise.all(wanted.map((variant) => send("POST", "/v1/preview", {
-      user_id: state.user, placement: state.placement, limit: LENGTH, ...(variant && { variant }),
+      user_id: state.user, placement: state.placement, limit: LENGTH, variant,
     })));
     if (request !== newest) return;
     const places = slates.map(([slate]) => new Map(slate.items.map((item) => [item.item_id, item.position])));

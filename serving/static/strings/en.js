@@ -370,7 +370,6 @@ export default {
   "compare.title": "Side by side",
   "compare.left": "Variant on the left",
   "compare.right": "Variant on the right",
-  "compare.control": "control",
   "compare.only": "only here",
   "compare.place": "place {place} on the other side",
 
