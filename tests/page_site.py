@@ -1,4 +1,4 @@
-"""A toy service and a page of it in a real browser, whose errors fail the test."""
+"""A toy service for tests of pages."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +31,9 @@ from features.content.spaces import Embedded, Encoder, Task
 from features.progress import Step
 from recsys.bundle.item_map import ItemMap
 from serving.app import create_app
+
+PHONE = {"width": 390, "height": 800}
+"""Size of a screen."""
 
 
 class ToyEars(ToyEyes):
@@ -86,21 +89,3 @@ def toy_site(
     )
     with serving(app) as url:
         yield url, store
-
-
-@contextmanager
-def watched_page(browser: Any, url: str, **options: Any) -> Iterator[Any]:
-    """A page, on a phone by default. Fails on an error in the console and on a request to another host."""
-    context = browser.new_context(**{"viewport": {"width": 390, "height": 800}} | options)
-    opened = context.new_page()
-    errors: list[str] = []
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    allowed = (url, f"blob:{url}")
-    opened.on("request", lambda request: errors.append(request.url) if not request.url.startswith(allowed) else None)
-    opened.on(
-        "console",
-        lambda log: errors.append(log.text) if log.type == "error" and "/media/" not in log.location["url"] else None,
-    )
-    yield opened
-    context.close()
-    assert errors == []

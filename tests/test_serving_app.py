@@ -350,3 +350,23 @@ def test_user_states_of_a_small_history(tmp_path: Path) -> None:
     assert states.positive.tolist() == [False, False, True]
     assert states.seen.tolist() == [True, False, True]
     assert (states.times.tolist(), states.as_of.tolist()) == ([1, 2, 4], [9])
+
+
+def test_an_unchanged_file_is_not_sent_again(steady: ServiceHarness) -> None:
+    for path in ("/", "/static/page.css"):
+        first = steady.client.get(path)
+        again = steady.client.get(path, headers={"If-None-Match": first.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["content-security-policy"] == first.headers["content-security-policy"]
+        assert steady.client.get(path, headers={"If-None-Match": '"another"'}).status_code == 200
+
+
+def test_a_page_names_all_modules_that_its_script_needs(steady: ServiceHarness) -> None:
+    page = steady.client.get("/map").text
+    named = re.findall(r'<link rel="modulepreload" href="([^"]+)">', page)
+    # main.js imports six files; of these api.js, faces.js and header.js import no others
+    assert sorted(named) == [
+        *(f"/static/lib/{name}.js" for name in ("api", "dom", "faces", "header", "strings")),
+        *(f"/static/map/{name}.js" for name in ("grid", "points")),
+    ]
+    assert all(steady.client.get(path).status_code == 200 for path in named)

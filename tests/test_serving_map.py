@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_site import toy_site, watched_page
+from page_site import toy_site
 from service_harness import Flaky, service_harness
+from watched_pages import watched_page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_site import toy_site, watched_page
+from page_site import PHONE, toy_site
 from service_harness import GREEN_PNG, Flaky
+from watched_pages import watched_page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
@@ -20,7 +21,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Flaky]
 
 @pytest.fixture
 def page(browser: Any, site: tuple[str, Flaky]) -> Iterator[Any]:
-    with watched_page(browser, site[0]) as opened:
+    with watched_page(browser, site[0], viewport=PHONE) as opened:
         yield opened
 
 

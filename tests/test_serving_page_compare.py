@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_site import toy_site, watched_page
+from page_site import PHONE, toy_site
+from watched_pages import watched_page
 
 from features.log.reader import read
 from features.log.records import EXPOSURES
@@ -36,7 +37,8 @@ def test_two_variants_side_by_side(tmp_path: Path, browser: Any) -> None:
         page.goto(f"{url}/?user=ann")
         page.wait_for_selector("#columns li")
         sides = page.locator("#sides select")
-        assert sides.first.locator("option").all_inner_texts() == ["campaign:control", "campaign:pinned", "campaign:open"]
+        offered = sides.first.locator("option").all_inner_texts()
+        assert offered == ["campaign:control", "campaign:pinned", "campaign:open"]
         logged = len(read(tmp_path / "log", stream=EXPOSURES).records)
         sides.nth(0).select_option("campaign:open")
         sides.nth(1).select_option("campaign:pinned")
@@ -49,7 +51,7 @@ def test_two_variants_side_by_side(tmp_path: Path, browser: Any) -> None:
 
 
 def test_without_experiments_nothing_is_compared(tmp_path: Path, browser: Any) -> None:
-    with toy_site(tmp_path) as (url, _), watched_page(browser, url) as page:
+    with toy_site(tmp_path) as (url, _), watched_page(browser, url, viewport=PHONE) as page:
         page.goto(f"{url}/?user=ann")
         page.wait_for_selector("#picks .card")
         assert page.is_hidden("#compare")

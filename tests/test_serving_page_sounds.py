@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 from media import sound
-from page_site import toy_site, watched_page
+from page_site import PHONE, toy_site
 from service_harness import Flaky
+from watched_pages import watched_page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
@@ -19,7 +20,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Flaky]
 
 @pytest.fixture
 def page(browser: Any, site: tuple[str, Flaky]) -> Iterator[Any]:
-    with watched_page(browser, site[0], permissions=["microphone"]) as opened:
+    with watched_page(browser, site[0], viewport=PHONE, permissions=["microphone"]) as opened:
         opened.goto(f"{site[0]}/?user=listener")
         opened.wait_for_selector("#picks .card")
         yield opened
@@ -50,7 +51,7 @@ def test_the_microphone_is_recorded_until_it_is_stopped(page: Any) -> None:
 
 
 def test_a_microphone_that_is_refused_is_told(browser: Any, site: tuple[str, Flaky]) -> None:
-    with watched_page(browser, site[0]) as page:
+    with watched_page(browser, site[0], viewport=PHONE) as page:
         page.add_init_script(
             "navigator.mediaDevices.getUserMedia = async () => { throw new Error('Permission denied'); }"
         )

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from page_site import toy_site, watched_page
+from page_site import PHONE, toy_site
 from service_harness import Flaky
+from watched_pages import watched_page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
@@ -49,7 +50,7 @@ def test_a_page_keeps_the_rules(browser: Any, site: tuple[str, Flaky], path: str
 
 
 def test_axe_sees_what_is_wrong(browser: Any, site: tuple[str, Flaky]) -> None:
-    with watched_page(browser, site[0]) as page:
+    with watched_page(browser, site[0], viewport=PHONE) as page:
         page.goto(f"{site[0]}/?user=ann")
         page.wait_for_selector("#picks .card")
         page.evaluate("document.querySelector('main').append(document.createElement('button'))")
