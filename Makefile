@@ -7,7 +7,7 @@ ORIGIN := $(firstword $(dir $(wildcard $(RECSYS_DATA)/ratings.csv $(RECSYS_DATA)
 DEMO := $(if $(ORIGIN),demo-posters,demo)
 WITH := $(if $(ORIGIN),RECSYS__DATA__ORIGIN=$(ORIGIN))
 
-.PHONY: demo demo-check demo-media demo-media-check test soak coverage mutants system tools lint docs examples smoke serve bench install clean media-bundle
+.PHONY: demo demo-check demo-media demo-media-check media-bundle test soak coverage mutants system tools lint docs vendor examples smoke screenshots serve bench install clean
 
 install: .venv/installed
 
@@ -76,11 +76,17 @@ lint: install
 docs: install  ## the API reference, from docstrings, into build/docs; a warning is an error
 	$(BIN)/python -W error::UserWarning -m pdoc -o build/docs features recsys serving experiments '!.*[.]_'
 
+vendor:  ## fetch the libraries of the pages again, at the versions in serving/static/vendor.sh
+	sh serving/static/vendor.sh
+
 examples: install  ## run the scripts in examples/
 	set -e; for script in examples/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
 
 smoke: install  ## build the wheel; install, import, train and serve it on this Python and on each other one that is there
 	sh tests/smoke.sh
+
+screenshots: install  ## pictures of every page, of what is trained (make demo-media), into docs/images
+	$(BIN)/python tests/screenshots.py
 
 serve: install
 	$(BIN)/recsys serve

@@ -22,16 +22,20 @@ from serving.errors import Problem, add_errors
 from serving.http import MAX_HEAD_BYTES, MAX_HEADERS, MAX_URL_BYTES
 from serving.openapi.document import describe
 from serving.routes.bodies.recommendations import add_recommendations_by_body
+from serving.routes.console.preview import add_preview
+from serving.routes.console.state import add_state
 from serving.routes.corrections import add_corrections
 from serving.routes.events import add_events
 from serving.routes.health import add_health
 from serving.routes.items.audience import add_audience
 from serving.routes.items.bulk import add_bulk_items
 from serving.routes.items.change import add_item_changes
-from serving.routes.items.read import add_items
+from serving.routes.items.read import add_items, add_media
 from serving.routes.items.similar import add_similar
 from serving.routes.items.turns import ItemTurns
-from serving.routes.page import add_page
+from serving.routes.pages.about import add_about
+from serving.routes.pages.files import add_page
+from serving.routes.pages.map import add_map
 from serving.routes.paths import CanonicalUrl
 from serving.routes.people.erase import add_erasure
 from serving.routes.people.read import add_user
@@ -167,6 +171,7 @@ def _add_routes(
     add_similar(app, service, in_thread)
     add_audience(app, service, in_thread)
     add_items(app, service, in_thread)
+    add_media(app, service, in_thread)
     turns = ItemTurns()
     add_item_changes(app, service, encoder_pool, in_thread, turns)
     add_bulk_items(app, service, encoder_pool, in_thread, turns)
@@ -176,7 +181,11 @@ def _add_routes(
     add_user(app, service, in_thread)
     add_erasure(app, service)
     add_rules(app, service, in_thread)
+    add_preview(app, service, in_thread)
+    add_state(app, service)
     add_health(app, service, gauges)
+    add_about(app, service)
+    add_map(app, service, in_thread)
     add_page(app)
     add_heads(app)
 

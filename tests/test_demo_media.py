@@ -52,7 +52,7 @@ def test_from_a_package_to_a_service_that_says_that_its_shoppers_are_simulated(c
     about = client.get("/v1/about").json()
     assert about["simulated"] is True
     assert about["items"] == N
-    assert about["click"] == {"event": "click", "value": None}
+    assert about["reactions"]["like"] == {"event": "click", "value": None}
     found = client.post("/v1/search", files={"image": stripes(7)}).json()["items"][0]
     assert (found["item_id"], found["title"]) == ("animals-s7", "Stamp 7")
     assert client.get("/media/animals-s7").content == stripes(7)

@@ -151,8 +151,8 @@ def test_the_time_until_all_is_normal() -> None:
     assert benchmark.until_normal(over, answers((0, 0.03, 200)), normal=20) == pytest.approx(0.5)
 
 
-def test_arrivals_are_those_of_independent_visitors() -> None:
-    gaps = np.diff(benchmark._arrivals(100, 50, np.random.default_rng(0)))
+def testarrivals_are_those_of_independent_visitors() -> None:
+    gaps = np.diff(benchmark.arrivals(100, 50, np.random.default_rng(0)))
     assert len(gaps) == 4999
     assert gaps.mean() == pytest.approx(0.01, rel=0.05)
     assert gaps.std() == pytest.approx(0.01, rel=0.05)

@@ -40,6 +40,7 @@ def test_a_known_user_gets_the_recommendations_of_the_model(tmp_path: Path) -> N
         "title": "Item <b>7</b>",
         "categories": ["odd"],
         "image": None,
+        "price": 1.0,
         "score": pytest.approx(11 / 12),
         "position": 1,
         "propensity": 1.0,
@@ -198,7 +199,7 @@ def test_openapi_docs_and_page(steady: ServiceHarness) -> None:
     assert {"/v1/users/{user_id}/recommendations", "/v1/events", "/healthz"} <= set(api["paths"])
     content = api["paths"]["/v1/users/{user_id}/recommendations"]["get"]["responses"]["200"]["content"]
     assert content["application/json"]["schema"]["$ref"].endswith("RecommendationsResponse")
-    for path in ("/", "/docs", "/static/page.js", "/static/page.css", "/static/docs.js", "/static/icon.svg"):
+    for path in ("/", "/map", "/docs", "/static/shop/main.js", "/static/page.css", "/static/icon.svg"):
         response = steady.client.get(path)
         assert response.status_code == 200
         assert "default-src 'none'" in response.headers["content-security-policy"]
@@ -216,7 +217,12 @@ def test_the_api_is_described(steady: ServiceHarness) -> None:
 
 def test_about(steady: ServiceHarness) -> None:
     response = steady.client.get("/v1/about").json()
-    assert response["click"] == {"event": "rating", "value": 3.5}
+    assert response["reactions"] == {
+        "like": {"event": "rating", "value": 3.5},
+        "dislike": {"event": "rating", "value": 1.0},
+        "not_interested": None,  # it would neither be positive nor hide the item
+    }
+    assert response["filters"] == {"categories": ["even", "odd"], "price": [1.0, 1.0], "columns": {}}
     assert response["placements"] == {"home": {"repeats": False}, "again": {"repeats": True}}
 
 

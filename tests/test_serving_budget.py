@@ -115,9 +115,10 @@ def test_an_answer_does_not_wait_for_a_slow_log(tmp_path: Path, monkeypatch: pyt
 
 
 def test_an_event_is_refused_when_the_log_does_not_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "LOG_SECONDS", 0.05)
     with service_harness(tmp_path, deadline=BUDGET) as harness:
         slow = gate(monkeypatch, SegmentWriter, "write")
-        harness.get("ann")  # its exposure is being written
+        assert harness.get("ann")["degraded"] == ["log"]  # its exposure is being written
         response = send(harness, "i5")
         assert (response.status_code, "nothing was accepted" in response.text) == (503, True)
         slow.opened.set()

@@ -35,11 +35,15 @@ ROUTES: dict[tuple[str, str], tuple[str, str, str | None, set[str]]] = {
     ("get", "/v1/items.ndjson"): ("items", "200", None, set()),
     ("get", "/v1/rules"): ("rules", "200", "RulesResponse", set()),
     ("put", "/v1/rules"): ("rules", "200", "RulesResponse", {"409", "412", "413", "415"}),
+    ("post", "/v1/preview"): ("rules", "200", "RecommendationsResponse", {"413", "415"}),
+    ("get", "/v1/state"): ("state", "200", "StateResponse", set()),
     ("get", "/v1/items/{item_id}"): ("items", "200", "ItemResponse", {"404"}),
     ("put", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"408", "413", "415"}),
     ("patch", "/v1/items/{item_id}"): ("items", "202", "ItemAcceptedResponse", {"404", "408", "413", "415"}),
     ("delete", "/v1/items/{item_id}"): ("items", "200", "ItemDeletedResponse", {"404"}),
     ("get", "/media/{item_id}"): ("items", "200", None, {"404"}),
+    ("get", "/media/{item_id}/{name}"): ("items", "200", None, {"404", "206", "416"}),
+    ("get", "/v1/map"): ("state", "200", "MapResponse", {"404"}),
     ("post", "/v1/search"): ("search", "200", "SearchResponse", {"408", "410", "413", "415", "504"}),
     ("post", "/v1/events"): ("events", "202", "EventsResponse", {"413", "415"}),
     ("get", "/healthz"): ("state", "200", "LivenessResponse", set()),
@@ -92,6 +96,12 @@ def test_responses(api: dict[str, Any], method: str, path: str) -> None:
         if (path, status) == ("/media/{item_id}", "200"):
             assert sorted(response["content"]) == ["image/gif", "image/jpeg", "image/png", "image/webp"]
             continue
+        if path == "/media/{item_id}/{name}" and status in ("200", "206"):
+            assert [*response["content"]][:2] == ["audio/wav", "audio/flac"]
+            continue
+        if (path, status) == ("/media/{item_id}/{name}", "416"):
+            assert "content" not in response
+            continue
         if (path, status) == ("/readyz", "503"):  # as at 200
             media, expected = "application/json", {"$ref": "#/components/schemas/ReadinessResponse"}
         assert [*response["content"]] == [media], status
@@ -128,6 +138,7 @@ def test_bodies(api: dict[str, Any]) -> None:
         ("post", "/v1/recommendations"): (True, ["application/json"]),
         ("post", "/v1/recommendations/lists"): (True, ["application/json"]),
         ("post", "/v1/rank"): (True, ["application/json"]),
+        ("post", "/v1/preview"): (True, ["application/json"]),
         ("post", "/v1/users/{user_id}/merge"): (True, ["application/json"]),
     }
     schemas = api["components"]["schemas"]
@@ -219,6 +230,8 @@ def test_keys(api: dict[str, Any]) -> None:
         ("delete", "/v1/users/{user_id}"),
         ("get", "/v1/rules"),
         ("put", "/v1/rules"),
+        ("post", "/v1/preview"),
+        ("get", "/v1/state"),
     }
     assert {call for call, role in roles.items() if role == "write"} == {
         ("post", "/v1/events"),

@@ -131,7 +131,7 @@ CHANGE = st.one_of(
 PAGES = st.lists(st.tuples(st.integers(1, 4), st.lists(CHANGE, max_size=2)), min_size=3, max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     first=BUNDLE,
     pages=PAGES,

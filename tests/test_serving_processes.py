@@ -130,7 +130,7 @@ def shows(service: Any, item: str) -> bool:
     return item in [found["item_id"] for found in items]
 
 
-@pytest.mark.parametrize("seconds", [20, pytest.param(300, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seconds", [8, pytest.param(300, marks=pytest.mark.soak)])
 def test_all_come_to_the_same_states_and_hear_of_deletions(tmp_path: Path, seconds: int) -> None:
     rows: list[Row] = [row(user, f"i{n}", n) for n, user in enumerate(USERS)]
     toy_tables(tmp_path, frame(rows))

@@ -120,7 +120,8 @@ def test_a_picture_has_headers_that_forbid_scripts(steady: ServiceHarness) -> No
         ("/", "text/html; charset=utf-8"),
         ("/docs", "text/html; charset=utf-8"),
         ("/static/page.css", "text/css; charset=utf-8"),
-        ("/static/page.js", "text/javascript; charset=utf-8"),
+        ("/console", "text/html; charset=utf-8"),
+        ("/static/console/main.js", "text/javascript; charset=utf-8"),
         ("/static/icon.svg", "image/svg+xml"),
     ],
 )
@@ -135,7 +136,8 @@ def test_static_files(steady: ServiceHarness, path: str, kind: str) -> None:
     assert policy == {
         **dict.fromkeys(none, "'none'"),
         **dict.fromkeys(own, "'self'"),
-        "img-src": "'self' http: https: blob:",
+        "img-src": f"{'data: ' if path == '/docs' else ''}'self' http: https: blob:",
+        "media-src": "'self' http: https: blob:",
     }
 
 

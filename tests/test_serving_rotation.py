@@ -198,7 +198,7 @@ def test_an_erasure_finds_no_showings_left(tmp_path: Path) -> None:
 ACTION = st.sampled_from(["other list", "page again", "first page again", "time"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 4), st.lists(ACTION, max_size=3)), min_size=2, max_size=5),
     before=st.integers(0, 5),

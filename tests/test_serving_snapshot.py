@@ -18,7 +18,7 @@ from features.store.user_state import UserState
 from recsys.interfaces import Candidates
 from recsys.retrieval.filters import Filter
 from serving.errors import ApiError
-from serving.routes.items.pictures import MAX_IMAGE_BYTES, picture
+from serving.routes.items.media import MAX_IMAGE_BYTES, media_file
 from serving.state.snapshot import ServingSnapshot
 
 
@@ -175,10 +175,10 @@ def test_a_picture_is_told_by_its_first_bytes(tmp_path: Path, head: bytes, kind:
     snapshot = snapshot_of(toy_bundle(tmp_path, images={0: "a.png"}))
     if kind is None:
         with pytest.raises(ApiError) as error:
-            picture(snapshot.bundle, "i0")
+            media_file(snapshot.bundle, "i0", "image")
         assert (error.value.status, error.value.code) == (404, "no_picture")
     else:
-        assert picture(snapshot.bundle, "i0") == (content, kind)
+        assert media_file(snapshot.bundle, "i0", "image") == (tmp_path / "a.png", kind)
 
 
 @pytest.mark.parametrize("image", ["a\0b.png", "\0", "", None, "a" * 5_000, "folder", "ftp://host/a.png"])
@@ -197,7 +197,7 @@ def test_the_largest_picture_that_is_served(tmp_path: Path) -> None:
             file.write(b"\x89PNG\r\n\x1a\n")
             file.truncate(size)
         if served:
-            assert len(picture(snapshot.bundle, "i0")[0]) == size
+            assert media_file(snapshot.bundle, "i0", "image")[0].stat().st_size == size
         else:
             with pytest.raises(ApiError):
-                picture(snapshot.bundle, "i0")
+                media_file(snapshot.bundle, "i0", "image")

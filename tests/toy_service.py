@@ -29,6 +29,7 @@ from features.store.base import FeatureStore
 from features.store.jobs.fill import fill
 from features.store.user_state import UserState
 from features.tables.event_files import EventFiles
+from recsys.bundle.item_map import ItemMap
 from recsys.bundle.upsert import upsert_catalog, upsert_content_space
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates, sort_candidates, top_k
@@ -109,6 +110,7 @@ class ToyBundle:
     popular: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     vectors: Floats | None = None
     content: ContentSpace | None = None
+    item_map: ItemMap | None = None
     manifest: dict[str, Any] = field(default_factory=lambda: {"config": {"encoder": None}})
     note: str = ""
 

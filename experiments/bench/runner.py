@@ -42,6 +42,7 @@ BENCHES: dict[str, str] = {
     "loop": "experiments.bench.loop.benchmark:run",
     "exposures": "experiments.bench.exposures.benchmark:run",
     "serve": "experiments.bench.serve.benchmark:run",
+    "page": "experiments.bench.serve.page:run",
 }
 """Name -> "module:function", imported when it is run; function(short: bool, **options) -> Result."""
 

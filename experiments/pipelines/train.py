@@ -36,6 +36,7 @@ from experiments.tracking.record import record_outcomes, record_tables, run_name
 from experiments.tracking.versions import code_version, environment
 from features.errors import DataError, DependencyError
 from recsys.bundle.io import save_bundle
+from recsys.bundle.item_map import fit_map
 from recsys.bundle.registry import publish_bundle
 from recsys.interfaces import Recommender
 from recsys.ranking.rules import Rules, load_rules
@@ -348,6 +349,7 @@ def write_bundle(
         facts,
         dataset.space,
         dataset.event_keys() if continues else None,
+        fit_map(trained.recommender.vectors, config.seed),
     )
 
 

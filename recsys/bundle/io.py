@@ -48,6 +48,7 @@ from recsys.bundle.formats import (
     fingerprint_of,
     read_manifest,
 )
+from recsys.bundle.item_map import ItemMap
 from recsys.bundle.model import Bundle
 from recsys.config import TowerConfig
 from recsys.content.alignment import AffineMap, Alignment
@@ -62,7 +63,7 @@ from recsys.retrieval.mutable_index import MutableIndex
 from recsys.retrieval.popular import Popular
 from recsys.towers.model import TwoTowers
 
-ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT, TRAINED_EVENTS = (
+ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT, TRAINED_EVENTS, MAP = (
     "items.parquet",
     "arrays.safetensors",
     "towers.safetensors",
@@ -71,6 +72,7 @@ ITEMS, ARRAYS, TOWERS, VECTORS, CONTENTS, RERANKER, CONTENT, TRAINED_EVENTS = (
     "reranker.txt",
     "content.safetensors",
     "trained_events.npy",
+    "map.npy",
 )
 _REQUIRED = {ITEMS, ARRAYS, TOWERS} | {f"{name}.{kind}" for name in (VECTORS, CONTENTS) for kind in ("json", "npy")}
 _CATALOG = ("categories", "price", "available", "published", "has_content")
@@ -94,12 +96,14 @@ def save_bundle(
     facts: dict[str, Any],
     content: ContentSpace | None = None,
     trained: Keys | None = None,
+    item_map: ItemMap | None = None,
 ) -> Path:
     """Write a bundle below root and return its folder, whose name is its fingerprint.
 
     facts: plain JSON for the manifest (config, hashes, code version, seed, metrics); content: the space of the
     items' contents, None where they have none; trained: the keys of the training events (`event_keys`), None where
-    training cannot continue from the bundle. Where a bundle with this fingerprint exists, it stays as it is.
+    training cannot continue from the bundle; item_map: None for none. Where a bundle with this fingerprint exists, it
+    stays as it is.
 
     A failure leaves nothing. A crash at any moment leaves at most a folder or link whose name starts with
     `.writing-`. It is never read, and the next call removes it if the process that made it has ended.
@@ -110,7 +114,7 @@ def save_bundle(
         _remove_abandoned(root)
         folder = Path(tempfile.mkdtemp(prefix=f".writing-{os.getpid()}-", dir=root))
         try:
-            files = _write_files(folder, catalog, recommender, statistics, content, trained)
+            files = _write_files(folder, catalog, recommender, statistics, content, trained, item_map)
             manifest = facts | files
             manifest["fingerprint"] = fingerprint_of(manifest)
             manifest["checksum"] = checksum_of(manifest)
@@ -148,6 +152,7 @@ def _write_files(
     statistics: ItemStatistics,
     content: ContentSpace | None,
     trained: Keys | None,
+    item_map: ItemMap | None,
 ) -> dict[str, Any]:
     """Write all files but the manifest, and return what the manifest says about them."""
     catalog.frame.write_parquet(folder / ITEMS)
@@ -160,6 +165,8 @@ def _write_files(
         recommender.reranker.save(folder / RERANKER)
     if trained is not None:
         np.save(folder / TRAINED_EVENTS, np.sort(trained))
+    if item_map is not None:
+        np.save(folder / MAP, item_map.points)
     return {
         "format": FORMAT,
         "towers": recommender.towers.config.model_dump(mode="json"),
@@ -171,6 +178,7 @@ def _write_files(
         "category_names": list(catalog.category_names),
         "content": None if content is None else _content_facts(content),
         "content_dimension": contents.dimension,
+        "map": None if item_map is None else item_map.method,
         "files": {
             file.name: {"sha256": _sha256(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())
         },
@@ -308,7 +316,10 @@ def _load(path: Path, manifest: dict[str, Any], version: int) -> Bundle:
         quotas=current_quotas(manifest),
         fitted_until=fitted_until,
     )
-    return Bundle(path, manifest, catalog, recommender, content, MutableIndex(contents))
+    item_map = None
+    if MAP in manifest["files"]:
+        item_map = ItemMap(np.load(path / MAP, allow_pickle=False).reshape(len(vectors), 2), manifest["map"])
+    return Bundle(path, manifest, catalog, recommender, content, MutableIndex(contents), item_map)
 
 
 def _sparse_arrays(name: str, matrix: sp.csr_array) -> dict[str, npt.NDArray[Any]]:

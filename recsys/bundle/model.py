@@ -12,6 +12,7 @@ from features.arrays import Bools, Floats, Ints
 from features.catalog import Catalog
 from features.interactions import Ragged, UserStates
 from features.schema import DataConfig
+from recsys.bundle.item_map import ItemMap
 from recsys.content.content_space import ContentSpace
 from recsys.interfaces import Candidates
 from recsys.ranking.explain import BEHAVIOUR, Channel, Explainer
@@ -37,7 +38,8 @@ class Bundle:
 
     manifest: format, fingerprint, config, hashes of data and split, code version, seed, metrics, and the SHA-256 of
     every file; content: the space of the items' contents, None where they have none; contents: the index of
-    `catalog.content`; lease: keeps the copy that a service has loaded it from (`recsys.bundle.serving_copy`).
+    `catalog.content`; item_map: of the items that were trained, None where there is none; lease: keeps the copy that
+    a service has loaded it from (`recsys.bundle.serving_copy`).
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Bundle:
     recommender: TwoStageRecommender
     content: ContentSpace | None
     contents: MutableIndex
+    item_map: ItemMap | None = None
     lease: Lease | None = field(default=None, repr=False, compare=False)
 
     def close(self) -> None:

@@ -1,5 +1,7 @@
 """Filters of a request, as the mask of allowed items that every search takes."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -91,6 +93,48 @@ class Filter(BaseModel):
         for name, values in self.columns.items():
             keep &= _equals_any(catalog, name, values)
         return keep
+
+
+MAX_CHOICES, MAX_COLUMN_CHOICES = 200, 50
+"""Largest number of categories, and of values of a column, that a page offers to choose from."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What filters can choose from among the available items.
+
+    categories: the most frequent first, at most MAX_CHOICES; price: the smallest and the largest, None where no price
+    is known; columns: of each declared column of texts or truth values that has at most MAX_COLUMN_CHOICES of them,
+    the most frequent first.
+    """
+
+    categories: tuple[str, ...]
+    price: tuple[float, float] | None
+    columns: dict[str, tuple[str | bool, ...]]
+
+    @classmethod
+    def of(cls, catalog: Catalog, declared: Sequence[str]) -> "Choices":
+        """Of a catalogue. declared: names of its further columns (`data.extra_columns`)."""
+        frame, prices = catalog.frame.filter(catalog.available), catalog.price[catalog.available]
+        known = prices[~np.isnan(prices)]
+        categories = _frequent(frame, CATEGORIES)[:MAX_CHOICES]
+        found = {name: _frequent(frame, name) for name in declared if name in frame.columns}
+        return cls(
+            categories=tuple(str(name) for name in categories),
+            price=(float(known.min()), float(known.max())) if len(known) else None,
+            columns={name: values for name, values in found.items() if 1 < len(values) <= MAX_COLUMN_CHOICES},
+        )
+
+
+def _frequent(frame: pl.DataFrame, name: str) -> tuple[Any, ...]:
+    """The texts or truth values in a column, or in its lists, the most frequent first, ties by value."""
+    column = frame.get_column(name)
+    if isinstance(column.dtype, pl.List):
+        column = column.explode()
+    if column.dtype not in (pl.String, pl.Boolean):
+        return ()
+    counts = column.drop_nulls().rename("value").value_counts()
+    return tuple(counts.sort(["count", "value"], descending=[True, False]).get_column("value").to_list())
 
 
 def _within(values: np.ndarray, minimum: float | None, maximum: float | None, known: Bools) -> Bools:

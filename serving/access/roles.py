@@ -11,14 +11,14 @@ ROLES: Final[tuple[Role, ...]] = ("read", "write", "admin")
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing."""
 
-OPEN = re.compile(r"/(healthz|readyz|docs|openapi\.json|static/[^/]+)?")
+OPEN = re.compile(r"/(healthz|readyz|docs|openapi\.json|static/.+|map|console)?")
 """Paths that are read without a key: the state of the process, and pages that hold nothing of the shop."""
 
 READING_POSTS: Final = frozenset({"/v1/rank", "/v1/recommendations", "/v1/recommendations/lists", "/v1/search"})
 """Paths whose POST changes nothing: the request is too large for a URL."""
 
-RULES: Final = "/v1/rules"
-"""Path of the rules: reading them tells what the shop does with its lists."""
+OPERATING: Final = frozenset({"/v1/rules", "/v1/preview", "/v1/state"})
+"""Paths for those who run the shop: they tell what it does with its lists, and where its data lie."""
 
 UNDO = re.compile(r"/v1/users/[^/]+/events/[^/]+")
 """Path of one event of a user."""
@@ -29,7 +29,7 @@ def role_needed(method: str, path: str) -> Role | None:
 
     A call that is named nowhere needs `admin` when it deletes and `write` when it changes something.
     """
-    if path == RULES:
+    if path in OPERATING:
         return "admin"
     if method in READING:
         return None if OPEN.fullmatch(path) else "read"

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-IDS: Final = {"user_id": "1", "item_id": "296", "event_id": "e-1"}
+IDS: Final = {"user_id": "1", "item_id": "296", "event_id": "e-1", "name": "audio"}
 """Parameter -> its value in examples."""
 
 CARD: Final[dict[str, Any]] = {
@@ -10,6 +10,7 @@ CARD: Final[dict[str, Any]] = {
     "title": "Life Is Beautiful (La Vita è bella)",
     "categories": ["Comedy", "Drama", "Romance", "War"],
     "image": None,
+    "price": None,
 }
 """An item as lists show it."""
 
@@ -30,6 +31,9 @@ SLATE: Final[dict[str, Any]] = {
 }
 """A list for a user."""
 
+CAMPAIGN: Final[dict[str, Any]] = {"name": "the campaign", "pin": {"item": "296", "position": 1}}
+"""A rule."""
+
 REQUESTS: Final[dict[str, Any]] = {
     "recommend": {"session": [{"item_id": "296", "event": "rating", "value": 5}], "limit": 2, "exclude": ["1"]},
     "recommend_lists": {"user_id": "1", "lists": [{"limit": 2}, {"limit": 2, "filter": {"categories": ["Drama"]}}]},
@@ -37,7 +41,8 @@ REQUESTS: Final[dict[str, Any]] = {
     "search_items": {"text": "toys that come to life", "limit": 1},
     "post_events": [{"user_id": "1", "item_id": "296", "event": "rating", "value": 5, "event_id": "e-1"}],
     "import_items": '{"item_id": "296", "title": "Pulp Fiction"}\n{"item_id": "draft-7", "title": "Toys in Space"}\n',
-    "put_rules": {"rules": [{"name": "the campaign", "pin": {"item": "296", "position": 1}}]},
+    "put_rules": {"rules": [CAMPAIGN]},
+    "preview": {"user_id": "1", "limit": 1, "rules": {"rules": [CAMPAIGN]}},
     "put_item": {"title": "Toys in Space", "categories": ["Animation"], "description": "Toys travel to the moon."},
     "patch_item": {"price": 7.5, "available": True},
     "merge_users": {"from": "anon-81c2"},
@@ -113,6 +118,7 @@ RESPONSES: Final[dict[str, Any]] = {
         "events": 21,
         "positives": 13,
         "seen": 21,
+        "likes": ["Crime", "Thriller"],
         "last_event": "2026-11-29T12:03:04.643622+00:00",
         "degraded": [],
     },
@@ -126,8 +132,61 @@ RESPONSES: Final[dict[str, Any]] = {
         ],
         "notes": ["this call does not reach rejected rows, slates and other files"],
     },
-    "put_rules": {"rules": [{"name": "the campaign", "pin": {"item": "296", "position": 1}}], "fault": None},
-    "get_rules": {"rules": [{"name": "the campaign", "pin": {"item": "296", "position": 1}}], "fault": None},
+    "put_rules": {"rules": [CAMPAIGN], "fault": None},
+    "get_rules": {"rules": [CAMPAIGN], "fault": None},
+    "preview": {**SLATE, "items": [{**SHOWN, "item_id": "296", "title": "Pulp Fiction", "reason": "pinned"}]},
+    "get_state": {
+        "now": "2026-11-30T09:15:00.120000+00:00",
+        "problems": {},
+        "log": {"streams": [], "readers": [], "fault": None},
+        "store": {
+            "status": "filled",
+            "latest": "2026-11-30T09:14:58.010000+00:00",
+            "lag_seconds": 1.2,
+            "lag_bytes": 0,
+            "memory": 31457280,
+            "memory_limit": None,
+            "warning": None,
+            "refresh": None,
+        },
+        "bundles": {
+            "served": {
+                "bundle": "bd3f5d64bffe102c",
+                "configuration": "movielens",
+                "code_version": "0.2.0",
+                "trained_until": "2016-10-16T17:57:24+00:00",
+                "written_at": "2026-11-30T02:10:11+00:00",
+                "published": {
+                    "at": "2026-11-30T02:10:12.300000+00:00",
+                    "previous": None,
+                    "by": "recsys",
+                    "why": "accepted",
+                },
+                "tables": [
+                    {
+                        "placement": "home",
+                        "note": "time cut",
+                        "users": 133,
+                        "events": 8120,
+                        "splits": ["2e44fed8dedcce29"],
+                        "figures": [{"name": "ndcg_at_10", "mean": 0.071, "low": 0.062, "high": 0.08}],
+                    }
+                ],
+            },
+            "before": None,
+            "training": {"bundle": "bd3f5d64bffe102c", "at": "2026-11-30T02:10:11+00:00", "current": True},
+            "nightly": None,
+        },
+    },
+    "get_map": {
+        "bundle": "bd3f5d64bffe102c",
+        "method": "t-SNE",
+        "categories": ["Action", "Comedy"],
+        "items": ["296", "593"],
+        "x": [31034, 30110],
+        "y": [40211, 40902],
+        "category": [1, 0],
+    },
     "delete_item": {"item_id": "296", "status": "deleted"},
     "merge_users": {"user_id": "1", "from": "anon-81c2", "status": "accepted", "degraded": []},
     "undo_event": {"user_id": "1", "event_id": "e-1", "status": "accepted", "known": True, "degraded": []},

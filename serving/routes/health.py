@@ -1,16 +1,14 @@
-"""Routes for liveness, readiness, metrics and a description of what is served."""
+"""Routes for liveness, readiness and metrics."""
 
 import asyncio
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from serving.access.guard import KEY
 from serving.errors import json_response
-from serving.routes.responses import snapshot_of
-from serving.state.encoder_pool import query_modalities
 from serving.state.gauges import Gauges
 from serving.state.service import ServiceState
 from serving.telemetry.metrics import CONTENT_TYPE, exposition
@@ -30,39 +28,8 @@ class ReadinessResponse(BaseModel):
     notes: dict[str, str]
 
 
-class ClickOut(BaseModel):
-    """The event that stands for a click, and its least value."""
-
-    event: str
-    value: float | None
-
-
-class PlacementOut(BaseModel):
-    """A placement. repeats: whether items that a user has seen are returned."""
-
-    model_config = ConfigDict(extra="allow")
-
-    repeats: bool
-
-
-class AboutResponse(BaseModel):
-    """What is served: see the route."""
-
-    bundle: str
-    items: int
-    placements: dict[str, PlacementOut]
-    click: ClickOut
-    search: bool
-    channels: list[str]
-    search_by: list[str]
-    experiments: list[dict[str, Any]]
-    unlogged: int
-    simulated: bool
-
-
 def add_health(app: FastAPI, service: ServiceState, gauges: Gauges) -> None:
     """Add the routes."""
-    _add_about(app, service)
 
     @app.get("/healthz", responses={200: {"model": LivenessResponse}}, tags=["state"])
     async def get_liveness() -> Response:
@@ -102,29 +69,3 @@ def add_health(app: FastAPI, service: ServiceState, gauges: Gauges) -> None:
         """Figures of the service for Prometheus, in its text format; of all processes that share them."""
         await asyncio.to_thread(gauges.update)  # not among the threads of requests, which may all be busy
         return Response(await asyncio.to_thread(exposition), media_type=CONTENT_TYPE)
-
-
-def _add_about(app: FastAPI, service: ServiceState) -> None:
-    @app.get("/v1/about", responses={200: {"model": AboutResponse}}, tags=["state"])
-    async def get_about() -> Response:
-        """The served bundle, its number of items, the placements, the event that the page sends for a click, whether
-        search is available, the content channels of the items, what a search can read, the experiments with their
-        variants, how many answers since the start the log could not take, and whether the events of the tables that
-        the bundle was trained on are of simulated people."""
-        snapshot = snapshot_of(service)
-        data = snapshot.bundle.data
-        event, minimum = next(iter(data.events.positive.items()), ("click", None))
-        return json_response(
-            {
-                "bundle": snapshot.bundle.fingerprint,
-                "items": len(snapshot.cards),
-                "placements": {name: place.model_dump() for name, place in data.placements.items()},
-                "click": {"event": event, "value": minimum},
-                "search": (content := snapshot.bundle.content) is not None,
-                "channels": [] if content is None else list(content.channels),
-                "search_by": query_modalities(snapshot.bundle),
-                "experiments": service.experiments.describe(service.variants.served),
-                "unlogged": service.unlogged,
-                "simulated": bool(snapshot.bundle.manifest.get("simulated")),
-            }
-        )

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import json
 import logging
 import time
 from collections import Counter
@@ -56,7 +55,7 @@ FilterParameter = Annotated[
     str | None,
     Query(
         description=f"filter as JSON: which items may be returned. The whole URL has at most {MAX_URL_BYTES} bytes: "
-        f"room for some 1,300 UUIDs; else 414. {json.dumps(Filter.model_json_schema())}",
+        "room for some 1,300 UUIDs; else 414. Its fields are those of `filter` in the body of `POST /v1/search`",
     ),
 ]
 
@@ -289,12 +288,30 @@ def slate_content(
     probabilities: Sequence[float | None] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """The body of the response of a slate that was logged as `exposure`.
+    """The body of the response of a slate that was logged as `exposure`, which is counted; see `slate_fields`.
 
-    cursor: of the next page, None for none; near: for each item its cosines by channel (the wire field `near`);
-    why: for each item why it is shown (`why`); probabilities: of each item; more: further fields of the response.
+    near: for each item its cosines by channel (the wire field `near`); more: further fields of the response.
     """
     _count(slate, snapshot, exposure, probabilities)
+    content = slate_fields(slate, snapshot, exposure, cursor, why, probabilities)
+    if near is not None:
+        content["items"] = [{**item, "near": cosines} for item, cosines in zip(content["items"], near, strict=True)]
+    return {**content, **more}
+
+
+def slate_fields(
+    slate: Slate,
+    snapshot: ServingSnapshot,
+    exposure: Exposure,
+    cursor: str | None,
+    why: Sequence[Why] | None = None,
+    probabilities: Sequence[float | None] | None = None,
+) -> dict[str, Any]:
+    """The fields that the response of every slate has. Nothing is counted.
+
+    exposure: names the answer; cursor: of the next page, None for none; why: for each item why it is shown;
+    probabilities: of each item.
+    """
     items = [
         {
             **snapshot.cards[row],
@@ -314,8 +331,6 @@ def slate_content(
             strict=True,
         )
     ]
-    if near is not None:
-        items = [{**item, "near": cosines} for item, cosines in zip(items, near, strict=True)]
     if probabilities is not None:
         items = [{**item, "probability": value} for item, value in zip(items, probabilities, strict=True)]
     if why is not None:
@@ -331,7 +346,6 @@ def slate_content(
         "items": items,
         "cursor": cursor,
         "trace": slate.trace,
-        **more,
     }
 
 

@@ -120,11 +120,7 @@ def add_users(app: FastAPI, service: ServiceState, described: DescribedItems, in
         columns = zip(state.items, rows, state.events, state.times.tolist(), state.values.tolist(), strict=True)
         events = [
             {
-                **(
-                    snapshot.cards[row]
-                    if row >= 0 and service.catalog_updater.has_item(item)
-                    else card(item, None, None, None)
-                ),
+                **(snapshot.cards[row] if row >= 0 and service.catalog_updater.has_item(item) else card(item)),
                 "event": event,
                 "timestamp": format_instant(timestamp),
                 "value": value,

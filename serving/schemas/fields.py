@@ -22,11 +22,12 @@ def checked_id(text: str, place: str) -> str:
     return text
 
 
-def media_url(item_id: str, image: str | None) -> str | None:
-    """URL of an item's image: the item's own URL, or /media/ of this service when the image is a file."""
-    if not image:
+def media_url(item_id: str, source: str | None, name: str = "") -> str | None:
+    """URL of an item's image, or of its sound or video by name; a file has one of this service."""
+    if not source:
         return None
-    return image if image.startswith(("https://", "http://")) else f"/media/{quote(item_id, safe='')}"
+    path = f"/media/{quote(item_id, safe='')}"
+    return source if source.startswith(("https://", "http://")) else f"{path}/{name}" if name else path
 
 
 def valid_id(text: str) -> str:

@@ -6,12 +6,13 @@ from pydantic import BaseModel, Field
 
 
 class CardOut(BaseModel):
-    """An item as lists show it. image: a URL."""
+    """An item as lists show it. image: a URL; price: null where it is not known."""
 
     item_id: str
     title: str | None
     categories: list[str]
     image: str | None
+    price: float | None
 
 
 class ItemOut(CardOut):

@@ -113,6 +113,21 @@ class ShopExperiments:
             return Choice({}, self._rules)
         of = read.experiments
         assigned = of.variants(user, placement) if kept is None else of.still(kept, placement)
+        return self._choice(read, assigned, bundles)
+
+    def forced(self, variants: Mapping[str, str], bundles: Collection[str]) -> Choice:
+        """The same for variants of the caller's choice, whoever asks, where and how many have them. Empty: control.
+
+        variants: experiment -> variant. Raises KeyError for one that is not in the file.
+        """
+        read = self._read
+        known = {of.name: {CONTROL, *of.variants} for of in read.experiments.experiments}
+        for experiment, variant in variants.items():
+            if variant not in known.get(experiment, ()):
+                raise KeyError(experiment)
+        return self._choice(read, variants, bundles)
+
+    def _choice(self, read: _Read, assigned: Mapping[str, str], bundles: Collection[str]) -> Choice:
         variants = {name: read.variant(name, variant) for name, variant in assigned.items()}
         served = {name: variant for name, variant in variants.items() if _is_served(variant, bundles)}
         rules = next((read.rules[variant.rules] for variant in served.values() if variant.rules), self._rules)

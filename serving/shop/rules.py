@@ -52,6 +52,13 @@ class ShopRules:
         self._rules = Rules() if path is None else self._load(path, bundle, now)
         self._compiled: dict[str, _Compiled] = {}
 
+    @classmethod
+    def given(cls, rules: Rules) -> "ShopRules":
+        """Rules that are in no file. They were checked."""
+        shop = cls(None)
+        shop._rules = rules
+        return shop
+
     @property
     def path(self) -> Path | None:
         """The file."""

@@ -24,7 +24,7 @@ from recsys.bundle.registry import find_bundle
 from serving.access.keys import ApiKeys
 from serving.servable import ServableBundle
 from serving.settings import ServeSettings
-from serving.shop.experiments import ShopExperiments
+from serving.shop.experiments import Choice, ShopExperiments
 from serving.shop.rules import ShopRules, file_version
 from serving.state.arms import MISSED, Arm
 from serving.state.bundles.beside import VariantBundles
@@ -309,7 +309,16 @@ class ServiceState:
     ) -> Arm:
         """What a request is answered from. snapshot: of the current bundle; user_id: "" for none; kept: the variants
         of the first page of a list, None on that page."""
-        choice = self.experiments.choose(user_id, placement, kept, self.variants.served)
+        return self._arm(snapshot, self.experiments.choose(user_id, placement, kept, self.variants.served))
+
+    def forced_arm(self, snapshot: ServingSnapshot, variants: Mapping[str, str]) -> Arm:
+        """The same for variants of the caller's choice: experiment -> variant, empty for what control gets.
+
+        Raises KeyError for a variant that there is not.
+        """
+        return self._arm(snapshot, self.experiments.forced(variants, self.variants.served))
+
+    def _arm(self, snapshot: ServingSnapshot, choice: Choice) -> Arm:
         if choice.bundle is not None:
             snapshot = self.variants.snapshot(choice.bundle, snapshot)
         return Arm(snapshot, choice.rules, choice.variants, (MISSED,) if choice.missed else ())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,14 +12,14 @@ from features.arrays import Bools, Doubles, Floats, Ints
 from features.history_rules import seen_items, short_keys
 from features.instants import now_micros
 from features.interactions import Ragged, UserStates
-from features.schema import CATEGORIES, IMAGE, TITLE, VIEW
+from features.schema import CATEGORIES, IMAGE, PRICE, TITLE, VIEW
 from features.store.base import FeatureStore
 from features.store.user_state import UserState
 from recsys.interfaces import Candidates
 from recsys.ranking.exploration import Draws
 from recsys.ranking.slate import Slate, fill_slates, slate_of
 from recsys.ranking.slate_rules import Losses, SlateRules
-from recsys.retrieval.filters import Filter
+from recsys.retrieval.filters import Choices, Filter
 from recsys.stored_states import states_in_rows
 from serving.products import Products
 from serving.schemas.fields import media_url
@@ -68,7 +69,7 @@ class ServingSnapshot:
     def of(
         cls, bundle: ServableBundle, store: FeatureStore, now: Callable[[], int] = now_micros
     ) -> "ServingSnapshot":
-        """The snapshot of a bundle, with the cards (item_id, title, categories, image) of all items."""
+        """The snapshot of a bundle, with the cards (item_id, title, categories, image, price) of all items."""
         catalog = bundle.catalog
         cards = tuple(_cards(catalog.ids.ids, catalog.frame))
         available, upcoming = catalog.available.copy(), np.flatnonzero(~catalog.published_by(now()))
@@ -105,6 +106,11 @@ class ServingSnapshot:
     def with_filter(self, item_filter: Filter) -> "ServingSnapshot":
         """The snapshot for one request, restricted by its filter. Raises DataError when the filter does not apply."""
         return replace(self, filter_mask=item_filter.mask(self.bundle.catalog))
+
+    @cached_property
+    def choices(self) -> Choices:
+        """What filters can choose from."""
+        return Choices.of(self.bundle.catalog, self.bundle.data.extra_columns)
 
     def allowed(self) -> Bools:
         """(n,) bool: items that a response may hold now. The array is a copy, which no update changes."""
@@ -309,15 +315,22 @@ def _reordering(rules: SlateRules | None) -> SlateRules | None:
     return rules if rules is not None and rules.reorders else None
 
 
-def card(item: str, title: str | None, categories: Sequence[str] | None, image: str | None) -> dict[str, Any]:
+def card(
+    item: str,
+    title: str | None = None,
+    categories: Sequence[str] | None = None,
+    image: str | None = None,
+    price: float | None = None,
+) -> dict[str, Any]:
     """The fields of an item in responses."""
-    return {"item_id": item, "title": title, "categories": categories or [], "image": media_url(item, image)}
+    shown = {"item_id": item, "title": title, "categories": categories or []}
+    return {**shown, "image": media_url(item, image), "price": price}
 
 
 def _cards(items: Iterable[str], frame: pl.DataFrame) -> Iterator[dict[str, Any]]:
     columns = [
         frame.get_column(name).to_list() if name in frame.columns else [None] * len(frame)
-        for name in (TITLE, CATEGORIES, IMAGE)
+        for name in (TITLE, CATEGORIES, IMAGE, PRICE)
     ]
     return (card(*values) for values in zip(items, *columns, strict=True))
 

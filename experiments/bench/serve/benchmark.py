@@ -103,9 +103,9 @@ def _measure(
     found["CPU of two workers / of one"] = (
         found["CPU ms a request, two workers"] / found["CPU ms a request, one worker"]
     )
-    half = one.load(RECOMMEND, users, arrivals=_arrivals(rate / 2, 2 * seconds, rng))
+    half = one.load(RECOMMEND, users, arrivals=arrivals(rate / 2, 2 * seconds, rng))
     found |= _half(half, normal)
-    over = one.load(RECOMMEND, users, arrivals=_arrivals(OVERLOAD * rate, seconds, rng))
+    over = one.load(RECOMMEND, users, arrivals=arrivals(OVERLOAD * rate, seconds, rng))
     after = one.load(RECOMMEND, users, clients=1, seconds=seconds / 2)
     found |= _overload(over, seconds) | {"overload: seconds until normal": until_normal(over, after, normal)}
     return found | {"load average": os.getloadavg()[0]}
@@ -153,7 +153,7 @@ def _saturated(service: Service, users: list[str], seconds: float) -> tuple[floa
     return n / float((answers.at + answers.seconds).max()), 1e3 * cpu / n
 
 
-def _arrivals(rate: float, seconds: float, rng: np.random.Generator) -> list[float]:
+def arrivals(rate: float, seconds: float, rng: np.random.Generator) -> list[float]:
     """Seconds at which independent visitors ask, so many a second: a Poisson process."""
     gaps: list[float] = np.cumsum(rng.exponential(1 / rate, int(rate * seconds))).tolist()
     return gaps

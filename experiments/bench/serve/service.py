@@ -170,7 +170,7 @@ def serving(folder: Path, world: World, workers: int, threads: int, cores: Cores
     """
     folder.mkdir()
     keys = folder / "keys.jsonl"
-    program = [sys.executable, "-c", COMMAND, "keys", "create", "bench", "--role", "read", "--keys", str(keys)]
+    program = [sys.executable, "-c", COMMAND, "keys", "create", "bench", "--role", "write", "--keys", str(keys)]
     key = subprocess.run(program, capture_output=True, text=True, check=True).stdout.strip()
     with on_cores(cores.load):
         server = RedisServer()

@@ -12,6 +12,7 @@ from experiments.config import RunConfig
 from features.instants import DAY, now_micros
 from features.schema import EVENT, ITEM, TIME, USER, DataConfig
 from recsys.bundle.io import save_bundle
+from recsys.bundle.item_map import ItemMap
 from recsys.bundle.registry import publish_bundle
 from recsys.config import RetrieverConfig
 from recsys.ranking.reranker import Reranker
@@ -55,7 +56,9 @@ def build(folder: Path, items: int, users: int, kind: str, seed: int) -> World:
     names = tuple(f"u{user}" for user in range(users))
     _events(names, catalog.ids.ids, seed).write_parquet(folder / "data" / "events.parquet")
     facts = {"config": to_jsonable_python(config.recorded()), "seed": seed, "metrics": []}
-    bundle = save_bundle(folder / "bundles", catalog, recommender, statistics, facts)
+    places = np.random.default_rng([seed, 2]).random((items, 2)).astype(np.float32)
+    noise = ItemMap(places, "noise")
+    bundle = save_bundle(folder / "bundles", catalog, recommender, statistics, facts, item_map=noise)
     publish_bundle(bundle)
     return World(bundle, config.data, names)
 

@@ -1,44 +1,49 @@
-"""Routes that read items: an item with all its fields, and its image."""
+"""Routes that read items: an item with all its fields, and its files."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from fastapi import FastAPI
-from fastapi.responses import Response
-from pydantic import BaseModel
+from fastapi.responses import FileResponse, Response
 
-from features.schema import AVAILABLE, CATEGORIES, IMAGE, TITLE
-from serving.errors import ApiError, Problem, json_response
+from features.schema import AUDIO, AVAILABLE, CATEGORIES, IMAGE, PRICE, TITLE, VIDEO
+from serving.errors import Problem, json_response
 from serving.routes.items.fields import ItemIn, as_sent, extra_fields, fields_of_rows
-from serving.routes.items.pictures import picture
+from serving.routes.items.media import media_file, no_media
 from serving.routes.responses import require_item, snapshot_of
-from serving.schemas.fields import checked_id
-from serving.schemas.slates import FailedPart
+from serving.schemas.fields import checked_id, media_url
+from serving.schemas.slates import CardOut, FailedPart
 from serving.servable import ServableBundle
 from serving.state.service import ServiceState
 from serving.state.snapshot import card
 from serving.state.thread_pool import InThread
 
 
-class ItemResponse(BaseModel):
-    """An item. fields: all that is stored, as `PUT` takes it; status: live (searchable), embedding (accepted, not
-    searchable yet) or failed; failed: parts that could not be read."""
+class ItemResponse(CardOut):
+    """An item. audio, video: URLs, null where there is none; fields: all that is stored, as `PUT` takes it; status:
+    live (searchable), embedding (accepted, not searchable yet) or failed; failed: parts that could not be read."""
 
-    item_id: str
-    title: str | None
-    categories: list[str]
-    image: str | None
+    audio: str | None
+    video: str | None
     available: bool
     fields: dict[str, Any]
     status: str
     failed: list[FailedPart]
 
 
-PICTURE: dict[str, Any] = {
-    "content": {
-        f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in ("jpeg", "png", "webp", "gif")
-    }
+def _content(*types: str) -> dict[str, Any]:
+    """The answer of a route that returns a file of one of these types."""
+    return {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in types}}
+
+
+PICTURE = _content("image/jpeg", "image/png", "image/webp", "image/gif")
+SOUND_OR_VIDEO = _content("audio/wav", "audio/flac", "audio/ogg", "audio/mpeg", "video/mp4", "video/webm")
+
+FILE_HEADERS = {
+    "Cache-Control": "public, max-age=60",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'",
 }
-"""The answer of a route that returns a picture."""
 
 
 def stored_fields(service: ServiceState, bundle: ServableBundle, item_id: str) -> dict[str, Any]:
@@ -73,13 +78,26 @@ def add_items(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
         fields = dict.fromkeys((*ItemIn.model_fields, *extra_fields(snapshot.bundle)))
         return json_response(
             {
-                **card(item_id, stored.get(TITLE), stored.get(CATEGORIES), stored.get(IMAGE)),
+                **card(item_id, *(stored.get(name) for name in (TITLE, CATEGORIES, IMAGE, PRICE))),
+                **{name: media_url(item_id, stored.get(name), name) for name in (AUDIO, VIDEO)},
                 "available": stored.get(AVAILABLE) is not False,
                 "fields": fields | as_sent(stored),
                 "status": status,
                 "failed": [{"part": part, "reason": reason[:500]} for part, reason in failed],
             }
         )
+
+
+def add_media(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
+    """Add the routes of files."""
+
+    async def file_of(item_id: str, name: str) -> tuple[Path, str]:
+        snapshot = snapshot_of(service)
+        checked_id(item_id, "item_id")
+        if not service.catalog_updater.has_item(item_id):
+            raise no_media(name)
+        found: tuple[Path, str] = await in_thread(media_file, snapshot.bundle, item_id, name)
+        return found
 
     @app.get(
         "/media/{item_id:id}",
@@ -89,14 +107,25 @@ def add_items(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
     )
     async def get_picture(item_id: str) -> Response:
         """The image file of an item. An item whose image is a URL has none here."""
-        snapshot = snapshot_of(service)
-        checked_id(item_id, "item_id")
-        if not service.catalog_updater.has_item(item_id):
-            raise ApiError("no_picture", "this item has no image file", "item_id")
-        content, kind = await in_thread(picture, snapshot.bundle, item_id)
-        headers = {
-            "Cache-Control": "public, max-age=60",
-            "X-Content-Type-Options": "nosniff",
-            "Content-Security-Policy": "default-src 'none'",
-        }
-        return Response(content, media_type=kind, headers=headers)
+        path, kind = await file_of(item_id, IMAGE)
+        try:
+            content = await in_thread(path.read_bytes)
+        except OSError:
+            raise no_media(IMAGE) from None
+        return Response(content, media_type=kind, headers=FILE_HEADERS)
+
+    @app.get(
+        "/media/{item_id:id}/{name}",
+        response_class=FileResponse,
+        responses={
+            200: SOUND_OR_VIDEO,
+            206: {**SOUND_OR_VIDEO, "description": "the bytes that the header Range asks for"},
+            404: {"model": Problem},
+            416: {"description": "the header Range asks for bytes that there are not"},
+        },
+        tags=["items"],
+    )
+    async def get_sound_or_video(item_id: str, name: Literal["audio", "video"]) -> Response:
+        """The sound or video file of an item, or the part of it that the header `Range` asks for."""
+        path, kind = await file_of(item_id, name)
+        return FileResponse(path, media_type=kind, headers=FILE_HEADERS)

@@ -1,0 +1,1 @@
+"""Routes of the console: the state of the service, and previews of lists."""

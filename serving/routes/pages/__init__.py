@@ -1,0 +1,1 @@
+"""What the pages are made of: their files, and what they may offer."""
