@@ -35,8 +35,8 @@ CLICK, PURCHASE = "click", "purchase"
 def shopper_events(items: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
     """The events of the simulated shoppers of a catalogue, in the columns of the events table, by time.
 
-    items: item_id and categories. The users are `simulated-0001` and so on. Of a
-    shopper's clicks on one item only the first counts. Raises DataError for a single item.
+    items: item_id and categories. The users are `simulated-0001` and so on. Of a shopper's clicks on one item only
+    the first counts. Raises DataError for a single item.
     """
     people = people_near(_vectors(items, seed), SHOPPERS, seed=seed, drift=DRIFT, liked=LIKED)
     rng = np.random.default_rng([seed, 1])
