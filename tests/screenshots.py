@@ -49,8 +49,9 @@ def item_map(page: Any, url: str) -> None:
 
 def console(page: Any, url: str) -> None:
     page.goto(f"{url}/console")
-    page.wait_for_selector("#view table")
-    page.wait_for_timeout(11_000)  # two looks at the figures
+    for _ in range(22):  # visitors, for four looks at the figures
+        page.wait_for_timeout(500)
+        page.request.get(f"{url}/v1/users/{USER}/recommendations")
 
 
 def console_rules(page: Any, url: str) -> None:
