@@ -112,9 +112,9 @@ def test_the_path_of_a_user_and_what_comes_next(page: Any, site: tuple[str, Flak
     opened_map(page, site, "?user=ann")
     page.wait_for_selector("#lit-items li")
     assert page.inner_text("#lit-title") == "Path of ann"
-    rows = page.eval_on_selector_all("#lit-items li", "rows => rows.map(r => [r.firstChild.title, r.innerText])")
-    assert rows[0] == ["comes next", "Item <b>7</b>"]
-    assert rows[10:] == [["history", "Item <b>8</b>"], ["history", "Item <b>1</b>"]]  # the newest first
+    rows = page.locator("#lit-items li").all_inner_texts()
+    assert rows[:2] == ["What comes next", "Item <b>7</b>"]
+    assert rows[11:] == ["History: the last of 2 events", "Item <b>8</b>", "Item <b>1</b>"]  # the newest first
     page.click("#whole")
     page.wait_for_selector("#lit", state="hidden")
 
@@ -124,9 +124,17 @@ def test_a_category_is_lit_and_keys_move_the_map(page: Any, site: tuple[str, Fla
     page.click("#legend button >> nth=1")
     assert page.get_attribute("#legend button >> nth=1", "aria-pressed") == "true"
     assert page.inner_text("#legend button >> nth=1").split("\n") == ["odd", "19"]
+    page.click("#whole")
+    assert page.locator("#legend [aria-pressed=true]").count() == 0
     page.focus("#plane")
     before = page.screenshot(clip=page.locator("#plane").bounding_box())
     page.keyboard.press("ArrowRight")
     page.keyboard.press("+")
     page.wait_for_timeout(100)
     assert page.screenshot(clip=page.locator("#plane").bounding_box()) != before
+
+
+def test_a_user_without_events_has_no_path(page: Any, site: tuple[str, Flaky]) -> None:
+    opened_map(page, site, "?user=nobody")
+    page.wait_for_selector("#lit-items li")
+    assert page.inner_text("#lit-title") == "nobody has no history"

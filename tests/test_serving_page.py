@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from media import picture
 from page_site import PHONE, toy_site
 from service_harness import GREEN_PNG, Flaky
 from watched_pages import watched_page
@@ -252,7 +254,7 @@ def test_the_list_shows_what_a_reaction_changed(page: Any, site: tuple[str, Flak
     page.wait_for_selector("#picks .fresh")
     fresh = page.eval_on_selector_all("#picks .fresh", "cards => cards.map(card => card.dataset.item)")
     assert set(fresh) == set(picks(page)) - before
-    sync_api.expect(page.locator("#toast")).to_contain_text(f"{len(fresh)} items of the list are new.")
+    sync_api.expect(page.locator("#toast")).to_contain_text(f"{len(fresh)} items of the list are new, with a frame.")
 
 
 def test_a_reaction_to_a_result_keeps_the_results(page: Any, site: tuple[str, Flaky]) -> None:
@@ -425,3 +427,34 @@ def test_files_are_small() -> None:
     static = Path(__file__).parent.parent / "serving" / "static"
     files = [file for file in static.rglob("*.*") if file.is_file() and "vendor" not in file.parts]
     assert sum(file.stat().st_size for file in files) < 200_000
+
+
+def test_small_pictures_are_seen(browser: Any, tmp_path: Path) -> None:
+    wide = tmp_path / "wide.png"
+    wide.write_bytes(picture(np.full((20, 80, 3), (9, 9, 200), np.uint8), "PNG"))
+    with (
+        toy_site(tmp_path, images={7: str(wide), 8: str(wide), 1: str(wide)}) as (url, _),
+        watched_page(browser, url, viewport={"width": 1440, "height": 900}) as page,
+    ):
+        page.goto(f"{url}/?user=ann")
+        page.click('#picks [data-item="i7"] .hit')
+        for place in ('#picks [data-item="i7"]', '#alike [data-item="i8"]', '#past [data-item="i8"]'):
+            page.wait_for_selector(f"{place} img.whole", state="attached")
+            sizes = page.eval_on_selector(
+                f"{place} img",
+                "img => [img.clientWidth, 2 * parseFloat(getComputedStyle(img).paddingLeft)]",
+            )
+            assert sizes[0] - sizes[1] >= 0.8 * sizes[0], place
+
+
+def test_a_reaction_by_keyboard_leads_to_its_undo(page: Any, site: tuple[str, Flaky]) -> None:
+    page.goto(f"{site[0]}/?user=typist")
+    page.wait_for_selector("#picks .card")
+    page.focus('#picks [data-item="i20"] .hit')
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector('#past [data-item="i20"]')
+    page.wait_for_function("() => document.activeElement.closest('#toast') !== null")
+    page.keyboard.press("Enter")
+    page.wait_for_selector('#past [data-item="i20"]', state="detached")
+    page.wait_for_function("() => document.activeElement.id === 'picks'")

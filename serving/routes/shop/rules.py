@@ -75,7 +75,7 @@ def add_rules(app: FastAPI, service: ServiceState, in_thread: InThread) -> None:
 def _replace(service: ServiceState, given: Any, dry_run: bool, may: Callable[[str], bool]) -> Response:
     """Check rules, and write them unless this is a dry run. Raises ApiError 409, 412 or 422."""
     bundle, shop = service.snapshot.bundle if service.snapshot else None, service.rules
-    if shop.path is None:
+    if shop.path is None and not dry_run:
         message = "the service has no file of rules: start it with --rules FILE (setting RULES)"
         raise ApiError("no_rules_file", message)
     try:

@@ -7,6 +7,7 @@ import { preview, slateList } from "./lists.js";
 import { field, form, hint, input, part, select, source, submit, table } from "./parts.js";
 
 const PATH = "/v1/rules";
+const EXAMPLE = '{"rules": [{"name": "campaign", "pin": {"item": "4711", "position": 1}}]}';
 
 export async function rules(view) {
   const [[stored, , response], [about]] = await Promise.all([call(PATH), call("/v1/about")]);
@@ -59,7 +60,7 @@ export async function rules(view) {
   const fault = stored.fault ? [make("p", "note", stored.fault)] : [];
   const file = tag ? [] : [make("p", "note", t("rules.noFile"))];
   const from = hint("");
-  from.append(source(t("rules.source"), PATH), " · ", link(t("rules.form"), "/docs"));
+  from.append(source(t("rules.source"), PATH), " · ", link(t("rules.form"), "/docs"), " · ", make("code", "", EXAMPLE));
   view.replaceChildren(
     part(t("rules.heading"), ...fault, ...file, from, field(t("rules.text"), text), buttons, said),
     part(t("rules.try"), trial(about, given)),
@@ -75,7 +76,7 @@ function trial(about, given) {
   const asking = form([field(t("rules.user"), user), field(t("rules.placement"), place), submit(t("rules.tryOn"))], async () => {
     const asked = { user_id: user.value, placement: place.value };
     const [now, then] = await Promise.all([preview(asked), preview({ ...asked, rules: given() })]);
-    lists.replaceChildren(slateList(t("rules.inUse"), now), slateList(t("rules.changed"), then, now));
+    lists.replaceChildren(slateList(t("rules.changed"), then, now), slateList(t("rules.inUse"), now));
   });
   asking.className = "bar-form";
   const box = make("div");

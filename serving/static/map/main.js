@@ -184,12 +184,8 @@ function legend() {
   ranked.slice(0, COLOURS).forEach((category, place) => { map.place[category + 1] = place; });
   $("legend").replaceChildren(...ranked.map((category) => {
     const entry = make("li");
-    const press = button("", "", () => {
-      chosen = chosen === category ? null : category;
-      for (const other of $("legend").querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
-      press.setAttribute("aria-pressed", chosen === category);
-      paint();
-    });
+    const press = button("", "", () => light(chosen === category ? null : category));
+    press.value = category;
     press.setAttribute("aria-pressed", "false");
     const dot = make("i");
     dot.style.setProperty("--colour", css(colourOf(map.place[category + 1])));
@@ -199,18 +195,27 @@ function legend() {
   }));
 }
 
+// Light up a category, or none.
+function light(category) {
+  chosen = category;
+  for (const press of $("legend").querySelectorAll("button")) press.setAttribute("aria-pressed", press.value === String(category));
+  paint();
+}
+
 // List what is marked. groups: [[text, colour, items], …]
 function list(title, groups) {
   $("lit").hidden = false;
   $("lit-title").textContent = title;
-  $("lit-items").replaceChildren(...groups.flatMap(([what, colour, items]) => items.map((item) => {
+  $("lit-items").replaceChildren(...groups.filter(([, , items]) => items.length).flatMap(([what, colour, items]) => [
+    ...(what ? [make("li", "kinds", what)] : []), ...items.map((item) => {
     const row = make("li");
     const dot = make("i");
     dot.style.setProperty("--colour", colour);
     dot.title = what;
+    row.dataset.item = item.item_id;
     row.append(dot, link(name(item), `/?${new URLSearchParams({ ...($("user").value && { user: $("user").value }), item: item.item_id })}`));
     return row;
-  })));
+  })]));
 }
 
 const rowsOf = (items) => items.map((item) => map.rows.get(item.item_id)).filter((row) => row !== undefined);
@@ -234,9 +239,9 @@ async function follow(user) {
       call(`${path("users", user, "recommendations")}?limit=10`),
     ]);
     lit = { past: rowsOf(past.events).reverse(), next: rowsOf(slate.items), found: [] };
-    list(t("map.pathOf", { user }), [
+    list(t(past.total ? "map.pathOf" : "map.noPath", { user }), [
       [t("map.next"), token("--accent"), slate.items],
-      [t("map.past"), token("--ink"), past.events.slice(0, 12)],
+      [t("map.past", { count: past.total }), token("--ink"), past.events.slice(0, 12)],
     ]);
     const url = new URL(location.href);
     url.searchParams.set("user", user);
@@ -299,7 +304,12 @@ $("plane").addEventListener("keydown", (event) => {
 });
 $("look").addEventListener("submit", (submitted) => { submitted.preventDefault(); if ($("words").value.trim()) look($("words").value.trim()); });
 $("follow").addEventListener("submit", (submitted) => { submitted.preventDefault(); if ($("user").value) follow($("user").value); });
-$("whole").addEventListener("click", () => { lit = { past: [], next: [], found: [] }; $("lit").hidden = true; paint(); show([]); });
+$("whole").addEventListener("click", () => {
+  lit = { past: [], next: [], found: [] };
+  $("lit").hidden = true;
+  light(null);
+  show([]);
+});
 dark.addEventListener("change", () => { legend(); paint(); });
 new ResizeObserver(resize).observe($("plane"));
 

@@ -32,7 +32,7 @@ export async function openDrawer(item, where = {}) {
 }
 
 const whyNot = (item) =>
-  call(`${path("users", state.user, "why-not")}?${query({ item_id: item.item_id, placement: state.placement })}`)
+  call(`${path("users", state.user, "why-not")}?${query({ item_id: item.item_id, placement: state.placement, limit: Math.min(100, Math.max(1, state.shown)) })}`)
     .catch((error) => [{ detail: error.message }]);
 
 function head(item) {

@@ -82,6 +82,7 @@ async function show() {
     if (request !== newest) return 0; // a later request is shown already
     document.body.dataset.request = slate.request_id;
     shown = { items: slate.items, cursor: slate.cursor };
+    state.shown = shown.items.length;
     showState(slate, millis);
     showUser(user);
     showPast(past);
@@ -101,6 +102,7 @@ async function more() {
   try {
     const [slate] = await recommendations(PAGE, shown.cursor);
     shown = { items: [...shown.items, ...slate.items], cursor: slate.cursor };
+    state.shown = shown.items.length;
     const cards = slate.items.map((item) => card(item, slate.request_id));
     $("picks").append(...cards);
     $("picks-more").hidden = !slate.cursor;

@@ -1,7 +1,7 @@
 // Like, Dislike, Not interested: each posts one event, and can be undone.
 
 import { call, path, send } from "../lib/api.js";
-import { button, toast } from "../lib/dom.js";
+import { $, button, toast } from "../lib/dom.js";
 import { name } from "../lib/faces.js";
 import { icon } from "../lib/icons.js";
 import { t } from "../lib/strings.js";
@@ -35,6 +35,7 @@ export function reactionButtons(item, where, withText) {
 
 async function react(item, kind, reaction, where, press) {
   const id = `page-${[...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(36)).join("")}`;
+  const byKeyboard = press.matches(":focus-visible");
   press.classList.add("pressed");
   try {
     const event = { user_id: state.user, item_id: item.item_id, ...reaction, event_id: id, ...where };
@@ -43,6 +44,7 @@ async function react(item, kind, reaction, where, press) {
     const fresh = await shop.changed();
     toast(t("react.done", { reaction: t(`react.${kind}Done`), item: name(item), event: meaning(reaction), changed: t("react.changed", { count: fresh }) }),
       { text: t("react.undo"), run: () => undo(item) });
+    if (byKeyboard) $("toast").querySelector("button").focus(); // the button that had the focus is gone with its card
   } catch (error) {
     press.classList.remove("pressed");
     toast(error.message);
@@ -55,6 +57,7 @@ export async function undo(item) {
     remember(item, null);
     await shop.changed();
     toast(t("react.undone", { item: name(item) }));
+    if (document.activeElement === document.body) $("picks").focus({ preventScroll: true });
   } catch (error) {
     toast(error.message);
   }

@@ -81,8 +81,9 @@ export async function ask() {
       chip.title = part.reason;
       return chip;
     });
+    const filtered = state.filter ? [make("span", "", t("filters.active"))] : [];
     const notes = slate.degraded.map((reason) => make("span", "warn", t("state.degraded", { reason })));
-    $("found-state").replaceChildren(...failed, ...notes, make("span", "", t("state.millis", { millis: millis.toFixed(0) })));
+    $("found-state").replaceChildren(...failed, ...notes, ...filtered, make("span", "", t("state.millis", { millis: millis.toFixed(0) })));
     $("found-title").textContent = t("search.found", { query: all([words && `“${words}”`, queried && queried.name].filter(Boolean)) });
     shown = { items: slate.items, request: slate.request_id, cursor: slate.cursor };
     fill(slate.items.map((item) => card(item, slate.request_id)));
@@ -154,6 +155,9 @@ function clear() {
 }
 
 $("ask").addEventListener("submit", (submitted) => { submitted.preventDefault(); ask(); });
+const showShare = () => { $("share").textContent = t("search.taste", { share: $("weight").value }); };
+showShare();
+$("weight").addEventListener("input", showShare);
 $("weight").addEventListener("change", ask);
 $("clear").addEventListener("click", () => { clear(); $("words").focus(); });
 $("let-go").addEventListener("click", () => { hold(null); $("words").focus(); });

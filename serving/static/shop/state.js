@@ -1,6 +1,6 @@
 // What the parts of the shop share. `changed` is called when the lists must be made anew.
 
-export const state = { user: "", placement: "", about: null, filter: null, positives: 0 };
+export const state = { user: "", placement: "", about: null, filter: null, positives: 0, shown: 0 };
 
 export const shop = { changed: async () => 0 };
 

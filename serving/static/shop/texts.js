@@ -16,7 +16,7 @@ export function texts(item, below) {
 
 // What is similar and how much, the most similar first, at most `count` of the channels.
 export function similarity(near, count) {
-  const known = Object.entries(near).filter(([, cosine]) => cosine !== null).sort((a, b) => b[1] - a[1]);
+  const known = Object.entries(near).filter(([, cosine]) => cosine > 0).sort((a, b) => b[1] - a[1]);
   const labels = known.map(([channel, cosine]) => `${has(`channel.${channel}`) ? t(`channel.${channel}`) : channel} ${cosine.toFixed(2)}`);
   const chips = make("p", "chips");
   chips.append(...labels.slice(0, count).map((label) => make("span", "", label)));
