@@ -98,7 +98,7 @@ def test_processor_time_and_memory_of_all_processes(fake: Service) -> None:
         child.stdout.readline()
         assert child.pid in fake.processes()
         assert fake.processes()[0] == os.getpid()
-        assert fake.cpu_seconds() >= before + 0.28
+        assert fake.cpu_seconds() >= before + 0.25  # ticks of 10 ms
         child.stdin.close()
     assert child.pid not in fake.processes()
     memory = fake.megabytes()
