@@ -48,7 +48,8 @@ def test_a_problem_of_two_sections_has_no_empty_place(tmp_path: Path) -> None:
         ({"seed": True}, "seed: must be a whole number (got true)"),
         (
             {"data": data() | {"source": "movielense"}},
-            "data: source 'movielense' is none of movielens, complete-journey, sequences, folder; "
+            "data: source 'movielense' is none of movielens, complete-journey, sequences, amazon-2023, "
+            "microlens, stamps, folder; "
             "is 'movielens' meant?",
         ),
         ({"limits": {"seconds": True}}, "limits.seconds: must be a number (got true)"),

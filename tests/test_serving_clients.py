@@ -95,9 +95,10 @@ def test_a_generated_client(service: tuple[str, str], tmp_path: Path) -> None:
     assert sorted(line.removeprefix("WARNING parsing ").partition(" within")[0] for line in left_out) == [
         *(
             "GET /media/{item_id}",
+            *["GET /media/{item_id}/{name}"] * 2,  # 200 and 206
             "GET /v1/items.ndjson",
             "POST /v1/items",
-        ),  # pictures, lines of JSON
+        ),  # files, lines of JSON
     ]
     (tmp_path / "program.py").write_text(PROGRAM)
     assert json.loads(run(tmp_path, str(TOOLS / "python"), "program.py", *service)) == {

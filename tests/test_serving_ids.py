@@ -155,7 +155,7 @@ def test_an_id_is_one_segment_of_the_path(harness: ServiceHarness) -> None:
 
 def test_equivalent_paths_are_one_path(harness: ServiceHarness) -> None:
     assert harness.client.get("/v1/%61bout").status_code == 200
-    assert harness.client.get("/static/page%2Ejs").status_code == 200
+    assert harness.client.get("/static/page%2Ecss").status_code == 200
     assert harness.client.get("/v1/about%0A").status_code == 404
     assert harness.client.get("/v1/users/%7euser/history").json()["user_id"] == "~user"
 

@@ -39,10 +39,21 @@ def test_what_the_store_knows_of_a_user(tmp_path: Path) -> None:
             return response.json()
 
         # in the tables: ann rated i1 and i8 with 5 and 4, bob i2 with 1; a rating is positive from 3.5 on
-        ann = {"user_id": "ann", "status": "present", "events": 2, "positives": 2, "seen": 2, "degraded": []}
+        ann = {
+            "user_id": "ann",
+            "status": "present",
+            "events": 2,
+            "positives": 2,
+            "seen": 2,
+            "likes": [],
+            "degraded": [],
+        }
         assert user("ann") == ann | {"last_event": "2020-01-01T00:00:01+00:00"}
         assert (user("bob")["events"], user("bob")["positives"], user("bob")["seen"]) == (1, 0, 1)
-        nobody = {"status": "missing", "events": 0, "positives": 0, "seen": 0, "last_event": None, "degraded": []}
+        nobody = {"status": "missing", "events": 0, "positives": 0, "seen": 0, "last_event": None} | {
+            "likes": [],
+            "degraded": [],
+        }
         assert user("nobody") == {"user_id": "nobody"} | nobody
         harness.click("bob", "i2", timestamp="2027-01-01T00:00:00.5Z")
         assert user("bob") == ann | {
@@ -52,7 +63,7 @@ def test_what_the_store_knows_of_a_user(tmp_path: Path) -> None:
             "last_event": "2027-01-01T00:00:00.500000+00:00",
         }
         harness.store.away = True
-        away = dict.fromkeys(("status", "events", "positives", "seen", "last_event"))
+        away = dict.fromkeys(("status", "events", "positives", "seen", "likes", "last_event"))
         assert user("never") == {"user_id": "never", **away, "degraded": ["store"]}
         assert user("ann") == ann | {
             "last_event": "2020-01-01T00:00:01+00:00",

@@ -40,6 +40,7 @@ def test_a_response_is_a_slate_that_was_logged(steady: ServiceHarness) -> None:
         "title": "Item <b>1</b>",
         "categories": ["odd"],
         "image": None,
+        "price": 1.0,
         "score": pytest.approx(np.cos(np.radians(8))),
         "position": 2,
         "propensity": 1.0,
