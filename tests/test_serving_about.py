@@ -1,4 +1,4 @@
-"""What pages are told: reactions, filters, what a user likes, sounds and videos of items."""
+"""Answers that pages are made from: reactions, filters, likes of a user, sounds and videos of items."""
 
 from dataclasses import replace
 from pathlib import Path

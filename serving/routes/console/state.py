@@ -170,5 +170,5 @@ def _refresh(report: str) -> RefreshOut | None:
 
 
 def _instant(time: int | None) -> str | None:
-    """ISO 8601 of a time (µs)."""
+    """A time (µs) as ISO 8601 text; None for none."""
     return None if time is None else format_instant(time)

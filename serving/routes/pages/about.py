@@ -1,5 +1,6 @@
 """Route that describes what is served, and so what a page can offer."""
 
+import asyncio
 from dataclasses import asdict
 from typing import Any
 
@@ -91,6 +92,7 @@ def add_about(app: FastAPI, service: ServiceState) -> None:
         and whether the people of the training are simulated."""
         snapshot = snapshot_of(service)
         data = snapshot.bundle.data
+        choices = await asyncio.to_thread(lambda: snapshot.choices)  # counts the catalogue, once for each snapshot
         return json_response(
             {
                 "bundle": snapshot.bundle.fingerprint,
@@ -100,7 +102,7 @@ def add_about(app: FastAPI, service: ServiceState) -> None:
                 "search": (content := snapshot.bundle.content) is not None,
                 "channels": [] if content is None else list(content.channels),
                 "search_by": query_modalities(snapshot.bundle),
-                "filters": asdict(snapshot.choices),
+                "filters": asdict(choices),
                 "experiments": service.experiments.describe(service.variants.served),
                 "unlogged": service.unlogged,
                 "simulated": bool(snapshot.bundle.manifest.get("simulated")),
